@@ -1,0 +1,1 @@
+"""jaxprune: pruning for JAX, as pure functions."""

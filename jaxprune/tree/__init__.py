@@ -1,0 +1,13 @@
+"""Trees of parameters: the names of leaves, which may be pruned, rules by path."""
+
+from jaxprune.tree.matching import check_masks as check_masks
+from jaxprune.tree.matching import check_same as check_same
+from jaxprune.tree.paths import identity as identity
+from jaxprune.tree.paths import map_named as map_named
+from jaxprune.tree.paths import name as name
+from jaxprune.tree.paths import named_leaves as named_leaves
+from jaxprune.tree.rules import resolve as resolve
+from jaxprune.tree.where import Where as Where
+from jaxprune.tree.where import is_floating as is_floating
+from jaxprune.tree.where import is_prunable as is_prunable
+from jaxprune.tree.where import prunable as prunable

@@ -1,0 +1,71 @@
+"""Whether two trees belong together; every difference is named before anything is computed."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.tree import paths
+
+PyTree = Any
+_SHOWN = 10
+
+
+def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") -> None:
+    """Raises unless both trees have the same structure.
+
+    Args:
+      tree: the tree that sets the structure.
+      other: the tree that must follow it.
+      what: what `other` is, for the message.
+      of: what `tree` is, for the message.
+
+    Raises:
+      ValueError: the structures differ; the message names the leaves that only one of them has.
+    """
+    if jax.tree.structure(tree) == jax.tree.structure(other):
+        return
+    names, other_names = ([name for name, _ in paths.named_leaves(t)] for t in (tree, other))
+    missing = [f"  {name}: in {of}, not in {what}" for name in names if name not in other_names]
+    extra = [f"  {name}: in {what}, not in {of}" for name in other_names if name not in names]
+    nodes = [f"  {of}: {jax.tree.structure(tree)}", f"  {what}: {jax.tree.structure(other)}"]
+    detail = _shorten(missing + extra) or ["  same names, other containers (a dict and a FrozenDict, say):", *nodes]
+    raise ValueError(f"{what} must have the structure of {of}; they differ:\n" + "\n".join(detail))
+
+
+def check_masks(params: PyTree, masks: PyTree) -> None:
+    """Raises unless `masks` is a mask tree of `params`: same structure, bool, each leaf broadcasting to its own.
+
+    Args:
+      params: arrays, ShapeDtypeStructs, and leaves that are not arrays.
+      masks: bool arrays, and True for a leaf that is not pruned.
+
+    Raises:
+      ValueError: structure or shapes do not fit; the message names each leaf with both shapes.
+      TypeError: a mask is not bool; 0 and 1 are not taken for masks.
+    """
+    check_same(params, masks, what="masks")
+    pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks), strict=True)
+    shapes, dtypes = [], []
+    for (name, leaf), mask in pairs:
+        dtype = getattr(mask, "dtype", np.asarray(mask).dtype)
+        if dtype != np.bool_:
+            dtypes.append(f"  {name}: {dtype}")
+        expected, got = np.shape(leaf) if hasattr(leaf, "shape") else (), tuple(np.shape(mask))
+        if not _broadcasts(got, expected):
+            shapes.append(f"  {name}: mask {got}, parameter {expected}")
+    if dtypes:
+        raise TypeError("masks must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(dtypes)))
+    if shapes:
+        raise ValueError("each mask must broadcast to its parameter:\n" + "\n".join(_shorten(shapes)))
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    if not shape:
+        return True
+    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
+
+
+def _shorten(lines: list[str]) -> list[str]:
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], f"  and {more} more"] if more > 0 else lines

@@ -1,0 +1,71 @@
+"""Names for leaves: `encoder/layer_0/kernel`, for people; path tuples, for programs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import keystr
+
+PyTree = Any
+Path = tuple[Any, ...]
+
+
+def name(path: Path) -> str:
+    """The name people read: keys joined by `/`, without the `/value` of a box or Variable.
+
+    Two leaves may share a name (`{'a/b': {'c': x}}` and `{'a': {'b/c': x}}`), so programs compare
+    `identity(path)` instead.
+
+    Args:
+      path: a key path, as `jax.tree_util.tree_flatten_with_path` gives it.
+
+    Returns:
+      A string; empty for a tree that is a single leaf.
+
+    Example:
+      >>> paths, _ = jax.tree_util.tree_flatten_with_path({'dense': {'kernel': 1.0}})
+      >>> name(paths[0][0])
+      'dense/kernel'
+    """
+    return keystr(_without_box(path), simple=True, separator="/")
+
+
+def identity(path: Path) -> tuple[str, ...]:
+    """The path as a tuple of strings, one a key, without the key of a box or Variable.
+
+    Unlike `name` it cannot confuse two leaves of one tree, and unlike the path itself it is the same
+    for a dict entry and an attribute of the same spelling, and with or without a Variable around.
+
+    Example:
+      >>> paths, _ = jax.tree_util.tree_flatten_with_path({'a/b': {'c': 1.0}})
+      >>> identity(paths[0][0])
+      ('a/b', 'c')
+    """
+    return tuple(keystr((key,), simple=True) for key in _without_box(path))
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves with their names, in the order of `jax.tree.leaves`.
+
+    Example:
+      >>> named_leaves({'b': 2, 'a': {'c': 1}})
+      [('a/c', 1), ('b', 2)]
+    """
+    return [(name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` with the leaf's name as the first argument of `fn`.
+
+    Example:
+      >>> map_named(lambda name, x: f'{name}={x}', {'a': {'c': 1}})
+      {'a': {'c': 'a/c=1'}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest)
+
+
+def _without_box(path: Path) -> Path:
+    # nn.Partitioned and nnx.Variable are nodes with one child, reached by an attribute or a flattened index
+    # called `value`; a dict may have a real key of that name, so only attribute keys are stripped.
+    boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+    return path[:-1] if boxed else path

@@ -1,0 +1,91 @@
+"""Which leaves may be pruned: a predicate, a glob, a list of globs, or the default rule."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.tree import paths
+
+PyTree = Any
+Where = str | Sequence[str] | Callable[[str, Any], bool] | None
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is an array (or a ShapeDtypeStruct) of real floating numbers."""
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_prunable(path: str, leaf: Any) -> bool:
+    """The default rule: floating, and two axes or more.
+
+    It leaves out biases, normalisation scales, counters, keys, and the static leaves of Equinox modules.
+    """
+    del path
+    return is_floating(leaf) and len(leaf.shape) >= 2
+
+
+def prunable(tree: PyTree, where: Where = None) -> PyTree:
+    """Which leaves `where` selects.
+
+    Args:
+      tree: parameters, or anything of their structure whose leaves have their shapes and dtypes.
+      where: None for the default rule (`is_prunable`); a predicate `(name, leaf) -> bool`; a glob over
+        names such as `encoder/*/kernel` (`*` also crosses `/`); or a sequence of globs, any of which
+        may match. A glob narrows the default rule: `*` never selects a bias. A predicate replaces it.
+
+    Returns:
+      A tree of Python bools with the structure of `tree`.
+
+    Raises:
+      TypeError: `where` is none of the above, or its predicate selects a leaf that is not floating.
+      ValueError: a glob matches no prunable leaf; the message lists the names there are.
+
+    Example:
+      >>> params = {'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
+      >>> prunable(params)
+      {'dense': {'bias': False, 'kernel': True}}
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    named = [(paths.name(path), leaf) for path, leaf in leaves]
+    if where is None:
+        chosen = [is_prunable(name, leaf) for name, leaf in named]
+    elif callable(where):
+        chosen = [bool(where(name, leaf)) for name, leaf in named]
+        _check_floating(named, chosen)
+    else:
+        globs = _as_globs(where)
+        _check_globs(named, globs)
+        chosen = [is_prunable(name, leaf) and any(fnmatchcase(name, g) for g in globs) for name, leaf in named]
+    return jax.tree.unflatten(treedef, chosen)
+
+
+def _as_globs(where: Any) -> list[str]:
+    if isinstance(where, str):
+        return [where]
+    if isinstance(where, Sequence) and all(isinstance(g, str) for g in where):
+        return list(where)
+    raise TypeError(f"where must be None, a predicate (name, leaf) -> bool, a glob or a list of globs; got {where!r}")
+
+
+def _check_floating(named: list[tuple[str, Any]], chosen: list[bool]) -> None:
+    wrong = [
+        f"  {name}: {getattr(leaf, 'dtype', type(leaf).__name__)}"
+        for (name, leaf), selected in zip(named, chosen, strict=True)
+        if selected and not is_floating(leaf)
+    ]
+    if wrong:
+        raise TypeError(
+            "where selects leaves that are not floating arrays, which cannot be pruned; narrow the predicate:\n"
+            + "\n".join(wrong)
+        )
+
+
+def _check_globs(named: list[tuple[str, Any]], globs: list[str]) -> None:
+    names = [name for name, leaf in named if is_prunable(name, leaf)]
+    unmatched = [g for g in globs if not any(fnmatchcase(name, g) for name in names)]
+    if unmatched:
+        listed = "\n".join(f"  {name}" for name in names) or "  (none: no leaf is floating with two axes or more)"
+        raise ValueError(f"where: no prunable leaf matches {', '.join(map(repr, unmatched))}; there are:\n{listed}")
