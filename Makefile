@@ -1,0 +1,80 @@
+# make demo    runs the main job on real images, into a new folder under output/
+# make test    runs the tests that take seconds; COVERAGE=1 notes which lines ran
+# Both make the virtual environment .venv first if it is missing or pyproject.toml has changed.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test slow gpu lint types imports coverage bench clean
+
+# The first of these that is Python 3.11 or later and can make virtual environments; or say PYTHON=...
+PYTHONS := python3 python python3.13 python3.12 python3.11 python3.14
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(PYTHONS); do "$$p" -c '$(USABLE)' 2>/dev/null && { echo "$$p"; break; }; done)
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+JOBS ?= 2
+PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
+OUTPUT ?= output/demo-$(shell date +%Y%m%d-%H%M%S)
+SOURCES := $(shell find jaxprune tests -name '*.py')
+
+help:
+	@echo 'make demo      train, prune and compare on real images; OUTPUT=folder chooses where to'
+	@echo 'make test      the tests; make slow: those that take minutes; make gpu: those that need a GPU'
+	@echo 'make lint      style and format; make types: pyright; make imports: which room may import which'
+	@echo 'make coverage  branch coverage of the tests, at least 90 %'
+	@echo 'make bench     the benchmarks, as tables and JSON in output/bench'
+	@echo 'make clean     remove .venv and the caches'
+
+# Each stamp is newer than pyproject.toml once pip has ended well, so nothing is installed twice.
+$(VENV)/made:
+	@test -n "$(PYTHON)" || { echo 'jaxprune needs Python 3.11 or later with the modules venv and ensurepip' \
+	  '(Debian: apt install python3-venv); none was found. Name one: make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@"$(PYTHON)" -c '$(USABLE)' || { echo 'PYTHON=$(PYTHON) is not Python 3.11 or later with the modules venv and' \
+	  'ensurepip; name another: make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/examples: $(VENV)/made pyproject.toml
+	$(RUN) -m pip install --quiet --editable '.[examples]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/made pyproject.toml
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/examples
+	$(RUN) examples/demo.py --output '$(OUTPUT)'
+
+test: $(VENV)/dev
+	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=)
+
+slow: $(VENV)/dev
+	$(PYTEST) -m slow
+
+gpu: $(VENV)/dev
+	JAX_PLATFORMS=cuda,cpu $(RUN) -m pytest -m gpu
+
+lint: $(VENV)/dev
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+types: $(VENV)/dev
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+imports: $(VENV)/dev
+	$(RUN) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
+
+# Runs the tests only when a source is newer than what they last noted.
+coverage: .coverage
+	$(RUN) -m coverage report
+
+.coverage: $(SOURCES) | $(VENV)/dev
+	$(MAKE) test COVERAGE=1
+
+bench: $(VENV)/dev
+	@mkdir -p output/bench
+	for b in benchmarks/bench_*.py; do $(RUN) "$$b" || exit 1; done
+
+clean:
+	rm -rf $(VENV) .coverage* .pytest_cache .ruff_cache .import_linter_cache .hypothesis
