@@ -4,12 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before the first import of jax. A GPU, where there is one, is for `make gpu`, which sets this itself.
-_ = os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import pytest
 
+# A GPU, where there is one, is for `make gpu`, which sets this itself; in the environment for the tests' subprocesses.
+jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 # Must be said before the first array. Eight cost nothing where only the first is used: 30 compilations, 3000
 # eager additions and a matrix product took the same time with one device and with eight.
 jax.config.update("jax_num_cpu_devices", 8)
