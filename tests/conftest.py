@@ -1,19 +1,12 @@
-"""What every test finds set up: JAX on eight simulated CPU devices, and the real data where there are any."""
+"""Fixtures for all tests: the repository, the real data where there are any, eight devices."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
-
-# A GPU, where there is one, is for `make gpu`, which sets this itself; in the environment for the tests' subprocesses.
-jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
-# Must be said before the first array. Eight cost nothing where only the first is used: 30 compilations, 3000
-# eager additions and a matrix product took the same time with one device and with eight.
-jax.config.update("jax_num_cpu_devices", 8)
-# A test must see each compilation, and leave nothing in the user's cache.
-jax.config.update("jax_enable_compilation_cache", False)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Scripts that write reference values with packages which the tests do not install.
@@ -44,8 +37,8 @@ def real_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def devices() -> list[jax.Device]:
-    """Eight devices, for tests that shard."""
+def devices() -> list[Any]:
+    """Eight devices, for tests that shard; the conftest beside pyproject.toml asks for them."""
     found = jax.devices()[:8]
     if len(found) < 8:
         pytest.skip(f"needs 8 devices, found {len(found)}")

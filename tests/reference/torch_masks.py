@@ -13,6 +13,7 @@ Arrays in the file: `input/NAME`, and one mask for each case, `METHOD/NAME/AMOUN
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -93,7 +94,8 @@ def main() -> None:
     # Bits, since a mask of bools takes eight times the space.
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
     path = Path(__file__).with_suffix(".npz")
-    np.savez_compressed(path, **{f"input/{name}": value for name, value in inputs.items()}, **packed)
+    arrays: dict[str, Any] = {**{f"input/{name}": value for name, value in inputs.items()}, **packed}
+    np.savez_compressed(path, **arrays)
     print(f"{path}: {len(masks)} masks by torch {torch.__version__}, {path.stat().st_size} bytes")
 
 
