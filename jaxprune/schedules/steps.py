@@ -1,0 +1,123 @@
+"""Steps and sparsities: what schedules accept, and how far along a step is."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Step = Any  # an int, or an integer array of shape (), traced or not
+Sparsity = Any  # a float in [0, 1), or a floating array of shape (); what the step is, the sparsity is too
+Schedule = Callable[[Step], Sparsity]
+
+
+def is_static(step: Any) -> bool:
+    """Whether a step is a plain integer, so that the schedule answers with Python numbers.
+
+    Example:
+      >>> is_static(3), is_static(jnp.int32(3))
+      (True, False)
+    """
+    return isinstance(step, int | np.integer) and not isinstance(step, bool)
+
+
+def as_step(step: Any) -> Any:
+    """A step as a Python int, or as an integer array of 32 bits at least.
+
+    Args:
+      step: an int, or an integer array (traced or not) of shape ().
+
+    Returns:
+      An int for a static step, else an array.
+
+    Raises:
+      TypeError: the step is not an integer. A float32 counter stands still at 2^24, so none is taken.
+    """
+    if is_static(step):
+        return int(step)
+    dtype = getattr(step, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        got = dtype if dtype is not None else type(step).__name__
+        raise TypeError(f"a schedule takes an integer step; got {got}: count the steps in an int32")
+    return jnp.asarray(step, jnp.int32 if dtype.itemsize < 4 else dtype)
+
+
+def steps_left(step: Any, begin: int, end: int) -> Any:
+    """The steps from `step` to `end`, from `end - begin` at and before `begin` to 0 at and after `end`.
+
+    The difference is taken between integers and only then rounded to a float, with a relative error of
+    2^-24 however large the step numbers are; a float32 step would lose whole steps after 2^24.
+
+    Args:
+      step: from `as_step`.
+      begin: the first step of the interval, an int.
+      end: the last step of the interval, an int.
+
+    Returns:
+      An int for a static step, else an array of the default float dtype.
+
+    Example:
+      >>> steps_left(12, 10, 20), steps_left(jnp.int32(2**30 - 1), 0, 2**30)
+      (8, Array(1., dtype=float32))
+    """
+    if is_static(step):
+        return end - min(max(step, begin), end)
+    if end > jnp.iinfo(step.dtype).max:
+        raise ValueError(f"end={end} does not fit the step's dtype, {step.dtype}")
+    return (end - jnp.clip(step, begin, end)).astype(jnp.result_type(float))
+
+
+def check_sparsity(sparsity: Any, what: str) -> Any:
+    """A sparsity in [0, 1): a number is checked and becomes a float, a traced one passes unchecked.
+
+    Args:
+      sparsity: a real number, or an array of shape ().
+      what: its name in messages.
+
+    Returns:
+      A Python float, or the traced array.
+
+    Raises:
+      TypeError: it is not a real number.
+      ValueError: it is outside [0, 1).
+    """
+    if isinstance(sparsity, jax.core.Tracer):
+        return sparsity
+    if np.ndim(sparsity) or not np.issubdtype(np.asarray(sparsity).dtype, np.number) or np.iscomplexobj(sparsity):
+        raise TypeError(f"{what} must be a number, the fraction removed; got {sparsity!r}")
+    value = float(sparsity)
+    if not 0 <= value < 1:
+        hint = "; a percentage must be divided by 100" if 1 < value <= 100 else ""
+        raise ValueError(f"{what} must be in [0, 1), the fraction removed; got {value}{hint}")
+    return value
+
+
+def check_step(step: Any, what: str, least: int = 0) -> int:
+    """A step number given by the user: an integer not below `least`.
+
+    Raises:
+      TypeError: it is not an integer; step numbers are static.
+      ValueError: it is below `least`.
+    """
+    try:
+        value = operator.index(step)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer; got {step!r}") from None
+    if value < least:
+        raise ValueError(f"{what} must be {least} or more; got {value}")
+    return value
+
+
+def check_interval(begin: Any, end: Any) -> tuple[int, int]:
+    """The two ends of a ramp, as ints.
+
+    Raises:
+      TypeError: one is not an integer.
+      ValueError: `begin` is negative, or `end` is not after it.
+    """
+    begin, end = check_step(begin, "begin"), check_step(end, "end")
+    if end <= begin:
+        raise ValueError(f"end must come after begin; got begin={begin}, end={end} (one_shot jumps in a single step)")
+    return begin, end
