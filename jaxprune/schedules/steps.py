@@ -4,9 +4,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Step = Any  # an int, or an integer array of shape (), traced or not
 Sparsity = Any  # a float in [0, 1), or a floating array of shape (); what the step is, the sparsity is too
@@ -83,7 +83,7 @@ def check_sparsity(sparsity: Any, what: str) -> Any:
       TypeError: it is not a real number.
       ValueError: it is outside [0, 1).
     """
-    if isinstance(sparsity, jax.core.Tracer):
+    if isinstance(sparsity, Tracer):
         return sparsity
     if np.ndim(sparsity) or not np.issubdtype(np.asarray(sparsity).dtype, np.number) or np.iscomplexobj(sparsity):
         raise TypeError(f"{what} must be a number, the fraction removed; got {sparsity!r}")
