@@ -1,0 +1,103 @@
+r"""The Gram matrix of a layer's inputs as the measure of a change: damping, its inverse's factor, output errors.
+
+A layer computes $Y = X W$ with inputs $X$ [samples, inputs] and weights $W$ [inputs, outputs]. Changing the weights
+by $\Delta$ changes the outputs by $\|X \Delta\|^2 = \mathrm{tr}(\Delta^T H \Delta)$ with $H = X^T X$. Outputs do not
+interact, and only the proportions of $H$ matter, not its scale.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product in full precision, where a GPU or TPU would take fewer bits."""
+    return jnp.matmul(a, b, precision=HIGHEST)
+
+
+def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
+    r"""$H + \lambda \bar d I$, scaled so that the mean $\bar d$ of the diagonal over inputs that are ever alive is 1.
+
+    A dead input (zero on the diagonal, so zero in its row and column) gets 1 on the diagonal: it is independent of
+    the others and its weights are neither changed nor used.
+
+    Args:
+      gram: float[inputs, inputs], symmetric, positive semidefinite.
+      damping: $\lambda$, at least 0; 0 needs a Gram matrix that is not singular.
+
+    Returns:
+      float of the same shape, at least float32.
+
+    Example:
+      >>> damped(jnp.diag(jnp.array([3.0, 1.0, 0.0])), 0.5).diagonal().tolist()
+      [2.0, 1.0, 1.0]
+    """
+    gram = at_least_float32(gram)
+    diagonal = gram.diagonal()
+    dead = diagonal <= 0
+    alive = jnp.maximum((~dead).sum(), 1)
+    mean = jnp.where(dead, 0.0, diagonal).sum() / alive
+    mean = jnp.where(mean > 0, mean, 1.0)
+    new = jnp.where(dead, 1.0, diagonal / mean + damping)
+    index = jnp.arange(gram.shape[0])
+    return (gram / mean).at[index, index].set(new)
+
+
+def inverse_factor(matrix: jax.Array) -> jax.Array:
+    r"""Upper triangular $U$ with $H^{-1} = U^T U$; NaN where $H$ is not positive definite.
+
+    With the order of the inputs reversed, Cholesky gives $H = R R^T$ for an upper $R$, so $U = R^{-1}$: one
+    factorisation and one triangular solve, and $H^{-1}$ itself is never formed.
+
+    Example:
+      >>> u = inverse_factor(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+      >>> bool(jnp.allclose(u.T @ u, jnp.linalg.inv(jnp.array([[2.0, 1.0], [1.0, 2.0]])), atol=1e-6))
+      True
+    """
+    upper = jnp.linalg.cholesky(matrix[::-1, ::-1], symmetrize_input=False)[::-1, ::-1]
+    return solve_triangular(upper, jnp.eye(matrix.shape[0], dtype=matrix.dtype), lower=False)
+
+
+def output_errors(change: jax.Array, gram: jax.Array) -> jax.Array:
+    r"""$\delta^T H \delta$ for each column $\delta$ of a change of the weights.
+
+    Args:
+      change: float[inputs, outputs].
+      gram: float[inputs, inputs], undamped.
+
+    Returns:
+      float[outputs]: how far each output moves, squared and summed over the samples.
+    """
+    change = change.astype(gram.dtype)
+    return (change * matmul(gram, change)).sum(0)
+
+
+def no_worse(weight: jax.Array, repaired: jax.Array, mask: jax.Array, gram: jax.Array) -> jax.Array:
+    """The repaired weights, but for outputs that the plain masked weights serve better.
+
+    Damping, rounding to a short dtype and early stops can make a repair worse than none. Each output then keeps
+    its masked weights. NaN in the repaired weights is kept, so that it is seen.
+
+    Args:
+      weight: float[inputs, outputs], before pruning.
+      repaired: float of the same shape, any float dtype.
+      mask: bool of the same shape, True = kept.
+      gram: float[inputs, inputs], undamped.
+
+    Returns:
+      Weights in the dtype of `weight`, exactly zero where the mask is False.
+    """
+    gram = at_least_float32(gram)
+    plain = jnp.where(mask, weight, 0)
+    repaired = jnp.where(mask, repaired.astype(weight.dtype), 0)
+    wide = weight.astype(gram.dtype)
+    worse = output_errors(wide - repaired, gram) > output_errors(wide - plain, gram)
+    return jnp.where(worse, plain, repaired)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Float64 stays, everything shorter becomes float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,131 @@
+r"""Exact optimal brain surgeon, one weight at a time: the reference for small layers.
+
+Frantar, Singh and Alistarh 2022, Optimal Brain Compression (arXiv 2208.11580), Algorithms 1 and 2. For each output,
+the weight of least $w_j^2 / [H^{-1}]_{jj}$ is removed, the others follow by
+$w \leftarrow w - \frac{w_j}{[H^{-1}]_{jj}} H^{-1}_{:j}$, and $j$ leaves the inverse by one step of Gaussian
+elimination. Outputs are then given their share of a total by the size of their losses.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune.reconstruction import counting, gram, repair, sparsegpt, targets
+
+_CHUNK = 1 << 24  # entries of all the inverses that are held at once
+
+
+def obs(
+    weight: jax.Array,
+    gram_matrix: jax.Array,
+    target: targets.Target,
+    *,
+    damping: float | jax.Array = 1e-4,
+    guard: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Prunes one small weight matrix by exact OBS (Frantar, Singh and Alistarh 2022, arXiv 2208.11580).
+
+    inputs^3 operations for each output: for layers of up to a few hundred inputs. The order of removal is greedy; the
+    kept weights are then the least squares solution for the mask, which is what the updates add up to. Equal losses:
+    the lower index is removed first within an output; between outputs the lowest index is kept.
+
+    Greedy is no optimum: another mask may do better. With `guard`, SparseGPT's mask with its weights at their least
+    squares optimum, and SparseGPT itself, are tried too, and the smallest total output error wins (of each output's,
+    with `Grouped` and `Given`, where outputs are independent).
+
+    Args:
+      weight: float[inputs, outputs]; computed in float32 at least.
+      gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
+      target: what to remove: `Entries`, `Grouped` or `Given`.
+      damping: what is added to the diagonal, in units of its mean.
+      guard: never to be worse than SparseGPT; static.
+
+    Returns:
+      `(weights, mask)` as `sparsegpt` returns them.
+
+    Raises:
+      ValueError: shapes do not fit, or m does not divide the inputs.
+
+    Example:
+      >>> w, x = jax.random.normal(jax.random.key(0), (6, 2)), jax.random.normal(jax.random.key(1), (50, 6))
+      >>> new, mask = obs(w, x.T @ x, targets.Entries(4))
+      >>> int(mask.sum())
+      8
+    """
+    sparsegpt.check(weight, gram_matrix, target)
+    mask = greedy_mask(weight, gram_matrix, target, damping=damping)
+    best = repair.least_squares(weight, gram_matrix, mask, damping=damping, direct=True), mask
+    if not guard:
+        return best
+    swept, other = sparsegpt.sparsegpt(weight, gram_matrix, target, damping=damping)
+    again = repair.least_squares(weight, gram_matrix, other, damping=damping, direct=True)
+    whole = isinstance(target, targets.Entries)
+    for candidate in ((again, other), (swept, other)):
+        best = _better(weight, gram_matrix, best, candidate, whole)
+    return best
+
+
+def greedy_mask(
+    weight: jax.Array, gram_matrix: jax.Array, target: targets.Target, *, damping: float | jax.Array = 1e-4
+) -> jax.Array:
+    """The mask that removing one weight at a time arrives at; see `obs`."""
+    if isinstance(target, targets.Given):
+        return target.mask
+    factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
+    inverse = gram.matmul(factor.T, factor)
+    dead = gram_matrix.diagonal() <= 0
+    columns = jnp.where(dead[:, None], 0.0, weight.astype(inverse.dtype)).T
+    chunk = max(1, min(len(columns), _CHUNK // max(1, inverse.size)))
+    grouped = target if isinstance(target, targets.Grouped) else None
+    losses, turns = lax.map(lambda w: _eliminate(w, inverse, grouped), columns, batch_size=chunk)
+    if grouped is not None:
+        return (turns >= weight.shape[0] // grouped.m * (grouped.m - grouped.n)).T
+    assert isinstance(target, targets.Entries)  # for the type checker
+    # The losses of all outputs are ranked together; an output loses as many weights as it has losses among those
+    # that go, taken in its own order.
+    stays = counting.keep_largest(losses.T, weight.size - jnp.asarray(target.removed))
+    mask = turns.T >= (~stays).sum(0)
+    return jnp.where(jnp.isnan(inverse).any(), stays, mask)
+
+
+def _eliminate(
+    weight: jax.Array, inverse: jax.Array, grouped: targets.Grouped | None
+) -> tuple[jax.Array, jax.Array]:
+    """For one output: the loss of each turn, and at which turn each weight goes (at none: the number of inputs)."""
+    n = weight.shape[0]
+    steps = n if grouped is None else n // grouped.m * (grouped.m - grouped.n)
+
+    def step(state: tuple[jax.Array, ...], turn: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        w, inv, turns = state
+        gone = turns < n
+        barred = gone if grouped is None else gone | _full(gone, grouped)
+        loss = jnp.where(barred, jnp.inf, w**2 / jnp.where(gone, 1.0, inv.diagonal()))
+        j = jnp.argmin(loss)
+        row, pivot = inv[j], inv[j, j]
+        w = (w - row * (w[j] / pivot)).at[j].set(0.0)
+        inv = inv - jnp.outer(row, row / pivot)
+        inv = inv.at[j].set(0.0).at[:, j].set(0.0)
+        return (w, inv, turns.at[j].set(turn)), loss[j]
+
+    start = (weight, inverse, jnp.full(n, n, jnp.int32))
+    (_, _, turns), losses = lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))
+    return losses, turns
+
+
+def _full(gone: jax.Array, grouped: targets.Grouped) -> jax.Array:
+    removed = gone.reshape(-1, grouped.m).sum(1)
+    return jnp.repeat(removed >= grouped.m - grouped.n, grouped.m)
+
+
+def _better(
+    weight: jax.Array,
+    gram_matrix: jax.Array,
+    one: tuple[jax.Array, jax.Array],
+    other: tuple[jax.Array, jax.Array],
+    whole: bool,
+) -> tuple[jax.Array, jax.Array]:
+    matrix = gram.at_least_float32(gram_matrix)
+    wide = weight.astype(matrix.dtype)
+    errors = [gram.output_errors(wide - x.astype(matrix.dtype), matrix) for x, _ in (one, other)]
+    mine, others = (e.sum() for e in errors) if whole else errors
+    return jnp.where(others < mine, other[0], one[0]), jnp.where(others < mine, other[1], one[1])

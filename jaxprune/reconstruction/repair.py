@@ -1,0 +1,122 @@
+r"""The best values for the weights that a mask keeps: least squares on the inputs seen.
+
+For each output, with kept inputs $S$, $\min_w \|X (w - w_0)\|^2$ over $w$ that is zero outside $S$ is the solution of
+$H_{SS}\, \delta_S = (H w_0^{\text{removed}})_S$, $w = w_0^{\text{kept}} + \delta$. Every output has a system of its
+own: solved by Cholesky up to some hundred inputs, by conjugate gradients on all outputs at once beyond.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_solve
+
+from jaxprune.reconstruction import gram
+
+_DIRECT_INPUTS = 256
+_CHUNK = 1 << 24  # entries of all the systems that are solved at once
+
+
+def least_squares(
+    weight: jax.Array,
+    gram_matrix: jax.Array,
+    mask: jax.Array,
+    *,
+    damping: float | jax.Array = 1e-4,
+    direct: bool | None = None,
+    steps: int = 200,
+) -> jax.Array:
+    r"""The kept weights of each output, chosen so that the output moves least.
+
+    Args:
+      weight: float[inputs, outputs]; computed in float32 at least.
+      gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
+      mask: bool[inputs, outputs], True = kept; any mask.
+      damping: what is added to the diagonal, in units of its mean; it holds weights near their old values.
+      direct: whether to factorise a system for each output (inputs^3 / 3 operations for each); else conjugate
+        gradients (2 inputs^2 a step for each). None: direct up to 256 inputs. Static.
+      steps: of conjugate gradients, at most; they end before that once no output has a residual above 1e-6.
+
+    Returns:
+      Weights in the dtype of `weight`, exact zeros where the mask is False; no output is farther from its old values
+      than with the mask alone. With `direct`, NaN if a damped system is not positive definite.
+
+    Raises:
+      ValueError: shapes do not fit.
+
+    Example:
+      >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0], [0.0, 1.0]])
+      >>> mask = jnp.array([[True], [False]])
+      >>> least_squares(jnp.ones((2, 1)), x.T @ x, mask, damping=0.0).round(4).tolist()
+      [[2.0], [0.0]]
+    """
+    if weight.ndim != 2 or mask.shape != weight.shape or gram_matrix.shape != (weight.shape[0],) * 2:
+        raise ValueError(
+            "expected weights and mask [inputs, outputs] and a Gram matrix [inputs, inputs], got "
+            f"{weight.shape}, {mask.shape} and {gram_matrix.shape}"
+        )
+    system = gram.damped(gram_matrix, damping)
+    wide = weight.astype(system.dtype)
+    target = jnp.where(mask, gram.matmul(system, jnp.where(mask, 0.0, wide)), 0.0)
+    direct = weight.shape[0] <= _DIRECT_INPUTS if direct is None else direct
+    change = solve(system, target, mask) if direct else conjugate_gradients(system, target, mask, steps=steps)
+    return gram.no_worse(weight, wide + change, mask, gram_matrix)
+
+
+def solve(system: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+    """Solves `system[S, S] x[S] = target[S]` for each output's kept inputs S, by Cholesky.
+
+    Args:
+      system: float[inputs, inputs], positive definite.
+      target: float[inputs, outputs], zero where the mask is False.
+      mask: bool[inputs, outputs].
+
+    Returns:
+      float[inputs, outputs], zero where the mask is False.
+    """
+
+    def one(columns: tuple[jax.Array, jax.Array]) -> jax.Array:
+        right, kept = columns
+        # Removed inputs get the identity's rows, so that every system has the same shape.
+        own = jnp.where(kept[:, None] & kept[None, :], system, 0.0) + jnp.diag(jnp.where(kept, 0.0, 1.0))
+        return cho_solve((jnp.linalg.cholesky(own, symmetrize_input=False), True), right)
+
+    chunk = max(1, min(target.shape[1], _CHUNK // max(1, system.size)))
+    return lax.map(one, (target.T, mask.T), batch_size=chunk).T
+
+
+def conjugate_gradients(
+    system: jax.Array, target: jax.Array, mask: jax.Array, *, steps: int, tolerance: float = 1e-6
+) -> jax.Array:
+    """Approximates `solve` by conjugate gradients with the diagonal as preconditioner, all outputs at once.
+
+    Args:
+      system: float[inputs, inputs], positive definite.
+      target: float[inputs, outputs], zero where the mask is False.
+      mask: bool[inputs, outputs].
+      steps: at most; each is one product of the system with a matrix of the weights' shape.
+      tolerance: an output stops when its preconditioned residual has fallen to this fraction of its first.
+
+    Returns:
+      float[inputs, outputs], zero where the mask is False.
+    """
+    scale = 1.0 / system.diagonal()[:, None]
+    first = (target * scale * target).sum(0)
+    goal = first * tolerance**2
+
+    def going(state: tuple[jax.Array, ...]) -> jax.Array:
+        return (state[0] < steps) & (state[-1] > goal).any()
+
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        i, solution, residual, direction, energy = state
+        active = energy > goal
+        product = jnp.where(mask, gram.matmul(system, direction), 0.0)
+        curvature = (direction * product).sum(0)
+        length = jnp.where(active, energy / jnp.where(active, curvature, 1.0), 0.0)
+        solution, residual = solution + length * direction, residual - length * product
+        after = (residual * scale * residual).sum(0)
+        turn = jnp.where(active, after / jnp.where(active, energy, 1.0), 0.0)
+        direction = residual * scale + turn * direction
+        return i + 1, solution, residual, direction, jnp.where(active, after, energy)
+
+    start = (jnp.int32(0), jnp.zeros_like(target), target, target * scale, first)
+    return lax.while_loop(going, step, start)[1]
