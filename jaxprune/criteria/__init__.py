@@ -1,0 +1,15 @@
+"""Criteria: from parameters and signals to scores, of which the larger are more worth keeping.
+
+A criterion is any function `criterion(params, *, grads=None, stats=None, key=None, **signals)` that returns a tree of
+scores with the structure of `params`, each array in the shape of its parameter. A user's own is as good as these.
+"""
+
+from jaxprune.criteria.draw import random as random
+from jaxprune.criteria.flow import Criterion as Criterion
+from jaxprune.criteria.flow import grasp as grasp
+from jaxprune.criteria.flow import synflow as synflow
+from jaxprune.criteria.gradient import fisher as fisher
+from jaxprune.criteria.gradient import gradient as gradient
+from jaxprune.criteria.gradient import mean_squared_grads as mean_squared_grads
+from jaxprune.criteria.gradient import snip as snip
+from jaxprune.criteria.magnitude import magnitude as magnitude

@@ -1,0 +1,49 @@
+"""Scores drawn at random: the control that every criterion is measured against."""
+
+import zlib
+from typing import Any
+
+import jax
+
+from jaxprune import tree
+from jaxprune.criteria.signals import of_leaf, wide
+
+PyTree = Any
+
+
+def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> PyTree:
+    """Uniform random numbers.
+
+        s ~ U[0, 1)
+
+    Each leaf draws from `fold_in(key, crc32(name))`, so its scores depend on the key, its own name and its shape:
+    layers that are added, removed or reordered change no other's. Numbers are drawn in float32 where the parameter
+    is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
+    n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
+    any number of devices (JAX's default, `jax_threefry_partitionable`).
+
+    Args:
+      params: any tree.
+      key: a key of `jax.random`, typed or raw.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores in [0, 1), float32 (float64 for float64 leaves); a scalar zero for leaves that are not floating.
+
+    Raises:
+      ValueError: there is no key.
+
+    Example:
+      >>> scores = random({'kernel': jnp.ones((2, 3), jnp.bfloat16)}, key=jax.random.key(0))
+      >>> scores['kernel'].shape, scores['kernel'].dtype.name
+      ((2, 3), 'float32')
+    """
+    del signals
+    if key is None:
+        raise ValueError("criteria.random needs key: pass key=jax.random.key(seed)")
+
+    def draw(name: str, leaf: Any) -> jax.Array:
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return of_leaf(lambda w: jax.random.uniform(own, w.shape, wide(w.dtype)), leaf)
+
+    return tree.map_named(draw, params)

@@ -1,0 +1,165 @@
+"""First-order saliency: what the loss is estimated to change by when a weight is removed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.criteria.signals import differentiable, map_scores, need, wide
+
+PyTree = Any
+_GRADS = "jax.grad(loss)(params, batch)"
+
+
+def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals: Any) -> PyTree:
+    """The first-order Taylor term of the change in loss.
+
+        s = |w g|^power
+
+    With power 2 it is Molchanov et al. 2019, arXiv 1906.10771, for single weights; with power 1 its root, as
+    in Molchanov et al. 2017, arXiv 1611.06440. Both rank alike; they differ once scores are added up, over
+    blocks, channels or batches.
+
+    Args:
+      params: any tree.
+      grads: gradients of the loss, of the structure and shapes of `params`.
+      power: 1 or 2.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, 0 or more, in float32 at least (in 16 bits products of weights and gradients underflow); a
+      scalar zero for leaves that are not floating.
+
+    Raises:
+      ValueError: grads are missing or do not fit the params, or the power is another.
+
+    Example:
+      >>> gradient({'kernel': jnp.array([-2.0, 3.0])}, grads={'kernel': jnp.array([0.5, 0.0])})
+      {'kernel': Array([1., 0.], dtype=float32)}
+    """
+    del signals
+    return _saliency(params, grads, power, "gradient")
+
+
+def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
+    """Connection sensitivity, for pruning before training.
+
+        s = |w g|
+
+    Lee et al. 2019 (SNIP), arXiv 1810.02340: the derivative of the loss with respect to a mask of ones
+    is w g. The paper divides by the sum over all weights, which changes no ranking and is left out. It is meant for
+    gradients of one mini-batch at initialisation, and for `allocation.global_`.
+
+    Args:
+      params: any tree.
+      grads: gradients of the loss, of the structure and shapes of `params`.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, as of `gradient`.
+
+    Raises:
+      ValueError: grads are missing or do not fit the params.
+
+    Example:
+      >>> snip({'kernel': jnp.array([-2.0, 3.0])}, grads={'kernel': jnp.array([0.5, 0.0])})
+      {'kernel': Array([1., 0.], dtype=float32)}
+    """
+    del signals
+    return _saliency(params, grads, 1, "snip")
+
+
+def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None, **signals: Any) -> PyTree:
+    """The second-order change in loss, with the diagonal of the empirical Fisher for the Hessian.
+
+        s = w^2 F,    F = mean_n g_n^2 (`squared_grads`), or else (mean_n g_n)^2 (`grads`)
+
+    Theis et al. 2018, arXiv 1801.05787 (there for feature maps, and with a factor 1/2 that changes no ranking):
+    F is the mean over examples of the SQUARED gradients of each, which `mean_squared_grads` computes. Where just the
+    gradient of the mean loss is at hand, its square stands in; the scores are then the squares of `gradient`'s, and
+    vanish as training converges, where the paper's do not.
+
+    Args:
+      params: any tree.
+      grads: gradients of the mean loss, of the structure and shapes of `params`; not needed with `squared_grads`.
+      squared_grads: means of squared gradients of single examples, of the same structure and shapes.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, 0 or more, in float32 at least; a scalar zero for leaves that are not floating.
+
+    Raises:
+      ValueError: both signals are missing, or the one given does not fit the params.
+
+    Example:
+      >>> fisher({'kernel': jnp.array([-2.0, 3.0])}, squared_grads={'kernel': jnp.array([0.5, 1.0])})
+      {'kernel': Array([2., 9.], dtype=float32)}
+    """
+    del signals
+    if squared_grads is None:
+        return _saliency(
+            params, grads, 2, "fisher", hint=f"{_GRADS}, or squared_grads=criteria.mean_squared_grads(...)"
+        )
+    squared_grads = need(squared_grads, params, criterion="fisher", argument="squared_grads", hint="")
+
+    def score(w: jax.Array, squared: jax.Array) -> jax.Array:
+        w, squared = _widened(w, squared)
+        return w * w * squared
+
+    return map_scores(score, params, squared_grads)
+
+
+def mean_squared_grads(loss: Callable[..., Any], params: PyTree, examples: PyTree) -> PyTree:
+    """The mean over examples of the squared gradient of each: the diagonal of the empirical Fisher.
+
+        F = 1/N sum_n (d loss(w, x_n) / d w)^2
+
+    One example after another (`lax.scan`), so that memory holds two gradients, not N.
+
+    Args:
+      loss: (params, example) -> scalar.
+      params: any tree.
+      examples: arrays that share a leading axis of N.
+
+    Returns:
+      A tree of arrays in the shapes of the params, float32 at least; a scalar zero for leaves that are not floating.
+
+    Raises:
+      ValueError: there are no examples.
+
+    Example:
+      >>> loss = lambda params, x: (params['kernel'] * x).sum()
+      >>> mean_squared_grads(loss, {'kernel': jnp.ones(2)}, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      {'kernel': Array([5., 2.], dtype=float32)}
+    """
+    sizes = [x.shape[:1] for x in jax.tree.leaves(examples)]
+    if len(set(sizes)) != 1 or sizes[0] in ((), (0,)):
+        raise ValueError(f"examples must be arrays that share a leading axis, not empty; got {sizes}")
+
+    def add(total: list, example: PyTree) -> tuple[list, None]:
+        fn, leaves, _ = differentiable(lambda p: loss(p, example), params)
+        grads = jax.grad(fn)(leaves)
+        return [t + jnp.square(g.astype(t.dtype)) for t, g in zip(total, grads, strict=True)], None
+
+    _, leaves, as_tree = differentiable(lambda p: p, params)
+    total, _ = jax.lax.scan(add, [jnp.zeros(w.shape, wide(w.dtype)) for w in leaves], examples)
+    return as_tree([t / sizes[0][0] for t in total])
+
+
+def _saliency(params: PyTree, grads: PyTree, power: int, criterion: str, hint: str = _GRADS) -> PyTree:
+    if power not in (1, 2):
+        raise ValueError(f"criteria.{criterion}: power must be 1 or 2; got {power!r}")
+    grads = need(grads, params, criterion=criterion, argument="grads", hint=hint)
+
+    def score(w: jax.Array, g: jax.Array) -> jax.Array:
+        w, g = _widened(w, g)
+        product = jnp.abs(w * g)
+        return product if power == 1 else product * product
+
+    return map_scores(score, params, grads)
+
+
+def _widened(w: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
+    dtype = wide(jnp.promote_types(w.dtype, signal.dtype))
+    return w.astype(dtype), signal.astype(dtype)
