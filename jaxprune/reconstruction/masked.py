@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxprune.reconstruction import counting, sparsegpt, targets
+from jaxprune.reconstruction import counting, sweep, targets
 
 
 def magnitude(weight: jax.Array, target: targets.Target) -> tuple[jax.Array, jax.Array]:
@@ -20,7 +20,7 @@ def magnitude(weight: jax.Array, target: targets.Target) -> tuple[jax.Array, jax
       >>> magnitude(jnp.array([[1.0, -3.0], [2.0, 0.5]]), targets.Entries(2))[0].tolist()
       [[0.0, -3.0], [2.0, 0.0]]
     """
-    sparsegpt.check(weight, jnp.broadcast_to(0.0, (weight.shape[0],) * 2), target)
+    sweep.check(weight, jnp.broadcast_to(0.0, (weight.shape[0],) * 2), target)
     mask = _mask(jnp.abs(weight), target)
     return jnp.where(mask, weight, 0), mask
 
@@ -43,7 +43,7 @@ def wanda(weight: jax.Array, square: jax.Array, target: targets.Target) -> tuple
       >>> wanda(jnp.array([[1.0], [-2.0]]), jnp.array([9.0, 1.0]), targets.Entries(1))[1].tolist()
       [[True], [False]]
     """
-    sparsegpt.check(weight, jnp.broadcast_to(0.0, (weight.shape[0],) * 2), target)
+    sweep.check(weight, jnp.broadcast_to(0.0, (weight.shape[0],) * 2), target)
     scores = jnp.abs(weight.astype(square.dtype)) * jnp.sqrt(square)[:, None]
     if isinstance(target, targets.Entries):
         outputs = weight.shape[1]

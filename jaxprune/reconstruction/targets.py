@@ -45,4 +45,6 @@ def check_groups(target: Grouped, inputs: int) -> None:
     if not 0 < target.n < target.m:
         raise ValueError(f"n of m needs 0 < n < m, got n = {target.n}, m = {target.m}")
     if inputs % target.m:
-        raise ValueError(f"groups of m = {target.m} do not divide {inputs} inputs; take an m that does, or leave it out")
+        raise ValueError(
+            f"groups of m = {target.m} do not divide {inputs} inputs; take an m that does, or leave it out"
+        )

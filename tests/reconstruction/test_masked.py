@@ -20,7 +20,9 @@ def test_keep_largest_is_exact_with_ties_by_the_lowest_index(kept, dtype):
     np.testing.assert_array_equal(got, want.reshape(x.shape))
 
 
-@pytest.mark.parametrize(("removed", "inputs", "outputs", "block"), [(0, 10, 3, 4), (30, 10, 3, 4), (13, 7, 2, 7), (5, 9, 8, 2)])
+@pytest.mark.parametrize(
+    ("removed", "inputs", "outputs", "block"), [(0, 10, 3, 4), (30, 10, 3, 4), (13, 7, 2, 7), (5, 9, 8, 2)]
+)
 def test_blocks_lose_the_total_exactly(removed, inputs, outputs, block):
     kept = np.asarray(counting.kept_by_block(removed, inputs, outputs, block))
     ends = np.minimum(np.arange(block, inputs + block, block), inputs)

@@ -72,4 +72,4 @@ def test_no_worse_takes_the_mask_alone_where_the_repair_is_worse():
 
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"got \(3, 2\), \(2, 3\) and \(3, 3\)"):
-        repair.least_squares(jnp.ones((3, 2)), jnp.eye(3), jnp.ones((2, 3), bool))
+        _ = repair.least_squares(jnp.ones((3, 2)), jnp.eye(3), jnp.ones((2, 3), bool))

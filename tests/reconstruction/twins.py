@@ -30,7 +30,9 @@ def sparsegpt(weight, gram, *, removed=None, nm=None, mask=None, damping=0.01, b
             order = np.lexsort((-np.arange(score.size), score.ravel()))  # least first; of equals the last index
             kept[i:end].reshape(-1)[order[:count]] = False
         if nm is not None and i % nm[1] == 0:
-            score = np.where(dead[i : i + nm[1], None], 0, np.abs(w[i : i + nm[1]]) / np.diag(upper)[i : i + nm[1], None])
+            score = np.where(
+                dead[i : i + nm[1], None], 0, np.abs(w[i : i + nm[1]]) / np.diag(upper)[i : i + nm[1], None]
+            )
             for o in range(outputs):
                 order = np.lexsort((-np.arange(nm[1]), score[:, o]))
                 kept[i + order[: nm[1] - nm[0]], o] = False

@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.reconstruction import obs as kernel
-from jaxprune.reconstruction import sparsegpt, targets
+from jaxprune.reconstruction import elimination as kernel
+from jaxprune.reconstruction import sweep as sweeping
+from jaxprune.reconstruction import targets
 from tests.reconstruction import problems, twins
 
 obs = jax.jit(kernel.obs, static_argnames=("guard",))
@@ -21,8 +22,8 @@ def obs_groups(weight, gram, *, n, m, guard=True):
     return kernel.obs(weight, gram, targets.Grouped(n, m), guard=guard)
 
 
-sweep = jax.jit(sparsegpt.sparsegpt)
-sweep_groups = jax.jit(lambda w, g: sparsegpt.sparsegpt(w, g, targets.Grouped(2, 4)))
+sweep = jax.jit(sweeping.sparsegpt)
+sweep_groups = jax.jit(lambda w, g: sweeping.sparsegpt(w, g, targets.Grouped(2, 4)))
 
 
 def test_unstructured_equals_the_published_algorithm():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.reconstruction import counting, gram, repair, sparsegpt, targets
+from jaxprune.reconstruction import counting, gram, repair, sweep, targets
 
 _CHUNK = 1 << 24  # entries of all the inverses that are held at once
 
@@ -52,12 +52,12 @@ def obs(
       >>> int(mask.sum())
       8
     """
-    sparsegpt.check(weight, gram_matrix, target)
+    sweep.check(weight, gram_matrix, target)
     mask = greedy_mask(weight, gram_matrix, target, damping=damping)
     best = repair.least_squares(weight, gram_matrix, mask, damping=damping, direct=True), mask
     if not guard:
         return best
-    swept, other = sparsegpt.sparsegpt(weight, gram_matrix, target, damping=damping)
+    swept, other = sweep.sparsegpt(weight, gram_matrix, target, damping=damping)
     again = repair.least_squares(weight, gram_matrix, other, damping=damping, direct=True)
     whole = isinstance(target, targets.Entries)
     for candidate in ((again, other), (swept, other)):
@@ -84,13 +84,11 @@ def greedy_mask(
     # The losses of all outputs are ranked together; an output loses as many weights as it has losses among those
     # that go, taken in its own order.
     stays = counting.keep_largest(losses.T, weight.size - jnp.asarray(target.removed))
-    mask = turns.T >= (~stays).sum(0)
+    mask = (~stays).sum(0) <= turns.T
     return jnp.where(jnp.isnan(inverse).any(), stays, mask)
 
 
-def _eliminate(
-    weight: jax.Array, inverse: jax.Array, grouped: targets.Grouped | None
-) -> tuple[jax.Array, jax.Array]:
+def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: targets.Grouped | None) -> tuple[jax.Array, jax.Array]:
     """For one output: the loss of each turn, and at which turn each weight goes (at none: the number of inputs)."""
     n = weight.shape[0]
     steps = n if grouped is None else n // grouped.m * (grouped.m - grouped.n)

@@ -59,7 +59,7 @@ def sparsegpt(
     check(weight, gram_matrix, target)
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    plan = _plan(weight.shape, target, block)
+    plan = _plan(weight.shape[0], weight.shape[1], target, block)
     dead = gram_matrix.diagonal() <= 0
     upper = gram.inverse_factor(gram.damped(gram_matrix, damping))
     swept, mask = _sweep(weight.astype(upper.dtype), upper, dead, plan)
@@ -88,8 +88,7 @@ class _Plan(NamedTuple):
     choose_panel: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _plan(shape: tuple[int, int], target: targets.Target, block: int) -> _Plan:
-    inputs, outputs = shape
+def _plan(inputs: int, outputs: int, target: targets.Target, block: int) -> _Plan:
     of_block = lambda mask, _: mask
     if isinstance(target, targets.Grouped):
         block = min(max(block // target.m, 1) * target.m, inputs)
@@ -140,9 +139,7 @@ def _block(
     panel = plan.panel
 
     def step(current: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        own, own_u, own_scale, own_mask = (
-            lax.dynamic_slice_in_dim(x, start, panel) for x in (current, u, scale, mask)
-        )
+        own, own_u, own_scale, own_mask = (lax.dynamic_slice_in_dim(x, start, panel) for x in (current, u, scale, mask))
         own_mask = plan.choose_panel(own_mask, _saliency(own, own_scale))
         own, errors = _panel(own, lax.dynamic_slice_in_dim(own_u, start, panel, 1), own_mask)
         current = current - gram.matmul(own_u.T, errors)

@@ -1,0 +1,6 @@
+"""Calibration: the activations that each weight meets, for any function."""
+
+from jaxprune.calibration.layouts import Layout as Layout
+from jaxprune.calibration.run import calibrate as calibrate
+from jaxprune.calibration.stats import Inputs as Inputs
+from jaxprune.calibration.stats import Stats as Stats

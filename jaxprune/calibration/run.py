@@ -1,0 +1,279 @@
+"""Running data through a function to see what its parameters meet."""
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import jaxprs, tree
+from jaxprune.calibration import layouts, views
+from jaxprune.calibration.interpreter import Interpreter, Sums, Value
+from jaxprune.calibration.layouts import Layout, Place, Site
+from jaxprune.calibration.meeting import Moments
+from jaxprune.calibration.stats import Inputs, Stats
+
+PyTree = Any
+COLLECTABLE = ("gram", "square", "total", "zeros")
+
+
+def calibrate(
+    fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    batches: Iterable[PyTree],
+    *,
+    collect: str | Sequence[str] = "gram",
+    where: tree.Where = None,
+    dtype: Any = jnp.float32,
+    max_bytes: int = 2**31,
+    progress: bool = False,
+) -> Stats:
+    r"""Sums up the activations that each parameter is multiplied by, over batches, for any function.
+
+    The function's jaxpr is run by an interpreter that follows each parameter to every `dot_general` and
+    `conv_general_dilated`: through casts, reshapes, transposes, slices, concatenations, broadcasts, masks and scales
+    (any factor or summand without data in it), jit, remat, custom derivatives, vmap, and scans over layers or time.
+    What it meets there is the other operand: rows $x$ of a matrix $X$ of which $X^T X$ and the like are summed.
+    Shared parameters sum over all their uses. Where parts of an input axis are used in several products, the Gram
+    matrix's blocks between these parts are zero.
+
+    `while` loops, `cond`, `shard_map`, an index that is computed, and products with batch_group_count are not looked
+    into: a leaf that is only used there is in `uncovered` with the reason, one that is also used there in `partly`.
+
+    Args:
+      fn: `fn(params, batch)`; its result is not used. Evaluation mode: dropout and batch statistics as `fn` has them.
+      params: any tree of arrays.
+      batches: trees of arrays; a leading axis sharded over devices stays so, and the sums become psums. Shapes may
+        differ; each new one compiles once. No more than one batch is held.
+      collect: one or more of "gram" (matrices of inputs x inputs; includes "square"), "square", "total" (for means),
+        "zeros".
+      where: which leaves; see `tree.prunable`.
+      dtype: in which to sum. jnp.float64 needs `jax.config.update("jax_enable_x64", True)`.
+      max_bytes: how large the Gram matrices of a single leaf may be.
+      progress: whether to show a bar (needs tqdm).
+
+    Returns:
+      `Stats`.
+
+    Raises:
+      ValueError: there are no batches; nothing is covered; a Gram matrix is larger than `max_bytes` (the message
+        names the leaf); activations are not finite; `collect` is unknown; float64 without x64.
+      ImportError: `progress` without tqdm.
+
+    Example:
+      >>> params = {'dense': {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)}}
+      >>> fn = lambda p, x: x @ p['dense']['kernel'] + p['dense']['bias']
+      >>> stats = calibrate(fn, params, [jnp.eye(3), 2 * jnp.eye(3)])
+      >>> stats['dense/kernel'].gram[0].diagonal().tolist(), int(stats['dense/kernel'].count[0, 0])
+      ([5.0, 5.0, 5.0], 6)
+    """
+    wanted = _wanted(collect)
+    _check_dtype(dtype)
+    run = _Run(fn, params, tree.prunable(params, where), wanted, dtype, max_bytes)
+    arrays = [leaf for leaf in jax.tree.leaves(params) if jaxprs.is_array(leaf)]
+    steps: dict[Any, tuple[Callable, _Plan]] = {}
+    sums: dict[int, Moments] | None = None
+    counts: dict[int, np.ndarray] = {}
+    plan = None
+    for batch in _with_bar(batches, progress):
+        shapes = _shapes(batch)
+        if shapes not in steps:
+            steps[shapes] = run.compile(batch)
+        step, plan_here = steps[shapes]
+        if plan is not None and plan.layouts != plan_here.layouts:
+            raise ValueError("batches of different shapes use the parameters in different ways; calibrate them apart")
+        plan = plan_here
+        sums = plan.zeros(wanted, dtype) if sums is None else sums
+        sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if jaxprs.is_array(leaf)])
+        counts = {leaf: counts.get(leaf, 0) + n for leaf, n in plan.counts.items()}
+    if plan is None or sums is None:
+        raise ValueError("batches is empty: calibration needs at least one batch")
+    return _collected(params, plan, sums, counts)
+
+
+class _Plan(NamedTuple):
+    """What is known once a function is traced, and does not depend on numbers."""
+
+    layouts: dict[int, Layout]
+    counts: dict[int, np.ndarray]
+    uncovered: tuple[tuple[str, str], ...]
+    partly: tuple[tuple[str, str], ...]
+    together: tuple[tuple[str, ...], ...]
+
+    def zeros(self, collect: frozenset[str], dtype: Any) -> dict[int, Moments]:
+        out = {}
+        for leaf, layout in self.layouts.items():
+            batch, inputs, _ = layout.sizes
+            shapes = {what: (batch, inputs, inputs) if what == "gram" else (batch, inputs) for what in collect}
+            out[leaf] = {what: jnp.zeros(shape, dtype) for what, shape in shapes.items()}
+        return out
+
+
+class _Run(NamedTuple):
+    fn: Callable
+    params: PyTree
+    chosen: PyTree
+    collect: frozenset[str]
+    dtype: Any
+    max_bytes: int
+
+    def compile(self, batch: PyTree) -> tuple[Callable, _Plan]:
+        traced = jaxprs.trace(self.fn, self.params, batch)
+        n_params = len(jax.tree.leaves(self.params))
+        leaf_at = {p: leaf for leaf, p in enumerate(traced.inputs[:n_params]) if p is not None}
+        chosen = jax.tree.leaves(self.chosen)
+
+        def interpret(arrays: Sequence[Any]) -> tuple[Interpreter, Sums]:
+            machine = Interpreter(self.collect, self.dtype)
+            values = []
+            for i, x in enumerate(arrays):
+                leaf = leaf_at.get(i)
+                seen = (views.whole(leaf, x.shape),) if leaf is not None and chosen[leaf] else ()
+                values.append(Value(x, seen, leaf is None, ("in", i)))
+            return machine, machine.run(traced.closed.jaxpr, traced.closed.consts, values)[1]
+
+        planned: list[tuple[_Plan, dict[int, list[tuple[Any, Place]]]]] = []
+
+        def shapes_of(arrays: Sequence[Any]) -> int:
+            planned.append(self._plan(interpret(arrays)[0]))
+            return 0
+
+        inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.closed.jaxpr.invars]
+        _ = jax.eval_shape(shapes_of, inputs)
+        plan, places = planned[0]
+
+        def step(sums: dict[int, Moments], params: Sequence[Any], data: Sequence[Any]) -> dict[int, Moments]:
+            found = interpret([*params, *data])[1]
+            add = lambda leaf: _add(
+                sums[leaf], [(found[key], place) for key, place in places[leaf]], plan.layouts[leaf]
+            )
+            return {leaf: add(leaf) for leaf in sums}
+
+        return jax.jit(step, donate_argnums=0), plan
+
+    def _plan(self, machine: Interpreter) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
+        named = tree.named_leaves(self.params)
+        chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]
+        found: dict[int, Layout] = {}
+        places: dict[int, list[tuple[Any, Place]]] = {}
+        lost = {leaf: list(reasons) for leaf, reasons in machine.lost.items()}
+        for leaf in dict.fromkeys(site.leaf for site in machine.sites.values()):
+            keys = [key for key, site in machine.sites.items() if site.leaf == leaf]
+            try:
+                layout, where = layouts.layout_of(tuple(named[leaf][1].shape), [machine.sites[k] for k in keys])
+            except views.NotFollowed as reason:
+                lost.setdefault(leaf, []).append(str(reason))
+                continue
+            found[leaf], places[leaf] = layout, list(zip(keys, where, strict=True))
+        self._check_size({named[leaf][0]: layout for leaf, layout in found.items()})
+        tell = lambda leaf: ", ".join(lost[leaf]) if leaf in lost else "meets no matrix product or convolution"
+        uncovered = tuple((named[leaf][0], tell(leaf)) for leaf in chosen if leaf not in found)
+        if not found:
+            lines = "\n".join(f"  {name}: {why}" for name, why in uncovered) or "  (where selects nothing)"
+            raise ValueError(f"no parameter could be followed to a matrix product or convolution:\n{lines}")
+        partly = tuple((named[leaf][0], tell(leaf)) for leaf in found if leaf in lost)
+        counts = {leaf: _counts(found[leaf], [(machine.sites[k], p) for k, p in places[leaf]]) for leaf in found}
+        groups: dict[Any, list[str]] = {}
+        for leaf in found:
+            groups.setdefault(machine.sites[places[leaf][0][0]].met, []).append(named[leaf][0])
+        return _Plan(found, counts, uncovered, partly, tuple(map(tuple, groups.values()))), places
+
+    def _check_size(self, found: dict[str, Layout]) -> None:
+        if "gram" not in self.collect:
+            return
+        size = lambda layout: layout.sizes[0] * layout.sizes[1] ** 2 * jnp.dtype(self.dtype).itemsize
+        large = {name: layout for name, layout in found.items() if size(layout) > self.max_bytes}
+        if large:
+            lines = [
+                f"  {name}: {x.sizes[0]} of {x.sizes[1]} x {x.sizes[1]}, {size(x):,} bytes" for name, x in large.items()
+            ]
+            raise ValueError(
+                f"Gram matrices larger than max_bytes = {self.max_bytes:,}; collect='square' needs only their "
+                "diagonal, a narrower `where` leaves leaves out, and max_bytes may be raised:\n" + "\n".join(lines)
+            )
+
+
+def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) -> Moments:
+    """Adds the sums of every site to those of their leaf."""
+    out = {}
+    for what, total in sums.items():
+        twice = 2 if what == "gram" else 1
+        batch, inputs, _ = layout.sizes
+        shaped = total.reshape(*(f.size for f in layout.batch), *[f.size for f in layout.inputs] * twice)
+        for moments, place in found:
+            at, shape = _index(layout, place, twice)
+            n_batch = len(place.order)
+            part = moments[what]
+            part = part.transpose(*place.order, *range(n_batch, part.ndim)).reshape(shape)
+            shaped = shaped + part if shape == shaped.shape else shaped.at[at].add(part)
+        out[what] = shaped.reshape(batch, *[inputs] * twice)
+    return out
+
+
+def _index(layout: Layout, place: Place, twice: int) -> tuple[tuple[int | slice, ...], tuple[int, ...]]:
+    batch = tuple(f.size for f, i in zip(layout.batch, place.batch, strict=True) if isinstance(i, slice))
+    if len(place.inputs) != len(layout.inputs):
+        return (), (*batch, *[f.size for f in layout.inputs] * twice)
+    spans = tuple(slice(start, start + n) for start, n in place.inputs)
+    return (*place.batch, *spans * twice), (*batch, *[n for _, n in place.inputs] * twice)
+
+
+def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
+    """How many samples each input of each matrix has seen, [batch, inputs]."""
+    batch, inputs, _ = layout.sizes
+    out = np.zeros([f.size for f in (*layout.batch, *layout.inputs)])
+    for site, place in sites:
+        out[_index(layout, place, 1)[0] or ...] += site.samples
+    return out.reshape(batch, inputs)
+
+
+def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: dict[int, np.ndarray]) -> Stats:
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    # Leaves keep the order in which they are met.
+    finite = jax.device_get(
+        {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}
+    )
+    bad = [tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[leaf]]
+    if bad:
+        raise ValueError(
+            "activations are not finite (NaN or inf in the data, in the parameters, or an overflow); first met by:\n"
+            + "\n".join(f"  {name}" for name in bad[:10])
+        )
+    inputs = {}
+    for leaf, layout in plan.layouts.items():
+        moments = dict(sums[leaf])
+        if "gram" in moments:
+            moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
+        inputs[tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=counts[leaf], **moments)
+    return Stats(inputs, plan.uncovered, plan.partly, plan.together)
+
+
+def _wanted(collect: str | Sequence[str]) -> frozenset[str]:
+    wanted = frozenset([collect] if isinstance(collect, str) else collect)
+    if not wanted or not wanted <= set(COLLECTABLE):
+        raise ValueError(f"collect must be one or more of {', '.join(COLLECTABLE)}, got {collect!r}")
+    return wanted - {"square"} if "gram" in wanted else wanted
+
+
+def _check_dtype(dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
+    if jnp.dtype(dtype) == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError('sums in float64 need jax.config.update("jax_enable_x64", True) before arrays are made')
+
+
+def _shapes(batch: PyTree) -> Any:
+    leaves, treedef = jax.tree.flatten(batch)
+    return treedef, tuple((x.shape, str(x.dtype)) if jaxprs.is_array(x) else repr(x) for x in leaves)
+
+
+def _with_bar(batches: Iterable[PyTree], progress: bool) -> Iterable[PyTree]:
+    if not progress:
+        return batches
+    try:
+        tqdm = importlib.import_module("tqdm.auto")
+    except ImportError as error:
+        raise ImportError("a progress bar needs tqdm: pip install jaxprune[examples]") from error
+    return tqdm.tqdm(batches, desc="calibrate")
