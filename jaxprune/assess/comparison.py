@@ -1,0 +1,133 @@
+"""Many models side by side: one table for people, the same as JSON for programs."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxprune.assess import formatting
+from jaxprune.assess.complexity import Complexity
+from jaxprune.assess.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model of a comparison.
+
+    Attributes:
+      name: what it is called in the table; unique.
+      metrics: how good it is.
+      complexity: what it costs.
+      extra: further values by the name of their column: numbers, strings, None.
+    """
+
+    name: str
+    metrics: Metrics | None = None
+    complexity: Complexity | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison: columns and rows of plain values, and sentences that must be read with them.
+
+    Attributes:
+      columns: the keys of the values, in order.
+      rows: the name of each model and its values by column; a value may be missing.
+      notes: which data, which seeds, what was not counted.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, Mapping[str, Any]], ...]
+    notes: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """The table with its notes below."""
+        header = ["model", *(_LABELS.get(key, key) for key in self.columns)]
+        lines = [[name, *(_cell(key, values.get(key)) for key in self.columns)] for name, values in self.rows]
+        return "\n".join([formatting.table(header, lines), *self.notes])
+
+    def to_json(self) -> str:
+        """Every value in full precision; what is missing, infinite or NaN is null."""
+        models = [
+            {"name": name, **{key: _number(values.get(key)) for key in self.columns}} for name, values in self.rows
+        ]
+        content = {"columns": list(self.columns), "models": models, "notes": list(self.notes)}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def table(results: Sequence[Result], *, notes: Sequence[str] = ()) -> Report:
+    """Puts results side by side.
+
+    Args:
+      results: the models, in the order of the rows.
+      notes: sentences for below the table.
+
+    Returns:
+      A report with the columns that any result has a value for: sparsity, parameters, effective FLOPs, accuracy,
+      NLL, Brier score, ECE, and then those of `extra` in the order in which they come up.
+
+    Raises:
+      ValueError: no results, two of the same name, or an extra column with the name of one of ours.
+
+    Example:
+      >>> print(table([Result('dense', extra={'seconds': 1.5}), Result('pruned', extra={'seconds': 2})]))
+      model   seconds
+      ------  -------
+      dense       1.5
+      pruned        2
+    """
+    names = [result.name for result in results]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        raise ValueError(f"each row needs a name of its own; twice: {', '.join(twice)}" if twice else "no results")
+    extra = dict.fromkeys(key for result in results for key in result.extra)
+    taken = [key for key in extra if key in _LABELS]
+    if taken:
+        raise ValueError(f"extra columns may not be called {', '.join(taken)}: metrics and complexity have these")
+    rows = tuple((result.name, _values(result)) for result in results)
+    columns = [key for key in (*_LABELS, *extra) if any(key in values for _, values in rows)]
+    return Report(tuple(columns), rows, tuple(notes))
+
+
+_LABELS = {
+    "sparsity": "sparsity",
+    "kept": "kept",
+    "effective_flops": "FLOPs",
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+}
+_FORMATS: dict[str, Callable[[Any], str]] = {
+    "sparsity": formatting.percent,
+    "kept": formatting.quantity,
+    "effective_flops": formatting.quantity,
+    "accuracy": formatting.percent,
+    **dict.fromkeys(("nll", "brier", "ece"), lambda value: f"{value:.4f}"),
+}
+
+
+def _values(result: Result) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if result.complexity is not None:
+        values.update({key: getattr(result.complexity, key) for key in ("sparsity", "kept", "effective_flops")})
+    if result.metrics is not None:
+        values.update(result.metrics.as_dict())
+    return {**values, **{key: _plain(value) for key, value in result.extra.items()}}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _cell(key: str, value: Any) -> str:
+    return formatting.MISSING if value is None else _FORMATS.get(key, formatting.plain)(value)
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

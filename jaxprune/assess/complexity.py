@@ -1,0 +1,233 @@
+"""What a network costs and what pruning takes away: parameters, FLOPs and memory, by leaf and in total."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxprune import jaxprs, tree
+from jaxprune.assess import formatting, sizes
+from jaxprune.assess.sizes import LeafSize
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class LeafComplexity:
+    """One parameter leaf.
+
+    Attributes:
+      size: its entries and its memory.
+      flops: the FLOPs that multiply by its entries.
+      effective_flops: those of them that multiply by a kept entry.
+    """
+
+    size: LeafSize
+    flops: int
+    effective_flops: int
+
+
+@dataclass(frozen=True)
+class Unattributed:
+    """FLOPs that multiply by parameters that could not be followed: they count as dense.
+
+    Attributes:
+      leaves: the parameters.
+      primitive: where they were lost.
+      flops: the FLOPs.
+    """
+
+    leaves: tuple[str, ...]
+    primitive: str
+    flops: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a network costs, dense and with its masks.
+
+    Attributes:
+      leaves: the floating leaves of the parameters.
+      flops: all FLOPs, 2 for each multiply-add of a matrix product or a convolution.
+      effective_flops: those that are left when the removed entries are left out.
+      activation_flops: those of `flops` that multiply activations by activations, as attention does.
+      unattributed: FLOPs of parameters that could not be followed; part of `flops` and of `effective_flops`.
+      uncounted: how often primitives run for which there is no count.
+      unbounded: the `while` loops whose bodies were counted as running once.
+    """
+
+    leaves: tuple[LeafComplexity, ...]
+    flops: int
+    effective_flops: int
+    activation_flops: int
+    unattributed: tuple[Unattributed, ...]
+    uncounted: Mapping[str, int]
+    unbounded: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(leaf.size.total for leaf in self.leaves)
+
+    @property
+    def kept(self) -> int:
+        """The parameters kept."""
+        return sum(leaf.size.kept for leaf in self.leaves)
+
+    @property
+    def density(self) -> float:
+        """The fraction of all parameters that is kept; 1 if there are none."""
+        return self.kept / self.total if self.total else 1.0
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all parameters that is removed, biases and other leaves without masks among them."""
+        return 1.0 - self.density
+
+    @property
+    def pruned_sparsity(self) -> float:
+        """The fraction removed of the leaves that have a mask; 0 if none has."""
+        pruned = [leaf.size for leaf in self.leaves if leaf.size.pruned]
+        total = sum(size.total for size in pruned)
+        return 1.0 - sum(size.kept for size in pruned) / total if total else 0.0
+
+    @property
+    def dense_bytes(self) -> int:
+        """What all parameters take in memory."""
+        return sum(leaf.size.dense_bytes for leaf in self.leaves)
+
+    @property
+    def mask_bytes(self) -> int:
+        """What the masks take, at one bit an entry."""
+        return sum(leaf.size.mask_bytes for leaf in self.leaves)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the kept parameters take, without their positions."""
+        return sum(leaf.size.kept_bytes for leaf in self.leaves)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in dicts, lists and numbers, for JSON."""
+        totals = ("total", "kept", "sparsity", "density", "pruned_sparsity", "dense_bytes", "mask_bytes", "kept_bytes")
+        flops = ("flops", "effective_flops", "activation_flops")
+        return {
+            **{key: getattr(self, key) for key in (*totals, *flops)},
+            "leaves": [_leaf_dict(leaf) for leaf in self.leaves],
+            "unattributed": [vars(u) for u in self.unattributed],
+            "uncounted": dict(self.uncounted),
+            "unbounded": list(self.unbounded),
+        }
+
+    def __str__(self) -> str:
+        header = ["parameter", "shape", "total", "kept", "sparsity", "FLOPs", "effective"]
+        rows = [
+            [leaf.size.name, "x".join(map(str, leaf.size.shape)), *_cells(leaf.size, leaf.flops, leaf.effective_flops)]
+            for leaf in self.leaves
+        ]
+        rest = self.flops - sum(leaf.flops for leaf in self.leaves)
+        if rest:
+            cell = formatting.quantity(rest)
+            rows.append(["(no parameter)", *[formatting.MISSING] * 4, cell, cell])
+        rows.append(["total", "", *_cells(self, self.flops, self.effective_flops)])
+        return "\n".join([formatting.table(header, rows), *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Sentences about memory and about what could not be counted."""
+        dense, kept, masks = (formatting.memory(n) for n in (self.dense_bytes, self.kept_bytes, self.mask_bytes))
+        return [
+            f"memory: {dense} dense; {kept} kept values and {masks} masks",
+            *(
+                f"lost at {lost.primitive}, counted as dense: {formatting.quantity(lost.flops)} FLOPs of "
+                + ", ".join(lost.leaves)
+                for lost in self.unattributed
+            ),
+            *(f"not counted: {name}, {n} times" for name, n in sorted(self.uncounted.items())),
+            *(f"counted as one round: {path}" for path in self.unbounded),
+        ]
+
+
+def complexity(
+    fn: Callable[..., PyTree], params: PyTree, masks: PyTree | None, *inputs: PyTree, elementwise: bool = False
+) -> Complexity:
+    """Counts parameters, FLOPs and memory of `fn(params, *inputs)`, dense and with its masks.
+
+    FLOPs come from the jaxpr (see `jaxprs.count_flops`): matrix products and convolutions, 2 for each multiply-add;
+    a scan counts all its rounds, a cond its largest branch, a `while` one round. A removed entry saves the
+    multiply-adds it takes part in, in a convolution only those on real input and not on padding. Nothing is run.
+
+    Args:
+      fn: a function of params and inputs.
+      params: arrays or ShapeDtypeStructs; what is not floating is left out of the counts.
+      masks: concrete bool arrays in the structure of params, True = kept; or None.
+      *inputs: arrays or ShapeDtypeStructs; FLOPs are those of this batch.
+      elementwise: whether other arithmetic counts too, at one FLOP an entry; no mask saves any of it.
+
+    Returns:
+      The counts, with what could not be counted or attributed by name.
+
+    Raises:
+      ValueError: masks do not fit params.
+      TypeError: masks are not bool, or are traced.
+
+    Example:
+      >>> masks = {'w': jnp.eye(3, dtype=bool)}
+      >>> cost = complexity(lambda p, x: x @ p['w'], {'w': jnp.ones((3, 3))}, masks, jnp.ones((2, 3)))
+      >>> cost.kept, cost.flops, cost.effective_flops
+      (3, 36, 12)
+    """
+    kept = sizes.concrete(params, masks)
+    named = tree.named_leaves(params)
+    traced = jaxprs.trace(fn, params, *inputs)
+    # Position in the jaxpr -> leaf of params; the leaves of params come first among the arguments.
+    places = {place: i for i, place in enumerate(traced.inputs[: len(named)]) if place is not None}
+    followed = {place: i for place, i in places.items() if tree.is_floating(named[i][1])}
+    counted = jaxprs.count_flops(traced.closed, tuple(followed), elementwise=elementwise)
+    dense, effective = _by_leaf(counted, followed, [leaf for _, leaf in named], kept)
+    measured = sizes.leaf_sizes(params, masks)
+    floating = [i for i, (_, leaf) in enumerate(named) if tree.is_floating(leaf)]
+    saved = sum(dense.values()) - sum(effective.values())
+    return Complexity(
+        leaves=tuple(LeafComplexity(size, dense[i], effective[i]) for i, size in zip(floating, measured, strict=True)),
+        flops=counted.total,
+        effective_flops=counted.total - saved,
+        activation_flops=sum(op.flops for op in counted.operations if op.weight is None and op.lost is None),
+        unattributed=_unattributed(counted, {place: named[i][0] for place, i in followed.items()}),
+        uncounted=counted.uncounted,
+        unbounded=counted.unbounded,
+    )
+
+
+def _by_leaf(
+    counted: jaxprs.Flops, followed: Mapping[int, int], leaves: Sequence[Any], kept: Sequence[np.ndarray]
+) -> tuple[dict[int, int], dict[int, int]]:
+    shapes = {place: tuple(leaves[i].shape) for place, i in followed.items()}
+    masks = {place: kept[i] for place, i in followed.items() if not kept[i].all()}
+    dense: dict[int, int] = defaultdict(int)
+    effective: dict[int, int] = defaultdict(int)
+    for operation in counted.operations:
+        for share in jaxprs.shares(operation, shapes, masks):
+            dense[followed[share.leaf]] += share.dense
+            effective[followed[share.leaf]] += share.effective
+    return dense, effective
+
+
+def _unattributed(counted: jaxprs.Flops, names: Mapping[int, str]) -> tuple[Unattributed, ...]:
+    lost: dict[tuple[tuple[str, ...], str], int] = defaultdict(int)
+    for operation in counted.operations:
+        if operation.weight is None and operation.lost is not None:
+            leaves = tuple(names[leaf] for leaf in sorted(operation.lost.leaves))
+            lost[leaves, operation.lost.primitive] += operation.flops
+    return tuple(Unattributed(leaves, primitive, flops) for (leaves, primitive), flops in lost.items())
+
+
+def _cells(size: Any, flops: int, effective: int) -> list[str]:
+    counts = [f"{size.total:,}", f"{size.kept:,}", formatting.percent(size.sparsity)]
+    return [*counts, formatting.quantity(flops), formatting.quantity(effective)]
+
+
+def _leaf_dict(leaf: LeafComplexity) -> dict[str, Any]:
+    values = {key: value for key, value in leaf.size._asdict().items() if key != "shape"}
+    derived = {"shape": list(leaf.size.shape), "sparsity": leaf.size.sparsity, "density": leaf.size.density}
+    return {**values, **derived, "flops": leaf.flops, "effective_flops": leaf.effective_flops}

@@ -1,0 +1,110 @@
+"""Plots of comparisons. Matplotlib is imported when one is drawn; no window is opened, no global state touched."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxprune.assess.complexity import Complexity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def accuracy_by_sparsity(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, dense: float | None = None, ylabel: str = "accuracy"
+) -> "Figure":
+    """Accuracy, or any other value, against sparsity: one line for each method.
+
+    The axis is logarithmic in the density, so that 90, 95 and 98 % stand apart. Where a method has several values
+    at one sparsity (seeds), the line goes through their mean and a band from the least to the greatest.
+
+    Args:
+      curves: for each method pairs (sparsity in [0, 1), value), in any order.
+      dense: the value of the dense network, as a horizontal line.
+      ylabel: what the values are.
+
+    Returns:
+      A figure; `figure.savefig(path)` writes it.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: no curve, an empty one, or a sparsity outside [0, 1).
+    """
+    _check_curves(curves)
+    figure, axes = _figure(6.4, 4.2)
+    for name, points in curves.items():
+        levels = sorted({float(sparsity) for sparsity, _ in points})
+        values = [[float(v) for s, v in points if float(s) == level] for level in levels]
+        density = [1 - level for level in levels]
+        [line] = axes.plot(density, [np.mean(v) for v in values], marker="o", label=name)
+        if any(len(v) > 1 for v in values):
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            axes.fill_between(density, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    if dense is not None:
+        axes.axhline(dense, color="black", linestyle=":", label="dense")
+    ticks = sorted({1 - float(sparsity) for points in curves.values() for sparsity, _ in points}, reverse=True)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{100 * (1 - tick):.4g}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(max(ticks) * 1.1, min(ticks) / 1.1)
+    axes.set(xlabel="sparsity in %", ylabel=ylabel)
+    axes.legend()
+    return figure
+
+
+def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
+    """The sparsity of each pruned leaf as bars, one colour for each network.
+
+    Args:
+      costs: by name the complexity of networks with the same parameters.
+
+    Returns:
+      A figure.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: no network, no pruned leaf, or networks with different leaves.
+    """
+    pruned = {name: {x.size.name: x.size for x in cost.leaves} for name, cost in costs.items()}
+    names = [name for name in dict.fromkeys(n for sizes in pruned.values() for n in sizes) if _any_pruned(pruned, name)]
+    if not names:
+        raise ValueError("no network with a pruned leaf: there is no sparsity to draw")
+    lacking = [f"  {leaf}: not in {net}" for net, sizes in pruned.items() for leaf in names if leaf not in sizes]
+    if lacking:
+        raise ValueError("the networks must have the same parameters:\n" + "\n".join(lacking))
+    figure, axes = _figure(7.0, 1.2 + 0.18 * len(names) * (len(pruned) + 1))
+    height = 0.8 / len(pruned)
+    for k, (net, sizes) in enumerate(pruned.items()):
+        places = np.arange(len(names)) + (k - (len(pruned) - 1) / 2) * height
+        axes.barh(places, [100 * sizes[name].sparsity for name in names], height, label=net)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="sparsity in %", xlim=(0, 100))
+    axes.invert_yaxis()
+    if len(pruned) > 1:
+        figure.legend(loc="outside lower center", ncols=min(4, len(pruned)))
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple["Figure", Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "jaxprune[examples]"') from error
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _check_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    if not curves or not all(len(points) for points in curves.values()):
+        raise ValueError("each method needs at least one (sparsity, value); got none")
+    wrong = [f"{name}: {s}" for name, points in curves.items() for s, _ in points if not 0 <= float(s) < 1]
+    if wrong:
+        raise ValueError(f"sparsities must lie in [0, 1), the fraction removed; got {', '.join(wrong)}")
+
+
+def _any_pruned(networks: Mapping[str, Mapping[str, Any]], leaf: str) -> bool:
+    return any(leaf in sizes and sizes[leaf].pruned for sizes in networks.values())
