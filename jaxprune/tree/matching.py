@@ -23,12 +23,17 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     Raises:
       ValueError: the structures differ; the message names the leaves that only one of them has.
     """
-    if jax.tree.structure(tree) == jax.tree.structure(other):
+    # A packed mask is a node of its own, but stands for one array.
+    structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
+    if structure == other_structure:
         return
-    names, other_names = ([name for name, _ in paths.named_leaves(t)] for t in (tree, other))
+    names, other_names = (
+        [paths.name(path) for path, _ in jax.tree_util.tree_flatten_with_path(t, is_leaf=_is_array)[0]]
+        for t in (tree, other)
+    )
     missing = [f"  {name}: in {of}, not in {what}" for name in names if name not in other_names]
     extra = [f"  {name}: in {what}, not in {of}" for name in other_names if name not in names]
-    nodes = [f"  {of}: {jax.tree.structure(tree)}", f"  {what}: {jax.tree.structure(other)}"]
+    nodes = [f"  {of}: {structure}", f"  {what}: {other_structure}"]
     detail = _shorten(missing + extra) or ["  same names, other containers (a dict and a FrozenDict, say):", *nodes]
     raise ValueError(f"{what} must have the structure of {of}; they differ:\n" + "\n".join(detail))
 
@@ -45,7 +50,7 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
       TypeError: a mask is not bool; 0 and 1 are not taken for masks.
     """
     check_same(params, masks, what="masks")
-    pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks), strict=True)
+    pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=_is_array), strict=True)
     shapes, dtypes = [], []
     for (name, leaf), mask in pairs:
         dtype = getattr(mask, "dtype", np.asarray(mask).dtype)
@@ -58,6 +63,10 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
         raise TypeError("masks must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(dtypes)))
     if shapes:
         raise ValueError("each mask must broadcast to its parameter:\n" + "\n".join(_shorten(shapes)))
+
+
+def _is_array(node: Any) -> bool:
+    return hasattr(node, "shape") and hasattr(node, "dtype")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -37,5 +37,3 @@ def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
         listed = "\n".join(f"  {name}" for name in names)
         raise ValueError(f"{what}: no leaf matches {', '.join(map(repr, unmatched))}; there are:\n{listed}")
     return [next((value for glob, value in rules.items() if fnmatchcase(name, glob)), default) for name in names]
-
-

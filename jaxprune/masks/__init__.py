@@ -1,0 +1,31 @@
+"""Masks: patterns, exact selection, algebra and counting, packing."""
+
+from jaxprune.masks.algebra import apply as apply
+from jaxprune.masks.algebra import count_kept as count_kept
+from jaxprune.masks.algebra import difference as difference
+from jaxprune.masks.algebra import intersect as intersect
+from jaxprune.masks.algebra import invert as invert
+from jaxprune.masks.algebra import ones as ones
+from jaxprune.masks.algebra import overlap as overlap
+from jaxprune.masks.algebra import sparsity as sparsity
+from jaxprune.masks.algebra import unite as unite
+from jaxprune.masks.counts import Count as Count
+from jaxprune.masks.counts import as_int as as_int
+from jaxprune.masks.counts import check_sparsity as check_sparsity
+from jaxprune.masks.counts import count as count
+from jaxprune.masks.counts import removed as removed
+from jaxprune.masks.packing import Packed as Packed
+from jaxprune.masks.packing import as_bool as as_bool
+from jaxprune.masks.packing import is_packed as is_packed
+from jaxprune.masks.packing import pack as pack
+from jaxprune.masks.packing import unpack as unpack
+from jaxprune.masks.patterns import NM as NM
+from jaxprune.masks.patterns import Block as Block
+from jaxprune.masks.patterns import Channel as Channel
+from jaxprune.masks.patterns import Pattern as Pattern
+from jaxprune.masks.patterns import Unstructured as Unstructured
+from jaxprune.masks.pruned import Pruned as Pruned
+from jaxprune.masks.select import Global as Global
+from jaxprune.masks.select import select as select
+from jaxprune.masks.select import select_global as select_global
+from jaxprune.masks.sums import exact_sum as exact_sum

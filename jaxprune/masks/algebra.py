@@ -1,0 +1,213 @@
+"""What masks do: put zeros into parameters, combine, and count."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.masks import counts
+from jaxprune.masks.counts import Count
+from jaxprune.masks.packing import as_bool, is_packed
+
+PyTree = Any
+
+
+def apply(params: PyTree, masks: PyTree) -> PyTree:
+    """The parameters with exact zeros where the masks are False.
+
+    A selection, not a product: what was infinite or NaN at a removed place is 0 too. Leaves that are not pruned are
+    returned as they are, dtypes stay.
+
+    Args:
+      params: any pytree.
+      masks: bool or packed masks in its structure, each broadcasting to its leaf.
+
+    Returns:
+      A tree in the structure of `params`.
+
+    Raises:
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
+
+    Example:
+      >>> apply({'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])})['w'].tolist()
+      [[1.0, 0.0]]
+    """
+    tree.check_masks(params, masks)
+    return jax.tree.map(_zero, params, masks)
+
+
+def ones(params: PyTree, where: tree.Where = None) -> PyTree:
+    """Masks that keep everything: all True in the shape of a leaf to be pruned, a scalar True for another.
+
+    Example:
+      >>> ones({'w': jnp.zeros((1, 2)), 'b': jnp.zeros(2)})
+      {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
+    """
+    chosen = tree.prunable(params, where)
+    return jax.tree.map(
+        lambda leaf, yes: jnp.ones_like(leaf, dtype=bool) if yes else jnp.ones((), bool), params, chosen
+    )
+
+
+def invert(masks: PyTree, params: PyTree) -> PyTree:
+    """True where a weight is removed; False in full shape for a leaf that is not pruned.
+
+    The result counts removed entries and is itself no mask to prune with: nothing of an unpruned leaf is kept by it.
+    """
+    tree.check_masks(params, masks)
+    return jax.tree.map(lambda leaf, mask: jnp.broadcast_to(~jnp.asarray(as_bool(mask)), _shape(leaf)), params, masks)
+
+
+def intersect(masks: PyTree, *others: PyTree) -> PyTree:
+    """Kept by all.
+
+    Example:
+      >>> intersect(jnp.array([True, True]), jnp.array([True, False])).tolist()
+      [True, False]
+    """
+    return _fold(operator.and_, masks, *others)
+
+
+def unite(masks: PyTree, *others: PyTree) -> PyTree:
+    """Kept by any.
+
+    Example:
+      >>> unite(jnp.array([True, False]), jnp.array([False, False])).tolist()
+      [True, False]
+    """
+    return _fold(operator.or_, masks, *others)
+
+
+def difference(masks: PyTree, other: PyTree) -> PyTree:
+    """Kept by the first and not by the second; a leaf that the second does not prune has nothing left.
+
+    Example:
+      >>> difference(jnp.array([True, True]), jnp.array([True, False])).tolist()
+      [False, True]
+    """
+    return _fold(lambda a, b: a & ~b, masks, other)
+
+
+def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
+    r"""Intersection over union of two mask trees, $|A \cap B| / |A \cup B|$, over the leaves that either prunes.
+
+    Args:
+      params: the parameters, whose shapes count.
+      masks: one mask tree.
+      other: another.
+
+    Returns:
+      float32 in [0, 1]; 1 where nothing is kept by either, or nothing is pruned.
+    """
+    pruned = [
+        (np.shape(leaf), as_bool(a), as_bool(b))
+        for leaf, a, b in zip(jax.tree.leaves(params), _leaves(params, masks), _leaves(params, other), strict=True)
+        if np.ndim(a) or np.ndim(b)
+    ]
+    if not pruned:
+        return jnp.float32(1)
+    both = _total([_count(a & b, shape) for shape, a, b in pruned])
+    either = _total([_count(a | b, shape) for shape, a, b in pruned])
+    ratio = counts.as_float(both) / counts.as_float(either)
+    return jnp.where(counts.equal(either, counts.count(0)), jnp.float32(1), ratio)
+
+
+def count_kept(params: PyTree, masks: PyTree) -> PyTree:
+    """How many entries of each leaf are kept, exactly: a tree of `Count` in the structure of `params`.
+
+    Example:
+      >>> kept = count_kept({'w': jnp.ones((2, 2))}, {'w': jnp.array([[True, False]])})
+      >>> counts.as_int(kept['w'])
+      2
+    """
+    tree.check_masks(params, masks)
+    return jax.tree.map(lambda leaf, mask: _count(as_bool(mask), _shape(leaf)), params, masks)
+
+
+def sparsity(params: PyTree, masks: PyTree, *, where: tree.Where = None) -> jax.Array:
+    """The fraction removed of the leaves that are pruned.
+
+    Args:
+      params: any pytree.
+      masks: its masks.
+      where: the leaves that count. None: those with a mask that has axes, pruned or not yet.
+
+    Returns:
+      float32 in [0, 1]; 0 where no leaf counts. Counted exactly, and rounded once.
+
+    Example:
+      >>> float(sparsity({'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}, {'w': jnp.array([[True, False]]), 'b': True}))
+      0.5
+    """
+    tree.check_masks(params, masks)
+    leaves, mask_leaves = jax.tree.leaves(params), _leaves(params, masks)
+    chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(tree.prunable(params, where))
+    pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in zip(leaves, mask_leaves, chosen, strict=True) if yes]
+    if not pairs:
+        return jnp.float32(0)
+    entries = counts.count(sum(math.prod(shape) for shape, _ in pairs))
+    kept = _total([_count(mask, shape) for shape, mask in pairs])
+    return counts.as_float(counts.subtract(entries, kept)) / counts.as_float(entries)
+
+
+def _zero(leaf: Any, mask: Any) -> Any:
+    mask = as_bool(mask)
+    # A True that is known now costs nothing, and lets leaves through that are no arrays.
+    if not isinstance(mask, jax.core.Tracer) and not np.ndim(mask) and bool(mask):
+        return leaf
+    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+
+
+def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) -> PyTree:
+    for other in others:
+        tree.check_same(masks, other, what="the other masks", of="masks")
+    combined = masks
+    for other in others:
+        combined = jax.tree.map(
+            lambda a, b: combine(jnp.asarray(as_bool(a)), jnp.asarray(as_bool(b))), combined, other, is_leaf=is_packed
+        )
+    return combined
+
+
+def _count(mask: Any, shape: tuple[int, ...]) -> Count:
+    """The kept entries of one leaf: those of the mask, times how often it repeats."""
+    repeats = math.prod(shape) // max(1, math.prod(np.shape(mask)))
+    mask = jnp.asarray(mask)
+    entries = counts.total(mask.astype(jnp.int32).reshape(-1)) if mask.ndim < 2 else _count_rows(mask)
+    return _times(entries, repeats)
+
+
+def _count_rows(mask: jax.Array) -> Count:
+    # Axis by axis from the last, so that no part exceeds 31 bits, and no axis is merged with another.
+    partial = Count(jnp.zeros(mask.shape[:-1], jnp.int32), mask.sum(-1, dtype=jnp.int32))
+    partial = counts.normalise(partial)
+    while partial.low.ndim:
+        partial = counts.sum_counts(partial, partial.low.ndim - 1)
+    return partial
+
+
+def _times(value: Count, factor: int) -> Count:
+    if factor == 1:
+        return value
+    high, low = divmod(factor, 1 << 16)
+    # (vh B + vl)(h B + l) with B = 2^16; a product below 2^47 has no room for vh h B^2.
+    product = value.low.astype(jnp.uint32) * jnp.uint32(low)
+    carry = (product >> 16).astype(jnp.int32)
+    return Count(value.high * low + value.low * high + carry, (product & 0xFFFF).astype(jnp.int32))
+
+
+def _total(parts: list[Count]) -> Count:
+    return counts.sum_counts(Count(*(jnp.stack(limbs) for limbs in zip(*parts, strict=True))))
+
+
+def _leaves(params: PyTree, masks: PyTree) -> list[Any]:
+    return jax.tree.structure(params).flatten_up_to(masks)
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(leaf.shape) if hasattr(leaf, "shape") else ()

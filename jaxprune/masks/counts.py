@@ -1,0 +1,166 @@
+"""Exact counts of up to 2^47 entries, in 32-bit integers, and how many entries a sparsity removes.
+
+JAX has no 64-bit integers unless asked, float32 counts are exact only to 2^24, and a leaf or a model may
+hold more than 2^31 entries. So a count is two limbs in base 2^16.
+"""
+
+import math
+from fractions import Fraction
+from numbers import Real
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_BASE_BITS = 16
+_BASE = 1 << _BASE_BITS
+_LIMIT = 1 << 47
+
+
+class Count(NamedTuple):
+    """A number of entries, `high * 2**16 + low`, exact from 0 to 2^47 - 1.
+
+    Attributes:
+      high: int32, any shape.
+      low: int32 of the same shape, in [0, 2^16).
+    """
+
+    high: Any
+    low: Any
+
+
+def count(value: int) -> Count:
+    """The count of a Python integer.
+
+    Example:
+      >>> count(70_000)
+      Count(high=1, low=4464)
+    """
+    if not 0 <= value < _LIMIT:
+        raise ValueError(f"a count must be in [0, 2^47), got {value}")
+    return Count(value >> _BASE_BITS, value & (_BASE - 1))
+
+
+def as_int(value: Count) -> int:
+    """The Python integer of a count of concrete scalars.
+
+    Example:
+      >>> as_int(count(10**13))
+      10000000000000
+    """
+    return int(value.high) * _BASE + int(value.low)
+
+
+def as_float(value: Count) -> jax.Array:
+    """The count as float32, rounded; negative differences too."""
+    return jnp.float32(_BASE) * jnp.asarray(value.high, jnp.float32) + jnp.asarray(value.low, jnp.float32)
+
+
+def total(parts: jax.Array, axis: int | tuple[int, ...] | None = None) -> Count:
+    """The exact sum of non-negative int32 numbers, at most 2^15 of them for each result.
+
+    Each part is cut into limbs before the sum: 2^15 low limbs stay under 2^31, and so do the high ones.
+    """
+    return normalise(Count((parts >> _BASE_BITS).sum(axis), (parts & (_BASE - 1)).sum(axis)))
+
+
+def sum_counts(parts: Count, axis: int = 0) -> Count:
+    """The exact sum of counts along an axis of at most 2^15 of them."""
+    return normalise(Count(parts.high.sum(axis), parts.low.sum(axis)))
+
+
+def normalise(value: Count) -> Count:
+    """Carries what `low` holds beyond its limb; a negative `low` borrows."""
+    return Count(value.high + (value.low >> _BASE_BITS), value.low & (_BASE - 1))
+
+
+def subtract(a: Count, b: Count) -> Count:
+    """`a - b`; a negative difference has a negative `high`."""
+    return normalise(Count(a.high - b.high, a.low - b.low))
+
+
+def less(a: Count, b: Count) -> Any:
+    """`a < b`, elementwise."""
+    return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
+
+
+def equal(a: Count, b: Count) -> Any:
+    """`a == b`, elementwise."""
+    return (a.high == b.high) & (a.low == b.low)
+
+
+def removed(sparsity: Any, n: int) -> Count:
+    r"""How many of `n` entries a sparsity removes: $\lfloor s n + 1/2 \rfloor$, exactly.
+
+    Args:
+      sparsity: in [0, 1). A Python or NumPy number or a Fraction is evaluated on the host, in float64 or
+        exactly; an array of float32 (or another float type), traced or not, is taken for the exact binary
+        fraction that it is, of which the bits below 2^-80 are dropped. Outside [0, 1) a traced value is clipped.
+      n: the number of entries, below 2^47.
+
+    Returns:
+      A Count: of Python integers for a number, of int32 arrays of the sparsity's shape for an array.
+
+    Raises:
+      ValueError: the sparsity is a number outside [0, 1) or NaN.
+      TypeError: it is not a number.
+
+    Note that float32(0.9) is less than 0.9, so a schedule inside jit may remove one entry less from a large
+    leaf than the Python number 0.9 does.
+
+    Example:
+      >>> removed(0.5, 5)
+      Count(high=0, low=3)
+    """
+    if isinstance(sparsity, jax.Array):
+        return _removed_traced(sparsity, n)
+    check_sparsity(sparsity)
+    if isinstance(sparsity, Fraction):
+        return count(math.floor(sparsity * n + Fraction(1, 2)))
+    return count(math.floor(float(sparsity) * n + 0.5))
+
+
+def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
+    """Raises unless a number is a sparsity: at least 0, less than 1. Arrays of JAX are not looked into."""
+    if isinstance(sparsity, jax.Array):
+        if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
+            raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
+        return
+    if isinstance(sparsity, np.ndarray) and sparsity.ndim == 0:
+        sparsity = sparsity.item()
+    if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
+        raise TypeError(f"{what} must be a number in [0, 1), got {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}")
+
+
+def _removed_traced(sparsity: jax.Array, n: int) -> Count:
+    # s = sum_i s_i 2^(-16 i) with 16-bit digits, and so n: the product is exact in limbs. Cutting a digit off
+    # is exact in floating point: the fraction keeps fewer bits each time.
+    fraction = jnp.clip(jnp.nan_to_num(sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))), 0.0, 1.0)
+    digits = []
+    for _ in range(5):
+        fraction = fraction * _BASE
+        digit = jnp.floor(fraction)
+        digits.append(digit.astype(jnp.uint32))
+        fraction = fraction - digit
+    n_digits = [np.uint32((n >> shift) & (_BASE - 1)) for shift in (0, 16, 32)]
+    # columns[c] collects what weighs 2^(16 (c - 5)); the first digit of s may be 2^16, for s = 1.
+    columns = [jnp.zeros(sparsity.shape, jnp.uint32) for _ in range(9)]
+    for i, digit in enumerate(digits):
+        for j, n_digit in enumerate(n_digits):
+            product_low, product_high = _product(digit, n_digit)
+            columns[4 - i + j] += product_low
+            columns[5 - i + j] += product_high
+    columns[4] += np.uint32(_BASE // 2)
+    for c in range(8):
+        columns[c + 1] += columns[c] >> _BASE_BITS
+        columns[c] &= np.uint32(_BASE - 1)
+    return Count((columns[6] + (columns[7] << _BASE_BITS)).astype(jnp.int32), columns[5].astype(jnp.int32))
+
+
+def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
+    # a <= 2^16, b < 2^16: the product fits 32 bits.
+    product = a * b
+    return product & np.uint32(_BASE - 1), product >> _BASE_BITS

@@ -1,0 +1,32 @@
+"""n of m kept: the rank of each member within its group, by comparing pairs."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.masks import keys
+
+
+def keep_in_groups(scores: jax.Array, kept: int | jax.Array) -> jax.Array:
+    """Keeps so many of the largest of each group.
+
+    The rank of a member is the number of members with a larger score, or with an equal one and a lower index; it is
+    kept if its rank is below `kept`. So NaN ranks lowest and of equal scores the lowest index is kept.
+
+    Args:
+      scores: floating [before, groups, m, after], a group lying along m.
+      kept: how many of each m; a traced int32 does not recompile.
+
+    Returns:
+      bool, in the shape of `scores`.
+    """
+    key = keys.ordered(scores)
+    members = key.shape[2]
+    position = jax.lax.broadcasted_iota(jnp.int32, key.shape, 2)
+    if isinstance(kept, int) and kept == 1:
+        return position == jnp.argmax(key, axis=2, keepdims=True)
+    # Member by member, each against all: the comparisons fuse, and no array of pairs is made.
+    rank = jnp.zeros(key.shape, jnp.int32)
+    for j in range(members):
+        other = key[:, :, j : j + 1, :]
+        rank += ((other > key) | ((other == key) & (j < position))).astype(jnp.int32)
+    return rank < kept

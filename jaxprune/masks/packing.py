@@ -1,0 +1,87 @@
+"""Masks at one bit a weight."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["width"])
+@dataclass(frozen=True)
+class Packed:
+    """A mask of which eight neighbours along the last axis share a byte, the first in the lowest bit.
+
+    Every function of jaxprune that takes masks takes packed ones. The other axes stay, so a packed mask is sharded
+    along them as its parameter is.
+
+    Attributes:
+      bits: uint8[..., ceil(width / 8)].
+      width: the size of the mask's last axis.
+    """
+
+    bits: jax.Array
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the mask."""
+        return (*self.bits.shape[:-1], self.width)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of the mask."""
+        return self.bits.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the mask, bool."""
+        return np.dtype(bool)
+
+
+def pack(masks: PyTree) -> PyTree:
+    """Packs every mask that has axes; `unpack` is the inverse.
+
+    Example:
+      >>> pack({'w': jnp.ones((2, 16), bool)})['w'].bits.tolist()
+      [[255, 255], [255, 255]]
+    """
+    return jax.tree.map(_pack, masks, is_leaf=is_packed)
+
+
+def unpack(masks: PyTree) -> PyTree:
+    """Bool arrays in place of packed masks; others stay as they are.
+
+    Example:
+      >>> unpack(pack(jnp.array([True, False, True]))).tolist()
+      [True, False, True]
+    """
+    return jax.tree.map(as_bool, masks, is_leaf=is_packed)
+
+
+def is_packed(node: Any) -> bool:
+    """Whether a node of a mask tree is a packed mask: the `is_leaf` to walk mask trees with."""
+    return isinstance(node, Packed)
+
+
+def as_bool(mask: Any) -> Any:
+    """One mask as a bool array, whatever it was."""
+    if not isinstance(mask, Packed):
+        return mask
+    shifts = jnp.arange(8, dtype=jnp.uint8)
+    bits = (mask.bits[..., None] >> shifts) & np.uint8(1)
+    return (bits != 0).reshape(*mask.bits.shape[:-1], -1)[..., : mask.width]
+
+
+def _pack(mask: Any) -> Any:
+    if isinstance(mask, Packed) or not jnp.ndim(mask):
+        return mask
+    width = mask.shape[-1]
+    padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -width % 8)])
+    bytes_ = padded.reshape(*mask.shape[:-1], -1, 8).astype(jnp.uint8)
+    weights = jnp.left_shift(jnp.uint8(1), jnp.arange(8, dtype=jnp.uint8))
+    return Packed((bytes_ * weights).sum(-1, dtype=jnp.uint8), width)

@@ -1,0 +1,255 @@
+"""Trees of scores to trees of masks: exactly so many removed, leaf by leaf or ranked over all leaves."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.masks import counts
+from jaxprune.masks.counts import Count
+from jaxprune.masks.groups import keep_in_groups
+from jaxprune.masks.patterns import NM, Pattern, Unstructured
+from jaxprune.masks.ranking import keep_largest
+
+PyTree = Any
+Patterns = Pattern | Mapping[str, Pattern]
+BatchAxes = int | Mapping[str, int]
+
+
+class Global(NamedTuple):
+    """A sparsity of all leaves together: one ranking, in place of a sparsity for each leaf."""
+
+    sparsity: Any
+
+
+class _Chosen(NamedTuple):
+    """The leaves that get masks, with what is asked of each; all but the scores are static."""
+
+    index: list[int]
+    names: list[str]
+    scores: list[jax.Array]
+    patterns: list[Pattern]
+    batch_axes: list[int]
+
+
+def select(
+    scores: PyTree,
+    sparsities: PyTree,
+    pattern: Patterns = Unstructured(),
+    *,
+    where: tree.Where = None,
+    batch_axes: BatchAxes = 0,
+) -> PyTree:
+    r"""Masks that remove exactly $\lfloor s n + 1/2 \rfloor$ of the n units of each leaf, those of lowest score.
+
+    Args:
+      scores: floating arrays in the structure of the parameters, larger = more worth keeping; the leaves that are not
+        pruned may hold anything.
+      sparsities: a sparsity in [0, 1) for every leaf, or a tree of them in the structure of `scores`. A Python number
+        is counted in float64; a floating array, which may be traced, as the exact binary fraction that it is; a
+        `Count` is the number of units removed itself. Or `Global(sparsity)`: see `select_global`.
+      pattern: what is removed together; a mapping from globs to patterns gives each leaf its own (and `Unstructured()`
+        where no glob matches). NM(n, m) needs the sparsity 1 - n/m; where that is an array, a schedule say, it keeps
+        m - floor(s m + 1/2) of each m, and never fewer than n.
+      where: which leaves are pruned (`tree.prunable`). The others get a scalar True.
+      batch_axes: how many leading axes of a leaf are slices of their own (layers stacked by a scan), each of which gets
+        the exact count; a mapping from globs gives it by path (and 0 where none matches).
+
+    Returns:
+      bool masks, True = kept, in the structure of `scores`; each has the shape of its leaf, or broadcasts to it for
+      `Channel`. NaN ranks lowest, -0.0 equals 0.0, denormals count, and of equal scores the lowest index is kept.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not match; the message
+        names the leaves.
+      TypeError: a score that is not floating.
+
+    Under jit, patterns, `where` and `batch_axes` are static; scores and sparsities may be traced, and another sparsity
+    does not recompile.
+
+    Example:
+      >>> select({'w': jnp.array([[3.0, 1.0], [2.0, 4.0]])}, 0.5)['w'].tolist()
+      [[True, False], [False, True]]
+    """
+    if isinstance(sparsities, Global):
+        return select_global(scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes)
+    chosen = _choose(scores, pattern, where, batch_axes)
+    wanted = _per_leaf(scores, sparsities)
+    ranked = [i for i, p in enumerate(chosen.patterns) if not isinstance(p, NM)]
+    grouped = [i for i, p in enumerate(chosen.patterns) if isinstance(p, NM)]
+    found: dict[int, jax.Array] = {}
+    for i in grouped:
+        kept = _kept_of_group(chosen.patterns[i], wanted[chosen.index[i]], chosen.names[i])
+        found[i] = _keep_groups(chosen.scores[i], kept, chosen.patterns[i], chosen.batch_axes[i])
+    if ranked:
+        specs = tuple((chosen.patterns[i], chosen.batch_axes[i]) for i in ranked)
+        arrays = [chosen.scores[i] for i in ranked]
+        shapes = jax.eval_shape(partial(_units, specs=specs), arrays)
+        kept = [
+            _kept(wanted[chosen.index[i]], shape.shape, axes, chosen.names[i])
+            for i, shape, (axes) in zip(ranked, shapes, _unit_axes(arrays, specs), strict=True)
+        ]
+        joined = Count(*(jnp.concatenate(limbs) for limbs in zip(*kept, strict=True)))
+        found |= dict(zip(ranked, _keep(arrays, joined, specs=specs, shared=False), strict=True))
+    return _assemble(scores, chosen, found)
+
+
+def select_global(
+    scores: PyTree,
+    sparsity: Any,
+    pattern: Patterns = Unstructured(),
+    *,
+    where: tree.Where = None,
+    batch_axes: BatchAxes = 0,
+) -> PyTree:
+    r"""Masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
+
+    The scores of all leaves are ranked together; of equal scores those of the first leaf, in the order of
+    `jax.tree.leaves`, and there of the lowest index, are kept. Leaves are never concatenated. With `Block` or
+    `Channel`, units of different size count one each.
+
+    Args:
+      scores: as in `select`.
+      sparsity: in [0, 1): a Python number, a floating scalar array, or the `Count` removed.
+      pattern: as in `select`, but not NM, which removes the same number of every group.
+      where: as in `select`.
+      batch_axes: as in `select`; each slice is ranked on its own over all leaves (members of an ensemble, say), so all
+        leaves need the same number of slices. Layers stacked by a scan are ranked with the rest: leave it 0.
+
+    Returns:
+      Masks, as `select`.
+
+    Raises:
+      ValueError: as `select`; and for NM.
+
+    Example:
+      >>> scores = {'a': jnp.array([[1.0, 5.0]]), 'b': jnp.array([[2.0, 6.0]])}
+      >>> {name: mask.tolist() for name, mask in select_global(scores, 0.5).items()}
+      {'a': [[False, True]], 'b': [[False, True]]}
+    """
+    chosen = _choose(scores, pattern, where, batch_axes)
+    _check_global(chosen)
+    if not chosen.scores:
+        return _assemble(scores, chosen, {})
+    specs = tuple(zip(chosen.patterns, chosen.batch_axes, strict=True))
+    shapes = jax.eval_shape(partial(_units, specs=specs), chosen.scores)
+    slices = {int(np.prod(s.shape[:axes])) for s, (_, axes) in zip(shapes, specs, strict=True)}
+    if len(slices) > 1:
+        raise ValueError(
+            f"select_global: all leaves need the same number of slices, got {sorted(slices)}: {batch_axes}"
+        )
+    entries = sum(int(np.prod(s.shape[axes:])) for s, (_, axes) in zip(shapes, specs, strict=True))
+    kept = _kept_of(sparsity, entries, slices.pop(), "all leaves")
+    found = _keep(chosen.scores, kept, specs=specs, shared=True)
+    return _assemble(scores, chosen, dict(enumerate(found)))
+
+
+def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes) -> _Chosen:
+    leaves = tree.named_leaves(scores)
+    selected = jax.tree.leaves(tree.prunable(scores, where))
+    patterns = tree.resolve(pattern, scores, default=Unstructured(), what="pattern")
+    axes = tree.resolve(batch_axes, scores, default=0, what="batch_axes")
+    index = [i for i, yes in enumerate(selected) if yes]
+    wrong = []
+    for i in index:
+        name, leaf = leaves[i]
+        if not 0 <= axes[i] < len(leaf.shape):
+            wrong.append(f"  {name}: {axes[i]} batch axes do not leave an axis of {leaf.shape} to prune")
+            continue
+        problem = patterns[i].check(tuple(leaf.shape), axes[i])
+        if problem:
+            wrong.append(f"  {name}: {problem}")
+    if wrong:
+        raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
+    return _Chosen(
+        index,
+        [leaves[i][0] for i in index],
+        [leaves[i][1] for i in index],
+        [patterns[i] for i in index],
+        [axes[i] for i in index],
+    )
+
+
+def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:
+    size = len(jax.tree.leaves(scores))
+    if isinstance(sparsities, Count) or jax.tree.structure(sparsities) == jax.tree.structure(0):
+        return [sparsities] * size
+    structure = jax.tree.structure(scores)
+    try:
+        return structure.flatten_up_to(sparsities)
+    except (ValueError, TypeError):
+        tree.check_same(scores, sparsities, what="sparsities", of="scores")
+        raise
+
+
+def _kept(sparsity: Any, shape: tuple[int, ...], axes: int, name: str) -> Count:
+    return _kept_of(sparsity, int(np.prod(shape[axes:])), int(np.prod(shape[:axes])), name)
+
+
+def _kept_of(sparsity: Any, entries: int, slices: int, name: str) -> Count:
+    """How many units of each slice stay: a Count of int32[slices]."""
+    if isinstance(sparsity, Count):
+        gone = sparsity
+    else:
+        counts.check_sparsity(sparsity, f"{name}: sparsity")
+        gone = counts.removed(sparsity, entries)
+    left = counts.subtract(counts.count(entries), gone)
+    return Count(*(jnp.broadcast_to(jnp.asarray(limb, jnp.int32), (slices,)) for limb in left))
+
+
+def _kept_of_group(pattern: Any, sparsity: Any, name: str) -> int | jax.Array:
+    if isinstance(sparsity, jax.Array):
+        return jnp.maximum(pattern.n, pattern.m - counts.removed(sparsity, pattern.m).low)
+    if isinstance(sparsity, Count):
+        raise ValueError(f"{name}: a Count does not go with {pattern}, which removes the same of every group")
+    counts.check_sparsity(sparsity, f"{name}: sparsity")
+    exact = 1 - pattern.n / pattern.m
+    if abs(float(sparsity) - exact) > 1e-6:
+        raise ValueError(f"{name}: {pattern} removes exactly {exact:g}, but the sparsity is {sparsity}; pass {exact:g}")
+    return pattern.n
+
+
+def _check_global(chosen: _Chosen) -> None:
+    wrong = [f"  {name}: {p}" for name, p in zip(chosen.names, chosen.patterns, strict=True) if isinstance(p, NM)]
+    if wrong:
+        raise ValueError(
+            "NM removes the same of every group, so it has no global ranking; use select:\n" + "\n".join(wrong)
+        )
+
+
+def _assemble(scores: PyTree, chosen: _Chosen, found: dict[int, jax.Array]) -> PyTree:
+    leaves, treedef = jax.tree.flatten(scores)
+    masks: list[Any] = [jnp.ones((), bool) for _ in leaves]
+    for i, mask in found.items():
+        masks[chosen.index[i]] = mask
+    return jax.tree.unflatten(treedef, masks)
+
+
+def _unit_axes(scores: list[jax.Array], specs: tuple[tuple[Pattern, int], ...]) -> list[int]:
+    return [
+        p.batch_axes(x.shape, axes) if isinstance(p, Unstructured) else axes
+        for x, (p, axes) in zip(scores, specs, strict=True)
+    ]
+
+
+def _units(scores: list[jax.Array], specs: tuple[tuple[Pattern, int], ...]) -> list[jax.Array]:
+    return [p.units(x, axes) for x, (p, axes) in zip(scores, specs, strict=True)]
+
+
+# Jitted here, so that a call outside jit is one program and makes no temporary arrays.
+@partial(jax.jit, static_argnames=("specs", "shared"))
+def _keep(
+    scores: list[jax.Array], kept: Count, *, specs: tuple[tuple[Pattern, int], ...], shared: bool
+) -> list[jax.Array]:
+    axes = _unit_axes(scores, specs)
+    masks = keep_largest(_units(scores, specs), kept, batch_axes=axes, shared=shared)
+    return [p.expand(m, x.shape, a) for m, x, (p, a) in zip(masks, scores, specs, strict=True)]
+
+
+@partial(jax.jit, static_argnames=("pattern", "batch_axes"))
+def _keep_groups(scores: jax.Array, kept: int | jax.Array, pattern: NM, batch_axes: int) -> jax.Array:
+    return pattern.expand(keep_in_groups(pattern.units(scores, batch_axes), kept), scores.shape, batch_axes)
