@@ -1,0 +1,41 @@
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.main_job import idx
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests of a worker: the digits are prepared once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def encoded(array: np.ndarray) -> bytes:
+    """An array as the bytes of an IDX file, by the format's description."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of four IDX files; `packed` says whether they are gzipped."""
+
+    def make(*, train: int = 40, test: int = 10, size: int = 6, packed: bool = True, seed: int = 0) -> Path:
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / f"idx-{seed}-{packed}-{train}"
+        folder.mkdir()
+        for (split, kind), name in idx.FILES.items():
+            n = train if split == "train" else test
+            array = rng.integers(0, 256, (n, size, size)) if kind == "images" else np.arange(n) % 3
+            raw = encoded(array.astype(np.uint8))
+            if packed:
+                assert (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+            else:
+                assert (folder / name).write_bytes(raw)
+        return folder
+
+    return make
