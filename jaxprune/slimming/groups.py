@@ -1,0 +1,297 @@
+"""Groups: units of slices that have to be removed together."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprune.slimming import report
+from jaxprune.slimming.analysis import Analysis, analyse
+from jaxprune.slimming.axes import Axis, flat
+from jaxprune.slimming.labels import Labels
+from jaxprune.slimming.rules import RULES
+from jaxprune.slimming.zeros import Zeros, follow_zeros
+
+PyTree = Any
+
+
+class Member(NamedTuple):
+    """An axis of a leaf that loses positions when units of a group go.
+
+    Attributes:
+      leaf: the place of the leaf in `Groups.leaves`.
+      name: its path.
+      axis: the axis.
+      positions: how many positions of the axis one unit holds (of one layer, in stacked parameters).
+    """
+
+    leaf: int
+    name: str
+    axis: int
+    positions: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Units of one kind: the channels of one layer, its heads, the dimensions of its heads.
+
+    Attributes:
+      name: the leaf and axis it is named after, and the form of a unit where an axis has units of several kinds.
+      first: the index of its first unit among all units.
+      count: the number of units.
+      members: the axes that lose positions.
+      layer: for each unit the layer it is in, where layers that a scan runs over may lose other units; each
+        layer must then lose as many. None elsewhere.
+      inexact: why removing units is not the same as masking them; None if it is the same.
+    """
+
+    name: str
+    first: int
+    count: int
+    members: tuple[Member, ...]
+    layer: np.ndarray | None
+    inexact: str | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the smaller function equals the function of masked parameters, to rounding."""
+        return self.inexact is None
+
+    @property
+    def layers(self) -> int:
+        """The number of layers that each lose as many units; 1 if the group is not stacked."""
+        return 1 if self.layer is None else int(self.layer.max()) + 1
+
+    @property
+    def span(self) -> slice:
+        """Where its units are among all units."""
+        return slice(self.first, self.first + self.count)
+
+
+class Frozen(NamedTuple):
+    """Positions of a leaf's axis that cannot be removed, and why."""
+
+    name: str
+    axis: int
+    positions: int
+    of: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Groups:
+    """What of a function's parameters can be removed together.
+
+    Iterate over it, or take a group by its name or number; `print` shows a table.
+
+    Attributes:
+      groups: the groups.
+      frozen: what cannot be removed, with the reason.
+      analysis: the traced function and its labels.
+      units: for each leaf and axis the units of each position, shape (layers..., n, k), -1 fills up.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    analysis: Analysis
+    units: tuple[tuple[np.ndarray, ...], ...]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, key: str | int) -> Group:
+        if isinstance(key, str):
+            for group in self.groups:
+                if group.name == key:
+                    return group
+            raise KeyError(f"no group {key!r}; there are: {', '.join(g.name for g in self.groups)}")
+        return self.groups[key]
+
+    def __str__(self) -> str:
+        return report.table(self)
+
+    @property
+    def size(self) -> int:
+        """The number of units in all groups."""
+        return sum(group.count for group in self.groups)
+
+    def to_dot(self) -> str:
+        """The groups and the leaves they hold as a graph in Graphviz' language."""
+        return report.dot(self)
+
+
+def find_groups(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Groups:
+    """Finds which slices of the parameters of any JAX function have to be removed together.
+
+    The function is traced from shapes; nothing is computed. Labels of positions are followed through its jaxpr:
+    an addition couples the channels of both operands, a contraction those of a layer with the next layer's rows,
+    a reshape of heads times dimensions makes heads and dimensions units of their own (Fang et al., DepGraph,
+    2023, arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). What the outputs, the
+    inputs, a softmax, a sort, an index or an unknown primitive needs whole is frozen, and the reason is reported.
+
+    Batch statistics belong into `params`. A function that returns them freezes their channels, as it freezes
+    all it returns: find the groups on the function without them, and use `Slimmed.rebind` for training.
+
+    Args:
+      fn: a function `fn(params, *inputs)`.
+      params: any tree of arrays or ShapeDtypeStructs.
+      *inputs: arrays or ShapeDtypeStructs in any trees; anything else is a constant.
+
+    Returns:
+      The groups.
+
+    Example:
+      >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
+      >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((5, 3)))
+      >>> [(g.name, g.count, g.exact) for g in groups]
+      [('a[1]', 4, True)]
+    """
+    analysis = analyse(fn, params, inputs, fix_outputs=True)
+    return group(analysis)
+
+
+def group(analysis: Analysis) -> Groups:
+    """Sorts the units of an analysed function into groups."""
+    labels = analysis.labels
+    atoms = tuple(tuple(labels.atoms(ids) for ids in leaf.ids) for leaf in analysis.leaves)
+    signature, first = _signatures(analysis, atoms)
+    present = np.flatnonzero(first < np.iinfo(np.int64).max)
+    present = present[present != Labels.FIXED]
+    present = present[np.argsort(first[present], kind="stable")]
+    _, where, kind = np.unique(signature[present], return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(where))[kind.ravel()]
+    units = present[np.argsort(order, kind="stable")]
+    number = np.full(labels.size, -1)
+    number[units] = np.arange(units.size)
+    placed = tuple(tuple(number[a] for a in axes) for axes in atoms)
+    counts = np.bincount(order) if units.size else np.zeros(0, int)
+    groups = _make_groups(analysis, placed, counts, _inexact(analysis, number))
+    return Groups(groups, _frozen(analysis, atoms), analysis, placed)
+
+
+def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray]:
+    """For each atom a number that tells its kind, and where it comes first.
+
+    Units are of one kind if they hold positions of the same axes, in the same form.
+    """
+    rng = np.random.default_rng(0)
+    signature = np.zeros(analysis.labels.size, np.uint64)
+    first = np.full(analysis.labels.size, np.iinfo(np.int64).max)
+    start = 0
+    for leaf, axes in zip(analysis.leaves, atoms, strict=True):
+        for ids, columns in zip(leaf.ids, axes, strict=True):
+            salt = rng.integers(2**63, dtype=np.uint64)
+            place = np.broadcast_to(np.arange(ids.size).reshape(ids.shape)[..., None], columns.shape)
+            atom, place = columns[columns != Labels.FIXED], place[columns != Labels.FIXED]
+            unit, of = np.unique(atom, return_inverse=True)
+            lowest, sums = np.full(unit.size, ids.size), np.zeros(unit.size, np.uint64)
+            np.minimum.at(lowest, of, place)
+            np.add.at(sums, of, _mix((place - lowest[of]).astype(np.uint64) + salt))
+            signature[unit] += sums
+            first[unit] = np.minimum(first[unit], lowest + start)
+            start += ids.size
+    for ids in analysis.labels.marks:
+        atom = np.unique(analysis.labels.atoms(ids))
+        signature[atom] += rng.integers(2**63, dtype=np.uint64)
+    return signature, first
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    # splitmix64, so that sums of several positions do not collide.
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _make_groups(analysis: Analysis, placed: Any, counts: np.ndarray, inexact: dict[int, str]) -> tuple[Group, ...]:
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(int)
+    members: list[list[Member]] = [[] for _ in counts]
+    layers: list[np.ndarray | None] = [None] * len(counts)
+    forms: list[str] = [""] * len(counts)
+    of_unit = np.repeat(np.arange(len(counts)), counts)
+    for k, (leaf, axes) in enumerate(zip(analysis.leaves, placed, strict=True)):
+        for axis, units in enumerate(axes):
+            if not units.size:
+                continue
+            rows = units.reshape(-1, *units.shape[-2:])
+            for g in np.unique(of_unit[units[units >= 0]]):
+                layer = _layer_of(rows, int(starts[g]), int(counts[g]))
+                row = rows[0] if layer is None else rows[layer[0]]
+                places = np.flatnonzero((row == starts[g]).any(-1))
+                if not places.size:
+                    places = np.flatnonzero((rows == starts[g]).any(-1).any(0))
+                members[g].append(Member(k, leaf.name, axis, places.size))
+                layers[g] = layer if layers[g] is None else layers[g]
+                forms[g] = forms[g] or _form(places)
+    names = _names(members, forms)
+    return tuple(
+        Group(names[g], int(starts[g]), int(counts[g]), tuple(members[g]), layers[g], _first_reason(inexact, starts, g))
+        for g in range(len(counts))
+    )
+
+
+def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:
+    # (layers, n, k) units; each unit of the group in one layer only, and there is more than one layer.
+    if len(rows) == 1:
+        return None
+    layer, seen = np.zeros(count, int), np.zeros(count, int)
+    for i, row in enumerate(rows):
+        own = np.unique(row[(row >= first) & (row < first + count)]) - first
+        layer[own] = i
+        seen[own] += 1
+    return layer if (seen == 1).all() else None
+
+
+def _form(places: np.ndarray) -> str:
+    if places.size < 2:
+        return ""
+    steps = np.unique(np.diff(places))
+    if steps.size == 1:
+        return f"block of {places.size}" if steps[0] == 1 else f"every {steps[0]}"
+    return f"{places.size} positions"
+
+
+def _names(members: list[list[Member]], forms: list[str]) -> list[str]:
+    leaders = [next((m for m in found if m.axis > 0), found[0]) for found in members]
+    bases = [f"{m.name}[{m.axis}]" for m in leaders]
+    names = [f"{b} {f}" if bases.count(b) > 1 and f else b for b, f in zip(bases, forms, strict=True)]
+    return [n if names.count(n) == 1 else f"{n} #{names[:i].count(n)}" for i, n in enumerate(names)]
+
+
+def _first_reason(inexact: dict[int, str], starts: np.ndarray, g: int) -> str | None:
+    return next((reason for unit, reason in inexact.items() if starts[g] <= unit < starts[g + 1]), None)
+
+
+def _inexact(analysis: Analysis, number: np.ndarray) -> dict[int, str]:
+    jaxpr = analysis.traced.closed.jaxpr
+    marks: list[tuple[Axis, str]] = []
+    params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
+    known = [Zeros((i in params,) * len(v.aval.shape)) for i, v in enumerate(jaxpr.invars)]
+    _ = follow_zeros(analysis.labels, analysis.frame, known, RULES, marks)
+    found: dict[int, str] = {}
+    done: set[tuple[int, str]] = set()
+    for axis, text in marks:
+        ids = None if (id(axis), text) in done else flat(analysis.labels, axis)
+        done.add((id(axis), text))
+        if ids is not None:
+            units = number[np.unique(analysis.labels.atoms(ids))]
+            found.update({int(u): text for u in units if u >= 0 and int(u) not in found})
+    return found
+
+
+def _frozen(analysis: Analysis, atoms: Any) -> tuple[Frozen, ...]:
+    found = []
+    for leaf, axes in zip(analysis.leaves, atoms, strict=True):
+        for axis, (ids, columns) in enumerate(zip(leaf.ids, axes, strict=True)):
+            stuck = (columns == Labels.FIXED).all(-1)
+            if stuck.any():
+                why = analysis.labels.why_any(ids[stuck])
+                counts = np.bincount(why, minlength=len(analysis.labels.reasons))
+                for reason in np.flatnonzero(counts):
+                    share = counts[reason] // max(1, int(np.prod(ids.shape[:-1])))
+                    found.append(Frozen(leaf.name, axis, int(share), ids.shape[-1], analysis.labels.reasons[reason]))
+    return tuple(found)

@@ -1,0 +1,201 @@
+"""The manifest: what stays of each leaf, as plain data; the way to smaller trees and back."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.jaxprs import is_array
+
+PyTree = Any
+_VERSION = 1
+
+
+class Kept(NamedTuple):
+    """What stays of one leaf.
+
+    Attributes:
+      name: its path.
+      identity: its path as a tuple.
+      shape: its whole shape; None for a leaf that is not an array.
+      axes: for each axis that loses positions those that stay, ascending: (n,), or (layers..., n) where each
+        layer of a stacked leaf keeps its own.
+    """
+
+    name: str
+    identity: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    axes: dict[int, np.ndarray]
+
+    @property
+    def small(self) -> tuple[int, ...]:
+        """The shape of what stays."""
+        return tuple(self.axes[i].shape[-1] if i in self.axes else n for i, n in enumerate(self.shape or ()))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Manifest:
+    """What stays of each leaf of a tree of parameters.
+
+    Attributes:
+      leaves: one entry for each leaf, in the order of `jax.tree.leaves`.
+    """
+
+    leaves: tuple[Kept, ...]
+
+    def shrink(self, mirror: PyTree) -> PyTree:
+        """The part that stays of any tree that mirrors the parameters.
+
+        Parameters, gradients, moments and averages in the state of an optimizer, masks, ShapeDtypeStructs: a leaf
+        whose path ends with a parameter's path, and has its shape or broadcasts to it, shrinks as the parameter
+        does. What matches no path, and leaves that are not arrays (PartitionSpecs), pass through.
+
+        Args:
+          mirror: the tree.
+
+        Raises:
+          ValueError: a leaf has a parameter's path but another shape, such as the row sums of adafactor.
+        """
+        return self._convert(mirror, lambda kept: kept.shape or (), _shrink)
+
+    def expand(self, mirror: PyTree, fill: Any = 0) -> PyTree:
+        """The way back: puts what stays where it was, and `fill` elsewhere, exactly.
+
+        Args:
+          mirror: a tree that mirrors the smaller parameters.
+          fill: what fills the places of what was removed.
+
+        Raises:
+          ValueError: a leaf has a parameter's path but another shape.
+        """
+        return self._convert(mirror, lambda kept: kept.small, lambda x, kept: _expand(x, kept, fill))
+
+    def masks(self) -> list[np.ndarray]:
+        """For each leaf a mask, True where it stays, that broadcasts to it."""
+        return [_mask(kept) for kept in self.leaves]
+
+    def to_json(self) -> str:
+        """Plain JSON: for each leaf its path, both shapes, and the kept positions of each axis that shrinks."""
+        leaves = [
+            {
+                "path": list(kept.identity),
+                "name": kept.name,
+                "shape": None if kept.shape is None else list(kept.shape),
+                "new_shape": None if kept.shape is None else list(kept.small),
+                "axes": {str(axis): positions.tolist() for axis, positions in kept.axes.items()},
+            }
+            for kept in self.leaves
+        ]
+        return json.dumps({"format": "jaxprune.slimming.manifest", "version": _VERSION, "leaves": leaves})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ValueError: it is not a manifest, or of a later version.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != "jaxprune.slimming.manifest":
+            raise ValueError("this is not a manifest of jaxprune.slimming")
+        if data["version"] > _VERSION:
+            raise ValueError(f"the manifest is of version {data['version']}; this library reads up to {_VERSION}")
+        return cls(tuple(_read(entry) for entry in data["leaves"]))
+
+    def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
+        by_path = {kept.identity: kept for kept in self.leaves}
+        wrong: list[str] = []
+
+        def convert(path: Any, leaf: Any) -> Any:
+            identity = tree.identity(path)
+            matches = (identity[i:] for i in range(len(identity) + 1))
+            kept = next((by_path[m] for m in matches if m in by_path), None)
+            if kept is None or not kept.axes or not is_array(leaf) or leaf.shape == ():
+                return leaf
+            if not _broadcasts(leaf.shape, shape(kept)):
+                wrong.append(f"  {tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}")
+                return leaf
+            return change(leaf, kept)
+
+        result = jax.tree_util.tree_map_with_path(convert, mirror)
+        if wrong:
+            raise ValueError(
+                "these leaves have a parameter's path but neither its shape nor one that broadcasts to it:\n"
+                + "\n".join(wrong)
+            )
+        return result
+
+
+def _read(entry: dict[str, Any]) -> Kept:
+    shape = None if entry["shape"] is None else tuple(entry["shape"])
+    axes = {int(axis): np.asarray(positions, int) for axis, positions in entry["axes"].items()}
+    for axis, positions in axes.items():
+        if shape is None or not 0 <= axis < len(shape) or (positions >= shape[axis]).any() or (positions < 0).any():
+            raise ValueError(f"{entry['name']}: positions of axis {axis} out of range of the shape {shape}")
+    return Kept(entry["name"], tuple(entry["path"]), shape, axes)
+
+
+def _broadcasts(shape: Any, to: tuple[int, ...]) -> bool:
+    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
+
+
+def _shrink(leaf: Any, kept: Kept) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        small = tuple(min(n, m) if n == 1 else m for n, m in zip(leaf.shape, kept.small, strict=True))
+        return jax.ShapeDtypeStruct(small, leaf.dtype)
+    for axis, positions in kept.axes.items():
+        if leaf.shape[axis] == 1 and (kept.shape or ())[axis] != 1:
+            continue
+        index = _index(positions, axis, leaf.ndim)
+        if positions.ndim > 1:
+            leaf = _along(leaf, positions, axis, index)
+        else:
+            leaf = (np if isinstance(leaf, np.ndarray) else jnp).take(leaf, positions, axis=axis)
+    return leaf
+
+
+def _along(leaf: Any, positions: np.ndarray, axis: int, index: np.ndarray) -> Any:
+    lead = positions.shape[:-1]
+    if leaf.shape[: len(lead)] != lead:  # a mask with one entry for all layers
+        leaf = jnp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
+    return jnp.take_along_axis(leaf, jnp.asarray(index), axis=axis)
+
+
+def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
+    for axis, positions in reversed(kept.axes.items()):
+        full = (kept.shape or ())[axis]
+        if leaf.shape[axis] == 1 and kept.small[axis] != 1:
+            continue
+        # Where each position of the whole axis is found in the smaller one; one past its end for what is filled.
+        small = positions.shape[-1]
+        source = np.full((*positions.shape[:-1], full), small)
+        np.put_along_axis(source, positions, np.broadcast_to(np.arange(small), positions.shape), -1)
+        index = _index(source, axis, leaf.ndim)
+        here = jnp.asarray(np.minimum(index, small - 1))
+        lead = source.shape[:-1]
+        leaf = jnp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :])) if lead else leaf
+        taken = jnp.take_along_axis(leaf, here, axis=axis) if lead else jnp.take(leaf, here.ravel(), axis=axis)
+        leaf = jnp.where(jnp.asarray(index < small), taken, jnp.asarray(fill, leaf.dtype))
+    return leaf
+
+
+def _index(positions: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    shape = [1] * rank
+    for i in range(positions.ndim - 1):
+        shape[i] = positions.shape[i]
+    shape[axis] = positions.shape[-1]
+    return positions.reshape(shape)
+
+
+def _mask(kept: Kept) -> np.ndarray:
+    mask = np.ones((), bool)
+    for axis, positions in kept.axes.items():
+        stay = np.zeros((*positions.shape[:-1], (kept.shape or ())[axis]), bool)
+        np.put_along_axis(stay, positions, True, -1)
+        mask = mask & _index(stay, axis, len(kept.shape or ()))
+    return mask
