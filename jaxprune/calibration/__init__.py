@@ -2,5 +2,7 @@
 
 from jaxprune.calibration.layouts import Layout as Layout
 from jaxprune.calibration.run import calibrate as calibrate
+from jaxprune.calibration.run import calibrator as calibrator
 from jaxprune.calibration.stats import Inputs as Inputs
 from jaxprune.calibration.stats import Stats as Stats
+from jaxprune.calibration.stats import Together as Together

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.calibration import meeting, rules, views
-from jaxprune.calibration.layouts import Site
+from jaxprune.calibration.layouts import Layout, Site
 from jaxprune.calibration.meeting import Moments
 from jaxprune.calibration.views import NotFollowed, View
 from jaxprune.jaxprs import Sub, sub_jaxprs
@@ -71,6 +71,11 @@ class Interpreter:
             sums |= more
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars], sums
+
+    def loop(self, key: Key, layout: Layout) -> Key | None:
+        """The scan over whose rounds the matrices of a leaf are stacked, if they are and nothing else is."""
+        scans = self._scans[key]
+        return scans[0][0] if len(scans) == 1 and layout.batch == (scans[0][1],) else None
 
     def _equation(self, eqn: Equation, operands: list[Value], path: Key) -> tuple[list[Value], Sums]:
         name = eqn.primitive.name

@@ -13,7 +13,7 @@ from jaxprune.calibration import layouts, views
 from jaxprune.calibration.interpreter import Interpreter, Sums, Value
 from jaxprune.calibration.layouts import Layout, Place, Site
 from jaxprune.calibration.meeting import Moments
-from jaxprune.calibration.stats import Inputs, Stats
+from jaxprune.calibration.stats import Inputs, Stats, Together
 
 PyTree = Any
 COLLECTABLE = ("gram", "square", "total", "zeros")
@@ -69,28 +69,68 @@ def calibrate(
       >>> stats['dense/kernel'].gram[0].diagonal().tolist(), int(stats['dense/kernel'].count[0, 0])
       ([5.0, 5.0, 5.0], 6)
     """
+    run = calibrator(fn, params, collect=collect, where=where, dtype=dtype, max_bytes=max_bytes)
+    return run(params, _with_bar(batches, progress))
+
+
+def calibrator(
+    fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    *,
+    collect: str | Sequence[str] = "gram",
+    where: tree.Where = None,
+    dtype: Any = jnp.float32,
+    max_bytes: int = 2**31,
+) -> Callable[[PyTree, Iterable[PyTree]], Stats]:
+    """`calibrate` for parameters that change: compiled once for each shape of batch, whatever their values.
+
+    Args:
+      fn: as for `calibrate`, and so the others.
+      params: arrays or ShapeDtypeStructs.
+      collect: what to sum.
+      where: which leaves.
+      dtype: in which to sum.
+      max_bytes: of the Gram matrices of a leaf.
+
+    Returns:
+      A function `(params, batches) -> Stats`.
+
+    Raises:
+      ValueError: as `calibrate` does.
+
+    Example:
+      >>> run = calibrator(lambda w, x: x @ w, jax.ShapeDtypeStruct((3, 2), jnp.float32))
+      >>> run(jnp.ones((3, 2)), [jnp.eye(3)])[""].square.tolist()
+      [[1.0, 1.0, 1.0]]
+    """
     wanted = _wanted(collect)
     _check_dtype(dtype)
-    run = _Run(fn, params, tree.prunable(params, where), wanted, dtype, max_bytes)
-    arrays = [leaf for leaf in jax.tree.leaves(params) if jaxprs.is_array(leaf)]
+    tracing = _Run(fn, params, tree.prunable(params, where), wanted, dtype, max_bytes)
     steps: dict[Any, tuple[Callable, _Plan]] = {}
-    sums: dict[int, Moments] | None = None
-    counts: dict[int, np.ndarray] = {}
-    plan = None
-    for batch in _with_bar(batches, progress):
-        shapes = _shapes(batch)
-        if shapes not in steps:
-            steps[shapes] = run.compile(batch)
-        step, plan_here = steps[shapes]
-        if plan is not None and plan.layouts != plan_here.layouts:
-            raise ValueError("batches of different shapes use the parameters in different ways; calibrate them apart")
-        plan = plan_here
-        sums = plan.zeros(wanted, dtype) if sums is None else sums
-        sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if jaxprs.is_array(leaf)])
-        counts = {leaf: counts.get(leaf, 0) + n for leaf, n in plan.counts.items()}
-    if plan is None or sums is None:
-        raise ValueError("batches is empty: calibration needs at least one batch")
-    return _collected(params, plan, sums, counts)
+
+    def run(params: PyTree, batches: Iterable[PyTree]) -> Stats:
+        arrays = [leaf for leaf in jax.tree.leaves(params) if jaxprs.is_array(leaf)]
+        plan, sums = None, {}
+        counts: dict[int, Any] = {}
+        for batch in batches:
+            shapes = _shapes(batch)
+            if shapes not in steps:
+                steps[shapes] = tracing.compile(batch)
+            step, here = steps[shapes]
+            if plan is None:
+                sums, counts = here.zeros(wanted, dtype), dict.fromkeys(here.layouts, 0)
+            elif plan.layouts != here.layouts:
+                raise ValueError(
+                    "batches of different shapes use the parameters in different ways; calibrate them apart"
+                )
+            plan = here
+            sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if jaxprs.is_array(leaf)])
+            counts = {leaf: counts[leaf] + n for leaf, n in plan.counts.items()}
+        if plan is None:
+            raise ValueError("batches is empty: calibration needs at least one batch")
+        return _collected(params, plan, sums, counts)
+
+    return run
 
 
 class _Plan(NamedTuple):
@@ -100,7 +140,7 @@ class _Plan(NamedTuple):
     counts: dict[int, np.ndarray]
     uncovered: tuple[tuple[str, str], ...]
     partly: tuple[tuple[str, str], ...]
-    together: tuple[tuple[str, ...], ...]
+    together: tuple[Together, ...]
 
     def zeros(self, collect: frozenset[str], dtype: Any) -> dict[int, Moments]:
         out = {}
@@ -176,9 +216,11 @@ class _Run(NamedTuple):
         partly = tuple((named[leaf][0], tell(leaf)) for leaf in found if leaf in lost)
         counts = {leaf: _counts(found[leaf], [(machine.sites[k], p) for k, p in places[leaf]]) for leaf in found}
         groups: dict[Any, list[str]] = {}
-        for leaf in found:
-            groups.setdefault(machine.sites[places[leaf][0][0]].met, []).append(named[leaf][0])
-        return _Plan(found, counts, uncovered, partly, tuple(map(tuple, groups.values()))), places
+        for leaf, layout in found.items():
+            key = places[leaf][0][0]
+            groups.setdefault((machine.sites[key].met, machine.loop(key, layout)), []).append(named[leaf][0])
+        together = tuple(Together(tuple(names), loop) for (_, loop), names in groups.items())
+        return _Plan(found, counts, uncovered, partly, together), places
 
     def _check_size(self, found: dict[str, Layout]) -> None:
         if "gram" not in self.collect:

@@ -1,7 +1,7 @@
 """What calibration found: for each leaf, the moments of the activations that it meets."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,18 @@ class Inputs:
         return jnp.sqrt(self.square)
 
 
+class Together(NamedTuple):
+    """Leaves that meet the same activation.
+
+    Attributes:
+      names: the leaves.
+      loop: the scan whose layers they are, if their matrices are one for each of its rounds; else None.
+    """
+
+    names: tuple[str, ...]
+    loop: tuple[int, ...] | None
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stats:
@@ -65,14 +77,13 @@ class Stats:
       inputs: by the leaf's identity (`tree.identity` of its path).
       uncovered: pairs (name, why) of leaves that were asked for and have no entry.
       partly: pairs (name, what else it went into) of leaves with an entry, not all of whose uses are seen.
-      together: names of leaves in groups that meet the same activation, in the order in which they do; leaves that
-        are scanned over are met together where their loop stands.
+      together: groups of leaves that meet the same activation, in the order in which they do.
     """
 
     inputs: dict[Identity, Inputs]
     uncovered: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True}, default=())
     partly: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True}, default=())
-    together: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True}, default=())
+    together: tuple[Together, ...] = dataclasses.field(metadata={"static": True}, default=())
 
     def __getitem__(self, name: str) -> Inputs:
         """The entry of the leaf of this name.

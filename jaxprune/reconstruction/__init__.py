@@ -6,7 +6,10 @@ from jaxprune.reconstruction.gram import output_errors as output_errors
 from jaxprune.reconstruction.masked import magnitude as magnitude
 from jaxprune.reconstruction.masked import wanda as wanda
 from jaxprune.reconstruction.repair import least_squares as least_squares
+from jaxprune.reconstruction.sequential import reconstruct_sequential as reconstruct_sequential
 from jaxprune.reconstruction.sweep import sparsegpt as sparsegpt
 from jaxprune.reconstruction.targets import Entries as Entries
 from jaxprune.reconstruction.targets import Given as Given
 from jaxprune.reconstruction.targets import Grouped as Grouped
+from jaxprune.reconstruction.trees import reconstruct as reconstruct
+from jaxprune.reconstruction.trees import relative_errors as relative_errors

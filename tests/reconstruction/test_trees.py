@@ -1,0 +1,245 @@
+"""Reconstruction of trees: every kind of layer, exact counts, the guarantees, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxprune.calibration import calibrate
+from jaxprune.masks import NM, Channel, Unstructured, counts
+from jaxprune.reconstruction import matrices as stacks
+from jaxprune.reconstruction import reconstruct, reconstruct_sequential, relative_errors, sparsegpt, targets, trees
+
+KEY = jax.random.key(0)
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.fold_in(KEY, seed), shape)
+
+
+def conv(x, w, groups=1):
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+def net(params, x):
+    x = jax.nn.relu(conv(x, params["conv"]))
+    x = jax.nn.relu(conv(x, params["grouped"], groups=2)).reshape(x.shape[0], 16, 8)
+    heads = jnp.tanh(jnp.einsum("bsd,dhk->bshk", x, params["query"]))
+    x = jnp.einsum("bshk,hkd->bsd", heads, params["out"])
+    x, _ = lax.scan(lambda c, w: (jnp.tanh(c @ w) + c, None), x, params["layers"])
+    return x @ params["head"].astype(x.dtype) + params["bias"]
+
+
+PARAMS = {
+    "conv": normal(3, 3, 4, 8, seed=1),
+    "grouped": normal(3, 3, 4, 8, seed=2),
+    "query": normal(8, 2, 4, seed=3),
+    "out": normal(2, 4, 8, seed=4),
+    "layers": normal(3, 8, 8, seed=5),
+    "head": normal(8, 6, seed=6).astype(jnp.bfloat16),
+    "bias": normal(6, seed=7),
+    "step": jnp.arange(3),
+}
+LAYERS = ("conv", "grouped", "query", "out", "layers", "head")
+DATA = [normal(8, 4, 4, 4, seed=8), normal(8, 4, 4, 4, seed=9)]
+
+
+@pytest.fixture(scope="module")
+def stats():
+    return calibrate(net, PARAMS, DATA)
+
+
+@pytest.mark.parametrize("method", stacks.METHODS)
+def test_every_layer_loses_exactly_its_share_and_errs_no_more_than_its_mask(stats, method):
+    new, masks = reconstruct(PARAMS, stats, 0.6, method=method)
+    for name in LAYERS:
+        assert new[name].dtype == PARAMS[name].dtype
+        assert not np.asarray(new[name])[~np.asarray(masks[name])].any()
+        wanted = int(0.6 * PARAMS[name].size + 0.5)
+        if method in ("wanda", "least_squares"):
+            per_output = (~masks[name]).sum(tuple(f.axis for f in stats[name].layout.inputs))
+            assert int(per_output.max()) - int(per_output.min()) <= 1
+        else:
+            assert int((~masks[name]).sum()) == wanted
+    assert new["bias"] is PARAMS["bias"]
+    assert new["step"] is PARAMS["step"]
+    assert masks["bias"].shape == ()
+    plain = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, PARAMS)
+    errors, alone = relative_errors(PARAMS, new, stats), relative_errors(PARAMS, plain, stats)
+    assert all(errors[name] <= alone[name] * (1 + 1e-5) for name in LAYERS)
+    if method in ("sparsegpt", "obs", "least_squares"):
+        assert all(errors[name] < 0.98 * alone[name] for name in LAYERS)
+
+
+def test_methods_order_as_they_should_on_small_layers(stats):
+    errors = {
+        m: relative_errors(PARAMS, reconstruct(PARAMS, stats, 0.5, method=m).params, stats) for m in stacks.METHODS
+    }
+    for name in LAYERS:
+        assert errors["obs"][name] <= errors["sparsegpt"][name] * (1 + 1e-5)
+        assert errors["obs"][name] < errors["magnitude"][name]
+
+
+@pytest.mark.parametrize("method", stacks.METHODS)
+def test_groups_lie_along_the_inputs(stats, method):
+    _, masks = reconstruct(PARAMS, stats, pattern=NM(2, 4), method=method)
+    for name in LAYERS:
+        kept = np.asarray(stats[name].layout.matrices(masks[name]))
+        assert (kept.reshape(len(kept), -1, 4, kept.shape[2]).sum(2) == 2).all()
+
+
+def test_each_leaf_has_its_own_pattern(stats):
+    pattern = {"layers": NM(1, 4, axis=1), "head": NM(4, 4), "out": Unstructured()}
+    _, masks = reconstruct(PARAMS, stats, {"layers": 0.75, "head": 0.0, "o*": 0.25}, pattern=pattern)
+    assert {n: int((~masks[n]).sum()) for n in ("layers", "head", "out", "conv")} == {
+        "layers": 144,
+        "head": 0,
+        "out": 16,
+        "conv": 0,
+    }
+
+
+def test_given_masks_are_used_as_they_are(stats):
+    masks = {name: normal(*leaf.shape, seed=20) > 0 for name, leaf in PARAMS.items() if name in LAYERS}
+    masks |= {"bias": jnp.ones((), bool), "step": jnp.ones((), bool), "query": jnp.ones((), bool)}
+    masks["head"] = jnp.arange(8)[:, None] % 2 == 0  # broadcasts
+    for method in ("sparsegpt", "least_squares", "magnitude"):
+        new, got = reconstruct(PARAMS, stats, masks=masks, method=method)
+        for name in LAYERS:
+            np.testing.assert_array_equal(
+                np.broadcast_to(got[name], PARAMS[name].shape), np.broadcast_to(masks[name], PARAMS[name].shape)
+            )
+            assert not np.asarray(new[name])[~np.broadcast_to(got[name], PARAMS[name].shape)].any()
+        assert new["query"] is PARAMS["query"]
+
+
+def test_one_leaf_is_the_kernel_on_its_matrices(stats):
+    new, _ = reconstruct(PARAMS, stats, {"out": 0.5})
+    gram = stats["out"].gram[0]
+    want, _ = jax.jit(sparsegpt)(PARAMS["out"].reshape(8, 8), gram, targets.Entries(32))
+    np.testing.assert_allclose(new["out"], want.reshape(2, 4, 8), atol=1e-5)
+    assert new["conv"] is PARAMS["conv"]
+
+
+def test_stacked_layers_are_the_kernel_on_each_and_compile_once(stats):
+    new, masks = reconstruct(PARAMS, stats, {"layers": 0.5})
+    for i in range(3):
+        want, mask = jax.jit(sparsegpt)(PARAMS["layers"][i], stats["layers"].gram[i], targets.Entries(32))
+        np.testing.assert_allclose(new["layers"][i], want, atol=1e-5)
+        np.testing.assert_array_equal(masks["layers"][i], mask)
+
+
+def test_sparsities_by_number_by_glob_by_tree_and_by_count(stats):
+    by_tree = dict.fromkeys(PARAMS, 0.0) | {"out": 0.25, "head": counts.count(7)}
+    new, masks = reconstruct(PARAMS, stats, by_tree)
+    assert int((~masks["out"]).sum()) == 16
+    assert int((~masks["head"]).sum()) == 7
+    assert new["conv"] is PARAMS["conv"]
+    _, masks = reconstruct(PARAMS, stats, {"o*": 0.25, "head": np.float32(0.5)})
+    assert int((~masks["out"]).sum()) == 16
+    assert int((~masks["head"]).sum()) == 24
+    new, masks = reconstruct(PARAMS, stats, 0.0)
+    assert all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(PARAMS), strict=True))
+    assert jax.tree.all(jax.tree.map(lambda m: m.shape == () and bool(m), masks))
+
+
+def test_a_function_of_ones_own(stats):
+    def keep_half(weight, gram, target):
+        mask = jnp.arange(weight.shape[0])[:, None] < weight.shape[0] // 2
+        return jnp.where(mask, weight, 0), jnp.broadcast_to(mask, weight.shape)
+
+    new, _ = reconstruct(PARAMS, stats, 0.5, method=keep_half, where="out")
+    np.testing.assert_array_equal(new["out"][0], PARAMS["out"][0])
+    assert not new["out"][1].any()
+
+
+def test_refusals(stats):
+    with pytest.raises(ValueError, match="needs stats"):
+        _ = reconstruct(PARAMS, None, 0.5)
+    with pytest.raises(ValueError, match="one of sparsegpt, obs"):
+        _ = reconstruct(PARAMS, stats, 0.5, method="sparse")
+    with pytest.raises(ValueError, match="damping must not be negative"):
+        _ = reconstruct(PARAMS, stats, 0.5, damping=-1)
+    with pytest.raises(ValueError, match="pass a sparsity"):
+        _ = reconstruct(PARAMS, stats)
+    with pytest.raises(ValueError, match="leave sparsity and pattern out"):
+        _ = reconstruct(PARAMS, stats, 0.5, masks=jax.tree.map(lambda p: p != 0, PARAMS))
+    with pytest.raises(ValueError, match=r"conv: 2 of 4 removes 0.5, got sparsity 0.7"):
+        _ = reconstruct(PARAMS, stats, 0.7, pattern=NM(2, 4))
+    with pytest.raises(
+        ValueError, match=r"conv: m = 16 does not divide its 36 inputs(.|\n)*head: m = 16 does not divide its 8"
+    ):
+        _ = reconstruct(PARAMS, stats, pattern=NM(8, 16))
+    with pytest.raises(ValueError, match=r"masks=masks\.select"):
+        _ = reconstruct(PARAMS, stats, 0.5, pattern=Channel())
+    with pytest.raises(
+        ValueError, match=r"head: NM\(n=2, m=4, axis=-1\) lies along other axes than its inputs, \(0,\)"
+    ):
+        _ = reconstruct(PARAMS, stats, pattern=NM(2, 4, axis=-1))
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        _ = reconstruct(PARAMS, stats, 1.5)
+    with pytest.raises(ValueError, match="tree in the structure of params"):
+        _ = reconstruct(PARAMS, stats, [0.5, 0.5])
+    with pytest.raises(ValueError, match="no leaf matches 'convolution'"):
+        _ = reconstruct(PARAMS, stats, {"convolution": 0.5})
+    with pytest.raises(ValueError, match=r"parameters are not finite:\n  out"):
+        _ = reconstruct({**PARAMS, "out": PARAMS["out"].at[0].set(jnp.nan)}, stats, 0.5)
+    with pytest.raises(ValueError, match=r"out: calibrated with shape"):
+        _ = reconstruct({**PARAMS, "out": jnp.ones((3, 4, 8))}, stats, 0.5)
+
+
+def test_leaves_without_statistics_are_named():
+    params = {"a": normal(4, 3), "b": normal(4, 3)}
+    stats = calibrate(lambda p, x: x @ p["a"], params, [normal(9, 4)], collect="square")
+    assert int((~reconstruct(params, stats, 0.5, method="wanda").masks["a"]).sum()) == 6
+    with pytest.raises(ValueError, match=r"without statistics(.|\n)*b: meets no matrix product"):
+        _ = reconstruct(params, stats, 0.5, method="wanda", where="*")
+    with pytest.raises(ValueError, match=r"collect='gram'(.|\n)*  a"):
+        _ = reconstruct(params, stats, 0.5)
+    masks = {"a": jnp.ones((), bool), "b": jnp.zeros((4, 3), bool)}
+    with pytest.raises(ValueError, match=r"not reconstructed(.|\n)*  b"):
+        _ = reconstruct(params, stats, masks=masks, method="wanda")
+
+
+def test_a_singular_gram_matrix_asks_for_damping():
+    params = {"a": normal(6, 3)}
+    stats = calibrate(lambda p, x: x @ p["a"], params, [jnp.ones((9, 6))])
+    with pytest.raises(ValueError, match=r"raise `damping`(.|\n)*  a"):
+        _ = reconstruct(params, stats, 0.5, damping=0.0)
+    assert relative_errors(params, reconstruct(params, stats, 0.5).params, stats)["a"] < 0.01
+
+
+def test_many_matrices_are_worked_on_in_chunks(monkeypatch, stats):
+    want = reconstruct(PARAMS, stats, {"layers": 0.5}, block=4)
+    monkeypatch.setattr(stacks, "_TOGETHER", 70)
+    got = reconstruct(PARAMS, stats, {"layers": 0.5}, block=5)
+    np.testing.assert_array_equal(want.masks["layers"].sum(), got.masks["layers"].sum())
+
+
+def test_sequential_calibrates_each_stage_on_what_came_before():
+    stages = []
+    new, masks = reconstruct_sequential(net, PARAMS, DATA, 0.5, on_stage=stages.append)
+    assert stages == [("conv",), ("grouped",), ("query",), ("out",), *[("layers",)] * 3, ("head",)]
+    for name in LAYERS:
+        assert int((~masks[name]).sum()) == PARAMS[name].size // 2
+    before = {**new, "head": PARAMS["head"]}
+    want = reconstruct(before, calibrate(net, before, DATA), {"head": 0.5}).params["head"]
+    np.testing.assert_allclose(np.float32(new["head"]), np.float32(want), atol=1e-2)
+    before = {**new, "layers": new["layers"].at[1:].set(PARAMS["layers"][1:])}
+    stats = calibrate(net, before, DATA)
+    want, _ = jax.jit(sparsegpt)(PARAMS["layers"][1], stats["layers"].gram[1], targets.Entries(32))
+    np.testing.assert_allclose(new["layers"][1], want, atol=1e-3)
+
+
+def test_sequential_refuses_what_can_be_read_once():
+    with pytest.raises(ValueError, match="pass a list"):
+        _ = reconstruct_sequential(net, PARAMS, iter(DATA), 0.5)
+    with pytest.raises(ValueError, match="at least one batch"):
+        _ = reconstruct_sequential(net, PARAMS, [], 0.5)
+
+
+def test_finite_leaves_pass():
+    assert trees.check_finite([], []) is None
