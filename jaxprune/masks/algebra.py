@@ -13,6 +13,7 @@ from jaxprune import tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
 from jaxprune.masks.packing import as_bool, is_packed
+from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Pattern, Patterns
 
 PyTree = Any
 
@@ -41,17 +42,24 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(_zero, params, masks)
 
 
-def ones(params: PyTree, where: tree.Where = None) -> PyTree:
-    """Masks that keep everything: all True in the shape of a leaf to be pruned, a scalar True for another.
+def ones(
+    params: PyTree, where: tree.Where = None, *, pattern: Patterns = UNSTRUCTURED, batch_axes: BatchAxes = 0
+) -> PyTree:
+    """Masks that keep everything, in the shapes that `select` gives: a scalar True for a leaf that is not pruned.
 
     Example:
       >>> ones({'w': jnp.zeros((1, 2)), 'b': jnp.zeros(2)})
       {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
-    chosen = tree.prunable(params, where)
-    return jax.tree.map(
-        lambda leaf, yes: jnp.ones_like(leaf, dtype=bool) if yes else jnp.ones((), bool), params, chosen
-    )
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = jax.tree.leaves(tree.prunable(params, where))
+    patterns = tree.resolve(pattern, params, default=UNSTRUCTURED, what="pattern")
+    axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
+    made = [
+        _ones(leaf, p, a) if yes else jnp.ones((), bool)
+        for leaf, yes, p, a in zip(leaves, chosen, patterns, axes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, made)
 
 
 def invert(masks: PyTree, params: PyTree) -> PyTree:
@@ -153,6 +161,15 @@ def sparsity(params: PyTree, masks: PyTree, *, where: tree.Where = None) -> jax.
     entries = counts.count(sum(math.prod(shape) for shape, _ in pairs))
     kept = _total([_count(mask, shape) for shape, mask in pairs])
     return counts.as_float(counts.subtract(entries, kept)) / counts.as_float(entries)
+
+
+def _ones(leaf: Any, pattern: Pattern, batch_axes: int) -> jax.Array:
+    def expanded(x: jax.Array) -> jax.Array:
+        return pattern.expand(jnp.ones_like(pattern.units(x, batch_axes), dtype=bool), x.shape, batch_axes)
+
+    shape = jax.eval_shape(expanded, leaf).shape
+    # Made like the leaf where it can be, to lie on the same devices.
+    return jnp.ones_like(leaf, dtype=bool) if shape == tuple(leaf.shape) else jnp.ones(shape, bool)
 
 
 def _zero(leaf: Any, mask: Any) -> Any:

@@ -5,6 +5,7 @@ All of them leave leading batch axes (layers stacked by a scan, members of an en
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,10 @@ class Pattern(Protocol):
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
         """The mask of the entries, which broadcasts to `shape`, from a bool for each unit."""
         ...
+
+
+Patterns = Pattern | Mapping[str, Pattern]
+BatchAxes = int | Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class Unstructured:
     def _order(self, ndim: int) -> tuple[int, ...]:
         together = _positive(self.axes or (), ndim)
         return tuple(a for a in range(ndim) if a not in together) + together
+
+
+UNSTRUCTURED = Unstructured()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Trees of parameters: the names of leaves, which may be pruned, rules by path."""
 
+from jaxprune.tree.matching import align as align
 from jaxprune.tree.matching import check_masks as check_masks
 from jaxprune.tree.matching import check_same as check_same
 from jaxprune.tree.paths import identity as identity

@@ -38,6 +38,32 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     raise ValueError(f"{what} must have the structure of {of}; they differ:\n" + "\n".join(detail))
 
 
+def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyTree:
+    """`other` with the containers of `tree`, where both have the same leaves by `paths.identity`.
+
+    A dict and a FrozenDict, or Variables and their values, differ in structure and mean the same leaves.
+
+    Args:
+      tree: sets the structure.
+      other: gives the leaves.
+      what: what `other` is, for the message.
+      is_leaf: nodes of `other` that are leaves.
+
+    Returns:
+      The leaves of `other` in the structure of `tree`; `other` itself where it has that structure already.
+
+    Raises:
+      ValueError: the leaves differ; the message names those that only one tree has.
+    """
+    if jax.tree.structure(tree) == jax.tree.structure(other, is_leaf=is_leaf):
+        return other
+    leaves = {paths.identity(p): x for p, x in jax.tree_util.tree_flatten_with_path(other, is_leaf=is_leaf)[0]}
+    order = [paths.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    if leaves.keys() != set(order) or len(leaves) != len(order):
+        check_same(tree, other, what=what)
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in order])
+
+
 def check_masks(params: PyTree, masks: PyTree) -> None:
     """Raises unless `masks` is a mask tree of `params`: same structure, bool, each leaf broadcasting to its own.
 
