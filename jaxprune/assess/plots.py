@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.assess.complexity import Complexity
+from jaxprune.assess.reliability import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,6 +84,34 @@ def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
     axes.invert_yaxis()
     if len(pruned) > 1:
         figure.legend(loc="outside lower center", ncols=min(4, len(pruned)))
+    return figure
+
+
+def reliability_diagram(models: Mapping[str, Reliability]) -> "Figure":
+    """Accuracy against confidence, one line for each model; below the diagonal a model is overconfident.
+
+    Args:
+      models: by name what `reliability` gave.
+
+    Returns:
+      A figure; the area of a point grows with the samples in its bin.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: no model.
+    """
+    if not models:
+        raise ValueError("no model to draw")
+    figure, axes = _figure(4.6, 4.4)
+    axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="calibrated")
+    for name, bins in models.items():
+        count = np.asarray(bins.samples)
+        filled = count > 0
+        confidence, accuracy = np.asarray(bins.confidence)[filled], np.asarray(bins.accuracy)[filled]
+        [line] = axes.plot(confidence, accuracy, label=name)
+        axes.scatter(confidence, accuracy, 8 + 150 * count[filled] / count.sum(), color=line.get_color())
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend()
     return figure
 
 
