@@ -1,0 +1,110 @@
+"""What pruning forgets: the samples on which pruned models answer otherwise, and the classes that lose by it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune.assess import predictions, scores
+
+Array = jax.Array
+
+
+class Exemplars(NamedTuple):
+    """Pruning identified exemplars.
+
+    Attributes:
+      is_exemplar: where dense and pruned models answer differently, bool (n,).
+      dense: the answer of most dense models, (n,).
+      pruned: the answer of most pruned models, (n,).
+    """
+
+    is_exemplar: Array
+    dense: Array
+    pruned: Array
+
+
+def exemplars(dense: Any, pruned: Any) -> Exemplars:
+    """Pruning identified exemplars (PIEs): samples on which the modal answers of two populations differ.
+
+    Hooker et al. 2019 (arXiv:1911.05248, section 3). Of equally frequent answers the class of the lowest index
+    counts. One model each is a population of one: then these are all samples on which the two disagree.
+
+    Args:
+      dense: logits of dense models, (models, n, classes) or (n, classes).
+      pruned: logits of pruned models, likewise; their number may differ.
+
+    Returns:
+      Which samples, and both answers.
+
+    Raises:
+      ValueError: samples or classes differ, or there are none; where values are concrete, NaN.
+
+    Example:
+      >>> found = exemplars(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[2.0, 1.0], [1.0, 0.0]]))
+      >>> found.is_exemplar.tolist(), found.dense.tolist(), found.pruned.tolist()
+      ([False, True], [0, 1], [0, 0])
+    """
+    populations = [x[None] if x.ndim == 2 else x for x in map(jnp.asarray, (dense, pruned))]
+    if any(x.ndim != 3 or not x.size for x in populations) or populations[0].shape[1:] != populations[1].shape[1:]:
+        raise ValueError(
+            "dense and pruned must be logits (models, n, classes) of the same samples and classes; "
+            f"got {populations[0].shape} and {populations[1].shape}"
+        )
+    for name, x in zip(("dense", "pruned"), populations, strict=True):
+        if not isinstance(x, Tracer) and np.isnan(np.asarray(x, np.float64)).any():
+            raise ValueError(f"{name} logits hold NaN")
+    first, second = map(_modal, populations)
+    return Exemplars(first != second, first, second)
+
+
+def agreement(first: Any, second: Any) -> Array:
+    """The fraction of samples on which two models, or the majorities of two populations, answer alike.
+
+    Args:
+      first: logits (n, classes), or (models, n, classes).
+      second: logits, likewise.
+
+    Returns:
+      A scalar in [0, 1].
+
+    Raises:
+      ValueError: see `exemplars`.
+    """
+    return 1 - exemplars(first, second).is_exemplar.mean()
+
+
+def recall_by_class(logits: Any, labels: Any) -> Array:
+    """The accuracy within each class, (classes,): the difference of two models shows who pays for pruning.
+
+    Args:
+      logits: (n, classes).
+      labels: integers, (n,).
+
+    Returns:
+      Fractions; NaN for a class without samples, inside jit only.
+
+    Raises:
+      TypeError: see `evaluate`.
+      ValueError: see `evaluate`; and, where labels are concrete, a class without samples.
+
+    Example:
+      >>> recall_by_class(jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 1, 1])).tolist()
+      [1.0, 0.5]
+    """
+    logits, labels = predictions.check(logits, labels)
+    classes = logits.shape[1]
+    if not isinstance(labels, Tracer):
+        empty = np.flatnonzero(np.bincount(np.asarray(labels), minlength=classes) == 0)
+        if empty.size:
+            raise ValueError(f"no sample of class {', '.join(map(str, empty))}: it has no recall; add samples of it")
+    hits = scores.correct(logits, labels).astype(jnp.float32)
+    return jax.ops.segment_sum(hits, labels, classes) / jax.ops.segment_sum(jnp.ones_like(hits), labels, classes)
+
+
+def _modal(population: Array) -> Array:
+    answers = population.argmax(-1)  # (models, n)
+    votes = jax.nn.one_hot(answers, population.shape[-1], dtype=jnp.int32).sum(0)
+    return votes.argmax(-1)
