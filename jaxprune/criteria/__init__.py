@@ -4,6 +4,10 @@ A criterion is any function `criterion(params, *, grads=None, stats=None, key=No
 scores with the structure of `params`, each array in the shape of its parameter. A user's own is as good as these.
 """
 
+from jaxprune.criteria.activation import activation_mean as activation_mean
+from jaxprune.criteria.activation import apoz as apoz
+from jaxprune.criteria.activation import ria as ria
+from jaxprune.criteria.activation import wanda as wanda
 from jaxprune.criteria.draw import random as random
 from jaxprune.criteria.flow import Criterion as Criterion
 from jaxprune.criteria.flow import grasp as grasp

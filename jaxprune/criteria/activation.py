@@ -1,0 +1,165 @@
+"""Criteria on the activations that calibration saw: weights by their inputs, channels by what comes through them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.criteria.signals import of_leaf, wide
+
+PyTree = Any
+Score = Callable[[jax.Array, Any], jax.Array]
+
+
+def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
+    r"""The size of a weight times the norm of its input over the samples.
+
+        s_ij = |w_ij| ||x_i||
+
+    Sun et al. 2023 (Wanda), arXiv 2306.11695, eq. 1. The paper compares the weights of one output with each other, not
+    those of the whole layer, and finds that this matters: for kernels [inputs, outputs] that is
+    `pattern=masks.Unstructured(axes=-2)`, and the default of `reconstruct(..., method="wanda")`.
+
+    Args:
+      params: any tree.
+      stats: what `calibrate(fn, params, batches, collect="square")` returns.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, 0 or more, in float32 at least. A leaf without statistics (`stats.uncovered` says why) gets a
+      scalar zero, as leaves that are not floating do, and so is not pruned.
+
+    Raises:
+      ValueError: there are no stats, or not of these shapes, or squares were not summed.
+      TypeError: `stats` is not what `calibrate` returns.
+
+    Example:
+      >>> from jaxprune.calibration import calibrate
+      >>> w = jnp.array([[1.0, -2.0], [3.0, 1.0]])
+      >>> stats = calibrate(lambda w, x: x @ w, w, [jnp.array([[2.0, 0.5]])], collect='square')
+      >>> wanda(w, stats=stats).tolist()
+      [[2.0, 4.0], [1.5, 0.5]]
+    """
+    del signals
+    return _scores(params, stats, "wanda", lambda w, inputs: jnp.abs(w) * inputs.layout.along_inputs(inputs.norm))
+
+
+def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, **signals: Any) -> PyTree:
+    r"""Relative importance: the share of a weight among those of its input and of its output, times its input's norm.
+
+        s_ij = (|w_ij| / \sum_i |w_ij| + |w_ij| / \sum_j |w_ij|) ||x_i||^a
+
+    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. No input or output is emptied for its weights being
+    small throughout. Matrices of a stack (scanned layers, groups of a convolution) have sums of their own.
+
+    Args:
+      params: any tree.
+      stats: as for `wanda`.
+      power: a, 0.5 in the paper; 0 leaves the activations out.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, as of `wanda`; 0 where a whole row or column is 0.
+
+    Raises:
+      ValueError: as `wanda` does.
+      TypeError: as `wanda` does.
+
+    Example:
+      >>> from jaxprune.calibration import calibrate
+      >>> w = jnp.array([[1.0, 3.0], [1.0, 1.0]])
+      >>> stats = calibrate(lambda w, x: x @ w, w, [jnp.array([[4.0, 1.0]])], collect='square')
+      >>> ria(w, stats=stats).tolist()
+      [[1.5, 3.0], [1.0, 0.75]]
+    """
+    del signals
+
+    def score(w: jax.Array, inputs: Any) -> jax.Array:
+        size = jnp.abs(inputs.layout.matrices(w))
+        share = lambda axis: size / jnp.where(size.sum(axis, keepdims=True) == 0, 1.0, size.sum(axis, keepdims=True))
+        return inputs.layout.leaf((share(1) + share(2)) * inputs.norm[:, :, None] ** power)
+
+    return _scores(params, stats, "ria", score)
+
+
+def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
+    r"""The absolute mean of the input that a weight meets: for channels.
+
+        s_ij = |\sum_n x_ni / N|
+
+    Molchanov et al. 2017, arXiv 1611.06440, section 2.2, where it is taken over a layer's outputs. Here it stands at
+    the inputs of the layer that reads them, so a channel is `masks.Channel(axis=-2)` of that layer's kernel; slimming
+    removes it from the layer that makes it as well. Scores do not differ between a weight's outputs.
+
+    Args:
+      params: any tree.
+      stats: what `calibrate(fn, params, batches, collect="total")` returns.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, as of `wanda`.
+
+    Raises:
+      ValueError: there are no stats, or not of these shapes, or totals were not summed.
+      TypeError: as `wanda` does.
+
+    Example:
+      >>> from jaxprune.calibration import calibrate
+      >>> x = jnp.array([[1.0, -3.0], [1.0, 1.0]])
+      >>> stats = calibrate(lambda w, x: x @ w, jnp.ones((2, 2)), [x], collect='total')
+      >>> activation_mean(jnp.ones((2, 2)), stats=stats).tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+    """
+    del signals
+    return _scores(params, stats, "activation_mean", lambda w, inputs: _spread(w, inputs, jnp.abs(inputs.mean)))
+
+
+def apoz(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
+    """The fraction of samples in which the input that a weight meets is not zero: for channels after a ReLU.
+
+        s_ij = 1 - APoZ_i
+
+    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1: the average percentage of zeros, turned round so that
+    larger is more worth keeping. Where it stands and how it is used: see `activation_mean`.
+
+    Args:
+      params: any tree.
+      stats: what `calibrate(fn, params, batches, collect="zeros")` returns.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores in [0, 1], as of `wanda`.
+
+    Raises:
+      ValueError: there are no stats, or not of these shapes, or zeros were not counted.
+      TypeError: as `wanda` does.
+
+    Example:
+      >>> from jaxprune.calibration import calibrate
+      >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+      >>> stats = calibrate(lambda w, x: x @ w, jnp.ones((2, 1)), [x], collect='zeros')
+      >>> apoz(jnp.ones((2, 1)), stats=stats).tolist()
+      [[1.0], [0.5]]
+    """
+    del signals
+    return _scores(params, stats, "apoz", lambda w, inputs: _spread(w, inputs, 1.0 - inputs.zero_fraction))
+
+
+def _spread(w: jax.Array, inputs: Any, values: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(inputs.layout.along_inputs(values), w.shape)
+
+
+def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
+    if stats is None:
+        raise ValueError(f"criteria.{criterion} needs stats: pass stats=calibrate(fn, params, batches)")
+    if not hasattr(stats, "leaves"):
+        raise TypeError(f"criteria.{criterion}: stats must be what calibrate returns, got {type(stats).__name__}")
+    leaves, treedef = jax.tree.flatten(params)
+
+    def of(leaf: Any, inputs: Any) -> jax.Array:
+        if inputs is None:
+            return jnp.zeros(())
+        return of_leaf(lambda w: score(w.astype(wide(w.dtype)), inputs), leaf)
+
+    return jax.tree.unflatten(treedef, [of(*pair) for pair in zip(leaves, stats.leaves(params), strict=True)])
