@@ -1,0 +1,10 @@
+"""Allocations: from a total sparsity to one for each leaf.
+
+An allocation is any function `allocation(scores, sparsity, *, where=None, pattern=masks.Unstructured(), batch_axes=0)`
+that returns an `Allocation`, whose `sparsities` go straight into `masks.select`.
+"""
+
+from jaxprune.allocation.leaves import Allocate as Allocate
+from jaxprune.allocation.leaves import Allocation as Allocation
+from jaxprune.allocation.uniform import global_ as global_
+from jaxprune.allocation.uniform import uniform as uniform

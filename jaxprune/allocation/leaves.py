@@ -1,0 +1,173 @@
+"""What allocations share: the leaves that are pruned, with their sizes, and the total that comes out."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import masks, tree
+from jaxprune.masks import counts
+
+PyTree = Any
+_LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
+
+
+class Allocation(NamedTuple):
+    """How a total sparsity is shared.
+
+    Attributes:
+      sparsities: for `masks.select`: a tree with a sparsity, or a `masks.Count` of removed entries, for each leaf (0.0
+        for those that are not pruned), or `masks.Global`.
+      achieved: the fraction removed of all entries of the pruned leaves, once every leaf's count is rounded; a Python
+        float if the sparsity was a Python number, else a float array of shape ().
+    """
+
+    sparsities: Any
+    achieved: Any
+
+
+class Allocate(Protocol):
+    """Any function that shares a total sparsity among leaves."""
+
+    def __call__(
+        self, scores: PyTree, sparsity: Any, *, where: Any = None, pattern: Any = ..., batch_axes: Any = 0
+    ) -> Allocation:
+        """Shares `sparsity`, in [0, 1), a Python number or a traced scalar."""
+        ...
+
+
+class Leaf(NamedTuple):
+    """A leaf that is pruned.
+
+    Attributes:
+      name: its name.
+      place: its place among all leaves.
+      scores: an array or a ShapeDtypeStruct.
+      pattern: how it is pruned.
+      batch_axes: how many leading axes are slices that get the same count each.
+      slices: how many such slices it has, as the pattern sees it.
+      units: how many units each has.
+    """
+
+    name: str
+    place: int
+    scores: Any
+    pattern: Any
+    batch_axes: int
+    slices: int
+    units: int
+
+    @property
+    def entries(self) -> int:
+        """How many entries the whole leaf has."""
+        return int(np.prod(self.scores.shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape without the batch axes."""
+        return tuple(self.scores.shape[self.batch_axes :])
+
+
+def leaves(scores: PyTree, where: tree.Where, pattern: Any, batch_axes: Any) -> list[Leaf]:
+    """The leaves that are pruned.
+
+    Raises:
+      ValueError: a leaf that its pattern does not fit, named; globs that match nothing.
+    """
+    patterns = tree.resolve(pattern, scores, default=masks.Unstructured(), what="pattern")
+    axes = tree.resolve(batch_axes, scores, default=0, what="batch_axes")
+    chosen = jax.tree.leaves(tree.prunable(scores, where))
+    found, wrong = [], []
+    for i, (name, leaf) in enumerate(tree.named_leaves(scores)):
+        if not chosen[i]:
+            continue
+        if not 0 <= axes[i] < len(leaf.shape):
+            wrong.append(f"  {name}: {axes[i]} batch axes do not leave an axis of {leaf.shape} to prune")
+            continue
+        problem = patterns[i].check(tuple(leaf.shape), axes[i])
+        if problem:
+            wrong.append(f"  {name}: {problem}")
+            continue
+        found.append(Leaf(name, i, leaf, patterns[i], axes[i], *_units(leaf, patterns[i], axes[i])))
+    if wrong:
+        raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
+    return found
+
+
+def _units(scores: Any, pattern: Any, batch_axes: int) -> tuple[int, int]:
+    if isinstance(pattern, masks.Unstructured):
+        axes = pattern.batch_axes(scores.shape, batch_axes)
+        slices = int(np.prod(pattern_shape(scores, pattern, batch_axes)[:axes]))
+        return slices, int(np.prod(scores.shape)) // max(slices, 1)
+    if isinstance(pattern, masks.NM):
+        return int(np.prod(scores.shape)) // pattern.m, pattern.m
+    shape = pattern_shape(scores, pattern, batch_axes)
+    return int(np.prod(shape[:batch_axes])), int(np.prod(shape[batch_axes:]))
+
+
+def pattern_shape(scores: Any, pattern: Any, batch_axes: int) -> tuple[int, ...]:
+    """The shape of a leaf's units."""
+    struct = jax.ShapeDtypeStruct(scores.shape, scores.dtype)
+    return tuple(jax.eval_shape(partial(pattern.units, batch_axes=batch_axes), struct).shape)
+
+
+def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) -> Allocation:
+    """The allocation with these values for the pruned leaves, and 0.0 for the others."""
+    filled: list[Any] = [0.0] * len(jax.tree.leaves(scores))
+    for leaf, value in zip(pruned, values, strict=True):
+        filled[leaf.place] = value
+    return Allocation(jax.tree.unflatten(jax.tree.structure(scores), filled), achieved(pruned, values))
+
+
+def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
+    """The fraction of all entries that so many sparsities or counts remove.
+
+    Returns:
+      A Python float, exact but for its rounding, if every value is a Python number or a Count of integers; else float32
+      (or the dtype of the sparsities).
+    """
+    entries = sum(leaf.entries for leaf in pruned)
+    removed = [removed_entries(leaf, value) for leaf, value in zip(pruned, values, strict=True)]
+    if not entries:
+        return 0.0
+    if all(isinstance(k, int) for k in removed):
+        return sum(removed) / entries
+    return sum((jnp.asarray(k) for k in removed), jnp.zeros(())) / entries
+
+
+def removed_entries(leaf: Leaf, value: Any) -> Any:
+    """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
+    count = value if isinstance(value, masks.Count) else masks.removed(value, leaf.units)
+    if isinstance(leaf.pattern, masks.NM):
+        # The pattern, not the sparsity, has the last word on how many of a group stay.
+        most = leaf.pattern.m - leaf.pattern.n
+        count = masks.count(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
+    each = leaf.entries // (leaf.slices * leaf.units)
+    if isinstance(count.low, int):
+        return masks.as_int(count) * leaf.slices * each
+    total = counts.as_float(count)
+    return (total.sum() if total.ndim else total * leaf.slices) * each
+
+
+def share(value: Any) -> Any:
+    """A sparsity computed by an allocation, kept in [0, 1): rounding may have carried it out."""
+    if isinstance(value, jax.Array):
+        top = np.nextafter(np.ones((), value.dtype), np.zeros((), value.dtype))
+        return jnp.clip(value, 0.0, top)
+    return min(max(float(value), 0.0), _LARGEST)
+
+
+def as_sparsity(sparsity: Any) -> Any:
+    """The sparsity given by the user: a checked Python float, or a floating array of 32 bits at least.
+
+    Raises:
+      ValueError: a number outside [0, 1).
+      TypeError: not a number, or an array that is not a floating scalar.
+    """
+    masks.check_sparsity(sparsity)
+    if isinstance(sparsity, jax.Array):
+        return sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))
+    return float(sparsity)
