@@ -29,7 +29,9 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.keep.shape != (self.groups.size,) or self.keep.dtype != np.bool_:
-            raise ValueError(f"keep must be {self.groups.size} bools, one a unit; got {self.keep.dtype} {self.keep.shape}")
+            raise ValueError(
+                f"keep must be {self.groups.size} bools, one a unit; got {self.keep.dtype} {self.keep.shape}"
+            )
         wrong = [problem for group in self.groups if (problem := _problem(group, self.keep[group.span]))]
         if wrong:
             raise ValueError("this choice cannot be carried out:\n" + "\n".join(wrong))

@@ -138,7 +138,9 @@ def follow(
         for var, axes in zip(eqn.outvars, results, strict=True):
             if tuple(map(ax.size, axes)) != tuple(getattr(var.aval, "shape", ())):
                 sizes, shape = tuple(map(ax.size, axes)), var.aval.shape
-                raise RuntimeError(f"{site.name}: axes of sizes {sizes} for the shape {shape}; a bug in jaxprune.slimming")
+                raise RuntimeError(
+                    f"{site.name}: axes of sizes {sizes} for the shape {shape}; a bug in jaxprune.slimming"
+                )
             frame.axes[var] = axes
     return frame
 

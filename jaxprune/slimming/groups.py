@@ -187,7 +187,10 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray]
             salt = rng.integers(2**63, dtype=np.uint64)
             place = np.broadcast_to(np.arange(ids.size).reshape(ids.shape)[..., None], columns.shape)
             atom, place = columns[columns != Labels.FIXED], place[columns != Labels.FIXED]
-            unit, of = np.unique(atom, return_inverse=True)
+            if not atom.size:
+                start += ids.size
+                continue
+            unit, of = _numbered(atom)
             lowest, sums = np.full(unit.size, ids.size), np.zeros(unit.size, np.uint64)
             np.minimum.at(lowest, of, place)
             np.add.at(sums, of, _mix((place - lowest[of]).astype(np.uint64) + salt))
@@ -198,6 +201,12 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray]
         atom = np.unique(analysis.labels.atoms(ids))
         signature[atom] += rng.integers(2**63, dtype=np.uint64)
     return signature, first
+
+
+def _numbered(atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if (atoms[1:] > atoms[:-1]).all():
+        return atoms, np.arange(atoms.size)
+    return np.unique(atoms, return_inverse=True)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

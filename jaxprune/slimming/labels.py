@@ -15,6 +15,7 @@ import numpy as np
 from jaxprune.slimming import grids
 
 Ids = np.ndarray  # integer labels, any shape
+_CAPACITY = 2**20  # memory is not touched before it is used
 _DEPTH = 12  # conjunctions of more parts than this many levels are circular
 
 
@@ -29,10 +30,10 @@ class Labels:
     FIXED = 0
 
     def __init__(self) -> None:
-        self._parent = np.zeros(4096, np.int64)
-        self._left = np.full(4096, -1, np.int64)
-        self._right = np.full(4096, -1, np.int64)
-        self._why = np.zeros(4096, np.int32)
+        self._parent = np.zeros(_CAPACITY, np.int64)
+        self._left = np.zeros(_CAPACITY, np.int64)  # 0: an atom; FIXED is no part of a conjunction
+        self._right = np.zeros(_CAPACITY, np.int64)
+        self._why = np.zeros(_CAPACITY, np.int32)
         self._size = 1
         self.reasons: list[str] = ["", "fixed"]
         self._why[self.FIXED] = 1
@@ -74,7 +75,7 @@ class Labels:
         """The reasons of labels that are frozen, those of conjunctions by one of their parts."""
         ids = self.find(ids)
         for _ in range(_DEPTH):
-            parts = (self._left[ids] >= 0) & (self._why[ids] == 0)
+            parts = (self._left[ids] > 0) & (self._why[ids] == 0)
             if not parts.any():
                 break
             ids = np.where(parts, self.find(np.where(parts, self._left[ids], ids)), ids)
@@ -82,7 +83,7 @@ class Labels:
 
     def has_parts(self, ids: Ids) -> np.ndarray:
         """For each label whether its representative is a conjunction."""
-        return self._left[self.find(ids)] >= 0
+        return self._left[self.find(ids)] > 0
 
     def both(self, a: Ids, b: Ids) -> Ids:
         """Labels of positions that stay only if `a` and `b` stay (arrays that broadcast together)."""
@@ -104,7 +105,7 @@ class Labels:
         pending, done = [(self.find(ids), 0)], []
         while pending:
             column, depth = pending.pop()
-            parts = self._left[column] >= 0
+            parts = self._left[column] > 0
             if not parts.any():
                 done.append(np.where(self._why[column] > 0, self.FIXED, column))
                 continue
@@ -117,8 +118,12 @@ class Labels:
 
     def freeze(self, ids: Ids, why: int) -> None:
         """Freezes labels, and every part of those that are conjunctions."""
-        free = self._free_atoms(ids)
-        self._why[free] = why
+        roots = self.find(ids)
+        if not (self._left[roots] > 0).any():
+            self._why[roots] = np.where(self._why[roots] > 0, self._why[roots], why)
+            return
+        atoms = self.atoms(roots)
+        self._why[atoms[atoms != self.FIXED]] = why
 
     def unify(self, a: Ids, b: Ids) -> None:
         """Makes each label of `a` the same as its partner in `b` (arrays that broadcast together).
@@ -137,7 +142,7 @@ class Labels:
             u, v = u[differ], v[differ]
             if not u.size:
                 continue
-            parts_u, parts_v = self._left[u] >= 0, self._left[v] >= 0
+            parts_u, parts_v = self._left[u] > 0, self._left[v] > 0
             work += self._link(u, v, ~parts_u & ~parts_v)
             mixed = parts_u != parts_v
             if mixed.any():
@@ -176,7 +181,7 @@ class Labels:
         self._parent[atom[rest]] = whole[rest]
         done = frozen | own
         if done.any():  # equal from now on: both never go, or the conjunction is the atom alone
-            self._left[whole[done]] = -1
+            self._left[whole[done]] = 0
             self._parent[whole[done]] = atom[done]
         return [(atom[rest], whole[rest])]
 
@@ -193,32 +198,31 @@ class Labels:
             self.freeze(found.unmatched, self.reason("two ways of cutting one axis that do not fit together"))
         return equations
 
-    def _free_atoms(self, ids: Ids) -> Ids:
-        atoms = np.unique(self.atoms(np.unique(ids)))
-        return atoms[atoms != self.FIXED]
-
     def _break_circle(self, ids: Ids) -> None:
         why = self.reason("an axis that would have to be a part of itself")
         reached = np.unique(self.find(ids))
         while True:
-            parts = reached[self._left[reached] >= 0]
+            parts = reached[self._left[reached] > 0]
             more = np.unique(np.concatenate([reached, self.find(self._left[parts]), self.find(self._right[parts])]))
             if more.size == reached.size:
                 break
             reached = more
-        self._left[reached] = -1
+        self._left[reached] = 0
         self._why[reached] = np.where(self._why[reached] > 0, self._why[reached], why)
 
     def _reserve(self, count: int) -> None:
-        capacity = self._parent.size
-        if self._size + count <= capacity:
+        if self._size + count <= self._parent.size:
             return
-        extra = max(capacity, count)
-        grow = (0, extra)
-        self._parent = np.pad(self._parent, grow)
-        self._left = np.pad(self._left, grow, constant_values=-1)
-        self._right = np.pad(self._right, grow, constant_values=-1)
-        self._why = np.pad(self._why, grow)
+        capacity = max(2 * self._parent.size, self._size + count)
+        self._parent = _grown(self._parent, capacity)
+        self._left, self._right = _grown(self._left, capacity), _grown(self._right, capacity)
+        self._why = _grown(self._why, capacity)
+
+
+def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
+    grown = np.zeros(capacity, array.dtype)
+    grown[: array.size] = array
+    return grown
 
 
 def _tidy(columns: list[Ids]) -> Ids:

@@ -170,9 +170,7 @@ def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:
 
 def _signature(args: Any) -> Any:
     leaves, structure = jax.tree.flatten(args)
-    parts = [
-        (tuple(x.shape), x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves
-    ]
+    parts = [(tuple(x.shape), x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves]
     key = (structure, tuple(parts))
     try:
         hash(key)

@@ -45,7 +45,9 @@ def _outputs(frame: Frame) -> list[Axes]:
 def _follow_scan(site: Site, operands: list[Axes]) -> list[Axes]:
     [sub] = sub_jaxprs(site.eqn)
     depth = len(site.frame.layers)
-    layered = any(f.ids is not None and f.ids.ndim - 1 > depth for i in sub.stacked_inputs for f in _factors(operands[i]))
+    layered = any(
+        f.ids is not None and f.ids.ndim - 1 > depth for i in sub.stacked_inputs for f in _factors(operands[i])
+    )
     inputs = []
     for k, axes in enumerate(operands):
         if k in sub.stacked_inputs:
@@ -125,9 +127,7 @@ def _shrink_scan(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 def _typed(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     avals = [v.aval for v in site.eqn.invars]
-    return [
-        jnp.asarray(x, a.dtype) if not hasattr(x, "dtype") else x for x, a in zip(operands, avals, strict=True)
-    ]
+    return [jnp.asarray(x, a.dtype) if not hasattr(x, "dtype") else x for x, a in zip(operands, avals, strict=True)]
 
 
 def _follow_while(site: Site, operands: list[Axes]) -> list[Axes]:
@@ -148,7 +148,10 @@ def _zero_while(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     inputs = [known[i] for i in body.inputs if i is not None]
     results = _until_stable(site, 1, body, inputs)
     carried = iter(results)
-    after = [k if i < site.eqn.params["cond_nconsts"] else next(carried) for i, k in enumerate(known[i] for i in cond.inputs if i is not None)]
+    after = [
+        k if i < site.eqn.params["cond_nconsts"] else next(carried)
+        for i, k in enumerate(known[i] for i in cond.inputs if i is not None)
+    ]
     site.child(0, after)
     return results
 

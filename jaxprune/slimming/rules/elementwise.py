@@ -133,11 +133,22 @@ def _table() -> dict[str, Rule]:
     zero_rules = {_KEEP_ZERO: _keep, _LOSE_ZERO: no_zeros, _INFINITE: _infinite, _ALL_ZERO: _all, _ANY_ZERO: _any}
     zero_rules |= {_FIRST_ZERO: _first}
     table = {
-        name: Rule(_follow, zero, rebind, ragged=name in _UNARY) for names, zero in zero_rules.items() for name in names.split()
+        name: Rule(_follow, zero, rebind, ragged=name in _UNARY)
+        for names, zero in zero_rules.items()
+        for name in names.split()
     }
-    table |= {name: Rule(_follow, zero, rebind) for name, zero in
-              {"div": _div, "max": _max, "min": _max, "clamp": _clamp, "select_n": _select, "pow": _pow,
-               "integer_pow": _pow}.items()}
+    table |= {
+        name: Rule(_follow, zero, rebind)
+        for name, zero in {
+            "div": _div,
+            "max": _max,
+            "min": _max,
+            "clamp": _clamp,
+            "select_n": _select,
+            "pow": _pow,
+            "integer_pow": _pow,
+        }.items()
+    }
     table["optimization_barrier"] = Rule(_follow_each, _copy, _barrier, ragged=True)
     for name in ("convert_element_type", "stop_gradient", "copy", "copy_p", "reduce_precision", "name"):
         table[name] = table[name]._replace(zero=_copy)

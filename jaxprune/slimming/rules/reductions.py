@@ -49,9 +49,7 @@ def _follow_along(site: Site, operands: list[Axes]) -> list[Axes]:
     for axes in operands:
         site.freeze(axes[k], f"{site.name} along it")
     joined = [together(site, axes) for axes in zip(*operands, strict=True)]
-    return [
-        tuple(ax.fixed(v.aval.shape[k]) if i == k else a for i, a in enumerate(joined)) for v in site.eqn.outvars
-    ]
+    return [tuple(ax.fixed(v.aval.shape[k]) if i == k else a for i, a in enumerate(joined)) for v in site.eqn.outvars]
 
 
 def _zero_along(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:

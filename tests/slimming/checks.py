@@ -1,0 +1,62 @@
+"""What a slimmed function must satisfy, for any function and any choice."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import slimming
+
+
+def random_params(shapes: Any, seed: int = 0) -> Any:
+    """Numbers for shapes; scales and variances positive."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        name = jax.tree_util.keystr(path)
+        noise = rng.normal(size=leaf.shape)
+        return jnp.asarray(np.abs(noise) * 0.3 + 0.5 if "var" in name or "scale" in name else noise * 0.3, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def random_choice(groups: slimming.Groups, seed: int = 0, share: float = 0.5) -> slimming.Choice:
+    """Removes a share of each group's units, in stacked layers each its own, and never all."""
+    rng = np.random.default_rng(seed)
+    keep = np.ones(groups.size, bool)
+    for group in groups:
+        for layer in range(group.layers):
+            units = np.arange(group.count) if group.layer is None else np.flatnonzero(group.layer == layer)
+            gone = rng.permutation(units)[: min(int(units.size * share), units.size - 1)]
+            keep[group.first + gone] = False
+    return slimming.Choice(groups, keep)
+
+
+def masked(params: Any, choice: slimming.Choice) -> Any:
+    """The parameters with zeros where the choice removes."""
+    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, choice.masks())
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest difference of two trees, relative to the largest number of the first."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(jnp.max(jnp.abs(x - y)) / (jnp.max(jnp.abs(x)) + 1e-9)) for x, y in pairs if x.size)
+
+
+def check_agrees(
+    fn: Callable[..., Any], params: Any, inputs: Sequence[Any], seed: int = 0, share: float = 0.5
+) -> tuple[slimming.Groups, slimming.Choice, slimming.Slimmed]:
+    """Slims at random and compares the smaller function with the function of masked parameters."""
+    groups = slimming.find_groups(fn, params, *inputs)
+    choice = random_choice(groups, seed, share)
+    small = slimming.slim(fn, params, choice, *inputs)
+    expected = jax.jit(fn)(masked(params, choice), *inputs)
+    got = jax.jit(small.fn)(small.params, *inputs)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
+    assert all(g.exact for g in groups), str(groups)
+    assert difference(expected, got) < 1e-5
+    return groups, choice, small
