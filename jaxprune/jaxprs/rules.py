@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,10 +146,12 @@ def _select(eqn: Equation, states: Sequence[State]) -> State:
 
 def _pick(eqn: Equation, states: Sequence[State]) -> State:
     # Which entries are taken only the data tell; that they are a parameter's must not be forgotten.
-    first = states[0]
+    first, picked = states[0], any(isinstance(s, Data) for s in states[1:])
     if isinstance(first, Weight):
-        return Lost(frozenset(first.leaves), eqn.primitive.name)
-    return first if isinstance(first, Lost) else _mix(eqn, states)
+        return Lost(frozenset(first.leaves), eqn.primitive.name, picked)
+    if isinstance(first, Lost):
+        return replace(first, picked=first.picked or picked)
+    return _mix(eqn, states)
 
 
 _RULES: dict[str, Rule] = {

@@ -46,10 +46,12 @@ class Lost:
     Attributes:
       leaves: the inputs of the jaxpr that went in.
       primitive: what could not be followed.
+      picked: whether data told which entries were taken, as in an embedding: whatever is computed from it is data.
     """
 
     leaves: frozenset[int]
     primitive: str
+    picked: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def following(leaf: int) -> Weight:
 
 def mix(states: Sequence[State], primitive: str) -> State:
     """The state of a value that depends on others in any other way than those that can be followed."""
-    if any(isinstance(s, Data) for s in states):
+    if any(isinstance(s, Data) or (isinstance(s, Lost) and s.picked) for s in states):
         return Data()
     lost = [s for s in states if isinstance(s, Lost)]
     leaves = frozenset(leaf for s in states if isinstance(s, (Weight, Lost)) for leaf in s.leaves)

@@ -165,7 +165,21 @@ def test_embedding_is_lost_but_does_not_hide_the_layer_behind():
     fn = lambda p, t: jnp.take(p["e"], t, axis=0) @ p["w"] @ p["w"].T @ p["e"].T
     met = products(fn, {"e": table, "w": W}, tokens, params=(0, 1))
     assert [leaves_of(m.states[1]) for m in met] == [(1,), (1,), (0,)]
-    assert leaves_of(met[0].states[0]) == frozenset({0})
+    assert met[0].states[0] == Lost(frozenset({0}), "gather", picked=True)
+    assert [m.states[0] for m in met[1:]] == [Data(), Data()]
+
+
+def test_an_embedding_that_is_normalised_is_data():
+    fn = lambda e, t: (lambda x: x @ x.T)(jax.nn.standardize(e[t]))
+    [dot] = products(fn, jax.ShapeDtypeStruct((10, 4), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
+    assert dot.states == (Data(), Data())
+
+
+def test_an_expert_chosen_by_data_is_named():
+    fn = lambda w, x, i: x @ w[i].astype(jnp.float32).T
+    expert = jax.ShapeDtypeStruct((), jnp.int32)
+    [dot] = products(fn, jax.ShapeDtypeStruct((3, 6, 4), jnp.float32), X, expert)
+    assert dot.states[1] == Lost(frozenset({0}), "dynamic_slice", picked=True)
 
 
 def test_vmap_over_members():
