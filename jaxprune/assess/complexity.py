@@ -77,21 +77,21 @@ class Complexity:
         return sum(leaf.size.kept for leaf in self.leaves)
 
     @property
-    def density(self) -> float:
-        """The fraction of all parameters that is kept; 1 if there are none."""
-        return self.kept / self.total if self.total else 1.0
-
-    @property
     def sparsity(self) -> float:
-        """The fraction of all parameters that is removed, biases and other leaves without masks among them."""
-        return 1.0 - self.density
-
-    @property
-    def pruned_sparsity(self) -> float:
-        """The fraction removed of the leaves that have a mask; 0 if none has."""
+        """The fraction removed of the leaves that have a mask, as `masks.sparsity` gives it; 0 if none has."""
         pruned = [leaf.size for leaf in self.leaves if leaf.size.pruned]
         total = sum(size.total for size in pruned)
         return 1.0 - sum(size.kept for size in pruned) / total if total else 0.0
+
+    @property
+    def density(self) -> float:
+        """The fraction kept of the leaves that have a mask."""
+        return 1.0 - self.sparsity
+
+    @property
+    def total_sparsity(self) -> float:
+        """The fraction removed of all parameters, biases and other leaves without masks among them."""
+        return 1.0 - self.kept / self.total if self.total else 0.0
 
     @property
     def dense_bytes(self) -> int:
@@ -110,7 +110,7 @@ class Complexity:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in dicts, lists and numbers, for JSON."""
-        totals = ("total", "kept", "sparsity", "density", "pruned_sparsity", "dense_bytes", "mask_bytes", "kept_bytes")
+        totals = ("total", "kept", "sparsity", "density", "total_sparsity", "dense_bytes", "mask_bytes", "kept_bytes")
         flops = ("flops", "effective_flops", "activation_flops")
         return {
             **{key: getattr(self, key) for key in (*totals, *flops)},
@@ -123,14 +123,14 @@ class Complexity:
     def __str__(self) -> str:
         header = ["parameter", "shape", "total", "kept", "sparsity", "FLOPs", "effective"]
         rows = [
-            [leaf.size.name, "x".join(map(str, leaf.size.shape)), *_cells(leaf.size, leaf.flops, leaf.effective_flops)]
+            [leaf.size.name, "x".join(map(str, leaf.size.shape)), *_cells(leaf.size, leaf.size.sparsity, leaf)]
             for leaf in self.leaves
         ]
         rest = self.flops - sum(leaf.flops for leaf in self.leaves)
         if rest:
             cell = formatting.quantity(rest)
             rows.append(["(no parameter)", *[formatting.MISSING] * 4, cell, cell])
-        rows.append(["total", "", *_cells(self, self.flops, self.effective_flops)])
+        rows.append(["total", "", *_cells(self, self.total_sparsity, self)])
         return "\n".join([formatting.table(header, rows), *self.notes()])
 
     def notes(self) -> list[str]:
@@ -160,7 +160,7 @@ def complexity(
     Args:
       fn: a function of params and inputs.
       params: arrays or ShapeDtypeStructs; what is not floating is left out of the counts.
-      masks: concrete bool arrays in the structure of params, True = kept; or None.
+      masks: concrete bool arrays in the structure of params, True = kept, packed or not; or None.
       *inputs: arrays or ShapeDtypeStructs; FLOPs are those of this batch.
       elementwise: whether other arithmetic counts too, at one FLOP an entry; no mask saves any of it.
 
@@ -222,9 +222,9 @@ def _unattributed(counted: jaxprs.Flops, names: Mapping[int, str]) -> tuple[Unat
     return tuple(Unattributed(leaves, primitive, flops) for (leaves, primitive), flops in lost.items())
 
 
-def _cells(size: Any, flops: int, effective: int) -> list[str]:
-    counts = [f"{size.total:,}", f"{size.kept:,}", formatting.percent(size.sparsity)]
-    return [*counts, formatting.quantity(flops), formatting.quantity(effective)]
+def _cells(size: Any, sparsity: float, cost: Any) -> list[str]:
+    flops = [formatting.quantity(cost.flops), formatting.quantity(cost.effective_flops)]
+    return [f"{size.total:,}", f"{size.kept:,}", formatting.percent(sparsity), *flops]
 
 
 def _leaf_dict(leaf: LeafComplexity) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import tree
+from jaxprune.masks import unpack
 
 PyTree = Any
 
@@ -53,7 +54,7 @@ def leaf_sizes(params: PyTree, masks: PyTree | None = None) -> tuple[LeafSize, .
 
     Args:
       params: arrays or ShapeDtypeStructs.
-      masks: bool, True = kept, each broadcasting to its parameter; None for a dense network.
+      masks: bool, True = kept, each broadcasting to its parameter, packed or not; None for a dense network.
 
     Returns:
       One entry for each floating leaf, in the order of the leaves.
@@ -86,11 +87,11 @@ def concrete(params: PyTree, masks: PyTree | None) -> list[np.ndarray]:
     """
     if masks is None:
         return [np.array(True)] * len(jax.tree.leaves(params))
-    leaves = jax.tree.leaves(masks)
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(masks)):
         raise TypeError("masks are traced, but are counted on the host; call this outside jit, vmap and grad")
-    tree.check_masks(params, masks)
-    return [np.asarray(leaf) for leaf in leaves]
+    aligned = tree.align(params, unpack(masks), what="masks")
+    tree.check_masks(params, aligned)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(aligned)]
 
 
 def _size(name: str, leaf: Any, mask: np.ndarray) -> LeafSize:

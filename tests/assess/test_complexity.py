@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from jaxprune.assess import complexity, leaf_sizes
+from jaxprune.masks import pack, sparsity
 
 
 class Net(nn.Module):
@@ -48,9 +50,9 @@ def test_dense(params):
         "head/kernel": HEAD,
     }
     assert (cost.flops, cost.effective_flops, cost.activation_flops) == (CONV + HEAD, CONV + HEAD, 0)
-    assert (cost.total, cost.kept, cost.sparsity) == (36 + 4 + 320 + 5, 365, 0.0)
+    assert (cost.total, cost.kept, cost.total_sparsity) == (36 + 4 + 320 + 5, 365, 0.0)
     assert (cost.dense_bytes, cost.kept_bytes, cost.mask_bytes) == (4 * 365, 4 * 365, 0)
-    assert (cost.pruned_sparsity, cost.unattributed, dict(cost.uncounted), cost.unbounded) == (0.0, (), {}, ())
+    assert (cost.sparsity, cost.unattributed, dict(cost.uncounted), cost.unbounded) == (0.0, (), {}, ())
 
 
 def test_masked(params):
@@ -64,9 +66,17 @@ def test_masked(params):
     assert by_leaf["head/kernel"].effective_flops == HEAD // 4
     assert cost.effective_flops == CONV - 144 + HEAD // 4
     assert cost.kept == 32 + 4 + 80 + 5
-    assert cost.pruned_sparsity == 1 - (32 + 80) / 356
+    assert cost.sparsity == 1 - (32 + 80) / 356
     assert cost.mask_bytes == 5 + 40  # 36 and 320 bits
     assert by_leaf["conv/bias"].size.pruned is False
+
+
+def test_packed_masks_and_other_containers(params):
+    masks = masks_of(params, head=np.random.default_rng(0).random((64, 5)) < 0.5)
+    expected = complexity(apply, params, masks, IMAGE)
+    assert complexity(apply, params, pack(masks), IMAGE) == expected
+    assert complexity(apply, params, FrozenDict(masks), IMAGE) == expected
+    np.testing.assert_allclose(expected.sparsity, sparsity(params, masks), rtol=1e-6)
 
 
 def test_channel_masks(params):
