@@ -44,6 +44,7 @@ class Group:
       layer: for each unit the layer it is in, where layers that a scan runs over may lose other units; each
         layer must then lose as many. None elsewhere.
       inexact: why removing units is not the same as masking them; None if it is the same.
+      block: how many neighbouring positions a unit holds at least, in each of its axes; 1 but for heads and such.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Group:
     members: tuple[Member, ...]
     layer: np.ndarray | None
     inexact: str | None
+    block: int = 1
 
     @property
     def exact(self) -> bool:
@@ -221,6 +223,7 @@ def _make_groups(analysis: Analysis, placed: Any, counts: np.ndarray, inexact: d
     members: list[list[Member]] = [[] for _ in counts]
     layers: list[np.ndarray | None] = [None] * len(counts)
     forms: list[str] = [""] * len(counts)
+    blocks: list[list[int]] = [[] for _ in counts]
     of_unit = np.repeat(np.arange(len(counts)), counts)
     for k, (leaf, axes) in enumerate(zip(analysis.leaves, placed, strict=True)):
         for axis, units in enumerate(axes):
@@ -236,9 +239,18 @@ def _make_groups(analysis: Analysis, placed: Any, counts: np.ndarray, inexact: d
                 members[g].append(Member(k, leaf.name, axis, places.size))
                 layers[g] = layer if layers[g] is None else layers[g]
                 forms[g] = forms[g] or _form(places)
+                blocks[g].append(_block(places))
     names = _names(members, forms)
     return tuple(
-        Group(names[g], int(starts[g]), int(counts[g]), tuple(members[g]), layers[g], _first_reason(inexact, starts, g))
+        Group(
+            names[g],
+            int(starts[g]),
+            int(counts[g]),
+            tuple(members[g]),
+            layers[g],
+            _first_reason(inexact, starts, g),
+            min(blocks[g]),
+        )
         for g in range(len(counts))
     )
 
@@ -253,6 +265,12 @@ def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:
         layer[own] = i
         seen[own] += 1
     return layer if (seen == 1).all() else None
+
+
+def _block(places: np.ndarray) -> int:
+    # The length of the shortest run of neighbours.
+    ends = np.flatnonzero(np.diff(places) != 1)
+    return int(np.diff([-1, *ends, places.size - 1]).min())
 
 
 def _form(places: np.ndarray) -> str:

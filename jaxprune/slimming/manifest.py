@@ -151,36 +151,36 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
     for axis, positions in kept.axes.items():
         if leaf.shape[axis] == 1 and (kept.shape or ())[axis] != 1:
             continue
-        index = _index(positions, axis, leaf.ndim)
+        xp = _module(leaf)
         if positions.ndim > 1:
-            leaf = _along(leaf, positions, axis, index)
+            lead = positions.shape[:-1]  # a mask may have one entry for all layers
+            leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
+            leaf = xp.take_along_axis(leaf, xp.asarray(_index(positions, axis, leaf.ndim)), axis=axis)
         else:
-            leaf = (np if isinstance(leaf, np.ndarray) else jnp).take(leaf, positions, axis=axis)
+            leaf = xp.take(leaf, positions, axis=axis)
     return leaf
 
 
-def _along(leaf: Any, positions: np.ndarray, axis: int, index: np.ndarray) -> Any:
-    lead = positions.shape[:-1]
-    if leaf.shape[: len(lead)] != lead:  # a mask with one entry for all layers
-        leaf = jnp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
-    return jnp.take_along_axis(leaf, jnp.asarray(index), axis=axis)
+def _module(leaf: Any) -> Any:
+    # NumPy arrays stay NumPy arrays, and cost no compilation.
+    return np if isinstance(leaf, np.ndarray) else jnp
 
 
 def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
+    xp = _module(leaf)
     for axis, positions in reversed(kept.axes.items()):
-        full = (kept.shape or ())[axis]
-        if leaf.shape[axis] == 1 and kept.small[axis] != 1:
+        full, small = (kept.shape or ())[axis], kept.small[axis]
+        if leaf.shape[axis] == 1 and small != 1:
             continue
-        # Where each position of the whole axis is found in the smaller one; one past its end for what is filled.
-        small = positions.shape[-1]
+        # Where each position of the whole axis is found in the smaller one; `small` for what is filled.
         source = np.full((*positions.shape[:-1], full), small)
         np.put_along_axis(source, positions, np.broadcast_to(np.arange(small), positions.shape), -1)
         index = _index(source, axis, leaf.ndim)
-        here = jnp.asarray(np.minimum(index, small - 1))
         lead = source.shape[:-1]
-        leaf = jnp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :])) if lead else leaf
-        taken = jnp.take_along_axis(leaf, here, axis=axis) if lead else jnp.take(leaf, here.ravel(), axis=axis)
-        leaf = jnp.where(jnp.asarray(index < small), taken, jnp.asarray(fill, leaf.dtype))
+        leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
+        here = xp.asarray(np.minimum(index, small - 1))
+        taken = xp.take_along_axis(leaf, here, axis=axis) if lead else xp.take(leaf, here.ravel(), axis=axis)
+        leaf = xp.where(index < small, taken, xp.asarray(fill, leaf.dtype))
     return leaf
 
 

@@ -1,12 +1,8 @@
 """Groups as a table and as a graph."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jaxprune.slimming.groups import Groups
-
+Groups = Any  # groups.Groups, which imports this file
 _MEMBERS = 6
 
 
@@ -28,10 +24,21 @@ def table(groups: Groups) -> str:
         exact = "yes" if group.exact else f"no: {group.inexact}"
         rows.append((group.name, f"{group.count // group.layers}{layers}", exact, ", ".join(shown)))
     lines = _aligned(rows) if len(groups) else ["no groups: nothing can be removed"]
-    frozen = [(f"{f.name}[{f.axis}]", f"{f.positions} of {f.of}", f.reason) for f in groups.frozen]
+    frozen = _frozen(groups)
     if frozen:
         lines += ["", *_aligned([("frozen", "positions", "reason"), *frozen])]
     return "\n".join(lines)
+
+
+def _frozen(groups: Groups) -> list[tuple[str, ...]]:
+    # The axes of a leaf that are frozen for one reason share a line.
+    lines: dict[tuple[str, str], list[Any]] = {}
+    for found in groups.frozen:
+        lines.setdefault((found.name, found.reason), []).append(found)
+    return [
+        (f"{name}[{', '.join(str(f.axis) for f in axes)}]", ", ".join(f"{f.positions} of {f.of}" for f in axes), reason)
+        for (name, reason), axes in lines.items()
+    ]
 
 
 def dot(groups: Groups) -> str:

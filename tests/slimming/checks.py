@@ -16,10 +16,10 @@ def random_params(shapes: Any, seed: int = 0) -> Any:
 
     def draw(path: Any, leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.zeros(leaf.shape, leaf.dtype)
+            return np.zeros(leaf.shape, leaf.dtype)
         name = jax.tree_util.keystr(path)
         noise = rng.normal(size=leaf.shape)
-        return jnp.asarray(np.abs(noise) * 0.3 + 0.5 if "var" in name or "scale" in name else noise * 0.3, leaf.dtype)
+        return np.asarray(np.abs(noise) * 0.3 + 0.5 if "var" in name or "scale" in name else noise * 0.3, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -38,13 +38,13 @@ def random_choice(groups: slimming.Groups, seed: int = 0, share: float = 0.5) ->
 
 def masked(params: Any, choice: slimming.Choice) -> Any:
     """The parameters with zeros where the choice removes."""
-    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, choice.masks())
+    return jax.tree.map(lambda p, m: np.where(m, p, np.zeros_like(p)), params, choice.masks())
 
 
 def difference(a: Any, b: Any) -> float:
     """The largest difference of two trees, relative to the largest number of the first."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return max(float(jnp.max(jnp.abs(x - y)) / (jnp.max(jnp.abs(x)) + 1e-9)) for x, y in pairs if x.size)
+    pairs = zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True)
+    return max(float(np.abs(x - y).max() / (np.abs(x).max() + 1e-9)) for x, y in pairs if np.size(x))
 
 
 def check_agrees(
