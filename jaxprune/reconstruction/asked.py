@@ -161,12 +161,13 @@ def _is_number(sparsity: Any) -> bool:
 def _entries(leaf: Leaf, sparsity: Any) -> Wanted | None:
     if sparsity is None:
         raise ValueError(f"{leaf.name}: pass a sparsity, n of m as its pattern, or masks")
-    if isinstance(sparsity, counts.Count):
-        total = counts.as_int(sparsity)
-    else:
-        total = counts.as_int(counts.removed(sparsity, leaf.array.size))
-    if total == 0:
-        return None
     n = leaf.inputs.layout.sizes[0]
-    upto = [(2 * total * b + n) // (2 * n) for b in range(n + 1)]
-    return Wanted(targets.Entries, jnp.asarray(np.diff(upto), jnp.int32))
+    if isinstance(sparsity, counts.Count) and np.ndim(sparsity.low):
+        each = np.asarray(sparsity.high) * 2**16 + np.asarray(sparsity.low)
+        if each.shape != (n,):
+            raise ValueError(f"{leaf.name}: a Count of {each.shape[0]} slices, but it is {n} matrices")
+    else:
+        is_count = isinstance(sparsity, counts.Count)
+        total = counts.as_int(sparsity if is_count else counts.removed(sparsity, leaf.array.size))
+        each = np.diff([(2 * total * b + n) // (2 * n) for b in range(n + 1)])
+    return Wanted(targets.Entries, jnp.asarray(each, jnp.int32)) if each.any() else None

@@ -1,0 +1,123 @@
+"""OWL: layers with more outliers among their scores stay denser."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune import masks, tree
+from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
+from jaxprune.masks import counts
+from jaxprune.masks.patterns import UNSTRUCTURED
+
+PyTree = Any
+
+
+def owl(
+    scores: PyTree,
+    sparsity: Any,
+    *,
+    where: tree.Where = None,
+    pattern: Any = UNSTRUCTURED,
+    batch_axes: Any = 0,
+    threshold: float = 5.0,
+    spread: float = 0.08,
+    layer_of: Callable[[str], Hashable] | None = None,
+) -> Allocation:
+    r"""Shares a sparsity by how many of a layer's scores are outliers.
+
+        D_l = share of scores of layer l above `threshold` times their mean
+        s_l = s + \bar d - d_l,  d_l = 2 spread (D_l - min D) / (max D - min D)
+
+    Yin et al. 2024 (OWL), arXiv 2310.05175, section 3.2, for scores of `criteria.wanda`. $\bar d$ is the mean over all
+    entries, so that the total comes out for layers of any size; the paper's layers are all of one size. Where a layer
+    would leave [0, 1), all deviations are made smaller by the same factor. If no layer has more outliers than another,
+    the sparsity is uniform.
+
+    Args:
+      scores: floating arrays, 0 or more.
+      sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
+      where: the leaves that are pruned.
+      pattern: `masks.Unstructured()`, or a mapping to such.
+      batch_axes: as in `masks.select`; each slice of stacked layers is a layer with a sparsity of its own.
+      threshold: M in the paper, 3 to 10 there.
+      spread: $\lambda$ in the paper: sparsities differ by twice this at most.
+      layer_of: from a leaf's name to the layer that it belongs to (the paper: a transformer block, of which all
+        matrices count together and get one sparsity); None: every leaf is a layer. Slices stay apart.
+
+    Returns:
+      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others, and the total
+      achieved: each layer's count is rounded on its own.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), a pattern that is not unstructured, options out of range.
+
+    Example:
+      >>> flat, peaked = jnp.ones((4, 10)), jnp.ones((4, 10)).at[0, 0].set(100.0)
+      >>> counts, achieved = owl({'flat': flat, 'peaked': peaked}, 0.5)
+      >>> {name: masks.as_int(n) for name, n in counts.items()}, achieved
+      ({'flat': 23, 'peaked': 17}, 0.5)
+    """
+    if not threshold > 0 or not 0 <= spread < 0.5:
+        raise ValueError(f"owl needs threshold > 0 and 0 <= spread < 0.5, got {threshold} and {spread}")
+    sparsity = as_sparsity(sparsity)
+    pruned = leaves(scores, where, pattern, batch_axes)
+    wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
+    if wrong:
+        raise ValueError("owl shares single entries: pattern must be Unstructured():\n" + "\n".join(wrong))
+    if not pruned:
+        return allocation(scores, pruned, [])
+    rows, sizes = _layers(pruned, layer_of)
+    shares = _outliers(pruned, rows, len(sizes), threshold)
+    each = _sparsities(shares, np.array(sizes, float), sparsity, spread)
+    return allocation(scores, pruned, [_count(leaf, each[row]) for leaf, row in zip(pruned, rows, strict=True)])
+
+
+def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) -> tuple[list[np.ndarray], list[int]]:
+    """For each leaf the layers of its slices, and for each layer how many entries it has."""
+    index: dict[Hashable, int] = {}
+    sizes: list[int] = []
+    rows = []
+    for leaf in pruned:
+        layer = leaf.place if layer_of is None else layer_of(leaf.name)
+        mine = [index.setdefault((layer, i), len(index)) for i in range(leaf.slices)]
+        sizes += [0] * (len(index) - len(sizes))
+        for row in mine:
+            sizes[row] += leaf.units
+        rows.append(np.array(mine))
+    return rows, sizes
+
+
+def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, threshold: float) -> jax.Array:
+    """The share of outliers in each layer."""
+    flat = [jnp.asarray(leaf.scores).reshape(leaf.slices, -1).astype(jnp.float32) for leaf in pruned]
+    entries = np.zeros(n)
+    totals, above = jnp.zeros(n), jnp.zeros(n)
+    for leaf, row, x in zip(pruned, rows, flat, strict=True):
+        totals = totals.at[row].add(x.sum(1))
+        np.add.at(entries, row, leaf.units)
+    limit = threshold * totals / entries
+    for row, x in zip(rows, flat, strict=True):
+        above = above.at[row].add((x > limit[row][:, None]).sum(1))
+    return above / entries
+
+
+def _sparsities(shares: jax.Array, sizes: np.ndarray, sparsity: Any, spread: float) -> jax.Array:
+    low, high = shares.min(), shares.max()
+    relative = (shares - low) / jnp.where(high > low, high - low, 1.0)
+    deviation = 2 * spread * ((relative * sizes).sum() / sizes.sum() - relative)
+    top = 1 - jnp.finfo(jnp.float32).epsneg
+    room = jnp.where(deviation > 0, top - sparsity, sparsity) / jnp.where(deviation == 0, 1.0, jnp.abs(deviation))
+    factor = jnp.minimum(1.0, jnp.where(deviation == 0, 1.0, room).min())
+    return jnp.clip(sparsity + factor * deviation, 0.0, top)
+
+
+def _count(leaf: Leaf, sparsities: jax.Array) -> masks.Count:
+    count = counts.removed(sparsities, leaf.units)
+    if leaf.batch_axes:
+        return count
+    count = masks.Count(count.high[0], count.low[0])
+    return count if isinstance(count.low, Tracer) else masks.count(masks.as_int(count))
