@@ -1,1 +1,22 @@
-"""jaxprune: pruning for JAX, as pure functions."""
+"""jaxprune: pruning for JAX, as pure functions.
+
+    params --criteria--> scores --allocation--> a sparsity for each leaf --masks--> masks
+    masks --> apply | sparsify(optimizer) | slim(function) | rewind | ensemble --> assess --> report
+
+Each arrow is a public function that can be used alone; `prune` is the first line in one call.
+"""
+
+from jaxprune import allocation as allocation
+from jaxprune import assess as assess
+from jaxprune import criteria as criteria
+from jaxprune import jaxprs as jaxprs
+from jaxprune import masks as masks
+from jaxprune import schedules as schedules
+from jaxprune import training as training
+from jaxprune import tree as tree
+from jaxprune.masks import Pruned as Pruned
+from jaxprune.prune import prune as prune
+from jaxprune.training import get_masks as get_masks
+from jaxprune.training import sparsify as sparsify
+
+__version__ = "0.1.0"

@@ -20,9 +20,11 @@ from jaxprune.masks.packing import is_packed as is_packed
 from jaxprune.masks.packing import pack as pack
 from jaxprune.masks.packing import unpack as unpack
 from jaxprune.masks.patterns import NM as NM
+from jaxprune.masks.patterns import BatchAxes as BatchAxes
 from jaxprune.masks.patterns import Block as Block
 from jaxprune.masks.patterns import Channel as Channel
 from jaxprune.masks.patterns import Pattern as Pattern
+from jaxprune.masks.patterns import Patterns as Patterns
 from jaxprune.masks.patterns import Unstructured as Unstructured
 from jaxprune.masks.pruned import Pruned as Pruned
 from jaxprune.masks.select import Global as Global

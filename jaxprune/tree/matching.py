@@ -79,7 +79,7 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
     pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=_is_array), strict=True)
     shapes, dtypes = [], []
     for (name, leaf), mask in pairs:
-        dtype = getattr(mask, "dtype", np.asarray(mask).dtype)
+        dtype = mask.dtype if _is_array(mask) else np.asarray(mask).dtype
         if dtype != np.bool_:
             dtypes.append(f"  {name}: {dtype}")
         expected, got = np.shape(leaf) if hasattr(leaf, "shape") else (), tuple(np.shape(mask))

@@ -1,0 +1,12 @@
+"""Pruning in training: the wrapper of optimizers, and the methods that make the masks."""
+
+from jaxprune.training.enforce import keep_zeros as keep_zeros
+from jaxprune.training.method import Method as Method
+from jaxprune.training.method import Signals as Signals
+from jaxprune.training.moments import zero_removed as zero_removed
+from jaxprune.training.scheduled import fixed as fixed
+from jaxprune.training.scheduled import gradual as gradual
+from jaxprune.training.scheduled import one_shot as one_shot
+from jaxprune.training.sparsify import SparsifyState as SparsifyState
+from jaxprune.training.sparsify import get_masks as get_masks
+from jaxprune.training.sparsify import sparsify as sparsify

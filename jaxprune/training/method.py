@@ -1,0 +1,39 @@
+"""What a method is: pure functions that start masks and revise them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+
+
+class Signals(NamedTuple):
+    """What a method sees when it revises the masks.
+
+    Attributes:
+      params: the parameters before the update; exactly zero where the masks are False, once they were applied.
+      grads: the raw gradients, also at removed places.
+      step: int32 scalar, the number of updates before this one.
+      extra: the extra arguments of the optimizer's update.
+    """
+
+    params: PyTree
+    grads: PyTree
+    step: jax.Array
+    extra: dict[str, Any]
+
+
+class Method(NamedTuple):
+    """A way to make masks in training. Any three functions of these signatures are a method.
+
+    Attributes:
+      init: `params -> (masks, state)`: the masks to start with, whose shapes stay for the whole run, and whatever the
+        method has to remember (arrays; None for nothing).
+      is_due: `step -> bool scalar`: whether the masks are revised before this update; None for never.
+      revise: `(masks, state, signals) -> (masks, state)`, called under `lax.cond` on the steps that are due.
+    """
+
+    init: Callable[[PyTree], tuple[PyTree, Any]]
+    is_due: Callable[[jax.Array], Any] | None
+    revise: Callable[[PyTree, Any, Signals], tuple[PyTree, Any]]

@@ -1,0 +1,142 @@
+"""One line in the optimizer: pruning as a wrapper around any Optax transformation.
+
+A wrapper sees both ends: the raw gradients before the optimizer and its updates and state after it. So each step
+
+    masks    <- revised, on the steps the method says            (lax.cond over the masks alone)
+    grads, parameters, moments  <- zero where removed
+    updates  <- the optimizer's, and minus the parameter where removed
+
+and `optax.apply_updates` gives exact zeros. The optimizer sees the sparse network and nothing else; from zero gradients
+and zero moments the elementwise optimizers make zero moments, so nothing has to be cleaned after them. (Cleaning after
+them would copy the moments: the same new moment would be needed both with and without its mask.) No hook after the step
+is needed, and no change of the training loop.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import tree
+from jaxprune.training import enforce
+from jaxprune.training.method import Method, Signals
+from jaxprune.training.moments import zero_removed
+
+PyTree = Any
+
+
+class SparsifyState(NamedTuple):
+    """The state of a sparsified optimizer: arrays only, so it is saved, sharded and donated as any other.
+
+    Attributes:
+      step: int32 scalar, the number of updates made.
+      masks: bool, True = kept, in the structure of the parameters; a scalar True for a leaf that is not pruned.
+      method: what the method remembers.
+      inner: the state of the wrapped optimizer.
+    """
+
+    step: jax.Array
+    masks: PyTree
+    method: Any
+    inner: PyTree
+
+
+def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that what the method removes stays exactly zero.
+
+    Put it outermost, around the whole optimizer (`sparsify(optax.chain(...), method)`): what comes after it in a chain
+    may move removed weights again.
+
+    Args:
+      optimizer: any Optax transformation.
+      method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
+
+    Returns:
+      A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
+      `optax.apply_updates` the parameters are exactly zero where the masks are False, in every dtype. Each leaf of the
+      optimizer's state that mirrors a parameter (moments, averages, accumulated gradients) is zero there when the
+      optimizer sees it, and in the state it returns too, so that a regrown weight starts without a past; unless the
+      optimizer itself puts something there (adafactor its floor of 1e-30, an `ema` behind `muon` what that spreads).
+      The masks are found by `jaxprune.get_masks(state)`.
+
+    Raises:
+      TypeError: `optimizer` is no transformation, or `method` no `Method`.
+      ValueError: `update` was called without `params`, or masks and parameters do not match.
+
+    The masks are revised from the parameters before the update. All steps are one compiled program.
+
+    Example:
+      >>> from jaxprune import training
+      >>> params = {'w': jnp.array([[3.0, 1.0], [2.0, 4.0]])}
+      >>> optimizer = sparsify(optax.adam(0.1), training.one_shot(0.5))
+      >>> updates, state = optimizer.update({'w': jnp.ones((2, 2))}, optimizer.init(params), params)
+      >>> (optax.apply_updates(params, updates)['w'] != 0).tolist()
+      [[True, False], [False, True]]
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a training.Method, such as training.gradual(...); got {method!r}")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> SparsifyState:
+        masks, state = method.init(params)
+        return SparsifyState(jnp.zeros((), jnp.int32), masks, state, inner.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
+        enforce.check_params(params, "sparsify")
+        tree.check_masks(params, state.masks)
+        masks, method_state = _revise(method, state, Signals(params, updates, state.step, extra))
+        moved, inner_state = inner.update(
+            enforce.zero(updates, masks),
+            zero_removed(state.inner, params, masks),
+            enforce.zero(params, masks),
+            **extra,
+        )
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return enforce.to_zero(moved, params, masks), SparsifyState(step, masks, method_state, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def get_masks(opt_state: PyTree) -> PyTree:
+    """The masks in an optimizer's state, wherever it is in a chain or below other wrappers.
+
+    Args:
+      opt_state: the state of an optimizer that contains `sparsify(...)` or `keep_zeros(...)` once. That of an
+        `nnx.Optimizer` is its `opt_state`.
+
+    Returns:
+      The mask tree.
+
+    Raises:
+      ValueError: there is no such state in it, or more than one.
+
+    Example:
+      >>> from jaxprune import training
+      >>> optimizer = optax.chain(sparsify(optax.sgd(0.1), training.one_shot(0.5)))
+      >>> get_masks(optimizer.init({'w': jnp.ones((1, 2))}))['w'].tolist()
+      [[True, True]]
+    """
+    holders = (SparsifyState, enforce.KeepZerosState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, holders))
+    found = [node.masks for node in nodes if isinstance(node, holders)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state must hold the masks of one sparsify(...), found {len(found)}; "
+            "pass the state of the sparsified optimizer itself"
+        )
+    return found[0]
+
+
+def _revise(method: Method, state: SparsifyState, signals: Signals) -> tuple[PyTree, Any]:
+    held = (state.masks, state.method)
+    if method.is_due is None:
+        return held
+
+    # Only the masks and the method's state go through: what else a branch returned would be copied every step.
+    def revise(held: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+        return method.revise(held[0], held[1], signals)
+
+    return jax.lax.cond(method.is_due(signals.step), revise, lambda held: held, held)

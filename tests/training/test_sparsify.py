@@ -1,0 +1,299 @@
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from jaxprune import criteria, masks, schedules, training
+from tests.training.loops import REMOVED, STEPS, batch, expect_zeros, gradual, init_params, loss
+
+
+def run(optimizer: Any, params: Any, steps=STEPS, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+    state = jax.jit(optimizer.init)(params)
+    traced = []
+
+    @jax.jit
+    def step(params, state, x):
+        traced.append(1)
+        grads = jax.grad(loss)(params, x)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(steps):
+        params, state = step(params, state, batch(i, dtype))
+    assert len(traced) == 1
+    return params, state
+
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.1),
+    "adamw": optax.adamw(0.1, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(0.01),
+    "lion": optax.lion(0.01),
+    "novograd": optax.novograd(0.01),
+    "adafactor": optax.adafactor(0.01),
+    "muon": optax.contrib.muon(0.05),
+    "schedule_free": optax.contrib.schedule_free_adamw(0.1),
+    "prodigy": optax.contrib.prodigy(1.0),
+    "inject_hyperparams": optax.inject_hyperparams(optax.adam)(optax.linear_schedule(0.1, 0.01, 5)),
+    "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2),
+    "partition": optax.partition(
+        {"decay": optax.adamw(0.1), "plain": optax.sgd(0.1, momentum=0.9)},
+        lambda p: jax.tree_util.tree_map_with_path(lambda path, _: "decay" if "first" in str(path) else "plain", p),
+    ),
+    "masked": optax.masked(optax.adam(0.1), lambda p: jax.tree.map(lambda x: x.ndim == 2, p)),
+    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "ema": optax.chain(optax.adam(0.1), optax.ema(0.9)),
+    "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_leaves_exact_zeros_and_clean_moments(name):
+    params, state = run(jaxprune.sparsify(OPTIMIZERS[name], gradual()), init_params())
+    found = jaxprune.get_masks(state)
+    expect_zeros(params, found, REMOVED)
+    # Whatever in the state has the path and shape of a kernel is zero where the kernel is.
+    cleaned = training.zero_removed(state.inner, params, found)
+    # Adafactor adds 1e-30 to every square: what it has there is that floor.
+    if name == "adafactor":
+        chex.assert_trees_all_close(state.inner, cleaned, rtol=0, atol=1e-30)
+    else:
+        chex.assert_trees_all_equal(state.inner, cleaned)
+    assert not np.allclose(params["first"]["kernel"], init_params()["first"]["kernel"] * found["first"]["kernel"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("narrow", [False, True], ids=["same", "bf16-updates"])
+def test_zeros_are_exact_in_every_dtype(dtype, narrow):
+    cast = optax.stateless(lambda u, _: jax.tree.map(lambda x: x.astype(jnp.bfloat16), u))
+    inner = optax.chain(optax.sgd(0.05, 0.9), cast) if narrow else optax.sgd(0.05, 0.9)
+    params, state = run(jaxprune.sparsify(inner, gradual()), init_params(dtype), dtype=dtype)
+    expect_zeros(params, jaxprune.get_masks(state), REMOVED)
+    assert params["first"]["kernel"].dtype == dtype
+
+
+def test_moments_mirror_the_masks_at_every_step():
+    optimizer: Any = jaxprune.sparsify(optax.adam(0.1), gradual())
+    params, state = init_params(), None
+    state = optimizer.init(params)
+    step = jax.jit(lambda p, s, x: optimizer.update(jax.grad(loss)(p, x), s, p))
+    seen = []
+    for i in range(STEPS):
+        updates, state = step(params, state, batch(i))
+        params = optax.apply_updates(params, updates)
+        kernel = state.masks["first"]["kernel"]
+        for moment in (state.inner[0].mu, state.inner[0].nu):
+            removed = np.asarray(moment["first"]["kernel"])[~np.asarray(kernel)]
+            assert np.count_nonzero(removed) == 0
+        seen.append(int((~kernel).sum()))
+    # floor(s n + 1/2) at cubic progress 0, 1/2 and 1 of 75 % of 48.
+    assert seen == [0, 0, 0, 32, 32, 36, 36]
+
+
+def test_masks_are_nested_while_the_sparsity_rises():
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.5), gradual())
+    params = init_params()
+    state = optimizer.init(params)
+    before = state.masks
+    step = jax.jit(lambda p, s, x: optimizer.update(jax.grad(loss)(p, x), s, p))
+    for i in range(STEPS):
+        updates, state = step(params, state, batch(i))
+        params = optax.apply_updates(params, updates)
+        regrown = jax.tree.map(lambda new, old: jnp.any(new & ~old), state.masks, before)
+        assert not any(bool(x) for x in jax.tree.leaves(regrown))
+        before = state.masks
+
+
+def test_fixed_masks_hold_from_the_first_update_and_are_the_users():
+    params = init_params()
+    pruned = jaxprune.prune(params, 0.5)
+    tuned, state = run(jaxprune.sparsify(optax.adamw(0.1), training.fixed(pruned.masks)), params)
+    chex.assert_trees_all_equal(jaxprune.get_masks(state), pruned.masks)
+    expect_zeros(tuned, pruned.masks, {"first/kernel": 24, "second/kernel": 16})
+
+
+def test_one_shot_prunes_what_it_sees_at_its_step():
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.one_shot(0.5, step=2))
+    before, _ = run(optimizer, init_params(), steps=2)
+    assert np.count_nonzero(before["first"]["kernel"]) == 48
+    _, state = run(optimizer, init_params(), steps=3)
+    chex.assert_trees_all_equal(jaxprune.get_masks(state), jaxprune.prune(before, 0.5).masks)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"),
+    [(masks.NM(2, 4), 0.5), (masks.Block((2, 2)), 0.5), (masks.Channel(-1), 0.5), ({"first/*": masks.Channel()}, 0.5)],
+    ids=str,
+)
+def test_every_pattern(pattern, sparsity):
+    # 6 is no multiple of 4: n of m along the inputs goes to the second layer alone.
+    where = "second/kernel" if isinstance(pattern, masks.NM) else None
+    method = training.one_shot(sparsity, pattern=pattern, where=where, step=1)
+    params, state = run(jaxprune.sparsify(optax.adam(0.1), method), init_params())
+    expected = {"second/kernel": 16} | ({} if where else {"first/kernel": 24})
+    expect_zeros(params, jaxprune.get_masks(state), expected)
+
+
+def test_a_schedule_thins_groups_of_m_down_to_n():
+    method = training.gradual(
+        schedules.cubic(1, 5, 0.5), when=schedules.every(2, 1, 5), pattern=masks.NM(2, 4), where="second/kernel"
+    )
+    params, state = run(jaxprune.sparsify(optax.sgd(0.1), method), init_params())
+    kept = np.asarray(jaxprune.get_masks(state)["second"]["kernel"]).reshape(2, 4, 4).sum(1)
+    assert (kept == 2).all()
+    expect_zeros(params, jaxprune.get_masks(state), {"second/kernel": 16})
+
+
+def test_criteria_see_raw_gradients_and_keys():
+    params = init_params()
+    grads = jax.grad(loss)(params, batch(0))
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.one_shot(0.5, criterion=criteria.snip))
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    expected = jaxprune.prune(params, 0.5, criterion=criteria.snip, grads=grads).masks
+    chex.assert_trees_all_equal(state.masks, expected)
+    key = jax.random.key(3)
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.one_shot(0.5, criterion=criteria.random, key=key))
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    chex.assert_trees_all_equal(state.masks, jaxprune.prune(params, 0.5, criterion=criteria.random, key=key).masks)
+
+
+def test_extra_arguments_reach_the_optimizer():
+    seen = {}
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: float = 0.0, **extra: Any):
+        seen.update(value=value, extra=extra)
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    optimizer: Any = jaxprune.sparsify(inner, training.one_shot(0.5))
+    params = init_params()
+    result = optimizer.update(params, optimizer.init(params), params, value=3.0, other=4)
+    assert len(result) == 2
+    assert seen == {"value": 3.0, "extra": {"other": 4}}
+
+
+def test_gradients_of_removed_weights_do_not_reach_the_optimizer():
+    params, mask = {"w": jnp.ones((1, 4))}, {"w": jnp.array([[True, False, True, False]])}
+    optimizer: Any = jaxprune.sparsify(optax.clip_by_global_norm(1.0), training.fixed(mask))
+    updates, _ = optimizer.update({"w": jnp.array([[3.0, 1e6, 4.0, jnp.nan]])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], [[0.6, -1.0, 0.8, -1.0]], rtol=1e-6)
+
+
+def test_without_params_there_is_a_way_out():
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.one_shot(0.5))
+    params = init_params()
+    with pytest.raises(ValueError, match=r"needs the parameters.*update\(grads, state, params\)"):
+        _ = optimizer.update(params, optimizer.init(params))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(TypeError, match=r"method must be a training\.Method"):
+        _ = jaxprune.sparsify(optax.sgd(0.1), 0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="optimizer must be"):
+        _ = jaxprune.sparsify(0.5, training.one_shot(0.5))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\), got 1.5"):
+        _ = training.one_shot(1.5)
+    with pytest.raises(ValueError, match="one sparsify"):
+        _ = jaxprune.get_masks(optax.adam(0.1).init(init_params()))
+
+
+def test_masks_of_other_params_are_named_leaf_by_leaf():
+    other = {"first": {"kernel": jnp.ones((6, 8), bool)}}
+    with pytest.raises(ValueError, match="second/bias: in params, not in masks"):
+        _ = jaxprune.sparsify(optax.sgd(0.1), training.fixed(other)).init(init_params())
+    found = masks.ones(init_params())
+    found["first"]["kernel"] = jnp.ones((8, 6), bool)
+    with pytest.raises(ValueError, match=r"first/kernel: mask \(8, 6\), parameter \(6, 8\)"):
+        _ = jaxprune.sparsify(optax.sgd(0.1), training.fixed(found)).init(init_params())
+
+
+def test_init_from_shapes_and_into_shardings(devices):
+    optimizer: Any = jaxprune.sparsify(optax.adam(0.1), gradual())
+    shapes = jax.eval_shape(optimizer.init, init_params())
+    mesh = jax.sharding.Mesh(np.array(devices[:2]), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = jax.tree.map(lambda x: rows if len(x.shape) == 2 else whole, shapes)
+    state = jax.jit(optimizer.init, out_shardings=shardings)(init_params())
+    assert state.masks["first"]["kernel"].sharding == rows
+    assert state.inner[0].mu["first"]["kernel"].sharding == rows
+    chex.assert_trees_all_equal(jax.tree.map(jnp.asarray, state), optimizer.init(init_params()))
+
+
+def test_a_donated_state_leaves_the_users_masks_alone():
+    params = init_params()
+    pruned = jaxprune.prune(params, 0.5)
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.fixed(pruned.masks))
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    _, state = step(params, optimizer.init(params), params)
+    chex.assert_trees_all_equal(state.masks, pruned.masks)
+
+
+def test_a_step_keeps_no_copy_of_a_large_buffer():
+    params = {"w": jnp.ones((256, 256))}
+    optimizer: Any = jaxprune.sparsify(optax.adam(0.1), gradual())
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params).compile()
+    copies = re.findall(r"= \w+\[256,256\]\S* copy\(", compiled.as_text())
+    assert copies == []
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= 3 * params["w"].nbytes + params["w"].size
+    # The scores, on the steps that need them.
+    assert memory.temp_size_in_bytes < params["w"].nbytes * 1.1
+
+
+def test_inside_scan_and_vmap_it_is_the_same():
+    optimizer: Any = jaxprune.sparsify(optax.adam(0.1), gradual())
+    batches = jnp.stack([batch(i) for i in range(STEPS)])
+
+    def train(params: Any) -> Any:
+        def step(carry, x):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params, x), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), batches)[0]
+
+    params, state = jax.jit(train)(init_params())
+    expect_zeros(params, state.masks, REMOVED)
+    members = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), init_params())
+    many, many_state = jax.jit(jax.vmap(train))(members)
+    first: Any = jax.tree.map(lambda x: x[0], (many, many_state.masks))
+    chex.assert_trees_all_equal(first[1], state.masks)
+    chex.assert_trees_all_close(first[0], params, rtol=1e-4, atol=1e-6)
+    second: Any = jax.tree.map(lambda x: x[1], (many, many_state.masks))
+    expect_zeros(second[0], second[1], REMOVED)
+
+
+def test_multi_steps_around_it_too():
+    params, state = run(optax.MultiSteps(jaxprune.sparsify(optax.adam(0.1), gradual()), 2), init_params(), 2 * STEPS)
+    expect_zeros(params, jaxprune.get_masks(state), REMOVED)
+
+
+def test_keep_zeros_is_a_last_link():
+    params = init_params()
+    pruned = jaxprune.prune(params, 0.5)
+    tuned, state = run(optax.chain(optax.adamw(0.1), training.keep_zeros(pruned.masks)), params)
+    expect_zeros(tuned, jaxprune.get_masks(state), {"first/kernel": 24, "second/kernel": 16})
+    # What it cannot do: the optimizer before it has moments for removed weights.
+    removed = ~np.asarray(pruned.masks["first"]["kernel"])
+    assert np.count_nonzero(np.asarray(state[0][0].mu["first"]["kernel"])[removed]) > 0
+
+
+def test_the_evaluation_parameters_of_schedule_free_are_sparse_too():
+    optimizer: Any = jaxprune.sparsify(optax.contrib.schedule_free_adamw(0.1), gradual())
+    params, state = run(optimizer, init_params())
+    evaluated = optax.contrib.schedule_free_eval_params(state.inner, params)
+    expect_zeros(evaluated, jaxprune.get_masks(state), REMOVED)
