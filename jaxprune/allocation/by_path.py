@@ -1,0 +1,110 @@
+"""Sparsities by path: some leaves fixed, the others share what is left of the total."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import masks, tree
+from jaxprune.allocation.leaves import (
+    Allocate,
+    Allocation,
+    Leaf,
+    allocation,
+    as_sparsity,
+    leaves,
+    removed_entries,
+    share,
+)
+from jaxprune.allocation.uniform import uniform
+from jaxprune.masks.patterns import UNSTRUCTURED
+
+PyTree = Any
+
+
+def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
+    """Leaves whose path matches a glob get its sparsity; the others share the rest so that the total comes out.
+
+        s_rest = (s N - removed by the rules) / N_rest
+
+    Args:
+      rules: globs over names such as `encoder/*/kernel` to sparsities in [0, 1), 0.0 for dense; the first that matches
+        counts.
+      default: how the other leaves share what is left: any allocation that gives each leaf a sparsity, such as
+        `erk` or `lamp`; not `global_`.
+
+    Returns:
+      An allocation: the total it is asked for is that of all pruned leaves, the fixed ones among them.
+
+    Raises:
+      TypeError: the rules are not a mapping.
+      ValueError: a sparsity outside [0, 1). From the allocation: a glob that matches no leaf; a total that the fixed
+        leaves leave no room for, with the range that is possible (a traced total is clipped to it); `default`
+        ranks all leaves together.
+
+    Example:
+      >>> scores = {'head': jnp.ones((2, 10)), 'a': jnp.ones((10, 10)), 'b': jnp.ones((8, 10))}
+      >>> by_path({'head': 0.0})(scores, 0.45)
+      Allocation(sparsities={'a': 0.5, 'b': 0.5, 'head': 0.0}, achieved=0.45)
+    """
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules must be a mapping from globs to sparsities; got {rules!r}")
+    rules = {glob: as_sparsity(value) for glob, value in rules.items()}
+
+    def allocate(
+        scores: PyTree,
+        sparsity: Any,
+        *,
+        where: tree.Where = None,
+        pattern: Any = UNSTRUCTURED,
+        batch_axes: Any = 0,
+    ) -> Allocation:
+        pruned = leaves(scores, where, pattern, batch_axes)
+        matched = tree.resolve(rules, scores, default=None, what="rules")
+        fixed = [leaf for leaf in pruned if matched[leaf.place] is not None]
+        free = [leaf for leaf in pruned if matched[leaf.place] is None]
+        values = {leaf.place: matched[leaf.place] for leaf in fixed}
+        rest = _rest(as_sparsity(sparsity), fixed, free, matched)
+        if free:
+            names = {leaf.name for leaf in free}
+            shared = default(
+                scores, rest, where=lambda name, _: name in names, pattern=pattern, batch_axes=batch_axes
+            ).sparsities
+            values |= _of_leaves(scores, shared, free)
+        return allocation(scores, pruned, [values[leaf.place] for leaf in pruned])
+
+    return allocate
+
+
+def _rest(sparsity: Any, fixed: list[Leaf], free: list[Leaf], matched: list[Any]) -> Any:
+    """The sparsity of the free leaves together."""
+    gone = [removed_entries(leaf, matched[leaf.place]) for leaf in fixed]
+    room, total = sum(leaf.entries for leaf in free), sum(leaf.entries for leaf in fixed + free)
+    if isinstance(sparsity, jax.Array) or not all(isinstance(k, int) for k in gone):
+        fraction = sum((jnp.asarray(k, float) for k in gone), jnp.zeros(())) / max(total, 1)
+        return share((jnp.asarray(sparsity) - fraction) * (total / max(room, 1)))
+    wanted, already = masks.as_int(masks.removed(sparsity, total)), sum(gone)
+    if already <= wanted < already + max(room, 1):
+        return (wanted - already) / max(room, 1)
+    if not room:
+        raise ValueError(
+            f"rules: every pruned leaf is fixed, which removes {already / total:.6g} of all, not {sparsity:.6g}; "
+            "pass that as the sparsity, or leave some leaves to share the rest"
+        )
+    raise ValueError(
+        f"rules: with the fixed leaves the total can be from {already / total:.6g} to just under "
+        f"{(already + room) / total:.6g}, not {sparsity:.6g}; change the rules or the sparsity"
+    )
+
+
+def _of_leaves(scores: PyTree, shared: Any, free: list[Leaf]) -> dict[int, Any]:
+    if isinstance(shared, masks.Global):
+        raise ValueError(
+            "by_path: one ranking over all leaves gives no leaf a sparsity, so it cannot be the default beside fixed "
+            "leaves; use lamp or erk, or leave the fixed leaves out by `where`"
+        )
+    if isinstance(shared, masks.Count) or jax.tree.structure(shared) == jax.tree.structure(0):
+        return {leaf.place: shared for leaf in free}
+    listed = jax.tree.structure(scores).flatten_up_to(shared)
+    return {leaf.place: listed[leaf.place] for leaf in free}
