@@ -7,6 +7,7 @@ from jaxprune.reconstruction.masked import magnitude as magnitude
 from jaxprune.reconstruction.masked import wanda as wanda
 from jaxprune.reconstruction.repair import least_squares as least_squares
 from jaxprune.reconstruction.sequential import reconstruct_sequential as reconstruct_sequential
+from jaxprune.reconstruction.statistics import recalibrate_statistics as recalibrate_statistics
 from jaxprune.reconstruction.sweep import sparsegpt as sparsegpt
 from jaxprune.reconstruction.targets import Entries as Entries
 from jaxprune.reconstruction.targets import Given as Given
