@@ -16,6 +16,12 @@ from jaxprune.slimming.groups import Member as Member
 from jaxprune.slimming.groups import find_groups as find_groups
 from jaxprune.slimming.manifest import Kept as Kept
 from jaxprune.slimming.manifest import Manifest as Manifest
+from jaxprune.slimming.recover import distillation_loss as distillation_loss
+from jaxprune.slimming.recover import recalibrate_statistics as recalibrate_statistics
+from jaxprune.slimming.regularise import group_lasso as group_lasso
+from jaxprune.slimming.regularise import growing_penalty as growing_penalty
+from jaxprune.slimming.regularise import unit_norms as unit_norms
+from jaxprune.slimming.regularise import zero_units as zero_units
 from jaxprune.slimming.scores import group_scores as group_scores
 from jaxprune.slimming.slim import Slimmed as Slimmed
 from jaxprune.slimming.slim import slim as slim

@@ -139,8 +139,8 @@ def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
     alone = np.zeros(groups.size, bool)
     for axes in groups.units:
         for units in axes:
-            single = (units >= 0).sum(-1) == 1
-            alone[units[single & (units >= 0).any(-1)].max(-1)] = True
+            single = (units >= 0).sum(-1, keepdims=True) == 1
+            alone[units[single & (units >= 0)]] = True
     return touched & alone
 
 

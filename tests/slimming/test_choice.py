@@ -1,0 +1,124 @@
+"""Choices, their masks, and bad input; the report."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import slimming
+from tests.slimming import checks
+
+SHAPES = {"a": (3, 4), "b": (4, 6), "c": (6, 2)}
+X = np.ones((5, 3), np.float32)
+
+
+def net(p: Any, x: Any) -> Any:
+    return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in SHAPES.items()})
+
+
+@pytest.fixture(scope="module")
+def groups(params: Any) -> slimming.Groups:
+    return slimming.find_groups(net, params, X)
+
+
+def test_masks_go_there_and_back(groups: slimming.Groups, params: Any) -> None:
+    choice = slimming.choice_from(groups, {"a[1]": [1], "b[1]": [0, 5]})
+    masks = choice.masks()
+    assert jax.tree.map(jnp.shape, masks) == {"a": (1, 4), "b": (4, 6), "c": (6, 1)}
+    again = slimming.choice_from_masks(groups, masks)
+    np.testing.assert_array_equal(again.keep, choice.keep)
+    small = slimming.slim(net, params, masks, X)
+    assert jax.tree.map(np.shape, small.params) == {"a": (3, 3), "b": (3, 4), "c": (4, 2)}
+
+
+def test_masks_that_cut_a_unit_in_part(groups: slimming.Groups) -> None:
+    part = {"a": jnp.asarray([[True, False, True, True]]), "b": jnp.ones((), bool), "c": jnp.ones((), bool)}
+    with pytest.raises(ValueError, match=r"parts of units.*\n  a: of a\[1\]"):
+        _ = slimming.choice_from_masks(groups, part)
+    assert slimming.choice_from_masks(groups, part, partial="keep").keep.all()
+    assert slimming.choice_from_masks(groups, part, partial="remove").kept("a[1]").tolist() == [True, False, True, True]
+    frozen = {"a": jnp.ones((), bool), "b": jnp.ones((), bool), "c": jnp.asarray([[True, False]])}
+    with pytest.raises(ValueError, match="  c: of"):
+        _ = slimming.choice_from_masks(groups, frozen)
+
+
+@pytest.mark.parametrize(
+    ("removed", "error", "message"),
+    [
+        ({"a[1]": [4]}, ValueError, r"group a\[1\] has units 0 to 3; got \[4\]"),
+        ({"a[1]": [0, 1, 2, 3]}, ValueError, r"a\[1\]: no unit would be left, of a, b"),
+        ({"z": [0]}, KeyError, "no group 'z'"),
+    ],
+)
+def test_bad_choices(groups: slimming.Groups, removed: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        _ = slimming.choice_from(groups, removed)
+
+
+def test_masks_and_parameters_of_another_tree(groups: slimming.Groups, params: Any) -> None:
+    with pytest.raises(ValueError, match="masks must have the structure of params"):
+        _ = slimming.choice_from_masks(groups, {"a": jnp.ones((), bool)})
+    choice = slimming.choice_from(groups, {"a[1]": [0]})
+    with pytest.raises(ValueError, match="not the parameters that the choice was made for"):
+        _ = slimming.slim(net, params | {"a": np.ones((3, 5), np.float32)}, choice, X)
+
+
+def test_a_function_that_does_not_couple_what_was_removed(params: Any, groups: slimming.Groups) -> None:
+    manifest = slimming.choice_from(groups, {"a[1]": [0]}).manifest()
+    other = lambda p, x: net(p, x) + jnp.sum(p["a"] @ np.ones((4, 1), np.float32))
+    small = slimming.slim(net, params, manifest, X)
+    loose = small.rebind(lambda p, x: jnp.cumsum(x @ p["a"], -1))
+    with pytest.raises(ValueError, match="cannot be removed: they are frozen, or coupled with positions that stay:\n  a, axis 1"):
+        _ = loose(small.params, X)
+    assert other(params, X).shape == (5, 2)
+
+
+def test_a_function_that_cannot_be_traced(params: Any) -> None:
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        _ = slimming.find_groups(lambda p, x: p["a"] if x.sum() > 0 else p["b"], params, X)
+
+
+def test_an_unknown_primitive_freezes_and_is_named(params: Any) -> None:
+    fn = lambda p, x: jnp.linalg.cholesky(jnp.tanh(x @ p["a"]).T @ (x @ p["a"])) @ p["b"] @ p["c"]
+    groups = slimming.find_groups(fn, params, X)
+    assert [g.name for g in groups] == ["b[1]"]
+    assert any(f.name == "a" and f.axis == 1 and "cholesky" in f.reason for f in groups.frozen)
+    assert "primitive cholesky, which slimming does not know" in str(groups)
+
+
+def test_what_the_function_does_not_use_is_frozen() -> None:
+    params = {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32), "unused": np.ones((4,), np.float32)}
+    groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, X)
+    assert [m.name for m in groups["a[1]"].members] == ["a", "b"]
+    assert slimming.Frozen("unused", 0, 4, 4, "not used by the function") in groups.frozen
+
+
+def test_inexact_groups_are_told() -> None:
+    def norm(p: Any, x: Any) -> Any:
+        x = x @ p["a"] + 1.0
+        x = x - x.mean(-1, keepdims=True)
+        return (x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)) @ p["b"]
+
+    groups = slimming.find_groups(norm, {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32)}, X)
+    assert not groups[0].exact and "a sum over values that masking does not make zero" in str(groups)
+    scores = np.arange(4.0)
+    assert slimming.choose(groups, scores, 0.5).keep.all()
+    loose = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(inexact=True))
+    assert loose.keep.tolist() == [False, False, True, True]
+
+
+def test_the_report(groups: slimming.Groups) -> None:
+    text = str(groups)
+    assert text.splitlines()[0].split() == ["group", "units", "exact", "members:", "positions", "of", "a", "unit"]
+    assert "a[1]   4      yes    a[1]:1, b[0]:1" in text and "output 0 of the function" in text
+    dot = groups.to_dot()
+    assert dot.startswith("graph groups {") and 'g0 -- p1 [label="0"]' in dot
+    with pytest.raises(KeyError, match="no group 'x'"):
+        _ = groups["x"]

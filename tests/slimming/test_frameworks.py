@@ -1,0 +1,80 @@
+"""Modules of other frameworks, export, sharding."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import slimming
+from tests.slimming import checks
+
+
+def test_nnx_module() -> None:
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+            self.dense = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.dense(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    graph, state = nnx.split(Net(nnx.Rngs(0)))
+    fn = lambda state, x: nnx.merge(graph, state)(x)
+    x = np.ones((2, 8, 8, 3), np.float32)
+    groups, _, small = checks.check_agrees(fn, state, (x,))
+    assert [(g.name, g.count) for g in groups] == [("conv/kernel[3]", 8)]
+    assert {m.name for m in groups[0].members} >= {"norm/mean", "norm/var", "norm/scale", "dense/kernel"}
+    assert small.params["conv"]["kernel"][...].shape == (3, 3, 3, 4)
+
+
+def test_equinox_module() -> None:
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(3, 2, 16, 2, key=jax.random.key(0))
+    x = np.ones((5, 3), np.float32)
+    params, static = eqx.partition(model, eqx.is_array)
+    groups, choice, small = checks.check_agrees(lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, (x,))
+    assert [g.count for g in groups] == [16, 16]
+    assert small.params.layers[0].weight.shape == (8, 3)
+    # The module itself, whose leaves are arrays, functions and numbers, is a tree of parameters as well.
+    fn = lambda model, x: jax.vmap(model)(x)
+    whole = slimming.slim(fn, model, slimming.choice_from(slimming.find_groups(fn, model, x), {groups[0].name: [0]}), x)
+    assert whole.params.layers[0].weight.shape == (15, 3)
+    assert whole.fn(whole.params, x).shape == (5, 2)
+    assert choice.keep.sum() == 16
+
+
+def test_export_needs_neither_the_model_nor_flax(tmp_path: Path) -> None:
+    _ = pytest.importorskip("flatbuffers")
+    params = {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32)}
+    fn = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+    small = slimming.slim(fn, params, {"a[1]": [0]}, jnp.ones((5, 3)))
+    args = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), small.params)
+    exported = jax.export.export(jax.jit(small.fn))(args, jax.ShapeDtypeStruct((5, 3), jnp.float32))
+    _ = (tmp_path / "fn").write_bytes(exported.serialize())
+    script = (
+        "import sys, jax, numpy as np; from jax import export\n"
+        f"fn = export.deserialize(bytearray(open({str(tmp_path / 'fn')!r}, 'rb').read()))\n"
+        "p = {'a': np.ones((3, 3), 'f4'), 'b': np.ones((3, 2), 'f4')}\n"
+        "print(fn.call(p, np.ones((5, 3), 'f4')).sum()); assert 'flax' not in sys.modules and 'jaxprune' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == 90
+
+
+def test_sharded_parameters(devices: list[Any]) -> None:
+    mesh = jax.sharding.Mesh(np.array(devices[:4]), ("x",))
+    shard = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 16)).astype("f4"), "b": rng.normal(size=(16, 2)).astype("f4")}
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    x = np.ones((5, 3), np.float32)
+    small = slimming.slim(fn, params, {"a[1]": list(range(8))}, x)
+    placed = {"a": jax.device_put(small.params["a"], shard(None, "x")), "b": jax.device_put(small.params["b"], shard("x", None))}
+    assert checks.difference(fn({"a": params["a"][:, 8:], "b": params["b"][8:]}, x), jax.jit(small.fn)(placed, x)) < 1e-5

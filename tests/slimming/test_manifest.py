@@ -1,0 +1,83 @@
+"""The manifest: mirrors of the parameters, the way back, JSON."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune import slimming
+from tests.slimming import checks
+
+FN = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+
+
+@pytest.fixture
+def params() -> Any:
+    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"a": (3, 4), "b": (4, 2)}.items()})
+
+
+@pytest.fixture
+def small(params: Any) -> slimming.Slimmed:
+    return slimming.slim(FN, params, {"a[1]": [0, 2]}, jnp.ones((5, 3)))
+
+
+def test_optimizer_state_shrinks_and_trains_on(params: Any, small: slimming.Slimmed) -> None:
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    grads = jax.grad(lambda p: jnp.sum(FN(p, jnp.ones((5, 3))) ** 2))(params)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    shrunk = small.shrink(state)
+    expected = optimizer.init(small.params)
+    assert jax.tree.map(jnp.shape, shrunk) == jax.tree.map(jnp.shape, expected)
+    np.testing.assert_array_equal(shrunk[1][0].mu["a"], np.asarray(state[1][0].mu["a"])[:, [1, 3]])
+    assert int(shrunk[1][0].count) == 1
+    _ = optimizer.update(small.shrink(grads), shrunk, small.params)
+
+
+def test_masks_shapes_and_what_is_no_array(params: Any, small: slimming.Slimmed) -> None:
+    masks = {"a": jnp.ones((1, 4), bool), "b": jnp.ones((), bool)}
+    assert jax.tree.map(jnp.shape, small.shrink(masks)) == {"a": (1, 2), "b": ()}
+    shapes = jax.eval_shape(lambda: params)
+    assert small.shrink(shapes)["b"].shape == (2, 2)
+    spec = jax.sharding.PartitionSpec(None, "x")
+    assert small.shrink({"a": spec, "other": jnp.ones(7)})["a"] == spec
+
+
+def test_a_leaf_of_another_shape_is_named(small: slimming.Slimmed) -> None:
+    with pytest.raises(ValueError, match=r"v_row/a: \(3,\), the parameter \(3, 4\)"):
+        _ = small.shrink({"v_row": {"a": jnp.ones(3)}})
+
+
+def test_expand_puts_back_exactly(params: Any, small: slimming.Slimmed) -> None:
+    for tree in (small.params, jax.tree.map(jnp.asarray, small.params)):
+        back = small.expand(tree)
+        np.testing.assert_array_equal(back["a"], np.where([False, True, False, True], params["a"], 0))
+        np.testing.assert_array_equal(np.asarray(back["b"])[[1, 3]], params["b"][[1, 3]])
+        assert not np.asarray(back["b"])[[0, 2]].any()
+    assert np.asarray(small.manifest.expand(small.params, fill=7)["a"])[:, 0].tolist() == [7, 7, 7]
+
+
+def test_json_is_enough_to_rebuild(params: Any, small: slimming.Slimmed) -> None:
+    manifest = slimming.Manifest.from_json(small.manifest.to_json())
+    again = slimming.slim(FN, params, manifest, jnp.ones((5, 3)))
+    assert jax.tree.map(jnp.shape, again.params) == {"a": (3, 2), "b": (2, 2)}
+    assert checks.difference(small.fn(small.params, jnp.ones((5, 3))), again.fn(again.params, jnp.ones((5, 3)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "this is not a manifest"),
+        ('{"format": "jaxprune.slimming.manifest", "version": 9, "leaves": []}', "version 9"),
+        (
+            '{"format": "jaxprune.slimming.manifest", "version": 1, "leaves": [{"path": ["a"], "name": "a", '
+            '"shape": [3], "new_shape": [1], "axes": {"0": [4]}}]}',
+            "a: positions of axis 0 out of range",
+        ),
+    ],
+)
+def test_bad_manifests(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.Manifest.from_json(text)

@@ -1,0 +1,109 @@
+"""Group lasso, the growing penalty, distillation, new batch statistics."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune import slimming
+from tests.slimming import checks
+
+FN = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+X = np.random.default_rng(0).normal(size=(32, 3)).astype("f4")
+
+
+@pytest.fixture
+def params() -> Any:
+    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"a": (3, 8), "b": (8, 2)}.items()})
+
+
+def train(params: Any, optimizer: Any, steps: int) -> Any:
+    loss = lambda p: jnp.mean((FN(p, X) - X[:, :2]) ** 2)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params
+
+
+def test_group_lasso_drives_whole_units_to_zero(params: Any) -> None:
+    groups = slimming.find_groups(FN, params, X)
+    after = train(params, optax.chain(optax.sgd(0.1), slimming.group_lasso(groups, 0.004)), 300)
+    gone = slimming.zero_units(groups, after)
+    assert 0 < gone.sum() < 8
+    norms = np.sqrt((np.asarray(after["a"]) ** 2).sum(0) + (np.asarray(after["b"]) ** 2).sum(1))
+    np.testing.assert_allclose(slimming.unit_norms(groups, after), norms, rtol=1e-5)
+    assert not np.asarray(after["a"])[:, gone].any() and not np.asarray(after["b"])[gone].any()
+    small = slimming.slim(FN, after, slimming.Choice(groups, ~gone), X)
+    assert checks.difference(FN(after, X), small.fn(small.params, X)) < 1e-5
+
+
+def test_one_proximal_step_is_the_formula(params: Any) -> None:
+    groups = slimming.find_groups(FN, params, X)
+    link = slimming.group_lasso(groups, lambda step: 0.01 * (step + 1))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, state = link.update(zero, link.init(params), params)
+    norms = np.sqrt((params["a"] ** 2).sum(0) + (params["b"] ** 2).sum(1))
+    np.testing.assert_allclose(updates["a"], -params["a"] * 0.01 * np.sqrt(5) / norms, rtol=1e-4, atol=1e-7)
+    assert int(state.step) == 1
+    with pytest.raises(ValueError, match="group_lasso needs params"):
+        _ = link.update(zero, state)
+
+
+def test_growing_penalty_shrinks_only_what_is_to_go(params: Any) -> None:
+    groups = slimming.find_groups(FN, params, X)
+    choice = slimming.choice_from(groups, {"a[1]": [0, 3]})
+    after = train(params, optax.chain(slimming.growing_penalty(choice, 0.05, limit=5.0), optax.sgd(0.1)), 200)
+    norms = np.asarray(slimming.unit_norms(groups, after))
+    assert norms[[0, 3]].max() < 1e-3 and norms[[1, 2, 4, 5, 6, 7]].min() > 0.05
+    link = slimming.growing_penalty(choice, lambda step: 2.0, limit=0.5)
+    updates, _ = link.update(jax.tree.map(jnp.zeros_like, params), link.init(params), params)
+    np.testing.assert_allclose(updates["a"][:, 0], 0.5 * params["a"][:, 0], rtol=1e-6)
+    assert not np.asarray(updates["a"])[:, 1].any()
+    with pytest.raises(ValueError, match="growing_penalty needs params"):
+        _ = link.update(params, link.init(params))
+
+
+def test_distillation_loss() -> None:
+    rng = np.random.default_rng(0)
+    student, teacher, labels = rng.normal(size=(4, 5)), rng.normal(size=(4, 5)), np.array([0, 1, 2, 3])
+    log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+    p, q = log(teacher / 3), log(student / 3)
+    kl = (np.exp(p) * (p - q)).sum(-1).mean()
+    ce = -log(student)[np.arange(4), labels].mean()
+    got = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), labels, temperature=3.0, weight=0.7)
+    np.testing.assert_allclose(got, 0.7 * 9 * kl + 0.3 * ce, rtol=1e-5)
+    teach = jax.grad(lambda t: slimming.distillation_loss(jnp.asarray(student), t))(jnp.asarray(teacher))
+    assert not np.asarray(teach).any()
+    for bad, message in [({"temperature": 0.0}, "temperature must be positive"), ({"weight": 0.5}, "needs labels")]:
+        with pytest.raises(ValueError, match=message):
+            _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), **bad)
+    with pytest.raises(ValueError, match="must have one shape"):
+        _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher)[:2])
+
+
+def test_recalibrated_statistics_are_those_of_the_batches() -> None:
+    model = nn.BatchNorm(momentum=0.9)
+    batches = np.random.default_rng(0).normal(2, 3, size=(3, 16, 4)).astype("f4")
+    variables = model.init(jax.random.key(0), batches[0], use_running_average=False)
+
+    def update(statistics: Any, x: Any, average: bool = False) -> Any:
+        variables_now = {"params": variables["params"], "batch_stats": statistics}
+        return model.apply(variables_now, x, use_running_average=average, mutable=["batch_stats"])[1]["batch_stats"]
+
+    new = slimming.recalibrate_statistics(update, variables["batch_stats"], batches)
+    np.testing.assert_allclose(new["mean"], batches.mean(1).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(new["var"], batches.var(1).mean(0), rtol=1e-4)
+    with pytest.raises(ValueError, match="at least one batch"):
+        _ = slimming.recalibrate_statistics(update, variables["batch_stats"], [])
+    with pytest.raises(ValueError, match="update does not change"):
+        _ = slimming.recalibrate_statistics(lambda s, x: s, variables["batch_stats"], batches)
