@@ -87,7 +87,8 @@ def _read(source: Source) -> tuple[Splits, str]:
 
 
 def _split(builder: Arrays, name: str) -> Split:
-    records: Any = builder.as_data_source(name)
+    opened: Any = builder  # tfds decorates the next method such that types are lost
+    records = opened.as_data_source(name)
     rows = records.__getitems__(range(len(records)))  # all at once: several times faster than one by one
     images = np.stack([row["image"] for row in rows])
     return Split(images, np.array([row["label"] for row in rows], np.int32))

@@ -89,6 +89,7 @@ class Experiment:
         self._model, self._train, self._plan, self._tick = model, train, plan, tick
         make = lambda optimizer: Trainer(model, partial(optimizer, plan.steps))
         self._dense, self._gradual, self._fixed = make(methods.dense), make(methods.gradual), make(methods.fine_tune)
+        self._one_shot, self._random = jax.jit(methods.one_shot), jax.jit(methods.random)
 
     @property
     def compile_seconds(self) -> dict[str, float]:
@@ -107,15 +108,15 @@ class Experiment:
         yield Network(LONGER, 0.0, longer.params, dense.masks, 2 * steps, longer.seconds)
         for sparsity in self._plan.sparsities:
             yield self._prune_gradually(dense, sparsity)
-            pruned = methods.one_shot(dense.params, sparsity)
+            pruned = self._one_shot(dense.params, sparsity)
             yield Network(ONE_SHOT, sparsity, pruned.params, pruned.masks, steps)
             yield self._train_on(pruned, FINE_TUNED, sparsity)
             key = jax.random.fold_in(jax.random.key(seed), 1)
-            yield self._train_on(methods.random(dense.params, sparsity, key), RANDOM, sparsity)
+            yield self._train_on(self._random(dense.params, sparsity, key), RANDOM, sparsity)
 
     def _prune_gradually(self, dense: Network, sparsity: float) -> Network:
         tick = partial(self._tick, f"{GRADUAL} {sparsity:.0%}")
-        fit = self._gradual.run(dense.params, jnp.float32(sparsity), self._batches(1), tick)
+        fit = self._gradual.run(dense.params, sparsity, self._batches(1), tick)
         masks = jaxprune.get_masks(fit.opt_state)
         return Network(GRADUAL, sparsity, fit.params, masks, 2 * self._plan.steps, fit.seconds)
 

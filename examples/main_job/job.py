@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprune import assess
 
 from . import checkpoints, data, models, output, reporting
-from .experiment import SAME_CHANCE, Experiment, Network, Plan
+from .experiment import Experiment, Network, Plan
 from .fitting import scaled
 from .measuring import measure
 from .problems import ProblemError, need
@@ -47,7 +47,7 @@ def train(request: Request, folder: Path, *, cache: Path) -> str:
         shown = _train(request, images, unfinished, began)
     example = folder / "checkpoints" / f"gradual-{100 * request.plan.sparsities[-2]:.0f}"
     again = f"Evaluate a network again: python examples/demo.py --evaluate {example}"
-    return f"{shown}\n\n{time.perf_counter() - began:.0f} s in all. Report, plots and networks: {folder}\n{again}"
+    return f"{shown}\n{time.perf_counter() - began:.0f} s in all. Report, plots and networks: {folder}\n{again}"
 
 
 def _train(request: Request, images: data.Images, folder: Path, began: float) -> str:
@@ -78,7 +78,7 @@ def _train(request: Request, images: data.Images, folder: Path, began: float) ->
             checkpoints.save(folder / "checkpoints" / network.slug, network.params, network.masks, about)
             measured.append((network, result))
     seconds = {"compiling": experiment.compile_seconds, "in all": time.perf_counter() - began}
-    about = {**kept, "plan": request.plan._asdict(), "comparison": SAME_CHANCE, "seconds": seconds, **_machine()}
+    about = {**kept, "plan": request.plan._asdict(), "seconds": seconds, **_machine()}
     return reporting.write(folder, measured, about)
 
 
@@ -105,7 +105,7 @@ def evaluate(checkpoint: Path, other: dict[str, Any] | None, *, cache: Path) -> 
         raise ProblemError(f"{checkpoint} takes {takes}: choose other data with --dataset or --data-dir.")
     masks = jax.tree.map(jnp.asarray, masks)
     result = measure(_model(kept), Network(kept["network"], 0.0, params, masks), images.test)
-    notes = ("", reporting.data_line(images.origin), _verdict(result, images.origin, kept))
+    notes = (reporting.data_line(images.origin), _verdict(result, images.origin, kept))
     return str(assess.table([result], notes=notes))
 
 

@@ -12,14 +12,16 @@ import optax
 import jaxprune
 from jaxprune import allocation, criteria, schedules, training
 
-RATE = 1e-3
-UPDATES = 20
-"""How often gradual pruning recomputes the masks on its way."""
+RATE = 3e-3
+REVISIONS = 20
+"""How often gradual pruning chooses its masks anew on its way."""
 
 
 def adam(steps: int) -> optax.GradientTransformation:
-    """The optimizer of all runs, dense or pruned: Adam whose rate falls to zero along a cosine."""
-    return optax.adam(optax.cosine_decay_schedule(RATE, steps))
+    """The optimizer of all runs, dense or pruned: Adam, its rate constant and then falling to zero along a cosine."""
+    half = max(steps // 2, 1)
+    falling = optax.cosine_decay_schedule(RATE, max(steps - half, 1))
+    return optax.adam(optax.join_schedules([optax.constant_schedule(RATE), falling], [half]))
 
 
 def dense(steps: int, choice: None = None) -> optax.GradientTransformation:
@@ -29,11 +31,11 @@ def dense(steps: int, choice: None = None) -> optax.GradientTransformation:
 
 
 def gradual(steps: int, sparsity: jax.Array) -> optax.GradientTransformation:
-    """Gradual magnitude pruning (Zhu and Gupta 2017): from dense to `sparsity` in two thirds of the steps."""
-    end = max(2 * steps // 3, 1)
+    """Gradual magnitude pruning (Zhu and Gupta 2017): from dense to `sparsity` while the rate is high."""
+    end = max(steps // 2, 1)
     schedule = schedules.cubic(begin=0, end=end, final=sparsity)
-    update = schedules.every(max(end // UPDATES, 1), end=end)
-    return jaxprune.sparsify(adam(steps), training.gradual(schedule, update=update, allocation=allocation.erk))
+    when = schedules.every(max(end // REVISIONS, 1), begin=0, end=end)
+    return jaxprune.sparsify(adam(steps), training.gradual(schedule, when=when, allocation=allocation.erk))
 
 
 def fine_tune(steps: int, masks: Any) -> optax.GradientTransformation:
@@ -41,11 +43,11 @@ def fine_tune(steps: int, masks: Any) -> optax.GradientTransformation:
     return jaxprune.sparsify(adam(steps), training.fixed(masks))
 
 
-def one_shot(params: Any, sparsity: float) -> jaxprune.Pruned:
+def one_shot(params: Any, sparsity: jax.Array) -> jaxprune.Pruned:
     """Remove the smallest weights at once."""
     return jaxprune.prune(params, sparsity, criterion=criteria.magnitude, allocation=allocation.erk)
 
 
-def random(params: Any, sparsity: float, key: jax.Array) -> jaxprune.Pruned:
+def random(params: Any, sparsity: jax.Array, key: jax.Array) -> jaxprune.Pruned:
     """Remove any weights at once, as many of each layer as `one_shot` does: the control."""
     return jaxprune.prune(params, sparsity, criterion=criteria.random, allocation=allocation.erk, key=key)

@@ -24,13 +24,15 @@ def encoded(array: np.ndarray) -> bytes:
 def idx_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of four IDX files; `packed` says whether they are gzipped."""
 
-    def make(*, train: int = 40, test: int = 10, size: int = 6, packed: bool = True, seed: int = 0) -> Path:
+    def make(
+        *, train: int = 40, test: int = 10, size: int = 6, packed: bool = True, seed: int = 0, classes: int = 3
+    ) -> Path:
         rng = np.random.default_rng(seed)
-        folder = tmp_path / f"idx-{seed}-{packed}-{train}"
+        folder = tmp_path / f"idx-{seed}-{packed}-{train}-{size}"
         folder.mkdir()
         for (split, kind), name in idx.FILES.items():
             n = train if split == "train" else test
-            array = rng.integers(0, 256, (n, size, size)) if kind == "images" else np.arange(n) % 3
+            array = rng.integers(0, 256, (n, size, size)) if kind == "images" else np.arange(n) % classes
             raw = encoded(array.astype(np.uint8))
             if packed:
                 assert (folder / f"{name}.gz").write_bytes(gzip.compress(raw))

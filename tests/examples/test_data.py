@@ -9,7 +9,7 @@ import socket
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,16 @@ def test_cifar10_comes_out_of_its_archive(tmp_path: Path, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(images.train[0], pixels[:10])
     np.testing.assert_array_equal(images.test[0], pixels[10:])
     np.testing.assert_array_equal(images.train[1], labels[:10])
+
+
+@pytest.mark.slow
+def test_mnist_as_it_was_published(real_data: Callable[[str], Path], tmp_path: Path):
+    folder = real_data("mnist/train-images-idx3-ubyte.gz").parent
+    images = data.load(folder=folder, cache=tmp_path)
+    assert (images.train[0].shape, images.test[0].shape) == ((60000, 28, 28, 1), (10000, 28, 28, 1))
+    # Counts of each digit, as LeCun's page and many papers have them.
+    assert np.bincount(images.train[1]).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(images.test[1]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
 def test_what_is_prepared_is_a_dataset_that_tfds_itself_can_open(cache: Path):

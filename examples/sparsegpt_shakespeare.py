@@ -1,0 +1,207 @@
+"""One-shot pruning of a small language model: what magnitude, Wanda and SparseGPT cost in perplexity.
+
+    python examples/sparsegpt_shakespeare.py --text ../shared/data/tinyshakespeare/input.txt
+
+trains a character-level decoder of 2.4 million weights, prunes its blocks at 50 %, 2:4, 4:8 and 70 %, and prints the
+perplexity on held-out text for every method, with the spread over calibration sets. The blocks are stacked and run by
+a scan, so each kind of kernel is one leaf of shape [layers, inputs, outputs]. `--save` keeps the trained weights.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxprune import allocation, masks
+from jaxprune.calibration import calibrate
+from jaxprune.criteria import wanda
+from jaxprune.reconstruction import reconstruct, reconstruct_sequential
+
+PyTree = Any
+BLOCKS = "blocks/*/kernel"
+
+
+class Size(NamedTuple):
+    """What the decoder is built of."""
+
+    width: int = 256
+    layers: int = 3
+    heads: int = 8
+    context: int = 64
+    batch: int = 16
+
+
+def init(key: jax.Array, size: Size, characters: int) -> PyTree:
+    """Weights of the decoder; those of the blocks are stacked on a leading axis."""
+    width, keys = size.width, jax.random.split(key, 6)
+    dense = lambda k, n_in, n_out: {
+        "kernel": jax.random.normal(k, (size.layers, n_in, n_out)) / np.sqrt(n_in),
+        "bias": jnp.zeros((size.layers, n_out)),
+    }
+    return {
+        "embed": jax.random.normal(keys[0], (characters, width)) * 0.02,
+        "position": jax.random.normal(keys[1], (size.context, width)) * 0.02,
+        "blocks": {
+            "norm1": jnp.ones((size.layers, width)),
+            "norm2": jnp.ones((size.layers, width)),
+            "qkv": dense(keys[2], width, 3 * width),
+            "out": dense(keys[3], width, width),
+            "up": dense(keys[4], width, 4 * width),
+            "down": dense(keys[5], 4 * width, width),
+        },
+        "norm": jnp.ones(width),
+    }
+
+
+def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """RMS normalisation."""
+    return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def forward(heads: int, params: PyTree, tokens: jax.Array) -> jax.Array:
+    """Logits [batch, context, characters] of tokens [batch, context]."""
+    batch, length = tokens.shape
+    mask = jnp.tril(jnp.ones((length, length), bool))
+
+    def block(x: jax.Array, p: PyTree) -> tuple[jax.Array, None]:
+        linear = lambda name, y: y @ p[name]["kernel"] + p[name]["bias"]
+        q, k, v = jnp.split(linear("qkv", normed(x, p["norm1"])).reshape(batch, length, heads, -1), 3, -1)
+        scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(jnp.where(mask, scores, -1e9))
+        x = x + linear("out", jnp.einsum("bhqs,bshk->bqhk", weights, v).reshape(batch, length, -1))
+        return x + linear("down", jax.nn.gelu(linear("up", normed(x, p["norm2"])))), None
+
+    x = params["embed"][tokens] + params["position"][:length]
+    x, _ = lax.scan(block, x, params["blocks"])
+    return normed(x, params["norm"]) @ params["embed"].T
+
+
+def loss(heads: int, params: PyTree, text: jax.Array) -> jax.Array:
+    """Mean cross-entropy of each character given those before it, for windows [batch, context + 1]."""
+    logits = forward(heads, params, text[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, text[:, 1:]).mean()
+
+
+def windows(text: np.ndarray, size: Size, rng: np.random.Generator, n: int) -> Iterator[jax.Array]:
+    """Batches of windows of the text, n of them."""
+    for _ in range(n):
+        starts = rng.integers(0, len(text) - size.context - 1, size.batch)
+        yield jnp.asarray(text[starts[:, None] + np.arange(size.context + 1)])
+
+
+def train(
+    params: PyTree, text: np.ndarray, size: Size, *, steps: int, rate: float, seed: int, kept: PyTree = None
+) -> PyTree:
+    """Trains with AdamW; with masks, what they remove stays exactly zero."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps, rate / 20)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.01))
+    # A weight that a mask removes has no gradient, hence no moments and no update.
+    seen = (lambda p: p) if kept is None else (lambda p: masks.apply(p, kept))
+
+    @jax.jit
+    def step(params: PyTree, state: PyTree, batch: jax.Array) -> tuple[PyTree, PyTree, jax.Array]:
+        value, grads = jax.value_and_grad(lambda p: loss(size.heads, seen(p), batch))(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, started = optimizer.init(params), time.perf_counter()
+    for i, batch in enumerate(windows(text, size, np.random.default_rng(seed), steps)):
+        params, state, value = step(params, state, batch)
+        if kept is None and i % 100 == 0:
+            print(f"step {i}: training loss {float(value):.3f}, {time.perf_counter() - started:.0f} s", flush=True)
+    return params
+
+
+def evaluation(text: np.ndarray, size: Size) -> Callable[[PyTree], float]:
+    """Perplexity on the whole of a text, in windows that do not overlap."""
+    n = (len(text) - 1) // (size.context * 128) * 128
+    index = np.arange(n)[:, None] * size.context + np.arange(size.context + 1)
+    batches = jnp.asarray(text[index].reshape(-1, 128, size.context + 1))
+    mean = jax.jit(lambda params: lax.map(partial(loss, size.heads, params), batches).mean())
+    return lambda params: float(jnp.exp(mean(params)))
+
+
+def prunings(params: PyTree, size: Size, batches: list[jax.Array], sparsity: float, pattern: Any) -> dict[str, Any]:
+    """The pruned networks, by the name of the method."""
+    fn = partial(forward, size.heads)
+    stats = calibrate(fn, params, batches, where=BLOCKS)
+    share = {BLOCKS: sparsity}
+    out = {
+        name: reconstruct(params, stats, share, method=name, pattern=pattern)
+        for name in ("magnitude", "wanda", "sparsegpt")
+    }
+    out["sequential"] = reconstruct_sequential(fn, params, batches, share, pattern=pattern, where=BLOCKS)
+    if sparsity >= 0.7:
+        owl = allocation.owl(wanda(params, stats=stats), sparsity, where=BLOCKS)
+        out["sparsegpt+owl"] = reconstruct(params, stats, owl.sparsities)
+    return out
+
+
+def table(params: PyTree, train_text: np.ndarray, test_text: np.ndarray, size: Size, *, seeds: int, tune: int) -> None:
+    """Prints the perplexity of every method at every sparsity: mean and spread over calibration sets."""
+    perplexity = evaluation(test_text, size)
+    print(f"dense: perplexity {perplexity(params):.3f} on {len(test_text)} characters")
+    for title, sparsity, pattern in (
+        ("50 %", 0.5, masks.Unstructured()),
+        ("2:4", 0.5, masks.NM(2, 4)),
+        ("4:8", 0.5, masks.NM(4, 8)),
+        ("70 %", 0.7, masks.Unstructured()),
+    ):
+        found: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            batches = [b[:, :-1] for b in windows(train_text, size, np.random.default_rng(1000 + seed), 16)]
+            pruned = prunings(params, size, batches, sparsity, pattern)
+            for name in ("magnitude", "sparsegpt") if tune else ():
+                tuned = train(
+                    pruned[name].params, train_text, size, steps=tune, rate=3e-4, seed=seed, kept=pruned[name].masks
+                )
+                pruned[f"{name}, tuned"] = pruned[name]._replace(params=tuned)
+            for name, result in pruned.items():
+                found.setdefault(name, []).append(perplexity(result.params))
+        for name, values in found.items():
+            spread = f"{np.min(values):.3f} to {np.max(values):.3f}"
+            print(
+                f"{title:>5} {name:18} {np.mean(values):8.3f}  ({spread}, {len(values)} calibration sets)", flush=True
+            )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="any plain text; a tenth is held out")
+    parser.add_argument("--steps", type=int, default=1500, help="of training")
+    parser.add_argument("--tune", type=int, default=100, help="steps of masked fine-tuning after pruning; 0: none")
+    parser.add_argument("--seeds", type=int, default=3, help="how many calibration sets")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of training")
+    parser.add_argument("--width", type=int, default=Size().width)
+    parser.add_argument("--layers", type=int, default=Size().layers)
+    parser.add_argument("--save", type=Path, help="an .npz for the trained weights, read if it is there")
+    options = parser.parse_args(arguments)
+    raw = np.frombuffer(options.text.read_bytes(), np.uint8)
+    characters, text = np.unique(raw, return_inverse=True)
+    train_text, test_text = text[: -len(text) // 10], text[-len(text) // 10 :]
+    size = Size(width=options.width, layers=options.layers)
+    params = init(jax.random.key(options.seed), size, len(characters))
+    leaves, treedef = jax.tree.flatten(params)
+    print(
+        f"{sum(x.size for x in leaves):,} weights, {sum(x.size for x in jax.tree.leaves(params['blocks'])):,} in blocks"
+    )
+    if options.save and options.save.exists():
+        with np.load(options.save) as saved:
+            params = jax.tree.unflatten(treedef, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+    else:
+        params = train(params, train_text, size, steps=options.steps, rate=2e-3, seed=options.seed)
+        if options.save:
+            np.savez(options.save, **{str(i): x for i, x in enumerate(jax.tree.leaves(params))})
+    table(params, train_text, test_text, size, seeds=options.seeds, tune=options.tune)
+
+
+if __name__ == "__main__":
+    main()
