@@ -119,7 +119,9 @@ def _planned(
     key: Any,
 ) -> Method:
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), key
+        # A copy of the key: donating the state must not delete the user's.
+        own_key = None if key is None else jnp.array(key, copy=True)
+        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), own_key
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
