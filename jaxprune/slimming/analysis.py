@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jax.extend.core import Literal
 
 from jaxprune import tree
 from jaxprune.jaxprs import Traced, is_array, sub_jaxprs, trace
 from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
+from jaxprune.slimming.axes import Axes
 from jaxprune.slimming.frames import Frame, follow
 from jaxprune.slimming.labels import Ids, Labels
 from jaxprune.slimming.rules import RULES
@@ -91,7 +92,7 @@ def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tu
     if not used:
         for axis in ids:
             labels.freeze(axis, labels.reason("not used by the function"))
-    elif jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         for axis in ids:
             labels.freeze(axis, labels.reason("random keys"))
     return ids
@@ -109,40 +110,28 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
             inner = _layers(sub.jaxpr)
             for k, place in enumerate(sub.inputs):
                 var = None if place is None else eqn.invars[place]
-                if isinstance(var, _LITERAL) or var not in source:
+                if isinstance(var, Literal) or var not in source:
                     continue
                 lengths = inner.get(k, ())
                 if k in sub.stacked_inputs:
                     lengths = (int(eqn.params["length"]), *lengths)
                 if len(lengths) > len(found.get(source[var], ())):
                     found[source[var]] = lengths
-        if len(eqn.invars) == 1 and not isinstance(eqn.invars[0], _LITERAL) and eqn.invars[0] in source:
-            if not sub_jaxprs(eqn):
-                source[eqn.outvars[0]] = source[eqn.invars[0]]
+        [*operands] = [v for v in eqn.invars if not isinstance(v, Literal)]
+        if len(eqn.invars) == len(operands) == 1 and operands[0] in source and not sub_jaxprs(eqn):
+            source[eqn.outvars[0]] = source[operands[0]]
     return found
-
-
-_LITERAL = jax.extend.core.Literal
 
 
 def _used(jaxpr: Any) -> set[int]:
     """The inputs that something is computed from, or that are returned."""
-    used = {v for v in jaxpr.outvars if not isinstance(v, _LITERAL)}
+    used = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for eqn in jaxpr.eqns:
-        operands = [None if isinstance(v, _LITERAL) else v for v in eqn.invars]
+        operands = [None if isinstance(v, Literal) else v for v in eqn.invars]
         subs = sub_jaxprs(eqn)
         if subs and all(sub.role == "call" for sub in subs):
-            used |= {operands[sub.inputs[k]] for sub in subs for k in _used(sub.jaxpr) if sub.inputs[k] is not None}
+            places = [sub.inputs[k] for sub in subs for k in _used(sub.jaxpr)]
+            used |= {operands[place] for place in places if place is not None}
         else:
             used |= set(operands)
     return {i for i, v in enumerate(jaxpr.invars) if v in used}
-
-
-def axis_of(ids: Ids) -> Axis:
-    """The axis that a leaf's labels stand for."""
-    return ax.labelled(ids)
-
-
-def count(leaf: Leaf) -> int:
-    """The number of entries."""
-    return int(np.prod(leaf.shape)) if leaf.shape is not None else 0

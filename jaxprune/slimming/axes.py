@@ -84,8 +84,9 @@ def split(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
       One axis for each size.
     """
     rest, found = list(axis), []
-    for count in reversed(sizes):
+    for wanted in reversed(sizes):
         taken: list[Factor] = []
+        count = wanted
         while count > 1 or (rest and rest[-1].size == 1):
             factor = rest.pop()
             if count % factor.size == 0:

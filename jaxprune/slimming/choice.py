@@ -164,7 +164,7 @@ def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, 
     mask = np.broadcast_to(mask, shape)
     layers = len(lead) - 1
     others = tuple(i for i in range(len(shape)) if i != axis and i >= layers)
-    return ~mask.any(others) if others else ~mask
+    return np.asarray(~mask.any(others) if others else ~mask)
 
 
 def _spread(stay: np.ndarray, axis: int, rank: int) -> np.ndarray:

@@ -217,7 +217,9 @@ def _resolve(groups: Groups, rules: Rules, default: Any, what: str) -> list[Any]
     matches = lambda name, glob: name == glob or fnmatchcase(name, glob)
     unmatched = [glob for glob in rules if not any(matches(g.name, glob) for g in groups)]
     if unmatched:
-        raise ValueError(f"{what}: no group matches {', '.join(map(repr, unmatched))}; there are {[g.name for g in groups]}")
+        raise ValueError(
+            f"{what}: no group matches {', '.join(map(repr, unmatched))}; there are {[g.name for g in groups]}"
+        )
     return [next((v for glob, v in rules.items() if matches(g.name, glob)), default) for g in groups]
 
 

@@ -270,7 +270,7 @@ def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:
 def _block(places: np.ndarray) -> int:
     # The length of the shortest run of neighbours.
     ends = np.flatnonzero(np.diff(places) != 1)
-    return int(np.diff([-1, *ends, places.size - 1]).min())
+    return int(np.diff(np.concatenate([[-1], ends, [places.size - 1]])).min())
 
 
 def _form(places: np.ndarray) -> str:

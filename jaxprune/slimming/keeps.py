@@ -60,7 +60,7 @@ def staying(labels: Labels, ids: Ids, gone: np.ndarray) -> np.ndarray | None:
     roots = labels.find(ids)
     if not gone[roots].any() and not labels.has_parts(roots).any():
         return None
-    return ~gone[labels.atoms(ids)].any(-1)
+    return np.asarray(~gone[labels.atoms(ids)].any(-1))
 
 
 def ranks(keep: Keep | None, full: int, positions: np.ndarray) -> np.ndarray:

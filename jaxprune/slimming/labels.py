@@ -228,7 +228,8 @@ def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
 def _tidy(columns: list[Ids]) -> Ids:
     # Drops columns without atoms and an atom's second appearance in a row.
     kept: list[Ids] = []
-    for column in columns:
+    for found in columns:
+        column = found
         for other in kept:
             column = np.where(column == other, Labels.FIXED, column)
         if (column != Labels.FIXED).any():

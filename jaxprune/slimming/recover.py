@@ -12,7 +12,7 @@ PyTree = Any
 def distillation_loss(
     student: jax.Array,
     teacher: jax.Array,
-    labels: jax.Array | None = None,
+    labels: Any = None,
     *,
     temperature: float = 2.0,
     weight: float = 1.0,
@@ -64,12 +64,12 @@ def recalibrate_statistics(
     Running statistics are moved towards a batch's, new = m old + (1 - m) batch. Asking `update` for its answer at old
     = 0 and old = 1 tells m and the batch's own statistics, so that neither m nor the old values matter. Means over
     batches of variances leave out how much the batches' means differ: take batches as large as in training. After
-    removing channels inexactly, or many of them, the activations have moved (Li et al., EagleEye, 2020, arXiv:2007.02491).
+    removing channels inexactly, or many of them, the activations have moved (Li et al., EagleEye, 2020,
+    arXiv:2007.02491).
 
     Args:
-      update: a function from statistics and a batch to new statistics, such as
-        `lambda s, x: model.apply({'params': params, 'batch_stats': s}, x, train=True, mutable=['batch_stats'])[1]['batch_stats']`;
-        linear in its statistics, as the running means of batch normalisation are.
+      update: a function from statistics and a batch to new statistics, such as one that applies a model in training
+        mode and returns its new `batch_stats`; linear in its statistics, as running means are.
       statistics: the statistics, for their shapes; leaves that are not floating stay.
       batches: the batches.
 

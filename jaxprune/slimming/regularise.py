@@ -49,7 +49,8 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 
     After the optimizer's step to w, each unit's entries w_u become w_u max(0, 1 - t sqrt(n_u) / ||w_u||), with n_u
     entries in the unit (Yuan & Lin, 2006, eq. 2.4, as a proximal step). An entry of several units (a row of one, a
-    column of another) is multiplied by the factors of all. Put it last in the chain: it must see the optimizer's updates.
+    column of another) is multiplied by the factors of all. Put it last in the chain: it must see the optimizer's
+    updates.
 
     Args:
       groups: the groups, found on parameters of these shapes.
@@ -64,7 +65,7 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
         del params
         return StepState(jnp.zeros((), jnp.int32))
 
-    def update(updates: PyTree, state: StepState, params: PyTree | None = None) -> tuple[PyTree, StepState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("group_lasso needs params: call update(updates, state, params)")
         amount = strength(state.step) if callable(strength) else strength
@@ -82,8 +83,8 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 1.0) -> optax.GradientTransformation:
     """An L2 penalty on the units that a choice removes, growing from step to step.
 
-    Adds c_t w to the gradient of their entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243, GReg-1; as
-    DepGraph trains before it prunes). What stays is not penalised. Put it before the optimizer.
+    Adds c_t w to the gradient of their entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
+    GReg-1; as DepGraph trains before it prunes). What stays is not penalised. Put it before the optimizer.
 
     Args:
       choice: which units are to go.
@@ -99,7 +100,7 @@ def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 
         del params
         return StepState(jnp.zeros((), jnp.int32))
 
-    def update(updates: PyTree, state: StepState, params: PyTree | None = None) -> tuple[PyTree, StepState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("growing_penalty needs params: call update(updates, state, params)")
         amount = growth(state.step) if callable(growth) else growth * state.step
@@ -140,7 +141,8 @@ def _scale(groups: Groups, params: PyTree, factors: jax.Array) -> PyTree:
     padded = jnp.append(factors, 1.0)
     leaves, structure = jax.tree.flatten(params)
     result = []
-    for leaf, axes in zip(leaves, groups.units, strict=True):
+    for given, axes in zip(leaves, groups.units, strict=True):
+        leaf = given
         for axis, units in enumerate(axes):
             if (units >= 0).any():
                 shape = [1] * np.ndim(leaf)

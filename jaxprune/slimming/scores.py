@@ -56,11 +56,13 @@ def group_scores(
     if not any(counted):
         raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")
     total, count = np.zeros(groups.size), np.zeros(groups.size)
-    for k, ((name, values), leaf) in enumerate(zip(given, leaves, strict=True)):
-        if not counted[k] or leaf.shape is None or (np.shape(values) == () and leaf.shape != ()):
+    for k, ((name, raw), leaf) in enumerate(zip(given, leaves, strict=True)):
+        if not counted[k] or leaf.shape is None or (np.shape(raw) == () and leaf.shape != ()):
             continue
-        values = np.asarray(jax.device_get(values), np.float64)
-        if len(values.shape) != len(leaf.shape) or any(a not in (1, b) for a, b in zip(values.shape, leaf.shape, strict=True)):
+        values = np.asarray(jax.device_get(raw), np.float64)
+        if len(values.shape) != len(leaf.shape) or any(
+            a not in (1, b) for a, b in zip(values.shape, leaf.shape, strict=True)
+        ):
             raise ValueError(f"scores of {name} have shape {values.shape}, the parameter {leaf.shape}")
         _add_leaf(total, count, np.broadcast_to(values, leaf.shape), groups.units[k], reduce)
     if reduce == "l2":
@@ -70,7 +72,9 @@ def group_scores(
     return _normalised(groups, total, normalise)
 
 
-def _add_leaf(total: np.ndarray, count: np.ndarray, values: np.ndarray, axes: Sequence[np.ndarray], reduce: str) -> None:
+def _add_leaf(
+    total: np.ndarray, count: np.ndarray, values: np.ndarray, axes: Sequence[np.ndarray], reduce: str
+) -> None:
     powers = values**2 if reduce == "l2" else values
     for axis, units in enumerate(axes):
         layers = units.ndim - 2

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array
 from jaxprune.slimming.analysis import Analysis, analyse
@@ -97,9 +98,9 @@ def _manifest(fn: Callable[..., PyTree], params: PyTree, choice: Any, inputs: tu
     if isinstance(choice, Choice):
         return choice.manifest()
     groups = find_groups(fn, params, *inputs)
-    if isinstance(choice, Mapping) and jax.tree.structure(choice) != jax.tree.structure(params):
-        if all(isinstance(key, str) and any(key == g.name for g in groups) for key in choice):
-            return choice_from(groups, choice).manifest()
+    names = {group.name for group in groups}
+    if isinstance(choice, Mapping) and choice and names.issuperset(choice):
+        return choice_from(groups, choice).manifest()
     return choice_from_masks(groups, choice).manifest()
 
 
@@ -181,4 +182,4 @@ def _signature(args: Any) -> Any:
 
 def _leaks(analysis: Analysis) -> bool:
     # A function that closes over values of a surrounding trace has them as constants: not to be used again.
-    return any(isinstance(const, jax.core.Tracer) for const in analysis.traced.closed.consts)
+    return any(isinstance(const, Tracer) for const in analysis.traced.closed.consts)

@@ -12,7 +12,7 @@ Array = jax.Array
 
 class LeNet(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         x = nn.relu(nn.Conv(6, (5, 5))(x))
         x = nn.max_pool(x, (2, 2), (2, 2))
         x = nn.relu(nn.Conv(16, (5, 5), padding="VALID")(x))
@@ -27,7 +27,7 @@ class Block(nn.Module):
     s: int
 
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         bn = functools.partial(nn.BatchNorm, use_running_average=True)
         y = nn.Conv(s.c, (3, 3), (s.s, s.s), use_bias=False)(x)
         y = nn.relu(bn()(y))
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 class ResNet(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x)))
         for c, st in [(8, 1), (16, 2), (16, 1)]:
             x = Block(c, st)(x)
@@ -49,7 +49,7 @@ class ResNet(nn.Module):
 
 class OptionA(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         x = nn.relu(nn.Conv(8, (3, 3))(x))
         for c in [8, 16, 16]:
             st = c // x.shape[-1]
@@ -64,7 +64,7 @@ class OptionA(nn.Module):
 
 class MobileNet(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         x = nn.relu6(nn.Conv(8, (3, 3))(x))
         for c in [16, 16]:
             i = x
@@ -80,7 +80,7 @@ class MobileNet(nn.Module):
 
 class Grouped(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         x = nn.relu(nn.Conv(12, (3, 3))(x))
         x = nn.relu(nn.Conv(24, (3, 3), feature_group_count=4)(x))
         x = nn.Conv(8, (1, 1))(x)
@@ -89,7 +89,7 @@ class Grouped(nn.Module):
 
 class UNet(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         a = nn.swish(nn.GroupNorm(4)(nn.Conv(8, (3, 3))(x)))
         b = nn.swish(nn.GroupNorm(4)(nn.Conv(16, (3, 3), (2, 2))(a)))
         c = nn.ConvTranspose(8, (2, 2), (2, 2))(b)
@@ -97,14 +97,13 @@ class UNet(nn.Module):
         x = jnp.concatenate([a, c, d], -1)
         x = nn.swish(nn.GroupNorm(4)(nn.Conv(8, (3, 3))(x)))
         x = nn.Conv(12, (3, 3))(x)  # pixel shuffle
-        B, H, W, C = x.shape
-        x = x.reshape(B, H, W, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, 3)
-        return x
+        B, H, W, _ = x.shape
+        return x.reshape(B, H, W, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, 3)
 
 
 class DenseNet(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         x = nn.Conv(8, (3, 3))(x)
         for _ in range(3):
             y = nn.Conv(4, (3, 3))(nn.relu(nn.BatchNorm(use_running_average=True)(x)))
@@ -114,8 +113,8 @@ class DenseNet(nn.Module):
 
 class RNNs(nn.Module):
     @nn.compact
-    def __call__(s, x):
-        h = nn.RNN(nn.OptimizedLSTMCell(12))(x)
+    def __call__(s, x: Any) -> Any:
+        h: Any = nn.RNN(nn.OptimizedLSTMCell(12))(x)
         h = nn.RNN(nn.GRUCell(10))(h)
         h = nn.RNN(nn.LSTMCell(6))(h)
         return nn.Dense(5)(h[:, -1])
@@ -123,7 +122,7 @@ class RNNs(nn.Module):
 
 class ViT(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         B = x.shape[0]
         x = nn.Conv(16, (4, 4), (4, 4))(x).reshape(B, -1, 16)
         cls = s.param("cls", nn.initializers.normal(), (1, 1, 16))
@@ -135,7 +134,8 @@ class ViT(nn.Module):
         return nn.Dense(5)(nn.LayerNorm()(x)[:, 0])
 
 
-def rope(x, kind):
+def rope(x: Any, kind: str) -> Any:
+    """Rotary positions in four spellings."""
     T, D = x.shape[1], x.shape[-1]
     f = 1 / 100 ** (jnp.arange(0, D, 2) / D)
     a = jnp.arange(T)[:, None] * f
@@ -150,18 +150,16 @@ def rope(x, kind):
     if kind == "inter":
         x1, x2 = x[..., ::2], x[..., 1::2]
         return jnp.stack([x1 * c - x2 * s, x1 * s + x2 * c], -1).reshape(x.shape)
-    if kind == "complex":
-        z = x.reshape(*x.shape[:-1], D // 2, 2)
-        z = jax.lax.complex(z[..., 0], z[..., 1]) * jnp.exp(1j * a)[None, :, None]
-        return jnp.stack([z.real, z.imag], -1).reshape(x.shape)
+    z = x.reshape(*x.shape[:-1], D // 2, 2)
+    z = jax.lax.complex(z[..., 0], z[..., 1]) * jnp.exp(1j * a)[None, :, None]
+    return jnp.stack([z.real, z.imag], -1).reshape(x.shape)
 
 
 class LlamaBlock(nn.Module):
     kind: str = "half"
-    tie: bool = False
 
     @nn.compact
-    def __call__(s, x, _=None):
+    def __call__(s, x: Any, _: Any = None) -> Any:
         B, T, E = x.shape
         H, KV, D = 4, 2, 8
         d = functools.partial(nn.Dense, use_bias=False)
@@ -192,7 +190,7 @@ class Llama(nn.Module):
     mode: str = "loop"
 
     @nn.compact
-    def __call__(s, t):
+    def __call__(s, t: Any) -> Any:
         emb = nn.Embed(11, 16)
         x = emb(t)
         if s.mode == "loop":
@@ -206,7 +204,7 @@ class Llama(nn.Module):
 
 class MoE(nn.Module):
     @nn.compact
-    def __call__(s, x):
+    def __call__(s, x: Any) -> Any:
         g = jax.nn.softmax(nn.Dense(3)(x))
         w1 = s.param("w1", nn.initializers.normal(0.5), (3, 8, 12))
         w2 = s.param("w2", nn.initializers.normal(0.5), (3, 12, 8))

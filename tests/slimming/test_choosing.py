@@ -105,7 +105,9 @@ def test_budget_is_met_within_one_unit(params: Any, groups: slimming.Groups) -> 
             gone = np.flatnonzero(~choice.keep)
             one_back = [cost(slimming.Choice(groups, choice.keep | (np.arange(28) == u))) for u in gone]
             assert max(one_back) > 0.5 * whole
-    assert costs.flops(net, params, x)(slimming.Choice(groups, np.ones(28, bool))) == 2 * 5 * (3 * 16 + 16 * 12 + 12 * 2)
+    assert costs.flops(net, params, x)(slimming.Choice(groups, np.ones(28, bool))) == 2 * 5 * (
+        3 * 16 + 16 * 12 + 12 * 2
+    )
     with pytest.raises(ValueError, match="still costs 6"):
         _ = slimming.choose_budget(groups, scores, costs.parameters, 5)
 

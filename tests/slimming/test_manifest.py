@@ -16,7 +16,9 @@ FN = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
 
 @pytest.fixture
 def params() -> Any:
-    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"a": (3, 4), "b": (4, 2)}.items()})
+    return checks.random_params(
+        {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"a": (3, 4), "b": (4, 2)}.items()}
+    )
 
 
 @pytest.fixture
@@ -27,8 +29,9 @@ def small(params: Any) -> slimming.Slimmed:
 def test_optimizer_state_shrinks_and_trains_on(params: Any, small: slimming.Slimmed) -> None:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
     grads = jax.grad(lambda p: jnp.sum(FN(p, jnp.ones((5, 3))) ** 2))(params)
+    state: Any
     _, state = optimizer.update(grads, optimizer.init(params), params)
-    shrunk = small.shrink(state)
+    shrunk: Any = small.shrink(state)
     expected = optimizer.init(small.params)
     assert jax.tree.map(jnp.shape, shrunk) == jax.tree.map(jnp.shape, expected)
     np.testing.assert_array_equal(shrunk[1][0].mu["a"], np.asarray(state[1][0].mu["a"])[:, [1, 3]])

@@ -18,7 +18,9 @@ X = np.random.default_rng(0).normal(size=(32, 3)).astype("f4")
 
 @pytest.fixture
 def params() -> Any:
-    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"a": (3, 8), "b": (8, 2)}.items()})
+    return checks.random_params(
+        {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"a": (3, 8), "b": (8, 2)}.items()}
+    )
 
 
 def train(params: Any, optimizer: Any, steps: int) -> Any:
@@ -51,6 +53,8 @@ def test_one_proximal_step_is_the_formula(params: Any) -> None:
     groups = slimming.find_groups(FN, params, X)
     link = slimming.group_lasso(groups, lambda step: 0.01 * (step + 1))
     zero = jax.tree.map(jnp.zeros_like, params)
+    updates: Any
+    state: Any
     updates, state = link.update(zero, link.init(params), params)
     norms = np.sqrt((params["a"] ** 2).sum(0) + (params["b"] ** 2).sum(1))
     np.testing.assert_allclose(updates["a"], -params["a"] * 0.01 * np.sqrt(5) / norms, rtol=1e-4, atol=1e-7)
@@ -66,6 +70,7 @@ def test_growing_penalty_shrinks_only_what_is_to_go(params: Any) -> None:
     norms = np.asarray(slimming.unit_norms(groups, after))
     assert norms[[0, 3]].max() < 1e-3 and norms[[1, 2, 4, 5, 6, 7]].min() > 0.05
     link = slimming.growing_penalty(choice, lambda step: 2.0, limit=0.5)
+    updates: Any
     updates, _ = link.update(jax.tree.map(jnp.zeros_like, params), link.init(params), params)
     np.testing.assert_allclose(updates["a"][:, 0], 0.5 * params["a"][:, 0], rtol=1e-6)
     assert not np.asarray(updates["a"])[:, 1].any()
@@ -84,7 +89,11 @@ def test_distillation_loss() -> None:
     np.testing.assert_allclose(got, 0.7 * 9 * kl + 0.3 * ce, rtol=1e-5)
     teach = jax.grad(lambda t: slimming.distillation_loss(jnp.asarray(student), t))(jnp.asarray(teacher))
     assert not np.asarray(teach).any()
-    for bad, message in [({"temperature": 0.0}, "temperature must be positive"), ({"weight": 0.5}, "needs labels")]:
+    wrong: list[tuple[Any, str]] = [
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"weight": 0.5}, "needs labels"),
+    ]
+    for bad, message in wrong:
         with pytest.raises(ValueError, match=message):
             _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), **bad)
     with pytest.raises(ValueError, match="must have one shape"):

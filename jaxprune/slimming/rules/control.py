@@ -49,7 +49,8 @@ def _follow_scan(site: Site, operands: list[Axes]) -> list[Axes]:
         f.ids is not None and f.ids.ndim - 1 > depth for i in sub.stacked_inputs for f in _factors(operands[i])
     )
     inputs = []
-    for k, axes in enumerate(operands):
+    for k, given in enumerate(operands):
+        axes = given
         if k in sub.stacked_inputs:
             site.freeze(axes[0], "the axis a scan runs over")
             axes = axes[1:]

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
 
 from jaxprune.slimming import axes as ax
 from jaxprune.slimming.decide import Piece, labels_that_go
@@ -35,7 +34,7 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
             full = [np.zeros(np.shape(p), jax.dtypes.float0) for p in primals]
             for k, change in zip(moving, changes, strict=True):
                 full[k] = change
-            return jax.jvp(lambda *args: site.bind(*args), tuple(primals), tuple(full))
+            return jax.jvp(site.bind, tuple(primals), tuple(full))
 
         shapes = [_shape(v) for v in site.eqn.invars]
         closed = jax.make_jaxpr(whole)(shapes, [shapes[k] for k in moving])
@@ -57,7 +56,7 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
     def forward(*args: Any) -> tuple[list[Any], tuple[list[Any], Any]]:
         def whole(*args: Any) -> tuple[Any, Any]:
-            out, back = jax.vjp(lambda *args: site.bind(*args), *args)
+            out, back = jax.vjp(site.bind, *args)
             residuals, tree = jax.tree.flatten(back)
             structure[:] = [tree]
             return out, residuals
@@ -129,8 +128,6 @@ def _moves(var: Any) -> bool:
 
 
 def _shape(var: Any) -> jax.ShapeDtypeStruct:
-    if isinstance(var, Literal):
-        return jax.ShapeDtypeStruct(np.shape(var.val), var.aval.dtype)
     return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
 
 

@@ -155,5 +155,6 @@ def _table() -> dict[str, Rule]:
     return table
 
 
-_UNARY = frozenset((_KEEP_ZERO + " " + _LOSE_ZERO + " " + _INFINITE).split()) - frozenset("eq ne ge gt le lt".split())
+_COMPARE = frozenset({"eq", "ne", "ge", "gt", "le", "lt"})
+_UNARY = frozenset(f"{_KEEP_ZERO} {_LOSE_ZERO} {_INFINITE}".split()) - _COMPARE
 TABLE = _table()
