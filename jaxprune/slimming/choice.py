@@ -22,17 +22,20 @@ class Choice:
     Attributes:
       groups: the groups.
       keep: one bool for each unit of all groups.
+      empty: whether a group may lose all its units. Where it is the inside of a residual branch the branch then adds
+        no more than its last bias: this is how whole blocks go.
     """
 
     groups: Groups
     keep: np.ndarray
+    empty: bool = False
 
     def __post_init__(self) -> None:
         if self.keep.shape != (self.groups.size,) or self.keep.dtype != np.bool_:
             raise ValueError(
                 f"keep must be {self.groups.size} bools, one a unit; got {self.keep.dtype} {self.keep.shape}"
             )
-        wrong = [problem for group in self.groups if (problem := _problem(group, self.keep[group.span]))]
+        wrong = [problem for group in self.groups if (problem := _problem(group, self.keep[group.span], self.empty))]
         if wrong:
             raise ValueError("this choice cannot be carried out:\n" + "\n".join(wrong))
 
@@ -75,12 +78,13 @@ class Choice:
         return found
 
 
-def choice_from(groups: Groups, removed: Mapping[str, Any]) -> Choice:
+def choice_from(groups: Groups, removed: Mapping[str, Any], *, empty: bool = False) -> Choice:
     """A choice from the units to be removed.
 
     Args:
       groups: the groups.
       removed: for each group, by its name, the numbers of the units to be removed.
+      empty: whether a group may lose all its units.
 
     Raises:
       KeyError: there is no such group.
@@ -99,7 +103,7 @@ def choice_from(groups: Groups, removed: Mapping[str, Any]) -> Choice:
         if units.size and (units.min() < 0 or units.max() >= group.count):
             raise ValueError(f"group {name} has units 0 to {group.count - 1}; got {units.tolist()}")
         keep[group.first + units] = False
-    return Choice(groups, keep)
+    return Choice(groups, keep, empty)
 
 
 def choice_from_masks(groups: Groups, masks: PyTree, *, partial: str = "raise") -> Choice:
@@ -179,17 +183,17 @@ def _positions(stay: np.ndarray, name: str, axis: int) -> np.ndarray:
     counts = stay.sum(-1)
     if counts.min() != counts.max():
         raise ValueError(f"{name}: its layers keep from {counts.min()} to {counts.max()} positions of axis {axis}")
-    return np.nonzero(stay)[-1].reshape(*stay.shape[:-1], -1)
+    return np.nonzero(stay)[-1].reshape(*stay.shape[:-1], int(counts.flat[0]))
 
 
-def _problem(group: Group, keep: np.ndarray) -> str | None:
+def _problem(group: Group, keep: np.ndarray, empty: bool) -> str | None:
     leaves = ", ".join(sorted({m.name for m in group.members}))
     if group.layer is None:
-        return None if keep.any() else f"  {group.name}: no unit would be left, of {leaves}"
+        return None if empty or keep.any() else f"  {group.name}: no unit would be left, of {leaves}"
     counts = np.bincount(group.layer[keep], minlength=group.layers)
     if counts.min() != counts.max():
         return f"  {group.name}: layers would keep from {counts.min()} to {counts.max()} units, of {leaves}"
-    return None if counts.min() else f"  {group.name}: no unit would be left, of {leaves}"
+    return None if empty or counts.min() else f"  {group.name}: no unit would be left, of {leaves}"
 
 
 def _params_tree(groups: Groups) -> Any:

@@ -20,7 +20,7 @@ class Limits(NamedTuple):
       round_to: the kept width of a group is a multiple of this (8, or 128 for TPU lanes). The width is the number of
         units, for units that are blocks of positions (heads) the number of positions. A group too narrow stays
         whole.
-      floor: at least so many units of a group (of each stacked layer) stay.
+      floor: at least so many units of a group (of each stacked layer) stay; 0 lets all go, see `Choice.empty`.
       most: at most this share of a group's units goes.
       protect: groups and leaves to leave alone, as globs over group names and paths of leaves.
       inexact: whether groups may lose units for which removing is not the same as masking.
@@ -79,7 +79,7 @@ def choose(
                 if taken > count:
                     break
                 keep[step.units] = False
-        return Choice(groups, keep)
+        return Choice(groups, keep, empty=True)
     if scope != "global" or isinstance(ratio, Mapping):
         raise ValueError(f'scope is "group" or "global", the latter with one ratio; got {scope!r}, ratio {ratio!r}')
     _check_share(ratio)
@@ -91,7 +91,7 @@ def choose(
         if gone > wanted:
             break
         keep[step.units] = False
-    return Choice(groups, keep)
+    return Choice(groups, keep, empty=True)
 
 
 def choose_budget(
@@ -129,7 +129,7 @@ def choose_budget(
         keep = np.ones(groups.size, bool)
         for step in steps[:count]:
             keep[step.units] = False
-        return Choice(groups, keep)
+        return Choice(groups, keep, empty=True)
 
     if cost(after(0)) <= target:
         return after(0)
@@ -182,7 +182,6 @@ def _steps(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) -> 
     least = max(
         int(_one(groups, group, limits.floor, 1, "floor")),
         int(np.ceil(width * (1 - _one(groups, group, limits.most, 1.0, "most")) - 1e-9)),
-        1,
     )
     widths = [w for w in range(width - 1, least - 1, -1) if w % multiple == 0]
     steps, before, highest = [], width, -np.inf

@@ -124,3 +124,41 @@ def test_the_report(groups: slimming.Groups) -> None:
     assert dot.startswith("graph groups {") and 'g0 -- p1 [label="0"]' in dot
     with pytest.raises(KeyError, match="no group 'x'"):
         _ = groups["x"]
+
+
+def test_a_whole_residual_block_goes() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"in": (3, 8), "a": (8, 6), "b": (6, 8), "bias": (8,), "qkv": (8, 24), "o": (8, 8), "out": (8, 2)}
+    params = {k: rng.normal(size=s).astype("f4") for k, s in shapes.items()}
+    x = rng.normal(size=(2, 4, 3)).astype("f4")
+
+    def fn(p: Any, x: Any) -> Any:
+        x = x @ p["in"]
+        q, k, v = (t.reshape(2, 4, 2, 4) for t in jnp.split(x @ p["qkv"], 3, -1))
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        x = x + jnp.einsum("bhts,bshd->bthd", weights, v).reshape(2, 4, 8) @ p["o"]
+        return (x + jax.nn.relu(x @ p["a"]) @ p["b"] + p["bias"]) @ p["out"]
+
+    groups = slimming.find_groups(fn, params, x)
+    heads = next(g for g in groups if g.block == 4)
+    removed = {"a[1]": range(6), heads.name: range(2)}
+    with pytest.raises(ValueError, match="no unit would be left"):
+        _ = slimming.choice_from(groups, removed)
+    choice = slimming.choice_from(groups, removed, empty=True)
+    small = slimming.slim(fn, params, choice, x)
+    expected = (x @ params["in"] + params["bias"]) @ params["out"]
+    np.testing.assert_allclose(small.fn(small.params, x), expected, rtol=1e-4, atol=1e-5)
+    assert small.params["qkv"].size == 0
+    chosen = slimming.choose(groups, np.ones(groups.size), {"a[1]": 1.0}, limits=slimming.Limits(floor={"a[1]": 0}))
+    assert not chosen.kept("a[1]").any()
+
+
+def test_a_convolution_without_channels() -> None:
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 3, 4)).astype("f4"), "b": rng.normal(size=(3, 4, 3)).astype("f4")}
+    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    fn = lambda p, x: x + conv(jax.nn.relu(conv(x, p["a"])), p["b"])
+    x = rng.normal(size=(2, 5, 3)).astype("f4")
+    groups = slimming.find_groups(fn, params, x)
+    small = slimming.slim(fn, params, slimming.choice_from(groups, {"a[2]": range(4)}, empty=True), x)
+    np.testing.assert_array_equal(small.fn(small.params, x), x)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxprune.slimming import axes as ax
 from jaxprune.slimming.axes import Axes
 from jaxprune.slimming.evaluate import ShrinkSite
@@ -53,6 +55,8 @@ def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     lhs, rhs = operands
+    if lhs.size == 0 or rhs.size == 0:  # a sum over no channel
+        return [jnp.zeros(site.out_shape(), site.eqn.outvars[0].aval.dtype)]
     numbers = site.eqn.params["dimension_numbers"]
     groups = lhs.shape[numbers.lhs_spec[1]] // max(rhs.shape[numbers.rhs_spec[1]], 1)
     return site.bind(lhs, rhs, feature_group_count=groups)
