@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .builders import Arrays, Split, Splits, fingerprint
-from .problems import ProblemError
+from .problems import ProblemError, brief
 
 
 class Source(NamedTuple):
@@ -45,7 +45,7 @@ def splits(source: Source) -> tuple[Splits, str]:
         try:
             return _read(source)
         except Exception as error:  # a damaged file makes tfds, protobuf, json or array_record raise what they like
-            damage = f"The prepared data in {source.prepared} are damaged ({_line(error)})"
+            damage = f"The prepared data in {source.prepared} are damaged ({brief(error)})"
         try:
             source.check()
         except ProblemError as error:
@@ -73,7 +73,7 @@ def _prepare(source: Source) -> None:
         if source.prepared.exists():  # another process was quicker
             return
         advice = "check the network and the free space, or choose another folder with --cache"
-        raise ProblemError(f"Preparing {source.title} failed ({_line(error)}): {advice}.") from error
+        raise ProblemError(f"Preparing {source.title} failed ({brief(error)}): {advice}.") from error
 
 
 def _read(source: Source) -> tuple[Splits, str]:
@@ -106,7 +106,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

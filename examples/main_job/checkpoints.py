@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .problems import ProblemError, need
+from .problems import ProblemError, brief, need
 
 ABOUT = "about.json"
 STATE = "state"
@@ -49,5 +49,4 @@ def load(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
             state = checkpointer.restore(folder.absolute() / STATE)
         return state["params"], state["masks"], about
     except Exception as error:  # Orbax, tensorstore and json have errors of their own
-        line = str(error).strip().splitlines()[0].rstrip(".")
-        raise ProblemError(f"The checkpoint {folder} is damaged ({line}): train again.") from error
+        raise ProblemError(f"The checkpoint {folder} is damaged ({brief(error)}): train again.") from error

@@ -1,11 +1,18 @@
 """What stops the demo and is for its user to solve: one sentence, no traceback."""
 
 import importlib
+import textwrap
 from types import ModuleType
 
 
 class ProblemError(Exception):
     """Something that the user can put right; the message is one sentence that says what to do."""
+
+
+def brief(error: Exception) -> str:
+    """What someone else's error says, shortened to fit into a sentence: some go on for pages."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line, 200, placeholder=" ...").rstrip(".:")
 
 
 def need(module: str) -> ModuleType:

@@ -121,7 +121,7 @@ def test_the_accuracy_of_the_report_is_that_of_the_saved_numbers(results: Path, 
     network = models.make("linen", (8, 8, 1), 10)
     logits = jax.jit(network.apply)(params, (images - about["mean"]) / np.float32(about["deviation"]))
     (row,) = (row for row in report["models"] if row["name"] == "one-shot, fine-tuned 80%")
-    assert row["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels), abs=1e-6)
+    assert row["accuracy"] == pytest.approx(np.mean(np.argmax(np.asarray(logits), -1) == labels), abs=1e-6)
 
 
 def test_nnx_runs_the_same_experiment(results: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
