@@ -31,14 +31,15 @@ KERNELS = "layer*conv*weight"
 
 
 def images(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images [n, 32, 32, 3] and labels."""
+    """Normalised images [n, 32, 32, 3] and labels, shuffled, for they are stored class by class."""
     from PIL import Image  # in jaxprune[examples]
 
     with np.load(path) as stored:
         blob, offset, labels = stored["jpeg"].tobytes(), stored["offset"], stored["label"]
     pairs = itertools.pairwise(offset)
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in pairs])
-    return ((pixels / 255.0 - MEAN) / STD).astype(np.float32), labels.astype(np.int32)
+    order = np.random.default_rng(0).permutation(len(labels))
+    return ((pixels / 255.0 - MEAN) / STD).astype(np.float32)[order], labels.astype(np.int32)[order]
 
 
 def network(path: Path) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

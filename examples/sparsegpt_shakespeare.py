@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxprune import allocation, masks
+from jaxprune import allocation, masks, sparsify, training
 from jaxprune.calibration import calibrate
 from jaxprune.criteria import wanda
 from jaxprune.reconstruction import reconstruct, reconstruct_sequential
@@ -103,12 +103,12 @@ def train(
     """Trains with AdamW; with masks, what they remove stays exactly zero."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps, rate / 20)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.01))
-    # A weight that a mask removes has no gradient, hence no moments and no update.
-    seen = (lambda p: p) if kept is None else (lambda p: masks.apply(p, kept))
+    if kept is not None:
+        optimizer = sparsify(optimizer, training.fixed(kept))
 
     @jax.jit
     def step(params: PyTree, state: PyTree, batch: jax.Array) -> tuple[PyTree, PyTree, jax.Array]:
-        value, grads = jax.value_and_grad(lambda p: loss(size.heads, seen(p), batch))(params)
+        value, grads = jax.value_and_grad(lambda p: loss(size.heads, p, batch))(params)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
@@ -139,8 +139,9 @@ def prunings(params: PyTree, size: Size, batches: list[jax.Array], sparsity: flo
         for name in ("magnitude", "wanda", "sparsegpt")
     }
     out["sequential"] = reconstruct_sequential(fn, params, batches, share, pattern=pattern, where=BLOCKS)
-    if sparsity >= 0.7:
-        owl = allocation.owl(wanda(params, stats=stats), sparsity, where=BLOCKS)
+    if sparsity >= 0.7:  # every block gets a sparsity of its own: blocks are stacked, so they are slices
+        scores = wanda(params, stats=stats)
+        owl = allocation.owl(scores, sparsity, where=BLOCKS, batch_axes={BLOCKS: 1}, layer_of=lambda name: "block")
         out["sparsegpt+owl"] = reconstruct(params, stats, owl.sparsities)
     return out
 

@@ -37,7 +37,8 @@ def calibrate(
     (any factor or summand without data in it), jit, remat, custom derivatives, vmap, and scans over layers or time.
     What it meets there is the other operand: rows $x$ of a matrix $X$ of which $X^T X$ and the like are summed.
     Shared parameters sum over all their uses. Where parts of an input axis are used in several products, the Gram
-    matrix's blocks between these parts are zero.
+    matrix's blocks between these parts are zero. A convolution's rows are the patches under its kernel: for the time
+    of a batch they take as much memory as its input times the kernel's positions.
 
     `while` loops, `cond`, `shard_map`, an index that is computed, and products with batch_group_count are not looked
     into: a leaf that is only used there is in `uncovered` with the reason, one that is also used there in `partly`.

@@ -35,6 +35,8 @@ LINEAR = {
     "masked": (lambda w, x: x @ (w * (np.arange(12).reshape(4, 3) % 2)), (4, 3), (7, 4)),
     "selected": (lambda w, x: x @ jnp.where(np.arange(12).reshape(4, 3) % 2 == 0, w, 0.0), (4, 3), (7, 4)),
     "jit and remat": (jax.checkpoint(jax.jit(lambda w, x: x @ w)), (4, 3), (7, 4)),
+    "custom jvp": (jax.custom_jvp(lambda w, x: x @ w), (4, 3), (7, 4)),
+    "custom vjp": (jax.custom_vjp(lambda w, x: x @ w), (4, 3), (7, 4)),
     "vmap over data": (lambda w, x: jax.vmap(lambda y: y @ w)(x), (4, 3), (7, 4)),
     "vmap over weights": (jax.vmap(lambda v, y: y @ v), (3, 4, 2), (3, 7, 4)),
     "vmap over weights, data shared": (lambda w, x: jax.vmap(lambda v: x @ v)(w), (3, 4, 2), (7, 4)),
@@ -75,6 +77,10 @@ LINEAR = {
     ),
     "bfloat16": (lambda w, x: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (4, 3), (7, 4)),
 }
+
+
+LINEAR["custom vjp"][0].defvjp(lambda w, x: (x @ w, x), lambda x, g: (x.T @ g, x))
+LINEAR["custom jvp"][0].defjvp(lambda values, tangents: (values[1] @ values[0], values[1] @ tangents[0]))
 
 
 def quadratic(stats, change):
