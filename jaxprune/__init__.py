@@ -8,14 +8,21 @@ Each arrow is a public function that can be used alone; `prune` is the first lin
 
 from jaxprune import allocation as allocation
 from jaxprune import assess as assess
+from jaxprune import calibration as calibration
 from jaxprune import criteria as criteria
 from jaxprune import jaxprs as jaxprs
 from jaxprune import masks as masks
+from jaxprune import reconstruction as reconstruction
 from jaxprune import schedules as schedules
+from jaxprune import slimming as slimming
 from jaxprune import training as training
 from jaxprune import tree as tree
+from jaxprune.calibration import calibrate as calibrate
 from jaxprune.masks import Pruned as Pruned
 from jaxprune.prune import prune as prune
+from jaxprune.reconstruction import reconstruct as reconstruct
+from jaxprune.slimming import find_groups as find_groups
+from jaxprune.slimming import slim as slim
 from jaxprune.training import get_masks as get_masks
 from jaxprune.training import sparsify as sparsify
 
