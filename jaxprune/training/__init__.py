@@ -1,6 +1,13 @@
 """Pruning in training: the wrapper of optimizers, and the methods that make the masks."""
 
+from jaxprune.training.dynamic import dynamic as dynamic
+from jaxprune.training.dynamic import static as static
 from jaxprune.training.enforce import keep_zeros as keep_zeros
+from jaxprune.training.evolving import cosine_fraction as cosine_fraction
+from jaxprune.training.evolving import rigl as rigl
+from jaxprune.training.evolving import set_ as set_
+from jaxprune.training.growth import drop_and_grow as drop_and_grow
+from jaxprune.training.growth import gradient_growth as gradient_growth
 from jaxprune.training.method import Method as Method
 from jaxprune.training.method import Signals as Signals
 from jaxprune.training.moments import zero_removed as zero_removed
