@@ -67,6 +67,15 @@ UNCOVERED = {
     "added to data": (lambda p, x: x + p["w"][:1], "`add` with data"),
     "lookup": (lambda p, x: p["w"][jnp.argmax(x, 1)], "`gather`"),
     "a function of it": (lambda p, x: x @ jnp.exp(p["w"]), "`exp`"),
+    "a divisor": (lambda p, x: x @ (1 / p["w"]), "`div`"),
+    "backwards": (lambda p, x: x @ p["w"][::-1], "`rev`"),
+    "cut by a pad": (lambda p, x: x @ lax.pad(p["w"], 0.0, [(-1, 1, 0), (0, 0, 0)]), "a pad that cuts off"),
+    "an image": (
+        lambda p, x: lax.conv_general_dilated(
+            p["w"][None], x.T[None], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        ),
+        "as its image",
+    ),
     "both ways": (lambda p, x: x @ p["w"] + x @ p["w"].T, "several ways"),
     "every second": (lambda p, x: x[:, :2] @ p["w"][::2], "`steps`|several|part"),
     "uneven parts": (lambda p, x: (x @ p["w"][:, :1], x @ p["w"][:, 1:]), "equal parts"),

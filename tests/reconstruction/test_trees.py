@@ -243,3 +243,19 @@ def test_sequential_refuses_what_can_be_read_once():
 
 def test_finite_leaves_pass():
     assert trees.check_finite([], []) is None
+
+
+def test_a_stack_of_layers_compiles_once_whatever_the_sparsity():
+    traces = []
+
+    def counted(weight, gram, target):
+        traces.append(weight.shape)
+        return sparsegpt(weight, gram, target)
+
+    params = {"layers": normal(24, 4, 4)}
+    fn = lambda p, x: lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p["layers"])[0]
+    stats = calibrate(fn, params, [normal(30, 4)])
+    for sparsity, removed in ((0.5, 192), (0.75, 288)):
+        _, masks = reconstruct(params, stats, sparsity, method=counted)
+        assert int((~masks["layers"]).sum()) == removed
+    assert traces == [(4, 4)]
