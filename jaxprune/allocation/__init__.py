@@ -4,11 +4,12 @@ An allocation is any function `allocation(scores, sparsity, *, where=None, patte
 that returns an `Allocation`, whose `sparsities` go straight into `masks.select`.
 """
 
-from jaxprune.allocation.by_path import by_path as by_path
 from jaxprune.allocation.erdos_renyi import er as er
 from jaxprune.allocation.erdos_renyi import erk as erk
+from jaxprune.allocation.even import global_ as global_
+from jaxprune.allocation.even import uniform as uniform
+from jaxprune.allocation.layer_adaptive import lamp as lamp
 from jaxprune.allocation.leaves import Allocate as Allocate
 from jaxprune.allocation.leaves import Allocation as Allocation
 from jaxprune.allocation.owl import owl as owl
-from jaxprune.allocation.uniform import global_ as global_
-from jaxprune.allocation.uniform import uniform as uniform
+from jaxprune.allocation.rules import by_path as by_path

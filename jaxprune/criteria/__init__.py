@@ -9,11 +9,11 @@ from jaxprune.criteria.activation import apoz as apoz
 from jaxprune.criteria.activation import ria as ria
 from jaxprune.criteria.activation import wanda as wanda
 from jaxprune.criteria.draw import random as random
+from jaxprune.criteria.first_order import fisher as fisher
+from jaxprune.criteria.first_order import gradient as gradient
+from jaxprune.criteria.first_order import mean_squared_grads as mean_squared_grads
+from jaxprune.criteria.first_order import snip as snip
 from jaxprune.criteria.flow import Criterion as Criterion
 from jaxprune.criteria.flow import grasp as grasp
 from jaxprune.criteria.flow import synflow as synflow
-from jaxprune.criteria.gradient import fisher as fisher
-from jaxprune.criteria.gradient import gradient as gradient
-from jaxprune.criteria.gradient import mean_squared_grads as mean_squared_grads
-from jaxprune.criteria.gradient import snip as snip
-from jaxprune.criteria.magnitude import magnitude as magnitude
+from jaxprune.criteria.weights import magnitude as magnitude

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import masks, tree
+from jaxprune.allocation.even import uniform
 from jaxprune.allocation.leaves import (
     Allocate,
     Allocation,
@@ -17,7 +18,6 @@ from jaxprune.allocation.leaves import (
     removed_entries,
     share,
 )
-from jaxprune.allocation.uniform import uniform
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any

@@ -1,0 +1,126 @@
+"""LAMP: magnitudes made comparable across leaves."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune import masks, tree
+from jaxprune.allocation import levels, tails
+from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
+from jaxprune.masks import counts
+from jaxprune.masks.counts import Count
+from jaxprune.masks.patterns import UNSTRUCTURED
+
+PyTree = Any
+_ROWS = 1 << 15  # what counts.sum_counts adds up, at most
+
+
+def lamp(
+    scores: PyTree,
+    sparsity: Any,
+    *,
+    where: tree.Where = None,
+    pattern: Any = UNSTRUCTURED,
+    batch_axes: Any = 0,
+) -> Allocation:
+    r"""One ranking over all leaves by each weight's share of what is left of its leaf.
+
+        lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
+
+    Lee et al. 2021 (LAMP), arXiv 2010.07611, eq. 2. Within a leaf that ranks as |w| does, so it is only a matter of how
+    many entries each leaf keeps; the largest of each leaf has 1 or nearly, so that no leaf loses all it has before the
+    others do. Equal weights have one value. Nothing is sorted: brackets are narrowed by counting (`levels`), on any
+    layout with the same bits.
+
+    The value ranked is exact about this: scores are rounded to float32, and denormals, NaN and negative ones taken for
+    0; a square is taken of the score over the power of two above the leaf's largest, in float32, rounded to 2^-36, and
+    summed exactly; the quotient is a float32. Of equal quotients the larger score is kept, then the earlier leaf.
+
+    Args:
+      scores: floating arrays, 0 or more: |w|, that is `criteria.magnitude`. Squares would be squared again.
+      sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
+      where: the leaves that are pruned.
+      pattern: `masks.Unstructured()`, or a mapping to such: the score is of single weights.
+      batch_axes: as in `masks.select`; each slice of stacked layers counts as a leaf of its own.
+
+    Returns:
+      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the total
+      achieved, exact: floor(s N + 1/2) of all N entries.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), or another pattern.
+
+    Example:
+      >>> scores = {'a': jnp.array([[4.0, 1.0, 1.0, 1.0]]), 'b': jnp.array([[0.2, 0.2, 0.1, 0.1]])}
+      >>> counts, achieved = lamp(scores, 0.5)
+      >>> {name: masks.as_int(count) for name, count in counts.items()}, achieved
+      ({'a': 3, 'b': 1}, 0.5)
+    """
+    sparsity = as_sparsity(sparsity)
+    pruned = [leaf for leaf in leaves(scores, where, pattern, batch_axes) if leaf.entries]
+    _check(pruned)
+    entries = sum(leaf.entries for leaf in pruned)
+    removed = masks.removed(sparsity, entries)
+    if not pruned:
+        return allocation(scores, [], [])
+    kept = Count(*(jnp.asarray(limb, jnp.int32) for limb in counts.subtract(counts.count(entries), removed)))
+    arrays = [jnp.asarray(leaf.scores) for leaf in pruned]
+    held, _ = keep(arrays, kept, batch_axes=tuple(leaf.batch_axes for leaf in pruned))
+    gone = [counts.subtract(counts.count(leaf.units), count) for leaf, count in zip(pruned, held, strict=True)]
+    gone = [
+        count if leaf.batch_axes else Count(*(x[0] for x in count)) for leaf, count in zip(pruned, gone, strict=True)
+    ]
+    total = masks.as_int(removed) if isinstance(removed.low, int) else counts.as_float(removed)
+    return Allocation(allocation(scores, pruned, gone).sparsities, total / entries)
+
+
+@partial(jax.jit, static_argnames="batch_axes")
+def keep(arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...]) -> tuple[list[Count], jax.Array]:
+    """How many entries of each slice LAMP keeps.
+
+    Args:
+      arrays: floating, none empty.
+      kept: how many of all entries, a Count of scalars.
+      batch_axes: for each array, how many leading axes are slices.
+
+    Returns:
+      A Count of [slices] for each array; and how many passes over the data it took.
+    """
+    shapes = [x.shape[:axes] for x, axes in zip(arrays, batch_axes, strict=True)]
+    slices = [math.prod(shape) for shape in shapes]
+    bounds = [sum(slices[:i]) for i in range(1, len(slices))]
+    largest = [
+        tails.keys(tails.sizes(x)).max(tuple(range(axes, x.ndim))) for x, axes in zip(arrays, batch_axes, strict=True)
+    ]
+    exponents = [tails.exponents(x) for x in largest]
+    rows = jnp.concatenate([x.ravel() for x in exponents])[:, None]
+
+    def look(probes: jax.Array, turn: jax.Array) -> tuple[Count, jax.Array]:
+        # The barrier ties the scores to the pass: else their squares are computed once, into buffers of their size.
+        held, _ = lax.optimization_barrier((arrays, turn))
+        parts = zip(held, exponents, jnp.split(probes, bounds), strict=True)
+        found = [tails.tails(array, exponent, part) for array, exponent, part in parts]
+        count = Count(*(jnp.concatenate(limbs) for limbs in zip(*(x.entries for x in found), strict=True)))
+        square = tails.scaled_square(lax.bitcast_convert_type(probes, jnp.float32), rows)
+        return count, jnp.where(square > 0, square / jnp.concatenate([x.squares for x in found]), 0.0)
+
+    sizes = [counts.count(x.size // n) for x, n in zip(arrays, slices, strict=True) for _ in range(n)]
+    entries = Count(*(jnp.array(limbs, jnp.int32) for limbs in zip(*sizes, strict=True)))
+    taken, passes = levels.keep_first(look, entries, jnp.concatenate([x.ravel() for x in largest]), kept)
+    return [Count(*limbs) for limbs in zip(*(jnp.split(limb, bounds) for limb in taken), strict=True)], passes
+
+
+def _check(pruned: list[Leaf]) -> None:
+    wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
+    if wrong:
+        raise ValueError(
+            "lamp ranks single weights, so every pattern must be Unstructured(); share by erk, or rank blocks and "
+            "channels by global_:\n" + "\n".join(wrong)
+        )
+    rows = sum(leaf.slices for leaf in pruned)
+    if rows > _ROWS:
+        raise ValueError(f"lamp: {rows} slices, but at most {_ROWS} can be ranked together; use fewer batch axes")
