@@ -17,6 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -59,7 +60,8 @@ def make_stretch(optimizer: Any, model: Network, images: jax.Array, labels: jax.
     state = optimizer.init(params)
 
     def loss(params: Any) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, images), labels).mean()
+        logits = jnp.asarray(model.apply(params, images))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(params: Any, state: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)

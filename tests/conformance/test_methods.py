@@ -89,8 +89,8 @@ def test_it_conforms(optimizer, tmp_path):
         checkpointer.save(path, {"params": saved[0], "state": saved[1]})
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(path, {"params": saved[0], "state": saved[1]})
-    resumed = jax.tree.map(_as, (restored["params"], restored["state"]), (params, state))
-    chex.assert_trees_all_equal(plain(train(step, *resumed, 4, 7)), plain(end))
+    resumed: Any = jax.tree.map(_as, (restored["params"], restored["state"]), (params, state))
+    chex.assert_trees_all_equal(plain(train(step, resumed[0], resumed[1], 4, 7)), plain(end))
 
     # Without jit: the same masks, and the same numbers up to the order of float operations.
     eager = train(eager_step, params, state, 0, 2)
