@@ -208,6 +208,9 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray]
 def _numbered(atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if (atoms[1:] > atoms[:-1]).all():
         return atoms, np.arange(atoms.size)
+    if int(atoms.max()) - int(atoms.min()) < 8 * atoms.size:  # nearly dense: count instead of sorting
+        present = np.flatnonzero(np.bincount(atoms - atoms.min())) + atoms.min()
+        return present, np.searchsorted(present, atoms)
     return np.unique(atoms, return_inverse=True)
 
 
@@ -230,7 +233,7 @@ def _make_groups(analysis: Analysis, placed: Any, counts: np.ndarray, inexact: d
             if not units.size:
                 continue
             rows = units.reshape(-1, *units.shape[-2:])
-            for g in np.unique(of_unit[units[units >= 0]]):
+            for g in np.flatnonzero(np.bincount(of_unit[units[units >= 0]])):
                 layer = _layer_of(rows, int(starts[g]), int(counts[g]))
                 row = rows[0] if layer is None else rows[layer[0]]
                 places = np.flatnonzero((row == starts[g]).any(-1))
@@ -261,9 +264,10 @@ def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:
         return None
     layer, seen = np.zeros(count, int), np.zeros(count, int)
     for i, row in enumerate(rows):
-        own = np.unique(row[(row >= first) & (row < first + count)]) - first
-        layer[own] = i
-        seen[own] += 1
+        here = np.zeros(count, bool)
+        here[row[(row >= first) & (row < first + count)] - first] = True
+        layer[here] = i
+        seen += here
     return layer if (seen == 1).all() else None
 
 

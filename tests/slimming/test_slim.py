@@ -155,3 +155,29 @@ def test_parameters_of_another_shape_are_refused() -> None:
         _ = small.fn(params, jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="other parameters: 1 leaves, expected 2"):
         _ = small.fn({"a": params["a"]}, jnp.ones((5, 3)))
+
+
+def test_the_program_is_that_of_a_net_built_at_the_width() -> None:
+    import re
+    from collections import Counter
+
+    import flax.linen as nn
+
+    class Net(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(self.width, (3, 3))(x)))
+            return nn.Dense(3)(nn.relu(nn.Conv(self.width, (3, 3))(x)).mean((1, 2)))
+
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    shapes = jax.eval_shape(Net(8).init, jax.random.key(0), x)
+    groups = slimming.find_groups(Net(8).apply, shapes, x)
+    small = slimming.slim(Net(8).apply, shapes, {g.name: range(0, 8, 2) for g in groups}, x)
+    own = jax.eval_shape(Net(4).init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, small.params) == jax.tree.map(jnp.shape, own)
+    operations = lambda fn: Counter(
+        re.findall(r" ([a-z][a-z0-9_-]*)\(", jax.jit(fn).lower(own, x).compile().as_text() or "")
+    )
+    assert operations(small.fn) == operations(Net(4).apply)

@@ -1,0 +1,262 @@
+"""How fast groups are found, and how fast the smaller function is, beside the whole one and one built at that width.
+
+    python benchmarks/bench_slimming.py analysis
+    python benchmarks/bench_slimming.py resnet18
+    python benchmarks/bench_slimming.py gpt
+
+Analysis works on shapes alone: nothing of a net of eight billion parameters is allocated. Timings are medians over
+rounds in which the contestants take turns, so that a busy machine hits all of them.
+"""
+
+import argparse
+import functools
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import slimming
+from jaxprune.jaxprs import count_flops, trace
+from jaxprune.slimming.analysis import analyse
+from jaxprune.slimming.groups import group
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions, or a bottleneck."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        norm = functools.partial(nn.BatchNorm, use_running_average=True)
+        conv = functools.partial(nn.Conv, use_bias=False)
+        steps = (self.stride, self.stride)
+        if self.bottleneck:
+            y = nn.relu(norm()(conv(self.width, (1, 1))(x)))
+            y = nn.relu(norm()(conv(self.width, (3, 3), steps)(y)))
+            y = norm()(conv(4 * self.width, (1, 1))(y))
+        else:
+            y = nn.relu(norm()(conv(self.width, (3, 3), steps)(x)))
+            y = norm()(conv(self.width, (3, 3))(y))
+        if x.shape != y.shape:
+            x = norm()(conv(y.shape[-1], (1, 1), steps)(x))
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet-18 for 32x32 images, or ResNet-50."""
+
+    width: int
+    blocks: tuple[int, ...]
+    bottleneck: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        stem: dict[str, Any] = (
+            {"kernel_size": (7, 7), "strides": (2, 2)} if self.bottleneck else {"kernel_size": (3, 3)}
+        )
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(self.width, use_bias=False, **stem)(x)))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME") if self.bottleneck else x
+        for i, count in enumerate(self.blocks):
+            for j in range(count):
+                x = Block(self.width * 2**i, 2 if i and not j else 1, self.bottleneck)(x)
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def decoder_block(x: Any, w: Any, heads: int, kv: int) -> Any:
+    """RMS norm, grouped-query attention with rotary positions, SwiGLU."""
+    b, t, _ = x.shape
+    norm = lambda x, g: x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-5) * g
+    dim = w["q"].shape[-1] // heads
+    angle = jnp.arange(t)[:, None] / 10000 ** (jnp.arange(0, dim, 2) / dim)
+    cos, sin = (f(angle)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+
+    def rotate(x: Any) -> Any:
+        a, b = jnp.split(x, 2, -1)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    h = norm(x, w["n1"])
+    q = rotate((h @ w["q"]).reshape(b, t, heads, dim)).reshape(b, t, kv, heads // kv, dim)
+    k = rotate((h @ w["k"]).reshape(b, t, kv, dim))
+    v = (h @ w["v"]).reshape(b, t, kv, dim)
+    score = jnp.einsum("btkrd,bskd->bkrts", q, k) / float(np.sqrt(dim))
+    score = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((t, t), bool)), score, -1e9))
+    x = x + jnp.einsum("bkrts,bskd->btkrd", score, v).reshape(b, t, heads * dim) @ w["o"]
+    h = norm(x, w["n2"])
+    return x + (jax.nn.silu(h @ w["gate"]) * (h @ w["up"])) @ w["down"]
+
+
+def decoder_shapes(
+    vocabulary: int, layers: int, width: int, heads: int, kv: int, dim: int, hidden: int, dtype: Any
+) -> Any:
+    """The parameters of an unrolled decoder."""
+    shapes = {"q": (width, heads * dim), "k": (width, kv * dim), "v": (width, kv * dim), "o": (heads * dim, width)}
+    shapes |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width), "n1": (width,), "n2": (width,)}
+    layer = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
+    ends = {"embedding": (vocabulary, width), "head": (width, vocabulary)}
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in ends.items()} | {"layers": [layer] * layers}
+
+
+def decoder(heads: int, kv: int) -> Callable[[Any, Any], Any]:
+    """A function of parameters and tokens."""
+
+    def apply(params: Any, tokens: Any) -> Any:
+        x = params["embedding"][tokens]
+        for w in params["layers"]:
+            x = decoder_block(x, w, heads, kv)
+        return x @ params["head"]
+
+    return apply
+
+
+def stacked_decoder(heads: int, kv: int) -> Callable[[Any, Any], Any]:
+    """The same with a scan over stacked layers."""
+
+    def apply(params: Any, tokens: Any) -> Any:
+        step = lambda x, w: (decoder_block(x, w, heads, kv), None)
+        return jax.lax.scan(step, params["embedding"][tokens], params["layers"])[0] @ params["head"]
+
+    return apply
+
+
+def analysis() -> None:
+    """Time and memory to find groups, from shapes."""
+    image = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
+    resnet = ResNet(64, (3, 4, 6, 3), bottleneck=True)
+    tokens = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+    llama = decoder_shapes(128256, 32, 4096, 32, 8, 128, 14336, jnp.bfloat16)
+    stacked = llama | {
+        "layers": jax.tree.map(lambda *x: jax.ShapeDtypeStruct((32, *x[0].shape), x[0].dtype), *llama["layers"])
+    }
+    cases = [
+        ("ResNet-50", resnet.apply, jax.eval_shape(resnet.init, jax.random.key(0), image), image),
+        ("Llama-8B, 32 layers unrolled", decoder(32, 8), llama, tokens),
+        ("Llama-8B, scanned", stacked_decoder(32, 8), stacked, tokens),
+    ]
+    for name, fn, params, x in cases:
+        started = time.perf_counter()
+        equations = len(trace(fn, params, x).closed.jaxpr.eqns)
+        traced = time.perf_counter()
+        found = analyse(fn, params, [x], fix_outputs=True)  # traces again, from JAX's cache
+        followed = time.perf_counter()
+        groups = group(found)
+        done = time.perf_counter()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(
+            f"{name}: {equations} equations, traced in {traced - started:.2f} s, labels {followed - traced:.2f} s, "
+            f"groups {done - followed:.2f} s; {len(groups)} groups, {groups.size} units; "
+            f"peak of the process {memory:.2f} GiB"
+        )
+
+
+def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        _ = jax.block_until_ready(run())
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            _ = jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def draw(shapes: Any, seed: int = 0) -> Any:
+    """Numbers for shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(np.abs(rng.normal(size=s.shape)) * 0.02 + 0.01, s.dtype), shapes)
+
+
+def compare(
+    name: str, fn: Any, params: Any, choice: slimming.Choice, x: Any, native: Any, own: Any, rounds: int
+) -> None:
+    """Prints the times of the whole, masked, smaller and natively smaller function, forward and in a training step."""
+    small = slimming.slim(fn, params, choice, x)
+    masks = choice.masks()
+    in_graph = lambda p, m, x: fn(jax.tree.map(lambda a, b: jnp.where(b, a, 0), p, m), x)
+    masked = jax.tree.map(lambda a, b: jnp.where(b, a, 0), params, masks)
+    flops = [count_flops(trace(f, p, x).closed).total for f, p in ((fn, params), (small.fn, small.params))]
+    jits = {
+        "whole": jax.jit(fn),
+        "in graph": jax.jit(in_graph),
+        "smaller": jax.jit(small.fn),
+        "native": jax.jit(native),
+    }
+    forward = medians(
+        {
+            "whole": lambda: jits["whole"](params, x),
+            "masked params": lambda: jits["whole"](masked, x),
+            "masks in graph": lambda: jits["in graph"](params, masks, x),
+            "smaller": lambda: jits["smaller"](small.params, x),
+            "native": lambda: jits["native"](own, x),
+        },
+        rounds,
+    )
+    step = lambda f: jax.jit(jax.grad(lambda p, x: jnp.mean(f(p, x) ** 2)))
+    steps = {"whole": step(fn), "smaller": step(small.fn)}
+    training = medians(
+        {"whole": lambda: steps["whole"](params, x), "smaller": lambda: steps["smaller"](small.params, x)}, rounds
+    )
+    fewer = flops[0] / flops[1]
+    print(f"{name}: {fewer:.2f} times fewer FLOPs")
+    for who, seconds in forward.items():
+        print(f"  forward {who}: {1e3 * seconds:.1f} ms, {forward['whole'] / seconds:.2f} times the whole one's speed")
+    faster = forward["whole"] / forward["smaller"]
+    print(f"  speed-up / FLOP reduction {faster / fewer:.2f}")
+    print(f"  smaller / native seconds {forward['smaller'] / forward['native']:.3f}")
+    print(
+        f"  gradient: {training['whole'] / training['smaller']:.2f} times faster ({1e3 * training['smaller']:.0f} ms)"
+    )
+
+
+def half(groups: slimming.Groups, globs: Any) -> slimming.Choice:
+    """Removes every second unit of the groups that a predicate selects."""
+    removed = {g.name: range(0, g.count, 2) for g in groups if globs(g)}
+    return slimming.choice_from(groups, removed)
+
+
+def resnet18(rounds: int) -> None:
+    """ResNet-18 on 32x32 images, half of each group's channels."""
+    model, thin = ResNet(64, (2, 2, 2, 2)), ResNet(32, (2, 2, 2, 2))
+    x = jnp.ones((16, 32, 32, 3))
+    shapes = [jax.eval_shape(m.init, jax.random.key(0), x) for m in (model, thin)]
+    params, own = draw(shapes[0]), draw(shapes[1])
+    groups = slimming.find_groups(model.apply, params, x)
+    compare(
+        "ResNet-18, half the channels", model.apply, params, half(groups, lambda g: True), x, thin.apply, own, rounds
+    )
+
+
+def gpt(rounds: int) -> None:
+    """A decoder of 4 layers, 512 wide, half the heads and half the MLP."""
+    shapes = decoder_shapes(256, 4, 512, 8, 8, 64, 1536, jnp.float32)
+    thin = decoder_shapes(256, 4, 512, 4, 4, 64, 768, jnp.float32)
+    params, own, tokens = draw(shapes), draw(thin), jnp.zeros((4, 256), jnp.int32)
+    fn = decoder(8, 8)
+    groups = slimming.find_groups(fn, params, tokens)
+    selected = lambda g: g.block == 64 or g.count == 1536
+    compare("decoder, half the heads and MLP", fn, params, half(groups, selected), tokens, decoder(4, 4), own, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=["analysis", "resnet18", "gpt"])
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    if args.what == "analysis":
+        analysis()
+    else:
+        {"resnet18": resnet18, "gpt": gpt}[args.what](args.rounds)
+
+
+if __name__ == "__main__":
+    main()
