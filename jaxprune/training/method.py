@@ -24,6 +24,18 @@ class Signals(NamedTuple):
     extra: dict[str, Any]
 
 
+class Dense(NamedTuple):
+    """What a method that goes on training removed weights does to gradients and updates.
+
+    Attributes:
+      gradients: `(grads, params, masks, state) -> grads`: what the optimizer sees.
+      updates: `(updates, masks, state) -> updates`: what becomes of its updates.
+    """
+
+    gradients: Callable[[PyTree, PyTree, PyTree, Any], PyTree]
+    updates: Callable[[PyTree, PyTree, Any], PyTree]
+
+
 class Method(NamedTuple):
     """A way to make masks in training. Any three functions of these signatures are a method.
 
@@ -32,8 +44,12 @@ class Method(NamedTuple):
         method has to remember (arrays; None for nothing).
       is_due: `step -> bool scalar`: whether the masks are revised before this update; None for never.
       revise: `(masks, state, signals) -> (masks, state)`, called under `lax.cond` on the steps that are due.
+      dense: None holds removed weights, their gradients and moments at zero. Otherwise all weights are trained, the
+        masks are for the forward pass (`training.sparse_params`), and they are revised after the update, from the
+        parameters that it leads to and for the next step: `is_due` and `signals.step` have that step's number.
     """
 
     init: Callable[[PyTree], tuple[PyTree, Any]]
     is_due: Callable[[jax.Array], Any] | None
     revise: Callable[[PyTree, Any, Signals], tuple[PyTree, Any]]
+    dense: Dense | None = None

@@ -20,7 +20,7 @@ import optax
 
 from jaxprune import tree
 from jaxprune.training import enforce
-from jaxprune.training.method import Method, Signals
+from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
 
 PyTree = Any
@@ -58,6 +58,7 @@ def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.G
       optimizer's state that mirrors a parameter (moments, averages, accumulated gradients) is zero there when the
       optimizer sees it, and in the state it returns too, so that a regrown weight starts without a past; unless the
       optimizer itself puts something there (adafactor its floor of 1e-30, an `ema` behind `muon` what that spreads).
+      Methods that keep dense weights (`straight_through`, `sr_ste`, `top_kast`) leave all this out: see there.
       The masks are found by `jaxprune.get_masks(state)`.
 
     Raises:
@@ -87,6 +88,8 @@ def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.G
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
         tree.check_masks(params, state.masks)
+        if method.dense is not None:
+            return _dense_update(inner, method, method.dense, updates, state, params, extra)
         masks, method_state = _revise(method, state, Signals(params, updates, state.step, extra))
         moved, inner_state = inner.update(
             enforce.zero(updates, masks),
@@ -98,6 +101,24 @@ def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.G
         return enforce.to_zero(moved, params, masks), SparsifyState(step, masks, method_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _dense_update(
+    inner: optax.GradientTransformationExtraArgs,
+    method: Method,
+    dense: Dense,
+    updates: PyTree,
+    state: SparsifyState,
+    params: PyTree,
+    extra: dict[str, Any],
+) -> tuple[PyTree, SparsifyState]:
+    """The step of a method that trains removed weights too; its masks are those of the parameters to come."""
+    grads = dense.gradients(updates, params, state.masks, state.method)
+    moved, inner_state = inner.update(grads, state.inner, params, **extra)
+    moved = dense.updates(moved, state.masks, state.method)
+    step = jnp.asarray(optax.safe_increment(state.step))
+    masks, method_state = _revise(method, state, Signals(optax.apply_updates(params, moved), updates, step, extra))
+    return moved, SparsifyState(step, masks, method_state, inner_state)
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
