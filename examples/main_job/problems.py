@@ -1,7 +1,6 @@
 """What stops the demo and is for its user to solve: one sentence, no traceback."""
 
 import importlib
-import textwrap
 from types import ModuleType
 
 
@@ -11,8 +10,8 @@ class ProblemError(Exception):
 
 def brief(error: Exception) -> str:
     """What someone else's error says, shortened to fit into a sentence: some go on for pages."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return textwrap.shorten(line, 200, placeholder=" ...").rstrip(".:")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    return line if len(line) < 400 else f"{line[:200]} ... {line[-100:]}"
 
 
 def need(module: str) -> ModuleType:
