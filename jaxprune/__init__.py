@@ -11,6 +11,7 @@ from jaxprune import assess as assess
 from jaxprune import calibration as calibration
 from jaxprune import criteria as criteria
 from jaxprune import jaxprs as jaxprs
+from jaxprune import lottery as lottery
 from jaxprune import masks as masks
 from jaxprune import reconstruction as reconstruction
 from jaxprune import schedules as schedules
