@@ -1,0 +1,36 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import lottery
+
+A = {"w": jnp.array([0.0, -1.0, 3.0]), "step": jnp.int32(3)}
+B = {"w": jnp.array([0.0, 1.0, 5.0]), "step": jnp.int32(9)}
+
+
+def test_the_ends_are_the_networks_and_zeros_stay():
+    chex.assert_trees_all_equal(lottery.interpolate(A, B, 0), A)
+    chex.assert_trees_all_equal(lottery.interpolate(A, B, 1.0)["w"], B["w"])
+    middle = lottery.interpolate(A, B, 0.25)
+    assert middle["w"].tolist() == [0.0, -0.5, 3.5]
+    assert int(middle["step"]) == 3
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), {"w": A["w"]})
+    assert lottery.interpolate(narrow, narrow, 0.3)["w"].dtype == jnp.bfloat16
+
+
+def test_the_barrier_is_the_hill_above_the_mean_of_the_ends():
+    error = lambda p: 1 - p["w"][1] ** 2 + p["w"][2]
+    path = jax.jit(lambda a, b: lottery.error_barrier(error, a, b, points=5))(A, B)
+    np.testing.assert_allclose(path.positions, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(path.errors, [3, 0.75 + 3.5, 1 + 4, 0.75 + 4.5, 5], rtol=1e-6)
+    assert float(path.barrier) == 1.25
+    assert float(lottery.error_barrier(error, A, A, points=2).barrier) == 0
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="points must be 2 or more"):
+        _ = lottery.error_barrier(lambda p: 0.0, A, B, points=1)
+    with pytest.raises(ValueError, match="step: in params, not in the other params"):
+        _ = lottery.interpolate(A, {"w": B["w"]}, 0.5)
