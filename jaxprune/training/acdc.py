@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, tree
 from jaxprune.schedules.steps import check_interval, check_step
+from jaxprune.training import enforce
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -73,7 +74,7 @@ def acdc(
         return is_compressed(step) != is_compressed(step - 1)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), key
+        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         del held

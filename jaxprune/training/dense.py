@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
+from jaxprune.training import enforce
 from jaxprune.training.method import Dense, Method, Signals
 
 PyTree = Any
@@ -84,7 +85,7 @@ def straight_through(
     choose = partial(_choose, allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        return choose(criterion(params, key=key), schedule(0)), key
+        return choose(criterion(params, key=key), schedule(0)), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
-from jaxprune.training import growth
+from jaxprune.training import enforce, growth
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -115,7 +115,7 @@ def dynamic(
     def init(params: PyTree) -> tuple[PyTree, Any]:
         growth.check_unstructured(params, pattern, where)
         start = _draw(params, sparsity, key, allocation, pattern, where, batch_axes)
-        return start, (key, None if momentum is None else jax.tree.map(_zeros, params))
+        return start, (enforce.own_key(key), None if momentum is None else jax.tree.map(_zeros, params))
 
     def move(held: PyTree, own: Any, grads: PyTree, signals: Signals) -> PyTree:
         seen = {"grads": grads, "key": jax.random.fold_in(own, signals.step), **signals.extra}

@@ -87,6 +87,11 @@ def own_masks(params: PyTree, mask_tree: PyTree) -> PyTree:
     return jax.tree.map(lambda mask: jnp.array(mask, copy=True), aligned)
 
 
+def own_key(key: Any) -> Any:
+    """A copy of the user's key, for a state: donating the state must not delete it. None stays."""
+    return None if key is None else jnp.copy(key)
+
+
 def check_params(params: PyTree | None, what: str) -> None:
     """Raises where a training loop calls `update` without the parameters."""
     if params is None:

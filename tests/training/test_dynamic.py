@@ -140,6 +140,16 @@ def test_members_of_an_ensemble_are_what_they_are_alone():
         chex.assert_trees_all_equal(jax.tree.map(lambda x, i=i: x[i], many), alone(keys[i]))
 
 
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "raw"])
+def test_a_donated_state_leaves_the_users_key_alone(typed):
+    key = jax.random.key(4) if typed else jax.random.PRNGKey(4)
+    params = {"w": jnp.ones((4, 4))}
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.set_(0.5, key=key))
+    _, state = jax.jit(optimizer.update, donate_argnums=1)(params, optimizer.init(params), params)
+    assert int(state.step) == 1
+    assert np.shape(jax.random.key_data(jax.random.fold_in(key, 1))) == (2,)
+
+
 def test_what_is_not_covered_is_named():
     with pytest.raises(ValueError, match=r"second/kernel: NM"):
         _ = training.set_(0.5, key=KEY, pattern={"second/*": masks.NM(2, 4)}).init(init_params())
