@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from jaxprune import tree
 from jaxprune.masks import counts
@@ -175,7 +176,7 @@ def _ones(leaf: Any, pattern: Pattern, batch_axes: int) -> jax.Array:
 def _zero(leaf: Any, mask: Any) -> Any:
     mask = as_bool(mask)
     # A True that is known now costs nothing, and lets leaves through that are no arrays.
-    if not isinstance(mask, jax.core.Tracer) and not np.ndim(mask) and bool(mask):
+    if not isinstance(mask, core.Tracer) and not np.ndim(mask) and bool(mask):
         return leaf
     return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 

@@ -5,6 +5,7 @@ hold more than 2^31 entries. So a count is two limbs in base 2^16.
 """
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from numbers import Real
 from typing import Any, NamedTuple
@@ -90,6 +91,16 @@ def equal(a: Count, b: Count) -> Any:
     return (a.high == b.high) & (a.low == b.low)
 
 
+def zeros(like: Count | None = None) -> Count:
+    """Counts of nothing: one, or in the shape of others."""
+    return Count(0, 0) if like is None else Count(jnp.zeros_like(like.high), jnp.zeros_like(like.low))
+
+
+def where(condition: Any, a: Count, b: Count) -> Count:
+    """`a` where the condition holds, else `b`, elementwise."""
+    return Count(jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low))
+
+
 def removed(sparsity: Any, n: int) -> Count:
     r"""How many of `n` entries a sparsity removes: $\lfloor s n + 1/2 \rfloor$, exactly.
 
@@ -114,11 +125,31 @@ def removed(sparsity: Any, n: int) -> Count:
       Count(high=0, low=3)
     """
     if isinstance(sparsity, jax.Array):
-        return _removed_traced(sparsity, n)
+        return _removed_traced(sparsity, np.asarray(n, np.int64))
     check_sparsity(sparsity)
     if isinstance(sparsity, Fraction):
         return count(math.floor(sparsity * n + Fraction(1, 2)))
     return count(math.floor(float(sparsity) * n + 0.5))
+
+
+def removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count:
+    """`removed` for many leaves: a Count of int32[leaves].
+
+    Arrays are stacked, since operations for each leaf take long to compile.
+    """
+    traced = np.array([isinstance(s, jax.Array) for s in sparsities])
+    known = [
+        Count(0, 0) if is_array else removed(s, n) for s, n, is_array in zip(sparsities, sizes, traced, strict=True)
+    ]
+    numbers = Count(*(np.array(limbs, np.int32) for limbs in zip(*known, strict=True)))
+    arrays = {id(s): s for s in sparsities if isinstance(s, jax.Array)}
+    if not arrays:
+        return numbers
+    place = {key: i for i, key in enumerate(arrays)}
+    index = np.array([place.get(id(s), 0) for s in sparsities])
+    common = jnp.result_type(*arrays.values())
+    stacked = jnp.stack([x.astype(common) for x in arrays.values()])[index]
+    return where(traced, _removed_traced(stacked, np.asarray(sizes, np.int64)), numbers)
 
 
 def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
@@ -131,11 +162,11 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
         sparsity = sparsity.item()
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
         raise TypeError(f"{what} must be a number in [0, 1), got {sparsity!r}")
-    if not 0 <= sparsity < 1:
+    if not 0 <= float(sparsity) < 1:
         raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}")
 
 
-def _removed_traced(sparsity: jax.Array, n: int) -> Count:
+def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
     # s = sum_i s_i 2^(-16 i) with 16-bit digits, and so n: the product is exact in limbs. Cutting a digit off
     # is exact in floating point: the fraction keeps fewer bits each time.
     fraction = jnp.clip(jnp.nan_to_num(sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))), 0.0, 1.0)
@@ -145,7 +176,7 @@ def _removed_traced(sparsity: jax.Array, n: int) -> Count:
         digit = jnp.floor(fraction)
         digits.append(digit.astype(jnp.uint32))
         fraction = fraction - digit
-    n_digits = [np.uint32((n >> shift) & (_BASE - 1)) for shift in (0, 16, 32)]
+    n_digits = [((n >> shift) & (_BASE - 1)).astype(np.uint32) for shift in (0, 16, 32)]
     # columns[c] collects what weighs 2^(16 (c - 5)); the first digit of s may be 2^16, for s = 1.
     columns = [jnp.zeros(sparsity.shape, jnp.uint32) for _ in range(9)]
     for i, digit in enumerate(digits):
@@ -160,7 +191,7 @@ def _removed_traced(sparsity: jax.Array, n: int) -> Count:
     return Count((columns[6] + (columns[7] << _BASE_BITS)).astype(jnp.int32), columns[5].astype(jnp.int32))
 
 
-def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
+def _product(a: jax.Array, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
     # a <= 2^16, b < 2^16: the product fits 32 bits.
     product = a * b
     return product & np.uint32(_BASE - 1), product >> _BASE_BITS

@@ -1,12 +1,15 @@
 """Floats as integers of the same order: what selection compares instead of scores."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # The bits of +inf, by dtype; what is above them, sign aside, is NaN.
 _INF_BITS = {"float64": 0x7FF0000000000000, "float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
-_INTS = {8: jnp.int64, 4: jnp.int32, 2: jnp.int16}
+_INTS = {8: np.int64, 4: np.int32, 2: np.int16}
 
 
 def ordered(scores: jax.Array) -> jax.Array:
@@ -27,22 +30,28 @@ def ordered(scores: jax.Array) -> jax.Array:
     """
     if scores.dtype.name not in _INF_BITS:
         scores = scores.astype(jnp.float32)
-    integer = _INTS[scores.dtype.itemsize]
-    least = jnp.iinfo(integer).min
-    # Sign and magnitude become two's complement, shifted up until +inf is next to the largest integer: every
-    # NaN then wraps round to below -inf, where the maximum makes them one.
-    shift = -least - 1 - _INF_BITS[scores.dtype.name]
-    bits = lax.bitcast_convert_type(scores, integer)
-    key = jnp.where(bits < 0, integer(least + shift) - bits, bits + integer(shift))
-    return jnp.maximum(key, integer(_nan_key(scores.dtype)))
+    key_type = integer(scores.dtype)
+    least = np.iinfo(key_type).min
+    # Sign and magnitude become two's complement, shifted up until +inf is the largest integer: every NaN then wraps
+    # round to below -inf, where the maximum makes them one.
+    shift = -int(least) - 1 - _INF_BITS[scores.dtype.name]
+    bits = lax.bitcast_convert_type(scores, key_type)
+    scalar = partial(np.asarray, dtype=key_type)
+    key = lax.select(lax.lt(bits, scalar(0)), lax.sub(scalar(least + shift), bits), lax.add(bits, scalar(shift)))
+    return lax.max(key, scalar(_nan_key(scores.dtype)))
 
 
-def bounds(dtype: jnp.dtype) -> tuple[int, int]:
+def integer(dtype: np.dtype) -> np.dtype:
+    """The integer type of the keys of scores of this dtype."""
+    return np.dtype(_INTS[dtype.itemsize if dtype.name in _INF_BITS else 4])
+
+
+def bounds(dtype: np.dtype) -> tuple[int, int]:
     """Integers `(low, high)` with `low < key <= high` for every key of scores of this dtype."""
-    name = dtype.name if dtype.name in _INF_BITS else "float32"
-    return _nan_key(jnp.dtype(name)) - 1, int(jnp.iinfo(_INTS[jnp.dtype(name).itemsize]).max)
+    known = dtype if dtype.name in _INF_BITS else np.dtype(np.float32)
+    return _nan_key(known) - 1, int(np.iinfo(integer(known)).max)
 
 
-def _nan_key(dtype: jnp.dtype) -> int:
-    largest = int(jnp.iinfo(_INTS[dtype.itemsize]).max)
+def _nan_key(dtype: np.dtype) -> int:
+    largest = int(np.iinfo(integer(dtype)).max)
     return largest - 2 * _INF_BITS[dtype.name] - 1

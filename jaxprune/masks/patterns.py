@@ -12,7 +12,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxprune.masks import sums
+from jaxprune.masks import axes, sums
 
 Shape = tuple[int, ...]
 
@@ -49,15 +49,18 @@ class Unstructured:
     axes: int | tuple[int, ...] | None = None
 
     def check(self, shape: Shape, batch_axes: int) -> str | None:
+        """What is wrong with an array of this shape; None if nothing is."""
         return None if self.axes is None else _check_axes(self.axes, shape, batch_axes)
 
     def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
+        """The scores of the units."""
         if self.axes is None:
             return scores
         order = self._order(scores.ndim)
         return scores.transpose(order)
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+        """The mask of the entries."""
         if self.axes is None:
             return units
         order = self._order(len(shape))
@@ -92,6 +95,7 @@ class Block:
             raise ValueError(f"Block: needs one positive size for each axis, got shape={self.shape}, axes={self.axes}")
 
     def check(self, shape: Shape, batch_axes: int) -> str | None:
+        """What is wrong with an array of this shape; None if nothing is."""
         wrong = _check_axes(self.axes, shape, batch_axes)
         if wrong:
             return wrong
@@ -101,16 +105,18 @@ class Block:
         return None
 
     def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
-        sizes = self._sizes(scores.ndim)
-        split = [part for n, size in zip(scores.shape, sizes, strict=True) for part in (n // size, size)]
+        """The scores of the units."""
         within = tuple(range(1, 2 * scores.ndim, 2))
-        return sums.exact_sum(scores.reshape(split), within).squeeze(within)
+        return sums.exact_sum(axes.split(scores, self._sizes(scores.ndim)), within).squeeze(within)
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+        """The mask of the entries."""
         within = tuple(range(1, 2 * units.ndim, 2))
         sizes = self._sizes(units.ndim)
-        split = [part for n, size in zip(units.shape, sizes, strict=True) for part in (n, size)]
-        return jnp.broadcast_to(jnp.expand_dims(units, within), split).reshape(shape)
+        blocks = jnp.expand_dims(units, within)
+        return axes.join(
+            jnp.broadcast_to(blocks, [part for n, size in zip(units.shape, sizes, strict=True) for part in (n, size)])
+        )
 
     def _sizes(self, ndim: int) -> tuple[int, ...]:
         sizes = [1] * ndim
@@ -132,13 +138,16 @@ class Channel:
     axis: int = -1
 
     def check(self, shape: Shape, batch_axes: int) -> str | None:
+        """What is wrong with an array of this shape; None if nothing is."""
         return _check_axes(self.axis, shape, batch_axes)
 
     def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
+        """The scores of the units."""
         axis = self.axis % scores.ndim
         return sums.exact_sum(scores, tuple(a for a in range(batch_axes, scores.ndim) if a != axis))
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+        """The mask of the entries."""
         return units
 
 
@@ -163,6 +172,7 @@ class NM:
             raise ValueError(f"NM(n, m) keeps n of m and needs 1 <= n <= m, got n={self.n}, m={self.m}")
 
     def check(self, shape: Shape, batch_axes: int) -> str | None:
+        """What is wrong with an array of this shape; None if nothing is."""
         if self.axis is not None:
             wrong = _check_axes(self.axis, shape, batch_axes)
             if wrong:
@@ -176,30 +186,43 @@ class NM:
         return None
 
     def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
-        """Scores with the group's members along the axis before the last: [before, groups, m, after]."""
-        axes = self._axes(scores.ndim, batch_axes)
-        order = self._order(scores.ndim, axes)
-        before, length = (
-            math.prod(scores.shape[a] for a in order[: order.index(axes[0])]),
-            math.prod(scores.shape[a] for a in axes),
-        )
-        return scores.transpose(order).reshape(before, length // self.m, self.m, -1)
+        """The scores with an axis more, at `member_axis`, along which lie the m members of a group."""
+        together = self._axes(scores.ndim, batch_axes)
+        last = together[-1]
+        if self._splits(scores.shape, together):
+            sizes = [1] * scores.ndim
+            sizes[last] = self.m
+            return axes.split(scores, tuple(sizes)).squeeze(tuple(2 * a + 1 for a in range(scores.ndim) if a != last))
+        order = self._order(scores.ndim, together)
+        moved = axes.replicate(scores).transpose(order)
+        first = scores.ndim - len(together)
+        return moved.reshape(*moved.shape[:first], -1, self.m)
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
-        order = self._order(len(shape), self._axes(len(shape), batch_axes))
-        moved = units.reshape([shape[a] for a in order])
-        return moved.transpose(sorted(range(len(order)), key=order.__getitem__))
+        """The mask of the entries."""
+        together = self._axes(len(shape), batch_axes)
+        if self._splits(shape, together):
+            last = together[-1]
+            return axes.join(jnp.expand_dims(units, tuple(2 * a + 1 for a in range(len(shape)) if a != last)))
+        order = self._order(len(shape), together)
+        return units.reshape([shape[a] for a in order]).transpose(sorted(range(len(order)), key=order.__getitem__))
+
+    def member_axis(self, shape: Shape, batch_axes: int) -> int:
+        """The axis of the units along which the members of a group lie."""
+        together = self._axes(len(shape), batch_axes)
+        return together[-1] + 1 if self._splits(shape, together) else len(shape) - len(together) + 1
+
+    def _splits(self, shape: Shape, together: tuple[int, ...]) -> bool:
+        # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
+        return shape[together[-1]] % self.m == 0
 
     def _axes(self, ndim: int, batch_axes: int) -> tuple[int, ...]:
         if self.axis is not None:
             return _positive(self.axis, ndim)
         return tuple(range(batch_axes, max(batch_axes + 1, ndim - 1)))
 
-    def _order(self, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
-        # Axes that lie side by side stay where they are, so that no transposition is needed.
-        first = axes[0]
-        before = tuple(range(first)) if axes == tuple(range(first, first + len(axes))) else ()
-        return before + axes + tuple(a for a in range(ndim) if a not in axes and a not in before)
+    def _order(self, ndim: int, together: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(a for a in range(ndim) if a not in together) + together
 
 
 def _positive(axes: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

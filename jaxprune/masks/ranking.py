@@ -1,16 +1,30 @@
 """Exactly k of n kept, for arrays: by rank of the scores, the lowest index first among equals."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from jaxprune.masks import counts
+from jaxprune.masks import counts, keys
 from jaxprune.masks.counts import Count
-from jaxprune.masks.rows import Leaf
-from jaxprune.masks.search import Bracket, Rows, probes_from_sample, search
+from jaxprune.masks.rows import Leaf, Seen
+from jaxprune.masks.search import PROBES, Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
+from jaxprune.masks.stacking import stack
 
 _SAMPLE = 512  # entries a threshold is first guessed from
+
+
+class _State(NamedTuple):
+    """Where the ranking stands: the parts of the places (key, digits of the index) are searched one by one."""
+
+    part: jax.Array  # int32, the part to search next
+    found: jax.Array  # int[parts, rows], the thresholds of the parts before
+    wanted: Count  # [rows], how many of the places equal to them are still to be kept
+    equal: Count  # [rows], of so many
 
 
 def keep_largest(
@@ -32,85 +46,103 @@ def keep_largest(
     if not scores:
         return []
     common = jnp.result_type(*scores)
-    leaves = [Leaf(x.astype(common) if shared else x, axes) for x, axes in zip(scores, batch_axes, strict=True)]
-    slices = [leaf.slices for leaf in leaves]
-    rows = Rows(slices[0], len(slices)) if shared else Rows(sum(slices))
-    bracket = _threshold(leaves, rows, kept)
-    cuts = _cut_ties(leaves, rows, kept, bracket)
-    exact = counts.equal(rows.total(bracket.above_low), kept)
-    above = rows.spread(jnp.where(exact, bracket.low, bracket.high))
-    per_leaf = zip(leaves, *(split(x, slices) for x in (above, rows.spread(bracket.high), cuts)), strict=True)
-    return [leaf.mask(above, tie, cut) for leaf, above, tie, cut in per_leaf]
+    slices = [math.prod(x.shape[:axes]) for x, axes in zip(scores, batch_axes, strict=True)]
+    stacks = stack([x.astype(common) if shared else x for x in scores], batch_axes)
+    leaves = [Leaf(x.shape, axes, x.dtype) for x, axes in zip(stacks.arrays, stacks.batch_axes, strict=True)]
+    if shared:
+        rows = Rows(slices[0], tuple(stacks.order))
+        kept = Count(*(rows.spread(limb) for limb in kept))
+    else:
+        rows = Rows(sum(slices))
+        first = np.cumsum([0, *slices])
+        moved = np.concatenate([np.arange(first[i], first[i + 1]) for i in stacks.order])
+        kept = Count(kept.high[moved], kept.low[moved])
+    found = split(_find(stacks.arrays, leaves, rows, kept), [leaf.slices for leaf in leaves])
+    return stacks.unstack([leaf.mask(x, f) for leaf, x, f in zip(leaves, stacks.arrays, found, strict=True)])
 
 
 def split(values: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    """Cuts the leading axis into stretches of the given sizes."""
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [values[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    """Cuts the last axis into stretches of the given sizes."""
+    ends = np.cumsum(sizes).tolist()
+    return [lax.slice_in_dim(values, end - size, end, axis=-1) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _join(parts: list[Count]) -> Count:
-    return counts.normalise(Count(*(jnp.concatenate(limbs) for limbs in zip(*parts, strict=True))))
-
-
-# In both searches a barrier ties the scores to the pass. Without it the compiler takes their keys (and the indices)
-# out of the loop, into buffers as large as the scores. Both of its outputs must be used, or it ties nothing.
-
-
-def _threshold(leaves: list[Leaf], rows: Rows, kept: Count) -> Bracket:
+def _find(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, kept: Count) -> jax.Array:
+    """The place, int[parts, rows], above which each row's entries are kept."""
     sizes = [leaf.slices for leaf in leaves]
-    integer = jnp.result_type(*(leaf.key_dtype for leaf in leaves), jnp.int32)
-    segments = leaves[:1] if rows.shared > 1 else leaves
-    low, high = (
-        jnp.concatenate([jnp.full(leaf.slices, leaf.key_bounds[end], integer) for leaf in segments]) for end in (0, 1)
-    )
+    integer = jnp.result_type(*(keys.integer(leaf.dtype) for leaf in leaves), jnp.int32)
+    lows, highs = _bounds(leaves, integer)
     entries = _per_row(leaves)
+    guess = probes_from_sample(*_sample(arrays, leaves, rows, integer), kept, rows.total(entries, jnp.array(True)))
 
-    def count_above(probes: jax.Array) -> Count:
-        arrays, probes = jax.lax.optimization_barrier(([leaf.scores for leaf in leaves], probes))
-        parts = zip(leaves, arrays, split(probes, sizes), strict=True)
-        return _join([leaf.on(array).count_above(part) for leaf, array, part in parts])
+    # One loop in another, so that each leaf is counted by one kernel, whichever part is searched: it is the number of
+    # kernels that makes compiling slow. Only where keys tie at a threshold is there a second part to search.
+    def unfinished(state: _State) -> jax.Array:
+        return (state.part == 0) | ((state.part < len(lows)) & jnp.any(counts.less(counts.zeros(), state.wanted)))
 
-    start = Bracket(low, high, entries, Count(*(jnp.zeros_like(x) for x in entries)))
-    fraction = counts.as_float(kept) / counts.as_float(rows.total(entries))
-    return search(count_above, rows, kept, start, probes_from_sample(*_sample(leaves, rows, integer), fraction))
+    def search_part(state: _State) -> _State:
+        part, found, wanted, equal = state
+        together = part == 0
+
+        def count_above(probes: jax.Array) -> Count:
+            # Without this barrier the compiler takes the keys and indices out of the loop, into buffers as large as
+            # the scores. All of its outputs must be used, or it ties nothing.
+            held, probes, zero = lax.optimization_barrier((arrays, probes, jnp.int32(0)))
+            cut = zip(leaves, held, split(probes.T, sizes), split(found, sizes), strict=True)
+            return _join([leaf.count_above(x, p.T, Seen(part, f, zero)) for leaf, x, p, f in cut])
+
+        start = Bracket(lows[part], highs[part], equal, counts.zeros(equal))
+        probes = jnp.where(together, guess, probes_between(start, rows, wanted, together))
+        bracket = search(count_above, rows, wanted, start, probes, together)
+        exact = settled_exactly(bracket, rows, wanted, together)
+        equal = counts.subtract(bracket.above_low, bracket.above_high)
+        return _State(
+            part + 1,
+            found.at[part].set(jnp.where(exact, bracket.low, bracket.high)),
+            _share(counts.subtract(wanted, rows.total(bracket.above_high, together)), equal, exact, rows, together),
+            equal,
+        )
+
+    # Nothing is above the highs: what is not searched keeps nothing.
+    state = _State(jnp.int32(0), highs, Count(*(jnp.asarray(limb) for limb in kept)), entries)
+    return lax.while_loop(unfinished, search_part, state).found
 
 
-def _cut_ties(leaves: list[Leaf], rows: Rows, kept: Count, bracket: Bracket) -> jax.Array:
-    """The flat index, in each row, below which entries that tie at the threshold are kept."""
-    sizes = [leaf.slices for leaf in leaves]
-    tie = rows.spread(bracket.high)
-    tied = counts.subtract(bracket.above_low, bracket.above_high)
-    wanted = _share_ties(tied, rows, kept, bracket)
+def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: jax.Array) -> Count:
+    """How many of its entries equal to the threshold each row keeps: none where the count came out exact.
 
-    def count_before(probes: jax.Array) -> Count:
-        arrays, probes, zero = jax.lax.optimization_barrier(([leaf.scores for leaf in leaves], probes, jnp.int32(0)))
-        parts = zip(leaves, arrays, split(probes, sizes), split(tie, sizes), strict=True)
-        return _join([leaf.on(array).count_ties(part, value, zero) for leaf, array, part, value in parts])
+    Rows that were searched together keep those of the earliest array first.
+    """
+    own = counts.where(exact, counts.zeros(wanted), wanted)
+    if len(rows.order) == 1:
+        return own
+    given, back = np.argsort(rows.order), np.asarray(rows.order)
+    in_order = Count(*(limb.reshape(-1, rows.segments)[given] for limb in equal))
 
-    # The same search: among entries that tie, the one with the lowest index has the largest key, -index - 1.
-    lows = jnp.concatenate([jnp.full(leaf.slices, -leaf.entries - 1, jnp.int32) for leaf in leaves])
-    start = Bracket(lows, jnp.full_like(lows, -1), tied, Count(*(jnp.zeros_like(x) for x in tied)))
-    every_row = Rows(len(lows))
-    return -1 - search(count_before, every_row, wanted, start).low
+    def take(left: Count, row: Count) -> tuple[Count, Count]:
+        taken = counts.where(counts.less(row, left), row, left)
+        return counts.subtract(left, taken), taken
+
+    first = Count(own.high[: rows.segments], own.low[: rows.segments])
+    taken = lax.scan(take, first, in_order)[1]
+    return counts.where(together, Count(*(limb[back].reshape(-1) for limb in taken)), own)
 
 
-def _share_ties(tied: Count, rows: Rows, kept: Count, bracket: Bracket) -> Count:
-    """How many tied entries each row keeps: none where the count came out exact, else the earliest rows' first."""
-    exact = counts.equal(rows.total(bracket.above_low), kept)
-    wanted = counts.subtract(kept, rows.total(bracket.above_high))
-    wanted = Count(*(rows.spread(jnp.where(exact, 0, limb)) for limb in wanted))
-    if rows.shared == 1:
-        return wanted
-    before = [Count(*(jnp.zeros(rows.segments, jnp.int32) for _ in range(2)))]
-    parts = zip(*(split(limb, [rows.segments] * rows.shared) for limb in tied), strict=True)
-    for high, low in parts:
-        before.append(counts.normalise(Count(before[-1].high + high, before[-1].low + low)))
-    before = Count(*(jnp.concatenate(limbs) for limbs in zip(*before[:-1], strict=True)))
-    left = counts.subtract(wanted, before)
-    some = ~counts.less(left, Count(0, 1))
-    all_of_them = counts.less(tied, left)
-    return Count(*(jnp.where(some, jnp.where(all_of_them, t, x), 0) for t, x in zip(tied, left, strict=True)))
+def _join(parts: list[list[Count]]) -> Count:
+    """For each leaf, for each probe, a Count of [slices] -> a Count of [rows, probes]."""
+    limbs = (
+        jnp.stack([lax.concatenate([leaf[i][limb] for leaf in parts], 0) for i in range(PROBES)], axis=1)
+        for limb in (0, 1)
+    )
+    return counts.normalise(Count(*limbs))
+
+
+def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The ends of the search, int[parts, rows]; a leaf that has fewer parts than others has a dummy last."""
+    parts = max(len(leaf.bounds) for leaf in leaves)
+    ends = [leaf.bounds + [(-2, -1)] * (parts - len(leaf.bounds)) for leaf in leaves for _ in range(leaf.slices)]
+    table = np.array(ends, integer).transpose(2, 1, 0)
+    return jnp.asarray(table[0]), jnp.asarray(table[1])
 
 
 def _per_row(leaves: list[Leaf]) -> Count:
@@ -118,17 +150,19 @@ def _per_row(leaves: list[Leaf]) -> Count:
     return Count(*(jnp.array(limbs, jnp.int32) for limbs in zip(*sizes, strict=True)))
 
 
-def _sample(leaves: list[Leaf], rows: Rows, integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """A few keys of each segment, int[segments, m], padded with the largest integer; and how many there are."""
+def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np.dtype) -> tuple[jax.Array, np.ndarray]:
+    """A few keys for each row, int[rows, m], padded with the largest integer; and how many there are."""
     wanted = [max(_SAMPLE // 8, _SAMPLE // max(1, rows.segments // 8))] * len(leaves)
-    if rows.shared > 1:
+    if len(rows.order) > 1:
         total = sum(leaf.entries for leaf in leaves)
         wanted = [max(1, round(_SAMPLE * leaf.entries / total)) for leaf in leaves]
-    samples = [leaf.sample(n).astype(integer) for leaf, n in zip(leaves, wanted, strict=True)]
-    if rows.shared > 1:
-        keys = jnp.concatenate(samples, axis=1)
-        return keys, jnp.full(rows.segments, keys.shape[1])
-    width = max(sample.shape[1] for sample in samples)
-    largest = jnp.iinfo(integer).max
-    padded = [jnp.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=largest) for x in samples]
-    return jnp.concatenate(padded), jnp.array([x.shape[1] for x in samples for _ in range(len(x))])
+    samples = [leaf.sample(x, n).astype(integer) for leaf, x, n in zip(leaves, arrays, wanted, strict=True)]
+    sizes = [x.shape[1] for x in samples for _ in range(len(x))]
+    if len(rows.order) > 1:
+        parts = [x.reshape(-1, rows.segments, x.shape[1]).swapaxes(0, 1).reshape(rows.segments, -1) for x in samples]
+        found = jnp.concatenate(parts, axis=1)
+        return rows.spread(found), np.full(len(sizes), found.shape[1])
+    most, largest = max(sizes), np.iinfo(integer).max
+    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, most - x.shape[1])), constant_values=largest) for x in samples]), (
+        np.array(sizes)
+    )

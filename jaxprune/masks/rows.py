@@ -5,7 +5,8 @@ Nothing here reshapes or slices the scores but for a sample: a reshape of a shar
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,111 +14,177 @@ import numpy as np
 from jax import lax
 
 from jaxprune.masks import counts, keys
+from jaxprune.masks.axes import replicate
 from jaxprune.masks.counts import Count
 
-_INT32 = 1 << 31
-_SMALL = 1 << 17  # entries that are counted in one go
+_INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
+_SMALL = 1 << 18  # entries that are counted in one go
 _PARALLEL = 16  # partial sums, at least: what a back end may work on at the same time
 _PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array whose leading axes are independent slices.
+    """The shape of an array of scores whose leading axes are independent slices.
+
+    An entry has a place: its key, and then, for when keys tie, minus its index less one, so that of equal keys the
+    lowest index ranks first. The index is one digit, or two in a slice of 2^31 entries and more.
 
     Attributes:
-      scores: floating, any shape.
+      full: the shape of the array.
       batch_axes: how many leading axes are slices.
+      dtype: of the scores.
     """
 
-    scores: jax.Array
+    full: tuple[int, ...]
     batch_axes: int
-
-    def on(self, scores: jax.Array) -> "Leaf":
-        """The same view of another array."""
-        return Leaf(scores, self.batch_axes)
+    dtype: np.dtype
 
     @property
     def slices(self) -> int:
         """How many slices there are."""
-        return math.prod(self.scores.shape[: self.batch_axes])
+        return math.prod(self.full[: self.batch_axes])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a slice."""
-        return self.scores.shape[self.batch_axes :]
+        return self.full[self.batch_axes :]
 
     @property
     def entries(self) -> int:
         """How many entries a slice has."""
         return math.prod(self.shape)
 
-    @cached_property
-    def key_dtype(self) -> np.dtype:
-        """The integer type of the keys."""
-        return jax.eval_shape(keys.ordered, self.scores).dtype
-
     @property
-    def key_bounds(self) -> tuple[int, int]:
-        """Integers `(low, high)` with `low < key <= high`."""
-        return keys.bounds(self.scores.dtype)
+    def bounds(self) -> list[tuple[int, int]]:
+        """For each part of a place, integers `(low, high)` with `low < part <= high`."""
+        return [keys.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
-    def count_above(self, probes: jax.Array) -> Count:
-        """How many keys of each slice exceed each probe: int[slices, p] -> Count of [slices, p], not normalised."""
-        key = keys.ordered(self.scores)
-        return self._count([key > probe.astype(key.dtype) for probe in self._columns(probes)])
+    def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen") -> list[Count]:
+        """How many places of each slice exceed each probe, by the part that is looked at now.
 
-    def count_ties(self, probes: jax.Array, tie: jax.Array, zero: jax.Array) -> Count:
-        """How many entries of each slice have the key `tie` and `-index - 1` above each probe.
+        Args:
+          scores: the array.
+          probes: int[slices, p].
+          seen: what is known already.
 
-        `zero` is a 0 that the compiler cannot see through.
+        Returns:
+          For each probe, a Count of [slices] that is not normalised.
         """
-        key, index = keys.ordered(self.scores), -1 - self._index(zero)
-        (tie,) = self._columns(tie[:, None])
-        tied = key == tie.astype(key.dtype)
-        return self._count([tied & (index > probe) for probe in self._columns(probes)])
+        return _count_above(self, scores, probes, seen)
 
-    def mask(self, above: jax.Array, tie: jax.Array, cut: jax.Array) -> jax.Array:
-        """True where the key is above `above`, or is `tie` at an index before `cut`: each int[slices]."""
-        key = keys.ordered(self.scores)
-        above, tie, cut = (self._columns(x[:, None])[0] for x in (above, tie, cut))
-        return (key > above.astype(key.dtype)) | ((key == tie.astype(key.dtype)) & (self._index(jnp.int32(0)) < cut))
+    def mask(self, scores: jax.Array, found: jax.Array) -> jax.Array:
+        """True where the place is above `found`, int[parts, slices]: by the first part in which the two differ."""
+        return _mask(self, scores, found)
 
-    def sample(self, wanted: int) -> jax.Array:
-        """Keys of at most `wanted` entries of each slice, spread over it: int[slices, m]."""
-        places = tuple(slice(None, None, stride) for stride in strides(self.shape, wanted))
-        taken = self.scores[(slice(None),) * self.batch_axes + places]
-        taken = taken.reshape(self.slices, -1)
-        return keys.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
+    def sample(self, scores: jax.Array, wanted: int) -> jax.Array:
+        """Keys of at most `wanted` entries of each slice, spread over it: [slices, m]."""
+        return _sample(self, scores, wanted)
 
-    def _columns(self, values: jax.Array) -> list[jax.Array]:
-        """int[slices, p] -> p arrays that broadcast against the scores."""
-        shape = self.scores.shape[: self.batch_axes] + (1,) * len(self.shape)
-        return [values[:, i].reshape(shape) for i in range(values.shape[1])]
 
-    def _index(self, zero: jax.Array) -> jax.Array:
-        """The flat index of each entry within its slice."""
-        index = zero
-        for axis, size in enumerate(self.shape):
-            position = lax.broadcasted_iota(jnp.int32, self.scores.shape, self.batch_axes + axis)
-            index = index * size + position
-        return index
+@dataclass(frozen=True)
+class Seen:
+    """What the search knows when it looks at one part of the places.
 
-    def _count(self, hits: list[jax.Array]) -> Count:
-        # One reduction for all probes: a single pass over the scores. That of a large slice leaves some leading axes,
-        # so that there are parts to work on at the same time, which are then summed.
-        part_axes = partial_axes(self.shape)
-        first = tuple(self.batch_axes + a for a in range(len(self.shape)) if a not in part_axes)
-        numbers = [hit.astype(jnp.int32) for hit in hits]
-        if first:
-            zeros = [np.int32(0)] * len(numbers)
-            numbers = lax.reduce(numbers, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], first)
-        parts = jnp.stack(numbers, -1)
-        rest = tuple(range(self.batch_axes, parts.ndim - 1))
-        if self.entries >= _INT32:
-            return Count(*(limb.reshape(self.slices, len(hits)) for limb in counts.total(parts, rest)))
-        total = (parts.sum(rest) if rest else parts).reshape(self.slices, len(hits))
-        return Count(jnp.zeros_like(total), total)
+    Attributes:
+      part: int32, which part is looked at: 0, the keys.
+      found: int[parts, slices], what was found for the parts before; only entries equal to it count.
+      zero: a 0 that the compiler cannot see through, else it keeps the indices in a buffer as large as the scores.
+    """
+
+    part: jax.Array
+    found: jax.Array
+    zero: jax.Array
+
+
+jax.tree_util.register_dataclass(Seen, data_fields=["part", "found", "zero"], meta_fields=[])
+
+
+def digits(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Cuts a shape where needed so that the indices within each stretch of axes fit 31 bits.
+
+    Raises:
+      ValueError: that takes more than two stretches, or an axis is too long by itself.
+    """
+    if math.prod(shape) < _INT32:
+        return [shape]
+    for cut in range(1, len(shape)):
+        if math.prod(shape[:cut]) < _INT32 and math.prod(shape[cut:]) < _INT32:
+            return [shape[:cut], shape[cut:]]
+    raise ValueError(f"cannot index a slice of shape {shape}: an axis is too long for 31 bits")
+
+
+# The kernels are jitted so that leaves of one shape are traced and lowered once.
+
+
+@partial(jax.jit, static_argnums=0)
+def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen) -> list[Count]:
+    integer = probes.dtype
+    least = np.asarray(np.iinfo(integer).min, integer)
+    places = _places(leaf, scores, integer, seen.zero)
+    value, earlier = places[0], jnp.asarray(True)
+    for number in range(1, len(places)):
+        earlier = earlier & lax.eq(places[number - 1], _column(leaf, seen.found[number - 1]))
+        value = jnp.where(seen.part >= number, jnp.where(earlier, places[number], least), value)
+    return _count(leaf, [lax.gt(value, _column(leaf, probes[:, i])) for i in range(probes.shape[1])])
+
+
+@partial(jax.jit, static_argnums=0)
+def _mask(leaf: Leaf, scores: jax.Array, found: jax.Array) -> jax.Array:
+    mask: Any = None
+    places = list(_places(leaf, scores, found.dtype, jnp.int32(0)))
+    for number in reversed(range(len(places))):
+        bound = _column(leaf, found[number])
+        above = lax.gt(places[number], bound)
+        mask = above if mask is None else above | (lax.eq(places[number], bound) & mask)
+    return mask
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _sample(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    places = tuple(slice(None, None, stride) for stride in strides(leaf.shape, wanted))
+    taken = replicate(scores[(slice(None),) * leaf.batch_axes + places]).reshape(leaf.slices, -1)
+    return keys.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
+
+
+def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
+    places = [keys.ordered(scores).astype(integer)]
+    axis = leaf.batch_axes
+    for digit in digits(leaf.shape):
+        index: Any = zero
+        for size in digit:
+            index = index * np.int32(size) + lax.broadcasted_iota(jnp.int32, leaf.full, axis)
+            axis += 1
+        places.append((np.int32(-1) - index).astype(integer))
+    return places
+
+
+def _column(leaf: Leaf, values: jax.Array) -> jax.Array:
+    """One value a slice, as large as the scores."""
+    batch = leaf.full[: leaf.batch_axes]
+    return lax.broadcast_in_dim(values.reshape(batch), leaf.full, tuple(range(leaf.batch_axes)))
+
+
+def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
+    # One reduction for all probes: a single pass over the scores. That of a large slice leaves some leading axes,
+    # so that there are parts to work on at the same time, which are then summed.
+    kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
+    first = tuple(a for a in range(leaf.batch_axes, len(leaf.full)) if a not in kept)
+    numbers = _add([lax.convert_element_type(hit, jnp.int32) for hit in hits], first)
+    rest = tuple(range(leaf.batch_axes, numbers[0].ndim))
+    if leaf.entries >= _INT32:
+        limbs = [counts.total(number, rest) for number in numbers]
+    else:
+        lows = _add(numbers, rest)
+        limbs = [Count(jnp.zeros_like(low), low) for low in lows]
+    return [Count(*(replicate(limb).reshape(leaf.slices) for limb in count)) for count in limbs]
+
+
+def _add(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    if not axes:
+        return numbers
+    zeros = [np.int32(0)] * len(numbers)
+    return lax.reduce(numbers, zeros, lambda a, b: [lax.add(x, y) for x, y in zip(a, b, strict=True)], axes)
 
 
 def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune.masks import counts
@@ -27,33 +28,40 @@ _LATER = (-3.0, -0.8, -0.2, 0.2, 0.8, 3.0)
 
 
 class Bracket(NamedTuple):
-    """What is known of each segment's threshold, and how many entries of each row lie above its ends.
+    """What is known of each row's threshold, and how many entries of the row lie above its ends.
 
-    With A(x) the number of keys above x: A(low) >= kept, and A(high) < kept unless low = high.
+    With A(x) the number of keys above x, in the row or in all rows of its segment: A(low) >= kept, and A(high) < kept
+    unless low = high. The rows of a segment have the same ends.
     """
 
-    low: jax.Array  # int[segments]
-    high: jax.Array  # int[segments]
+    low: jax.Array  # int[rows]
+    high: jax.Array  # int[rows]
     above_low: Count  # int32[rows]
     above_high: Count  # int32[rows]
 
 
 class Rows(NamedTuple):
-    """How rows make up segments: `shared` rows each, row r belonging to segment r modulo `segments`."""
+    """How rows make up segments: a row of each array, row r belonging to segment r modulo `segments`.
+
+    Attributes:
+      segments: how many.
+      order: if arrays are searched together, the place in which each was given; among equals it decides.
+    """
 
     segments: int
-    shared: int = 1
+    order: tuple[int, ...] = (0,)
 
-    def total(self, parts: Count) -> Count:
-        """Sums counts over the rows of each segment: [rows, ...] -> [segments, ...]."""
-        if self.shared == 1:
+    def total(self, parts: Count, together: jax.Array) -> Count:
+        """For each row the sum over its segment if `together`, else its own: [rows, ...] -> [rows, ...]."""
+        if len(self.order) == 1:
             return parts
-        shape = (self.shared, self.segments, *parts.high.shape[1:])
-        return counts.sum_counts(Count(parts.high.reshape(shape), parts.low.reshape(shape)))
+        shape = (len(self.order), self.segments, *parts.high.shape[1:])
+        summed = counts.sum_counts(Count(parts.high.reshape(shape), parts.low.reshape(shape)))
+        return counts.where(together, Count(self.spread(summed.high), self.spread(summed.low)), parts)
 
     def spread(self, values: jax.Array) -> jax.Array:
         """Gives each row its segment's value: [segments, ...] -> [rows, ...]."""
-        return values if self.shared == 1 else jnp.tile(values, (self.shared, *[1] * (values.ndim - 1)))
+        return values if len(self.order) == 1 else jnp.tile(values, (len(self.order), *[1] * (values.ndim - 1)))
 
 
 def search(
@@ -61,58 +69,68 @@ def search(
     rows: Rows,
     kept: Count,
     start: Bracket,
-    first_probes: jax.Array | None = None,
+    probes: jax.Array,
+    together: jax.Array,
 ) -> Bracket:
     """Narrows the brackets until each is settled.
 
     Args:
       count_above: probes of int[rows, PROBES] -> how many keys of each row are above each, a Count of that shape.
       rows: how rows make up segments.
-      kept: how many entries each segment keeps, a Count of [segments].
+      kept: how many entries each row keeps, or all rows of its segment: a Count of [rows].
       start: brackets that hold the answers.
-      first_probes: int[segments, PROBES], ascending; better than interpolation where a sample is at hand.
+      probes: int[rows, PROBES], ascending: where to look first.
+      together: a bool, whether the rows of a segment have one threshold, or each its own.
 
     Returns:
       Brackets with A(low) = kept, so that just the keys above `low` are kept; or else with high = low + 1, where
       keys equal to `high` tie at the threshold and some of them are kept.
     """
     # With nothing to keep the upper end is the answer already.
-    nothing = counts.equal(kept, Count(jnp.int32(0), jnp.int32(0)))
+    nothing = counts.equal(kept, counts.zeros(kept))
     start = start._replace(
         low=jnp.where(nothing, start.high, start.low),
-        above_low=_where(rows.spread(nothing), start.above_high, start.above_low),
+        above_low=counts.where(nothing, start.above_high, start.above_low),
     )
 
     def unsettled(state: tuple[Bracket, jax.Array]) -> jax.Array:
-        return ~jnp.all(_settled(state[0], rows, kept))
+        bracket = state[0]
+        exact = settled_exactly(bracket, rows, kept, together)
+        return ~jnp.all(exact | (_distance(bracket.low, bracket.high) <= 1))
 
     def narrow(state: tuple[Bracket, jax.Array]) -> tuple[Bracket, jax.Array]:
         bracket, probes = state
         probes = jnp.clip(probes, bracket.low[:, None], bracket.high[:, None])
-        bracket = _tighten(bracket, probes, count_above(rows.spread(probes)), rows, kept)
-        return bracket, _interpolate(bracket, rows, kept)
+        bracket = _tighten(bracket, probes, count_above(probes), rows, kept, together)
+        return bracket, probes_between(bracket, rows, kept, together)
 
     # The probes travel with the state, so that the first pass is no code of its own: compiling it is what costs.
-    probes = _interpolate(start, rows, kept) if first_probes is None else first_probes
     return lax.while_loop(unsettled, narrow, (start, probes))[0]
 
 
-def probes_from_sample(sample: jax.Array, sizes: jax.Array, fraction: jax.Array) -> jax.Array:
-    """Probes around the key that a fraction of a sample lies above.
+def settled_exactly(bracket: Bracket, rows: Rows, kept: Count, together: jax.Array) -> jax.Array:
+    """Whether just as many as wanted lie above `low`: bool[rows]."""
+    return counts.equal(rows.total(bracket.above_low, together), kept)
+
+
+def probes_from_sample(sample: jax.Array, sizes: np.ndarray, kept: Count, entries: Count) -> jax.Array:
+    """Probes around the key that so many of the entries lie above, by a sample.
 
     Args:
-      sample: int[segments, m], in any order; padding is the largest integer.
-      sizes: int32[segments], how many of the m are not padding.
-      fraction: float32[segments], in [0, 1].
+      sample: int[rows, m], in any order; padding is the largest integer.
+      sizes: int[rows], how many of the m are not padding.
+      kept: how many are kept, a Count of [rows].
+      entries: of how many.
 
     Returns:
-      int[segments, PROBES], strictly ascending as far as the integers go: where one value fills the sample, a probe
+      int[rows, PROBES], strictly ascending as far as the integers go: where one value fills the sample, a probe
       on it and one beside it settle a heavy tie in one pass.
     """
-    size = sizes.astype(jnp.float32)
+    fraction = counts.as_float(kept) / counts.as_float(entries)
+    size = np.asarray(sizes, np.float32)
     deviation = jnp.sqrt(fraction * (1 - fraction) * size) + 0.5
-    place = ((1 - fraction) * size)[:, None] + jnp.array(_FIRST, jnp.float32) * deviation[:, None]
-    place = jnp.clip(place.astype(jnp.int32), 0, sizes[:, None] - 1)
+    place = ((1 - fraction) * size)[:, None] + np.array(_FIRST, np.float32) * deviation[:, None]
+    place = jnp.clip(place.astype(jnp.int32), 0, np.asarray(sizes, np.int32)[:, None] - 1)
     probes = jnp.take_along_axis(jnp.sort(sample, axis=1), place, axis=1)
     # Strictly ascending: p_i >= p_(i-1) + 1, that is p_i - i is a running maximum (wide of the largest integer).
     steps = jnp.arange(PROBES, dtype=sample.dtype)
@@ -120,34 +138,13 @@ def probes_from_sample(sample: jax.Array, sizes: jax.Array, fraction: jax.Array)
     return lax.cummax(jnp.minimum(probes, largest) - steps, axis=1) + steps
 
 
-def _settled(bracket: Bracket, rows: Rows, kept: Count) -> jax.Array:
-    exact = counts.equal(rows.total(bracket.above_low), kept)
-    return exact | (_distance(bracket.low, bracket.high) <= 1)
-
-
-def _tighten(bracket: Bracket, probes: jax.Array, above: Count, rows: Rows, kept: Count) -> Bracket:
-    total = rows.total(above)
-    enough = ~counts.less(total, Count(kept.high[:, None], kept.low[:, None]))
-    # Counts fall as probes rise, so `enough` is True for a first few: the bracket is where it turns.
-    turn = enough.sum(1, dtype=jnp.int32)
-    marks = jnp.concatenate([bracket.low[:, None], probes, bracket.high[:, None]], axis=1)
-    row_turn = rows.spread(turn)
-
-    def counts_at(low: jax.Array, at: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
-        table = jnp.concatenate([low[:, None], at, high[:, None]], axis=1)
-        return _pick(table, row_turn), _pick(table, row_turn + 1)
-
-    highs = counts_at(bracket.above_low.high, above.high, bracket.above_high.high)
-    lows = counts_at(bracket.above_low.low, above.low, bracket.above_high.low)
-    return Bracket(_pick(marks, turn), _pick(marks, turn + 1), Count(highs[0], lows[0]), Count(highs[1], lows[1]))
-
-
-def _interpolate(bracket: Bracket, rows: Rows, kept: Count) -> jax.Array:
-    above_low, above_high = rows.total(bracket.above_low), rows.total(bracket.above_high)
+def probes_between(bracket: Bracket, rows: Rows, kept: Count, together: jax.Array) -> jax.Array:
+    """Probes where the wanted rank would be if keys lay evenly between the ends: int[rows, PROBES], ascending."""
+    above_low, above_high = rows.total(bracket.above_low, together), rows.total(bracket.above_high, together)
     inside = jnp.maximum(counts.as_float(counts.subtract(above_low, above_high)), 1.0)
     place = jnp.clip(counts.as_float(counts.subtract(above_low, kept)) / inside, 0.0, 1.0)
     deviation = jnp.sqrt(place * (1 - place) / inside) + 0.5 / inside
-    around = place[:, None] + jnp.array(_LATER, jnp.float32) * deviation[:, None]
+    around = place[:, None] + np.array(_LATER, np.float32) * deviation[:, None]
     # The middle bounds the number of passes whatever the data; low + 1 settles a tie just above low.
     parts = jnp.concatenate([jnp.zeros_like(around[:, :1]), around, jnp.full_like(around[:, :1], 0.5)], axis=1)
     span = _distance(bracket.low, bracket.high)[:, None]
@@ -157,6 +154,22 @@ def _interpolate(bracket: Bracket, rows: Rows, kept: Count) -> jax.Array:
     offset = jnp.clip(offset, 1, span)
     offset = jnp.where(span <= PROBES + 1, jnp.arange(1, PROBES + 1, dtype=span.dtype), offset)
     return _advance(bracket.low[:, None], jnp.sort(jnp.minimum(offset, span), axis=1))
+
+
+def _tighten(
+    bracket: Bracket, probes: jax.Array, above: Count, rows: Rows, kept: Count, together: jax.Array
+) -> Bracket:
+    enough = ~counts.less(rows.total(above, together), Count(kept.high[:, None], kept.low[:, None]))
+    # Counts fall as probes rise, so `enough` is True for a first few: the bracket is where it turns.
+    turn = enough.sum(1, dtype=jnp.int32)
+
+    def at_turn(low: jax.Array, between: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+        table = jnp.concatenate([low[:, None], between, high[:, None]], axis=1)
+        return _pick(table, turn), _pick(table, turn + 1)
+
+    low, high = at_turn(bracket.low, probes, bracket.high)
+    limbs = [at_turn(*three) for three in zip(bracket.above_low, above, bracket.above_high, strict=True)]
+    return Bracket(low, high, *(Count(*ends) for ends in zip(*limbs, strict=True)))
 
 
 def _distance(low: jax.Array, high: jax.Array) -> jax.Array:
@@ -171,7 +184,3 @@ def _advance(low: jax.Array, offset: jax.Array) -> jax.Array:
 
 def _pick(table: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(table, index[:, None], axis=1)[:, 0]
-
-
-def _where(condition: jax.Array, a: Count, b: Count) -> Count:
-    return Count(jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low))

@@ -12,7 +12,7 @@ from jaxprune import tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
 from jaxprune.masks.groups import keep_in_groups
-from jaxprune.masks.patterns import NM, Pattern, Unstructured
+from jaxprune.masks.patterns import NM, UNSTRUCTURED, Pattern, Unstructured
 from jaxprune.masks.ranking import keep_largest
 
 PyTree = Any
@@ -29,7 +29,7 @@ class Global(NamedTuple):
 class _Chosen(NamedTuple):
     """The leaves that get masks, with what is asked of each; all but the scores are static."""
 
-    index: list[int]
+    places: list[int]
     names: list[str]
     scores: list[jax.Array]
     patterns: list[Pattern]
@@ -39,7 +39,7 @@ class _Chosen(NamedTuple):
 def select(
     scores: PyTree,
     sparsities: PyTree,
-    pattern: Patterns = Unstructured(),
+    pattern: Patterns = UNSTRUCTURED,
     *,
     where: tree.Where = None,
     batch_axes: BatchAxes = 0,
@@ -83,25 +83,24 @@ def select(
     grouped = [i for i, p in enumerate(chosen.patterns) if isinstance(p, NM)]
     found: dict[int, jax.Array] = {}
     for i in grouped:
-        kept = _kept_of_group(chosen.patterns[i], wanted[chosen.index[i]], chosen.names[i])
+        kept = _kept_of_group(chosen.patterns[i], wanted[chosen.places[i]], chosen.names[i])
         found[i] = _keep_groups(chosen.scores[i], kept, chosen.patterns[i], chosen.batch_axes[i])
     if ranked:
         specs = tuple((chosen.patterns[i], chosen.batch_axes[i]) for i in ranked)
         arrays = [chosen.scores[i] for i in ranked]
         shapes = jax.eval_shape(partial(_units, specs=specs), arrays)
-        kept = [
-            _kept(wanted[chosen.index[i]], shape.shape, axes, chosen.names[i])
-            for i, shape, (axes) in zip(ranked, shapes, _unit_axes(arrays, specs), strict=True)
-        ]
-        joined = Count(*(jnp.concatenate(limbs) for limbs in zip(*kept, strict=True)))
-        found |= dict(zip(ranked, _keep(arrays, joined, specs=specs, shared=False), strict=True))
+        axes = _unit_axes(arrays, specs)
+        entries = [int(np.prod(shape.shape[a:])) for shape, a in zip(shapes, axes, strict=True)]
+        slices = [int(np.prod(shape.shape[:a])) for shape, a in zip(shapes, axes, strict=True)]
+        kept = _kept([wanted[chosen.places[i]] for i in ranked], entries, slices, [chosen.names[i] for i in ranked])
+        found |= dict(zip(ranked, _keep(arrays, kept, specs=specs, shared=False), strict=True))
     return _assemble(scores, chosen, found)
 
 
 def select_global(
     scores: PyTree,
     sparsity: Any,
-    pattern: Patterns = Unstructured(),
+    pattern: Patterns = UNSTRUCTURED,
     *,
     where: tree.Where = None,
     batch_axes: BatchAxes = 0,
@@ -143,7 +142,7 @@ def select_global(
             f"select_global: all leaves need the same number of slices, got {sorted(slices)}: {batch_axes}"
         )
     entries = sum(int(np.prod(s.shape[axes:])) for s, (_, axes) in zip(shapes, specs, strict=True))
-    kept = _kept_of(sparsity, entries, slices.pop(), "all leaves")
+    kept = _kept([sparsity], [entries], [slices.pop()], ["all leaves"])
     found = _keep(chosen.scores, kept, specs=specs, shared=True)
     return _assemble(scores, chosen, dict(enumerate(found)))
 
@@ -186,19 +185,30 @@ def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:
         raise
 
 
-def _kept(sparsity: Any, shape: tuple[int, ...], axes: int, name: str) -> Count:
-    return _kept_of(sparsity, int(np.prod(shape[axes:])), int(np.prod(shape[:axes])), name)
+def _kept(sparsities: list[Any], entries: list[int], slices: list[int], names: list[str]) -> Count:
+    """How many units of each slice stay: a Count of int32[slices of all]."""
+    for sparsity, name in zip(sparsities, names, strict=True):
+        if not isinstance(sparsity, Count):
+            counts.check_sparsity(sparsity, f"{name}: sparsity")
+    each = counts.removed_from_each([0.0 if isinstance(s, Count) else s for s in sparsities], entries)
+    row = np.repeat(np.arange(len(slices)), slices)
+    gone = Count(each.high[row], each.low[row])
+    if any(isinstance(s, Count) for s in sparsities):
+        given = np.repeat([isinstance(s, Count) for s in sparsities], slices)
+        gone = counts.where(given, _given(sparsities, slices), gone)
+    all_of_them = Count(*(np.array(limbs, np.int32)[row] for limbs in zip(*map(counts.count, entries), strict=True)))
+    return Count(*(jnp.asarray(limb) for limb in counts.subtract(all_of_them, gone)))
 
 
-def _kept_of(sparsity: Any, entries: int, slices: int, name: str) -> Count:
-    """How many units of each slice stay: a Count of int32[slices]."""
-    if isinstance(sparsity, Count):
-        gone = sparsity
-    else:
-        counts.check_sparsity(sparsity, f"{name}: sparsity")
-        gone = counts.removed(sparsity, entries)
-    left = counts.subtract(counts.count(entries), gone)
-    return Count(*(jnp.broadcast_to(jnp.asarray(limb, jnp.int32), (slices,)) for limb in left))
+def _given(sparsities: list[Any], slices: list[int]) -> Count:
+    """The Counts among the sparsities, each a number for all slices of its leaf or one for each; zeros elsewhere."""
+    given = [s if isinstance(s, Count) else counts.zeros() for s in sparsities]
+    limbs = zip(*given, strict=True)
+    if not any(isinstance(limb, jax.Array) for s in given for limb in s):
+        return Count(
+            *(np.concatenate([np.broadcast_to(x, n) for x, n in zip(xs, slices, strict=True)]) for xs in limbs)
+        )
+    return Count(*(jnp.concatenate([jnp.broadcast_to(x, n) for x, n in zip(xs, slices, strict=True)]) for xs in limbs))
 
 
 def _kept_of_group(pattern: Any, sparsity: Any, name: str) -> int | jax.Array:
@@ -225,7 +235,7 @@ def _assemble(scores: PyTree, chosen: _Chosen, found: dict[int, jax.Array]) -> P
     leaves, treedef = jax.tree.flatten(scores)
     masks: list[Any] = [jnp.ones((), bool) for _ in leaves]
     for i, mask in found.items():
-        masks[chosen.index[i]] = mask
+        masks[chosen.places[i]] = mask
     return jax.tree.unflatten(treedef, masks)
 
 
@@ -252,4 +262,6 @@ def _keep(
 
 @partial(jax.jit, static_argnames=("pattern", "batch_axes"))
 def _keep_groups(scores: jax.Array, kept: int | jax.Array, pattern: NM, batch_axes: int) -> jax.Array:
-    return pattern.expand(keep_in_groups(pattern.units(scores, batch_axes), kept), scores.shape, batch_axes)
+    units = pattern.units(scores, batch_axes)
+    found = keep_in_groups(units, kept, axis=pattern.member_axis(scores.shape, batch_axes))
+    return pattern.expand(found, scores.shape, batch_axes)

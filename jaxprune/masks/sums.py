@@ -57,9 +57,9 @@ def _add(multiple: jax.Array, axes: tuple[int, ...], size: int) -> jax.Array:
     carried = []
     carry = jnp.zeros_like(top)
     for limb in limbs:
-        limb = limb + carry
-        carried.append(limb & ((1 << width) - 1))
-        carry = limb >> width
+        whole = limb + carry
+        carried.append(whole & ((1 << width) - 1))
+        carry = whole >> width
     value = (top + carry).astype(jnp.float32)
     for limb in reversed(carried):
         value = value * (1 << width) + limb.astype(jnp.float32)

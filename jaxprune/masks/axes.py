@@ -1,0 +1,55 @@
+"""Axes cut in two and joined again, where types may name the devices an axis lies on."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def split(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """Cuts each axis into (n / size, size): an array of twice as many axes.
+
+    A sharded axis stays sharded along the first of its two where the devices divide that; else it is gathered.
+    """
+    shape = [part for n, size in zip(x.shape, sizes, strict=True) for part in (n // size, size)]
+    spec = _spec(x)
+    if spec is None:
+        return x.reshape(shape)
+    mesh = jax.typeof(x).sharding.mesh
+    kept = [
+        part if (n // size) % _devices(mesh, part) == 0 else None
+        for part, n, size in zip(spec, x.shape, sizes, strict=True)
+    ]
+    halves = [part for outer in kept for part in (outer, None)]
+    return jax.lax.reshape(_place(x, mesh, kept), shape, out_sharding=NamedSharding(mesh, PartitionSpec(*halves)))
+
+
+def join(x: jax.Array) -> jax.Array:
+    """The inverse of `split`: joins each two neighbouring axes."""
+    shape = [a * b for a, b in zip(x.shape[::2], x.shape[1::2], strict=True)]
+    spec = _spec(x)
+    if spec is None:
+        return x.reshape(shape)
+    mesh = jax.typeof(x).sharding.mesh
+    halves = [part for outer in spec[::2] for part in (outer, None)]
+    return jax.lax.reshape(_place(x, mesh, halves), shape, out_sharding=NamedSharding(mesh, PartitionSpec(*spec[::2])))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """An array on every device, where its type names the devices; elsewhere the compiler decides."""
+    return x if _spec(x) is None else _place(x, jax.typeof(x).sharding.mesh, [])
+
+
+def _spec(x: jax.Array) -> list[Any] | None:
+    spec = jax.typeof(x).sharding.spec
+    return None if all(part is None for part in spec) else [*spec, *[None] * (x.ndim - len(spec))]
+
+
+def _place(x: jax.Array, mesh: Any, spec: list[Any]) -> jax.Array:
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _devices(mesh: Any, part: Any) -> int:
+    names = () if part is None else part if isinstance(part, tuple) else (part,)
+    return math.prod(mesh.shape[name] for name in names)
