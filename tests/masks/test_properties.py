@@ -1,0 +1,76 @@
+"""What must hold of any selection, on inputs that Hypothesis finds."""
+
+import math
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+
+from jaxprune import masks
+
+# One shape, so that nothing is compiled again; what varies is the numbers.
+SHAPE = (8, 12)
+scores = hnp.arrays(np.float32, SHAPE, elements=st.floats(width=32, allow_nan=True, allow_infinity=True))
+distinct = st.permutations(range(96)).map(lambda order: np.array(order, np.float32).reshape(SHAPE))
+sparsities = st.floats(0, 0.99)
+quick = settings(max_examples=40, deadline=None)
+
+
+def select(values, sparsity, pattern=None):
+    return np.asarray(masks.select([jnp.asarray(values)], sparsity, pattern or masks.Unstructured())[0])
+
+
+@quick
+@given(scores, sparsities)
+def test_the_count_is_exact(values, sparsity):
+    assert (~select(values, sparsity)).sum() == math.floor(sparsity * values.size + 0.5)
+
+
+@quick
+@given(scores, sparsities, sparsities)
+def test_more_sparsity_never_keeps_more(values, one, other):
+    low, high = sorted((one, other))
+    assert not (select(values, high) & ~select(values, low)).any()
+
+
+@quick
+@given(scores, sparsities)
+def test_what_is_kept_is_kept_again(values, sparsity):
+    mask = select(values, sparsity)
+    again = select(np.where(mask, values, np.nan), sparsity)
+    # NaN ranks lowest, and a kept NaN has the lowest index among them only if it came first: compare what is finite.
+    np.testing.assert_array_equal(again | np.isnan(values), mask | np.isnan(values))
+
+
+@quick
+@given(distinct, sparsities, st.permutations(range(8)))
+def test_without_ties_a_permutation_only_moves_the_mask(values, sparsity, order):
+    np.testing.assert_array_equal(select(values[order], sparsity), select(values, sparsity)[order])
+
+
+@quick
+@given(scores)
+def test_every_group_keeps_n(values):
+    mask = select(values, 0.5, masks.NM(2, 4))
+    assert (mask.reshape(2, 4, 12).sum(1) == 2).all()
+
+
+@quick
+@given(scores, sparsities)
+def test_channels_and_blocks_are_whole(values, sparsity):
+    channels = select(values, sparsity, masks.Channel())
+    assert channels.shape == (1, 12)
+    assert (~channels).sum() == math.floor(12 * sparsity + 0.5)
+    blocks = select(values, sparsity, masks.Block((2, 3))).reshape(4, 2, 4, 3)
+    assert (blocks.all((1, 3)) == blocks.any((1, 3))).all()
+    assert (~blocks.all((1, 3))).sum() == math.floor(16 * sparsity + 0.5)
+
+
+@quick
+@given(hnp.arrays(bool, st.sampled_from([(3, 1), (5, 7), (4, 8), (2, 3, 9)])))
+def test_unpacking_undoes_packing(mask):
+    packed = masks.pack([jnp.asarray(mask)])
+    assert packed[0].bits.size == math.prod(mask.shape[:-1]) * -(-mask.shape[-1] // 8)
+    np.testing.assert_array_equal(np.asarray(masks.unpack(packed)[0]), mask)
