@@ -71,7 +71,7 @@ class Unstructured:
         return batch_axes if self.axes is None else len(shape) - len(_positive(self.axes, len(shape)))
 
     def _order(self, ndim: int) -> tuple[int, ...]:
-        together = _positive(self.axes or (), ndim)
+        together = () if self.axes is None else _positive(self.axes, ndim)
         return tuple(a for a in range(ndim) if a not in together) + together
 
 
