@@ -9,6 +9,7 @@ from jaxprune.slimming.choosing import Step as Step
 from jaxprune.slimming.choosing import choose as choose
 from jaxprune.slimming.choosing import choose_budget as choose_budget
 from jaxprune.slimming.choosing import removal_order as removal_order
+from jaxprune.slimming.distillation import distillation_loss as distillation_loss
 from jaxprune.slimming.groups import Frozen as Frozen
 from jaxprune.slimming.groups import Group as Group
 from jaxprune.slimming.groups import Groups as Groups
@@ -16,8 +17,6 @@ from jaxprune.slimming.groups import Member as Member
 from jaxprune.slimming.groups import find_groups as find_groups
 from jaxprune.slimming.manifest import Kept as Kept
 from jaxprune.slimming.manifest import Manifest as Manifest
-from jaxprune.slimming.recover import distillation_loss as distillation_loss
-from jaxprune.slimming.recover import recalibrate_statistics as recalibrate_statistics
 from jaxprune.slimming.regularise import group_lasso as group_lasso
 from jaxprune.slimming.regularise import growing_penalty as growing_penalty
 from jaxprune.slimming.regularise import unit_norms as unit_norms

@@ -1,8 +1,7 @@
-"""Group lasso, the growing penalty, distillation, new batch statistics."""
+"""Group lasso, the growing penalty and distillation."""
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,21 +97,3 @@ def test_distillation_loss() -> None:
             _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), **bad)
     with pytest.raises(ValueError, match="must have one shape"):
         _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher)[:2])
-
-
-def test_recalibrated_statistics_are_those_of_the_batches() -> None:
-    model = nn.BatchNorm(momentum=0.9)
-    batches = np.random.default_rng(0).normal(2, 3, size=(3, 16, 4)).astype("f4")
-    variables = model.init(jax.random.key(0), batches[0], use_running_average=False)
-
-    def update(statistics: Any, x: Any, average: bool = False) -> Any:
-        variables_now = {"params": variables["params"], "batch_stats": statistics}
-        return model.apply(variables_now, x, use_running_average=average, mutable=["batch_stats"])[1]["batch_stats"]
-
-    new = slimming.recalibrate_statistics(update, variables["batch_stats"], batches)
-    np.testing.assert_allclose(new["mean"], batches.mean(1).mean(0), rtol=1e-4)
-    np.testing.assert_allclose(new["var"], batches.var(1).mean(0), rtol=1e-4)
-    with pytest.raises(ValueError, match="at least one batch"):
-        _ = slimming.recalibrate_statistics(update, variables["batch_stats"], [])
-    with pytest.raises(ValueError, match="update does not change"):
-        _ = slimming.recalibrate_statistics(lambda s, x: s, variables["batch_stats"], batches)
