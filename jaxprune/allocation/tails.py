@@ -86,7 +86,7 @@ def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array) -> Tails:
         numbers = lax.reduce(numbers, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], first)
     parts = jnp.stack(numbers, -1)
     total = counts.total(parts, tuple(range(len(batch), parts.ndim - 1)))
-    total = Count(*(x.reshape(*probes.shape, 1 + len(bits)) for x in total))
+    total = Count(*(x.astype(jnp.int32).reshape(*probes.shape, 1 + len(bits)) for x in total))
     squares = [Count(total.high[..., i + 1], total.low[..., i + 1]) for i in range(len(bits))]
     return Tails(Count(total.high[..., 0], total.low[..., 0]), _join(squares, bits))
 

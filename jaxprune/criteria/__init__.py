@@ -16,4 +16,5 @@ from jaxprune.criteria.first_order import snip as snip
 from jaxprune.criteria.flow import Criterion as Criterion
 from jaxprune.criteria.flow import grasp as grasp
 from jaxprune.criteria.flow import synflow as synflow
+from jaxprune.criteria.iterative import synflow_masks as synflow_masks
 from jaxprune.criteria.weights import magnitude as magnitude

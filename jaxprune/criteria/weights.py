@@ -4,19 +4,90 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxprune.criteria.signals import map_scores, wide
+from jaxprune import masks, tree
+from jaxprune.criteria.signals import of_leaf, wide
 
 PyTree = Any
+_NORMS = ("l1", "l2", "mean", "max")
 
 
-def magnitude(params: PyTree, *, power: int = 1, **signals: Any) -> PyTree:
-    """The absolute value of each weight, or its square."""
+def magnitude(
+    params: PyTree, *, power: int = 1, normalise: str | None = None, batch_axes: Any = 0, **signals: Any
+) -> PyTree:
+    r"""The absolute value of each weight or its square, as it is or relative to its leaf.
+
+        s = |w|^power / norm
+
+    The norm of a leaf, over its n scores a = |w|^power, is
+
+        None   1
+        "l1"   sum a
+        "l2"   sqrt(sum a^2)
+        "mean" sum a / n
+        "max"  max a
+
+    Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.global_`). Entries
+    that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so that
+    scores have the same bits on any layout.
+
+    Args:
+      params: any tree.
+      power: 1 or 2. Both rank alike, but for squares that under- or overflow; added up over blocks or channels, the
+        former gives L1 norms, the latter L2 norms.
+      normalise: None, "l1", "l2", "mean" or "max".
+      batch_axes: how many leading axes of a leaf are layers stacked by a scan, each with a norm of its own: an int, or
+        a mapping from globs over names.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores, 0 or more: |w| in the dtype of the parameter, squares and normalised scores in float32 at least;
+      a scalar zero for leaves that are not floating.
+
+    Raises:
+      ValueError: another power or norm.
+
+    Example:
+      >>> magnitude({'kernel': jnp.array([-3.0, 1.0])}, normalise='l1')
+      {'kernel': Array([0.75, 0.25], dtype=float32)}
+    """
     del signals
     if power not in (1, 2):
         raise ValueError(f"criteria.magnitude: power must be 1 or 2; got {power!r}")
+    if normalise is not None and normalise not in _NORMS:
+        raise ValueError(f"criteria.magnitude: normalise must be None or one of {', '.join(_NORMS)}; got {normalise!r}")
 
-    def score(w: jax.Array) -> jax.Array:
-        return jnp.abs(w) if power == 1 else jnp.square(w.astype(wide(w.dtype)))
+    def score(w: jax.Array, axes: int) -> jax.Array:
+        size = jnp.abs(w)
+        if power == 2:
+            size = jnp.square(size.astype(wide(w.dtype)))
+        return size if normalise is None else _normalised(size, normalise, tuple(range(axes, w.ndim)))
 
-    return map_scores(score, params)
+    leaves, treedef = jax.tree.flatten(params)
+    batch = tree.resolve(batch_axes, params, default=0, what="batch_axes")
+    scores = [of_leaf(lambda w, axes=axes: score(w, axes), leaf) for leaf, axes in zip(leaves, batch, strict=True)]
+    return jax.tree.unflatten(treedef, scores)
+
+
+def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...]) -> jax.Array:
+    size = size.astype(wide(size.dtype))
+    if not size.size:
+        return size
+    finite = jnp.where(jnp.isfinite(size), size, 0)
+    largest = finite.max(axes, keepdims=True)
+    # Scaled to about 1 by a power of two, which is exact, no sum overflows, nor does all of it underflow.
+    scale = jnp.ldexp(jnp.ones_like(largest), -jnp.clip(jnp.frexp(largest)[1], -120, 120))
+    scaled, largest = size * scale, largest * scale
+    finite = finite * scale
+    if norm == "max":
+        divisor = largest
+    else:
+        divisor = masks.exact_sum(finite * finite if norm == "l2" else finite, axes).astype(size.dtype)
+    if norm == "l2":
+        divisor = jnp.sqrt(divisor)
+    if norm == "mean":
+        divisor = divisor * (divisor.size / size.size)
+    # The barrier, and no division by a constant: else a compiler makes products of quotients, on one layout and not
+    # on another, and the bits differ.
+    return scaled / lax.optimization_barrier(jnp.where(largest > 0, divisor, 1))
