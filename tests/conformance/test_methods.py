@@ -31,6 +31,10 @@ METHODS: dict[str, Any] = {
     "gradual erk": lambda: training.gradual(CUBIC, when=WHEN, allocation=allocation.erk),
     "gradual global": lambda: training.gradual(CUBIC, when=WHEN, allocation=allocation.global_),
     "gradual channels": lambda: training.gradual(CUBIC, when=WHEN, pattern=masks.Channel()),
+    "static": lambda: training.static(0.5, key=jax.random.key(0)),
+    "rigl": lambda: training.rigl(0.5, 8, key=jax.random.key(0), every=2),
+    "acdc": lambda: training.acdc(0.5, begin=1, end=6, compressed=1, dense=1),
+    "straight_through": lambda: training.straight_through(0.5, when=WHEN),
     "gradual stacked": lambda: training.gradual(CUBIC, when=WHEN, batch_axes={"first/kernel": 1}),
 }
 
