@@ -31,7 +31,7 @@ def lamp(
 
         lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
 
-    Lee et al. 2021 (LAMP), arXiv 2010.07611, eq. 2. Within a leaf that ranks as |w| does, so it is only a matter of how
+    Lee et al. 2021 (LAMP), arXiv 2010.07611. Within a leaf that ranks as |w| does, so it is only a matter of how
     many entries each leaf keeps; the largest of each leaf has 1 or nearly, so that no leaf loses all it has before the
     others do. Equal weights have one value. Nothing is sorted: brackets are narrowed by counting (`levels`), on any
     layout with the same bits.

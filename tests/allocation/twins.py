@@ -47,7 +47,7 @@ def _flushed(x):
 
 
 def paper_kept(rows, kept):
-    """Lee et al. 2021, eq. 1 and 2, in float64: for rows without ties."""
+    """Lee et al. 2021, in float64: for rows without ties."""
     values, row = [], []
     for i, scores in enumerate(rows):
         squares = np.sort(np.asarray(scores, np.float64).ravel() ** 2)[::-1]
