@@ -211,7 +211,8 @@ def _given(sparsities: list[Any], slices: list[int]) -> Count:
     return Count(*(jnp.concatenate([jnp.broadcast_to(x, n) for x, n in zip(xs, slices, strict=True)]) for xs in limbs))
 
 
-def _kept_of_group(pattern: Any, sparsity: Any, name: str) -> int | jax.Array:
+def _kept_of_group(pattern: NM, sparsity: Any, name: str) -> jax.Array | None:
+    """How many of each group stay; None for the pattern's own n, which is static."""
     if isinstance(sparsity, jax.Array):
         return jnp.maximum(pattern.n, pattern.m - counts.removed(sparsity, pattern.m).low)
     if isinstance(sparsity, Count):
@@ -220,7 +221,7 @@ def _kept_of_group(pattern: Any, sparsity: Any, name: str) -> int | jax.Array:
     exact = 1 - pattern.n / pattern.m
     if abs(float(sparsity) - exact) > 1e-6:
         raise ValueError(f"{name}: {pattern} removes exactly {exact:g}, but the sparsity is {sparsity}; pass {exact:g}")
-    return pattern.n
+    return None
 
 
 def _check_global(chosen: _Chosen) -> None:
@@ -261,7 +262,9 @@ def _keep(
 
 
 @partial(jax.jit, static_argnames=("pattern", "batch_axes"))
-def _keep_groups(scores: jax.Array, kept: int | jax.Array, pattern: NM, batch_axes: int) -> jax.Array:
+def _keep_groups(scores: jax.Array, kept: jax.Array | None, pattern: NM, batch_axes: int) -> jax.Array:
     units = pattern.units(scores, batch_axes)
-    found = keep_in_groups(units, kept, axis=pattern.member_axis(scores.shape, batch_axes))
+    found = keep_in_groups(
+        units, pattern.n if kept is None else kept, axis=pattern.member_axis(scores.shape, batch_axes)
+    )
     return pattern.expand(found, scores.shape, batch_axes)
