@@ -15,7 +15,11 @@ from jaxprune.masks.rows import Leaf, Seen
 from jaxprune.masks.search import PROBES, Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
 from jaxprune.masks.stacking import stack
 
-_SAMPLE = 512  # entries a threshold is first guessed from
+# A threshold is first guessed from a sample: of so many entries in all rows, but of each row at least so many, and
+# one of so many. It is sorted, so a larger one costs more than the pass it saves.
+_SAMPLE = 8192
+_LEAST = 64
+_RARE = 1024
 
 
 class _State(NamedTuple):
@@ -152,10 +156,12 @@ def _per_row(leaves: list[Leaf]) -> Count:
 
 def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np.dtype) -> tuple[jax.Array, np.ndarray]:
     """A few keys for each row, int[rows, m], padded with the largest integer; and how many there are."""
-    wanted = [max(_SAMPLE // 8, _SAMPLE // max(1, rows.segments // 8))] * len(leaves)
+    total = sum(leaf.entries for leaf in leaves)
     if len(rows.order) > 1:
-        total = sum(leaf.entries for leaf in leaves)
-        wanted = [max(1, round(_SAMPLE * leaf.entries / total)) for leaf in leaves]
+        most = max(_LEAST, min(_SAMPLE // rows.segments, total // _RARE))
+        wanted = [max(1, round(most * leaf.entries / total)) for leaf in leaves]
+    else:
+        wanted = [max(_LEAST, min(_SAMPLE // rows.segments, leaf.entries // _RARE)) for leaf in leaves]
     samples = [leaf.sample(x, n).astype(integer) for leaf, x, n in zip(leaves, arrays, wanted, strict=True)]
     sizes = [x.shape[1] for x in samples for _ in range(len(x))]
     if len(rows.order) > 1:

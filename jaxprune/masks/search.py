@@ -24,7 +24,7 @@ PROBES = 8  # more of them break the fusion into one pass, fewer cost more passe
 # Where probes fall around the expected place, in standard deviations of a rank's error. The outer two catch
 # what the inner ones miss; the inner ones, where all went well, leave a bracket a tenth as wide.
 _FIRST = (-3.0, -1.2, -0.5, -0.15, 0.15, 0.5, 1.2, 3.0)
-_LATER = (-3.0, -0.8, -0.2, 0.2, 0.8, 3.0)
+_LATER = (-16.0, -1.5, -0.3, 0.3, 1.5, 16.0)  # wide: keys do not lie evenly, and a density that bends costs more
 
 
 class Bracket(NamedTuple):

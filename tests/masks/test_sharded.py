@@ -40,10 +40,12 @@ def check(case, spec, kind, devices):
     placed = {k: jax.device_put(v, NamedSharding(mesh, SPECS[spec])) for k, v in SCORES.items()}
     with jax.set_mesh(mesh):
         compiled = jax.jit(CASES[case]).lower(placed).compile()
+    text = compiled.as_text()
+    assert text is not None
     found, expected = compiled(placed), CASES[case](SCORES)
     for name, mask in expected.items():
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(mask))
-    moved = re.findall(r"\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", compiled.as_text())
+    moved = re.findall(r"\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", text)
     largest = max((math.prod(int(n) for n in shape.split(",") if n) for shape in moved), default=0)
     assert largest <= 8192
 
