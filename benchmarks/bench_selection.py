@@ -4,7 +4,8 @@
     python benchmarks/bench_selection.py --quick
 
 Times are medians of interleaved runs, so that a busy machine slows all alike; compare ratios, which are medians of the
-ratios within a round. `floor` is what any selection has to do: read the scores once, and make a mask from a threshold.
+ratios within a round, or for what is too slow to repeat the ratio of medians. `floor` is what any selection has to do:
+read the scores once, and make a mask from a threshold.
 """
 
 import argparse
@@ -49,10 +50,16 @@ def report(title: str, times: dict[str, list[float]], of: str) -> dict[str, Any]
     found = {}
     for name, seconds in times.items():
         low, middle, high = np.percentile(np.array(seconds) * 1e3, [25, 50, 75])
-        ratio = statistics.median(a / b for a, b in zip(seconds, times[of], strict=False))
+        ratio = _ratio(seconds, times[of])
         found[name] = {"ms": middle, "quartiles_ms": [low, high], f"times_{of}": ratio}
         print(f"{name:28}{middle:12.2f}{f'{low:.2f} - {high:.2f}':>20}{ratio:16.2f}")
     return {"title": title, "runs": found}
+
+
+def _ratio(seconds: list[float], of: list[float]) -> float:
+    if len(seconds) < len(of):
+        return statistics.median(seconds) / statistics.median(of)
+    return statistics.median(a / b for a, b in zip(seconds, of, strict=True))
 
 
 def leaf(entries: int, repeat: int, argsort: bool) -> dict[str, Any]:

@@ -80,11 +80,11 @@ def select(
     chosen = _choose(scores, pattern, where, batch_axes)
     wanted = _per_leaf(scores, sparsities)
     ranked = [i for i, p in enumerate(chosen.patterns) if not isinstance(p, NM)]
-    grouped = [i for i, p in enumerate(chosen.patterns) if isinstance(p, NM)]
+    grouped = [(i, p) for i, p in enumerate(chosen.patterns) if isinstance(p, NM)]
     found: dict[int, jax.Array] = {}
-    for i in grouped:
-        kept = _kept_of_group(chosen.patterns[i], wanted[chosen.places[i]], chosen.names[i])
-        found[i] = _keep_groups(chosen.scores[i], kept, chosen.patterns[i], chosen.batch_axes[i])
+    for i, nm in grouped:
+        kept = _kept_of_group(nm, wanted[chosen.places[i]], chosen.names[i])
+        found[i] = _keep_groups(chosen.scores[i], kept, nm, chosen.batch_axes[i])
     if ranked:
         specs = tuple((chosen.patterns[i], chosen.batch_axes[i]) for i in ranked)
         arrays = [chosen.scores[i] for i in ranked]
