@@ -1,6 +1,5 @@
 """Trees of scores to trees of masks: exactly so many removed, leaf by leaf or ranked over all leaves."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,12 +11,10 @@ from jaxprune import tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
 from jaxprune.masks.groups import keep_in_groups
-from jaxprune.masks.patterns import NM, UNSTRUCTURED, Pattern, Unstructured
+from jaxprune.masks.patterns import NM, UNSTRUCTURED, BatchAxes, Pattern, Patterns, Unstructured
 from jaxprune.masks.ranking import keep_largest
 
 PyTree = Any
-Patterns = Pattern | Mapping[str, Pattern]
-BatchAxes = int | Mapping[str, int]
 
 
 class Global(NamedTuple):

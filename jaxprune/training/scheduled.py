@@ -119,9 +119,7 @@ def _planned(
     key: Any,
 ) -> Method:
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        # A copy of the key: donating the state must not delete the user's.
-        own_key = None if key is None else jnp.array(key, copy=True)
-        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), own_key
+        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
