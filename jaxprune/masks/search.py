@@ -23,8 +23,14 @@ PROBES = 8  # more of them break the fusion into one pass, fewer cost more passe
 
 # Where probes fall around the expected place, in standard deviations of a rank's error. The outer two catch
 # what the inner ones miss; the inner ones, where all went well, leave a bracket a tenth as wide.
-_FIRST = (-3.0, -1.2, -0.5, -0.15, 0.15, 0.5, 1.2, 3.0)
-_LATER = (-16.0, -1.5, -0.3, 0.3, 1.5, 16.0)  # wide: keys do not lie evenly, and a density that bends costs more
+_FIRST = (-2.5, -1.2, -0.65, -0.2, 0.2, 0.65, 1.2, 2.5)
+_LATER = (-4.0, -1.5, -0.75, -0.25, 0.25, 0.75, 1.5, 4.0)
+# Evenly spread probes cut a bracket to a ninth whatever the data: best where few keys are left, and after a pass in
+# which keys lay so unevenly that the guesses left most of them in.
+_EVEN = np.arange(1, PROBES + 1, dtype=np.float32) / (PROBES + 1)
+_NARROW = PROBES * (PROBES + 2)  # integers, which two passes settle
+_FEW = PROBES + 1
+_MOST = 0.5
 
 
 class Bracket(NamedTuple):
@@ -99,10 +105,11 @@ def search(
         return ~jnp.all(exact | (_distance(bracket.low, bracket.high) <= 1))
 
     def narrow(state: tuple[Bracket, jax.Array]) -> tuple[Bracket, jax.Array]:
-        bracket, probes = state
-        probes = jnp.clip(probes, bracket.low[:, None], bracket.high[:, None])
-        bracket = _tighten(bracket, probes, count_above(probes), rows, kept, together)
-        return bracket, probes_between(bracket, rows, kept, together)
+        before, probes = state
+        probes = jnp.clip(probes, before.low[:, None], before.high[:, None])
+        bracket = _tighten(before, probes, count_above(probes), rows, kept, together)
+        stuck = _inside(bracket, rows, together) > _MOST * _inside(before, rows, together)
+        return bracket, probes_between(bracket, rows, kept, together, stuck)
 
     # The probes travel with the state, so that the first pass is no code of its own: compiling it is what costs.
     return lax.while_loop(unsettled, narrow, (start, probes))[0]
@@ -124,36 +131,47 @@ def probes_from_sample(sample: jax.Array, sizes: np.ndarray, kept: Count, entrie
 
     Returns:
       int[rows, PROBES], strictly ascending as far as the integers go: where one value fills the sample, a probe
-      on it and one beside it settle a heavy tie in one pass.
+      just below it and one on it settle a heavy tie in one pass.
     """
     fraction = counts.as_float(kept) / counts.as_float(entries)
     size = np.asarray(sizes, np.float32)
     deviation = jnp.sqrt(fraction * (1 - fraction) * size) + 0.5
     place = ((1 - fraction) * size)[:, None] + np.array(_FIRST, np.float32) * deviation[:, None]
     place = jnp.clip(place.astype(jnp.int32), 0, np.asarray(sizes, np.int32)[:, None] - 1)
-    probes = jnp.take_along_axis(jnp.sort(sample, axis=1), place, axis=1)
+    # Just below those left of the middle; no key is the least integer, so none wraps round.
+    left = np.array(_FIRST) < 0
+    probes = jnp.take_along_axis(jnp.sort(sample, axis=1), place, axis=1) - left.astype(sample.dtype)
     # Strictly ascending: p_i >= p_(i-1) + 1, that is p_i - i is a running maximum (wide of the largest integer).
     steps = jnp.arange(PROBES, dtype=sample.dtype)
     largest = jnp.iinfo(sample.dtype).max - PROBES
     return lax.cummax(jnp.minimum(probes, largest) - steps, axis=1) + steps
 
 
-def probes_between(bracket: Bracket, rows: Rows, kept: Count, together: jax.Array) -> jax.Array:
-    """Probes where the wanted rank would be if keys lay evenly between the ends: int[rows, PROBES], ascending."""
-    above_low, above_high = rows.total(bracket.above_low, together), rows.total(bracket.above_high, together)
-    inside = jnp.maximum(counts.as_float(counts.subtract(above_low, above_high)), 1.0)
+def probes_between(
+    bracket: Bracket, rows: Rows, kept: Count, together: jax.Array, stuck: bool | jax.Array = False
+) -> jax.Array:
+    """Probes around the wanted rank, as if keys lay evenly between the ends: int[rows, PROBES], ascending.
+
+    Where the last such guess got `stuck`, or few integers or few keys are left, they are spread evenly instead.
+    """
+    above_low, inside = rows.total(bracket.above_low, together), _inside(bracket, rows, together)
     place = jnp.clip(counts.as_float(counts.subtract(above_low, kept)) / inside, 0.0, 1.0)
     deviation = jnp.sqrt(place * (1 - place) / inside) + 0.5 / inside
     around = place[:, None] + np.array(_LATER, np.float32) * deviation[:, None]
-    # The middle bounds the number of passes whatever the data; low + 1 settles a tie just above low.
-    parts = jnp.concatenate([jnp.zeros_like(around[:, :1]), around, jnp.full_like(around[:, :1], 0.5)], axis=1)
-    span = _distance(bracket.low, bracket.high)[:, None]
-    width = span.astype(jnp.float32)
+    span = _distance(bracket.low, bracket.high)
+    evenly = stuck | (span <= _NARROW) | (inside <= _FEW)
     # float32 rounds a wide span up, maybe past the integers: stay below it.
-    offset = (jnp.clip(parts, 0.0, 0.999999) * width).astype(span.dtype)
-    offset = jnp.clip(offset, 1, span)
+    parts = jnp.where(evenly[:, None], _EVEN, jnp.clip(around, 0.0, 0.999999))
+    span = span[:, None]
+    offset = jnp.clip((parts * span.astype(jnp.float32)).astype(span.dtype), 1, span)
     offset = jnp.where(span <= PROBES + 1, jnp.arange(1, PROBES + 1, dtype=span.dtype), offset)
-    return _advance(bracket.low[:, None], jnp.sort(jnp.minimum(offset, span), axis=1))
+    return _advance(bracket.low[:, None], jnp.minimum(offset, span))
+
+
+def _inside(bracket: Bracket, rows: Rows, together: jax.Array) -> jax.Array:
+    """How many keys lie between the ends, in the row or in all rows of its segment: float[rows], at least 1."""
+    above_low, above_high = rows.total(bracket.above_low, together), rows.total(bracket.above_high, together)
+    return jnp.maximum(counts.as_float(counts.subtract(above_low, above_high)), 1.0)
 
 
 def _tighten(
