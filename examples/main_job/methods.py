@@ -13,6 +13,7 @@ import jaxprune
 from jaxprune import allocation, criteria, schedules, training
 
 RATE = 3e-3
+"""Adam's; chosen on digits held out of the training images, by `benchmarks/demo_rate.py`."""
 REVISIONS = 20
 """How often gradual pruning chooses its masks anew on its way."""
 
