@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import tree
-from jaxprune.training import enforce
+from jaxprune import masks, tree
+from jaxprune.training import enforce, finite
 from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
 
@@ -31,7 +31,8 @@ class SparsifyState(NamedTuple):
 
     Attributes:
       step: int32 scalar, the number of updates made.
-      masks: bool, True = kept, in the structure of the parameters; a scalar True for a leaf that is not pruned.
+      masks: bool, True = kept, in the structure of the parameters; a scalar True for a leaf that is not pruned. Packed
+        if that was asked for.
       method: what the method remembers.
       inner: the state of the wrapped optimizer.
     """
@@ -42,7 +43,9 @@ class SparsifyState(NamedTuple):
     inner: PyTree
 
 
-def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.GradientTransformationExtraArgs:
+def sparsify(
+    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that what the method removes stays exactly zero.
 
     Put it outermost, around the whole optimizer (`sparsify(optax.chain(...), method)`): what comes after it in a chain
@@ -51,6 +54,8 @@ def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.G
     Args:
       optimizer: any Optax transformation.
       method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
+      packed: whether the state holds the masks as `masks.Packed`, a bit an entry instead of a byte, with the same
+        results. What the method itself remembers (the second masks of `top_kast`) stays as it is.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -67,6 +72,10 @@ def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.G
 
     The masks are revised from the parameters before the update. All steps are one compiled program.
 
+    With `optax.apply_if_finite`, around or inside, a step that it skips changes no mask and does not count: the state
+    keeps its step, and a revision that was due is made on the next step with finite gradients. Gradients of removed
+    weights may be anything: the optimizer does not see them.
+
     Example:
       >>> from jaxprune import training
       >>> params = {'w': jnp.array([[3.0, 1.0], [2.0, 4.0]])}
@@ -80,25 +89,29 @@ def sparsify(optimizer: optax.GradientTransformation, method: Method) -> optax.G
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     inner = optax.with_extra_args_support(optimizer)
+    method = _packing(method) if packed else method
 
     def init(params: PyTree) -> SparsifyState:
-        masks, state = method.init(params)
-        return SparsifyState(jnp.zeros((), jnp.int32), masks, state, inner.init(params))
+        found, state = method.init(params)
+        return SparsifyState(jnp.zeros((), jnp.int32), found, state, inner.init(params))
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
         tree.check_masks(params, state.masks)
         if method.dense is not None:
             return _dense_update(inner, method, method.dense, updates, state, params, extra)
-        masks, method_state = _revise(method, state, Signals(params, updates, state.step, extra))
+        guarded = finite.is_guarded(state.inner)
+        found, method_state, waits = _revise(method, state, Signals(params, updates, state.step, extra), guarded)
         moved, inner_state = inner.update(
-            enforce.zero(updates, masks),
-            zero_removed(state.inner, params, masks),
-            enforce.zero(params, masks),
+            enforce.zero(updates, found),
+            zero_removed(state.inner, params, found),
+            enforce.zero(params, found),
             **extra,
         )
-        step = jnp.asarray(optax.safe_increment(state.step))
-        return enforce.to_zero(moved, params, masks), SparsifyState(step, masks, method_state, inner_state)
+        skipped = (finite.was_skipped(state.inner, inner_state) | waits) if guarded else False
+        return enforce.to_zero(moved, params, found), SparsifyState(
+            _next(state.step, skipped), found, method_state, inner_state
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -116,9 +129,11 @@ def _dense_update(
     grads = dense.gradients(updates, params, state.masks, state.method)
     moved, inner_state = inner.update(grads, state.inner, params, **extra)
     moved = dense.updates(moved, state.masks, state.method)
-    step = jnp.asarray(optax.safe_increment(state.step))
-    masks, method_state = _revise(method, state, Signals(optax.apply_updates(params, moved), updates, step, extra))
-    return moved, SparsifyState(step, masks, method_state, inner_state)
+    skipped = finite.was_skipped(state.inner, inner_state) if finite.is_guarded(state.inner) else False
+    step = _next(state.step, skipped)
+    signals = Signals(optax.apply_updates(params, moved), updates, step, extra)
+    found, method_state, _ = _revise(method, state, signals, guarded=False, unless=skipped)
+    return moved, SparsifyState(step, found, method_state, inner_state)
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
@@ -129,7 +144,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
         `nnx.Optimizer` is its `opt_state`.
 
     Returns:
-      The mask tree.
+      The mask tree; packed masks as they are (`masks.unpack` makes them bool, all of jaxprune takes both).
 
     Raises:
       ValueError: there is no such state in it, or more than one.
@@ -151,13 +166,48 @@ def get_masks(opt_state: PyTree) -> PyTree:
     return found[0]
 
 
-def _revise(method: Method, state: SparsifyState, signals: Signals) -> tuple[PyTree, Any]:
+def _revise(
+    method: Method, state: SparsifyState, signals: Signals, guarded: bool, unless: Any = False
+) -> tuple[PyTree, Any, Any]:
+    """The masks and the method's state for a step, and whether a revision was due and has to wait."""
     held = (state.masks, state.method)
     if method.is_due is None:
-        return held
+        return *held, False
 
     # Only the masks and the method's state go through: what else a branch returned would be copied every step.
-    def revise(held: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
-        return method.revise(held[0], held[1], signals)
+    def revise(held: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
+        revised = method.revise(held[0], held[1], signals)
+        if not guarded:
+            return revised, jnp.array(False)
+        fine = finite.are_finite(signals.grads, held[0]) & finite.are_finite(signals.grads, revised[0])
+        return jax.tree.map(lambda new, old: jnp.where(fine, new, old), revised, held), ~fine
 
-    return jax.lax.cond(method.is_due(signals.step), revise, lambda held: held, held)
+    due = method.is_due(signals.step)
+    due = due if unless is False else due & ~unless
+    (found, method_state), waits = jax.lax.cond(due, revise, lambda held: (held, jnp.array(False)), held)
+    return found, method_state, waits
+
+
+def _next(step: jax.Array, skipped: Any) -> jax.Array:
+    following = jnp.asarray(optax.safe_increment(step))
+    return following if skipped is False else jnp.where(skipped, step, following)
+
+
+def _packing(method: Method) -> Method:
+    """The method, with packed masks wherever they are kept; its own functions see bool ones."""
+
+    def init(params: PyTree) -> tuple[PyTree, Any]:
+        found, state = method.init(params)
+        return masks.pack(found), state
+
+    def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
+        found, state = method.revise(masks.unpack(held), state, signals)
+        return masks.pack(found), state
+
+    if method.dense is None:
+        return method._replace(init=init, revise=revise)
+    dense = Dense(
+        lambda grads, params, held, state: method.dense.gradients(grads, params, masks.unpack(held), state),
+        lambda updates, held, state: method.dense.updates(updates, masks.unpack(held), state),
+    )
+    return method._replace(init=init, revise=revise, dense=dense)
