@@ -16,6 +16,7 @@ from jaxprune import masks as masks
 from jaxprune import reconstruction as reconstruction
 from jaxprune import schedules as schedules
 from jaxprune import slimming as slimming
+from jaxprune import storage as storage
 from jaxprune import training as training
 from jaxprune import tree as tree
 from jaxprune.calibration import calibrate as calibrate

@@ -18,6 +18,7 @@ from jaxprune.masks.stacking import stack
 # A threshold is first guessed from a sample: of so many entries in all rows, but of each row at least so many, and
 # one of so many. It is sorted, so a larger one costs more than the pass it saves.
 _SAMPLE = 8192
+_SAMPLE_SPREAD = 1024  # with several devices, between which it moves
 _LEAST = 64
 _RARE = 1024
 
@@ -157,11 +158,12 @@ def _per_row(leaves: list[Leaf]) -> Count:
 def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np.dtype) -> tuple[jax.Array, np.ndarray]:
     """A few keys for each row, int[rows, m], padded with the largest integer; and how many there are."""
     total = sum(leaf.entries for leaf in leaves)
+    size = _SAMPLE if jax.device_count() == 1 else _SAMPLE_SPREAD
     if len(rows.order) > 1:
-        most = max(_LEAST, min(_SAMPLE // rows.segments, total // _RARE))
+        most = max(_LEAST, min(size // rows.segments, total // _RARE))
         wanted = [max(1, round(most * leaf.entries / total)) for leaf in leaves]
     else:
-        wanted = [max(_LEAST, min(_SAMPLE // rows.segments, leaf.entries // _RARE)) for leaf in leaves]
+        wanted = [max(_LEAST, min(size // rows.segments, leaf.entries // _RARE)) for leaf in leaves]
     samples = [leaf.sample(x, n).astype(integer) for leaf, x, n in zip(leaves, arrays, wanted, strict=True)]
     sizes = [x.shape[1] for x in samples for _ in range(len(x))]
     if len(rows.order) > 1:

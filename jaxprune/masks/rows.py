@@ -166,7 +166,7 @@ def _column(leaf: Leaf, values: jax.Array) -> jax.Array:
 
 
 def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
-    # One reduction for all probes: a single pass over the scores. That of a large slice leaves some leading axes,
+    # One reduction for all probes: a single pass over the scores. That of a large slice may leave some leading axes,
     # so that there are parts to work on at the same time, which are then summed.
     kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
     first = tuple(a for a in range(leaf.batch_axes, len(leaf.full)) if a not in kept)
@@ -191,14 +191,15 @@ def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of a slice over which counts stay apart in the first sum.
 
     None for a small slice, of which one thread makes short work. Below 2^31 entries: leading axes, but not the last,
-    until there are enough parts to share out. Beyond: one axis short enough to be summed in limbs, and long enough
-    that no part holds 2^31.
+    until there are enough parts to share out; but none where there are several devices, which work at the same time
+    as it is, and between which the parts would move: a partitioned reduction of several operands gathers what each
+    device found. Beyond: one axis short enough to be summed in limbs, and long enough that no part holds 2^31.
 
     Raises:
       ValueError: there is no such axis.
     """
     entries = math.prod(shape)
-    if entries < _SMALL:
+    if entries < _SMALL or (entries < _INT32 and jax.device_count() > 1):
         return ()
     if entries < _INT32:
         leading = 0

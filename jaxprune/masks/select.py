@@ -62,7 +62,7 @@ def select(
 
     Raises:
       ValueError: a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not match; the message
-        names the leaves.
+        names the leaves. Inside `jax.shard_map`, scores that differ between its devices.
       TypeError: a score that is not floating.
 
     Under jit, patterns, `where` and `batch_axes` are static; scores and sparsities may be traced, and another sparsity
@@ -161,6 +161,7 @@ def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Ba
             wrong.append(f"  {name}: {problem}")
     if wrong:
         raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
+    _check_alike([leaves[i] for i in index])
     return _Chosen(
         index,
         [leaves[i][0] for i in index],
@@ -168,6 +169,24 @@ def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Ba
         [patterns[i] for i in index],
         [axes[i] for i in index],
     )
+
+
+def _check_alike(named: list[tuple[str, Any]]) -> None:
+    """Raises where types tell that a score is another one on each device of a shard_map."""
+    varying = [(name, _varying(x)) for name, x in named if isinstance(x, jax.Array)]
+    lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
+    if lines:
+        raise ValueError(
+            "these scores differ between the devices of a shard_map, each of which would choose masks of its own; "
+            "average the gradients (jax.lax.pmean) and keep the parameters replicated, or prune outside of it, where "
+            "a leaf that is sharded is ranked as a whole:\n" + "\n".join(lines)
+        )
+
+
+def _varying(x: jax.Array) -> Any:
+    """The axes of a shard_map that an array differs along. JAX has called them by more than one name."""
+    found = jax.typeof(x)
+    return getattr(getattr(found, "manual_axis_type", found), "varying", None) or getattr(found, "vma", ())
 
 
 def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:

@@ -204,10 +204,11 @@ def _packing(method: Method) -> Method:
         found, state = method.revise(masks.unpack(held), state, signals)
         return masks.pack(found), state
 
-    if method.dense is None:
+    own = method.dense
+    if own is None:
         return method._replace(init=init, revise=revise)
     dense = Dense(
-        lambda grads, params, held, state: method.dense.gradients(grads, params, masks.unpack(held), state),
-        lambda updates, held, state: method.dense.updates(updates, masks.unpack(held), state),
+        lambda grads, params, held, state: own.gradients(grads, params, masks.unpack(held), state),
+        lambda updates, held, state: own.updates(updates, masks.unpack(held), state),
     )
     return method._replace(init=init, revise=revise, dense=dense)

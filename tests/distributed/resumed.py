@@ -1,0 +1,58 @@
+"""A training that saves every step and goes on where it was: the program that `test_kills.py` kills.
+
+python tests/distributed/resumed.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+
+import jaxprune
+from jaxprune import schedules, storage, training
+
+STEPS = 60
+METHOD = training.phases(
+    (0, training.gradual(schedules.cubic(0, 21, 0.75), when=schedules.every(3, 0, 21))),
+    (22, training.rigl(0.75, STEPS, key=jax.random.key(0), every=4)),
+)
+OPTIMIZER = jaxprune.sparsify(optax.adam(0.01), METHOD, packed=True)
+
+
+def start() -> Any:
+    """The state to begin with."""
+    keys = jax.random.split(jax.random.key(1), 2)
+    params = {"in": jax.random.normal(keys[0], (12, 40)) / 4, "out": jax.random.normal(keys[1], (40, 4)) / 6}
+    return {"params": params, "state": OPTIMIZER.init(params)}
+
+
+@jax.jit
+def step(state: Any, number: Any) -> Any:
+    """One step, on data that its number makes."""
+    x = jax.random.normal(jax.random.fold_in(jax.random.key(2), number), (16, 12))
+    loss = lambda p: jnp.mean((jnp.tanh(x @ p["in"]) @ p["out"] - jnp.sin(x[:, :4])) ** 2)
+    updates, inner = OPTIMIZER.update(jax.grad(loss)(state["params"]), state["state"], state["params"])
+    return {"params": optax.apply_updates(state["params"], updates), "state": inner}
+
+
+def main(folder: Path) -> None:
+    """Trains to the end, from the last step that is whole."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        state, done = start(), manager.latest_step()
+        if done is not None:
+            state = storage.restore(folder / str(done) / "default", state)
+        print("from", done, flush=True)
+        for number in range(0 if done is None else done, STEPS):
+            state = step(state, number)
+            # The name of a checkpoint is the number of steps made.
+            _ = manager.save(number + 1, args=ocp.args.StandardSave(state))
+            print("made", number + 1, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute())

@@ -1,0 +1,131 @@
+"""Masks of arrays that lie on eight devices: those of one device, where their parameters lie, and little moved."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from benchmarks.collectives import collectives, total
+from jaxprune import allocation, criteria, masks
+from tests.distributed import layouts
+
+PRUNE = partial(jaxprune.prune, where=layouts.WHERE, key=jax.random.key(0))
+STACKED = {"layers/*": 1}
+# Every pattern and every allocation; `params` is both the parameters and, turned round, their gradients.
+CASES: dict[str, Any] = {
+    "leaf": lambda p: PRUNE(p, 0.9),
+    "leaf stacked": lambda p: PRUNE(p, 0.7, batch_axes=STACKED),
+    "fan-in": lambda p: PRUNE(p, 0.5, pattern=masks.Unstructured(axes=-2), batch_axes=STACKED),
+    "n of m": lambda p: PRUNE(p, 0.5, pattern=masks.NM(2, 4), batch_axes=STACKED),
+    "n of m along outputs": lambda p: PRUNE(p, 0.5, pattern=masks.NM(2, 4, axis=-1)),
+    "block": lambda p: PRUNE(p, 0.5, pattern=masks.Block((4, 2))),
+    "channel": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(), batch_axes=STACKED),
+    "channel, global": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(-2), allocation=allocation.global_),
+    "global": lambda p: PRUNE(p, 0.8, allocation=allocation.global_),
+    "er": lambda p: PRUNE(p, 0.8, allocation=allocation.er),
+    "erk": lambda p: PRUNE(p, 0.8, allocation=allocation.erk),
+    "lamp": lambda p: PRUNE(p, 0.8, allocation=allocation.lamp),
+    "random": lambda p: PRUNE(p, 0.9, criterion=criteria.random, allocation=allocation.global_),
+}
+CRITERIA: dict[str, Any] = {
+    "magnitude": criteria.magnitude,
+    "squares": partial(criteria.magnitude, power=2),
+    "l1": partial(criteria.magnitude, normalise="l1"),
+    "l2": partial(criteria.magnitude, normalise="l2"),
+    "max": partial(criteria.magnitude, normalise="max", batch_axes=STACKED),
+    "random": criteria.random,
+    "gradient": criteria.gradient,
+    "snip": criteria.snip,
+    "fisher": criteria.fisher,
+}
+
+
+# What is compiled in every run; for the other patterns that is done in tests/masks/test_sharded.py.
+QUICK = ("leaf stacked", "global", "lamp", "random")
+FEW = ("random",)  # ranked over all leaves
+
+
+def all_masks(params: Any, names: Any = tuple(CASES)) -> Any:
+    return {name: CASES[name](params).masks for name in names}
+
+
+few_masks = partial(all_masks, names=FEW)
+
+
+def all_scores(params: Any) -> Any:
+    grads = jax.tree.map(lambda x: x[::-1], params)
+    return {name: score(params, grads=grads, key=jax.random.key(1)) for name, score in CRITERIA.items()}
+
+
+@cache
+def alone(names: Any) -> Any:
+    """What one device gives."""
+    params = layouts.init_params()
+    found = jax.jit(partial(all_masks, names=names))(params), jax.jit(all_scores)(params)
+    return jax.tree.map(np.asarray, found)
+
+
+def check(layout: str, kind: str, devices: list[Any], names: Any) -> None:
+    mesh = layouts.make_mesh(kind, devices)
+    params = layouts.place(layouts.init_params(), mesh, layout)
+    with jax.set_mesh(mesh):
+        scores = jax.jit(all_scores)(params)
+        found = jax.jit(partial(all_masks, names=names))(params)
+    expected = alone(names)
+    layouts.expect_same(scores, expected[1])
+    layouts.expect_same(found, expected[0])
+    for name in names:
+        if "channel" not in name and "fan-in" not in name:
+            layouts.expect_sharded_like(found[name], params)
+
+
+def test_masks_and_scores_are_those_of_one_device(devices):
+    check("mixed", "explicit", devices, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", layouts.KINDS)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_masks_and_scores_are_those_of_one_device_everywhere(layout, kind, devices):
+    check(layout, kind, devices, tuple(CASES))
+
+
+def shapes(mesh: Any, width: int) -> Any:
+    """Leaves of a model so wide, sharded in both ways; no arrays are made."""
+    named = {"down": (4 * width, width), "embed": (8 * width, width), "up": (width, 4 * width)}
+    spec = {"down": jax.P("x", "y"), "embed": jax.P(("x", "y"), None), "up": jax.P(None, "x")}
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, spec[name]))
+        for name, shape in named.items()
+    }
+
+
+@pytest.mark.parametrize("kind", layouts.KINDS)
+def test_a_global_selection_moves_counts_only_whatever_the_size(kind, devices):
+    mesh = layouts.make_mesh(kind, devices)
+    moved = {}
+    for width in (1024, 16384):
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(lambda s: masks.select_global(s, 0.9)).lower(shapes(mesh, width)).compile()
+        # The keys take 8 passes at most, and so does the index where keys tie.
+        found = collectives(compiled, turns=(2, 8))
+        moved[width] = total(found)
+        # All it asks of a leaf is a sample, once, and eight counts a pass; the smallest leaf has 16 MB.
+        assert max(each.largest for each in found) <= 3 * 4 * 1024, found
+    assert max(moved.values()) < 64 * 1024, moved
+    assert moved[16384] <= 1.1 * moved[1024], moved
+
+
+def test_one_device_counts_in_parts_what_several_count_at_once(monkeypatch):
+    # A shape that no other test has, so that nothing of it is compiled yet.
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(521, 509)), jnp.bfloat16)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    found = masks.select({"w": scores}, 0.9)["w"]
+    order = np.argsort(-np.asarray(scores, np.float32).ravel(), kind="stable")
+    kept = np.zeros(scores.size, bool)
+    kept[order[: scores.size - masks.as_int(masks.removed(0.9, scores.size))]] = True
+    np.testing.assert_array_equal(np.asarray(found).ravel(), kept)
