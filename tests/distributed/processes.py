@@ -38,7 +38,7 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
     params = put(layouts.init_params(), places)
     found = {"selected": gather(jax.jit(test_masks.few_masks)(params))}
 
-    optimizer = problem.make_optimizer("rigl", packed=True)
+    optimizer = problem.make_optimizer("set", packed=True)
     shapes = jax.eval_shape(optimizer.init, params)
     at = problem.infer(shapes, params, places)
     state = jax.jit(optimizer.init, out_shardings=at)(params)

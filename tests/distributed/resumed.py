@@ -13,20 +13,17 @@ import optax
 import orbax.checkpoint as ocp
 
 import jaxprune
-from jaxprune import schedules, storage, training
+from jaxprune import storage, training
 
 STEPS = 60
-METHOD = training.phases(
-    (0, training.gradual(schedules.cubic(0, 21, 0.75), when=schedules.every(3, 0, 21))),
-    (22, training.rigl(0.75, STEPS, key=jax.random.key(0), every=4)),
-)
+METHOD = training.rigl(0.75, STEPS, key=jax.random.key(0), every=4)
 OPTIMIZER = jaxprune.sparsify(optax.adam(0.01), METHOD, packed=True)
 
 
 def start() -> Any:
     """The state to begin with."""
     keys = jax.random.split(jax.random.key(1), 2)
-    params = {"in": jax.random.normal(keys[0], (12, 40)) / 4, "out": jax.random.normal(keys[1], (40, 4)) / 6}
+    params = {name: jax.random.normal(key, (12, 40)) / 4 for name, key in zip(("in", "out"), keys, strict=True)}
     return {"params": params, "state": OPTIMIZER.init(params)}
 
 
@@ -34,7 +31,7 @@ def start() -> Any:
 def step(state: Any, number: Any) -> Any:
     """One step, on data that its number makes."""
     x = jax.random.normal(jax.random.fold_in(jax.random.key(2), number), (16, 12))
-    loss = lambda p: jnp.mean((jnp.tanh(x @ p["in"]) @ p["out"] - jnp.sin(x[:, :4])) ** 2)
+    loss = lambda p: jnp.mean((jnp.tanh(x @ p["in"]) @ p["out"].T - jnp.sin(x)) ** 2)
     updates, inner = OPTIMIZER.update(jax.grad(loss)(state["params"]), state["state"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "state": inner}
 

@@ -49,7 +49,7 @@ def run(root: Path, folder: Path, count: int, limit: float = 150) -> list[dict[s
 def test_two_processes_find_what_one_device_finds(root, tmp_path):
     found = run(root, tmp_path, 2)
     params = layouts.init_params()
-    trained, held = problem.alone("rigl")[-1]
+    trained, held = problem.alone("set")[-1]
     expected: Any = {
         "selected": jax.jit(test_masks.few_masks)(params),
         "params": trained,
@@ -62,7 +62,7 @@ def test_two_processes_find_what_one_device_finds(root, tmp_path):
     # What two processes saved is read by one, on one device.
     loaded = storage.load(tmp_path / "params-2", params)
     layouts.expect_same(loaded.params, masks.apply(trained, held))
-    optimizer = problem.make_optimizer("rigl", packed=True)
+    optimizer = problem.make_optimizer("set", packed=True)
     state = storage.restore(tmp_path / "state-2", {"params": params, "state": optimizer.init(params)})
     layouts.expect_same(state["params"], trained)
 

@@ -129,7 +129,7 @@ def test_states_are_replicated_and_come_back(devices):
 
 
 def test_masks_of_scores_that_differ_between_devices_are_refused(devices):
-    mesh = jax.make_mesh((8,), ("batch",), devices=devices)
+    mesh = jax.sharding.Mesh(devices, ("batch",))
     prune = lambda p: masks.select(p, 0.5)
     mapped = jax.shard_map(prune, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
     with pytest.raises(ValueError, match=r"(?s)differ.*pmean.*outside.*  w: batch"):
