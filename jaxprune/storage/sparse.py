@@ -76,6 +76,15 @@ def save(path: Any, params: PyTree, mask_tree: PyTree | None = None, *, manifest
         arrays that no single process holds.
       TypeError: leaves that are not arrays of numbers; a manifest that is not JSON.
       ImportError: the package safetensors is missing.
+
+    Example:
+      >>> import tempfile
+      >>> params, held = {'w': jnp.array([[0.0, 2.0]])}, {'w': jnp.array([[False, True]])}
+      >>> path = tempfile.mkdtemp() + '/net.safetensors'
+      >>> save(path, params, held).values
+      4
+      >>> load(path, params).params['w'].tolist()
+      [[0.0, 2.0]]
     """
     package = files.optional("safetensors.numpy")
     if mask_tree is None:
