@@ -22,7 +22,7 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
 
     import jaxprune
     from jaxprune import masks, storage
-    from tests.distributed import layouts, problem, test_masks
+    from tests.distributed import layouts, problem
 
     assert (jax.process_count(), jax.device_count()) == (of, 8)
     mesh = layouts.make_mesh("auto", jax.devices())
@@ -36,8 +36,6 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
         return jax.tree.map(make, tree, where)
 
     params = put(layouts.init_params(), places)
-    found = {"selected": gather(jax.jit(test_masks.few_masks)(params))}
-
     optimizer = problem.make_optimizer("set", packed=True)
     shapes = jax.eval_shape(optimizer.init, params)
     at = problem.infer(shapes, params, places)
@@ -47,7 +45,7 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
     for i in range(problem.STEPS):
         params, state = step(params, state, jax.tree.map(lambda x: put(x, rows), problem.batch(i)))
     held = jax.jit(lambda s: masks.unpack(jaxprune.get_masks(s)))(state)
-    found |= {"params": gather(params), "masks": gather(held)}
+    found = {"params": gather(params), "masks": gather(held)}
 
     # One process saves the sparse parameters; all save and restore the state.
     if number == 0:

@@ -1,6 +1,6 @@
 """A training that saves every step and goes on where it was: the program that `test_kills.py` kills.
 
-python tests/distributed/resumed.py FOLDER
+python tests/distributed/resumed.py FOLDER STEPS
 """
 
 import sys
@@ -15,8 +15,7 @@ import orbax.checkpoint as ocp
 import jaxprune
 from jaxprune import storage, training
 
-STEPS = 60
-METHOD = training.rigl(0.75, STEPS, key=jax.random.key(0), every=4)
+METHOD = training.rigl(0.75, 300, key=jax.random.key(0), every=4)
 OPTIMIZER = jaxprune.sparsify(optax.adam(0.01), METHOD, packed=True)
 
 
@@ -36,7 +35,7 @@ def step(state: Any, number: Any) -> Any:
     return {"params": optax.apply_updates(state["params"], updates), "state": inner}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, steps: int) -> None:
     """Trains to the end, from the last step that is whole."""
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(folder, options=options) as manager:
@@ -44,7 +43,7 @@ def main(folder: Path) -> None:
         if done is not None:
             state = storage.restore(folder / str(done) / "default", state)
         print("from", done, flush=True)
-        for number in range(0 if done is None else done, STEPS):
+        for number in range(done or 0, steps):
             state = step(state, number)
             # The name of a checkpoint is the number of steps made.
             _ = manager.save(number + 1, args=ocp.args.StandardSave(state))
@@ -52,4 +51,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute())
+    main(Path(sys.argv[1]).absolute(), int(sys.argv[2]))

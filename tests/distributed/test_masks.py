@@ -45,15 +45,11 @@ CRITERIA: dict[str, Any] = {
 
 
 # What is compiled in every run; for the other patterns that is done in tests/masks/test_sharded.py.
-QUICK = ("leaf stacked", "global", "lamp", "random")
-FEW = ("random",)  # ranked over all leaves
+QUICK = ("leaf stacked", "random")  # the latter are ranked over all leaves
 
 
 def all_masks(params: Any, names: Any = tuple(CASES)) -> Any:
     return {name: CASES[name](params).masks for name in names}
-
-
-few_masks = partial(all_masks, names=FEW)
 
 
 def all_scores(params: Any) -> Any:

@@ -23,7 +23,7 @@ METHODS: dict[str, Any] = {
     "straight_through": lambda: training.straight_through(0.5, when=schedules.every(2), criterion=criteria.magnitude),
 }
 # Around or inside the pruning.
-QUICK = [("averaged gradients", True), ("rigl", False), ("straight_through", False)]
+QUICK = [("rigl", False), ("straight_through", False)]
 
 
 def make_run(optimizer: Any, spoil: Any) -> Any:

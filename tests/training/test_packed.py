@@ -15,7 +15,7 @@ from tests.conformance.test_methods import make_step, plain, train
 from tests.training.loops import gradual, init_params
 
 METHODS = {**ALL, "top_kast": lambda: training.top_kast(0.5, 0.25, penalty=0.01)}
-QUICK = ["rigl", "top_kast"]
+QUICK = ["rigl"]
 
 
 def run(method: training.Method, packed: bool) -> tuple[Any, Any]:
