@@ -1,5 +1,6 @@
 """Leaves as packed masks and kept values, and back."""
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +131,7 @@ def _check_leaves(named: list[tuple[str, Any]]) -> None:
         )
     names = [name for name, _ in named]
     files = [*names, *(f"{name}.{part}" for name in names for part in ("mask", "values"))]
-    twice = sorted({name for name in files if files.count(name) > 1})
+    twice = sorted(name for name, count in Counter(files).items() if count > 1)
     if twice:
         raise ValueError(
             "leaves whose names would be the same in the file; rename one of each:\n  " + "\n  ".join(twice)
