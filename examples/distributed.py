@@ -72,8 +72,8 @@ def train(method: training.Method, images: data.Images, mesh: Mesh, options: arg
     model = fitting.scaled(models.make("linen", train_images.shape[1:], classes), mean, deviation)
     optimizer = jaxprune.sparsify(optax.adam(3e-3), method)  # the one line about pruning
 
-    def start(key: jax.Array) -> tuple[PyTree, PyTree]:
-        params = model.init(key)
+    def start(seed: int | jax.Array) -> tuple[PyTree, PyTree]:
+        params = model.init(jax.random.key(seed))
         return params, optimizer.init(params)
 
     def step(params: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> tuple[PyTree, PyTree]:
@@ -81,9 +81,8 @@ def train(method: training.Method, images: data.Images, mesh: Mesh, options: arg
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    key = jax.random.key(options.seed)
-    where = places(jax.eval_shape(start, key), mesh, options.sharded)
-    params, state = jax.jit(start, out_shardings=where)(key)
+    where = places(jax.eval_shape(start, options.seed), mesh, options.sharded)
+    params, state = jax.jit(start, out_shardings=where)(options.seed)
     step = jax.jit(step, donate_argnums=(0, 1), out_shardings=where)
     drawn = fitting.batches(train_images, train_labels, steps=options.steps, size=options.batch, seed=[options.seed])
     for x, y in drawn:
