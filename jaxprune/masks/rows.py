@@ -4,6 +4,7 @@ Nothing here reshapes or slices the scores but for a sample: a reshape of a shar
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -168,16 +169,36 @@ def _column(leaf: Leaf, values: jax.Array) -> jax.Array:
 def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
     # One reduction for all probes: a single pass over the scores. That of a large slice may leave some leading axes,
     # so that there are parts to work on at the same time, which are then summed.
-    kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
-    first = tuple(a for a in range(leaf.batch_axes, len(leaf.full)) if a not in kept)
-    numbers = _add([lax.convert_element_type(hit, jnp.int32) for hit in hits], first)
-    rest = tuple(range(leaf.batch_axes, numbers[0].ndim))
-    if leaf.entries >= _INT32:
-        limbs = [counts.total(number, rest) for number in numbers]
-    else:
-        lows = _add(numbers, rest)
+    numbers = [lax.convert_element_type(hit, jnp.int32) for hit in hits]
+    within = tuple(range(leaf.batch_axes, len(leaf.full)))
+    if leaf.entries < _INT32:
+        kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
+        numbers = _add(numbers, tuple(a for a in within if a not in kept))
+        lows = _add(numbers, tuple(range(leaf.batch_axes, numbers[0].ndim)))
         limbs = [Count(jnp.zeros_like(low), low) for low in lows]
+    elif jax.device_count() > 1:
+        # Two operands a probe: half of them at a time, for more operands break the fusion into one pass.
+        half = len(numbers) // 2
+        limbs = _add_in_limbs(numbers[:half], within) + _add_in_limbs(numbers[half:], within)
+    else:
+        kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
+        numbers = _add(numbers, tuple(a for a in within if a not in kept))
+        limbs = [counts.total(number, tuple(range(leaf.batch_axes, number.ndim))) for number in numbers]
     return [Count(*(replicate(limb).reshape(leaf.slices) for limb in count)) for count in limbs]
+
+
+def _add_in_limbs(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[Count]:
+    """Sums beyond 31 bits: each is carried as it is added, so that no parts need to be kept apart (or to be moved)."""
+    size = len(numbers)
+
+    def carry(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
+        lows = [lax.add(x, y) for x, y in zip(a[size:], b[size:], strict=True)]
+        highs = [x + y + (low >> 16) for x, y, low in zip(a[:size], b[:size], lows, strict=True)]
+        return highs + [low & 0xFFFF for low in lows]
+
+    zeros = [jnp.zeros_like(number) for number in numbers]
+    found = lax.reduce([*zeros, *numbers], [np.int32(0)] * 2 * size, carry, axes)
+    return [Count(*limbs) for limbs in zip(found[:size], found[size:], strict=True)]
 
 
 def _add(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
@@ -193,7 +214,8 @@ def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     None for a small slice, of which one thread makes short work. Below 2^31 entries: leading axes, but not the last,
     until there are enough parts to share out; but none where there are several devices, which work at the same time
     as it is, and between which the parts would move: a partitioned reduction of several operands gathers what each
-    device found. Beyond: one axis short enough to be summed in limbs, and long enough that no part holds 2^31.
+    device found. Beyond, on one device: one axis short enough to be summed in limbs, and long enough that no part holds
+    2^31.
 
     Raises:
       ValueError: there is no such axis.
