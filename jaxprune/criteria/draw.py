@@ -20,7 +20,8 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
     layers that are added, removed or reordered change no other's. Numbers are drawn in float32 where the parameter
     is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
     n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
-    any number of devices (JAX's default, `jax_threefry_partitionable`).
+    any number of devices (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes they lie where the
+    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this.
 
     Args:
       params: any tree.
@@ -44,6 +45,13 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
 
     def draw(name: str, leaf: Any) -> jax.Array:
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return of_leaf(lambda w: jax.random.uniform(own, w.shape, wide(w.dtype)), leaf)
+        return of_leaf(lambda w: _uniform(own, w), leaf)
 
     return tree.map_named(draw, params)
+
+
+def _uniform(key: jax.Array, w: jax.Array) -> jax.Array:
+    # Where types name the devices, drawn where the parameter lies; else it would be whole on each of them.
+    place = jax.typeof(w).sharding
+    place = place if any(axis is not None for axis in place.spec) else None
+    return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=place)
