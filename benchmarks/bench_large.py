@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from collectives import collectives, total
+from collectives import Moved, collectives, total
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -159,9 +160,18 @@ def compile_program(
         "program": name, "seconds": seconds, "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes, "moved": total(moved), "by_kind": by_kind,
         "largest": max((m.largest for m in moved), default=0),
+        "most": most(moved),
     }  # fmt: skip
     print(f"  {name}: compiled in {seconds:.0f} s, {by_kind}", flush=True)
     return found
+
+
+def most(moved: list[Moved]) -> list[list[Any]]:
+    """What moves the most: kind, bytes each time, how often, and in how many places of the program."""
+    alike = Counter((m.kind, m.size, m.times) for m in moved)
+    return [
+        [*key, places] for key, places in sorted(alike.items(), key=lambda one: -one[0][1] * one[0][2] * one[1])[:12]
+    ]
 
 
 def programs(s: Sizes, mesh: Mesh) -> list[dict[str, Any]]:

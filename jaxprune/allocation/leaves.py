@@ -135,7 +135,7 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
         return 0.0
     if all(isinstance(k, int) for k in removed):
         return sum(removed) / entries
-    return sum((jnp.asarray(k) for k in removed), jnp.zeros(())) / entries
+    return sum((jnp.asarray(k) for k in removed), jnp.zeros(())) / float(entries)  # entries may exceed an int32
 
 
 def removed_entries(leaf: Leaf, value: Any) -> Any:

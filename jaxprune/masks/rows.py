@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxprune.masks import counts, keys
 from jaxprune.masks.axes import replicate
@@ -22,6 +23,7 @@ _INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bit
 _SMALL = 1 << 18  # entries that are counted in one go
 _PARALLEL = 16  # partial sums, at least: what a back end may work on at the same time
 _PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
+_GATHERED = 8  # devices up to which what each of them counted may be gathered
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,40 @@ def _mask(leaf: Leaf, scores: jax.Array, found: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _sample(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    if jax.device_count() > 1:
+        return keys.ordered(_at_points(leaf, scores, wanted))
     places = tuple(slice(None, None, stride) for stride in strides(leaf.shape, wanted))
-    taken = replicate(scores[(slice(None),) * leaf.batch_axes + places]).reshape(leaf.slices, -1)
+    taken = scores[(slice(None),) * leaf.batch_axes + places].reshape(leaf.slices, -1)
     return keys.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
+
+
+def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    """So many entries of each slice, spread evenly: [slices, wanted].
+
+    Single entries, of which the compiler moves just these from device to device. It would make a slice with strides by
+    moving whole stretches of the array first.
+    """
+    index = (slice(None),) * leaf.batch_axes + points(leaf.shape, wanted)
+    if all(axis is None for axis in jax.typeof(scores).sharding.spec):
+        return scores[index].reshape(leaf.slices, -1)
+    return replicate(scores.at[index].get(out_sharding=P())).reshape(leaf.slices, -1)
+
+
+def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
+    r"""Indices of points spread evenly over an array, without a stride that some structure in it could share.
+
+    Along axis j the positions are the fractional parts of $i \phi^{-j}$ for $i = 1, 2, \dots$, with $\phi$ the root of
+    $\phi^{d + 1} = \phi + 1$ (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
+
+    Returns:
+      For each axis int32[number].
+    """
+    root = 2.0
+    for _ in range(64):
+        root = (1 + root) ** (1 / (len(shape) + 1))
+    step = np.arange(1, number + 1)
+    fractions = [step * root ** -(axis + 1.0) % 1.0 for axis in range(len(shape))]
+    return tuple(np.minimum(part * n, n - 1).astype(np.int32) for part, n in zip(fractions, shape, strict=True))
 
 
 def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
@@ -171,7 +204,12 @@ def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
     # so that there are parts to work on at the same time, which are then summed.
     numbers = [lax.convert_element_type(hit, jnp.int32) for hit in hits]
     within = tuple(range(leaf.batch_axes, len(leaf.full)))
-    if leaf.entries < _INT32:
+    if leaf.entries < _INT32 and jax.device_count() > _GATHERED:
+        # A partitioned reduction of several operands gathers what each device found, one of a single operand adds it up
+        # on the way. Compilers for accelerators make one pass of them; on a CPU, where they do not, devices are few.
+        lows = [lax.reduce(number, np.int32(0), lax.add, within) for number in numbers]
+        limbs = [Count(jnp.zeros_like(low), low) for low in lows]
+    elif leaf.entries < _INT32:
         kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
         numbers = _add(numbers, tuple(a for a in within if a not in kept))
         lows = _add(numbers, tuple(range(leaf.batch_axes, numbers[0].ndim)))

@@ -144,3 +144,26 @@ def test_beyond_31_bits_counts_are_carried_and_still_exact(monkeypatch, devices)
     found = np.asarray(masks.select({"w": placed}, 0.9, batch_axes=1)["w"]).reshape(2, -1)
     for slice_, mask in zip(np.asarray(scores, np.float32).reshape(2, -1), found, strict=True):
         np.testing.assert_array_equal(mask, largest(slice_, 0.9))
+
+
+def test_many_devices_add_their_counts_up(monkeypatch, devices):
+    # As if eight devices were many. Another shape than any other test has.
+    monkeypatch.setattr(rows, "_GATHERED", 4)
+    mesh = layouts.make_mesh("auto", devices)
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(488, 132)), jnp.bfloat16)
+    placed = jax.device_put(scores, jax.NamedSharding(mesh, jax.P("x", "y")))
+    compiled = jax.jit(lambda w: masks.select({"w": w}, 0.9)["w"]).lower(placed).compile()
+    found = np.asarray(compiled(placed)).ravel()
+    np.testing.assert_array_equal(found, largest(np.asarray(scores, np.float32).ravel(), 0.9))
+    assert {each.kind for each in collectives(compiled)} == {"all-reduce"}
+    assert total(collectives(compiled, turns=(2, 8))) < 2048
+
+
+def test_points_of_a_sample_are_spread_evenly():
+    for shape in [(4096,), (64, 64), (8, 32, 1000)]:
+        places = rows.points(shape, 512)
+        for index, size in zip(places, shape, strict=True):
+            assert index.min() >= 0
+            assert index.max() < size
+            # Each eighth of an axis has its share, which is 64, within the few that a sequence may be off.
+            assert np.all(np.abs(np.bincount(index * 8 // size, minlength=8) - 64) <= 12)
