@@ -209,31 +209,33 @@ def programs(s: Sizes, mesh: Mesh) -> list[dict[str, Any]]:
 def on_paper(s: Sizes, mesh: Mesh) -> dict[str, dict[str, float]]:
     """What each program should take on a device.
 
-    n parameters, of which p are pruned; D x M devices, D of them along `data`.
-      state         4 n / (D M) for the weights, twice that for Adam's moments, p / 8 / (D M) for packed masks
-      mask update   r rows (a leaf, or a layer of a leaf), d devices: 8 probes of 4 bytes that each device's count is
-                    gathered for, in each of the passes, and a sample of 1024 keys at most, or 64 for each row
-      step          a device is given the weights of its slice of `model`, 2 n / M bytes as bfloat16, in the forward
-                    pass, again in the recomputed one and in the backward one, and its float32 gradients 4 n / M are
-                    summed over `data`; activations are summed over `model` twice a layer, forward and backward
+    n parameters, of which p are pruned and the rest, of norms, lie whole on each device; D x M devices, D of them along
+    `data`; b tokens on a device.
+      state         4 (p / (D M) + n - p) for the weights, twice that for Adam's moments, p / 8 / (D M) for packed masks
+      mask update   a count of 4 bytes for each of 8 probes of each row (a leaf, or a layer of a leaf) in each pass,
+                    summed over all devices; and a sample of 1024 keys, or of 64 of each row
+      step          a device's slice of `model` of the layers' weights, gathered forward and again backward, of the head
+                    once, all as float32 (they are cast after that): 8 l / M and 4 h / M bytes; gradients, 4 p / M,
+                    summed over `data`; and 8 sums a layer of b activations over `model`, which a CPU makes in float32:
+                    2 forward, 1 recomputed, 5 for the inputs of the products
     """
     sizes = {name: math.prod(leaf.shape) for name, leaf in tree.named_leaves(shapes(s))}
-    n = sum(sizes.values())
     pruned = sum(size for name, size in sizes.items() if "norm" not in name)
+    whole = sum(sizes.values()) - pruned
     data, model = mesh.shape["data"], mesh.shape["model"]
-    device = mesh.size
+    weights = 4 * (pruned / mesh.size + whole)
     tokens = s.batch * (s.length + 1) * 4 / data
     rows = {"mask update, each layer": 2 + 7 * s.layers, "mask update, global": 9}
-    passes = math.prod(TURNS)
     paper = {
-        name: {"state": 4 * n / device, "moved": passes * r * 8 * 4 * (data + model) + 4 * max(1024 * 9, 64 * r)}
+        name: {"state": weights, "moved": math.prod(TURNS) * r * 8 * 4 + 4 * max(1024, 64 * r * (r > 9))}
         for name, r in rows.items()
     }
-    activations = 2 * s.batch / data * s.length * s.width * s.layers * 2 * (2 if model > 1 else 0)
-    step = 3 * 2 * n / model + 4 * n / model + activations
-    paper["dense step"] = {"state": 12 * n / device + tokens, "moved": step}
+    sums = 8 * s.layers * 4 * s.batch / data * s.length * s.width * (model > 1)
+    layers = pruned - sizes["embed"] - sizes["head"]
+    step = (8 * layers + 4 * sizes["head"] + 4 * pruned) / model + sums
+    paper["dense step"] = {"state": 3 * weights + tokens, "moved": step}
     extra = paper["mask update, each layer"]["moved"]
-    paper["sparse step"] = {"state": 12 * n / device + tokens + pruned / 8 / device, "moved": step + extra}
+    paper["sparse step"] = {"state": 3 * weights + tokens + pruned / 8 / mesh.size, "moved": step + extra}
     return paper
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxprune.masks import counts, keys
-from jaxprune.masks.axes import replicate
+from jaxprune.masks.axes import replicate, split
 from jaxprune.masks.counts import Count
 
 _INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
@@ -24,6 +24,7 @@ _SMALL = 1 << 18  # entries that are counted in one go
 _PARALLEL = 16  # partial sums, at least: what a back end may work on at the same time
 _PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
 _GATHERED = 8  # devices up to which what each of them counted may be gathered
+_APART = 64  # devices, at least, that an axis can be shared out to in whole stretches
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,7 @@ def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
     numbers = [lax.convert_element_type(hit, jnp.int32) for hit in hits]
     within = tuple(range(leaf.batch_axes, len(leaf.full)))
     if leaf.entries < _INT32 and jax.device_count() > _GATHERED:
-        # A partitioned reduction of several operands gathers what each device found, one of a single operand adds it up
-        # on the way. Compilers for accelerators make one pass of them; on a CPU, where they do not, devices are few.
-        lows = [lax.reduce(number, np.int32(0), lax.add, within) for number in numbers]
+        lows = [lax.reduce(part, np.int32(0), lax.add, within) for part in _in_stretches(numbers)]
         limbs = [Count(jnp.zeros_like(low), low) for low in lows]
     elif leaf.entries < _INT32:
         kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
@@ -223,6 +222,19 @@ def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
         numbers = _add(numbers, tuple(a for a in within if a not in kept))
         limbs = [counts.total(number, tuple(range(leaf.batch_axes, number.ndim))) for number in numbers]
     return [Count(*(replicate(limb).reshape(leaf.slices) for limb in count)) for count in limbs]
+
+
+def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:
+    """Sums over short stretches of the last axis, so short that each lies on one device.
+
+    A partitioned reduction of several operands gathers what each device found; one of a single operand adds it up on
+    the way, but reads the scores once for each probe. So several operands within a stretch, and one beyond it.
+    """
+    size = next(d for d in (16, 8, 4, 2, 1) if numbers[0].shape[-1] % (_APART * d) == 0 or d == 1)
+    if size == 1:
+        return numbers
+    stretch = (1,) * (numbers[0].ndim - 1) + (size,)
+    return _add([split(number, stretch) for number in numbers], tuple(range(1, 2 * numbers[0].ndim, 2)))
 
 
 def _add_in_limbs(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[Count]:

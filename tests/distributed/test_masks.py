@@ -146,17 +146,22 @@ def test_beyond_31_bits_counts_are_carried_and_still_exact(monkeypatch, devices)
         np.testing.assert_array_equal(mask, largest(slice_, 0.9))
 
 
-def test_many_devices_add_their_counts_up(monkeypatch, devices):
-    # As if eight devices were many. Another shape than any other test has.
+@pytest.mark.parametrize(("width", "kind"), [(1024, "explicit"), (132, "auto")])
+def test_many_devices_add_their_counts_up(width, kind, monkeypatch, devices):
+    # As if eight devices were many; a width that is cut into stretches, and one that is not. Another shape than any
+    # other test has.
     monkeypatch.setattr(rows, "_GATHERED", 4)
-    mesh = layouts.make_mesh("auto", devices)
-    scores = jnp.asarray(np.random.default_rng(0).normal(size=(488, 132)), jnp.bfloat16)
+    mesh = layouts.make_mesh(kind, devices)
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(488, width)), jnp.bfloat16)
     placed = jax.device_put(scores, jax.NamedSharding(mesh, jax.P("x", "y")))
-    compiled = jax.jit(lambda w: masks.select({"w": w}, 0.9)["w"]).lower(placed).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda w: masks.select({"w": w}, 0.9)["w"]).lower(placed).compile()
     found = np.asarray(compiled(placed)).ravel()
     np.testing.assert_array_equal(found, largest(np.asarray(scores, np.float32).ravel(), 0.9))
     assert {each.kind for each in collectives(compiled)} == {"all-reduce"}
-    assert total(collectives(compiled, turns=(2, 8))) < 2048
+    # Along x and along y: a sample, once, and 8 counts of 4 bytes in each of 16 passes.
+    sample = max(64, scores.size // 1024)
+    assert total(collectives(compiled, turns=(2, 8))) <= 2 * 4 * (sample + 8 * 16)
 
 
 def test_points_of_a_sample_are_spread_evenly():
