@@ -18,7 +18,7 @@ class Trained(NamedTuple):
     Attributes:
       masks: its masks.
       params: the trained weights, exactly zero where the masks are False.
-      metrics: what `evaluate` returned for them; an empty dict without.
+      metrics: what `evaluate` returned for them, and what the training itself did with `has_aux`; else an empty dict.
     """
 
     masks: PyTree

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PyTree = Any
-Train = Callable[[PyTree, PyTree, Any], PyTree]
+Train = Callable[[PyTree, PyTree, Any], Any]
 
 
 class Rewinding(NamedTuple):

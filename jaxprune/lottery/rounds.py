@@ -27,6 +27,7 @@ class _Search(NamedTuple):
     choose: Callable[[PyTree, PyTree, Any, Any], PyTree]
     rewind: Rewinding
     controls: Mapping[str, Control]
+    has_aux: bool
 
 
 def iterative_pruning(
@@ -44,6 +45,7 @@ def iterative_pruning(
     pattern: masks.Patterns = masks.Unstructured(),
     where: tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    has_aux: bool = False,
     traceable: bool = True,
     folder: Any = None,
     progress: bool = True,
@@ -78,6 +80,8 @@ def iterative_pruning(
       pattern: as in `jaxprune.prune`; masks of NM do not thin out in rounds.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      has_aux: whether the train functions return `(params, metrics)`: what is known only while training, such as the
+        step of the lowest validation loss. The metrics, a dict of arrays, are put beside those of `evaluate`.
       traceable: whether `train`, `evaluate` and the rest can be traced by JAX.
       folder: where rounds are saved; None for nowhere.
       progress: whether a loop shows a progress bar; needs tqdm.
@@ -86,7 +90,8 @@ def iterative_pruning(
       `Rounds`, with a leading axis of `rounds + 1`.
 
     Raises:
-      ValueError: numbers out of range; a folder of another search.
+      ValueError: numbers out of range; a folder of another search; metrics of the same name from `train` and
+        `evaluate`.
       FileExistsError: a folder with other things in it.
       ImportError: orbax or tqdm is missing.
 
@@ -100,7 +105,7 @@ def iterative_pruning(
     _check(rounds, rate)
     options = {"where": where, "pattern": pattern, "batch_axes": batch_axes}
     choose = partial(_choose, criterion=criterion, allocation=allocation, options=options)
-    search = _Search(train, evaluate, choose, rewind, dict(controls or {}))
+    search = _Search(train, evaluate, choose, rewind, dict(controls or {}), has_aux)
     # In float32, traced or not, so that all ways to run count alike.
     levels = jnp.asarray([1 - (1 - rate) ** r for r in range(rounds + 1)], jnp.float32)
     first = masks.ones(params, where, pattern=pattern, batch_axes=batch_axes)
@@ -172,9 +177,14 @@ def _train(search: _Search, start: PyTree, held: PyTree, key: Any, r: Any, trace
         trained = jax.lax.cond(r > 0, search.rewind.later, search.train, start, held, key)
     else:
         trained = (search.rewind.later if r > 0 else search.train)(start, held, key)
+    trained, noted = trained if search.has_aux else (trained, {})
     tree.check_same(start, trained, what="what train returned")
     trained = masks.apply(trained, held)
     metrics = {} if search.evaluate is None else search.evaluate(trained, held)
+    twice = sorted({*metrics} & {*noted})
+    if twice:
+        raise ValueError(f"train and evaluate both return metrics named {', '.join(twice)}; rename one of each")
+    metrics = {**noted, **metrics}
     return Trained(held, trained, {name: jnp.asarray(value) for name, value in metrics.items()})
 
 

@@ -155,6 +155,25 @@ def test_rewinding():
             np.testing.assert_allclose(got.start["a"], wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_what_training_alone_knows_is_a_metric_too(tmp_path: Path):
+    def noting(params: Any, held: Any, key: Any) -> Any:
+        return train(params, held, key), {"first": params["a"].sum()}
+
+    runs = [
+        lottery.iterative_pruning(
+            noting, init(KEY), rounds=1, rate=0.5, key=KEY, evaluate=evaluate, has_aux=True, progress=False, **how
+        )
+        for how in ({}, {"folder": tmp_path})
+    ]
+    for found in runs:
+        np.testing.assert_allclose(found.ticket.metrics["first"], found.start["a"].sum((1, 2)), rtol=1e-5)
+        assert sorted(found.ticket.metrics) == ["first", "kept", "norm"]
+    with pytest.raises(ValueError, match="train and evaluate both return metrics named first"):
+        _ = lottery.iterative_pruning(
+            noting, init(KEY), rounds=1, rate=0.5, key=KEY, has_aux=True, evaluate=lambda p, held: {"first": 0.0}
+        )
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="rounds must be 0 or more"):
         _ = search(rounds=-1)
