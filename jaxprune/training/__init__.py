@@ -11,12 +11,14 @@ from jaxprune.training.enforce import keep_zeros as keep_zeros
 from jaxprune.training.evolving import cosine_fraction as cosine_fraction
 from jaxprune.training.evolving import rigl as rigl
 from jaxprune.training.evolving import set_ as set_
+from jaxprune.training.evolving import srigl as srigl
 from jaxprune.training.growth import drop_and_grow as drop_and_grow
 from jaxprune.training.growth import gradient_growth as gradient_growth
 from jaxprune.training.method import Dense as Dense
 from jaxprune.training.method import Method as Method
 from jaxprune.training.method import Signals as Signals
 from jaxprune.training.moments import zero_removed as zero_removed
+from jaxprune.training.movement import movement as movement
 from jaxprune.training.phases import phases as phases
 from jaxprune.training.scheduled import fixed as fixed
 from jaxprune.training.scheduled import gradual as gradual

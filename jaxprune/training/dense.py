@@ -1,6 +1,5 @@
 """Methods that keep dense weights behind a sparse forward pass: straight-through, SR-STE, Top-KAST."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce
+from jaxprune.training.choosing import as_schedule, chooser
 from jaxprune.training.method import Dense, Method, Signals
 
 PyTree = Any
@@ -81,8 +81,8 @@ def straight_through(
       >>> start['w'].tolist()
       [[True, False, False, True]]
     """
-    schedule = _as_schedule(sparsity)
-    choose = partial(_choose, allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes)
+    schedule = as_schedule(sparsity)
+    choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         return choose(criterion(params, key=key), schedule(0)), enforce.own_key(key)
@@ -91,7 +91,7 @@ def straight_through(
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
         return choose(scores, schedule(signals.step)), state
 
-    return Method(init, when, revise, Dense(lambda grads, params, held, state: grads, _unchanged))
+    return Method(init, when, revise, Dense(lambda grads, params, held, state: grads, unchanged))
 
 
 def sr_ste(
@@ -128,11 +128,11 @@ def sr_ste(
     _check_weight(decay, "decay")
 
     def gradients(grads: PyTree, params: PyTree, held: PyTree, state: Any) -> PyTree:
-        return _map(lambda g, w, m: jnp.where(m, g, g + (decay * w).astype(g.dtype)), grads, params, held)
+        return of_pruned(lambda g, w, m: jnp.where(m, g, g + (decay * w).astype(g.dtype)), grads, params, held)
 
     sparsity = 1 - pattern.n / pattern.m
     base = straight_through(sparsity, when=when, pattern=pattern, where=where, batch_axes=batch_axes)
-    return base._replace(dense=Dense(gradients, _unchanged))
+    return base._replace(dense=Dense(gradients, unchanged))
 
 
 def top_kast(
@@ -177,7 +177,7 @@ def top_kast(
     _check_weight(penalty, "penalty")
     if backward > sparsity:
         raise ValueError(f"backward must be at most sparsity={sparsity}: B contains A; got {backward}")
-    choose = partial(_choose, allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes)
+    choose = chooser(allocation, pattern, where, batch_axes)
 
     def both(params: PyTree) -> tuple[PyTree, PyTree]:
         scores = criteria.magnitude(params)
@@ -189,10 +189,10 @@ def top_kast(
             pull = penalty * jnp.where(a, w, w / (1 - sparsity))
             return jnp.where(b, g + pull.astype(g.dtype), jnp.zeros((), g.dtype))
 
-        return _map(cut, grads, params, held, state)
+        return of_pruned(cut, grads, params, held, state)
 
     def updates(moved: PyTree, held: PyTree, state: Any) -> PyTree:
-        return _map(lambda u, b: jnp.where(b, u, jnp.zeros((), u.dtype)), moved, state)
+        return of_pruned(lambda u, b: jnp.where(b, u, jnp.zeros((), u.dtype)), moved, state)
 
     return Method(both, when, lambda held, state, signals: both(signals.params), Dense(gradients, updates))
 
@@ -205,28 +205,18 @@ def _pass_through(weights: jax.Array, mask: jax.Array) -> jax.Array:
 _pass_through.defjvps(lambda tangent, primal, weights, mask: tangent, None)
 
 
-def _choose(scores: PyTree, sparsity: Any, *, allocation: Any, pattern: Any, where: Any, batch_axes: Any) -> PyTree:
-    shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
-    return masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
-
-
-def _as_schedule(sparsity: Any) -> Any:
-    if callable(sparsity):
-        return sparsity
-    masks.check_sparsity(sparsity)
-    return lambda _: sparsity
-
-
 def _check_weight(value: float, what: str) -> None:
     if not value >= 0:
         raise ValueError(f"{what} must be 0 or more, got {value}")
 
 
-def _unchanged(updates: PyTree, held: PyTree, state: Any) -> PyTree:
+def unchanged(updates: PyTree, held: PyTree, state: Any) -> PyTree:
+    """The updates of a method that only changes gradients."""
+    del held, state
     return updates
 
 
-def _map(fn: Any, updates: PyTree, *rest: PyTree) -> PyTree:
+def of_pruned(fn: Any, updates: PyTree, *rest: PyTree) -> PyTree:
     """`fn` on leaves that are pruned, which the last tree tells; None, a leaf without an update, stays."""
 
     def apply(update: Any, *others: Any) -> Any:

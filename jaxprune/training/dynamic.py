@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce, growth
+from jaxprune.training.choosing import chooser
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -49,9 +50,10 @@ def static(
       4
     """
     masks.check_sparsity(sparsity)
+    choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, None]:
-        return _draw(params, sparsity, key, allocation, pattern, where, batch_axes), None
+        return choose(criteria.random(params, key=key), sparsity), None
 
     return Method(init, None, lambda held, state, signals: (held, state))
 
@@ -69,6 +71,7 @@ def dynamic(
     pattern: masks.Patterns = masks.Unstructured(),
     where: tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    whole_leaf: bool = False,
 ) -> Method:
     """Dynamic sparse training: drops the worst of the kept weights and grows as many others, now and then.
 
@@ -91,9 +94,10 @@ def dynamic(
       momentum: b in [0, 1): the gradients that `drop` and `grow` see are `m <- b m + (1 - b) g` over all steps. It
         costs a dense tree in the state, and reading the gradients at every step. None: those of the step.
       allocation: how the leaves share the sparsity at the start.
-      pattern: `masks.Unstructured`, also with axes.
+      pattern: `masks.Unstructured`, also with axes; with `whole_leaf` also `masks.NM`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      whole_leaf: as in `training.drop_and_grow`.
 
     Returns:
       A method for `jaxprune.sparsify`.
@@ -110,11 +114,12 @@ def dynamic(
     if momentum is not None and not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
-    options = {"pattern": pattern, "where": where, "batch_axes": batch_axes}
+    options = {"pattern": pattern, "where": where, "batch_axes": batch_axes, "whole_leaf": whole_leaf}
+    choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        growth.check_unstructured(params, pattern, where)
-        start = _draw(params, sparsity, key, allocation, pattern, where, batch_axes)
+        growth.check_pattern(params, pattern, where, whole_leaf=whole_leaf)
+        start = choose(criteria.random(params, key=key), sparsity)
         return start, (enforce.own_key(key), None if momentum is None else jax.tree.map(_zeros, params))
 
     def move(held: PyTree, own: Any, grads: PyTree, signals: Signals) -> PyTree:
@@ -132,14 +137,6 @@ def dynamic(
         return moved, (own, average)
 
     return Method(init, when if momentum is None else lambda _: True, revise)
-
-
-def _draw(
-    params: PyTree, sparsity: float, key: Any, allocation: Any, pattern: Any, where: Any, batch_axes: Any
-) -> PyTree:
-    scores = criteria.random(params, key=key)
-    shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
-    return masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
 
 
 def check_fraction(value: float, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The two known by name: SET, which grows at random, and RigL, which grows by gradients."""
+"""Those known by name: SET, which grows at random, RigL, which grows by gradients, and SRigL, which keeps a pattern."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ from jaxprune.schedules.steps import check_step, steps_left
 from jaxprune.training import growth
 from jaxprune.training.dynamic import Fraction, check_fraction, dynamic
 from jaxprune.training.method import Method
+
+_FAN_IN = masks.Unstructured(axes=-2)
 
 
 def cosine_fraction(initial: float, end: int) -> Fraction:
@@ -128,6 +130,65 @@ def rigl(
       >>> [step for step in range(1000) if method.is_due(step)]
       [100, 200, 300, 400, 500, 600, 700]
     """
+    when, fractions = _rigl_steps(steps, every, fraction, end)
+    return dynamic(
+        sparsity, key=key, when=when, fraction=fractions, grow=growth.gradient_growth,
+        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes,
+    )  # fmt: skip
+
+
+def srigl(
+    sparsity: float,
+    steps: int,
+    *,
+    key: Any,
+    every: int = 100,
+    fraction: float = 0.3,
+    end: float = 0.75,
+    allocation: allocations.Allocate = allocations.erk,
+    pattern: masks.Patterns = _FAN_IN,
+    where: tree.Where = None,
+    batch_axes: masks.BatchAxes = 0,
+) -> Method:
+    """SRigL: RigL whose outputs all have the same number of inputs, or whose groups all keep n of m.
+
+    Lasby et al. 2024, arXiv 2305.02299, section 3.2: the smallest weights of the whole leaf are dropped; each output
+    (or group) then grows those of its largest gradients, as many as it lost. An output may so change most of its inputs
+    while another keeps its own, where `rigl` with the same pattern drops the same share of each. Their ablation of
+    neurons is not made: all outputs stay, with as many inputs as they had.
+
+    Args:
+      sparsity: as in `dynamic`; 1 - n/m for `masks.NM(n, m)`.
+      steps: as in `rigl`.
+      key: as in `dynamic`.
+      every: as in `rigl`.
+      fraction: as in `rigl`.
+      end: as in `rigl`.
+      allocation: as in `dynamic`; for NM `allocation.uniform`.
+      pattern: `masks.Unstructured(axes=...)`, the axes of the inputs, -2 of a (in, out) kernel and (0, 1, 2) of one for
+        images; or `masks.NM(n, m)`.
+      where: as in `dynamic`.
+      batch_axes: as in `dynamic`.
+
+    Returns:
+      A method for `jaxprune.sparsify`.
+
+    Raises:
+      ValueError: as `rigl`.
+
+    Example:
+      >>> start, _ = srigl(0.75, 1000, key=jax.random.key(0)).init({'w': jnp.ones((8, 4))})
+      >>> start['w'].sum(0).tolist()
+      [2, 2, 2, 2]
+    """
+    when, fractions = _rigl_steps(steps, every, fraction, end)
+    return dynamic(
+        sparsity, key=key, when=when, fraction=fractions, grow=growth.gradient_growth, whole_leaf=True,
+        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes,
+    )  # fmt: skip
+
+
+def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[schedules.Update, Fraction]:
     every, steps = check_step(every, "every", least=1), check_step(steps, "steps", least=1)
     if not 0 < end <= 1:
         raise ValueError(f"end is a fraction of the steps and must be in (0, 1], got {end}")
@@ -136,7 +197,4 @@ def rigl(
     def when(step: Any) -> Any:
         return (step % every == 0) & (step > 0) & (step < last)
 
-    return dynamic(
-        sparsity, key=key, when=when, fraction=cosine_fraction(fraction, last), grow=growth.gradient_growth,
-        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes,
-    )  # fmt: skip
+    return when, cosine_fraction(fraction, last)

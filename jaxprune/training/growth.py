@@ -1,5 +1,7 @@
 """Drop and grow: as many weights leave as come back, so that a leaf keeps its exact number."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from jaxprune import masks, tree
 from jaxprune.masks import counts
 
 PyTree = Any
+_LEAF = masks.Unstructured()
 
 
 def drop_and_grow(
@@ -20,10 +23,15 @@ def drop_and_grow(
     pattern: masks.Patterns = masks.Unstructured(),
     where: tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    whole_leaf: bool = False,
 ) -> PyTree:
     r"""Removes the k worst of the kept weights of each leaf, and keeps k that were removed before instead.
 
         k = min(floor(f n + 1/2), N - n)        n kept of N entries
+
+    Where the pattern has parts (the inputs of an output, the groups of N:M) these are n and N of each part; or, with
+    `whole_leaf`, the k worst of the whole leaf go and each part grows as many as it lost, so that the weights move to
+    where they matter and the parts stay alike.
 
     k comes from float32, so for n above 2^24 it is that of n rounded; but exactly as many are dropped as grown, and n
     is conserved exactly. No weight that is dropped is grown in the same call.
@@ -33,10 +41,12 @@ def drop_and_grow(
       drop: scores of the kept weights: of these the lowest are dropped. A NaN among them goes first.
       grow: scores of the removed weights: of these the highest are grown. A NaN among them comes last.
       fraction: f in [0, 1], a number or a traced scalar.
-      pattern: `masks.Unstructured`; with `axes=-2` the number is conserved for every output (constant fan-in). A
-        mapping from globs gives each leaf its own.
+      pattern: `masks.Unstructured`; with `axes=-2` the number is conserved for every output (constant fan-in); with
+        `whole_leaf` also `masks.NM`, which `held` must have. A mapping from globs gives each leaf its own.
       where: the leaves that are pruned.
       batch_axes: leading axes of a leaf, each slice of which conserves its own number.
+      whole_leaf: whether the worst are those of the whole leaf. No part loses more than it can grow: of those beyond
+        that the best stay.
 
     Returns:
       New masks. Ties fall to the lowest index: of equal scores it is the one kept, and the one grown.
@@ -50,38 +60,46 @@ def drop_and_grow(
       >>> drop_and_grow(held, drop, grow, 0.5)['w'].tolist()
       [[True, False, False, True]]
     """
-    check_unstructured(drop, pattern, where)
+    check_pattern(drop, pattern, where, whole_leaf=whole_leaf)
     chosen = tree.prunable(drop, where)
     patterns = jax.tree.unflatten(
         jax.tree.structure(drop), tree.resolve(pattern, drop, default=masks.Unstructured(), what="pattern")
     )
     axes = jax.tree.unflatten(jax.tree.structure(drop), tree.resolve(batch_axes, drop, default=0, what="batch_axes"))
     held = jax.tree.map(lambda _, mask: masks.as_bool(mask), drop, held)
-    removals = jax.tree.map(
-        lambda yes, mask, p, a: _removals(mask, fraction, p, a) if yes else (0.0, 0.0), chosen, held, patterns, axes
-    )
-    after_drop, after_grow = (jax.tree.map(lambda _, pair, i=i: pair[i], chosen, removals) for i in (0, 1))
+    worst = jax.tree.map(_drop_scores, drop, held)
 
-    def select(scores: PyTree, removed: PyTree) -> PyTree:
+    def of_chosen(fn: Any, *trees: PyTree) -> PyTree:
+        return jax.tree.map(lambda yes, *leaf: fn(*leaf) if yes else 0.0, chosen, *trees)
+
+    def select(scores: PyTree, removed: PyTree, pattern: masks.Patterns) -> PyTree:
         return masks.select(scores, removed, pattern, where=where, batch_axes=batch_axes)
 
-    stay = select(jax.tree.map(_drop_scores, drop, held), after_drop)
-    return select(jax.tree.map(_grow_scores, grow, held, stay), after_grow)
+    drop_pattern, droppable, after_grow = pattern, held, of_chosen(_removed, held, patterns, axes)
+    if whole_leaf:
+        safe = of_chosen(_not_to_replace, worst, held, patterns, axes)
+        worst = jax.tree.map(lambda yes, s, kept: _last_where(kept, s) if yes else s, chosen, worst, safe)
+        droppable = jax.tree.map(lambda yes, mask, kept: mask & ~kept if yes else mask, chosen, held, safe)
+        drop_pattern, patterns = _LEAF, jax.tree.map(lambda _: _LEAF, chosen)
+    after_drop = of_chosen(partial(_removed_and_dropped, fraction), held, droppable, patterns, axes)
+    stay = select(worst, after_drop, drop_pattern)
+    return select(jax.tree.map(_grow_scores, grow, held, stay), after_grow, pattern)
 
 
-def check_unstructured(params: PyTree, pattern: masks.Patterns, where: tree.Where) -> None:
-    """Raises unless every pruned leaf has single entries for units."""
+def check_pattern(params: PyTree, pattern: masks.Patterns, where: tree.Where, *, whole_leaf: bool) -> None:
+    """Raises unless the units of every pruned leaf are single entries."""
     patterns = tree.resolve(pattern, params, default=masks.Unstructured(), what="pattern")
     chosen = jax.tree.leaves(tree.prunable(params, where))
+    covered = (masks.Unstructured, masks.NM) if whole_leaf else masks.Unstructured
     wrong = [
         f"  {name}: {p}"
         for (name, _), p, yes in zip(tree.named_leaves(params), patterns, chosen, strict=True)
-        if yes and not isinstance(p, masks.Unstructured)
+        if yes and not isinstance(p, covered)
     ]
     if wrong:
         raise ValueError(
             "drop and grow is for masks.Unstructured; for as many inputs of every output use "
-            "Unstructured(axes=-2), for N:M training.sr_ste:\n" + "\n".join(wrong)
+            "Unstructured(axes=-2), for N:M training.srigl or sr_ste:\n" + "\n".join(wrong)
         )
 
 
@@ -109,18 +127,36 @@ def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> 
     return jax.tree.map(lambda p, g: jnp.abs(g) if tree.is_floating(p) else jnp.zeros(()), params, grads)
 
 
-def _removals(
-    mask: jax.Array, fraction: Any, pattern: masks.Unstructured, batch_axes: int
-) -> tuple[masks.Count, masks.Count]:
-    """What selection removes of each slice: to drop, and after growing."""
+def _removed(mask: jax.Array, pattern: Any, batch_axes: int) -> Any:
+    """How many units of each part are removed, for selection."""
+    if isinstance(pattern, masks.NM):
+        return 1 - pattern.n / pattern.m
+    return _count(pattern.units(~mask, batch_axes), pattern.batch_axes(mask.shape, batch_axes))
+
+
+def _removed_and_dropped(
+    fraction: Any, mask: jax.Array, droppable: jax.Array, pattern: masks.Unstructured, batch_axes: int
+) -> masks.Count:
+    """And with those that are to drop."""
     axes = pattern.batch_axes(mask.shape, batch_axes)
-    units = pattern.units(mask, batch_axes)
-    removed, kept = _count(~units, axes), _count(units, axes)
+    kept, removed, most = (_count(pattern.units(x, batch_axes), axes) for x in (mask, ~mask, droppable))
     wished = jnp.floor(jnp.float32(fraction) * counts.as_float(kept) + 0.5)
     high = jnp.floor(wished / (1 << 16))
     number = masks.Count(high.astype(jnp.int32), (wished - high * (1 << 16)).astype(jnp.int32))
-    number = _least(_least(number, kept), removed)
-    return counts.normalise(masks.Count(removed.high + number.high, removed.low + number.low)), removed
+    number = _least(_least(number, most), removed)
+    return counts.normalise(masks.Count(removed.high + number.high, removed.low + number.low))
+
+
+def _not_to_replace(scores: jax.Array, mask: jax.Array, pattern: Any, batch_axes: int) -> jax.Array:
+    """What stays even where each part drops all that it can grow again: its best, beyond its removed ones."""
+    if isinstance(pattern, masks.NM):
+        least = 2 * pattern.n - pattern.m
+        if least < 1:
+            return jnp.zeros_like(mask)
+        removed, pattern = 1 - least / pattern.m, dataclasses.replace(pattern, n=least)
+    else:
+        removed = _removed_and_dropped(1.0, mask, mask, pattern, batch_axes)
+    return masks.select(scores, removed, pattern, where=lambda *_: True, batch_axes=batch_axes)
 
 
 def _least(a: masks.Count, b: masks.Count) -> masks.Count:
@@ -140,6 +176,11 @@ def _count(units: jax.Array, axes: int) -> masks.Count:
 def _drop_scores(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """NaN, the lowest rank, where removed; and no NaN elsewhere."""
     return jnp.where(mask, jnp.where(jnp.isnan(scores), -jnp.inf, scores), jnp.nan) if mask.ndim else scores
+
+
+def _last_where(kept: jax.Array, scores: jax.Array) -> jax.Array:
+    """Infinite where a weight is not to be dropped, finite or NaN elsewhere."""
+    return jnp.where(kept, jnp.inf, jnp.minimum(scores, jnp.finfo(scores.dtype).max))
 
 
 def _grow_scores(scores: jax.Array, mask: jax.Array, stay: jax.Array) -> jax.Array:

@@ -16,12 +16,14 @@ class Signals(NamedTuple):
       grads: the raw gradients, also at removed places.
       step: int32 scalar, the number of updates before this one.
       extra: the extra arguments of the optimizer's update.
+      before: the parameters that `grads` are taken at, where `params` are not: for methods with `dense`.
     """
 
     params: PyTree
     grads: PyTree
     step: jax.Array
     extra: dict[str, Any]
+    before: PyTree = None
 
 
 class Dense(NamedTuple):

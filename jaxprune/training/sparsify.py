@@ -131,7 +131,7 @@ def _dense_update(
     moved = dense.updates(moved, state.masks, state.method)
     skipped = finite.was_skipped(state.inner, inner_state) if finite.is_guarded(state.inner) else False
     step = _next(state.step, skipped)
-    signals = Signals(optax.apply_updates(params, moved), updates, step, extra)
+    signals = Signals(optax.apply_updates(params, moved), updates, step, extra, params)
     found, method_state, _ = _revise(method, state, signals, guarded=False, unless=skipped)
     return moved, SparsifyState(step, found, method_state, inner_state)
 

@@ -88,6 +88,36 @@ def test_top_kast_updates_the_larger_set_only():
     np.testing.assert_allclose(after["first"]["bias"], bias, rtol=1e-6)
 
 
+def test_movement_keeps_what_moves_away_from_zero():
+    schedule = schedules.cubic(0, 2, 0.75)
+    seen = train(training.movement(schedule), steps=4)
+    score = np.zeros((6, 8), np.float32)
+    for i, ((_, before, old), (grads, after, new)) in enumerate(pairwise(seen)):
+        # The rule of the paper in NumPy: scores from the weights that the gradient was taken at.
+        score -= kernel(grads) * kernel(before)
+        held = kernel(jaxprune.get_masks(old))
+        np.testing.assert_allclose(kernel(new.method[0]), score, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(kernel(after), kernel(before) - 0.5 * np.where(held, kernel(grads), 0), rtol=1e-5)
+        removed = int(np.floor(48 * float(schedule(i + 1)) + 0.5))
+        expected = np.ones(48, bool)
+        expected[np.argsort(score.ravel(), kind="stable")[:removed]] = False
+        np.testing.assert_array_equal(kernel(jaxprune.get_masks(new)).ravel(), expected)
+        np.testing.assert_array_equal(kernel(after)[~held], kernel(before)[~held])  # the removed rest
+    masks_seen = [kernel(jaxprune.get_masks(state)) for _, _, state in seen]
+    assert (masks_seen[-1] & ~masks_seen[-2]).any()  # and may come back
+
+
+def test_movement_learns_at_every_step_and_revises_when_it_is_due():
+    method = training.movement(0.5, learn=optax.adam(0.01), when=schedules.every(3), where="first/*kernel")
+    seen = train(method, steps=3)
+    held = [kernel(jaxprune.get_masks(state)) for _, _, state in seen]
+    np.testing.assert_array_equal(held[2], held[0])
+    assert (held[3] != held[0]).any()
+    assert int(seen[-1][2].method[1][0].count) == 3
+    assert {int(mask.sum()) for mask in held} == {24}
+    assert jaxprune.get_masks(seen[-1][2])["second"]["kernel"].shape == ()
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match=r"sr_ste needs masks\.NM"):
         _ = training.sr_ste(masks.Block((2, 2)))  # pyright: ignore[reportArgumentType]
@@ -97,6 +127,8 @@ def test_wrong_arguments_are_named():
         _ = training.top_kast(0.5, 0.6)
     with pytest.raises(ValueError, match="must be in"):
         _ = training.straight_through(1.0)
+    with pytest.raises(ValueError, match="must be in"):
+        _ = training.movement(1.0)
     with pytest.raises(ValueError, match="not divided by m=4"):
         _ = training.sr_ste().init(init_params())
     with pytest.raises(ValueError, match=r"first/kernel: mask \(8, 6\)"):

@@ -23,6 +23,10 @@ METHODS: dict[str, Any] = {
     "fan-in": lambda key: training.set_(
         0.5, key=key, when=WHEN, pattern=masks.Unstructured(axes=-2), allocation=allocation.uniform
     ),
+    "srigl": lambda key: training.srigl(0.5, 8, key=key, every=2, allocation=allocation.uniform),
+    "srigl n:m": lambda key: training.srigl(
+        0.5, 8, key=key, every=2, allocation=allocation.uniform, pattern={"*": masks.NM(1, 2)}
+    ),
     "stacked": lambda key: training.rigl(
         0.5, 8, key=key, every=2, batch_axes={"second/kernel": 1}, allocation=allocation.uniform
     ),
@@ -55,13 +59,18 @@ def kernels(state: Any) -> list[np.ndarray]:
 def test_each_leaf_keeps_its_exact_number_at_every_step(name):
     seen = train(METHODS[name](KEY))
     start = kernels(seen[0][1])
-    axes = {"fan-in": [0, 0], "stacked": [None, 1]}.get(name, [None, None])
+    axes = {"fan-in": [0, 0], "srigl": [0, 0], "stacked": [None, 1]}.get(name, [None, None])
     removed = {f"{n}/kernel": int((~m).sum()) for n, m in zip(("first", "second"), start, strict=True)}
-    assert abs(sum(removed.values()) / 80 - (0.5 if name in ("fan-in", "stacked") else 0.75)) <= 1 / 80
+    assert (
+        abs(sum(removed.values()) / 80 - (0.5 if name in ("fan-in", "srigl", "srigl n:m", "stacked") else 0.75))
+        <= 1 / 80
+    )
     for params, state in seen:
         expect_zeros(params, state.masks, removed)
         for mask, first, axis in zip(kernels(state), start, axes, strict=True):
             np.testing.assert_array_equal(mask.sum(axis), first.sum(axis))
+            if name == "srigl n:m":
+                assert (mask.reshape(-1, 2, mask.shape[1]).sum(1) == 1).all()
     params, state = seen[-1]
     chex.assert_trees_all_equal(state.inner, training.zero_removed(state.inner, params, state.masks))
     moved = [any((a != b).any() for a, b in zip(kernels(s), start, strict=True)) for _, s in seen]
@@ -98,6 +107,40 @@ def test_what_was_dropped_is_not_grown_again_at_once():
     scores = {"w": jnp.array([[5.0, 1.0, 0.0, 0.0]])}
     grow = {"w": jnp.array([[0.0, jnp.inf, jnp.nan, 1.0]])}
     assert training.drop_and_grow(held, scores, grow, 0.5)["w"].tolist() == [[True, False, False, True]]
+
+
+def slow_srigl(held: np.ndarray, drop: np.ndarray, grow: np.ndarray, fraction: float, size: int) -> np.ndarray:
+    """The worst of the whole kernel leave, one by one, while their group of `size` inputs can grow another instead."""
+    found, wanted = held.copy(), int(np.floor(fraction * held.sum() + 0.5))
+    rows, columns = held.shape
+    group = lambda i, j: (slice(i // size * size, i // size * size + size), j)
+    room = {(i // size, j): int((~held[group(i, j)]).sum()) for i in range(rows) for j in range(columns)}
+    lost = dict.fromkeys(room, 0)
+    for i, j in sorted(np.argwhere(held).tolist(), key=lambda place: (drop[tuple(place)], [-p for p in place])):
+        if sum(lost.values()) < wanted and lost[i // size, j] < room[i // size, j]:
+            found[i, j] = False
+            lost[i // size, j] += 1
+    for (part, j), number in lost.items():
+        free = [i for i in range(part * size, part * size + size) if not held[i, j]]
+        for i in sorted(free, key=lambda i: (-grow[i, j], i))[:number]:
+            found[i, j] = True
+    return found
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("pattern", "size"), [(masks.Unstructured(axes=-2), 8), (masks.NM(2, 4), 4), (masks.NM(3, 4), 4)]
+)
+def test_srigl_drops_over_the_leaf_and_grows_in_each_part(pattern, size, fraction):
+    keys = jax.random.split(KEY, 3)
+    start, drop, grow = ({"w": jax.random.uniform(key, (8, 6))} for key in keys)
+    drop["w"] = jnp.round(8 * drop["w"])  # with ties
+    sparsity = 1 - pattern.n / 4 if isinstance(pattern, masks.NM) else 0.5
+    held = masks.select(start, sparsity, pattern)
+    found = training.drop_and_grow(held, drop, grow, fraction, pattern=pattern, whole_leaf=True)["w"]
+    arrays = [np.asarray(tree["w"]) for tree in (held, drop, grow)]
+    np.testing.assert_array_equal(found, slow_srigl(*arrays, fraction, size))
+    assert int(found.sum()) == int(held["w"].sum())
 
 
 @pytest.mark.parametrize(
@@ -153,6 +196,8 @@ def test_a_donated_state_leaves_the_users_key_alone(typed):
 def test_what_is_not_covered_is_named():
     with pytest.raises(ValueError, match=r"second/kernel: NM"):
         _ = training.set_(0.5, key=KEY, pattern={"second/*": masks.NM(2, 4)}).init(init_params())
+    with pytest.raises(ValueError, match=r"for N:M training.srigl or sr_ste:\n  first/kernel: Block"):
+        _ = training.srigl(0.5, 8, key=KEY, pattern=masks.Block((2, 2))).init(init_params())
     with pytest.raises(ValueError, match="must be in"):
         _ = training.set_(0.5, key=KEY, fraction=1.5)
     with pytest.raises(ValueError, match="momentum"):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune import masks, schedules, training
+from jaxprune import allocation, masks, schedules, training
 from tests.training.loops import REMOVED, batch, expect_zeros, init_params, loss
 
 KEY = jax.random.key(3)
@@ -34,7 +34,7 @@ def first(state: Any) -> np.ndarray:
 
 def test_acdc_alternates_and_ends_compressed():
     # Compressed at 1, dense at 3, compressed at 4 and, from 5 on, to the end.
-    seen = train(training.acdc(0.75, begin=1, end=5, compressed=2, dense=1), 8)
+    seen = train(training.acdc(0.75, begin=1, end=5, compressed=2, dense=1, allocation=allocation.uniform), 8)
     removed = [int((~first(state)).sum()) for _, state in seen[1:]]
     assert removed == [0, 36, 36, 0, 36, 36, 36, 36]
     for (params, state), count in zip(seen[1:], removed, strict=True):
@@ -49,6 +49,24 @@ def test_acdc_that_ends_in_a_dense_phase_is_compressed_there():
     is_due: Any = method.is_due
     assert [step for step in range(12) if is_due(step)] == [0, 2, 3]
     assert [step for step in range(12) if bool(is_due(jnp.int32(step)))] == [0, 2, 3]
+
+
+def test_acdc_has_the_phases_of_the_paper():
+    # In epochs, as the authors' configuration of ResNet-50 at 90 % for 100 epochs lists them.
+    method = training.acdc(0.9, begin=10, end=85, compressed=5, dense=5, last_dense=10)
+    is_due: Any = method.is_due
+    pruned, restored = [10, 20, 30, 40, 50, 60, 70, 85], [15, 25, 35, 45, 55, 65, 75]
+    assert [step for step in range(100) if is_due(step)] == sorted(pruned + restored)
+
+
+def test_acdc_ranks_all_leaves_together():
+    params = init_params()
+    method = training.acdc(0.75, begin=0, end=1, compressed=1, dense=1)
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), method)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    expected = jaxprune.prune(params, 0.75, allocation=allocation.global_).masks
+    np.testing.assert_array_equal(first(state), expected["first"]["kernel"])
+    assert first(state).sum() != 12
 
 
 def test_gradual_pruning_then_rigl_at_the_sparsity_reached():

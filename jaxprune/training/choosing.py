@@ -1,0 +1,29 @@
+"""From scores to masks, as several methods make them anew at every revision."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxprune import allocation as allocations
+from jaxprune import masks, schedules, tree
+
+PyTree = Any
+
+
+def chooser(
+    allocation: allocations.Allocate, pattern: masks.Patterns, where: tree.Where, batch_axes: masks.BatchAxes
+) -> Callable[[PyTree, Any], PyTree]:
+    """`(scores, sparsity) -> masks`: shares the sparsity among the leaves and keeps the highest of each."""
+
+    def choose(scores: PyTree, sparsity: Any) -> PyTree:
+        shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
+        return masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
+
+    return choose
+
+
+def as_schedule(sparsity: float | schedules.Schedule) -> schedules.Schedule:
+    """A schedule as it is, and a number, which is checked, as a constant one."""
+    if callable(sparsity):
+        return sparsity
+    masks.check_sparsity(sparsity)
+    return lambda _: sparsity
