@@ -40,15 +40,15 @@ class History(NamedTuple):
     step: jax.Array
 
 
-def load(folder: Path, *, validation: int = 5000, size: int | None = None) -> Data:
-    """MNIST; the last images of the training files are for validation. `size` takes the first of each split only."""
+def load(folder: Path, *, size: int | None = None) -> Data:
+    """MNIST; the last twelfth of the training files, 5000, is for validation. `size` takes the first of each split."""
     found = idx.find(folder)
     splits = {}
     for name in ("train", "test"):
         images, labels = idx.read_split(found[name, "images"], found[name, "labels"])
         splits[name] = images.reshape(len(images), -1), labels.astype(np.int32)
     (images, labels), test = splits["train"], splits["test"]
-    cut = len(images) - validation
+    cut = len(images) - len(images) // 12
     parts = (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), test
     return Data(*(Split(*(jnp.asarray(array[:size]) for array in part)) for part in parts))
 

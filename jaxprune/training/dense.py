@@ -151,7 +151,8 @@ def top_kast(
         forward: w on A, else 0        update: on B, else none
         penalty: R = lambda (sum_A w^2 / 2 + sum_{B - A} w^2 / (2 D)),    D = 1 - sparsity
 
-    Jayakumar et al. 2020, arXiv 2106.03517, sections 2.1 to 2.3. Weights outside B keep their values. The loss must
+    Jayakumar et al. 2020, arXiv 2106.03517, sections 2.1 to 2.3. The paper writes its penalty with |w|, and calls it
+    L2; here it is the square, whose gradients are w and w / D. Weights outside B keep their values. The loss must
     take `training.sparse_params(params, get_masks(opt_state))` (those are A; B is in the state); the gradient is cut to
     B before the optimizer sees it, so moments of weights that leave B fade as with zero gradients. Nothing is saved in
     memory or time: arrays are dense.

@@ -1,5 +1,7 @@
 import gzip
+import runpy
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,3 +43,15 @@ def idx_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an example as from the command line and returns what it printed."""
+
+    def call(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        _ = runpy.run_path(str(root / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
