@@ -125,7 +125,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a folder to write sparse_training.json into")
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.steps, options.rounds, options.repeats = options.small, 10, 2, 1
+        options.sizes, options.small, options.steps, options.rounds = [16, 8, 4], None, 10, 2
+        options.seeds, options.repeats = 2, 1
     machine = f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device, jax {jax.__version__}"
     print(f"Sparse training ({machine}; medians, quartiles in brackets)")
     report: dict[str, Any] = {"machine": machine, "rigl": [], "tickets": []}
@@ -136,13 +137,13 @@ def main() -> None:
             jax.random.key(3), shape, 0, 10
         )
 
-    for batch in (BATCH, 4 * BATCH):
+    for batch in (BATCH,) if options.quick else (BATCH, 4 * BATCH):
         row = rigl(tuple(options.sizes), data(options.sizes[0], batch), options.rounds, batch)
         report["rigl"].append(row)
         for name, (low, middle, high) in row["ratios"].items():
             step = f"{name}, {row['milliseconds']:.2f} ms a static step of {batch}"
             print(f"{step:>50}  {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
-    for sizes in (options.sizes, options.small):
+    for sizes in filter(None, (options.sizes, options.small)):
         row = tickets(tuple(sizes), data(sizes[0], BATCH), options.seeds, 2, options.repeats)
         report["tickets"].append({"sizes": sizes} | row)
         low, middle, high = row["ratio"]

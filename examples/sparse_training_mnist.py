@@ -76,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="a folder for sparse_training.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.95, 0.98, 0.99])
+    names = list(methods(1, 1, 1.0))
+    parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--every", type=int, default=100, help="steps between two updates of the masks")
     parser.add_argument("--end", type=float, default=0.75, help="the part of the steps after which masks stay")
@@ -89,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("sparsity  method       kept  accuracy       NLL              ECE")
     dense = {"dense": lambda sparsity, key: training.fixed(masks.ones(init(key, data.train.images.shape[1])))}
     sparse = methods(options.steps, options.every, options.end)
+    sparse = {name: sparse[name] for name in options.methods}
     for sparsity in [0.0, *options.sparsities]:
         for name, make in (sparse if sparsity else dense).items():
             asked = [sparsity, name, options.steps, options.every, options.end, options.size, options.seeds]

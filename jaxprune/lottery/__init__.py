@@ -15,6 +15,7 @@ from jaxprune.lottery.rewinding import learning_rate as learning_rate
 from jaxprune.lottery.rounds import iterative_pruning as iterative_pruning
 from jaxprune.lottery.stability import Line as Line
 from jaxprune.lottery.stability import error_barrier as error_barrier
+from jaxprune.lottery.stability import instability as instability
 from jaxprune.lottery.stability import interpolate as interpolate
 from jaxprune.lottery.tickets import Ticket as Ticket
 from jaxprune.lottery.tickets import check as check

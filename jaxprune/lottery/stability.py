@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import masks, tree
+from jaxprune.lottery.rewinding import Train
 
 PyTree = Any
 
@@ -87,3 +88,38 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
     positions = jnp.arange(points, dtype=jnp.float32) / (points - 1)
     errors = jax.lax.map(lambda a: jnp.asarray(error(interpolate(params, other, a))), positions)
     return Line(positions, errors, errors.max() - (errors[0] + errors[-1]) / 2)
+
+
+def instability(
+    train: Train, error: Callable[[PyTree], Any], params: PyTree, mask_tree: PyTree, key: Any, *, points: int = 11
+) -> Line:
+    """The barrier between two trainings of the same ticket that differ in nothing but the noise of SGD.
+
+    Frankle et al. 2020, arXiv 1912.05671, section 2: W_1 and W_2 of `error_barrier` are trained here, from the same
+    weights under the same masks, with two keys split from one.
+
+    Args:
+      train: `(params, masks, key) -> params`, as in `iterative_pruning`; the order of the data comes from the key.
+      error: as in `error_barrier`.
+      params: the weights that both start from.
+      mask_tree: the masks of both; `masks.ones(params)` for the dense network.
+      key: a JAX key.
+      points: as in `error_barrier`.
+
+    Returns:
+      A `Line`: the network is stable to the noise of SGD if its barrier is about 0.
+
+    Raises:
+      ValueError: as in `error_barrier`; masks that do not fit.
+
+    Example:
+      >>> train = lambda params, held, key: {'w': jax.random.normal(key)}
+      >>> same = lambda params, held, key: params
+      >>> error = lambda params: -params['w'] ** 2
+      >>> start, held = {'w': jnp.ones(())}, {'w': jnp.array(True)}
+      >>> [float(instability(f, error, start, held, jax.random.key(0)).barrier) > 0 for f in (train, same)]
+      [True, False]
+    """
+    start = masks.apply(params, mask_tree)
+    ends = (masks.apply(train(start, mask_tree, one), mask_tree) for one in jax.random.split(key))
+    return error_barrier(error, *ends, points=points)

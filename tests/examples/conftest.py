@@ -51,6 +51,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
     def call(name: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(root / "examples"))  # what Python does for a script
         _ = runpy.run_path(str(root / "examples" / name), run_name="__main__")
         return capsys.readouterr().out
 

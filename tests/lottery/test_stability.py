@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -34,3 +36,21 @@ def test_wrong_arguments_are_named():
         _ = lottery.error_barrier(lambda p: 0.0, A, B, points=1)
     with pytest.raises(ValueError, match="step: in params, not in the other params"):
         _ = lottery.interpolate(A, {"w": B["w"]}, 0.5)
+
+
+def test_instability_trains_both_ends_from_one_start_under_the_same_masks():
+    held = {"w": jnp.array([[True, False], [True, True]])}
+    start = {"w": jnp.array([[1.0, 5.0], [2.0, 3.0]])}
+    calls = []
+
+    def train(params: Any, masks: Any, key: Any) -> Any:
+        calls.append((params, masks))
+        return jax.tree.map(lambda w: w + jax.random.normal(key, w.shape), params)
+
+    error = lambda params: 1 - jnp.sum(params["w"] ** 2)
+    found = lottery.instability(train, error, start, held, jax.random.key(3), points=3)
+    assert [params["w"][0, 1] for params, _ in calls] == [0.0, 0.0]
+    ends = [np.where(held["w"], train(*calls[0], key)["w"], 0) for key in jax.random.split(jax.random.key(3))]
+    expected = [1 - np.sum(w**2) for w in (ends[0], (ends[0] + ends[1]) / 2, ends[1])]
+    np.testing.assert_allclose(found.errors, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.barrier, max(expected) - (expected[0] + expected[2]) / 2, rtol=1e-4)
