@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = json.loads(note.read_text()) if note.exists() else {}
     keys = jnp.stack([jax.random.key(seed) for seed in options.seeds])
     print(f"{len(keys)} seeds; LeNet trained for {options.steps} steps, accuracy (standard deviation)")
-    print("network          sparsity  masks        lost a layer  smallest  live    accuracy")
+    print("network          sparsity  masks        lost a layer  smallest    live  accuracy")
     for network in options.networks:
         widths = NETWORKS[network]
         steps = options.steps if widths == WIDTHS else 0
