@@ -1,13 +1,15 @@
 """One-shot pruning of a small language model: what magnitude, Wanda and SparseGPT cost in perplexity.
 
-    python examples/sparsegpt_shakespeare.py --text ../shared/data/tinyshakespeare/input.txt
+    python examples/sparsegpt_shakespeare.py --text ../shared/data/tinyshakespeare/input.txt --save output
 
-trains a character-level decoder of 2.4 million weights, prunes its blocks at 50 %, 2:4, 4:8 and 70 %, and prints the
-perplexity on held-out text for every method, with the spread over calibration sets. The blocks are stacked and run by
-a scan, so each kind of kernel is one leaf of shape [layers, inputs, outputs]. `--save` keeps the trained weights.
+trains character-level decoders of 2.4 million weights, prunes their blocks at 50 %, 2:4, 4:8 and 70 %, and prints the
+perplexity on held-out text for every method, with the spread over decoders (each has initial weights, an order of
+training and a calibration set of its own). The blocks are stacked and run by a scan, so each kind of kernel is one
+leaf of shape [layers, inputs, outputs]. `--save` keeps trained weights and perplexities, so that a rerun is cheap.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,20 +25,42 @@ from jax import lax
 from jaxprune import allocation, masks, sparsify, training
 from jaxprune.calibration import calibrate
 from jaxprune.criteria import wanda
+from jaxprune.masks import Pruned
 from jaxprune.reconstruction import reconstruct, reconstruct_sequential
 
 PyTree = Any
 BLOCKS = "blocks/*/kernel"
+SETTINGS = (
+    ("50 %", 0.5, masks.Unstructured()),
+    ("2:4", 0.5, masks.NM(2, 4)),
+    ("4:8", 0.5, masks.NM(4, 8)),
+    ("70 %", 0.7, masks.Unstructured()),
+)
+
+
+class Text(NamedTuple):
+    """A text as indices of its characters, the last tenth held out."""
+
+    characters: int
+    train: np.ndarray
+    test: np.ndarray
 
 
 class Size(NamedTuple):
-    """What the decoder is built of."""
+    """What the decoder is built of, and what it is trained on at a time."""
 
     width: int = 256
     layers: int = 3
     heads: int = 8
     context: int = 64
     batch: int = 16
+
+
+def read(path: Path) -> Text:
+    """Reads any plain text, byte by byte."""
+    characters, text = np.unique(np.frombuffer(path.read_bytes(), np.uint8), return_inverse=True)
+    held_out = -(-len(text) // 10)
+    return Text(len(characters), text[:-held_out], text[-held_out:])
 
 
 def init(key: jax.Array, size: Size, characters: int) -> PyTree:
@@ -120,6 +144,26 @@ def train(
     return params
 
 
+def trained(text: Text, size: Size, *, steps: int, seed: int, save: Path | None = None) -> PyTree:
+    """A decoder trained from a seed, read from the folder `save` if it was left there."""
+    params = init(jax.random.key(seed), size, text.characters)
+    leaves, treedef = jax.tree.flatten(params)
+    kept = None if save is None else save / f"decoder_{named(size, steps, seed)}.npz"
+    if kept is not None and kept.exists():
+        with np.load(kept) as saved:
+            return jax.tree.unflatten(treedef, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+    params = train(params, text.train, size, steps=steps, rate=2e-3, seed=seed)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(kept, **{str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))})
+    return params
+
+
+def named(size: Size, steps: int, seed: int) -> str:
+    """What a decoder's files are called, by all that it depends on besides the text."""
+    return "_".join(map(str, (*size, steps, seed)))
+
+
 def evaluation(text: np.ndarray, size: Size) -> Callable[[PyTree], float]:
     """Perplexity on the whole of a text, in windows that do not overlap."""
     n = (len(text) - 1) // (size.context * 128) * 128
@@ -129,7 +173,7 @@ def evaluation(text: np.ndarray, size: Size) -> Callable[[PyTree], float]:
     return lambda params: float(jnp.exp(mean(params)))
 
 
-def prunings(params: PyTree, size: Size, batches: list[jax.Array], sparsity: float, pattern: Any) -> dict[str, Any]:
+def prunings(params: PyTree, size: Size, batches: list[jax.Array], sparsity: float, pattern: Any) -> dict[str, Pruned]:
     """The pruned networks, by the name of the method."""
     fn = partial(forward, size.heads)
     stats = calibrate(fn, params, batches, where=BLOCKS)
@@ -146,62 +190,62 @@ def prunings(params: PyTree, size: Size, batches: list[jax.Array], sparsity: flo
     return out
 
 
-def table(params: PyTree, train_text: np.ndarray, test_text: np.ndarray, size: Size, *, seeds: int, tune: int) -> None:
-    """Prints the perplexity of every method at every sparsity: mean and spread over calibration sets."""
-    perplexity = evaluation(test_text, size)
-    print(f"dense: perplexity {perplexity(params):.3f} on {len(test_text)} characters")
-    for title, sparsity, pattern in (
-        ("50 %", 0.5, masks.Unstructured()),
-        ("2:4", 0.5, masks.NM(2, 4)),
-        ("4:8", 0.5, masks.NM(4, 8)),
-        ("70 %", 0.7, masks.Unstructured()),
-    ):
-        found: dict[str, list[float]] = {}
-        for seed in range(seeds):
-            batches = [b[:, :-1] for b in windows(train_text, size, np.random.default_rng(1000 + seed), 16)]
-            pruned = prunings(params, size, batches, sparsity, pattern)
-            for name in ("magnitude", "sparsegpt") if tune else ():
-                tuned = train(
-                    pruned[name].params, train_text, size, steps=tune, rate=3e-4, seed=seed, kept=pruned[name].masks
-                )
-                pruned[f"{name}, tuned"] = pruned[name]._replace(params=tuned)
-            for name, result in pruned.items():
-                found.setdefault(name, []).append(perplexity(result.params))
-        for name, values in found.items():
-            spread = f"{np.min(values):.3f} to {np.max(values):.3f}"
-            print(
-                f"{title:>5} {name:18} {np.mean(values):8.3f}  ({spread}, {len(values)} calibration sets)", flush=True
-            )
+def tuned(pruned: Pruned, text: Text, size: Size, *, steps: int, seed: int) -> Pruned:
+    """The pruned network after some steps of training in which every zero stays."""
+    new = train(pruned.params, text.train, size, steps=steps, rate=3e-4, seed=seed, kept=pruned.masks)
+    return pruned._replace(params=new)
+
+
+def measured(params: PyTree, text: Text, size: Size, *, tune: int, seed: int) -> dict[str, float]:
+    """The perplexity of the dense network, and of every method at every sparsity."""
+    perplexity = evaluation(text.test, size)
+    found = {"dense": perplexity(params)}
+    batches = [b[:, :-1] for b in windows(text.train, size, np.random.default_rng(1000 + seed), 16)]
+    for title, sparsity, pattern in SETTINGS:
+        pruned = prunings(params, size, batches, sparsity, pattern)
+        for name in ("magnitude", "sparsegpt") if tune else ():
+            pruned[f"{name}, tuned"] = tuned(pruned[name], text, size, steps=tune, seed=seed)
+        for name, result in pruned.items():
+            found[f"{title:>5} {name}"] = perplexity(result.params)
+            print(f"{title:>5} {name:18} {found[f'{title:>5} {name}']:8.3f}", flush=True)
+    return found
+
+
+def remembered(path: Path | None, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `make` returns, or what it returned when this file was written."""
+    if path is not None and path.exists():
+        return json.loads(path.read_text())
+    found = make()
+    if path is not None:
+        _ = path.write_text(json.dumps(found, indent=1))
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="any plain text; a tenth is held out")
-    parser.add_argument("--steps", type=int, default=1500, help="of training")
+    parser.add_argument("--steps", type=int, default=3000, help="of training")
     parser.add_argument("--tune", type=int, default=100, help="steps of masked fine-tuning after pruning; 0: none")
-    parser.add_argument("--seeds", type=int, default=3, help="how many calibration sets")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one decoder and calibration set each")
     parser.add_argument("--width", type=int, default=Size().width)
     parser.add_argument("--layers", type=int, default=Size().layers)
-    parser.add_argument("--save", type=Path, help="an .npz for the trained weights, read if it is there")
-    options = parser.parse_args(arguments)
-    raw = np.frombuffer(options.text.read_bytes(), np.uint8)
-    characters, text = np.unique(raw, return_inverse=True)
-    train_text, test_text = text[: -len(text) // 10], text[-len(text) // 10 :]
-    size = Size(width=options.width, layers=options.layers)
-    params = init(jax.random.key(options.seed), size, len(characters))
-    leaves, treedef = jax.tree.flatten(params)
-    print(
-        f"{sum(x.size for x in leaves):,} weights, {sum(x.size for x in jax.tree.leaves(params['blocks'])):,} in blocks"
+    parser.add_argument(
+        "--save", type=Path, help="a folder for trained weights and perplexities, read if they are there"
     )
-    if options.save and options.save.exists():
-        with np.load(options.save) as saved:
-            params = jax.tree.unflatten(treedef, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
-    else:
-        params = train(params, train_text, size, steps=options.steps, rate=2e-3, seed=options.seed)
-        if options.save:
-            np.savez(options.save, **{str(i): x for i, x in enumerate(jax.tree.leaves(params))})
-    table(params, train_text, test_text, size, seeds=options.seeds, tune=options.tune)
+    options = parser.parse_args(arguments)
+    text, size = read(options.text), Size(width=options.width, layers=options.layers)
+    each = []
+    for seed in options.seeds:
+        params = trained(text, size, steps=options.steps, seed=seed, save=options.save)
+        counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, params["blocks"])]
+        print(f"seed {seed}: {counts[0]:,} weights, {counts[1]:,} in blocks", flush=True)
+        name = f"perplexity_{named(size, options.steps, seed)}_{options.tune}.json"
+        make = partial(measured, params, text, size, tune=options.tune, seed=seed)
+        each.append(remembered(options.save / name if options.save else None, make))
+    print(f"perplexity on {len(text.test):,} characters: mean (least to greatest) of {len(each)} decoders")
+    for name in each[0]:
+        values = [found[name] for found in each]
+        print(f"{name:24} {np.mean(values):7.3f}  ({min(values):.3f} to {max(values):.3f})")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 import runpy
 import sys
 
+import jax
 import numpy as np
 import pytest
+
+from examples import sparsegpt_shakespeare as shakespeare
 
 
 @pytest.fixture
@@ -17,13 +20,19 @@ def run(root, monkeypatch, capsys):
     return call
 
 
-@pytest.mark.slow
-def test_shakespeare(run, tmp_path):
-    text = tmp_path / "text.txt"
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
     words = np.random.default_rng(0).choice(["to be ", "or not ", "that is ", "the question "], 20_000)
-    assert text.write_text("".join(words)) > 100_000
-    arguments = ("--text", text, "--width", 32, "--layers", 2, "--save", tmp_path / "weights.npz")
-    out = run("sparsegpt_shakespeare.py", *arguments, "--steps", 60, "--tune", 3, "--seeds", 1)
+    assert path.write_text("".join(words)) > 100_000
+    return path
+
+
+@pytest.mark.slow
+def test_shakespeare(run, text, tmp_path):
+    arguments = ("--text", text, "--width", 32, "--layers", 2, "--save", tmp_path)
+    arguments += ("--steps", 60, "--tune", 3, "--seeds", 0)
+    out = run("sparsegpt_shakespeare.py", *arguments)
     for row in (
         "dense",
         "50 % magnitude",
@@ -34,7 +43,19 @@ def test_shakespeare(run, tmp_path):
         "tuned",
     ):
         assert row in out
-    assert (tmp_path / "weights.npz").exists()
+    again = run("sparsegpt_shakespeare.py", *arguments)
+    assert again.split("perplexity on")[1] == out.split("perplexity on")[1]
+
+
+def test_a_decoder_is_trained_once_and_predicts_better_than_chance(text, tmp_path):
+    read = shakespeare.read(text)
+    size = shakespeare.Size(width=16, layers=1, heads=2, context=16, batch=8)
+    first = shakespeare.trained(read, size, steps=40, seed=0, save=tmp_path)
+    assert shakespeare.evaluation(read.test, size)(first) < read.characters
+    again = shakespeare.trained(read, size, steps=40, seed=0, save=tmp_path)
+    assert jax.tree.structure(first) == jax.tree.structure(again)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
