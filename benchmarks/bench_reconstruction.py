@@ -1,32 +1,41 @@
 """How long SparseGPT takes on one large layer, beside one matrix product of its size, and what calibration costs.
 
-    python benchmarks/bench_reconstruction.py --size 4096
+    python benchmarks/bench_reconstruction.py --only kernels --output output/bench
+    python benchmarks/bench_reconstruction.py --only calibration --output output/bench
 
-Prints one line a measurement. Compilation and running are timed apart, running as the best of some repetitions.
+Contestants take turns, so that what else the machine does touches all of them; medians are reported with the fastest
+and the slowest run. Compilation, tracing included, is timed apart.
 """
 
 import argparse
+import json
+import platform
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune.calibration import calibrator
 from jaxprune.reconstruction import Entries, Grouped, reconstruct, sparsegpt
 
+Row = dict[str, Any]
 
-def timed(fn: Callable[..., Any], *args: Any, repeat: int) -> float:
-    """Seconds of the fastest run."""
-    best = float("inf")
+
+def timed(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of every run, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeat):
-        started = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        best = min(best, time.perf_counter() - started)
-    return best
+        for name, run in runs.items():
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], float]:
@@ -36,28 +45,43 @@ def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], fl
     return ready, time.perf_counter() - started
 
 
-def kernels(size: int, repeat: int) -> None:
+def row(name: str, seconds: list[float], compiling: float | None = None, **more: Any) -> Row:
+    """A row of the table, printed."""
+    out = {"name": name, "seconds": float(np.median(seconds)), "all": seconds, "compile": compiling, **more}
+    line = f"{name:34} {out['seconds']:9.4f} s ({min(seconds):.4f} to {max(seconds):.4f})"
+    line += "".join(f", {key.replace('_', ' ')} {value:.2f}" for key, value in more.items())
+    print(line + (f", compiled in {compiling:.1f} s" if compiling is not None else ""), flush=True)
+    return out
+
+
+def kernels(size: int, repeat: int) -> list[Row]:
     """SparseGPT on a square layer against one matrix product."""
     keys = jax.random.split(jax.random.key(0), 3)
     weight = jax.random.normal(keys[0], (size, size)) / size**0.5
     x = jax.random.normal(keys[1], (size + 256, size)) * jnp.exp(jax.random.normal(keys[2], (size,)))
     gram = x.T @ x
-    product, _ = compiled(jnp.matmul, weight, gram)
-    seconds = timed(product, weight, gram, repeat=repeat)
-    print(f"matmul {size}: {seconds:.3f} s, {2 * size**3 / seconds / 1e9:.0f} GFLOP/s")
-    factor, _ = compiled(lambda g: jnp.linalg.cholesky(g + jnp.eye(size)), gram)
-    print(f"cholesky {size}: {timed(factor, gram, repeat=repeat):.3f} s")
     half = size * size // 2
-    for name, fn in (
-        ("unstructured", lambda w, g: sparsegpt(w, g, Entries(half))),
-        ("2:4", lambda w, g: sparsegpt(w, g, Grouped(2, 4))),
-    ):
-        run, compiling = compiled(fn, weight, gram)
-        taken = timed(run, weight, gram, repeat=repeat)
-        # The factor (n^3 / 3 and n^3) and the updates (n^3 for a triangle, counted once though twice is computed).
-        flops = (4 / 3 + 1) * size**3
-        rate = f"{flops / taken / 1e9:.0f} GFLOP/s, {taken / seconds:.1f} matmuls"
-        print(f"sparsegpt {size} {name}: {taken:.3f} s, {rate}, compiled in {compiling:.1f} s")
+    # Of SparseGPT: the factor (n^3 / 3) and its inverse (n^3 / 3), the updates (n^3: each row by those before it), and
+    # what is never worse than the mask alone (two products).
+    contestants = {
+        "matmul": (jnp.matmul, 2.0),
+        "cholesky": (lambda w, g: jnp.linalg.cholesky(g + jnp.eye(size)), 1 / 3),
+        "sparsegpt 50 %": (lambda w, g: sparsegpt(w, g, Entries(half)), 1 / 3 + 1 / 3 + 1 + 4),
+        "sparsegpt 2:4": (lambda w, g: sparsegpt(w, g, Grouped(2, 4)), 1 / 3 + 1 / 3 + 1 + 4),
+    }
+    ready = {name: compiled(fn, weight, gram) for name, (fn, _) in contestants.items()}
+    seconds = timed({name: partial(fn, weight, gram) for name, (fn, _) in ready.items()}, repeat)
+    product = np.median(seconds["matmul"])
+    return [
+        row(
+            f"{name}, {size} x {size}",
+            seconds[name],
+            ready[name][1],
+            GFLOP_per_s=contestants[name][1] * size**3 / np.median(seconds[name]) / 1e9,
+            matmuls=float(np.median(seconds[name]) / product),
+        )
+        for name in contestants
+    ]
 
 
 def decoder(params: Any, x: jax.Array) -> jax.Array:
@@ -72,7 +96,7 @@ def decoder(params: Any, x: jax.Array) -> jax.Array:
     return lax.scan(block, x, params)[0]
 
 
-def calibration(width: int, layers: int, repeat: int) -> None:
+def calibration(width: int, layers: int, repeat: int) -> list[Row]:
     """The plain forward pass against calibration, by what is summed; and pruning a stacked tree."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
     shapes = dict.fromkeys("qkv", (width, 8, width // 8)) | {
@@ -83,23 +107,30 @@ def calibration(width: int, layers: int, repeat: int) -> None:
     params = {n: jax.random.normal(next(keys), (layers, *s)) / width for n, s in shapes.items()}
     x = jax.random.normal(next(keys), (8, 128, width))
     plain, compiling = compiled(decoder, params, x)
-    forward = timed(plain, params, x, repeat=repeat)
-    print(f"forward, {layers} layers of {width}: {forward * 1e3:.0f} ms, compiled in {compiling:.1f} s")
+    runs: dict[str, Callable[[], Any]] = {"forward": lambda: [plain(params, x) for _ in range(5)]}
+    first, stats = {"forward": compiling}, None
     for collect in ("square", "gram"):
         run = calibrator(decoder, params, collect=collect)
         started = time.perf_counter()
-        stats = run(params, [x])
-        first = time.perf_counter() - started
-        one, five = (timed(partial(run, params, [x] * n), repeat=repeat) for n in (1, 5))
-        each = (five - one) / 4  # without what a call costs whatever the number of batches
-        print(
-            f"calibrate {collect}: {each * 1e3:.0f} ms a batch, {each / forward:.2f} forwards, first call {first:.1f} s"
+        stats = jax.block_until_ready(run(params, [x]))
+        first[f"calibrate, {collect}"] = time.perf_counter() - started
+        runs[f"calibrate, {collect}"] = partial(run, params, [x] * 5)
+    seconds = timed(runs, repeat)
+    forward = np.median(seconds["forward"])
+    rows = [
+        row(
+            f"{name}, {layers} layers of {width}",
+            [s / 5 for s in seconds[name]],  # a batch
+            first[name],
+            forwards=float(np.median(seconds[name]) / forward),
         )
+        for name in runs
+    ]
     started = time.perf_counter()
     jax.block_until_ready(reconstruct(params, stats, 0.5))
-    first = time.perf_counter() - started
-    again = timed(partial(reconstruct, params, stats, 0.6), repeat=1)
-    print(f"reconstruct {layers} stacked layers of {width}: {again:.2f} s, compilation {first - again:.2f} s more")
+    once = time.perf_counter() - started
+    again = timed({"": partial(reconstruct, params, stats, 0.6)}, 1)[""]
+    return [*rows, row(f"reconstruct, {layers} layers of {width}", again, once - again[0])]
 
 
 def main() -> None:
@@ -107,13 +138,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096, help="of the square layer")
     parser.add_argument("--width", type=int, default=256, help="of the decoder")
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", choices=("kernels", "calibration"))
+    parser.add_argument("--output", type=Path, help="a folder to write reconstruction.json into")
     options = parser.parse_args()
-    if options.only != "calibration":
-        kernels(options.size, options.repeat)
-    if options.only != "kernels":
-        calibration(options.width, options.layers, options.repeat)
+    rows = [] if options.only == "calibration" else kernels(options.size, options.repeat)
+    rows += [] if options.only == "kernels" else calibration(options.width, options.layers, options.repeat)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        machine = f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device, jax {jax.__version__}"
+        report = {"machine": machine, "options": vars(options) | {"output": str(options.output)}, "rows": rows}
+        name = "reconstruction" if options.only is None else f"reconstruction_{options.only}"
+        (options.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from jaxprune import allocation, masks, sparsify, training
 from jaxprune.calibration import calibrate
 from jaxprune.criteria import wanda
 from jaxprune.masks import Pruned
-from jaxprune.reconstruction import reconstruct, reconstruct_sequential
+from jaxprune.reconstruction import reconstruct, reconstruct_sequential, relative_errors
 
 PyTree = Any
 BLOCKS = "blocks/*/kernel"
+METHODS = ("magnitude", "wanda", "sparsegpt")
 SETTINGS = (
     ("50 %", 0.5, masks.Unstructured()),
     ("2:4", 0.5, masks.NM(2, 4)),
@@ -178,16 +179,44 @@ def prunings(params: PyTree, size: Size, batches: list[jax.Array], sparsity: flo
     fn = partial(forward, size.heads)
     stats = calibrate(fn, params, batches, where=BLOCKS)
     share = {BLOCKS: sparsity}
-    out = {
-        name: reconstruct(params, stats, share, method=name, pattern=pattern)
-        for name in ("magnitude", "wanda", "sparsegpt")
-    }
+    out = {name: reconstruct(params, stats, share, method=name, pattern=pattern) for name in METHODS}
     out["sequential"] = reconstruct_sequential(fn, params, batches, share, pattern=pattern, where=BLOCKS)
     if sparsity >= 0.7:  # every block gets a sparsity of its own: blocks are stacked, so they are slices
         scores = wanda(params, stats=stats)
         owl = allocation.owl(scores, sparsity, where=BLOCKS, batch_axes={BLOCKS: 1}, layer_of=lambda name: "block")
         out["sparsegpt+owl"] = reconstruct(params, stats, owl.sparsities)
     return out
+
+
+def with_outliers(params: PyTree, key: jax.Array, share: float = 0.05, factor: float = 16.0) -> PyTree:
+    """The same function with outlier features, as large language models grow them (Dettmers et al. 2022, 2208.07339).
+
+    In every block a share of the channels is made larger by the norms and smaller again by the kernels that read them;
+    a power of two changes no bit of the result.
+    """
+    blocks = dict(params["blocks"])
+    layers, width = blocks["norm1"].shape
+    for norm, kernel, k in zip(("norm1", "norm2"), ("qkv", "up"), jax.random.split(key), strict=True):
+        channels = jnp.argsort(jax.random.uniform(k, (layers, width))) < round(share * width)
+        scale = jnp.where(channels, factor, 1.0)
+        blocks[norm] = blocks[norm] * scale
+        blocks[kernel] = {**blocks[kernel], "kernel": blocks[kernel]["kernel"] / scale[:, :, None]}
+    return {**params, "blocks": blocks}
+
+
+def spreads(params: PyTree, size: Size, batches: list[jax.Array]) -> dict[str, float]:
+    """What sets Wanda apart from magnitude: by how much the norms of a kernel's inputs differ, and what that gains."""
+    stats = calibrate(partial(forward, size.heads), params, batches, where=BLOCKS)
+    found = {}
+    for together in stats.together:
+        for name in together.names:
+            norm = stats[name].norm
+            found[f"{name}: largest input norm / median"] = float((norm.max(1) / jnp.median(norm, axis=1)).max())
+    for method in METHODS:
+        new = reconstruct(params, stats, {BLOCKS: 0.5}, method=method).params
+        for name, error in relative_errors(params, new, stats).items():
+            found[f"{name}: output error at 50 %, {method}"] = error
+    return found
 
 
 def tuned(pruned: Pruned, text: Text, size: Size, *, steps: int, seed: int) -> Pruned:
@@ -199,16 +228,21 @@ def tuned(pruned: Pruned, text: Text, size: Size, *, steps: int, seed: int) -> P
 def measured(params: PyTree, text: Text, size: Size, *, tune: int, seed: int) -> dict[str, float]:
     """The perplexity of the dense network, and of every method at every sparsity."""
     perplexity = evaluation(text.test, size)
-    found = {"dense": perplexity(params)}
+    outliers = with_outliers(params, jax.random.key(seed))
+    found = {"dense": perplexity(params), "dense, outliers": perplexity(outliers)}
     batches = [b[:, :-1] for b in windows(text.train, size, np.random.default_rng(1000 + seed), 16)]
     for title, sparsity, pattern in SETTINGS:
         pruned = prunings(params, size, batches, sparsity, pattern)
         for name in ("magnitude", "sparsegpt") if tune else ():
             pruned[f"{name}, tuned"] = tuned(pruned[name], text, size, steps=tune, seed=seed)
+        if pattern == masks.Unstructured():
+            stats = calibrate(partial(forward, size.heads), outliers, batches, where=BLOCKS)
+            for name in METHODS:
+                pruned[f"{name}, outliers"] = reconstruct(outliers, stats, {BLOCKS: sparsity}, method=name)
         for name, result in pruned.items():
             found[f"{title:>5} {name}"] = perplexity(result.params)
-            print(f"{title:>5} {name:18} {found[f'{title:>5} {name}']:8.3f}", flush=True)
-    return found
+            print(f"{title:>5} {name:20} {found[f'{title:>5} {name}']:8.3f}", flush=True)
+    return found | spreads(params, size, batches)
 
 
 def remembered(path: Path | None, make: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -245,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"perplexity on {len(text.test):,} characters: mean (least to greatest) of {len(each)} decoders")
     for name in each[0]:
         values = [found[name] for found in each]
-        print(f"{name:24} {np.mean(values):7.3f}  ({min(values):.3f} to {max(values):.3f})")
+        print(f"{name:26} {np.mean(values):7.4g}  ({min(values):.4g} to {max(values):.4g})")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def prune_leaf(leaf: Leaf, wanted: Wanted, kernel: Callable, batch: int | None =
       The leaf and its mask, with the other matrices as they are (and all kept).
     """
     layout = leaf.inputs.layout
-    matrices = layout.matrices(leaf.array)
+    matrices = layout.matrices(jnp.asarray(leaf.array))
     at = slice(None) if batch is None else slice(batch, batch + 1)
     values = jax.tree.map(lambda x: x[at], wanted.values)
     matrix = leaf.inputs.gram if leaf.inputs.gram is not None else leaf.inputs.square

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprune.reconstruction import counting, masked, targets
+from tests.reconstruction import problems
 
 
 @pytest.mark.parametrize("kept", [0, 1, 17, 34, 35])
@@ -58,3 +59,18 @@ def test_groups_and_given_masks():
     np.testing.assert_array_equal(masked.magnitude(w, targets.Given(given))[1], given)
     with pytest.raises(ValueError, match="do not divide 8 inputs"):
         _ = masked.magnitude(w, targets.Grouped(1, 3))
+
+
+def test_wanda_does_not_see_in_which_unit_an_input_is_measured_and_magnitude_does():
+    # The outlier features of large language models: an input 16 times larger, its weights 16 times smaller.
+    w, x = (a.astype(np.float32) for a in problems.layer(5, 32, 8))
+    unit = np.where(np.arange(32) % 8 == 0, np.float32(16), np.float32(1))
+    for target in (targets.Entries(128), targets.Grouped(2, 4)):
+        square, scaled = (jnp.asarray((y**2).sum(0)) for y in (x, x * unit))
+        new, mask = masked.wanda(jnp.asarray(w), square, target)
+        other, same = masked.wanda(jnp.asarray(w / unit[:, None]), scaled, target)
+        np.testing.assert_array_equal(mask, same)
+        np.testing.assert_array_equal(other * unit[:, None], new)
+        _, first = masked.magnitude(jnp.asarray(w), target)
+        _, second = masked.magnitude(jnp.asarray(w / unit[:, None]), target)
+        assert np.asarray(first)[::8].mean() > 2 * np.asarray(second)[::8].mean()

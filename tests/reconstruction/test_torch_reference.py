@@ -1,0 +1,35 @@
+"""The same masks and weights as the published SparseGPT (tests/reference/torch_sparsegpt.py ran it)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxprune import masks
+from jaxprune.calibration import calibrate
+from jaxprune.reconstruction import reconstruct
+
+_FILE = np.load(Path(__file__).parents[1] / "reference" / "torch_sparsegpt.npz")
+_CASES = [name for name in _FILE if "/" in name]
+
+
+@pytest.fixture(scope="module")
+def stats():
+    return calibrate(lambda w, x: x @ w, _FILE["weight"], [_FILE["x"][:100], _FILE["x"][100:]])
+
+
+def test_the_file_holds_every_case():
+    assert sorted(_CASES) == ["16/0.5", "16/0.7", "16/2:4", "16/4:8", "48/0.5", "48/1:4"]
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_calibrated_and_pruned_as_published(stats, case):
+    block, target = case.split("/")
+    want = _FILE[case]
+    if ":" in target:
+        n, m = map(int, target.split(":"))
+        new = reconstruct(_FILE["weight"], stats, pattern=masks.NM(n, m), block=int(block))
+    else:
+        new = reconstruct(_FILE["weight"], stats, masks.count(int((want == 0).sum())), block=int(block))
+    np.testing.assert_array_equal(new.masks, want != 0)
+    np.testing.assert_allclose(new.params, want, atol=1e-4)
