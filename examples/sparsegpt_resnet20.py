@@ -3,14 +3,15 @@
     python examples/sparsegpt_resnet20.py --data ../shared/data
 
 reads the published weights (PyTorch's names and OIHW kernels, resnet20_cifar10/weights.npz) and CIFAR-10 images
-(cifar10_jpeg), calibrates on some and prints the accuracy on the others, for every method, with the old batch
-statistics and with statistics re-estimated on the calibration images.
+(cifar10_jpeg), calibrates on some of the first half and prints the accuracy on the second, for every method, with the
+old batch statistics and with statistics re-estimated on the calibration images; with the spread over calibration sets.
 """
 
 import argparse
 import io
 import itertools
-from functools import partial
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ from jaxprune.calibration import calibrate
 from jaxprune.reconstruction import recalibrate_statistics, reconstruct, reconstruct_sequential
 
 PyTree = Any
+Row = dict[str, list[float]]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 MOMENTUM = 0.9
 # The first convolution and the classifier are left dense, as is usual.
 KERNELS = "layer*conv*weight"
+SETTINGS = (
+    ("50 %", 0.5, masks.Unstructured()),
+    ("2:4", 0.5, masks.NM(2, 4)),
+    ("4:8", 0.5, masks.NM(4, 8)),
+    ("70 %", 0.7, masks.Unstructured()),
+)
 
 
 def images(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -83,41 +91,65 @@ def apply(params: PyTree, running: PyTree, x: jax.Array, *, train: bool) -> tupl
     return x.mean((1, 2)) @ params["linear/weight"].T + params["linear/bias"], new
 
 
+@jax.jit
+def hits(params: PyTree, running: PyTree, x: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many images are classified rightly."""
+    return (apply(params, running, x, train=False)[0].argmax(-1) == labels).sum()
+
+
 def accuracy(params: PyTree, running: PyTree, x: np.ndarray, labels: np.ndarray) -> float:
-    run = jax.jit(lambda p, r, b: apply(p, r, b, train=False)[0].argmax(-1))
-    found = [run(params, running, x[i : i + 500]) for i in range(0, len(x), 500)]
-    return float((np.concatenate(found) == labels).mean())
+    each = [hits(params, running, x[i : i + 500], labels[i : i + 500]) for i in range(0, len(x), 500)]
+    return float(sum(map(int, each)) / len(x))
+
+
+def prunings(params: PyTree, running: PyTree, batches: list[np.ndarray]) -> Iterator[tuple[str, PyTree]]:
+    """The pruned networks, by setting and method."""
+    fn = lambda p, b: apply(p, running, b, train=False)[0]
+    stats = calibrate(fn, params, batches, where=KERNELS)
+    for title, sparsity, pattern in SETTINGS:
+        share = {KERNELS: sparsity}
+        for method in ("magnitude", "wanda", "least_squares", "sparsegpt"):
+            yield f"{title:>4} {method}", reconstruct(params, stats, share, method=method, pattern=pattern).params
+        new = reconstruct_sequential(fn, params, batches, share, pattern=pattern, where=KERNELS)
+        yield f"{title:>4} sequential", new.params
+
+
+def measured(params: PyTree, running: PyTree, x: np.ndarray, labels: np.ndarray, seed: int, size: int) -> Row:
+    """The accuracies with the old statistics and with new ones, calibrated on some images of the first half."""
+    half = len(x) // 2
+    chosen = x[np.random.default_rng(seed).permutation(half)[:size]]
+    batches = [chosen[i : i + 250] for i in range(0, size, 250)]
+    found: Row = {}
+    for name, new in (("dense", params), *prunings(params, running, batches)):
+        # Parameters come with the batches, so that nothing is compiled for their values.
+        update = lambda r, b: apply(b[0], r, b[1], train=True)[1]
+        fresh = recalibrate_statistics(update, running, [(new, b) for b in batches])
+        found[name] = [accuracy(new, r, x[half:], labels[half:]) for r in (running, fresh)]
+        print(f"seed {seed}: {name:19} {found[name][0]:.2%}, statistics re-estimated {found[name][1]:.2%}", flush=True)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with resnet20_cifar10 and cifar10_jpeg")
     parser.add_argument("--calibration", type=int, default=1000, help="how many images to calibrate on")
-    parser.add_argument("--test", type=int, default=4000, help="how many of the others to test on")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.7])
+    parser.add_argument("--images", type=int, default=5000, help="how many images in all; the second half is the test")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one calibration set each")
+    parser.add_argument("--output", type=Path, help="a JSON file for the accuracies")
     options = parser.parse_args(arguments)
-    x, labels = images(options.data / "cifar10_jpeg" / "half_a_5000.npz")
+    if not 0 < options.calibration <= options.images // 2:
+        parser.error(f"--calibration must be 1 to {options.images // 2}, half of --images")
+    x, labels = (y[: options.images] for y in images(options.data / "cifar10_jpeg" / "half_a_5000.npz"))
     params, running = network(options.data / "resnet20_cifar10" / "weights.npz")
-    batches = [x[i : i + 250] for i in range(0, options.calibration, 250)]
-    x, labels = x[options.calibration :][: options.test], labels[options.calibration :][: options.test]
-    score = partial(accuracy, x=x, labels=labels)
-    print(f"dense: {score(params, running):.2%} of {len(x)} images, calibrated on {options.calibration} others")
-    fn = lambda p, b: apply(p, running, b, train=False)[0]
-    stats = calibrate(fn, params, batches, where=KERNELS)
-    settings = [(f"{s:.0%}", s, masks.Unstructured()) for s in options.sparsities]
-    for title, sparsity, pattern in [*settings, ("2:4", 0.5, masks.NM(2, 4))]:
-        share = {KERNELS: sparsity}
-        for method in ("magnitude", "wanda", "least_squares", "sparsegpt", "sequential"):
-            if method == "sequential":
-                new = reconstruct_sequential(fn, params, batches, share, pattern=pattern, where=KERNELS).params
-            else:
-                new = reconstruct(params, stats, share, method=method, pattern=pattern).params
-            update = lambda r, b, new=new: apply(new, r, b, train=True)[1]
-            fresh = recalibrate_statistics(update, running, batches)
-            print(
-                f"{title:>4} {method:13} {score(new, running):.2%}, statistics re-estimated {score(new, fresh):.2%}",
-                flush=True,
-            )
+    each = [measured(params, running, x, labels, seed, options.calibration) for seed in options.seeds]
+    print(f"accuracy on {len(x) - len(x) // 2} images: mean (least to greatest) of {len(each)} calibration sets")
+    for name in each[0]:
+        columns = np.array([found[name] for found in each]).T
+        old, new = (f"{np.mean(v):.1%} ({min(v):.1%} to {max(v):.1%})" for v in columns)
+        print(f"{name:19} {old}, statistics re-estimated {new}")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        _ = options.output.write_text(json.dumps(dict(zip(map(str, options.seeds), each, strict=True)), indent=1))
 
 
 if __name__ == "__main__":

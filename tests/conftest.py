@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Scripts that write reference values with packages which the tests do not install.
-collect_ignore = ["reference/torch_masks.py"]
+collect_ignore = ["reference/torch_masks.py", "reference/torch_sparsegpt.py"]
 
 
 @pytest.fixture(scope="session")

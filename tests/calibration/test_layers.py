@@ -150,6 +150,27 @@ class Attention(nn.Module):
         return nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6, name="attention")(x, x)
 
 
+@pytest.mark.parametrize(
+    ("strides", "dilation", "groups"), [((2, 3), (1, 1), 1), ((1, 1), (2, 3), 1), ((2, 1), (1, 2), 3)]
+)
+def test_convolution_by_hand(strides, dilation, groups):
+    w, x = normal(3, 2, 6 // groups, 12), np.asarray(normal(*IMAGE, seed=1), np.float64)
+    fn = lambda w, x: conv(w, x, strides, "VALID", rhs_dilation=dilation, feature_group_count=groups)
+    got = calibrate(fn, w, [jnp.asarray(x, jnp.float32)])[""]
+    rows, columns = (dilation[0] * np.arange(3), dilation[1] * np.arange(2))
+    _, height, width, _ = fn(w, jnp.asarray(x, jnp.float32)).shape
+    for group in range(groups):
+        own = x[..., 6 // groups * group : 6 // groups * (group + 1)]
+        patches = [
+            own[n][np.ix_(i * strides[0] + rows, j * strides[1] + columns)].ravel()  # height, width, channel
+            for n in range(2)
+            for i in range(height)
+            for j in range(width)
+        ]
+        np.testing.assert_allclose(got.gram[group], np.transpose(patches) @ patches, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(got.count, 2 * height * width)
+
+
 def test_multi_head_attention_by_hand():
     x = normal(3, 5, 8)
     params = Attention().init(KEY, x)

@@ -191,6 +191,14 @@ def test_progress_names_what_to_install(monkeypatch):
         _ = calibrate(two_layers, PARAMS, [X], progress=True)
 
 
+def test_progress_counts_the_batches(capsys):
+    _ = pytest.importorskip("tqdm", reason="the bar is in jaxprune[examples]")
+    shown = calibrate(two_layers, PARAMS, [X, X, X], progress=True)
+    assert "calibrate" in (said := capsys.readouterr().err)
+    assert "3/3" in said
+    np.testing.assert_array_equal(shown["a"].gram, calibrate(two_layers, PARAMS, [X, X, X])["a"].gram)
+
+
 def test_leaves_without_names_in_common_are_told_apart():
     params = {"a/b": {"c": jnp.ones((4, 3))}, "a": {"b/c": jnp.ones((4, 2))}}
     stats = calibrate(lambda p, x: (x @ p["a/b"]["c"], 2 * x @ p["a"]["b/c"]), params, [X])

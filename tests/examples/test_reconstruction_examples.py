@@ -62,8 +62,8 @@ def test_a_decoder_is_trained_once_and_predicts_better_than_chance(text, tmp_pat
 def test_resnet20(run, real_data):
     folder = real_data("resnet20_cifar10/weights.npz").parents[1]
     _ = real_data("cifar10_jpeg/half_a_5000.npz")
-    out = run("sparsegpt_resnet20.py", "--data", folder, "--test", 500, "--calibration", 250, "--sparsities", 0.5)
-    dense = float(out.split("dense: ")[1].split("%")[0])
-    repaired = float(out.split("50% sparsegpt     ")[1].split("%")[0])
+    out = run("sparsegpt_resnet20.py", "--data", folder, "--images", 1000, "--calibration", 250, "--seeds", 0)
+    table = out.split("calibration sets\n")[1]
+    dense, repaired = (float(table.split(name)[1].split("%")[0]) for name in ("dense", "50 % sparsegpt"))
     assert dense > 75
     assert repaired > dense - 10
