@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="any plain text; a tenth is held out")
     parser.add_argument("--steps", type=int, default=3000, help="of training")
-    parser.add_argument("--tune", type=int, default=100, help="steps of masked fine-tuning after pruning; 0: none")
+    parser.add_argument("--tune", type=int, default=50, help="steps of masked fine-tuning after pruning; 0: none")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one decoder and calibration set each")
     parser.add_argument("--width", type=int, default=Size().width)
     parser.add_argument("--layers", type=int, default=Size().layers)

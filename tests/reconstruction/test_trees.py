@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxprune import prune
 from jaxprune.calibration import calibrate
 from jaxprune.masks import NM, Channel, Unstructured, counts
 from jaxprune.reconstruction import matrices as stacks
@@ -259,3 +260,15 @@ def test_a_stack_of_layers_compiles_once_whatever_the_sparsity():
         _, masks = reconstruct(params, stats, sparsity, method=counted)
         assert int((~masks["layers"]).sum()) == removed
     assert traces == [(4, 4)]
+
+
+def test_prune_compiles_a_stack_of_layers_once(caplog):
+    def compilations(layers):
+        caplog.clear()
+        with jax.log_compiles():
+            pruned = prune({"layers": normal(layers, 12, 10)}, 0.5, batch_axes={"layers": 1})
+        assert (np.asarray(pruned.masks["layers"]).sum((1, 2)) == 60).all()
+        return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
+
+    few = compilations(2)
+    assert 0 < compilations(24) <= few
