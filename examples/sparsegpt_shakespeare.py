@@ -156,7 +156,8 @@ def trained(text: Text, size: Size, *, steps: int, seed: int, save: Path | None 
     params = train(params, text.train, size, steps=steps, rate=2e-3, seed=seed)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(kept, **{str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))})
+        arrays: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
+        np.savez(kept, **arrays)
     return params
 
 

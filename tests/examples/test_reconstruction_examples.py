@@ -28,15 +28,17 @@ def text(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("settings", [["70 %"], pytest.param(["50 %", "2:4", "4:8"], marks=pytest.mark.slow)], ids=len)
-def test_shakespeare(settings, text, tmp_path, capsys, monkeypatch):
-    chosen = [setting for setting in shakespeare.SETTINGS if setting[0] in settings]
-    monkeypatch.setattr(shakespeare, "SETTINGS", chosen)
+# Compiling is most of the time: one kind of kernel and one setting, or all of them.
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_shakespeare(every, text, tmp_path, capsys, monkeypatch):
+    if not every:
+        monkeypatch.setattr(shakespeare, "BLOCKS", "blocks/up/kernel")
+        monkeypatch.setattr(shakespeare, "SETTINGS", shakespeare.SETTINGS[-1:])
     arguments = ["--text", str(text), "--width", "16", "--layers", "1", "--save", str(tmp_path)]
     arguments += ["--steps", "10", "--tune", "2", "--seeds", "0"]
     shakespeare.main(arguments)
     table = capsys.readouterr().out.split("perplexity on")[1]
-    for title in settings:
+    for title, _, _ in shakespeare.SETTINGS:
         for method in ("magnitude", "wanda", "sparsegpt", "sequential", "sparsegpt, tuned"):
             assert f"{title:>5} {method}" in table
     dense = [line for line in table.splitlines() if line.startswith("dense")]
