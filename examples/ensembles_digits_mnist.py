@@ -1,0 +1,333 @@
+"""Ensembles of pruned networks against one dense network: likelihood, and telling foreign images, over five seeds.
+
+    python examples/ensembles_digits_mnist.py                                digits of scikit-learn, a minute or two
+    python examples/ensembles_digits_mnist.py --data ../shared/data          MNIST as well, about ten minutes
+
+trains LeNet-300-100 (two hidden layers) in several ways, all seeds of a way at once by vmap, keeps what it trained
+under output/ensembles, so that a second call only measures, and prints one table a data set. Foreign images are photographs
+(CIFAR-10 with --data, else patches of the two photographs of scikit-learn), in grey and as large as the digits; and
+printed capital letters. Nothing was chosen by the test images; the validation images serve the greedy choice alone.
+"""
+
+import argparse
+import io
+import itertools
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from main_job import idx
+
+import jaxprune
+from jaxprune import allocation, assess, ensembles, lottery, masks, schedules, training
+
+PyTree = Any
+SPARSITY, MEMBERS, SEEDS, BATCH, RATE = 0.9, 3, 5, 64, 1e-3
+WIDTHS = (300, 100)
+
+
+class Data(NamedTuple):
+    """Images as rows of numbers in [0, 1], and labels; `foreign` by name."""
+
+    train: tuple[Any, Any]
+    validation: tuple[Any, Any]
+    test: tuple[Any, Any]
+    foreign: dict[str, Any]
+
+
+def digits(folder: Path | None) -> Data:
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    x, y = (found.images / 16).astype(np.float32), found.target.astype(np.int32)
+    testing = np.arange(len(x)) % 5 == 0
+    return _split((x[~testing], y[~testing]), (x[testing], y[testing]), 237, folder)
+
+
+def mnist(folder: Path) -> Data:
+    files = idx.find(folder / "mnist")
+    read = lambda split: idx.read_split(files[split, "images"], files[split, "labels"])
+    (x, y), (u, v) = (
+        ((x[..., 0] / 255).astype(np.float32), y.astype(np.int32)) for x, y in map(read, ("train", "test"))
+    )
+    return _split((x, y), (u, v), 10_000, folder)
+
+
+def _split(train: tuple[Any, Any], test: tuple[Any, Any], held: int, folder: Path | None) -> Data:
+    size = train[0].shape[1]
+    rows = lambda pair: (pair[0].reshape(len(pair[0]), -1), pair[1])
+    order = np.random.default_rng(0).permutation(len(train[0]))
+    parts = [rows((train[0][part], train[1][part])) for part in (order[held:], order[:held])]
+    foreign = {"photographs": photographs(folder, size), "letters": letters(size)}
+    return Data(
+        *parts, rows(test), {name: x.reshape(len(x), -1).astype(np.float32) / 255 for name, x in foreign.items()}
+    )
+
+
+def photographs(folder: Path | None, size: int) -> np.ndarray:
+    """Natural images in grey, (n, size, size), uint8."""
+    from PIL import Image
+
+    resized = lambda image: np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
+    if folder is not None:
+        with np.load(folder / "cifar10_jpeg" / "half_a_5000.npz") as stored:
+            blob, offset = stored["jpeg"].tobytes(), stored["offset"]
+        return np.stack([resized(Image.open(io.BytesIO(blob[a:b]))) for a, b in itertools.pairwise(offset)])
+    from sklearn.datasets import load_sample_images
+
+    images: Any = load_sample_images()
+    patches = [x[i : i + 32, j : j + 32] for x in images.images for i in range(0, 396, 33) for j in range(0, 608, 33)]
+    return np.stack([resized(Image.fromarray(patch)) for patch in patches])
+
+
+def letters(size: int) -> np.ndarray:
+    """Printed capitals that are no digits, white on black, (n, size, size), uint8."""
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    made = []
+    for path in sorted(Path(get_data_path(), "fonts", "ttf").glob("DejaVu*.ttf")):
+        if "Display" in path.name:
+            continue
+        for points, letter in itertools.product((72, 84, 96), "ACEFHJKMNPRTUVWXY"):
+            image = Image.new("L", (128, 128))
+            font = ImageFont.truetype(str(path), points)
+            ImageDraw.Draw(image).text((64, 64), letter, 255, font=font, anchor="mm")
+            made.append(np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)))
+    return np.stack(made)
+
+
+def init(key: jax.Array, inputs: int) -> PyTree:
+    sizes = (inputs, *WIDTHS, 10)
+    draw = lambda k, a, b: {"kernel": jax.random.normal(k, (a, b)) * (2 / a) ** 0.5, "bias": jnp.zeros(b)}
+    pairs = zip(jax.random.split(key, len(sizes) - 1), itertools.pairwise(sizes), strict=True)
+    return {f"layer_{i}": draw(k, a, b) for i, (k, (a, b)) in enumerate(pairs)}
+
+
+def apply(params: PyTree, x: jax.Array) -> jax.Array:
+    for i in range(len(params)):
+        x = x @ params[f"layer_{i}"]["kernel"] + params[f"layer_{i}"]["bias"]
+        x = x if i == len(params) - 1 else jax.nn.relu(x)
+    return x
+
+
+def adam(steps: int) -> optax.GradientTransformation:
+    """The optimizer of everything but the free tickets, which have a rate of their own."""
+    return optax.adam(optax.cosine_decay_schedule(RATE, steps))
+
+
+def gradual(steps: int) -> optax.GradientTransformation:
+    schedule = schedules.cubic(begin=steps // 10, end=steps // 2, final=SPARSITY)
+    when = schedules.every(max(steps // 50, 1), steps // 10, steps // 2)
+    return jaxprune.sparsify(adam(steps), training.gradual(schedule, when=when, allocation=allocation.erk))
+
+
+def fit(
+    optimizer: Any, params: PyTree, key: Any, data: tuple, steps: int, loss: Any = None, state: Any = None
+) -> tuple:
+    """Trains for some steps on batches drawn with replacement; (params, state)."""
+    loss = loss or (lambda p, x, y: optax.softmax_cross_entropy_with_integer_labels(apply(p, x), y).mean())
+
+    def step(carry: tuple, key: Any) -> tuple:
+        params, state = carry
+        rows = jax.random.randint(key, (BATCH,), 0, len(data[0]))
+        grads = jax.grad(loss)(params, *(x[rows] for x in data))
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = params, optimizer.init(params) if state is None else state
+    return jax.lax.scan(step, start, jax.random.split(key, steps))[0]
+
+
+def whole(params: PyTree) -> PyTree:
+    return masks.ones(params)
+
+
+def dense_member(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
+    first, second = jax.random.split(key)
+    params, _ = fit(adam(steps), init(first, data[0].shape[1]), second, data, steps)
+    return params, whole(params)
+
+
+def pruned_member(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
+    first, second = jax.random.split(key)
+    params, state = fit(gradual(steps), init(first, data[0].shape[1]), second, data, steps)
+    return params, jaxprune.get_masks(state)
+
+
+def ticket_rounds(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
+    """The last three rounds of one ticket search: 78, 87 and 92 % sparse."""
+    first, second = jax.random.split(key)
+
+    def train(params: PyTree, held: PyTree, key: Any) -> PyTree:
+        return fit(jaxprune.sparsify(adam(steps), training.fixed(held)), params, key, data, steps)[0]
+
+    found = lottery.iterative_pruning(train, init(first, data[0].shape[1]), rounds=5, rate=0.4, key=second).ticket
+    return jax.tree.map(lambda leaf: leaf[-MEMBERS:], (found.params, found.masks))
+
+
+def free_tickets(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
+    """Three tickets of one sparse training that is two and a half times as long as the others."""
+    first, second, third = jax.random.split(key, 3)
+    every = max(steps // 25, 1)
+    tickets = ensembles.free_tickets(
+        SPARSITY, members=MEMBERS, explore=steps, refine=steps // 2, key=first, every=every
+    )
+    optimizer = jaxprune.sparsify(optax.adam(lambda step: RATE * tickets.rate(step)), tickets.method)
+    params, state, found = init(second, data[0].shape[1]), None, []
+    for begin, end in itertools.pairwise((0, *tickets.ends)):
+        params, state = fit(optimizer, params, jax.random.fold_in(third, end), data, end - begin, state=state)
+        found.append((params, jaxprune.get_masks(state)))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+
+def fine_tuned(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
+    """Three copies of one network, pruned at once and fine-tuned on other batches for half as many steps."""
+    first, second = jax.random.split(key)
+    params, _ = dense_member(steps, first, *data)
+    pruned = jaxprune.prune(params, SPARSITY, allocation=allocation.erk)
+    optimizer = jaxprune.sparsify(adam(steps // 2), training.fixed(pruned.masks))
+    tune = lambda key: (fit(optimizer, pruned.params, key, data, steps // 2)[0], pruned.masks)
+    return jax.vmap(tune)(jax.random.split(second, MEMBERS))
+
+
+def student(steps: int, key: Any, x: Any, y: Any, teacher: Any) -> tuple[PyTree, PyTree]:
+    """One network, pruned gradually while it learns from the pruned ensemble's logits, (members, n, classes)."""
+    first, second = jax.random.split(key)
+    distil = ensembles.distillation(apply)
+    loss = lambda params, x, y, soft: distil(params, x, jnp.swapaxes(soft, 0, 1), y)
+    params, state = fit(
+        gradual(steps), init(first, x.shape[1]), second, (x, y, jnp.swapaxes(teacher, 0, 1)), steps, loss
+    )
+    return params, jaxprune.get_masks(state)
+
+
+def train_all(name: str, data: Data, steps: int, seeds: int, folder: Path) -> dict[str, list[ensembles.Members]]:
+    """For each way of making members those of each seed; from the folder where they lie there already."""
+    x, y = (jnp.asarray(part) for part in data.train)
+    every = ensembles.logits_of(apply)
+
+    def made(way: str, train: Callable, keys: Any, *more: Any) -> ensembles.Members:
+        file = folder / f"{name}-{steps}-{seeds}-{way}.npz"
+        if not file.exists():
+            shared = [None] * (2 + len(more))
+            found = jax.jit(jax.vmap(partial(train, steps), in_axes=(0, *shared)))(keys, x, y, *more)
+            with file.with_suffix(".part").open("wb") as out:
+                np.savez(out, *map(np.asarray, jax.tree.leaves(found)))
+            file.with_suffix(".part").rename(file)
+            print(f"trained: {name}, {way}", flush=True)
+        with np.load(file) as stored:
+            leaves = [stored[f"arr_{i}"] for i in range(len(stored.files))]
+        params = init(jax.random.key(0), x.shape[1])
+        return jax.tree.unflatten(jax.tree.structure(ensembles.Members(params, params)), leaves)
+
+    key = lambda way: jax.random.split(jax.random.fold_in(jax.random.key(0), way), seeds)
+    several = lambda way: jax.vmap(lambda k: jax.random.split(k, MEMBERS))(key(way)).reshape(-1)
+    split = lambda found: [ensembles.take(found, range(i * MEMBERS, (i + 1) * MEMBERS)) for i in range(seeds)]
+    nested = lambda found: [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(seeds)]
+    ways = {
+        "dense": split(made("dense", dense_member, several(0))),
+        "pruned": split(made("pruned", pruned_member, several(0))),
+    }
+    for i, train in enumerate((ticket_rounds, free_tickets, fine_tuned)):
+        ways[train.__name__] = nested(made(train.__name__, train, key(i + 1)))
+    students = []
+    for i, teachers in enumerate(ways["pruned"]):
+        students.append(made(f"student_{i}", student, key(4)[i : i + 1], every(teachers, x)))
+    return {**ways, "student": students}
+
+
+def rows_of(ways: dict[str, list[ensembles.Members]], data: Data, seed: int) -> dict[str, Any]:
+    """By row of the table, what is measured of one seed."""
+    every = ensembles.logits_of(apply)
+    combine = ensembles.mean_probability
+    members = {way: found[seed] for way, found in ways.items()}
+    members["soup"] = ensembles.stack([ensembles.soup(members["fine_tuned"])])
+    pool = jax.tree.map(
+        lambda *xs: jnp.concatenate(xs), *(members[w] for w in ("pruned", "ticket_rounds", "free_tickets"))
+    )
+    chosen = ensembles.greedy(every(pool, data.validation[0]), data.validation[1], MEMBERS)
+    members["greedy"] = ensembles.take(pool, np.asarray(chosen.order))
+    first = lambda way: ensembles.take(members[way], [0])
+    rows = {
+        "one dense": (first("dense"), combine),
+        "one pruned 90%": (first("pruned"), combine),
+        "one pruned, distilled": (members["student"], combine),
+        "one fine-tuned": (first("fine_tuned"), combine),
+        "soup of 3 fine-tuned": (members["soup"], combine),
+        "3 dense": (members["dense"], combine),
+        "3 pruned 90%": (members["pruned"], combine),
+        "  mean logit": (members["pruned"], ensembles.mean_logit),
+        "  majority": (members["pruned"], ensembles.majority),
+        "3 ticket rounds": (members["ticket_rounds"], combine),
+        "3 free tickets": (members["free_tickets"], combine),
+        "3 fine-tuned": (members["fine_tuned"], combine),
+        "3 of 9, greedy": (members["greedy"], combine),
+    }
+    return {name: measure(every, found, how, data) for name, (found, how) in rows.items()}
+
+
+def measure(every: Any, members: ensembles.Members, combine: Any, data: Data) -> dict[str, float]:
+    x, labels = data.test
+    logits = every(members, x)
+    metrics = assess.evaluate(combine(logits), labels)
+    values = {"kept": ensembles.kept(members), "accuracy": metrics.accuracy, "nll": metrics.nll, "ece": metrics.ece}
+    if members.size > 1:
+        values["disagreement"] = ensembles.disagreement(logits).mean()
+    for name, foreign in data.foreign.items():
+        strange = every(members, foreign)
+        values[f"{name} H"] = assess.auroc(assess.entropy(combine(logits)), assess.entropy(combine(strange)))
+        if members.size > 1:
+            values[f"{name} MI"] = assess.auroc(assess.mutual_information(logits), assess.mutual_information(strange))
+    return {key: float(value) for key, value in values.items()}
+
+
+def table(found: list[dict[str, dict[str, float]]]) -> str:
+    """Means over the seeds, with the standard deviation; and in how many seeds a row beats the one dense network."""
+    columns = list(found[0]["3 dense"])
+    lines = [["", *columns, "lower NLL", *(f"better {c[:-2]}" for c in columns if c.endswith(" H"))]]
+    for row in found[0]:
+        cells = []
+        for column in columns:
+            values = [seed[row][column] for seed in found if column in seed[row]]
+            cells.append("-" if not values else f"{np.mean(values):,.0f}" if column == "kept" else _spread(values))
+        wins = [sum(seed[row]["nll"] < seed["one dense"]["nll"] for seed in found)]
+        wins += [sum(s[row][c] > s["one dense"][c] for s in found) for c in columns if c.endswith(" H")]
+        lines.append([row, *cells, *(f"{w} of {len(found)}" if row != "one dense" else "-" for w in wins)])
+    return assess.formatting.table(lines[0], lines[1:])
+
+
+def _spread(values: list[float]) -> str:
+    if not np.isfinite(values).all():
+        return "inf"
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the folder with mnist and cifar10_jpeg; without it digits alone")
+    parser.add_argument("--steps", type=int, default=2400, help="of the dense network, and of each pruned one")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--output", type=Path, default=Path("output") / "ensembles")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, load in (("digits", digits), ("mnist", mnist))[: 2 if options.data else 1]:
+        data = load(options.data)
+        ways = train_all(name, data, options.steps, options.seeds, options.output)
+        found = [rows_of(ways, data, seed) for seed in range(options.seeds)]
+        (options.output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+        print(
+            f"{name}: {len(data.train[0])} training, {len(data.test[0])} test images, {options.seeds} seeds, "
+            f"{options.steps} steps of {BATCH}; mean ± standard deviation; AUROC by entropy H, mutual information MI"
+        )
+        print(table(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Members of an ensemble: parameters and masks with a leading axis of members."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import masks as masks_
+from jaxprune import tree
+
+Array = jax.Array
+PyTree = Any
+
+
+class Members(NamedTuple):
+    """Several networks of one shape.
+
+    Attributes:
+      params: the parameters, each leaf with a leading axis of members.
+      masks: their masks, likewise: a leaf that is not pruned has shape (members,). Under vmap each is what it was.
+    """
+
+    params: PyTree
+    masks: PyTree
+
+    @property
+    def size(self) -> int:
+        """How many members there are."""
+        return jax.tree.leaves(self.params)[0].shape[0]
+
+
+def stack(networks: Sequence[Any]) -> Members:
+    """Puts networks of one shape on top of each other.
+
+    Args:
+      networks: pairs (params, masks), such as `Pruned`, all in one structure; masks None for a dense one. Masks may be
+        packed, and of one leaf one member's may be a scalar and another's an array.
+
+    Returns:
+      Members in the order given.
+
+    Raises:
+      ValueError: none, or networks that differ in structure or shapes, or masks that do not fit; named.
+      TypeError: masks that are not bool.
+
+    Example:
+      >>> two = stack([({'w': jnp.ones((2, 2))}, None), ({'w': jnp.zeros((2, 2))}, {'w': jnp.eye(2, dtype=bool)})])
+      >>> two.size, two.params['w'].shape, two.masks['w'].shape
+      (2, (2, 2, 2), (2, 2, 2))
+    """
+    if not networks:
+        raise ValueError("an ensemble needs a member; got none")
+    first = networks[0][0]
+    every = []
+    for i, (params, held) in enumerate(networks):
+        tree.check_same(first, params, what=f"member {i}", of="member 0")
+        every.append(masks_.ones(params, lambda name, leaf: False) if held is None else masks_.unpack(held))
+        tree.check_masks(params, every[-1])
+    _check_shapes([params for params, _ in networks])
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in networks))
+    return Members(params, jax.tree.map(_stack_masks, *every))
+
+
+def make(params: PyTree, masks: PyTree = None) -> Members:
+    """Members from trees that are stacked already, such as `vmap` over seeds or the rounds of a ticket search return.
+
+        rounds = lottery.iterative_pruning(...)
+        members = take(make(rounds.ticket.params, rounds.ticket.masks), [3, 4, 5])
+
+    Args:
+      params: leaves with one leading axis of members.
+      masks: bool, each with the same leading axis and otherwise broadcasting to its leaf; None for dense members.
+
+    Returns:
+      Members.
+
+    Raises:
+      ValueError: leaves without that axis, of different lengths, or masks that do not fit; named.
+      TypeError: masks that are not bool.
+
+    Example:
+      >>> make({'w': jnp.ones((3, 2))}).masks['w'].tolist()
+      [True, True, True]
+    """
+    sizes = {name: np.shape(leaf)[:1] for name, leaf in tree.named_leaves(params)}
+    if not sizes or len(set(sizes.values())) > 1 or () in sizes.values() or (0,) in sizes.values():
+        listed = "\n".join(f"  {name}: {size[0] if size else 'no axis'}" for name, size in sizes.items())
+        raise ValueError(f"each leaf needs the same leading axis of one member or more; lengths found:\n{listed}")
+    size = next(iter(sizes.values()))[0]
+    if masks is None:
+        masks = jax.tree.map(lambda leaf: jnp.ones(size, bool), params)
+    tree.check_same(params, masks, what="masks")
+    odd = [
+        f"  {name}: mask {np.shape(mask)}"
+        for (name, _), mask in zip(tree.named_leaves(params), jax.tree.leaves(masks), strict=True)
+        if np.shape(mask)[:1] != (size,)
+    ]
+    if odd:
+        raise ValueError(f"each mask needs a leading axis of {size} members:\n" + "\n".join(odd))
+    one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    tree.check_masks(jax.tree.map(one, params), jax.tree.map(one, masks))
+    return Members(params, masks)
+
+
+def take(members: Members, which: Any) -> Members:
+    """Some of the members, in the order asked for; one may come twice.
+
+    Args:
+      members: the members.
+      which: their numbers, integers in [-size, size), static.
+
+    Returns:
+      Members.
+
+    Raises:
+      ValueError: none is asked for, or a number out of range.
+
+    Example:
+      >>> take(make({'w': jnp.arange(3.0)}), [2, 0]).params['w'].tolist()
+      [2.0, 0.0]
+    """
+    rows = np.asarray(which)
+    if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
+        raise ValueError(f"which must be the numbers of one member or more; got {which}")
+    if (rows < -members.size).any() or (rows >= members.size).any():
+        raise ValueError(f"there are {members.size} members; asked for {rows.tolist()}")
+    return jax.tree.map(lambda leaf: leaf[rows], members)
+
+
+def from_seeds(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: Any) -> Members:
+    """Trains one member a key, all at once: `train` under vmap and jit.
+
+    On a CPU this pays for networks of matrix products; convolutions with a kernel for each member are slow there.
+
+    Args:
+      train: `(key, *data) -> (params, masks)`, a whole training with its initialisation; traceable.
+      keys: JAX keys, (members,).
+      *data: what all members share, such as the training images. As arguments they are not copied into the program,
+        as arrays that `train` closes over would be.
+
+    Returns:
+      Members.
+
+    Raises:
+      ValueError: keys without an axis; see `make`.
+
+    Example:
+      >>> from jaxprune import prune
+      >>> train = lambda key, x: prune({'w': x * jax.random.normal(key, (4, 4))}, 0.5)
+      >>> from_seeds(train, jax.random.split(jax.random.key(0), 3), 2.0).masks['w'].sum((1, 2)).tolist()
+      [8, 8, 8]
+    """
+    if jnp.ndim(keys) != 1:
+        raise ValueError(f"keys must have one axis, of members; got shape {jnp.shape(keys)}. Use jax.random.split")
+    return make(*jax.jit(jax.vmap(train, in_axes=(0, *[None] * len(data))))(keys, *data))
+
+
+def kept(members: Members) -> int:
+    """How many weights all members keep together, biases and other leaves that are not pruned included; on the host.
+
+    Example:
+      >>> kept(make({'w': jnp.ones((2, 3))}, {'w': jnp.array([[True, False, True], [True, True, True]])}))
+      5
+    """
+    total = 0
+    for leaf, mask in zip(jax.tree.leaves(members.params), jax.tree.leaves(members.masks), strict=True):
+        if tree.is_floating(leaf):
+            total += int(np.count_nonzero(mask)) * (leaf.size // np.size(mask))
+    return total
+
+
+def _stack_masks(*leaves: Any) -> Array:
+    shape = np.broadcast_shapes(*(np.shape(leaf) for leaf in leaves))
+    return jnp.stack([jnp.broadcast_to(jnp.asarray(leaf), shape) for leaf in leaves])
+
+
+def _check_shapes(every: Sequence[PyTree]) -> None:
+    named = [tree.named_leaves(params) for params in every]
+    wrong = [
+        f"  {name}: {np.shape(leaf)} in member {i}, {np.shape(first)} in member 0"
+        for i, other in enumerate(named)
+        for (name, first), (_, leaf) in zip(named[0], other, strict=True)
+        if np.shape(leaf) != np.shape(first)
+    ]
+    if wrong:
+        raise ValueError("members must have leaves of one shape, to run as one model:\n" + "\n".join(wrong))

@@ -1,0 +1,70 @@
+"""Soups: members that share their masks averaged into one network, as sparse as each of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune import masks as masks_
+from jaxprune import tree
+from jaxprune.ensembles.members import Members
+
+PyTree = Any
+
+
+def soup(members: Members, weights: Any = None) -> masks_.Pruned:
+    """The weighted mean of the members' parameters (Zimmer et al. 2024, arXiv:2306.16788).
+
+    w = sum_m a_m w_m / sum_m a_m. The mean of different masks would be denser than each; so they must be the same.
+    Members that were fine-tuned from one pruned network, under other seeds or rates, lie in one basin and can be
+    averaged; members of different initialisations can not. Pruned further, trained and averaged again, it is their
+    Sparse Model Soups.
+
+    Args:
+      members: members with one mask.
+      weights: (members,), non-negative, with a positive sum; None for equal ones.
+
+    Returns:
+      `Pruned(params, masks)`; leaves that are not floating are those of the first member.
+
+    Raises:
+      ValueError: masks that differ (where they are concrete), named; weights that are no weights.
+
+    Example:
+      >>> from jaxprune.ensembles import make
+      >>> mask = jnp.array([[True, False]] * 2)
+      >>> soup(make({'w': jnp.array([[1.0, 9.0], [3.0, 0.0]])}, {'w': mask})).params['w'].tolist()
+      [2.0, 0.0]
+    """
+    size = members.size
+    weights = jnp.ones(size) if weights is None else jnp.asarray(weights, jnp.float32)
+    if weights.shape != (size,):
+        raise ValueError(f"weights must be one number a member, {(size,)}; got {weights.shape}")
+    if not isinstance(weights, Tracer) and (np.any(np.asarray(weights) < 0) or not 0 < float(weights.sum()) < np.inf):
+        raise ValueError(f"weights must be non-negative with a positive sum; got {np.asarray(weights).tolist()}")
+    _check_shared(members.masks)
+    shared = jax.tree.map(lambda mask: mask[0], members.masks)
+    params = jax.tree.map(lambda leaf: _mean(leaf, weights / weights.sum()), members.params)
+    return masks_.Pruned(masks_.apply(params, shared), shared)
+
+
+def _mean(leaf: Any, shares: jax.Array) -> Any:
+    if not tree.is_floating(leaf):
+        return leaf[0]
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    return jnp.tensordot(shares.astype(dtype), leaf.astype(dtype), 1).astype(leaf.dtype)
+
+
+def _check_shared(stacked: PyTree) -> None:
+    if any(isinstance(mask, Tracer) for mask in jax.tree.leaves(stacked)):
+        return
+    differing = {name: np.asarray(mask != mask[:1]).sum() for name, mask in tree.named_leaves(stacked)}
+    wrong = [f"  {name}: {count} places" for name, count in differing.items() if count]
+    if wrong:
+        raise ValueError(
+            "members must share one mask, or their mean is denser than each; masks differ from the first member's in\n"
+            + "\n".join(wrong)
+            + "\nfine-tune copies of one pruned network, or combine predictions with `predictor`"
+        )

@@ -1,0 +1,105 @@
+"""What members are unsure about: what all of them see as open, and what they disagree on."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune import assess
+
+Array = jax.Array
+
+
+class Uncertainty(NamedTuple):
+    """Entropies of each sample in nats; total = aleatoric + epistemic.
+
+    Attributes:
+      total: the entropy of the mean prediction, H(1/M sum_m p_m).
+      aleatoric: the mean entropy of the members, 1/M sum_m H(p_m): what more members do not resolve.
+      epistemic: their difference, the mutual information of answer and member; 0 where all say the same.
+    """
+
+    total: Array
+    aleatoric: Array
+    epistemic: Array
+
+
+def uncertainty(logits: Any) -> Uncertainty:
+    """Splits the entropy of the mean prediction (Depeweg et al. 2018, arXiv:1710.07283, eq. 1 and 2).
+
+    Args:
+      logits: (members, n, classes); -inf excludes a class.
+
+    Returns:
+      Three arrays (n,).
+
+    Raises:
+      ValueError: not three axes, or one of them empty; where values are concrete, NaN.
+
+    Example:
+      >>> sure = jnp.array([[[0.0, -jnp.inf]], [[-jnp.inf, 0.0]]])  # each member sure, of different answers
+      >>> found = uncertainty(sure)
+      >>> found.aleatoric.tolist(), round(float(found.epistemic[0]), 4)  # log 2
+      ([0.0], 0.6931)
+    """
+    logits = check(logits)
+    epistemic = assess.mutual_information(logits)
+    aleatoric = assess.entropy(logits).mean(0)
+    return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
+
+
+def disagreement(logits: Any) -> Array:
+    """The fraction of pairs of members that answer differently, of each sample.
+
+    With votes v_k of M members: (M^2 - sum_k v_k^2) / (M (M - 1)). Of equal logits the lowest class is the answer.
+
+    Args:
+      logits: (members, n, classes), two members at least.
+
+    Returns:
+      (n,), in [0, 1].
+
+    Raises:
+      ValueError: see `uncertainty`; fewer than two members.
+
+    Example:
+      >>> answers = jnp.array([[0, 1], [0, 2], [1, 0]])
+      >>> [round(float(d), 4) for d in disagreement(jax.nn.one_hot(answers, 3))]
+      [0.6667, 1.0]
+    """
+    logits = check(logits, least=2)
+    members = logits.shape[0]
+    votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)
+    return (members**2 - (votes**2).sum(-1)) / (members * (members - 1))
+
+
+def pairwise_disagreement(logits: Any) -> Array:
+    """The fraction of samples on which each pair of members answers differently.
+
+    Args:
+      logits: (members, n, classes).
+
+    Returns:
+      (members, members), symmetric, with zeros on the diagonal; the mean off the diagonal is that of `disagreement`.
+
+    Raises:
+      ValueError: see `uncertainty`.
+    """
+    answers = check(logits).argmax(-1)
+    return jax.vmap(lambda one: (one[None] != answers).mean(-1))(answers)
+
+
+def check(logits: Any, *, least: int = 1) -> Array:
+    """The logits of members in float32 at least; raises where they are none."""
+    logits = jnp.asarray(logits)
+    if logits.ndim != 3 or not logits.size or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits must be floating, (members, n, classes); got {logits.dtype} {logits.shape}")
+    if logits.shape[0] < least:
+        raise ValueError(f"{least} members are needed to differ; got {logits.shape[0]}")
+    if not isinstance(logits, Tracer):
+        wrong = np.flatnonzero(np.isnan(np.asarray(logits, np.float64)).any((1, 2)))
+        if wrong.size:
+            raise ValueError(f"logits of member {', '.join(map(str, wrong))} hold NaN")
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
