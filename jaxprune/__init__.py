@@ -10,6 +10,7 @@ from jaxprune import allocation as allocation
 from jaxprune import assess as assess
 from jaxprune import calibration as calibration
 from jaxprune import criteria as criteria
+from jaxprune import ensembles as ensembles
 from jaxprune import jaxprs as jaxprs
 from jaxprune import lottery as lottery
 from jaxprune import masks as masks

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import assess
-from jaxprune.ensembles import uncertainty
+from jaxprune.ensembles.uncertainty import check
 
 Array = jax.Array
 
@@ -52,14 +52,14 @@ def greedy(logits: Any, labels: Any, size: int | None = None) -> Chosen:
       >>> greedy(logits, jnp.array([0])).order.tolist()
       [1, 0, 2]
     """
-    logits = uncertainty.check(logits)
+    logits = check(logits)
     members, n, classes = logits.shape
-    size = members if size is None else size
-    if not 1 <= size <= members:
+    wanted = members if size is None else size
+    if not 1 <= wanted <= members:
         raise ValueError(f"size must lie in [1, {members}], the number of members; got {size}")
     flat, every = logits.reshape(members * n, classes), jnp.tile(jnp.asarray(labels), members)
     assess.log_losses(flat, every)  # checks both
-    return _greedy(logits, jnp.asarray(labels), size)
+    return _greedy(logits, jnp.asarray(labels), wanted)
 
 
 @partial(jax.jit, static_argnums=2)

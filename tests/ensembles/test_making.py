@@ -1,0 +1,132 @@
+"""Soups, free tickets and students."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from jaxprune import allocation, ensembles, masks, training
+
+KEY = jax.random.key(0)
+
+
+def test_a_soup_is_the_mean_and_as_sparse_as_each():
+    params = {"w": jax.random.normal(KEY, (3, 8, 8)), "b": jnp.arange(3.0)[:, None] * jnp.ones(8), "n": jnp.arange(3)}
+    held = {"w": jnp.stack([jnp.eye(8, dtype=bool)] * 3), "b": jnp.ones(3, bool), "n": jnp.ones(3, bool)}
+    members = ensembles.make(params, held)
+    got = ensembles.soup(members)
+    np.testing.assert_allclose(got.params["w"], np.where(np.eye(8), np.mean(params["w"], 0), 0), rtol=1e-6)
+    np.testing.assert_allclose(got.params["b"], np.ones(8))
+    assert got.params["n"] == 0
+    assert float(masks.sparsity(got.params, got.masks)) == pytest.approx(1 - 1 / 8)
+    weighted = ensembles.soup(members, [0, 1, 3])
+    np.testing.assert_allclose(weighted.params["b"], np.full(8, 1.75))
+    half = ensembles.soup(ensembles.make({"w": jnp.ones((2, 4), jnp.bfloat16)}))
+    assert half.params["w"].dtype == jnp.bfloat16
+
+
+def test_a_soup_of_different_masks_is_refused_by_name():
+    held = {"w": jnp.array([[True, True, False], [True, False, False]]), "b": jnp.ones(2, bool)}
+    members = ensembles.make({"w": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}, held)
+    with pytest.raises(ValueError, match=r"first member's in\n  w: 1 places\nfine-tune copies"):
+        _ = ensembles.soup(members)
+    for weights in ([1.0, -1.0], [0.0, 0.0]):
+        with pytest.raises(ValueError, match="non-negative with a positive sum"):
+            _ = ensembles.soup(ensembles.make({"w": jnp.ones((2, 3))}), weights)
+    with pytest.raises(ValueError, match=r"one number a member, \(2,\); got \(3,\)"):
+        _ = ensembles.soup(ensembles.make({"w": jnp.ones((2, 3))}), [1, 1, 1])
+
+
+def test_free_tickets_explore_refine_and_leap():
+    tickets = ensembles.free_tickets(
+        0.75,
+        members=3,
+        explore=20,
+        refine=10,
+        key=KEY,
+        every=5,
+        fraction=0.25,
+        leap=0.75,
+        allocation=allocation.uniform,
+    )
+    assert tickets.ends == (30, 40, 50)
+    is_due: Any = tickets.method.is_due
+    due = [step for step in range(60) if is_due(step)]
+    assert due == [5, 10, 15, 20, 25, 30, 35, 40, 45]
+    optimizer = jaxprune.sparsify(optax.sgd(lambda step: 0.1 * tickets.rate(step)), tickets.method)
+    params = {"w": jax.random.normal(KEY, (16, 16))}
+    state = optimizer.init(params)
+    step = jax.jit(lambda p, s: optimizer.update(jax.tree.map(lambda w: jnp.sin(40 * w) + 0.1, p), s, p))
+    held = [jaxprune.get_masks(state)["w"]]
+    for _ in range(50):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+        held.append(jaxprune.get_masks(state)["w"])
+    dropped = {i: int((a & ~b).sum()) for i, (a, b) in enumerate(itertools.pairwise(held)) if (a != b).any()}
+    # 64 kept: a quarter moves at each update, three quarters at a leap; and always 64 stay.
+    assert dropped == {5: 16, 10: 16, 15: 16, 20: 16, 25: 16, 30: 48, 35: 16, 40: 48, 45: 16}
+    assert all(int(mask.sum()) == 64 for mask in held)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"members": 0}, "members must be an integer of 1"),
+        ({"refine": 1}, "refine must be an integer of 2"),
+        ({"explore": 0.5}, "explore must be an integer of 0"),
+        ({"leap": 1.5}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
+        ({"every": 0}, "every must be a positive integer"),
+        ({"sparsity": 1.0}, "sparsity"),
+    ],
+)
+def test_free_tickets_check_their_numbers(wrong, message):
+    options = {"sparsity": 0.5, "members": 2, "explore": 10, "refine": 5, "key": KEY, **wrong}
+    with pytest.raises(ValueError, match=message):
+        _ = ensembles.free_tickets(**options)
+
+
+def test_softened_is_the_mean_of_softened_members():
+    logits = jax.random.normal(KEY, (4, 6, 3)) * 3
+    for temperature in (0.5, 1.0, 4.0):
+        soft = jax.nn.softmax(ensembles.softened(logits, temperature) / temperature)
+        np.testing.assert_allclose(soft, jax.nn.softmax(logits / temperature).mean(0), rtol=1e-5)
+
+
+def test_a_pruned_student_learns_from_its_teachers():
+    x = jax.random.normal(KEY, (200, 6))
+    teachers = jax.random.normal(jax.random.key(1), (3, 6, 3))
+    soft, labels = jnp.einsum("nd,mdk->mnk", x, teachers), jax.random.randint(KEY, (200,), 0, 3)
+    apply = lambda params, x: x @ params["w"]
+    loss = ensembles.distillation(apply, weight=1.0)
+    optimizer = jaxprune.sparsify(optax.adam(0.05), training.one_shot(0.5, step=50))
+    params = {"w": jnp.zeros((6, 3))}
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(loss)(params, x, soft, labels)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    before = loss(params, x, soft, labels)
+    for _ in range(150):
+        params, state = step(params, state)
+    assert int((params["w"] != 0).sum()) == 9
+    agree = (apply(params, x).argmax(1) == ensembles.mean_probability(soft).argmax(1)).mean()
+    assert loss(params, x, soft, labels) < before / 2
+    assert agree > 0.7
+    mixed = ensembles.distillation(apply, weight=0.0)  # the labels alone
+    expected = optax.softmax_cross_entropy_with_integer_labels(apply(params, x), labels).mean()
+    np.testing.assert_allclose(mixed(params, x, soft, labels), expected, rtol=1e-5)
+
+
+def test_errors_of_distillation():
+    with pytest.raises(ValueError, match=r"\(members, n, classes\); got \(2, 3\)"):
+        _ = ensembles.distillation(lambda p, x: x)({}, jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2, int))
+    with pytest.raises(ValueError, match="temperature must be positive; got 0"):
+        _ = ensembles.softened(jnp.ones((1, 2, 3)), 0)
