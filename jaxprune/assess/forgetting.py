@@ -1,5 +1,6 @@
 """What pruning forgets: the samples on which pruned models answer otherwise, and the classes that lose by it."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,25 @@ class Exemplars(NamedTuple):
     is_exemplar: Array
     dense: Array
     pruned: Array
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A sample that the reference and most of the other models answer differently.
+
+    Attributes:
+      index: its number among the test samples.
+      label: the truth.
+      reference: the reference's answer.
+      others: the answer of most others.
+      pixels: its picture, uint8; None without images.
+    """
+
+    index: int
+    label: int
+    reference: int
+    others: int
+    pixels: np.ndarray | None
 
 
 def exemplars(dense: Any, pruned: Any) -> Exemplars:
@@ -58,6 +78,29 @@ def exemplars(dense: Any, pruned: Any) -> Exemplars:
             raise ValueError(f"{name} logits hold NaN")
     first, second = map(_modal, populations)
     return Exemplars(first != second, first, second)
+
+
+def forgotten(reference: Any, others: Any, labels: Any, pixels: np.ndarray | None = None) -> tuple[Forgotten, ...]:
+    """The exemplars one by one, with their pictures; on the host.
+
+    Args:
+      reference: logits (n, classes) or (models, n, classes).
+      others: logits likewise.
+      labels: integers, (n,).
+      pixels: uint8 (n, height, width) or (n, height, width, 3); None for none.
+
+    Returns:
+      One entry for each sample on which the two differ.
+
+    Raises:
+      ValueError: see `exemplars`.
+    """
+    found = exemplars(reference, others)
+    labels, dense, pruned = (np.asarray(x) for x in (labels, found.dense, found.pruned))
+    return tuple(
+        Forgotten(int(i), int(labels[i]), int(dense[i]), int(pruned[i]), None if pixels is None else pixels[i])
+        for i in np.flatnonzero(np.asarray(found.is_exemplar))
+    )
 
 
 def agreement(first: Any, second: Any) -> Array:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.assess.complexity import Complexity
+from jaxprune.assess.intervals import Interval
 from jaxprune.assess.reliability import Reliability
+from jaxprune.assess.selective import RiskCoverage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,6 +114,57 @@ def reliability_diagram(models: Mapping[str, Reliability]) -> "Figure":
         axes.scatter(confidence, accuracy, 8 + 150 * count[filled] / count.sum(), color=line.get_color())
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend()
+    return figure
+
+
+def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
+    """The error among the samples that are answered, against the fraction answered, surest first.
+
+    Args:
+      models: by name what `risk_coverage` gave.
+
+    Returns:
+      A figure.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: no model.
+    """
+    if not models:
+        raise ValueError("no model to draw")
+    figure, axes = _figure(5.4, 4.4)
+    for name, curve in models.items():
+        axes.plot(np.asarray(curve.coverage), np.asarray(curve.risk), label=f"{name} ({float(curve.aurc):.4f})")
+    axes.set(xlabel="coverage", ylabel="error among the answered", xlim=(0, 1), ylim=(0, None))
+    axes.legend(title="area under the curve", fontsize="small")
+    return figure
+
+
+def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str = "level") -> "Figure":
+    """Accuracy at each level of a corruption with its interval, one line for each model.
+
+    Args:
+      models: by name an interval for each level.
+      xlabel: what the levels are of.
+
+    Returns:
+      A figure.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: no model, or none with a level.
+    """
+    if not models or not all(len(levels) for levels in models.values()):
+        raise ValueError("no model with a level to draw")
+    figure, axes = _figure(5.4, 4.4)
+    for name, levels in models.items():
+        at = np.arange(1, len(levels) + 1)
+        estimate, low, high = (100 * np.array(ends) for ends in zip(*levels, strict=True))
+        [line] = axes.plot(at, estimate, marker="o", label=name)
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel=xlabel, ylabel="accuracy in %")
+    axes.set_xticks(range(1, 1 + max(len(levels) for levels in models.values())))
+    axes.legend(fontsize="small")
     return figure
 
 

@@ -1,0 +1,170 @@
+"""The verdict says what the figures say; the report holds them all, and its page needs nothing else."""
+
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxprune import assess
+from jaxprune.assess import Interval, Outputs, Truth, complexity, pictures, risk_report, verdict
+
+KEY = jax.random.key(0)
+rng = np.random.default_rng(1)
+LABELS = np.arange(60) % 3
+CLEAN = 4 * np.eye(3)[LABELS]
+IMAGES = rng.uniform(size=(60, 5, 4, 1)).astype(np.float32)
+
+
+def noisy(scale):
+    return (CLEAN + scale * rng.normal(size=(60, 3))).astype(np.float32)
+
+
+def outputs(scale):
+    cost = complexity(lambda p, x: x @ p, np.ones((4, 3), np.float32), None, np.ones((1, 4), np.float32))
+    logits = noisy(scale)
+    return Outputs(
+        logits, noisy(0.1), noisy(scale), {"<noise>": noisy(9)}, {"blur": np.stack([logits, noisy(5)])}, complexity=cost
+    )
+
+
+MODELS = {"dense": outputs(1), "pruned & small": outputs(4), "worse": outputs(4)}
+
+
+@pytest.fixture(scope="module")
+def report():
+    truth = Truth(LABELS, LABELS, LABELS)
+    return risk_report(MODELS, truth, key=KEY, reference="dense", images=IMAGES, notes=["data: drawn"], resamples=50)
+
+
+def test_text_has_every_model_table_and_verdict(report):
+    text = str(report)
+    for heading in report.tables():
+        assert heading in text
+    assert len(report.tables()) == 6
+    for name, words in report.verdicts.items():
+        assert text.count(name) >= 6
+        assert set(words) == {"fit", "confidence"} | ({"changes", "classes"} if name != "dense" else set())
+        assert all(sentence in text for sentence in words.values())
+    assert "data: drawn" in text
+    assert f"{len(report.forgotten)} samples are answered otherwise" in text
+
+
+def test_json_is_strict_and_has_every_figure(report):
+    content = json.loads(report.to_json(), parse_constant=lambda _: pytest.fail("not JSON"))
+    for name, each in report.risks.items():
+        figures = content["models"][name]["figures"]
+        assert {key: value["low"] for key, value in figures.items()} == {k: v.low for k, v in each.figures.items()}
+    assert content["reference"] == "dense"
+    assert set(content["changes"]) == {"pruned & small", "worse"}
+    assert [x["index"] for x in content["forgotten"]] == [x.index for x in report.forgotten]
+
+
+class Page(HTMLParser):
+    void = frozenset({"meta", "img", "br", "path", "use", "rect"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.links = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_no_network(report):
+    html = report.to_html(title="a < b")
+    page = Page()
+    page.feed(html)
+    assert page.open == []
+    assert page.links
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert not re.search(r"url\((?!#)|@import|<script|<link", html)
+    assert page.seen.count("svg") == 3  # reliability, risk-coverage, blur
+    assert page.seen.count("img") == len(report.forgotten) > 0
+    assert "a &lt; b" in html
+    assert "&lt;noise&gt;" in html
+    assert "pruned &amp; small" in html
+    assert html == report.to_html(title="a < b")
+
+
+def test_forgotten_samples_are_shown_as_they_are(report):
+    dense, *others = (each.test for each in MODELS.values())
+    by_hand = assess.exemplars(dense, np.stack(others))
+    assert [x.index for x in report.forgotten] == np.flatnonzero(np.asarray(by_hand.is_exemplar)).tolist()
+    first = report.forgotten[0]
+    decoded = np.asarray(Image.open(io.BytesIO(pictures.png(first.pixels))))
+    np.testing.assert_array_equal(decoded, np.rint(255 * IMAGES[first.index, ..., 0]))
+
+
+def test_colour_png():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(pictures.png(pixels)))), pixels)
+
+
+def risk_with(report, **figures):
+    each = report.risks["dense"]
+    return dataclasses.replace(each, figures={**each.figures, **{k: Interval(*v) for k, v in figures.items()}})
+
+
+def test_verdicts_follow_their_rules(report):
+    fits = {
+        "overfitted: 75%": {"nll": (0.4, 0.3, 0.5), "nll_gap": (0.3, 0.1, 0.4)},
+        "only 25% of its test NLL": {"nll": (0.4, 0.3, 0.5), "nll_gap": (0.1, 0.05, 0.2)},
+        "no gap beyond noise": {"nll": (0.4, 0.3, 0.5), "nll_gap": (0.3, -0.1, 0.4)},
+        "underfitted: 80.00 %": {"nll_gap": (0.0, -0.1, 0.1), "train_accuracy": (0.8, 0.7, 0.9)},
+    }
+    for words, figures in fits.items():
+        given = {"train_accuracy": (1.0, 1.0, 1.0), **figures}
+        assert words in verdict(risk_with(report, **given))["fit"]
+    both = {**fits["overfitted: 75%"], **fits["underfitted: 80.00 %"], "nll_gap": (0.3, 0.1, 0.4)}
+    assert verdict(risk_with(report, **both))["fit"].count("fitted: ") == 2
+    for words, ends in {
+        "overconfident by 2.00 points": (0.02, 0.01, 0.03),
+        "underconfident by 2.00 points": (-0.02, -0.03, -0.01),
+        "as confident as it is accurate": (0.02, -0.01, 0.03),
+    }.items():
+        assert verdict(risk_with(report, overconfidence=ends))["confidence"].startswith(words)
+
+
+def test_verdicts_name_what_changed(report):
+    nothing = assess.changes(CLEAN, CLEAN, LABELS, key=KEY, resamples=20)
+    words = verdict(report.risks["dense"], nothing)
+    assert words["changes"].startswith("nothing changed beyond noise")
+    assert words["classes"].startswith("no class changed beyond noise; 0 samples lost")
+    lost = np.where((LABELS == 1)[:, None], np.roll(CLEAN, 1, axis=1), CLEAN)
+    words = verdict(report.risks["dense"], assess.changes(CLEAN, lost, LABELS, key=KEY, resamples=20))
+    assert "accuracy -33.33 points" in words["changes"]
+    assert words["classes"].startswith("worse in class 1 (-100.0 points); 20 samples lost")
+
+
+def test_errors(report):
+    with pytest.raises(ValueError, match="must be one of the models, a; got 'b'"):
+        _ = risk_report({"a": Outputs(CLEAN)}, Truth(LABELS), key=KEY, reference="b")
+    with pytest.raises(ValueError, match="of which there are none"):
+        _ = risk_report({}, Truth(LABELS), key=KEY)
+    with pytest.raises(ValueError, match="a: test: logits hold NaN"):
+        _ = risk_report({"a": Outputs(CLEAN * np.nan)}, Truth(LABELS), key=KEY)
+    with pytest.raises(ValueError, match="those of the 60 test samples; got 59"):
+        _ = risk_report({"a": Outputs(CLEAN)}, Truth(LABELS), key=KEY, images=IMAGES[1:], resamples=2)
+    with pytest.raises(ValueError, match="not in it: x"):
+        _ = report.to_html(draw=["x"])
+    with pytest.raises(ValueError, match="fitted must be in"):
+        _ = verdict(report.risks["dense"], fitted=0)
+    with pytest.raises(ValueError, match=r"with 1 or 3 channels last; got \(2, 2\)"):
+        _ = pictures.to_pixels(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"floating in \[0, 1\]; got int64"):
+        _ = pictures.to_pixels(np.zeros((1, 2, 2), np.int64))
+    with pytest.raises(ValueError, match="pixels must be uint8"):
+        _ = pictures.png(np.zeros((2, 2)))

@@ -1,0 +1,151 @@
+"""Every figure of a risk against what computes it alone, scikit-learn, and cases worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from jaxprune import assess
+from jaxprune.assess import Outputs, Truth, bootstrap_apart, changes, risk
+
+KEY = jax.random.key(0)
+rng = np.random.default_rng(0)
+LABELS = np.arange(120) % 3
+LOGITS = (1.5 * np.eye(3)[LABELS] + rng.normal(size=(120, 3))).astype(np.float32)
+TRAIN_LABELS = np.arange(90) % 3
+TRAIN = (6 * np.eye(3)[TRAIN_LABELS] + rng.normal(size=(90, 3))).astype(np.float32)
+FOREIGN = rng.normal(size=(70, 3)).astype(np.float32)
+MEMBERS = np.stack([LOGITS, LOGITS + rng.normal(size=LOGITS.shape).astype(np.float32)])
+STRANGE = rng.normal(size=(2, 70, 3)).astype(np.float32) * 3
+WORSE = np.stack([LOGITS, LOGITS + 2 * rng.normal(size=LOGITS.shape).astype(np.float32)])
+TRUTH = Truth(LABELS, TRAIN_LABELS, LABELS)
+OUTPUTS = Outputs(
+    LOGITS, TRAIN, LOGITS, {"noise": FOREIGN}, {"blur": WORSE}, members=MEMBERS, foreign_members={"noise": STRANGE}
+)
+OPTIONS = {"key": KEY, "resamples": 48}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return risk(OUTPUTS, TRUTH, **OPTIONS)
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_figures_against_scikit_learn(found):
+    p = softmax(LOGITS)
+    expected = {
+        "accuracy": reference.accuracy_score(LABELS, p.argmax(1)),
+        "nll": reference.log_loss(LABELS, p),
+        "brier": 3 * reference.mean_squared_error(np.eye(3)[LABELS], p),
+        "overconfidence": p.max(1).mean() - (p.argmax(1) == LABELS).mean(),
+        "train_nll": reference.log_loss(TRAIN_LABELS, softmax(TRAIN)),
+        "nll_gap": reference.log_loss(LABELS, p) - reference.log_loss(TRAIN_LABELS, softmax(TRAIN)),
+        "accuracy_gap": (TRAIN.argmax(1) == TRAIN_LABELS).mean() - (p.argmax(1) == LABELS).mean(),
+        "corrupted/blur": np.mean([(x.argmax(1) == LABELS).mean() for x in WORSE]),
+    }
+    is_foreign = np.repeat([0, 1], [120, 70])
+    scores = {"max_probability": lambda p: 1 - p.max(1), "entropy": lambda p: -(p * np.log(p)).sum(1)}
+    for name, score in scores.items():
+        values = np.concatenate([score(p), score(softmax(FOREIGN))])
+        expected[f"foreign/noise/{name}"] = reference.roc_auc_score(is_foreign, values)
+    entropy = scores["entropy"]
+    information = lambda x: entropy(softmax(x).mean(0)) - np.mean([entropy(softmax(m)) for m in x], axis=0)
+    values = np.concatenate([information(MEMBERS), information(STRANGE)])
+    expected["foreign/noise/mutual_information"] = reference.roc_auc_score(is_foreign, values)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found.figures[name].estimate, value, rtol=1e-4, err_msg=name)
+
+
+def test_figures_are_those_of_the_functions_that_stand_alone(found):
+    assert found.figures["ece"].estimate == pytest.approx(float(assess.evaluate(LOGITS, LABELS).ece), rel=1e-5)
+    for name, options in {"ece_mass": {"binning": "equal_mass"}, "ece_classwise": {"classwise": True}}.items():
+        alone = float(assess.calibration_error(LOGITS, LABELS, **options))
+        assert found.figures[name].estimate == pytest.approx(alone, rel=1e-5)
+    assert found.temperature == pytest.approx(float(assess.fit_temperature(LOGITS, LABELS)), rel=1e-6)
+    scaled = assess.evaluate(LOGITS / np.float32(found.temperature), LABELS)
+    assert found.figures["scaled_nll"].estimate == pytest.approx(float(scaled.nll), rel=1e-5)
+    assert found.figures["scaled_nll"].estimate <= found.figures["nll"].estimate
+    levels = [level.estimate for level in found.corruption["blur"]]
+    np.testing.assert_allclose(levels, [(x.argmax(1) == LABELS).mean() for x in WORSE], rtol=1e-6)
+
+
+def test_every_figure_has_an_interval_and_the_same_key_the_same(found):
+    assert set(assess.FIGURES) | {"corrupted/blur"} < set(found.figures)
+    for name, interval in found.figures.items():
+        assert interval.low <= interval.high, name
+        assert all(isinstance(end, float) for end in interval), name
+    again = risk(OUTPUTS, TRUTH, **OPTIONS)
+    assert again.figures == found.figures
+
+
+def test_groups_are_drawn_apart():
+    # The variance of a difference of independent means is the sum of theirs.
+    a, b = jax.random.normal(KEY, (300,)), 2 * jax.random.normal(jax.random.key(1), (200,)) + 1
+    got = bootstrap_apart(lambda a, b: b.mean() - a.mean(), (a,), (b,), key=KEY)
+    half = 1.96 * np.sqrt(np.var(a) / 300 + np.var(b) / 200)
+    np.testing.assert_allclose([got.low, got.high], [got.estimate - half, got.estimate + half], atol=0.05)
+
+
+def test_strata_stay_as_large_as_they_are():
+    labels = np.repeat([0, 1, 5], [1, 9, 20])
+    counts = lambda y: jnp.array([(y == k).sum() for k in (0, 1, 5)])
+    got = assess.bootstrap(counts, labels, key=KEY, resamples=20, strata=labels)
+    assert got.low.tolist() == got.high.tolist() == [1, 9, 20]
+    values = np.arange(30.0)  # and within a stratum samples are drawn, of all of it
+    maxima = lambda x, y: jnp.array([jnp.where(y == k, x, -1).max() for k in (0, 1, 5)])
+    got = assess.bootstrap(maxima, values, labels, key=KEY, resamples=200, strata=labels)
+    assert got.low[0] == got.high[0] == 0
+    assert 1 <= got.low[1] < got.high[1] == 9
+
+
+def test_changes_by_hand():
+    # class 0: 40 right in both; class 1: 20 of 40 lost; class 2: 10 of 40 won
+    labels = np.repeat([0, 1, 2], 40)
+    right, wrong = np.eye(3)[labels], np.eye(3)[(labels + 1) % 3]
+    first = np.where((np.arange(120) >= 110)[:, None], wrong, right)
+    second = np.where(((np.arange(120) >= 40) & (np.arange(120) < 60))[:, None], wrong, right)
+    got = changes(first, second, labels, **OPTIONS)
+    np.testing.assert_allclose([r.estimate for r in got.recall], [0, -0.5, 0.25], atol=1e-6)
+    assert [assess.excludes_zero(r) for r in got.recall] == [False, True, True]
+    assert (got.regressions, got.gains) == (20, 10)
+    assert got.figures["accuracy"].estimate == pytest.approx(-10 / 120)
+    assert got.agreement.estimate == pytest.approx(90 / 120)
+    assert int(got.exemplars.is_exemplar.sum()) == 30
+    assert got.p_values["accuracy"] == pytest.approx(assess.mcnemar(first, second, labels).p_value)
+
+
+def test_a_model_does_not_differ_from_itself():
+    got = changes(LOGITS, LOGITS, LABELS, **OPTIONS)
+    assert all(tuple(interval) == (0, 0, 0) for interval in (*got.figures.values(), *got.recall))
+    assert set(got.p_values.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "truth", "message"),
+    [
+        (Outputs(LOGITS * np.nan), TRUTH, "test: logits hold NaN"),
+        (Outputs(LOGITS, TRAIN), Truth(LABELS), "train: logits without labels"),
+        (Outputs(LOGITS, TRAIN[:, :1]), TRUTH, "train: metrics need a sample and two classes"),
+        (Outputs(LOGITS, held_out=TRAIN), TRUTH, r"held_out: logits must have shape"),
+        (Outputs(LOGITS, foreign={"x": FOREIGN[:, :2]}), TRUTH, r"foreign x: logits must be \(m, 3\); got \(70, 2\)"),
+        (Outputs(LOGITS, foreign={"x": FOREIGN * np.nan}), TRUTH, "foreign x: logits hold NaN"),
+        (Outputs(LOGITS, corrupted={"x": LOGITS}), TRUTH, r"x: logits must be of the 120 test samples, \(k, 120, 3\)"),
+        (Outputs(LOGITS, members=MEMBERS[:, 1:]), TRUTH, "members: logits must be of the 120"),
+        (Outputs(LOGITS), Truth(np.full(120, 7)), "test: labels must lie in"),
+    ],
+)
+def test_what_cannot_be_judged_is_named(outputs, truth, message):
+    with pytest.raises(ValueError, match=message):
+        _ = risk(outputs, truth, **OPTIONS)
+
+
+def test_other_errors():
+    with pytest.raises(ValueError, match="no sample of class 1, 2"):
+        _ = changes(LOGITS, LOGITS, np.zeros(120, int), **OPTIONS)
+    with pytest.raises(ValueError, match=r"one number a sample, \(120,\); got \(3,\)"):
+        _ = assess.bootstrap(jnp.mean, LABELS, key=KEY, strata=np.arange(3))
