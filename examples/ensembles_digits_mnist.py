@@ -4,9 +4,10 @@
     python examples/ensembles_digits_mnist.py --data ../shared/data          MNIST as well, about ten minutes
 
 trains LeNet-300-100 (two hidden layers) in several ways, all seeds of a way at once by vmap, keeps what it trained
-under output/ensembles, so that a second call only measures, and prints one table a data set. Foreign images are photographs
-(CIFAR-10 with --data, else patches of the two photographs of scikit-learn), in grey and as large as the digits; and
-printed capital letters. Nothing was chosen by the test images; the validation images serve the greedy choice alone.
+under output/ensembles, so that a second call only measures, and prints one table a data set. Foreign images are
+photographs (CIFAR-10 with --data, else patches of the two that scikit-learn bundles), in grey and as large as the
+digits; and printed capital letters. Nothing was chosen by the test images; the validation images serve the greedy
+choice alone.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from main_job import idx
+from main_job import foreign, idx
 
 import jaxprune
 from jaxprune import allocation, assess, ensembles, lottery, masks, schedules, training
@@ -64,9 +65,9 @@ def _split(train: tuple[Any, Any], test: tuple[Any, Any], held: int, folder: Pat
     rows = lambda pair: (pair[0].reshape(len(pair[0]), -1), pair[1])
     order = np.random.default_rng(0).permutation(len(train[0]))
     parts = [rows((train[0][part], train[1][part])) for part in (order[held:], order[:held])]
-    foreign = {"photographs": photographs(folder, size), "letters": letters(size)}
+    strange = {"photographs": photographs(folder, size), "letters": letters(size)}
     return Data(
-        *parts, rows(test), {name: x.reshape(len(x), -1).astype(np.float32) / 255 for name, x in foreign.items()}
+        *parts, rows(test), {name: x.reshape(len(x), -1).astype(np.float32) / 255 for name, x in strange.items()}
     )
 
 
@@ -74,16 +75,12 @@ def photographs(folder: Path | None, size: int) -> np.ndarray:
     """Natural images in grey, (n, size, size), uint8."""
     from PIL import Image
 
+    if folder is None:
+        return foreign.photographs(size)
+    with np.load(folder / "cifar10_jpeg" / "half_a_5000.npz") as stored:
+        blob, offset = stored["jpeg"].tobytes(), stored["offset"]
     resized = lambda image: np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
-    if folder is not None:
-        with np.load(folder / "cifar10_jpeg" / "half_a_5000.npz") as stored:
-            blob, offset = stored["jpeg"].tobytes(), stored["offset"]
-        return np.stack([resized(Image.open(io.BytesIO(blob[a:b]))) for a, b in itertools.pairwise(offset)])
-    from sklearn.datasets import load_sample_images
-
-    images: Any = load_sample_images()
-    patches = [x[i : i + 32, j : j + 32] for x in images.images for i in range(0, 396, 33) for j in range(0, 608, 33)]
-    return np.stack([resized(Image.fromarray(patch)) for patch in patches])
+    return np.stack([resized(Image.open(io.BytesIO(blob[a:b]))) for a, b in itertools.pairwise(offset)])
 
 
 def letters(size: int) -> np.ndarray:
@@ -280,8 +277,8 @@ def measure(every: Any, members: ensembles.Members, combine: Any, data: Data) ->
     values = {"kept": ensembles.kept(members), "accuracy": metrics.accuracy, "nll": metrics.nll, "ece": metrics.ece}
     if members.size > 1:
         values["disagreement"] = ensembles.disagreement(logits).mean()
-    for name, foreign in data.foreign.items():
-        strange = every(members, foreign)
+    for name, images in data.foreign.items():
+        strange = every(members, images)
         values[f"{name} H"] = assess.auroc(assess.entropy(combine(logits)), assess.entropy(combine(strange)))
         if members.size > 1:
             values[f"{name} MI"] = assess.auroc(assess.mutual_information(logits), assess.mutual_information(strange))

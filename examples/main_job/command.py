@@ -33,6 +33,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=_natural, default=0, help="of parameters, batches and random masks (default: 0)")
     add("--steps", type=_positive, default=500, help="training steps of each phase (default: 500)")
+    add(
+        "--pixels",
+        type=_fraction,
+        default=1.0,
+        metavar="FRACTION",
+        help="prune the input first: keep this fraction of the pixels, and show which (default: 1, all)",
+    )
     add("--quick", action="store_true", help=f"{QUICK_STEPS} steps instead: to see that it runs, not how good it is")
     add("--evaluate", type=Path, metavar="CHECKPOINT", help="evaluate a checkpoint of an earlier run; trains nothing")
     return made
@@ -42,6 +49,16 @@ def _natural(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^32 - 1")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction above 0 and up to 1")
+    return value
 
 
 def _positive(text: str) -> int:
@@ -77,7 +94,10 @@ def _train(options: argparse.Namespace) -> None:
 
     output = options.output or Path("output") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = QUICK_STEPS if options.quick else options.steps
-    request = job.Request(**_data(options), model=options.model, plan=Plan(seed=options.seed, steps=steps))
+    plan = Plan(seed=options.seed, steps=steps)
+    request = job.Request(
+        **_data(options), model=options.model, plan=plan, pixels=options.pixels, resamples=20 if options.quick else 300
+    )
     print(job.train(request, output, cache=options.cache))
 
 

@@ -33,6 +33,13 @@ class Images(NamedTuple):
     origin: dict[str, Any]
 
 
+def hold_out(train: tuple[np.ndarray, np.ndarray]) -> tuple[tuple, tuple]:
+    """Every seventh training image apart, for validation: the others, and these; at least one stays on either side."""
+    images, labels = train
+    held = np.arange(len(images)) % 7 == 3
+    return (images[~held], labels[~held]), (images[held], labels[held])
+
+
 def default_cache() -> Path:
     """The folder for prepared data: `jaxprune` in the user's cache (`$XDG_CACHE_HOME`, else `~/.cache`)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxprune"

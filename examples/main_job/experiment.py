@@ -88,23 +88,26 @@ class Experiment:
         """Keep what is needed; `tick` is called after every step with the name of the phase and the loss."""
         self._model, self._train, self._plan, self._tick = model, train, plan, tick
         make = lambda optimizer: Trainer(model, partial(optimizer, plan.steps))
-        self._dense, self._gradual, self._fixed = make(methods.dense), make(methods.gradual), make(methods.fine_tune)
+        self._dense, self._gradual, self.fixed = make(methods.dense), make(methods.gradual), make(methods.fine_tune)
         self._one_shot, self._random = jax.jit(methods.one_shot), jax.jit(methods.random)
 
     @property
     def compile_seconds(self) -> dict[str, float]:
         """How long each of the three training steps took to compile; none of it is in the times of the networks."""
-        trainers = {"dense": self._dense, "gradual": self._gradual, "fixed masks": self._fixed}
+        trainers = {"dense": self._dense, "gradual": self._gradual, "fixed masks": self.fixed}
         return {name: trainer.compile_seconds for name, trainer in trainers.items()}
+
+    def initial(self) -> Any:
+        """The first weights."""
+        return jax.jit(self._model.init)(jax.random.key(self._plan.seed))
 
     def networks(self) -> Iterator[Network]:
         """Train and yield all networks, the dense ones first."""
         steps, seed = self._plan.steps, self._plan.seed
-        initial = jax.jit(self._model.init)(jax.random.key(seed))
-        first = self._dense.run(initial, None, self._batches(0), partial(self._tick, DENSE))
+        first = self._dense.run(self.initial(), None, self.batches(0), partial(self._tick, DENSE))
         dense = Network(DENSE, 0.0, first.params, _whole(first.params), steps, first.seconds)
         yield dense
-        longer = self._dense.run(dense.params, None, self._batches(1), partial(self._tick, LONGER))
+        longer = self._dense.run(dense.params, None, self.batches(1), partial(self._tick, LONGER))
         yield Network(LONGER, 0.0, longer.params, dense.masks, 2 * steps, longer.seconds)
         for sparsity in self._plan.sparsities:
             yield self._prune_gradually(dense, sparsity)
@@ -116,16 +119,17 @@ class Experiment:
 
     def _prune_gradually(self, dense: Network, sparsity: float) -> Network:
         tick = partial(self._tick, f"{GRADUAL} {sparsity:.0%}")
-        fit = self._gradual.run(dense.params, sparsity, self._batches(1), tick)
+        fit = self._gradual.run(dense.params, sparsity, self.batches(1), tick)
         masks = jaxprune.get_masks(fit.opt_state)
         return Network(GRADUAL, sparsity, fit.params, masks, 2 * self._plan.steps, fit.seconds)
 
     def _train_on(self, pruned: jaxprune.Pruned, method: str, sparsity: float) -> Network:
         tick = partial(self._tick, f"{method} {sparsity:.0%}")
-        fit = self._fixed.run(pruned.params, pruned.masks, self._batches(1), tick)
+        fit = self.fixed.run(pruned.params, pruned.masks, self.batches(1), tick)
         return Network(method, sparsity, fit.params, pruned.masks, 2 * self._plan.steps, fit.seconds)
 
-    def _batches(self, phase: int) -> Iterator[tuple]:
+    def batches(self, phase: int) -> Iterator[tuple]:
+        """The batches of the first training (0), or of those that start from the dense network (1)."""
         plan = self._plan
         return batches(*self._train, steps=plan.steps, size=plan.batch, seed=[plan.seed, phase])
 

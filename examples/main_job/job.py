@@ -1,28 +1,37 @@
 """The two things that the demo does: train, prune and compare; and evaluate again what was saved."""
 
+import itertools
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import assess
 
-from . import checkpoints, data, models, output, reporting
-from .experiment import Experiment, Network, Plan
+from . import checkpoints, data, models, output, pixels, reporting, risk, tickets
+from .experiment import GRADUAL, LONGER, Experiment, Network, Plan
 from .fitting import scaled
 from .measuring import measure
 from .problems import ProblemError, need
 
+DRAWN = (LONGER, GRADUAL, tickets.TICKET)
+"""The methods in the plots of the risk report; more lines could not be told apart."""
+
 
 class Request(NamedTuple):
-    """What was asked for; `folder` holds IDX files and takes the place of `dataset`."""
+    """What was asked for; `folder` holds IDX files and takes the place of `dataset`; `pixels` is their share kept."""
 
     dataset: str
     folder: Path | None
     model: str
     plan: Plan
+    pixels: float = 1.0
+    resamples: int = 300
 
 
 def train(request: Request, folder: Path, *, cache: Path) -> str:
@@ -63,23 +72,62 @@ def _train(request: Request, images: data.Images, folder: Path, began: float) ->
     }
     model, measured = _model(kept), []
     print(reporting.data_line(images.origin), flush=True)
-    with need("tqdm").tqdm(total=request.plan.total_steps, unit="step", dynamic_ncols=True) as bar:
+    sets = risk.Sets(*data.hold_out(images.train), images.test)
+    chosen = None
+    if request.pixels < 1:
+        chosen = pixels.choose(sets.train, request.pixels, classes=images.classes, seed=request.plan.seed)
+        sets = risk.Sets(*((chosen.apply(x), y) for x, y in sets))
+        kept["pixels"] = chosen.kept.tolist()
+        print(f"{chosen.kept.sum()} of {chosen.kept.size} pixels stay:\n{chosen}", flush=True)
+    total = request.plan.total_steps + tickets.steps_of_search(request.plan.steps)
+    with need("tqdm").tqdm(total=total, unit="step", dynamic_ncols=True) as bar:
 
         def tick(phase: str, loss: float) -> None:
             bar.set_description(phase, refresh=False)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
 
-        experiment = Experiment(model, images.train, request.plan, tick)
-        for network in experiment.networks():
-            result = measure(model, network, images.test)
+        experiment = Experiment(model, sets.train, request.plan, tick)
+        for network in itertools.chain(experiment.networks(), _ticket(experiment, model, sets, request.plan, tick)):
+            result = measure(model, network, sets.test)
             scores = result.metrics.as_dict() if result.metrics else {}
             about = {**kept, "network": network.name, "scores": scores}
             checkpoints.save(folder / "checkpoints" / network.slug, network.params, network.masks, about)
             measured.append((network, result))
     seconds = {"compiling": experiment.compile_seconds, "in all": time.perf_counter() - began}
     about = {**kept, "plan": request.plan._asdict(), "seconds": seconds, **_machine()}
-    return reporting.write(folder, measured, about)
+    shown = reporting.write(folder, measured, about)
+    notes = (reporting.data_line(images.origin), tickets.CHOICE, *([_kept(chosen)] if chosen else []))
+    networks = [network for network, _ in measured]
+    return f"{shown}\n\n{_risk(request, model, networks, sets, notes, folder)}"
+
+
+def _risk(
+    request: Request,
+    model: models.Model,
+    networks: list[Network],
+    sets: risk.Sets,
+    notes: tuple[str, ...],
+    folder: Path,
+) -> assess.RiskReport:
+    found = risk.report(model, networks, sets, seed=request.plan.seed, resamples=request.resamples, notes=notes)
+    drawn = [n.name for n in networks if n.method in DRAWN]
+    risk.write(found, folder, [*drawn, *(name for name in found.risks if name == risk.ENSEMBLE)])
+    return found
+
+
+def _ticket(experiment: Experiment, model: models.Model, sets: risk.Sets, plan: Plan, tick: Any) -> Iterator[Network]:
+    """The ticket, searched when it is asked for."""
+    key = jax.random.fold_in(jax.random.key(plan.seed), 2)
+    batches = partial(experiment.batches, 0)
+    told = partial(tick, tickets.TICKET)
+    yield tickets.best(
+        model, experiment.fixed, experiment.initial(), batches, sets.validation, steps=plan.steps, key=key, tick=told
+    )
+
+
+def _kept(chosen: pixels.Pixels) -> str:
+    return f"The input was pruned first, to {chosen.kept.sum()} of {chosen.kept.size} pixels (# stayed):\n{chosen}"
 
 
 def evaluate(checkpoint: Path, other: dict[str, Any] | None, *, cache: Path) -> str:
@@ -104,7 +152,10 @@ def evaluate(checkpoint: Path, other: dict[str, Any] | None, *, cache: Path) -> 
         takes = f"images of {kept['image shape']} in {kept['classes']} classes, not {shape} in {classes}"
         raise ProblemError(f"{checkpoint} takes {takes}: choose other data with --dataset or --data-dir.")
     masks = jax.tree.map(jnp.asarray, masks)
-    result = measure(_model(kept), Network(kept["network"], 0.0, params, masks), images.test)
+    test = images.test
+    if kept.get("pixels"):
+        test = pixels.Pixels(np.array(kept["pixels"]), np.empty(0)).apply(test[0]), test[1]
+    result = measure(_model(kept), Network(kept["network"], 0.0, params, masks), test)
     notes = (reporting.data_line(images.origin), _verdict(result, images.origin, kept))
     return str(assess.table([result], notes=notes))
 

@@ -48,7 +48,8 @@ def write(folder: Path, measured: Measured, about: dict[str, Any]) -> str:
 def _plan(about: dict[str, Any]) -> str:
     plan = about["plan"]
     steps = f"{plan['steps']:,} steps of {plan['batch']} images in each phase"
-    return f"the {about['model']} CNN, seed {plan['seed']}, {steps}; seconds are those of the last phase"
+    held = "every seventh training image is held out for validation"
+    return f"the {about['model']} CNN, seed {plan['seed']}, {steps}; seconds are those of the last phase; {held}"
 
 
 def _doubt(images: int) -> str:

@@ -43,11 +43,13 @@ def report(results: Path) -> dict[str, Any]:
 
 
 def test_every_network_is_on_the_report_once(results: Path, report: dict[str, Any]):
-    assert sorted(row["name"] for row in report["models"]) == sorted(NAMES)
+    *names, ticket = (row["name"] for row in report["models"])
+    assert sorted(names) == sorted(NAMES)
+    assert ticket in {f"ticket {s:.0%}" for s in (0.6, 0.84, 0.936)}
     assert set(report["columns"]) >= {"sparsity", "accuracy", "nll", "ece", "effective_flops", "seconds"}
     text = (results / "report.txt").read_text()
     assert all(name in text for name in NAMES)
-    assert len(list((results / "checkpoints").iterdir())) == len(NAMES)
+    assert len(list((results / "checkpoints").iterdir())) == len(NAMES) + 1
     for plot in ("accuracy.png", "layers.png"):
         assert (results / plot).read_bytes().startswith(b"\x89PNG")
     assert not list(results.parent.glob("*.unfinished-*"))
@@ -60,6 +62,29 @@ def test_the_report_says_which_data_which_plan_and_that_the_comparison_is_fair(r
     assert "the same number of steps" in text
     assert len(report["data"]["sha256"]) == 64
     assert report["plan"] == {"seed": 0, "steps": 12, "batch": 128, "sparsities": list(SPARSITIES)}
+
+
+def test_the_risk_report_has_every_network_and_the_ensemble(results: Path, report: dict[str, Any]):
+    risks = json.loads((results / "risk.json").read_text())
+    names = [row["name"] for row in report["models"]]
+    assert list(risks["models"]) == [*names, "ensemble of 3 pruned"]
+    assert risks["reference"] == "dense, trained on"
+    figures = risks["models"]["ensemble of 3 pruned"]["figures"]
+    assert {"foreign/photographs/mutual_information", "corrupted/noise", "nll_gap", "scaled_nll"} < set(figures)
+    for row in report["models"]:
+        figures = risks["models"][row["name"]]["figures"]
+        assert figures["nll"]["estimate"] == pytest.approx(row["nll"], rel=1e-5)
+        assert figures["accuracy"]["estimate"] == pytest.approx(row["accuracy"], abs=1e-6)
+    members = next(note for note in risks["notes"] if "the ensemble: " in note).split("the ensemble: ")[1]
+    kept = {row["name"]: row["kept"] for row in report["models"]}
+    assert (
+        sum(kept[name] for name in kept if name in members)
+        == risks["models"]["ensemble of 3 pruned"]["complexity"]["kept"]
+    )
+    html = (results / "risk.html").read_text()
+    assert "data:image/png;base64," in html or not risks["forgotten"]
+    assert all(name in html for name in names)
+    assert (results / "risk.txt").read_text().count("ensemble of 3 pruned") > 6
 
 
 def test_sparsities_are_exact_and_each_layer_is_pruned_alike_by_all_methods(report: dict[str, Any]):
@@ -126,7 +151,10 @@ def test_the_accuracy_of_the_report_is_that_of_the_saved_numbers(results: Path, 
 
 def test_nnx_runs_the_same_experiment(results: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "results"
-    assert run("--quick", "--model", "nnx", "--output", folder, "--cache", cache) == 0
+    assert run("--quick", "--model", "nnx", "--pixels", 0.5, "--output", folder, "--cache", cache) == 0
+    shown = capsys.readouterr().out
+    assert "32 of 64 pixels stay:" in shown
+    assert shown.split("pixels stay:")[1].partition("\nmodel")[0].count("#") == 32
     linen, nnx = (json.loads((f / "report.json").read_text()) for f in (results, folder))
     assert [row["name"] for row in linen["models"]] == [row["name"] for row in nnx["models"]]
     assert [row["kept"] for row in linen["models"]] == [row["kept"] for row in nnx["models"]]
@@ -176,6 +204,8 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
         ["--dataset", "digits", "--data-dir", "."],
         ["--model", "torch"],
         ["--steps", "0"],
+        ["--pixels", "1.5"],
+        ["--pixels", "some"],
         ["--seed", "-1"],
         ["--seed", "x"],
         ["--unknown"],
