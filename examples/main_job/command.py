@@ -96,7 +96,7 @@ def _train(options: argparse.Namespace) -> None:
     steps = QUICK_STEPS if options.quick else options.steps
     plan = Plan(seed=options.seed, steps=steps)
     request = job.Request(
-        **_data(options), model=options.model, plan=plan, pixels=options.pixels, resamples=20 if options.quick else 300
+        **_data(options), model=options.model, plan=plan, pixels=options.pixels, resamples=20 if options.quick else 1000
     )
     print(job.train(request, output, cache=options.cache))
 

@@ -86,10 +86,11 @@ class Experiment:
 
     def __init__(self, model: Model, train: tuple[Any, Any], plan: Plan, tick: Callable[[str, float], None]):
         """Keep what is needed; `tick` is called after every step with the name of the phase and the loss."""
-        self._model, self._train, self._plan, self._tick = model, train, plan, tick
+        self._train, self._plan, self._tick = train, plan, tick
         make = lambda optimizer: Trainer(model, partial(optimizer, plan.steps))
         self._dense, self._gradual, self.fixed = make(methods.dense), make(methods.gradual), make(methods.fine_tune)
         self._one_shot, self._random = jax.jit(methods.one_shot), jax.jit(methods.random)
+        self._init = jax.jit(model.init)
 
     @property
     def compile_seconds(self) -> dict[str, float]:
@@ -99,7 +100,7 @@ class Experiment:
 
     def initial(self) -> Any:
         """The first weights."""
-        return jax.jit(self._model.init)(jax.random.key(self._plan.seed))
+        return self._init(jax.random.key(self._plan.seed))
 
     def networks(self) -> Iterator[Network]:
         """Train and yield all networks, the dense ones first."""

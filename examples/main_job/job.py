@@ -31,7 +31,7 @@ class Request(NamedTuple):
     model: str
     plan: Plan
     pixels: float = 1.0
-    resamples: int = 300
+    resamples: int = 1000
 
 
 def train(request: Request, folder: Path, *, cache: Path) -> str:

@@ -220,7 +220,8 @@ def _cell(key: str, value: Any, *, signed: bool = False) -> str:
     percent = key in _PERCENT or key.startswith(("corrupted/", "foreign/"))
     plus = "+" if signed or key in ("overconfidence", "accuracy_gap", "nll_gap") else ""
     number = (lambda x: f"{100 * x:{plus}.1f}") if percent else (lambda x: f"{x:{plus}.4f}")
-    return f"{number(value.estimate)} ({number(value.low)} to {number(value.high)}){' %' if percent else ''}"
+    unit = "" if not percent else " points" if plus else " %"
+    return f"{number(value.estimate)} ({number(value.low)} to {number(value.high)}){unit}"
 
 
 def _risk_dict(each: Risk) -> dict[str, Any]:

@@ -15,21 +15,28 @@ from jaxprune import assess
 from jaxprune.assess import Interval, Outputs, Truth, complexity, pictures, risk_report, verdict
 
 KEY = jax.random.key(0)
+OPTIONS = {"key": KEY, "resamples": 48}
 rng = np.random.default_rng(1)
-LABELS = np.arange(60) % 3
-CLEAN = 4 * np.eye(3)[LABELS]
-IMAGES = rng.uniform(size=(60, 5, 4, 1)).astype(np.float32)
+# The numbers of samples are those of test_risk.py: what is compiled there serves here.
+LABELS, TRAIN_LABELS = np.arange(120) % 3, np.arange(90) % 3
+CLEAN = 4 * np.eye(3, dtype=np.float32)[LABELS]
+IMAGES = rng.uniform(size=(120, 5, 4, 1)).astype(np.float32)
 
 
-def noisy(scale):
-    return (CLEAN + scale * rng.normal(size=(60, 3))).astype(np.float32)
+def noisy(scale, n=120):
+    return (CLEAN[:n] + scale * rng.normal(size=(n, 3))).astype(np.float32)
 
 
 def outputs(scale):
     cost = complexity(lambda p, x: x @ p, np.ones((4, 3), np.float32), None, np.ones((1, 4), np.float32))
     logits = noisy(scale)
     return Outputs(
-        logits, noisy(0.1), noisy(scale), {"<noise>": noisy(9)}, {"blur": np.stack([logits, noisy(5)])}, complexity=cost
+        logits,
+        noisy(0.1, 90),
+        noisy(scale),
+        {"<noise>": noisy(9, 70)},
+        {"blur": np.stack([logits, noisy(5)])},
+        complexity=cost,
     )
 
 
@@ -38,8 +45,8 @@ MODELS = {"dense": outputs(1), "pruned & small": outputs(4), "worse": outputs(4)
 
 @pytest.fixture(scope="module")
 def report():
-    truth = Truth(LABELS, LABELS, LABELS)
-    return risk_report(MODELS, truth, key=KEY, reference="dense", images=IMAGES, notes=["data: drawn"], resamples=50)
+    truth = Truth(LABELS, TRAIN_LABELS, LABELS)
+    return risk_report(MODELS, truth, reference="dense", images=IMAGES, notes=["data: drawn"], **OPTIONS)
 
 
 def test_text_has_every_model_table_and_verdict(report):
@@ -139,14 +146,14 @@ def test_verdicts_follow_their_rules(report):
 
 
 def test_verdicts_name_what_changed(report):
-    nothing = assess.changes(CLEAN, CLEAN, LABELS, key=KEY, resamples=20)
+    nothing = assess.changes(CLEAN, CLEAN, LABELS, **OPTIONS)
     words = verdict(report.risks["dense"], nothing)
     assert words["changes"].startswith("nothing changed beyond noise")
     assert words["classes"].startswith("no class changed beyond noise; 0 samples lost")
     lost = np.where((LABELS == 1)[:, None], np.roll(CLEAN, 1, axis=1), CLEAN)
-    words = verdict(report.risks["dense"], assess.changes(CLEAN, lost, LABELS, key=KEY, resamples=20))
+    words = verdict(report.risks["dense"], assess.changes(CLEAN, lost, LABELS, **OPTIONS))
     assert "accuracy -33.33 points" in words["changes"]
-    assert words["classes"].startswith("worse in class 1 (-100.0 points); 20 samples lost")
+    assert words["classes"].startswith("worse in class 1 (-100.0 points); 40 samples lost")
 
 
 def test_errors(report):
@@ -156,8 +163,8 @@ def test_errors(report):
         _ = risk_report({}, Truth(LABELS), key=KEY)
     with pytest.raises(ValueError, match="a: test: logits hold NaN"):
         _ = risk_report({"a": Outputs(CLEAN * np.nan)}, Truth(LABELS), key=KEY)
-    with pytest.raises(ValueError, match="those of the 60 test samples; got 59"):
-        _ = risk_report({"a": Outputs(CLEAN)}, Truth(LABELS), key=KEY, images=IMAGES[1:], resamples=2)
+    with pytest.raises(ValueError, match="those of the 120 test samples; got 119"):
+        _ = risk_report({"a": Outputs(CLEAN)}, Truth(LABELS), images=IMAGES[1:], **OPTIONS)
     with pytest.raises(ValueError, match="not in it: x"):
         _ = report.to_html(draw=["x"])
     with pytest.raises(ValueError, match="fitted must be in"):

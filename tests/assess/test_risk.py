@@ -106,7 +106,7 @@ def test_strata_stay_as_large_as_they_are():
 def test_changes_by_hand():
     # class 0: 40 right in both; class 1: 20 of 40 lost; class 2: 10 of 40 won
     labels = np.repeat([0, 1, 2], 40)
-    right, wrong = np.eye(3)[labels], np.eye(3)[(labels + 1) % 3]
+    right, wrong = (np.eye(3, dtype=np.float32)[k % 3] for k in (labels, labels + 1))
     first = np.where((np.arange(120) >= 110)[:, None], wrong, right)
     second = np.where(((np.arange(120) >= 40) & (np.arange(120) < 60))[:, None], wrong, right)
     got = changes(first, second, labels, **OPTIONS)
