@@ -35,6 +35,7 @@ def free_tickets(
     every: int = 100,
     fraction: float = 0.5,
     leap: float = 0.8,
+    rates: tuple[float, float] = (0.1, 0.01),
     grow: criteria.Criterion = training.gradient_growth,
     allocation: allocations.Allocate = allocations.erk,
     pattern: masks.Patterns = masks.Unstructured(),
@@ -43,11 +44,14 @@ def free_tickets(
 ) -> FreeTickets:
     """EDST ensembles: an exploration phase, then one refinement phase a member (Liu et al. 2022, arXiv:2106.14568).
 
-    Masks drop and grow throughout as in RigL, by a constant fraction. The rate is 1 while exploring, and 0.1 and then
-    0.01 in the halves of each refinement; at its end a member is complete. The next refinement begins with a leap:
-    a large fraction is dropped and grown at once, to leave the basin. All members together cost one sparse training of
-    explore + members * refine steps. The defaults are those of the paper's experiments on CIFAR but for `every`
-    (1000 there), which must suit the length of training.
+    Masks drop and grow as in RigL, by a constant fraction. The rate is 1 while exploring, and 0.1 and then 0.01 in the
+    halves of each refinement (`rates`); at its end a member is complete. The next refinement begins with a leap: a
+    large fraction is dropped and grown at once, to leave the basin. All members together cost one sparse training of
+    explore + members * refine steps.
+
+    The defaults are those of the authors' experiments on CIFAR but for `every` (1000 there), which must suit the length
+    of training; short refinements want larger `rates`. In the second half of a refinement the masks rest: a weight that
+    is grown at so small a rate comes to nothing. (The authors go on, and take the best epoch by validation instead.)
 
         tickets = free_tickets(0.9, members=3, explore=1000, refine=500, key=key)
         optimizer = jaxprune.sparsify(optax.sgd(lambda step: 0.1 * tickets.rate(step)), tickets.method)
@@ -63,6 +67,7 @@ def free_tickets(
       every: the interval of mask updates.
       fraction: the fraction of the kept weights dropped in each update, in [0, 1].
       leap: that of the update with which all refinements but the first begin, in [0, 1].
+      rates: the factors of the learning rate in the two halves of a refinement, in (0, 1].
       grow: as in `training.dynamic`.
       allocation: as in `training.dynamic`.
       pattern: as in `training.dynamic`.
@@ -86,6 +91,8 @@ def free_tickets(
     for name, share in (("fraction", fraction), ("leap", leap)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is the fraction dropped of the kept weights and must be in [0, 1]; got {share}")
+    if not all(0 < rate <= 1 for rate in rates):
+        raise ValueError(f"rates are two factors in (0, 1]; got {rates}")
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be a positive integer; got {every!r}")
     ends = tuple(explore + refine * (i + 1) for i in range(members))
@@ -94,11 +101,12 @@ def free_tickets(
         return (step > explore) & (step < ends[-1]) & ((step - explore) % refine == 0)
 
     def when(step: Any) -> Any:
-        return ((step > 0) & (step % every == 0) & (step < ends[-1])) | leaps(step)
+        moving = (step < explore) | ((step - explore) % refine < refine // 2)
+        return ((step > 0) & (step % every == 0) & (step < ends[-1]) & moving) | leaps(step)
 
     def rate(step: Any) -> Any:
         refined = jnp.asarray(step) - explore
-        return jnp.where(refined < 0, 1.0, jnp.where(refined % refine < refine // 2, 0.1, 0.01))
+        return jnp.where(refined < 0, 1.0, jnp.where(refined % refine < refine // 2, *rates))
 
     method = training.dynamic(
         sparsity, key=key, when=when, fraction=lambda step: jnp.where(leaps(step), leap, fraction), grow=grow,
