@@ -103,8 +103,12 @@ class RiskReport:
             f"In brackets: {100 * first.confidence:.0f} % bootstrap intervals, {first.resamples:,} resamples of"
             f" {first.samples:,} test samples. They tell chance in the samples, not in the training."
         )
+        bias = (
+            "Calibration errors are biased upwards by their bins, and those of resamples once more: an interval may lie"
+            " above its figure."
+        )
         several = "p-values are not corrected for the number of models; the intervals of classes are, for the classes."
-        return [line, *([several] if self.changes else []), *self.notes]
+        return [line, bias, *([several] if self.changes else []), *self.notes]
 
     def _table(self, columns: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
         present = [key for key in columns if any(key in _values(each) for each in self.risks.values())]
