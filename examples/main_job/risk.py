@@ -13,18 +13,18 @@ import numpy as np
 from jaxprune import assess, ensembles
 
 from . import foreign
-from .experiment import LONGER, Network
+from .experiment import FINE_TUNED, GRADUAL, LONGER, RANDOM, Network
 from .fitting import predict
 from .models import Model
 
-MEMBERS, SPARSE = 3, 0.89
+SPARSITY = 0.9
 ENSEMBLE = "ensemble of 3 pruned"
 AT_MOST = 2000
 """Training images that the generalisation gap is measured on."""
 
 HOW = (
-    f"The ensemble is the mean probability of {MEMBERS} pruned networks of {SPARSE:.0%} sparsity or more, chosen"
-    " greedily by the likelihood of the validation images. To these temperatures were fitted too."
+    f"The ensemble is the mean probability of the three networks trained at {SPARSITY:.0%} sparsity, all from one dense"
+    " network. Temperatures were fitted to the validation images."
 )
 
 
@@ -63,13 +63,11 @@ def report(
         )
         for n in networks
     }
-    chosen = _choose(models, networks, sets.validation[1])
+    chosen = [n for n in networks if n.target == SPARSITY and n.method in (GRADUAL, FINE_TUNED, RANDOM)]
     if chosen:
         models[ENSEMBLE] = _ensemble(model, chosen, judged, sets, strange, other, one_image)
     truth = assess.Truth(sets.test[1], sets.train[1][:AT_MOST], sets.validation[1])
-    line = (
-        f"{other}: {len(strange)} images of another kind; the ensemble: {', '.join(n.name for n in chosen) or 'none'}"
-    )
+    line = f"{other}: {len(strange)} images of another kind; the ensemble: {', '.join(n.name for n in chosen)}"
     return assess.risk_report(
         models,
         truth,
@@ -103,14 +101,6 @@ def _outputs(
         corrupted=assess.corrupted_logits(run, test, key=key, ways=ways),
         **more,
     )
-
-
-def _choose(models: dict[str, assess.Outputs], networks: Sequence[Network], labels: np.ndarray) -> list[Network]:
-    pool = [network for network in networks if network.target >= SPARSE and network.steps]
-    if len(pool) < MEMBERS:
-        return []
-    logits = jnp.stack([jnp.asarray(models[network.name].held_out) for network in pool])
-    return [pool[i] for i in np.asarray(ensembles.greedy(logits, labels, MEMBERS).order)]
 
 
 def _ensemble(
