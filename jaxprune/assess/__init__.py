@@ -36,6 +36,7 @@ from jaxprune.assess.plots import accuracy_by_sparsity as accuracy_by_sparsity
 from jaxprune.assess.plots import reliability_diagram as reliability_diagram
 from jaxprune.assess.plots import risk_coverage_curves as risk_coverage_curves
 from jaxprune.assess.plots import sparsity_by_leaf as sparsity_by_leaf
+from jaxprune.assess.predictions import logits_of as logits_of
 from jaxprune.assess.reliability import Binning as Binning
 from jaxprune.assess.reliability import Reliability as Reliability
 from jaxprune.assess.reliability import calibration_error as calibration_error

@@ -20,7 +20,7 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one model says about the samples that it is judged by. Logits throughout; log-probabilities serve as well.
+    """What one model says about the samples that it is judged by: logits (`logits_of` takes probabilities).
 
     Attributes:
       test: (n, classes) of the test samples.

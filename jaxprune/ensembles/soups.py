@@ -19,8 +19,14 @@ def soup(members: Members, weights: Any = None) -> masks_.Pruned:
 
     w = sum_m a_m w_m / sum_m a_m. The mean of different masks would be denser than each; so they must be the same.
     Members that were fine-tuned from one pruned network, under other seeds or rates, lie in one basin and can be
-    averaged; members of different initialisations can not. Pruned further, trained and averaged again, it is their
-    Sparse Model Soups.
+    averaged; members of different initialisations can not.
+
+    Their Sparse Model Soups prune the average further, train copies of it and average again. As the `train` of
+    `lottery.iterative_pruning(..., rewind=lottery.learning_rate())`:
+
+        def train(params, held, key):
+            tuned = jax.vmap(lambda key: fine_tune(params, held, key))(jax.random.split(key, 3))
+            return soup(make(tuned, jax.tree.map(lambda mask: jnp.stack([mask] * 3), held))).params
 
     Args:
       members: members with one mask.
