@@ -27,6 +27,7 @@ from main_job import foreign, idx
 
 import jaxprune
 from jaxprune import allocation, assess, ensembles, lottery, masks, schedules, training
+from jaxprune.assess import formatting
 
 PyTree = Any
 SPARSITY, MEMBERS, SEEDS, BATCH, RATE = 0.9, 3, 5, 64, 1e-3
@@ -65,10 +66,10 @@ def _split(train: tuple[Any, Any], test: tuple[Any, Any], held: int, folder: Pat
     size = train[0].shape[1]
     rows = lambda pair: (pair[0].reshape(len(pair[0]), -1), pair[1])
     order = np.random.default_rng(0).permutation(len(train[0]))
-    parts = [rows((train[0][part], train[1][part])) for part in (order[held:], order[:held])]
+    rest, apart = (rows((train[0][part], train[1][part])) for part in (order[held:], order[:held]))
     strange = {"photographs": photographs(folder, size), "letters": letters(size)}
     return Data(
-        *parts, rows(test), {name: x.reshape(len(x), -1).astype(np.float32) / 255 for name, x in strange.items()}
+        rest, apart, rows(test), {name: x.reshape(len(x), -1).astype(np.float32) / 255 for name, x in strange.items()}
     )
 
 
@@ -302,7 +303,7 @@ def table(found: list[dict[str, dict[str, float]]]) -> str:
         wins = [sum(seed[row]["nll"] < seed["one dense"]["nll"] for seed in found)]
         wins += [sum(s[row][c] > s["one dense"][c] for s in found) for c in columns if c.endswith(" H")]
         lines.append([row, *cells, *(f"{w} of {len(found)}" if row != "one dense" else "-" for w in wins)])
-    return assess.formatting.table(lines[0], lines[1:])
+    return formatting.table(lines[0], lines[1:])
 
 
 def _spread(values: list[float]) -> str:

@@ -70,8 +70,8 @@ def best(
     )
     number = _sparsest_good(np.asarray(found.ticket.metrics["right"]), len(labels))
     take = lambda leaf: jnp.asarray(leaf[number])
-    ticket = jax.tree.map(take, (found.ticket.params, found.ticket.masks))
-    return Network(TICKET, float(found.sparsity[number]), *ticket, steps, time.perf_counter() - began)
+    params, masks = jax.tree.map(take, (found.ticket.params, found.ticket.masks))
+    return Network(TICKET, float(found.sparsity[number]), params, masks, steps, time.perf_counter() - began)
 
 
 def _sparsest_good(right: np.ndarray, images: int) -> int:
