@@ -211,7 +211,9 @@ def student(steps: int, key: Any, x: Any, y: Any, teacher: Any) -> tuple[PyTree,
     return params, jaxprune.get_masks(state)
 
 
-def train_all(name: str, data: Data, steps: int, seeds: int, folder: Path) -> dict[str, list[ensembles.Members]]:
+def train_all(
+    name: str, data: Data, steps: int, seeds: int, folder: Path, *, independent: bool
+) -> dict[str, list[ensembles.Members]]:
     """For each way of making members those of each seed; from the folder where they lie there already."""
     x, y = (jnp.asarray(part) for part in data.train)
     every = ensembles.logits_of(apply)
@@ -238,6 +240,8 @@ def train_all(name: str, data: Data, steps: int, seeds: int, folder: Path) -> di
         "dense": split(made("dense", dense_member, several(0))),
         "pruned": split(made("pruned", pruned_member, several(0))),
     }
+    if independent:
+        return ways
     for i, train in enumerate((ticket_rounds, free_tickets, fine_tuned)):
         ways[train.__name__] = nested(made(train.__name__, train, key(i + 1)))
     students = []
@@ -251,29 +255,29 @@ def rows_of(ways: dict[str, list[ensembles.Members]], data: Data, seed: int) -> 
     every = ensembles.logits_of(apply)
     combine = ensembles.mean_probability
     members = {way: found[seed] for way, found in ways.items()}
-    members["soup"] = ensembles.stack([ensembles.soup(members["fine_tuned"])])
-    pool = jax.tree.map(
-        lambda *xs: jnp.concatenate(xs), *(members[w] for w in ("pruned", "ticket_rounds", "free_tickets"))
-    )
-    chosen = ensembles.greedy(every(pool, data.validation[0]), data.validation[1], MEMBERS)
-    members["greedy"] = ensembles.take(pool, np.asarray(chosen.order))
-    first = lambda way: ensembles.take(members[way], [0])
+    members |= {f"one {way}": ensembles.take(found, [0]) for way, found in members.items()}
+    if "fine_tuned" in ways:
+        members["soup"] = ensembles.stack([ensembles.soup(members["fine_tuned"])])
+        pool = [members[way] for way in ("pruned", "ticket_rounds", "free_tickets")]
+        together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pool)
+        chosen = ensembles.greedy(every(together, data.validation[0]), data.validation[1], MEMBERS)
+        members["greedy"] = ensembles.take(together, np.asarray(chosen.order))
     rows = {
-        "one dense": (first("dense"), combine),
-        "one pruned 90%": (first("pruned"), combine),
-        "one pruned, distilled": (members["student"], combine),
-        "one fine-tuned": (first("fine_tuned"), combine),
-        "soup of 3 fine-tuned": (members["soup"], combine),
-        "3 dense": (members["dense"], combine),
-        "3 pruned 90%": (members["pruned"], combine),
-        "  mean logit": (members["pruned"], ensembles.mean_logit),
-        "  majority": (members["pruned"], ensembles.majority),
-        "3 ticket rounds": (members["ticket_rounds"], combine),
-        "3 free tickets": (members["free_tickets"], combine),
-        "3 fine-tuned": (members["fine_tuned"], combine),
-        "3 of 9, greedy": (members["greedy"], combine),
+        "one dense": ("one dense", combine),
+        "one pruned 90%": ("one pruned", combine),
+        "one pruned, distilled": ("student", combine),
+        "one fine-tuned": ("one fine_tuned", combine),
+        "soup of 3 fine-tuned": ("soup", combine),
+        "3 dense": ("dense", combine),
+        "3 pruned 90%": ("pruned", combine),
+        "  mean logit": ("pruned", ensembles.mean_logit),
+        "  majority": ("pruned", ensembles.majority),
+        "3 ticket rounds": ("ticket_rounds", combine),
+        "3 free tickets": ("free_tickets", combine),
+        "3 fine-tuned": ("fine_tuned", combine),
+        "3 of 9, greedy": ("greedy", combine),
     }
-    return {name: measure(every, found, how, data) for name, (found, how) in rows.items()}
+    return {name: measure(every, members[of], how, data) for name, (of, how) in rows.items() if of in members}
 
 
 def measure(every: Any, members: ensembles.Members, combine: Any, data: Data) -> dict[str, float]:
@@ -316,15 +320,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder with mnist and cifar10_jpeg; without it digits alone")
     parser.add_argument("--steps", type=int, default=2400, help="of the dense network, and of each pruned one")
+    parser.add_argument("--independent", action="store_true", help="only the dense and the gradually pruned networks")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--output", type=Path, default=Path("output") / "ensembles")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     for name, load in (("digits", digits), ("mnist", mnist))[: 2 if options.data else 1]:
         data = load(options.data)
-        ways = train_all(name, data, options.steps, options.seeds, options.output)
+        ways = train_all(name, data, options.steps, options.seeds, options.output, independent=options.independent)
         found = [rows_of(ways, data, seed) for seed in range(options.seeds)]
-        (options.output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+        (options.output / f"{name}-{options.steps}.json").write_text(json.dumps(found, indent=2) + "\n")
         print(
             f"{name}: {len(data.train[0])} training, {len(data.test[0])} test images, {options.seeds} seeds, "
             f"{options.steps} steps of {BATCH}; mean ± standard deviation; AUROC by entropy H, mutual information MI"
