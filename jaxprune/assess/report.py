@@ -171,6 +171,9 @@ def risk_report(
     if not models or (reference is not None and reference not in models):
         raise ValueError(f"reference must be one of the models, {', '.join(models) or 'of which there are none'}; "
                          f"got {reference!r}")  # fmt: skip
+    pixels = None if images is None else pictures.to_pixels(images)
+    if pixels is not None and len(pixels) != len(truth.test):
+        raise ValueError(f"images must be those of the {len(truth.test)} test samples; got {len(pixels)}")
     risks, changed = {}, {}
     options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence}
     for name, outputs in models.items():
@@ -181,9 +184,6 @@ def risk_report(
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     verdicts = {name: verdict(each, changed.get(name), fitted=fitted, share=share) for name, each in risks.items()}
-    pixels = None if images is None else pictures.to_pixels(images)
-    if pixels is not None and len(pixels) != len(truth.test):
-        raise ValueError(f"images must be those of the {len(truth.test)} test samples; got {len(pixels)}")
     lost: tuple[Forgotten, ...] = ()
     if reference is not None and changed:
         others = np.stack([np.asarray(models[name].test) for name in changed])

@@ -129,20 +129,20 @@ def risk(
     """
     checked = _check(outputs, truth)
     options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence, "batch": batch}
-    figures = _floats(intervals.bootstrap(_figures, *checked["test"], **options))
+    logits, labels = checked["test"]
+    figures = _floats(intervals.bootstrap(_figures, logits, labels, **options))
     factor = None
     if "held_out" in checked:
         factor = temperature.fit_temperature(*checked["held_out"])
-        logits, labels = checked["test"]
         figures |= _floats(intervals.bootstrap(_scaled, logits / factor, labels, **options))
     if "train" in checked:
         figures |= _floats(intervals.bootstrap_apart(_gap, checked["train"], checked["test"], **options))
-    figures |= _foreign(outputs, checked["test"][0], options)
-    corruption = {name: _levels(logits, checked["test"][1], options) for name, logits in outputs.corrupted.items()}
-    for name, logits in outputs.corrupted.items():
-        hits = jnp.swapaxes(_hits(logits, checked["test"][1]), 0, 1)
-        figures |= {f"corrupted/{name}": _float(intervals.bootstrap(jnp.mean, hits, **options))}
-    logits, labels = checked["test"]
+    figures |= _foreign(outputs, logits, options)
+    corruption = {}
+    for name, worse in outputs.corrupted.items():
+        hits = (jnp.argmax(jnp.asarray(worse), -1) == labels).astype(jnp.float32).T  # (n, levels)
+        corruption[name] = _levels(hits, options)
+        figures[f"corrupted/{name}"] = _float(intervals.bootstrap(jnp.mean, hits, **options))
     return Risk(
         figures=figures,
         temperature=None if factor is None else float(factor),
@@ -204,18 +204,13 @@ def _foreign(outputs: Outputs, test: Array, options: dict[str, Any]) -> dict[str
     return found
 
 
-def _levels(logits: Any, labels: Array, options: dict[str, Any]) -> tuple[Interval, ...]:
-    found = intervals.bootstrap(_mean, jnp.swapaxes(_hits(logits, labels), 0, 1), **options)
+def _levels(hits: Array, options: dict[str, Any]) -> tuple[Interval, ...]:
+    found = intervals.bootstrap(_mean, hits, **options)
     return tuple(Interval(*map(float, level)) for level in zip(*map(np.asarray, found), strict=True))
 
 
 def _mean(hits: Array) -> Array:
     return hits.mean(0)
-
-
-def _hits(logits: Any, labels: Array) -> Array:
-    """(levels, n), 1 where right."""
-    return (jnp.argmax(jnp.asarray(logits), -1) == labels).astype(jnp.float32)
 
 
 def _floats(found: Interval) -> dict[str, Interval]:
