@@ -1,5 +1,6 @@
 """A verdict in words: what the figures say, and only as far as they say it beyond noise."""
 
+import math
 from collections.abc import Mapping
 
 from jaxprune.assess import formatting
@@ -60,6 +61,8 @@ def _fit(figures: Mapping[str, Interval], fitted: float, share: float) -> str:
 
 
 def _part(gap: Interval, test: Interval) -> str:
+    if not math.isfinite(gap.estimate):  # a test sample to which the model gave probability 0
+        return "an infinite part"
     return f"{gap.estimate / test.estimate:.0%}" if test.estimate else "none"
 
 

@@ -128,6 +128,7 @@ def risk_with(report, **figures):
 def test_verdicts_follow_their_rules(report):
     fits = {
         "overfitted: 75%": {"nll": (0.4, 0.3, 0.5), "nll_gap": (0.3, 0.1, 0.4)},
+        "overfitted: an infinite part": {"nll": (np.inf, 0.3, np.inf), "nll_gap": (np.inf, 0.1, np.inf)},
         "only 25% of its test NLL": {"nll": (0.4, 0.3, 0.5), "nll_gap": (0.1, 0.05, 0.2)},
         "no gap beyond noise": {"nll": (0.4, 0.3, 0.5), "nll_gap": (0.3, -0.1, 0.4)},
         "underfitted: 80.00 %": {"nll_gap": (0.0, -0.1, 0.1), "train_accuracy": (0.8, 0.7, 0.9)},
