@@ -16,6 +16,7 @@ from jaxprune import lottery as lottery
 from jaxprune import masks as masks
 from jaxprune import reconstruction as reconstruction
 from jaxprune import schedules as schedules
+from jaxprune import selection as selection
 from jaxprune import slimming as slimming
 from jaxprune import storage as storage
 from jaxprune import training as training

@@ -1,0 +1,36 @@
+"""Choosing: which input features, which structure, which model."""
+
+from jaxprune.selection.channels import alive as alive
+from jaxprune.selection.channels import distinctness as distinctness
+from jaxprune.selection.channels import map_rank as map_rank
+from jaxprune.selection.channels import median_distance as median_distance
+from jaxprune.selection.channels import similarity as similarity
+from jaxprune.selection.channels import unit_scores as unit_scores
+from jaxprune.selection.correlation import correlations as correlations
+from jaxprune.selection.correlation import pearson as pearson
+from jaxprune.selection.correlation import spearman as spearman
+from jaxprune.selection.elimination import Round as Round
+from jaxprune.selection.elimination import eliminate as eliminate
+from jaxprune.selection.elimination import top as top
+from jaxprune.selection.features import Narrowed as Narrowed
+from jaxprune.selection.features import narrow as narrow
+from jaxprune.selection.gates import add_gate_penalty as add_gate_penalty
+from jaxprune.selection.gates import draw as draw
+from jaxprune.selection.gates import input_lasso as input_lasso
+from jaxprune.selection.gates import open_gates as open_gates
+from jaxprune.selection.gates import start_gates as start_gates
+from jaxprune.selection.gates import through as through
+from jaxprune.selection.information import anova_f as anova_f
+from jaxprune.selection.information import mutual_information as mutual_information
+from jaxprune.selection.kernels import Alike as Alike
+from jaxprune.selection.kernels import channel_similarity as channel_similarity
+from jaxprune.selection.kernels import cka as cka
+from jaxprune.selection.kernels import layer_similarity as layer_similarity
+from jaxprune.selection.kernels import similar_layers as similar_layers
+from jaxprune.selection.redundancy import clusters as clusters
+from jaxprune.selection.redundancy import mrmr as mrmr
+from jaxprune.selection.redundancy import one_of_each as one_of_each
+from jaxprune.selection.redundancy import relatedness as relatedness
+from jaxprune.selection.saliency import gradient as gradient
+from jaxprune.selection.saliency import input_norms as input_norms
+from jaxprune.selection.saliency import permutation as permutation
