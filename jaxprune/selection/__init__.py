@@ -1,5 +1,14 @@
 """Choosing: which input features, which structure, which model."""
 
+from jaxprune.selection.blocks import block_influence as block_influence
+from jaxprune.selection.blocks import keep_blocks as keep_blocks
+from jaxprune.selection.blocks import keep_influential as keep_influential
+from jaxprune.selection.budget import Levels as Levels
+from jaxprune.selection.budget import cheapest_loss as cheapest_loss
+from jaxprune.selection.budget import choose_levels as choose_levels
+from jaxprune.selection.budget import greedy as greedy
+from jaxprune.selection.budget import group_costs as group_costs
+from jaxprune.selection.budget import leaf_costs as leaf_costs
 from jaxprune.selection.channels import alive as alive
 from jaxprune.selection.channels import distinctness as distinctness
 from jaxprune.selection.channels import map_rank as map_rank
@@ -27,6 +36,20 @@ from jaxprune.selection.kernels import channel_similarity as channel_similarity
 from jaxprune.selection.kernels import cka as cka
 from jaxprune.selection.kernels import layer_similarity as layer_similarity
 from jaxprune.selection.kernels import similar_layers as similar_layers
+from jaxprune.selection.models import Candidate as Candidate
+from jaxprune.selection.models import Score as Score
+from jaxprune.selection.models import aic as aic
+from jaxprune.selection.models import bic as bic
+from jaxprune.selection.models import description_length as description_length
+from jaxprune.selection.models import hold_out as hold_out
+from jaxprune.selection.models import k_fold as k_fold
+from jaxprune.selection.models import model_table as model_table
+from jaxprune.selection.models import one_standard_error as one_standard_error
+from jaxprune.selection.pareto import pareto_front as pareto_front
+from jaxprune.selection.pareto import pareto_table as pareto_table
+from jaxprune.selection.plots import halving_curves as halving_curves
+from jaxprune.selection.plots import pareto_plot as pareto_plot
+from jaxprune.selection.plots import sensitivity_curves as sensitivity_curves
 from jaxprune.selection.redundancy import clusters as clusters
 from jaxprune.selection.redundancy import mrmr as mrmr
 from jaxprune.selection.redundancy import one_of_each as one_of_each
@@ -34,3 +57,15 @@ from jaxprune.selection.redundancy import relatedness as relatedness
 from jaxprune.selection.saliency import gradient as gradient
 from jaxprune.selection.saliency import input_norms as input_norms
 from jaxprune.selection.saliency import permutation as permutation
+from jaxprune.selection.search import Found as Found
+from jaxprune.selection.search import Trial as Trial
+from jaxprune.selection.search import hyperband as hyperband
+from jaxprune.selection.search import successive_halving as successive_halving
+from jaxprune.selection.sensitivity import Sensitivity as Sensitivity
+from jaxprune.selection.sensitivity import group_sensitivity as group_sensitivity
+from jaxprune.selection.sensitivity import sensitivity as sensitivity
+from jaxprune.selection.spaces import draw_candidates as draw_candidates
+from jaxprune.selection.spaces import integers as integers
+from jaxprune.selection.spaces import log_uniform as log_uniform
+from jaxprune.selection.spaces import one_of as one_of
+from jaxprune.selection.spaces import uniform as uniform

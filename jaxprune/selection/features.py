@@ -24,7 +24,7 @@ class Narrowed:
       kept: the names of the features kept, in order.
       axis: the axis of the features in x.
       manifest: what stays of each leaf, for optimizer states and such: see `slimming.Manifest`.
-      inexact: None where the smaller function is `fn` of the whole input with zeros for the others; else why it is not.
+      inexact: None where the smaller function equals `fn` with zeros for the weights that are gone; else why not.
     """
 
     fn: Callable[..., PyTree]
@@ -55,9 +55,10 @@ def narrow(
 
     The rows of the first layer that meet a removed feature go, wherever the traced program shows them to be: through
     a flattening of images after a dense layer, in several layers that read the input, behind a normalisation with
-    constants. The smaller function of the features kept equals `fn` of the whole input with zeros for the others; where
-    a zero does not stay zero on its way to the first layer (a mean is subtracted) `inexact` says so, and a feature that
-    goes counts as what would have become zero there, its mean.
+    constants. The smaller function of the features kept equals `fn` with zeros for those weights, whatever the other
+    features are; so also `fn` of zeros for the other features, or of their means where a mean is subtracted first.
+    Where features are put together before the first layer (a normalisation over them) it does not, and `inexact` says
+    why.
 
     Args:
       fn: a function `fn(params, x, *rest)`.
@@ -102,7 +103,7 @@ def _decide(
         return choice_from(groups, {}).manifest(), None
     units = groups.units[0][axis]
     gone = units[~mask].ravel()
-    if (units < 0).any() or units.shape[-1] > 1 or np.isin(units[mask], gone).any():
+    if units.shape[-1] != 1 or (units < 0).any() or np.isin(units[mask], gone).any():
         raise ValueError(f"features cannot go from axis {axis} of x, {tuple(x.shape)}:\n" + _why(groups, axis))
     removed = {g.name: gone[(gone >= g.first) & (gone < g.first + g.count)] - g.first for g in groups}
     removed = {name: np.unique(numbers) for name, numbers in removed.items() if numbers.size}

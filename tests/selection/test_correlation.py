@@ -59,7 +59,9 @@ def test_scikit_learns_scores_arrive_as_they_are(data):
     x, y = data
     labels = (y > 0).astype(int)
     np.testing.assert_allclose(selection.anova_f(x, labels), f_classif(x.astype(np.float64), labels)[0])
-    np.testing.assert_allclose(selection.anova_f(x, y), f_regression(x.astype(np.float64), y)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        selection.anova_f(x, y), f_regression(x.astype(np.float64), y.astype(np.float64))[0], rtol=1e-6
+    )
     expected = mutual_info_classif(x.astype(np.float64), labels, random_state=3)
     np.testing.assert_array_equal(selection.mutual_information(x, labels, seed=3), expected)
     # F and r order alike: F = (n - 2) r^2 / (1 - r^2)

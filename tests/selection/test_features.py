@@ -61,14 +61,22 @@ def test_flattened_images_lose_pixels_of_a_column():
     np.testing.assert_allclose(small.fn(small.params, small.take(x)), fn(w, jnp.where(mask, x, 0)), atol=1e-5)
 
 
-def test_a_mean_that_is_subtracted_is_named_and_what_goes_counts_as_its_mean():
+def test_behind_a_mean_that_is_subtracted_a_feature_that_goes_counts_as_its_mean():
     rng = np.random.default_rng(3)
     mean, w = _random(rng, 4), _random(rng, 4, 2)
     fn = lambda w, x: (x - mean) @ w
     small = selection.narrow(fn, w, np.array([True, True, False, True]), jnp.zeros((2, 4)))
-    assert small.inexact is not None
+    assert small.inexact is None
     x = _random(rng, 3, 4)
-    np.testing.assert_allclose(small.fn(small.params, small.take(x)), fn(w, x.at[:, 2].set(mean[2])), atol=1e-5)
+    found = small.fn(small.params, small.take(x))
+    np.testing.assert_allclose(found, fn(w, x.at[:, 2].set(mean[2])), atol=1e-5)
+    np.testing.assert_allclose(found, fn(small.manifest.expand(small.params), x), atol=1e-5)
+
+
+def test_a_normalisation_over_features_is_named():
+    fn = lambda w, x: (x / jnp.exp(x).sum(1, keepdims=True)) @ w
+    small = selection.narrow(fn, jnp.ones((4, 2)), np.arange(4) < 3, jnp.zeros((2, 4)))
+    assert small.inexact is not None
 
 
 def test_a_network_in_flax():
@@ -77,13 +85,13 @@ def test_a_network_in_flax():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(2)(nn.relu(nn.Dense(6)(x)))
+            return nn.Dense(2, name="out")(nn.relu(nn.Dense(6, name="first")(x)))
 
     x = _random(np.random.default_rng(4), 3, 5)
     params = Net().init(jax.random.key(0), x)
     mask = np.array([False, True, True, False, True])
     small = selection.narrow(Net().apply, params, mask, x)
-    assert small.params["params"]["Dense_0"]["kernel"].shape == (3, 6)
+    assert small.params["params"]["first"]["kernel"].shape == (3, 6)
     expected = Net().apply(params, jnp.where(mask, x, 0))
     np.testing.assert_allclose(small.fn(small.params, small.take(x)), expected, atol=1e-5)
 

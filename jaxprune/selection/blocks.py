@@ -1,0 +1,115 @@
+"""Depth: which blocks of a residual network change little, and the network without them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+PyTree = Any
+
+
+def block_influence(hidden: Sequence[Any] | Any) -> Array:
+    r"""How much each block of a residual network turns what goes through it.
+
+        BI_i = 1 - E[ x_i . x_{i+1} / (||x_i|| ||x_{i+1}||) ]
+
+    Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1: x_i goes into block i, x_{i+1} comes out; the mean is over
+    samples and places. A block of small influence is a candidate to drop, and so is one whose output is parallel to its
+    input though longer: what follows a normalisation does not see the length.
+
+    Args:
+      hidden: blocks + 1 arrays (n, ..., features) of one shape, before the first block, between, and after the last; or
+        one array with them stacked on the first axis.
+
+    Returns:
+      (blocks,) in [0, 2], in float32 at least; larger is more worth keeping. A vector of zeros is like nothing: 1.
+
+    Raises:
+      ValueError: fewer than two arrays, different shapes, or NaN or infinite values.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> block_influence([x, 3 * x, x[:, ::-1]]).tolist()
+      [0.0, 1.0]
+    """
+    shapes = [np.shape(x) for x in hidden]
+    if len(shapes) < 2 or len(set(shapes)) > 1 or len(shapes[0]) < 2:
+        raise ValueError(
+            "hidden must be two arrays (n, ..., features) or more, all of one shape (a block that changes it, "
+            f"such as one that halves an image, has no influence to compare); got {shapes}"
+        )
+    stacked = jnp.stack([jnp.asarray(x) for x in hidden])
+    if not isinstance(stacked, jax.core.Tracer) and not bool(jnp.isfinite(stacked).all()):
+        raise ValueError("hidden holds NaN or infinite values")
+    return _influence(stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32)))
+
+
+def keep_influential(influence: Any, count: int) -> np.ndarray:
+    """The blocks that stay when `count` of the least influence go.
+
+    Args:
+      influence: (blocks,) larger is kept.
+      count: how many go; one block at least stays.
+
+    Returns:
+      (blocks,) bools, True is kept; of equal ones the later goes.
+
+    Raises:
+      ValueError: the count is out of range, or a NaN.
+
+    Example:
+      >>> keep_influential([0.3, 0.1, 0.2], 2).tolist()
+      [True, False, False]
+    """
+    influence = np.asarray(influence, np.float64)
+    if influence.ndim != 1 or np.isnan(influence).any() or not 0 <= count < influence.size:
+        raise ValueError(f"there are {influence.shape} blocks, none may be NaN, and one must stay; {count} are to go")
+    keep = np.zeros(influence.size, bool)
+    keep[np.argsort(-influence, kind="stable")[: influence.size - count]] = True
+    return keep
+
+
+def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
+    """The parameters of the blocks that stay, for a network that runs over as many blocks as it is given.
+
+    Args:
+      blocks: a list or tuple of blocks' parameters; or one tree whose leaves have the blocks on their first axis, as a
+        scan over layers needs them.
+      keep: (blocks,) bools.
+
+    Returns:
+      The same kind of container, shorter.
+
+    Raises:
+      ValueError: keep is not one bool a block, or keeps none; the message names leaves of another first axis.
+
+    Example:
+      >>> keep_blocks({'w': jnp.arange(6).reshape(3, 2)}, [True, False, True])['w'].tolist()
+      [[0, 1], [4, 5]]
+    """
+    keep = np.asarray(keep)
+    if keep.dtype != np.bool_ or keep.ndim != 1 or not keep.any():
+        raise ValueError(f"keep must be bools, one a block, one of them True; got {keep.dtype} {keep.shape}")
+    if isinstance(blocks, (list, tuple)):
+        if len(blocks) != len(keep):
+            raise ValueError(f"there are {len(blocks)} blocks and {len(keep)} entries of keep")
+        return type(blocks)(block for block, stays in zip(blocks, keep, strict=True) if stays)
+    paths = jax.tree_util.tree_flatten_with_path(blocks)[0]
+    wrong = [
+        f"  {jax.tree_util.keystr(path)}: {np.shape(leaf)}" for path, leaf in paths if np.shape(leaf)[:1] != keep.shape
+    ]
+    if wrong:
+        raise ValueError(f"each leaf must have {len(keep)} blocks on its first axis:\n" + "\n".join(wrong))
+    places = np.flatnonzero(keep)
+    return jax.tree.map(lambda leaf: leaf[places], blocks)
+
+
+@jax.jit
+def _influence(hidden: Array) -> Array:
+    length = jnp.linalg.norm(hidden, axis=-1, keepdims=True)
+    unit = jnp.where(length > 0, hidden / jnp.where(length > 0, length, 1.0), 0.0)
+    cosine = (unit[:-1] * unit[1:]).sum(-1)
+    return jnp.clip(1.0 - cosine.reshape(cosine.shape[0], -1).mean(1), 0.0, 2.0)

@@ -1,0 +1,192 @@
+"""Sensitivity against a plain loop, and budgets against every choice there is."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from jaxprune import masks, selection, slimming
+
+
+def network(params, x):
+    hidden = jax.nn.relu(x @ params["a"])
+    return jax.nn.relu(hidden @ params["b"]) @ params["c"] + params["bias"]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {"a": draw(6, 8), "b": draw(8, 5), "c": draw(5, 3), "bias": draw(3)}
+    x = draw(16, 6)
+    evaluate = lambda p: jnp.mean((network(p, x) - network(params, x)) ** 2)
+    return params, x, evaluate
+
+
+def test_each_leaf_is_pruned_alone_and_one_function_is_compiled(problem):
+    params, x, _ = problem
+    traced = []
+
+    def evaluate(p):
+        traced.append(None)
+        return jnp.mean((network(p, x) - network(params, x)) ** 2)
+
+    levels = [0.5, 0.25, 0.8]
+    found = selection.sensitivity(evaluate, params, levels, batch=2)
+    assert found.names == ("a", "b", "c")
+    assert found.levels.tolist() == [0, 0.25, 0.5, 0.8]
+    for name, values in zip(found.names, found.values, strict=True):
+        for level, value in zip(found.levels, values, strict=True):
+            w = np.array(params[name])
+            w.flat[np.argsort(np.abs(w), axis=None)[: int(level * w.size + 0.5)]] = 0
+            assert value == pytest.approx(float(evaluate({**params, name: jnp.asarray(w)})), rel=1e-5)
+    # 12 here; the shape, the dense value, and the table a few times for all leaves and levels.
+    assert len(traced) <= 18
+    some = selection.sensitivity(evaluate, params, [0.5], where="b")
+    assert some.names == ("b",)
+    assert some.changes[0, 1] == pytest.approx(found.changes[1, 2], rel=1e-5)
+
+
+def test_groups_lose_their_lowest_units_as_choose_does(problem):
+    params, x, evaluate = problem
+    groups = jaxprune.find_groups(network, params, x)
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    found = selection.group_sensitivity(evaluate, params, groups, scores, [0.3, 0.6])
+    assert found.names == ("a[1]", "b[1]")
+    for name, values in zip(found.names, found.values, strict=True):
+        for level, value in zip(found.levels, values, strict=True):
+            kept = slimming.choose(groups, scores, {name: float(level)}).masks()
+            assert value == pytest.approx(float(evaluate(masks.apply(params, kept))), rel=1e-5, abs=1e-9)
+
+
+def _every_choice(losses, costs, budget):
+    best = np.inf
+    for index in itertools.product(range(losses.shape[1]), repeat=len(losses)):
+        rows = np.arange(len(losses))
+        if costs[rows, index].sum() <= budget + 1e-9:
+            best = min(best, losses[rows, index].sum())
+    return best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dynamic_programming_finds_the_best_of_all_choices(seed):
+    rng = np.random.default_rng(seed)
+    losses, costs = rng.normal(size=(5, 4)), rng.uniform(0.5, 3, size=(5, 4))
+    if seed % 2:
+        costs = np.round(costs)  # equal sums
+    low, high = costs.min(1).sum(), costs.max(1).sum()
+    for budget in (low, low + 0.3 * (high - low), high):
+        found = selection.cheapest_loss(losses, costs, budget)
+        assert found.exact
+        assert found.cost <= budget + 1e-9
+        assert found.loss == pytest.approx(_every_choice(losses, costs, budget))
+        coarse = selection.cheapest_loss(losses, costs, budget, states=8)
+        assert coarse.cost <= budget + 1e-9
+        assert coarse.loss >= found.loss - 1e-9
+
+
+def test_greedy_meets_the_budget_and_is_best_where_losses_are_convex():
+    rng = np.random.default_rng(7)
+    steps = np.sort(rng.uniform(0.1, 1, size=(5, 4)), axis=1)
+    losses = np.concatenate([np.zeros((5, 1)), np.cumsum(steps, 1)], 1)
+    costs = np.tile(np.arange(4, -1, -1.0), (5, 1))
+    for budget in range(20):
+        found = selection.greedy(losses, costs, budget)
+        assert found.cost == budget
+        assert found.loss == pytest.approx(selection.cheapest_loss(losses, costs, budget).loss)
+
+
+def test_the_levels_of_leaves_meet_counted_budgets(problem):
+    params, x, _ = problem
+    losses = np.array([[0, 2, 5], [0, 1, 4], [0, 1, 9.0]])
+    found = selection.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
+    for of, whole in (("parameters", 48 + 40 + 15), ("flops", 2 * 16 * (48 + 40 + 15))):
+        costs = selection.leaf_costs(network, params, found, x, of=of)
+        assert costs[:, 0].sum() == whole
+        budget = 0.5 * costs[:, 0].sum()
+        levels = selection.cheapest_loss(found.changes, costs, budget)
+        sparsities = levels.sparsities(found)
+        kept = masks.select(jax.tree.map(jnp.abs, params), {**{k: sparsities.get(k, 0.0) for k in params}})
+        cost = jaxprune.assess.complexity(network, params, kept, x)
+        spent = {"parameters": cost.kept - 3, "flops": cost.effective_flops}[of]
+        assert spent == levels.cost <= budget
+
+
+def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
+    params, x, evaluate = problem
+    groups = jaxprune.find_groups(network, params, x)
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    found = selection.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
+    cost = slimming.costs.flops(network, params, x)
+    whole = cost(slimming.choice_from(groups, {}))
+    choice, levels = selection.choose_levels(groups, scores, found, found.changes, cost, 0.4 * whole)
+    assert cost(choice) <= 0.4 * whole
+    assert selection.group_costs(groups, scores, found, cost)[:, 0].sum() == pytest.approx(whole)
+    # Of levels that meet the true cost none that is the same for both groups loses less, and one of all pairs may.
+    fits = {
+        (i, j): found.changes[0, i] + found.changes[1, j]
+        for i, j in itertools.product(range(5), repeat=2)
+        if cost(_pair(groups, scores, found, i, j)) <= 0.4 * whole
+    }
+    assert fits[tuple(levels.index.tolist())] == pytest.approx(levels.loss)
+    assert min(fits.values()) - 1e-9 <= levels.loss <= min(v for (i, j), v in fits.items() if i == j) + 1e-9
+    whole_again, _ = selection.choose_levels(groups, scores, found, np.abs(found.changes), cost, whole)
+    assert whole_again.keep.all()
+
+
+def _pair(groups, scores, found, i, j):
+    rules = {n: float(found.levels[k]) for n, k in zip(found.names, (i, j), strict=True) if k}
+    return slimming.choose(groups, scores, rules) if rules else slimming.choice_from(groups, {})
+
+
+def test_the_plot_has_a_line_for_each_leaf():
+    found = selection.Sensitivity(("a", "b"), np.array([0.0, 0.5]), np.array([[1.0, 2.0], [1.0, 1.5]]))
+    lines = selection.sensitivity_curves(found).axes[0].get_lines()
+    assert [line.get_label() for line in lines][:2] == ["a", "b"]
+    np.testing.assert_array_equal(lines[1].get_ydata(), [1.0, 1.5])
+
+
+_LOSS = np.zeros((2, 3))
+_FOUND = selection.Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, e: selection.sensitivity(e, p, [0.5, 1.0]), r"levels are sparsities in \[0, 1\)"),
+        (lambda p, e: selection.sensitivity(e, p, []), "one above 0 at least"),
+        (lambda p, e: selection.sensitivity(lambda p: p["bias"], p, [0.5]), r"must be a scalar.*\(3,\)"),
+        (lambda p, e: selection.sensitivity(e, p, [0.5], batch=0), "batch must be 1 or more"),
+        (lambda p, e: selection.cheapest_loss(_LOSS, _LOSS[:1], 1), "must both be"),
+        (lambda p, e: selection.cheapest_loss(_LOSS, _LOSS + 1, 1), "cheapest levels cost 2, more than the budget 1"),
+        (lambda p, e: selection.cheapest_loss(_LOSS * np.nan, _LOSS, 1), "must not hold NaN"),
+        (
+            lambda p, e: selection.greedy(_LOSS, np.array([[5, 6, 1], [5.0, 5, 5]]), 5),
+            "cheapest levels cost 6, more than the budget 5",
+        ),
+        (
+            lambda p, e: selection.leaf_costs(network, p, _FOUND, jnp.ones((1, 6)), of="x"),
+            'of is "parameters", "memory" or "flops"',
+        ),
+        (
+            lambda p, e: selection.leaf_costs(network, p, _FOUND, jnp.ones((1, 6))),
+            "no leaf z",
+        ),
+    ],
+)
+def test_errors_say_what_is_wrong(problem, call, message):
+    params, _, evaluate = problem
+    with pytest.raises(ValueError, match=message):
+        call(params, evaluate)
+
+
+def test_a_target_that_no_level_reaches_is_refused(problem):
+    params, x, evaluate = problem
+    groups = jaxprune.find_groups(network, params, x)
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    found = selection.group_sensitivity(evaluate, params, groups, scores, [0.2])
+    with pytest.raises(ValueError, match="with all groups at their last level the network costs"):
+        _ = selection.choose_levels(groups, scores, found, found.changes, slimming.costs.parameters, 10)
