@@ -193,9 +193,7 @@ def run_seed(x: np.ndarray, y: np.ndarray, truth: np.ndarray, seed: int, options
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{'features':26}  precision  recall  true ones kept   accuracy on held-out rows: mean, least, most"
-    ]
+    lines = [f"{'features':26}  precision  recall  true ones kept   accuracy on held-out rows: mean, least, most"]
     for name in results[0]["rows"]:
         kept, true, right = (np.array([r["rows"][name][k] for r in results]) for k in ("kept", "true", "accuracy"))
         figures = f"{(true / kept).mean():9.0%}  {true.mean() / KEEP:6.0%}  {f'{true.min()} to {true.max()}':>14}"

@@ -1,0 +1,202 @@
+"""Choosing a structure and a model on scikit-learn's digits: sensitivity, budgets, depth, a search, and a choice.
+
+    python examples/structures_digits.py --output output/structures
+
+trains a residual network on 1,200 of the 1,797 real images, chooses everything on 297 others, and looks at the last 300
+once for each row of the tables. It prints, and draws into the folder:
+
+1. the loss when each leaf is pruned alone (sensitivity.png), and the levels that keep a fifth of the weights: one
+   level for all leaves, greedy, dynamic programming;
+2. which block changes least (ShortGPT's influence) and what the network loses without each; which layers say the same;
+3. Hyperband over width, depth and learning rate, of candidates that are trained and pruned (search.png). Kill it and
+   start it again: it goes on where it was;
+4. the models at several sparsities by held-out loss, AIC, BIC and description length, and the Pareto front
+   (pareto.png).
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune
+from jaxprune import criteria, masks, selection
+
+PyTree = Any
+PIXELS, CLASSES, BATCH = 64, 10, 100
+
+
+def start(key: jax.Array, width: int, depth: int) -> PyTree:
+    keys = jax.random.split(key, 4)
+    normal = lambda k, *shape: jax.random.normal(k, shape) * (2 / shape[-2]) ** 0.5
+    return {
+        "stem": normal(keys[0], PIXELS, width),
+        "blocks": {
+            "in": normal(keys[1], depth, width, 2 * width),
+            "out": 0.5 * normal(keys[2], depth, 2 * width, width),
+        },
+        "head": {"kernel": normal(keys[3], width, CLASSES), "bias": jnp.zeros(CLASSES)},
+    }
+
+
+def hidden_states(params: PyTree, x: jax.Array) -> jax.Array:
+    """(depth + 1, n, width): what goes into each block, and what comes out of the last."""
+
+    def block(h: jax.Array, w: PyTree) -> tuple[jax.Array, jax.Array]:
+        norm = h / jnp.sqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-6)
+        return h + jax.nn.relu(norm @ w["in"]) @ w["out"], h
+
+    last, before = jax.lax.scan(block, x @ params["stem"], params["blocks"])
+    return jnp.concatenate([before, last[None]])
+
+
+def network(params: PyTree, x: jax.Array) -> jax.Array:
+    return hidden_states(params, x)[-1] @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def loss(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(network(params, x), y).mean()
+
+
+@partial(jax.jit, static_argnames="steps")
+def train(key: jax.Array, params: PyTree, held: PyTree, x: jax.Array, y: jax.Array, rate: Any, *, steps: int) -> PyTree:
+    """Adam with a cosine; removed weights stay removed."""
+    adam = optax.adam(lambda step: rate * (0.5 + 0.5 * jnp.cos(jnp.pi * step / steps)))
+    optimizer = jaxprune.sparsify(adam, jaxprune.training.fixed(held))
+
+    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+        params, state = carry
+        rows = jax.random.randint(key, (BATCH,), 0, len(x))
+        updates, state = optimizer.update(jax.grad(loss)(params, x[rows], y[rows]), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
+
+
+def accuracy(params: PyTree, rows: Any) -> float:
+    return float((np.asarray(jax.jit(network)(params, rows[0])).argmax(1) == rows[1]).mean())
+
+
+def pruned_at(key: jax.Array, params: PyTree, held: PyTree, rows: Any, steps: int) -> PyTree:
+    """Masks on, and a short training with them."""
+    return train(key, masks.apply(params, held), held, *rows, 1e-3, steps=steps)
+
+
+def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> None:
+    evaluate = lambda p: loss(p, *splits["choose"])
+    found = selection.sensitivity(evaluate, params, options.levels, batch_axes={"blocks/*": 1})
+    selection.sensitivity_curves(found).savefig(options.output / "sensitivity.png")
+    print("\nloss on the rows to choose by, with one leaf pruned alone:")
+    print(f"{'leaf':12}" + "".join(f"{level:8.0%}" for level in found.levels))
+    for name, values in zip(found.names, found.values, strict=True):
+        print(f"{name:12}" + "".join(f"{value:8.3f}" for value in values))
+    costs = selection.leaf_costs(network, params, found, splits["choose"][0][:1], batch_axes={"blocks/*": 1})
+    budget = options.density * costs[:, 0].sum()
+    chosen = {
+        "greedy": selection.greedy(found.changes, costs, budget),
+        "dynamic programming": selection.cheapest_loss(found.changes, costs, budget),
+    }
+    sparsities = {"one level for all": dict.fromkeys(found.names, 1 - options.density)}
+    sparsities |= {name: levels.sparsities(found) for name, levels in chosen.items()}
+    print(f"\n{'levels':20} {'kept':>6}  accuracy at once, and after {options.tune} steps   sparsity by leaf")
+    scores = criteria.magnitude(params)
+    for name, by_leaf in sparsities.items():
+        tree = jaxprune.tree.map_named(lambda leaf, _, own=by_leaf: own.get(leaf, 0.0), scores)
+        held = masks.select(scores, tree, batch_axes={"blocks/*": 1})
+        kept = sum(int(m.sum()) for m in jax.tree.leaves(held) if m.ndim)
+        at_once = accuracy(masks.apply(params, held), splits["test"])
+        after = accuracy(pruned_at(key, params, held, splits["train"], options.tune), splits["test"])
+        shares = ", ".join(f"{leaf} {share:.0%}" for leaf, share in by_leaf.items())
+        print(f"{name:20} {kept:6}  {at_once:16.1%} {after:20.1%}   {shares}")
+
+
+def depth(params: PyTree, splits: dict[str, Any]) -> None:
+    hidden = hidden_states(params, splits["choose"][0])
+    influence = np.asarray(selection.block_influence(hidden))
+    whole = accuracy(params, splits["test"])
+    print(f"\nblock  influence  accuracy without it ({whole:.1%} with all)")
+    for i, value in enumerate(influence):
+        blocks = selection.keep_blocks(params["blocks"], np.arange(len(influence)) != i)
+        print(f"{i:5}  {value:9.3f}  {accuracy({**params, 'blocks': blocks}, splits['test']):.1%}")
+    layers = {f"before block {i}": h for i, h in enumerate(hidden[:-1])} | {"after the last": hidden[-1]}
+    for pair in selection.similar_layers(layers, threshold=0.9):
+        print(f"alike: {pair.first} and {pair.second}, CKA {pair.cka:.3f}")
+
+
+def search(key: jax.Array, splits: dict[str, Any], options: Any) -> None:
+    space = {
+        "width": selection.one_of([8, 16, 32]),
+        "depth": selection.integers(1, 3),
+        "rate": selection.log_uniform(1e-4, 1e-1),
+    }
+
+    def evaluate(candidate: Any, budget: float, key: jax.Array) -> float:
+        params = start(key, candidate["width"], candidate["depth"])
+        whole = masks.ones(params)
+        params = train(key, params, whole, *splits["train"], candidate["rate"], steps=round(budget))
+        held = jaxprune.prune(params, options.sparsity).masks
+        return float(loss(pruned_at(key, params, held, splits["train"], round(budget / 2)), *splits["choose"]))
+
+    found = selection.hyperband(
+        evaluate,
+        lambda count: selection.draw_candidates(space, count, seed=0),
+        key=key,
+        least=options.most / 9,
+        most=options.most,
+        journal=options.output / "search.jsonl",
+    )
+    selection.halving_curves(found.trials).savefig(options.output / "search.png")
+    print(f"\n{len(found.trials)} trials; the best, pruned to {options.sparsity:.0%}: {found.best.candidate}")
+    print(f"loss on the rows to choose by {found.best.loss:.3f}")
+
+
+def models(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> None:
+    candidates = {"dense": selection.Candidate(params, None, network)}
+    for sparsity in options.models:
+        held = jaxprune.prune(params, sparsity).masks
+        tuned = pruned_at(key, params, held, splits["train"], options.tune)
+        candidates[f"{sparsity:.0%}"] = selection.Candidate(tuned, held, network)
+    scores = selection.hold_out(candidates, splits["train"], splits["choose"])
+    print("\n" + selection.model_table(scores))
+    errors = [1 - accuracy(c.params, splits["test"]) for c in candidates.values()]
+    costs = [s.flops for s in scores]
+    print("\non the rows for the test:\n" + selection.pareto_table(list(candidates), errors, costs))
+    points = {name: (float(c), e) for name, c, e in zip(candidates, costs, errors, strict=True)}
+    selection.pareto_plot(points).savefig(options.output / "pareto.png")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/structures"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=600, help="of the first training")
+    parser.add_argument("--tune", type=int, default=200, help="steps after pruning")
+    parser.add_argument("--most", type=float, default=360, help="the largest budget of the search, in steps")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
+    parser.add_argument("--density", type=float, default=0.2)
+    parser.add_argument("--sparsity", type=float, default=0.8, help="of the candidates of the search")
+    parser.add_argument("--models", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95, 0.98])
+    options = parser.parse_args(arguments)
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(options.seed).permutation(len(x))
+    parts = {"train": order[:1200], "choose": order[1200:1497], "test": order[1497:]}
+    splits = {name: (x[rows].astype(np.float32) / 16, y[rows].astype(np.int32)) for name, rows in parts.items()}
+    options.output.mkdir(parents=True, exist_ok=True)
+    key = jax.random.key(options.seed)
+    params = start(key, 32, 3)
+    params = train(key, params, masks.ones(params), *splits["train"], 3e-3, steps=options.steps)
+    budgets(key, params, splits, options)
+    depth(params, splits)
+    search(key, splits, options)
+    models(key, params, splits, options)
+
+
+if __name__ == "__main__":
+    main()
