@@ -74,7 +74,7 @@ def narrow(
 
     Raises:
       ValueError: the mask is not of the features, keeps none, there are not as many names, or the function needs its
-        input whole: a convolution over the axis, a mean over features, an output of the input itself.
+        input whole: a convolution over the axis, an output of the input itself.
 
     Example:
       >>> net = lambda w, x: jnp.tanh(x @ w['first']) @ w['second']
@@ -128,11 +128,8 @@ def _narrowed(joint: Callable[..., PyTree], manifest: Manifest, axis: int) -> Ca
 
 def _of_params(manifest: Manifest) -> Manifest:
     """The manifest without the input, and with paths from the parameters' root."""
-    leaves = manifest.leaves[1:]
-    prefix = _PARAMS + "/"
-    return Manifest(
-        tuple(kept._replace(name=kept.name.removeprefix(prefix), identity=kept.identity[1:]) for kept in leaves)
-    )
+    own = [(kept, kept.identity[1:]) for kept in manifest.leaves[1:]]
+    return Manifest(tuple(kept._replace(name="/".join(path), identity=path) for kept, path in own))
 
 
 def _checked(mask: Any, x: Any, axis: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def sensitivity(
     Args:
       evaluate: `params -> value`, a scalar: a loss, or an accuracy; traceable.
       params: the trained parameters.
-      levels: sparsities in [0, 1); 0 is added.
+      levels: sparsities in [0, 1); 0 is added. They are counted as the float32 numbers next to them.
       criterion: as in `jaxprune.prune`.
       pattern: as in `jaxprune.prune`, one that can have any of the levels (`NM` cannot).
       where: which leaves are looked at; the others stay whole.
@@ -86,7 +86,6 @@ def sensitivity(
         kept = masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), wanted), pattern, **options)
         return evaluate(masks.apply(params, kept))
 
-    # Levels in float64 would count exactly as Python numbers do; in float32 they are the fractions nearest to them.
     table = _table(value, np.arange(len(names)), jnp.asarray(levels[1:], jnp.float32), (params, scores), batch)
     dense = np.full((len(names), 1), float(evaluate(params)))
     return Sensitivity(tuple(names), levels, np.concatenate([dense, table], 1))
