@@ -209,8 +209,9 @@ def choose_levels(
     """The levels of groups that bring a network down to a cost, by `cheapest_loss`, held to the true cost.
 
     What two groups save together is less than the sum of what each saves alone, for they share weights. So the
-    budget of the sum is lowered, by bisection, until the network's own cost is within the target. Another choice may still
-    lose less (the problem of products is harder than that of sums); one with the same level for all groups does not.
+    budget of the sum is lowered, by bisection, until the network's own cost is within the target. Another choice may
+    still lose less (the problem of products is harder than that of sums); one with the same level for all groups does
+    not.
 
     Args:
       groups: the groups.
