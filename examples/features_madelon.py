@@ -29,7 +29,7 @@ from jaxprune import selection
 
 PyTree = Any
 KEEP, WIDTH, BATCH, RATE = 20, 128, 250, 1e-3
-LASSO_STRENGTHS, GATE_STRENGTHS = (1e-4, 2e-4, 4e-4), (2e-3, 6e-3, 2e-2)
+LASSO_STRENGTHS, GATE_STRENGTHS = (1e-4, 2e-4, 4e-4), (6e-3, 1.2e-2)
 
 
 class Split(NamedTuple):
