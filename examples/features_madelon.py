@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from jaxprune import selection
 
 PyTree = Any
 KEEP, WIDTH, BATCH, RATE = 20, 128, 250, 1e-3
-LASSO_STRENGTHS, GATE_STRENGTHS = (1e-4, 2e-4, 4e-4), (6e-3, 1.2e-2)
+LASSO_STRENGTHS, GATE_STRENGTHS = (0.1, 0.2, 0.4), (6e-3, 1.2e-2)
 
 
 class Split(NamedTuple):
@@ -91,9 +91,11 @@ def losses(logits: jax.Array, y: jax.Array) -> jax.Array:
 def train(key: jax.Array, x: jax.Array, y: jax.Array, strength: Any, *, kind: str, steps: int) -> PyTree:
     """Trains by Adam: the network, with a lasso on its inputs' rows ("lasso") or with gates before them ("gates")."""
     params = start(jax.random.fold_in(key, 0), x.shape[1])
-    adam = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=1e-2)
+    rate = optax.cosine_decay_schedule(RATE, steps)
+    adam = optax.adamw(rate, weight_decay=1e-2)
     if kind == "lasso":
-        adam = optax.chain(adam, selection.input_lasso(lambda _: strength, "first/kernel"))
+        # A step's shrinkage falls with the learning rate; one that stayed would have the last word, and leave no row.
+        adam = optax.chain(adam, selection.input_lasso(lambda step: strength * rate(step), "first/kernel"))
     if kind == "gates":
         params["gates"] = selection.start_gates(x.shape[1])
         adam = optax.chain(selection.add_gate_penalty(lambda _: strength, "gates"), optax.adam(3 * RATE))
@@ -133,69 +135,75 @@ def tuned(
     return score(data, best), best
 
 
-def methods(data: Split, key: jax.Array, seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Masks of 20 features by each method, from training rows alone; and the strengths that were chosen."""
+def methods(data: Split, key: jax.Array, seed: int, steps: int) -> dict[str, Callable[[], Any]]:
+    """By name a function that gives a mask from training rows alone, and the strength if one was chosen."""
     x, y = data.x, data.y
-    relevance, alike = np.asarray(selection.pearson(x, y)), np.asarray(selection.correlations(x))
-    plain = train(key, x, y, 0.0, kind="plain", steps=steps)
     inner = int(0.8 * len(x))
-    held = train(key, x[:inner], y[:inner], 0.0, kind="plain", steps=steps)
-    first = lambda d, s: np.asarray(
-        selection.input_norms(train(key, d.x, d.y, s, kind="lasso", steps=2 * steps)["first"]["kernel"])
-    )
-    gate = lambda d, s: np.asarray(train(key, d.x, d.y, s, kind="gates", steps=2 * steps)["gates"])
-    lasso, lasso_strength = tuned(first, data, LASSO_STRENGTHS, key, steps)
-    gates, gate_strength = tuned(gate, data, GATE_STRENGTHS, key, steps)
+    relevance, alike = np.asarray(selection.pearson(x, y)), np.asarray(selection.correlations(x))
+    plain = cache(lambda: train(key, x, y, 0.0, kind="plain", steps=steps))
+    held = cache(lambda: train(key, x[:inner], y[:inner], 0.0, kind="plain", steps=steps))
     one_each = selection.one_of_each(relevance, selection.clusters(alike, 0.5))
-    chosen = np.zeros(x.shape[1], bool)
-    chosen[selection.mrmr(relevance, alike, KEEP)] = True
-    scores = {
-        "Pearson": relevance,
-        "Spearman": selection.spearman(x, y),
-        "ANOVA F": selection.anova_f(x, y),
-        "mutual information": selection.mutual_information(x, y, seed=seed),
-        "one of each cluster": np.where(one_each, relevance, -1),
-        "gradient": selection.gradient(network, plain, x, y, losses),
-        "permutation, held-out rows": selection.permutation(network, held, x[inner:], y[inner:], losses, key=key),
-        "first-layer norm": selection.input_norms(plain["first"]["kernel"]),
-        "stochastic gates": gates,
-        "first-layer lasso": lasso,
-        "relatedness (no labels)": selection.relatedness(alike),
+
+    def lasso(data: Split, strength: float) -> Any:
+        params = train(key, data.x, data.y, strength, kind="lasso", steps=2 * steps)
+        return selection.input_norms(params["first"]["kernel"])
+
+    gate = lambda data, strength: train(key, data.x, data.y, strength, kind="gates", steps=2 * steps)["gates"]
+    gates = cache(lambda: tuned(gate, data, GATE_STRENGTHS, key, steps))
+    top = lambda scores: (selection.top(scores, KEEP), None)
+    best = lambda found: (selection.top(found[0], KEEP), found[1])
+    return {
+        "Pearson": lambda: top(relevance),
+        "Spearman": lambda: top(selection.spearman(x, y)),
+        "ANOVA F": lambda: top(selection.anova_f(x, y)),
+        "mutual information": lambda: top(selection.mutual_information(x, y, seed=seed)),
+        "mRMR": lambda: (np.isin(np.arange(x.shape[1]), selection.mrmr(relevance, alike, KEEP)), None),
+        "one of each cluster": lambda: top(np.where(one_each, relevance, -1)),
+        "gradient": lambda: top(selection.gradient(network, plain(), x, y, losses)),
+        "permutation, held-out rows": lambda: top(
+            selection.permutation(network, held(), x[inner:], y[inner:], losses, key=key)
+        ),
+        "first-layer norm": lambda: top(selection.input_norms(plain()["first"]["kernel"])),
+        "first-layer lasso": lambda: best(tuned(lasso, data, LASSO_STRENGTHS, key, steps)),
+        "stochastic gates": lambda: best(gates()),
+        "gates that are open": lambda: ((np.asarray(gates()[0]) > 0) | selection.top(gates()[0], 1), gates()[1]),
+        "relatedness (no labels)": lambda: top(selection.relatedness(alike)),
     }
-    masks = {name: selection.top(s, KEEP) for name, s in scores.items()} | {"mRMR": chosen}
-    masks["gates that are open"] = (gates > 0) | selection.top(gates, 1)
-    return masks, {"lasso": lasso_strength, "gates": gate_strength}
 
 
-def run_seed(x: np.ndarray, y: np.ndarray, truth: np.ndarray, seed: int, options: Any) -> dict[str, Any]:
+def run_seed(x: np.ndarray, y: np.ndarray, truth: np.ndarray, seed: int, path: Path, options: Any) -> dict[str, Any]:
+    """What each method finds; what the file at `path` has of it is not computed again."""
     if options.permuted:
         y = np.random.default_rng(1000 + seed).permutation(y)
     data, key = split(x, y, seed, options.train), jax.random.key(seed)
-    masks, strengths = methods(data, key, seed, options.steps)
-    random = np.zeros(len(truth), bool)
-    random[np.random.default_rng(seed).permutation(len(truth))[:KEEP]] = True
-    masks |= {"20 random": random, "the true 20": truth, "all 500": np.ones_like(truth), "the other 480": ~truth}
-    found = {
-        name: {
-            "kept": int(mask.sum()),
-            "true": int((mask & truth).sum()),
-            "accuracy": accuracy(data, mask, key, options.steps),
-        }
-        for name, mask in masks.items()
-    }
-    # The lasso's network made smaller: its first layer has 20 rows, and gives what zeros at the others give.
-    mask = masks["first-layer lasso"]
-    params = start(key, len(truth))
-    small = selection.narrow(network, params, mask, data.x[:1])
-    same = np.abs(small.fn(small.params, small.take(data.x_test)) - network(params, np.where(mask, data.x_test, 0)))
-    shape = list(small.params["first"]["kernel"].shape)
-    return {"seed": seed, "rows": found, "strengths": strengths, "small": [shape, float(same.max())]}
+    random = np.isin(np.arange(len(truth)), np.random.default_rng(seed).permutation(len(truth))[:KEEP])
+    fixed = {"20 random": random, "the true 20": truth, "all 500": np.ones_like(truth), "the other 480": ~truth}
+    wanted = methods(data, key, seed, options.steps)
+    wanted |= {name: lambda mask=mask: (mask, None) for name, mask in fixed.items()}
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    for name, find in wanted.items():
+        if name not in rows:
+            mask, strength = find()
+            right = accuracy(data, mask, key, options.steps)
+            kept = {"kept": int(mask.sum()), "true": int((mask & truth).sum())}
+            rows[name] = {**kept, "accuracy": right, "strength": strength, "features": np.flatnonzero(mask).tolist()}
+            _ = path.write_text(json.dumps(rows, indent=1))
+    return {name: rows[name] for name in wanted}
+
+
+def smaller_by(mask: np.ndarray, x: np.ndarray) -> str:
+    """The network made smaller: its first layer has fewer rows, and gives what zeros at the others give."""
+    params = start(jax.random.key(0), len(mask))
+    small = selection.narrow(network, params, mask, x[:1])
+    off = np.abs(small.fn(small.params, small.take(x)) - network(params, np.where(mask, x, 0))).max()
+    shape = small.params["first"]["kernel"].shape
+    return f"made smaller by the gates' choice: a first layer of {shape}, off by {off:.1e} from zeros at the others"
 
 
 def report(results: list[dict[str, Any]]) -> str:
     lines = [f"{'features':26}  precision  recall  true ones kept   accuracy on held-out rows: mean, least, most"]
-    for name in results[0]["rows"]:
-        kept, true, right = (np.array([r["rows"][name][k] for r in results]) for k in ("kept", "true", "accuracy"))
+    for name in results[0]:
+        kept, true, right = (np.array([r[name][k] for r in results]) for k in ("kept", "true", "accuracy"))
         figures = f"{(true / kept).mean():9.0%}  {true.mean() / KEEP:6.0%}  {f'{true.min()} to {true.max()}':>14}"
         lines.append(f"{name:26}  {figures}   {right.mean():.1%}, {right.min():.1%}, {right.max():.1%}")
     return "\n".join(lines)
@@ -208,7 +216,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of each training; twice as many with a penalty")
     parser.add_argument("--train", type=int, default=2000, help="rows for training; the others are for the test")
     parser.add_argument("--permuted", action="store_true", help="deal out the labels anew: nothing may help")
-    parser.add_argument("--output", type=Path, default=Path("output/features_madelon"), help="a finished seed is kept")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/features_madelon"), help="what was computed is kept"
+    )
     options = parser.parse_args(arguments)
     with np.load(options.data) as file:
         x, y = file["x"].astype(np.float32), file["y"].astype(np.int32)
@@ -217,18 +227,14 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in options.seeds:
+        started = time.perf_counter()
         name = f"{'permuted' if options.permuted else 'labels'}-{seed}-{options.steps}-{options.train}.json"
-        path = options.output / name
-        if not path.exists():
-            started = time.perf_counter()
-            found = run_seed(x, y, truth, seed, options)
-            found["seconds"] = time.perf_counter() - started
-            _ = path.write_text(json.dumps(found, indent=1))
-        results.append(json.loads(path.read_text()))
-        print(f"seed {seed}: {results[-1]['seconds']:.0f} s, strengths {results[-1]['strengths']}", flush=True)
+        results.append(run_seed(x, y, truth, seed, options.output / name, options))
+        chosen = {name: row["strength"] for name, row in results[-1].items() if row["strength"] is not None}
+        print(f"seed {seed}: {time.perf_counter() - started:.0f} s, strengths {chosen}", flush=True)
     print(report(results))
-    shape, off = results[-1]["small"]
-    print(f"made smaller by the lasso's choice: first layer {shape}, off by {off:.1e} from zeros at the others")
+    chosen = np.isin(np.arange(len(truth)), results[-1]["stochastic gates"]["features"])
+    print(smaller_by(chosen, split(x, y, options.seeds[-1], options.train).x_test))
 
 
 if __name__ == "__main__":
