@@ -67,8 +67,7 @@ def test_where_labels_are_dealt_out_scores_of_training_rows_bring_no_benefit():
 
 
 @pytest.mark.slow
-def test_a_lasso_on_the_first_layer_finds_them_and_lifts_the_network(root, real_data, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / "examples"))
+def test_a_lasso_on_the_first_layer_finds_them_and_lifts_the_network(root, real_data):
     example = runpy.run_path(str(root / "examples" / "features_madelon.py"))
     with np.load(real_data("madelon/madelon.npz")) as file:
         x, y = file["x"].astype(np.float32), file["y"].astype(np.int32)
