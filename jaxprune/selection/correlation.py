@@ -26,7 +26,7 @@ def pearson(x: Any, y: Any) -> Array:
       ValueError: shapes do not fit, fewer than two samples, NaN or infinite values.
 
     Example:
-      >>> pearson(jnp.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]), jnp.array([1, 0, -1])).tolist()
+      >>> pearson(jnp.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]), jnp.array([1, 0, -1])).round(4).tolist()
       [1.0, 0.0]
     """
     x = checks.samples(x)
@@ -49,7 +49,7 @@ def spearman(x: Any, y: Any) -> Array:
       ValueError: as `pearson` does.
 
     Example:
-      >>> spearman(jnp.array([[1.0], [2.0], [40.0]]), jnp.array([1, 8, 9])).tolist()
+      >>> spearman(jnp.array([[1.0], [2.0], [40.0]]), jnp.array([1, 8, 9])).round(4).tolist()
       [1.0]
     """
     x = checks.samples(x)
@@ -70,7 +70,7 @@ def correlations(x: Any, *, ranked: bool = False) -> Array:
       ValueError: as `pearson` does.
 
     Example:
-      >>> correlations(jnp.array([[1.0, -1.0], [2.0, -2.0], [0.0, 0.0]])).tolist()
+      >>> correlations(jnp.array([[1.0, -1.0], [2.0, -2.0], [0.0, 0.0]])).round(4).tolist()
       [[1.0, 1.0], [1.0, 1.0]]
     """
     x = checks.samples(x)
