@@ -46,7 +46,7 @@ def true_features(x: np.ndarray) -> tuple[np.ndarray, str]:
     independent noise (Guyon et al. 2004, the NIPS 2003 challenge). So the 20 span five dimensions and are like each
     other, and the 480 are like nothing.
     """
-    found = np.corrcoef(x.T.astype(np.float64))
+    found = np.asarray(np.corrcoef(x.T.astype(np.float64)))
     most = np.where(np.eye(len(found), dtype=bool), 0, np.abs(found)).max(1)
     order = np.argsort(-most)
     mask = np.zeros(len(most), bool)
@@ -67,7 +67,7 @@ def split(x: np.ndarray, y: np.ndarray, seed: int, train: int) -> Split:
     return Split(scaled[a], y[a], scaled[b], y[b])
 
 
-def network(params: PyTree, x: jax.Array) -> jax.Array:
+def network(params: PyTree, x: Any) -> jax.Array:
     hidden = jax.nn.relu(x @ params["first"]["kernel"] + params["first"]["bias"])
     hidden = jax.nn.relu(hidden @ params["second"]["kernel"] + params["second"]["bias"])
     return hidden @ params["out"]["kernel"] + params["out"]["bias"]

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Array = jax.Array
 PyTree = Any
@@ -42,7 +43,7 @@ def block_influence(hidden: Sequence[Any] | Any) -> Array:
             f"such as one that halves an image, has no influence to compare); got {shapes}"
         )
     stacked = jnp.stack([jnp.asarray(x) for x in hidden])
-    if not isinstance(stacked, jax.core.Tracer) and not bool(jnp.isfinite(stacked).all()):
+    if not isinstance(stacked, Tracer) and not bool(jnp.isfinite(stacked).all()):
         raise ValueError("hidden holds NaN or infinite values")
     return _influence(stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32)))
 

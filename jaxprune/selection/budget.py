@@ -17,20 +17,20 @@ class Levels(NamedTuple):
     """A level for each leaf.
 
     Attributes:
-      index: (leaves,) which level.
+      chosen: (leaves,) which level.
       loss: the sum of what the leaves lose.
       cost: the sum of what they cost.
       exact: whether no other choice loses less at this budget.
     """
 
-    index: np.ndarray
+    chosen: np.ndarray
     loss: float
     cost: float
     exact: bool
 
     def sparsities(self, found: Sensitivity) -> dict[str, float]:
         """By leaf the sparsity, as rules for `choose` or a tree of `masks.select`."""
-        return {name: float(found.levels[i]) for name, i in zip(found.names, self.index, strict=True)}
+        return {name: float(found.levels[i]) for name, i in zip(found.names, self.chosen, strict=True)}
 
 
 def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_000) -> Levels:
@@ -56,7 +56,7 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
       ValueError: shapes do not fit, NaN, or the cheapest levels still cost more than the budget.
 
     Example:
-      >>> cheapest_loss([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).index.tolist()
+      >>> cheapest_loss([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
       [1, 0]
     """
     losses, costs = _checked(losses, costs, budget)
@@ -102,7 +102,7 @@ def greedy(losses: Any, costs: Any, budget: float) -> Levels:
       ValueError: as `cheapest_loss` does, or no steps lead to the budget.
 
     Example:
-      >>> greedy([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).index.tolist()
+      >>> greedy([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
       [1, 0]
     """
     losses, costs = _checked(losses, costs, budget)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.selection.correlation import correlations
 from jaxprune.slimming import Groups
@@ -177,6 +178,6 @@ def _activations(values: Any) -> Array:
     if found.ndim < 2 or not found.size:
         raise ValueError(f"activations must have shape (n, ..., channels); got {found.shape}")
     found = found.astype(jnp.promote_types(found.dtype, jnp.float32))
-    if not isinstance(found, jax.core.Tracer) and not bool(jnp.isfinite(found).all()):
+    if not isinstance(found, Tracer) and not bool(jnp.isfinite(found).all()):
         raise ValueError(f"activations of shape {found.shape} hold NaN or infinite values")
     return found

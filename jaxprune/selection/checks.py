@@ -32,7 +32,7 @@ def samples(x: Any, *, what: str = "x", least: int = 2) -> Array:
         )
     found = found.astype(jnp.promote_types(found.dtype, jnp.float32))
     if not isinstance(found, Tracer):
-        wrong = ~np.isfinite(np.asarray(found)).all(0)
+        wrong = np.asarray(~np.isfinite(np.asarray(found)).all(0))
         if wrong.any():
             first = int(np.argmax(wrong))
             raise ValueError(

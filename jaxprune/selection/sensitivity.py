@@ -73,7 +73,7 @@ def sensitivity(
       >>> found.names, found.changes.tolist()
       (('a', 'b'), [[0.0, -1.0], [0.0, -3.0]])
     """
-    levels = _levels(levels)
+    asked = _levels(levels)
     _check_scalar(evaluate, params)
     chosen = jax.tree.leaves(tree.prunable(params, where))
     names = [name for (name, _), looked in zip(tree.named_leaves(params), chosen, strict=True) if looked]
@@ -86,9 +86,9 @@ def sensitivity(
         kept = masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), wanted), pattern, **options)
         return evaluate(masks.apply(params, kept))
 
-    table = _table(value, np.arange(len(names)), jnp.asarray(levels[1:], jnp.float32), (params, scores), batch)
+    table = _table(value, np.arange(len(names)), jnp.asarray(asked[1:], jnp.float32), (params, scores), batch)
     dense = np.full((len(names), 1), float(evaluate(params)))
-    return Sensitivity(tuple(names), levels, np.concatenate([dense, table], 1))
+    return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
 
 
 def group_sensitivity(
@@ -116,20 +116,20 @@ def group_sensitivity(
     Raises:
       ValueError: levels out of range, a value that is no scalar, no exact group, or what `choose` raises.
     """
-    levels = _levels(levels)
+    asked = _levels(levels)
     _check_scalar(evaluate, params)
     names = [group.name for group in groups if group.exact]
     if not names:
         raise ValueError("there is no group whose units can be removed exactly")
-    keep = np.stack([[choose(groups, scores, {name: level}).keep for level in levels[1:]] for name in names])
+    keep = np.stack([[choose(groups, scores, {name: level}).keep for level in asked[1:]] for name in names])
 
     def value(group: Any, level: Any, params: PyTree, keep: Any) -> Any:
         return evaluate(masks.apply(params, _unit_masks(groups, params, keep[group, level])))
 
-    columns = jnp.arange(len(levels) - 1)
+    columns = jnp.arange(len(asked) - 1)
     table = _table(value, np.arange(len(names)), columns, (params, jnp.asarray(keep)), batch)
     dense = np.full((len(names), 1), float(evaluate(params)))
-    return Sensitivity(tuple(names), levels, np.concatenate([dense, table], 1))
+    return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
 
 
 def _unit_masks(groups: Groups, params: PyTree, keep: jax.Array) -> PyTree:

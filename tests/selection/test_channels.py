@@ -1,6 +1,7 @@
 """Channels and layers by their activations: against NumPy twins, and through slimming."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +63,11 @@ def test_rank_is_numpys_in_the_mean(maps):
 
 def test_median_distance_is_the_sum_over_pairs():
     rng = np.random.default_rng(2)
-    kernel = rng.normal(size=(3, 3, 2, 5)).astype(np.float32)
+    kernel: Any = rng.normal(size=(3, 3, 2, 5)).astype(np.float32)
     kernel[..., 4] = kernel[..., :4].mean(-1)
     filters = kernel.reshape(-1, 5).T.astype(np.float64)
     expected = [sum(np.linalg.norm(a - b) for b in filters) for a in filters]
-    found = np.asarray(selection.median_distance(kernel))
+    found: Any = np.asarray(selection.median_distance(kernel))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.argmin() == 4
     np.testing.assert_allclose(selection.median_distance(np.moveaxis(kernel, -1, 0), axis=0), expected, rtol=1e-5)

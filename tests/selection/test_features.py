@@ -1,5 +1,7 @@
 """A network of fewer inputs equals the network with zeros there, and is really smaller."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,11 +90,11 @@ def test_a_network_in_flax():
             return nn.Dense(2, name="out")(nn.relu(nn.Dense(6, name="first")(x)))
 
     x = _random(np.random.default_rng(4), 3, 5)
-    params = Net().init(jax.random.key(0), x)
+    params: Any = Net().init(jax.random.key(0), x)
     mask = np.array([False, True, True, False, True])
     small = selection.narrow(Net().apply, params, mask, x)
     assert small.params["params"]["first"]["kernel"].shape == (3, 6)
-    expected = Net().apply(params, jnp.where(mask, x, 0))
+    expected: Any = Net().apply(params, jnp.where(mask, x, 0))
     np.testing.assert_allclose(small.fn(small.params, small.take(x)), expected, atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """What a trained network makes of its inputs: against NumPy twins and known answers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,7 @@ def test_the_penalty_adds_the_gradient_of_the_open_gates():
     state = penalty.init(params)
     zero = jax.tree.map(jnp.zeros_like, params)
     for factor in (2.0, 3.0):
+        grads: Any
         grads, state = penalty.update(zero, state, params)
         expected = factor * jax.grad(lambda m: selection.open_gates(m, sigma=0.3))(mu)
         np.testing.assert_allclose(grads["gates"], expected, rtol=1e-5)
@@ -145,7 +148,8 @@ def test_the_lasso_step_is_the_proximal_one_and_zeros_are_exact():
     params = {"k": jnp.asarray(w.T), "b": jnp.ones(3)}
     lasso = selection.input_lasso(0.8, "k", axis=-1)
     new, _ = lasso.update({"k": jnp.asarray(update.T), "b": jnp.ones(3)}, lasso.init(params), params)
-    found = np.asarray(optax.apply_updates(params, new)["k"]).T
+    moved: Any = optax.apply_updates(params, new)
+    found = np.asarray(moved["k"]).T
     stepped = w.astype(np.float64) + update
     factor = np.maximum(0, 1 - 0.8 * 3**0.5 / np.linalg.norm(stepped, axis=1, keepdims=True))
     np.testing.assert_allclose(found, stepped * factor, atol=1e-6)

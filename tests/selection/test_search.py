@@ -17,6 +17,10 @@ from jaxprune import selection
 KEY = jax.random.key(0)
 
 
+def _zero(candidate, budget, key):
+    return 0.0
+
+
 def test_the_better_third_goes_on_at_each_rung():
     seen = []
 
@@ -163,10 +167,13 @@ def test_the_plot_has_a_line_for_each_candidate():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: selection.successive_halving(len, [], key=KEY, least=1, most=2, progress=False), "needs a candidate"),
-        (lambda: selection.successive_halving(len, [1], key=KEY, least=3, most=2), "0 < least <= most"),
-        (lambda: selection.successive_halving(len, [1], key=KEY, least=1, most=2, factor=1), "factor above 1"),
-        (lambda: selection.hyperband(len, lambda n: [1], key=KEY, least=1, most=9), "must give as many candidates"),
+        (
+            lambda: selection.successive_halving(_zero, [], key=KEY, least=1, most=2, progress=False),
+            "needs a candidate",
+        ),
+        (lambda: selection.successive_halving(_zero, [1], key=KEY, least=3, most=2), "0 < least <= most"),
+        (lambda: selection.successive_halving(_zero, [1], key=KEY, least=1, most=2, factor=1), "factor above 1"),
+        (lambda: selection.hyperband(_zero, lambda n: [1], key=KEY, least=1, most=9), "must give as many candidates"),
         (lambda: selection.draw_candidates({}, 1, seed=0), "something to draw"),
         (lambda: selection.one_of([]), "a value to choose from"),
         (lambda: selection.uniform(1, 1), "low < high"),

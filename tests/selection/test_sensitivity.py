@@ -131,7 +131,7 @@ def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
         for i, j in itertools.product(range(5), repeat=2)
         if cost(_pair(groups, scores, found, i, j)) <= 0.4 * whole
     }
-    assert fits[tuple(levels.index.tolist())] == pytest.approx(levels.loss)
+    assert fits[tuple(levels.chosen.tolist())] == pytest.approx(levels.loss)
     assert min(fits.values()) - 1e-9 <= levels.loss <= min(v for (i, j), v in fits.items() if i == j) + 1e-9
     whole_again, _ = selection.choose_levels(groups, scores, found, np.abs(found.changes), cost, whole)
     assert whole_again.keep.all()
