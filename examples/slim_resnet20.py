@@ -4,16 +4,20 @@
 
 reads what sparsegpt_resnet20.py reads. For each way of scoring channels and each reduction of FLOPs it removes whole
 channels of all groups by the same share, and prints the accuracy on held-out images at once, with batch statistics
-re-estimated, and after a fine-tune on the other images; and the measured latency of 100 images beside the whole net's.
+re-estimated, and after a fine-tune on the other images (mean and spread over seeds: of the order of training, and of
+the random choice); and how much faster 100 images are than through the whole net, beside it in turns. With `--save`
+what is done is kept, line by line, and a second run goes on from there.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +25,7 @@ import numpy as np
 import optax
 from sparsegpt_resnet20 import apply, images, network
 
-from jaxprune import slimming
+from jaxprune import criteria, slimming
 from jaxprune.reconstruction import recalibrate_statistics
 
 PyTree = Any
@@ -45,10 +49,11 @@ def unit_scores(groups: slimming.Groups, variables: PyTree, grads: PyTree, metho
     if method == "random":
         return np.random.default_rng(seed).uniform(size=groups.size)
     kernels = "*conv*weight"
+    if method == "fpgm":
+        return slimming.geometric_median_scores(groups, variables, where=kernels)
     if method == "taylor":
-        scores = jax.tree.map(lambda w, g: jnp.abs(w * g), variables, grads)
-        return slimming.group_scores(groups, scores, reduce="sum")
-    scores = jax.tree.map(jnp.abs, variables)
+        return slimming.group_scores(groups, criteria.gradient(variables, grads=grads), reduce="sum")
+    scores = criteria.magnitude(variables)
     if method == "l1":
         return slimming.group_scores(groups, scores, reduce="sum", where=kernels)
     return slimming.group_scores(groups, scores, reduce="l2", where=lambda name: "running" not in name)
@@ -81,56 +86,101 @@ def accuracy(run: Callable[..., Any], variables: PyTree, x: np.ndarray, labels: 
     return float((np.concatenate(found) == labels[: len(x)]).mean())
 
 
-def latency(run: Callable[..., Any], variables: PyTree, x: np.ndarray) -> float:
-    times = []
+def faster(run: Callable[..., Any], variables: PyTree, thin: Callable[..., Any], own: PyTree, x: np.ndarray) -> float:
+    """How many times faster the smaller net is than the whole one, in turns: the ratio of the medians."""
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(12):
-        started = time.perf_counter()
-        _ = jax.block_until_ready(run(variables, x[:100]))
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+        for seconds, call, v in ((times[0], run, variables), (times[1], thin, own)):
+            started = time.perf_counter()
+            _ = jax.block_until_ready(call(v, x[:100]))
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(times[0][2:]) / statistics.median(times[1][2:])
+
+
+class Setting(NamedTuple):
+    """What every cell of the table shares."""
+
+    variables: PyTree
+    groups: slimming.Groups
+    grads: PyTree
+    run: Callable[..., Any]
+    training: tuple[np.ndarray, np.ndarray]
+    held: tuple[np.ndarray, np.ndarray]
+
+
+def cell(at: Setting, reduction: float, method: str, seed: int, epochs: int, rate: float) -> dict[str, float]:
+    """Removes channels and measures what is left."""
+    shape = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
+    cost = slimming.costs.flops(predict, at.variables, shape)
+    whole = cost(slimming.choice_from(at.groups, {}))
+    scores = unit_scores(at.groups, at.variables, at.grads, method, seed)
+    choice = slimming.choose_budget(at.groups, scores, cost, whole / reduction, scope="group")
+    small = slimming.slim(predict, at.variables, choice, shape)
+    thin, forward = jax.jit(small.fn), small.rebind(train_mode)
+    moved = recalibrate_statistics(
+        jax.jit(lambda r, x: forward({"params": small.params["params"], "running": r}, x)[1]),
+        small.params["running"],
+        [at.training[0][i : i + 500] for i in range(0, len(at.training[0]), 500)],
+    )
+    tuned = tune(small, *at.training, epochs, rate, seed)
+    found = {"at once": small.params, "statistics": {**small.params, "running": moved}, "tuned": tuned}
+    return {
+        "fewer FLOPs": whole / cost(choice),
+        **{name: accuracy(thin, v, *at.held) for name, v in found.items()},
+        "faster": faster(at.run, at.variables, thin, small.params, at.held[0]),
+    }
+
+
+def kept(path: Path | None) -> dict[str, dict[str, float]]:
+    """The cells that an earlier run has saved."""
+    lines = path.read_text().splitlines() if path and path.exists() else []
+    return {entry["key"]: entry["cell"] for entry in map(json.loads, lines)}
+
+
+def table(cells: dict[tuple[float, str], list[dict[str, float]]]) -> str:
+    """Mean and spread over seeds."""
+    names = ("at once", "statistics", "tuned")
+    lines = [f"{'fewer FLOPs':11}  {'scores':10}  {''.join(f'{n:22}' for n in names)}faster"]
+    for (_, method), found in cells.items():
+        row = f"{found[0]['fewer FLOPs']:11.2f}  {method:10}  "
+        for name in names:
+            values = [100 * c[name] for c in found]
+            row += f"{np.mean(values):5.1f} ({min(values):.1f} to {max(values):.1f})".ljust(22)
+        lines.append(row + f"{statistics.median(c['faster'] for c in found):.2f}")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with resnet20_cifar10 and cifar10_jpeg")
-    parser.add_argument("--methods", nargs="+", default=["l1", "taylor", "group_norm", "random"])
+    parser.add_argument("--methods", nargs="+", default=["l1", "taylor", "group_norm", "fpgm", "random"])
     parser.add_argument("--reductions", type=float, nargs="+", default=[1.3, 1.5, 2.1, 3.0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--save", type=Path, help="keeps every cell of the table here, and goes on from what is there")
     options = parser.parse_args(arguments)
     x, labels = images(options.data / "cifar10_jpeg" / "half_a_5000.npz")
     params, running = network(options.data / "resnet20_cifar10" / "weights.npz")
     variables = {"params": params, "running": running}
-    training, held = (x[:2500], labels[:2500]), (x[2500:], labels[2500:])
-    shape = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
-    groups = slimming.find_groups(predict, variables, shape)
+    half = len(x) // 2
+    training, held = (x[:half], labels[:half]), (x[half:], labels[half:])
+    groups = slimming.find_groups(predict, variables, jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32))
     print(groups)
     gradient = jax.jit(jax.grad(lambda v, x, y: loss(lambda v, x: (predict(v, x), None), **v, x=x, labels=y)[0]))
     grads = gradient(variables, training[0][:500], training[1][:500])
-    cost = slimming.costs.flops(predict, variables, shape)
-    whole, run = cost(slimming.choice_from(groups, {})), jax.jit(predict)
-    dense = latency(run, variables, held[0])
-    print(f"\nwhole: {accuracy(run, variables, *held):.2%} of {len(held[0])} images, {1e3 * dense:.0f} ms")
-    print("fewer FLOPs  scores      seed  at once  statistics  tuned   faster")
-    for reduction in options.reductions:
-        for method in options.methods:
-            for seed in options.seeds:
-                scores = unit_scores(groups, variables, grads, method, seed)
-                choice = slimming.choose_budget(groups, scores, cost, whole / reduction, scope="group")
-                small = slimming.slim(predict, variables, choice, shape)
-                thin, forward = jax.jit(small.fn), small.rebind(train_mode)
-                moved = recalibrate_statistics(
-                    lambda r, x, p=small.params["params"], f=forward: f({"params": p, "running": r}, x)[1],
-                    small.params["running"],
-                    [training[0][i : i + 500] for i in range(0, 2500, 500)],
-                )
-                tuned = tune(small, *training, options.epochs, options.rate, seed)
-                found = [small.params, {"params": small.params["params"], "running": moved}, tuned]
-                at_once, fresh, after = (accuracy(thin, v, *held) for v in found)
-                faster = dense / latency(thin, small.params, held[0])
-                line = f"{whole / cost(choice):11.2f}  {method:10}  {seed:4}  {at_once:7.2%}  {fresh:10.2%}"
-                print(f"{line}  {after:6.2%}  {faster:.2f}", flush=True)
+    at = Setting(variables, groups, grads, jax.jit(predict), training, held)
+    print(f"\nwhole: {accuracy(at.run, variables, *held):.2%} of {len(held[0])} images")
+    saved, cells = kept(options.save), {}
+    for seed, reduction, method in product(options.seeds, options.reductions, options.methods):
+        key = f"{reduction} {method} {seed} {options.epochs} {options.rate}"
+        if key not in saved:
+            saved[key] = cell(at, reduction, method, seed, options.epochs, options.rate)
+            if options.save:
+                with options.save.open("a") as lines:
+                    _ = lines.write(json.dumps({"key": key, "cell": saved[key]}) + "\n")
+        cells.setdefault((reduction, method), []).append(saved[key])
+    print(table(dict(sorted(cells.items(), key=lambda item: item[0][0]))))
 
 
 if __name__ == "__main__":

@@ -46,30 +46,16 @@ def group_scores(
       ValueError: the scores have another structure or shape, `reduce` or `normalise` is unknown, or `where`
         selects no leaf.
     """
-    if reduce not in _REDUCE or normalise not in _NORMALISE:
-        raise ValueError(f"reduce is one of {_REDUCE} and normalise one of {_NORMALISE}; got {reduce!r}, {normalise!r}")
-    leaves = groups.analysis.leaves
-    given = tree.named_leaves(scores)
-    if len(given) != len(leaves):
-        raise ValueError(f"scores have {len(given)} leaves, the parameters {len(leaves)}")
-    counted = [_selects(where, leaf.name) for leaf in leaves]
-    if not any(counted):
-        raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")
+    if reduce not in _REDUCE:
+        raise ValueError(f"reduce is one of {_REDUCE}; got {reduce!r}")
     total, count = np.zeros(groups.size), np.zeros(groups.size)
-    for k, ((name, raw), leaf) in enumerate(zip(given, leaves, strict=True)):
-        if not counted[k] or leaf.shape is None or (np.shape(raw) == () and leaf.shape != ()):
-            continue
-        values = np.asarray(jax.device_get(raw), np.float64)
-        if len(values.shape) != len(leaf.shape) or any(
-            a not in (1, b) for a, b in zip(values.shape, leaf.shape, strict=True)
-        ):
-            raise ValueError(f"scores of {name} have shape {values.shape}, the parameter {leaf.shape}")
-        _add_leaf(total, count, np.broadcast_to(values, leaf.shape), groups.units[k], reduce)
+    for k, values in arrays_of(groups, scores, where, "scores").items():
+        _add_leaf(total, count, values, groups.units[k], reduce)
     if reduce == "l2":
         total = np.sqrt(total)
     if reduce == "mean":
         total = total / np.maximum(count, 1)
-    return _normalised(groups, total, normalise)
+    return normalised(groups, total, normalise)
 
 
 def _add_leaf(
@@ -90,7 +76,44 @@ def _add_leaf(
             np.add.at(count, column[held], size)
 
 
-def _normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.ndarray:
+def arrays_of(
+    groups: Groups, scores: PyTree, where: str | Sequence[str] | Callable[[str], bool], what: str
+) -> dict[int, np.ndarray]:
+    """By the place of the leaf the float64 arrays that `where` selects, in the shapes of the parameters.
+
+    A single number for a leaf that is not single, and leaves that are no arrays, are left out.
+
+    Raises:
+      ValueError: the tree has another structure or shape, or `where` selects no leaf.
+    """
+    leaves = groups.analysis.leaves
+    given = tree.named_leaves(scores)
+    if len(given) != len(leaves):
+        raise ValueError(f"{what} have {len(given)} leaves, the parameters {len(leaves)}")
+    counted = [_selects(where, leaf.name) for leaf in leaves]
+    if not any(counted):
+        raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")
+    found = {}
+    for k, ((name, raw), leaf) in enumerate(zip(given, leaves, strict=True)):
+        if not counted[k] or leaf.shape is None or (np.shape(raw) == () and leaf.shape != ()):
+            continue
+        values = np.asarray(jax.device_get(raw), np.float64)
+        if values.ndim != len(leaf.shape) or any(
+            a not in (1, b) for a, b in zip(values.shape, leaf.shape, strict=True)
+        ):
+            raise ValueError(f"{what} of {name} have shape {values.shape}, the parameter {leaf.shape}")
+        found[k] = np.broadcast_to(values, leaf.shape)
+    return found
+
+
+def normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.ndarray:
+    """Scores divided by the mean, maximum or sum of their group, of stacked layers by that of their layer.
+
+    Raises:
+      ValueError: `normalise` is unknown.
+    """
+    if normalise not in _NORMALISE:
+        raise ValueError(f"normalise is one of {_NORMALISE}; got {normalise!r}")
     if normalise is None:
         return total
     result = total.copy()

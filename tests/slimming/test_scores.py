@@ -1,0 +1,111 @@
+"""Scores of units: by every criterion, and by the geometric median."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import criteria, slimming
+from jaxprune.calibration import calibrate
+from tests.slimming import checks
+from tests.slimming.test_choosing import net, scanned
+
+SHAPES = {"a": (3, 6), "b": (6, 5), "c": (5, 2)}
+X = np.random.default_rng(3).normal(size=(7, 3)).astype("f4")
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in SHAPES.items()})
+
+
+def distances(units: list[np.ndarray]) -> list[float]:
+    return [sum(float(np.linalg.norm(u - v)) for v in units) for u in units]
+
+
+def test_geometric_median_is_the_sum_of_distances(params: Any) -> None:
+    groups = slimming.find_groups(net, params, X)
+    scores = slimming.geometric_median_scores(groups, params, normalise=None)
+    p = jax.tree.map(np.asarray, params)
+    units = [np.concatenate([p["a"][:, i], p["b"][i]]) for i in range(6)]
+    np.testing.assert_allclose(scores[groups["a[1]"].span], distances(units), rtol=1e-5)
+    only = slimming.geometric_median_scores(groups, params, where="a")
+    expected = np.asarray(distances(list(p["a"].T)))
+    np.testing.assert_allclose(only[groups["a[1]"].span], expected / expected.mean(), rtol=1e-5)
+    assert not only[groups["b[1]"].span].any()
+    # Moving all units of a group by the same amount changes nothing: it is not their norms that count.
+    moved = slimming.geometric_median_scores(groups, {**p, "a": p["a"] + np.ones((3, 1), "f4")}, where="a")
+    np.testing.assert_allclose(moved, only, rtol=1e-4)
+
+
+def test_geometric_median_of_stacked_layers_and_of_heads() -> None:
+    groups, params = scanned()
+    scores = slimming.geometric_median_scores(groups, params, normalise=None)
+    a, b = params["a"], params["b"]
+    layers = [[np.concatenate([a[k, :, i], b[k, i]]) for i in range(8)] for k in range(3)]
+    np.testing.assert_allclose(scores[groups["a[2]"].span], np.concatenate([distances(u) for u in layers]), rtol=1e-5)
+    width = [np.concatenate([a[:, i].ravel(), b[..., i].ravel(), params["c"][:, i]]) for i in range(4)]
+    np.testing.assert_allclose(scores[groups["a[1]"].span], distances(width), rtol=1e-5)
+    fused = {"w": np.random.default_rng(0).normal(size=(3, 6)).astype("f4"), "o": np.ones((6, 2), np.float32)}
+    heads = lambda p, x: (
+        jnp.tanh((x @ p["w"]).reshape(7, 2, 3).sum(-1, keepdims=True) * jnp.ones(3)).reshape(7, 6) @ p["o"]
+    )
+    groups = slimming.find_groups(heads, fused, X)
+    blocks = [fused["w"][:, 3 * h : 3 * h + 3].ravel() for h in range(2)]
+    [group] = [g for g in groups if g.block == 3]
+    found = slimming.geometric_median_scores(groups, fused, normalise=None, where="w")[group.span]
+    np.testing.assert_allclose(found, distances(blocks), rtol=1e-5)
+
+
+SIGNALS: dict[str, Callable[[Any, Any], Any]] = {
+    "magnitude": lambda p, s: criteria.magnitude(p),
+    "taylor": lambda p, s: criteria.gradient(p, grads=s["grads"]),
+    "taylor, squared": lambda p, s: criteria.gradient(p, grads=s["grads"], power=2),
+    "hessian diagonal": lambda p, s: criteria.fisher(p, squared_grads=s["squares"]),
+    "activation mean": lambda p, s: criteria.activation_mean(p, stats=s["stats"]),
+    "wanda": lambda p, s: criteria.wanda(p, stats=s["stats"]),
+    "random": lambda p, s: criteria.random(p, key=jax.random.key(0)),
+    "one's own": lambda p, s: jax.tree.map(jnp.square, p),
+}
+
+
+@pytest.fixture(scope="module")
+def signals(params: Any) -> Any:
+    loss = lambda p, x: jnp.sum(net(p, x[None]) ** 2)
+    return {
+        "grads": jax.grad(lambda p: jnp.sum(net(p, X) ** 2))(params),
+        "squares": criteria.mean_squared_grads(loss, params, X),
+        "stats": calibrate(net, params, [X], collect=("total", "gram")),
+    }
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_units_add_up_what_a_criterion_gives_their_entries(name: str, params: Any, signals: Any) -> None:
+    groups = slimming.find_groups(net, params, X)
+    leaves = jax.tree.map(np.asarray, SIGNALS[name](params, signals))
+    scores = slimming.group_scores(groups, leaves, reduce="sum", normalise=None)
+    np.testing.assert_allclose(scores[groups["a[1]"].span], leaves["a"].sum(0) + leaves["b"].sum(1), rtol=1e-5)
+    np.testing.assert_allclose(scores[groups["b[1]"].span], leaves["b"].sum(0) + leaves["c"].sum(1), rtol=1e-5)
+    assert scores.std() > 0
+
+
+def test_scales_of_normalisation_are_scores_by_themselves() -> None:
+    params = {"w": np.ones((3, 4), np.float32), "scale": np.array([3, 1, 2, 4], np.float32), "o": np.ones((4, 2), "f4")}
+    groups = slimming.find_groups(lambda p, x: jax.nn.relu(x @ p["w"] * p["scale"]) @ p["o"], params, X)
+    assert slimming.group_scores(groups, params, where="*scale", normalise=None).tolist() == [3, 1, 2, 4]
+
+
+def test_bad_input(params: Any) -> None:
+    groups = slimming.find_groups(net, params, X)
+    wrong: list[tuple[Any, Any, str]] = [
+        ({"a": params["a"]}, {}, "parameters have 1 leaves, the parameters 3"),
+        ({**params, "b": params["b"].T}, {}, r"parameters of b have shape \(5, 6\), the parameter \(6, 5\)"),
+        (params, {"normalise": "median"}, "normalise is one of .* got 'median'"),
+        (params, {"where": "z"}, "where selects none of: a, b, c"),
+    ]
+    for given, options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            _ = slimming.geometric_median_scores(groups, given, **options)
