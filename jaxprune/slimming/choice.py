@@ -65,7 +65,8 @@ class Choice:
         """
         kept = []
         for k, leaf in enumerate(self.groups.analysis.leaves):
-            axes = {axis: _positions(stay, leaf.name, axis) for axis, stay in self._axes(k).items()}
+            stays = self._axes(k)
+            axes = {axis: _positions(_of_layers_left(stay, stays), leaf.name, axis) for axis, stay in stays.items()}
             kept.append(Kept(leaf.name, leaf.identity, leaf.shape, axes))
         return Manifest(tuple(kept))
 
@@ -177,6 +178,14 @@ def _spread(stay: np.ndarray, axis: int, rank: int) -> np.ndarray:
         shape[i] = stay.shape[i]
     shape[axis] = stay.shape[-1]
     return stay.reshape(shape)
+
+
+def _of_layers_left(stay: np.ndarray, stays: dict[int, np.ndarray]) -> np.ndarray:
+    # Where whole layers go, nothing is said of the positions in them.
+    for axis in range(stay.ndim - 1):
+        if axis in stays:
+            stay = np.compress(stays[axis], stay, axis)
+    return stay
 
 
 def _positions(stay: np.ndarray, name: str, axis: int) -> np.ndarray:

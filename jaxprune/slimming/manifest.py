@@ -24,7 +24,7 @@ class Kept(NamedTuple):
       identity: its path as a tuple.
       shape: its whole shape; None for a leaf that is not an array.
       axes: for each axis that loses positions those that stay, ascending: (n,), or (layers..., n) where each
-        layer of a stacked leaf keeps its own.
+        layer of a stacked leaf keeps its own; of the layers that stay.
     """
 
     name: str
@@ -36,6 +36,22 @@ class Kept(NamedTuple):
     def small(self) -> tuple[int, ...]:
         """The shape of what stays."""
         return tuple(self.axes[i].shape[-1] if i in self.axes else n for i, n in enumerate(self.shape or ()))
+
+    def stay(self, axis: int) -> np.ndarray:
+        """For each position of an axis that shrinks whether it stays: (n,), or (layers..., n) of all the layers.
+
+        A layer that goes as a whole loses the positions of the first one that stays: layers are alike in what goes
+        together.
+        """
+        positions = self.axes[axis]
+        stay = np.zeros((*positions.shape[:-1], (self.shape or ())[axis]), bool)
+        np.put_along_axis(stay, positions, True, -1)
+        for layers in range(positions.ndim - 1):
+            if layers in self.axes:
+                source = np.zeros((self.shape or ())[layers], int)
+                source[self.axes[layers]] = np.arange(self.axes[layers].size)
+                stay = np.take(stay, source, layers)
+        return stay
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,8 +210,6 @@ def _index(positions: np.ndarray, axis: int, rank: int) -> np.ndarray:
 
 def _mask(kept: Kept) -> np.ndarray:
     mask = np.ones((), bool)
-    for axis, positions in kept.axes.items():
-        stay = np.zeros((*positions.shape[:-1], (kept.shape or ())[axis]), bool)
-        np.put_along_axis(stay, positions, True, -1)
-        mask = mask & _index(stay, axis, len(kept.shape or ()))
+    for axis in kept.axes:
+        mask = mask & _index(kept.stay(axis), axis, len(kept.shape or ()))
     return mask

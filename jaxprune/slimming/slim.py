@@ -147,9 +147,7 @@ def _decide(
         for axis, ids in enumerate(leaf.ids):
             stay = np.ones(ids.shape[-1], bool)
             if axis in kept.axes:
-                positions = kept.axes[axis]
-                stay = np.zeros((*positions.shape[:-1], ids.shape[-1]), bool)
-                np.put_along_axis(stay, positions, True, -1)
+                stay = kept.stay(axis)
             pieces.append(Piece(f"{leaf.name}, axis {axis}", ids, stay))
     return analysis, Decision(analysis.labels, labels_that_go(analysis.labels, pieces), RULES)
 

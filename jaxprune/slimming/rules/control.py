@@ -48,23 +48,31 @@ def _follow_scan(site: Site, operands: list[Axes]) -> list[Axes]:
     layered = any(
         f.ids is not None and f.ids.ndim - 1 > depth for i in sub.stacked_inputs for f in _factors(operands[i])
     )
-    inputs = []
+    inputs, turns = [], _turns(site, [operands[k][0] for k in sorted(sub.stacked_inputs)])
     for k, given in enumerate(operands):
         axes = given
         if k in sub.stacked_inputs:
-            site.freeze(axes[0], "the axis a scan runs over")
             axes = axes[1:]
         elif layered:
             axes = tuple(even(site.labels, a, depth) for a in axes)
         inputs.append(tuple(_deeper(a, depth) for a in axes) if layered else axes)
     layers = (*site.frame.layers, site.eqn.params["length"]) if layered else site.frame.layers
     outputs = _outputs(site.child(sub, inputs, layers))
-    results: list[Axes] = [(ax.fixed(site.eqn.params["length"]), *axes) for axes in outputs]
+    results: list[Axes] = [(turns, *axes) for axes in outputs]
     for out, into in sub.carried:
         for a, b in zip(inputs[into], outputs[out], strict=True):
             site.unify(a, b)
         results[out] = operands[into]
     return results
+
+
+def _turns(site: Site, run_over: list[Axis]) -> Axis:
+    # The turns of a scan over stacked layers can go, with all that is stacked; a sequence stays as long as it is.
+    if not run_over or any(ax.is_fixed(axis) for axis in run_over):
+        for axis in run_over:
+            site.freeze(axis, "the axis a scan runs over")
+        return ax.fixed(site.eqn.params["length"])
+    return together(site, run_over)
 
 
 def _factors(axes: Axes) -> list[ax.Factor]:
@@ -81,6 +89,8 @@ def _deeper(axis: Axis, depth: int) -> Axis:
 
 def _zero_scan(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     [sub] = sub_jaxprs(site.eqn)
+    for k in sub.stacked_inputs:
+        site.inexact(site.operand(k)[0], "a layer that a scan runs over: masked, it need not pass on what it is given")
     inputs = [Zeros(z.axes[1:], z.value) if k in sub.stacked_inputs else z for k, z in enumerate(known)]
     outputs = _until_stable(site, 0, sub, inputs)
     return [Zeros((True, *z.axes)) if k in sub.stacked_outputs else z for k, z in enumerate(outputs)]
@@ -119,11 +129,16 @@ def _shrink_scan(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         body,
         [arrays[i] for i in places],
         [arrays[i] for i in stacked],
-        length=params["length"],
+        length=_length(site, stacked),
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
     return [*carry, *ys]
+
+
+def _length(site: ShrinkSite, stacked: list[int]) -> int:
+    keep = site.keeps(stacked[0])[0] if stacked else None
+    return site.eqn.params["length"] if keep is None else keep.size
 
 
 def _typed(site: ShrinkSite, operands: list[Any]) -> list[Any]:
