@@ -1,19 +1,20 @@
 """How fast groups are found, and how fast the smaller function is, beside the whole one and one built at that width.
 
-    python benchmarks/bench_slimming.py analysis
-    python benchmarks/bench_slimming.py resnet18
-    python benchmarks/bench_slimming.py gpt
+    python benchmarks/bench_slimming.py [analysis] [resnet18] [gpt] [--output folder]
 
 Analysis works on shapes alone: nothing of a net of eight billion parameters is allocated. Timings are medians over
-rounds in which the contestants take turns, so that a busy machine hits all of them.
+rounds in which the contestants take turns, so that a busy machine hits all of them; ratios are medians (and quartiles)
+of the ratios within a round.
 """
 
 import argparse
 import functools
+import json
+import platform
 import resource
-import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +24,10 @@ import numpy as np
 
 from jaxprune import slimming
 from jaxprune.jaxprs import count_flops, trace
-from jaxprune.slimming.analysis import analyse
+from jaxprune.slimming.analysis import couple
 from jaxprune.slimming.groups import group
+
+Row = dict[str, Any]
 
 
 class Block(nn.Module):
@@ -127,7 +130,7 @@ def stacked_decoder(heads: int, kv: int) -> Callable[[Any, Any], Any]:
     return apply
 
 
-def analysis() -> None:
+def analysis(rounds: int) -> list[Row]:
     """Time and memory to find groups, from shapes."""
     image = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
     resnet = ResNet(64, (3, 4, 6, 3), bottleneck=True)
@@ -141,24 +144,31 @@ def analysis() -> None:
         ("Llama-8B, 32 layers unrolled", decoder(32, 8), llama, tokens),
         ("Llama-8B, scanned", stacked_decoder(32, 8), stacked, tokens),
     ]
+    rows: list[Row] = []
     for name, fn, params, x in cases:
-        started = time.perf_counter()
-        equations = len(trace(fn, params, x).closed.jaxpr.eqns)
-        traced = time.perf_counter()
-        found = analyse(fn, params, [x], fix_outputs=True)  # traces again, from JAX's cache
-        followed = time.perf_counter()
-        groups = group(found)
-        done = time.perf_counter()
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = []
+        for _ in range(min(rounds, 3)):
+            started = time.perf_counter()
+            jaxpr = trace(fn, params, x)
+            traced = time.perf_counter()
+            found = couple(jaxpr, params, fix_outputs=True)
+            followed = time.perf_counter()
+            groups = group(found)
+            seconds.append([traced - started, followed - traced, time.perf_counter() - followed])
+        _, labels, sorting = np.median(seconds, 0)
+        tracing = seconds[0][0]  # later ones find it in JAX's cache
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"{name}: {equations} equations, traced in {traced - started:.2f} s, labels {followed - traced:.2f} s, "
-            f"groups {done - followed:.2f} s; {len(groups)} groups, {groups.size} units; "
-            f"peak of the process {memory:.2f} GiB"
+            f"{name}: {len(jaxpr.closed.jaxpr.eqns)} equations, traced in {tracing:.2f} s, analysed in "
+            f"{labels + sorting:.2f} s; {len(groups)} groups, {groups.size} units; peak of the process {peak:.2f} GiB",
+            flush=True,
         )
+        rows.append({"case": name, "trace_s": float(tracing), "analysis_s": float(labels + sorting), "peak_GiB": peak})
+    return rows
 
 
-def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
+def in_turns(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each in every round, taking turns."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         _ = jax.block_until_ready(run())
@@ -167,7 +177,13 @@ def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
             started = time.perf_counter()
             _ = jax.block_until_ready(run())
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(t) for name, t in times.items()}
+    return {name: np.asarray(seconds) for name, seconds in times.items()}
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, str]:
+    """The median of a / b over the rounds, and the same with its quartiles in words."""
+    low, middle, high = np.percentile(a / b, [25, 50, 75])
+    return float(middle), f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def draw(shapes: Any, seed: int = 0) -> Any:
@@ -178,7 +194,7 @@ def draw(shapes: Any, seed: int = 0) -> Any:
 
 def compare(
     name: str, fn: Any, params: Any, choice: slimming.Choice, x: Any, native: Any, own: Any, rounds: int
-) -> None:
+) -> list[Row]:
     """Prints the times of the whole, masked, smaller and natively smaller function, forward and in a training step."""
     small = slimming.slim(fn, params, choice, x)
     masks = choice.masks()
@@ -191,7 +207,7 @@ def compare(
         "smaller": jax.jit(small.fn),
         "native": jax.jit(native),
     }
-    forward = medians(
+    forward = in_turns(
         {
             "whole": lambda: jits["whole"](params, x),
             "masked params": lambda: jits["whole"](masked, x),
@@ -203,19 +219,20 @@ def compare(
     )
     step = lambda f: jax.jit(jax.grad(lambda p, x: jnp.mean(f(p, x) ** 2)))
     steps = {"whole": step(fn), "smaller": step(small.fn)}
-    training = medians(
+    training = in_turns(
         {"whole": lambda: steps["whole"](params, x), "smaller": lambda: steps["smaller"](small.params, x)}, rounds
     )
     fewer = flops[0] / flops[1]
-    print(f"{name}: {fewer:.2f} times fewer FLOPs")
-    for who, seconds in forward.items():
-        print(f"  forward {who}: {1e3 * seconds:.1f} ms, {forward['whole'] / seconds:.2f} times the whole one's speed")
-    faster = forward["whole"] / forward["smaller"]
-    print(f"  speed-up / FLOP reduction {faster / fewer:.2f}")
-    print(f"  smaller / native seconds {forward['smaller'] / forward['native']:.3f}")
-    print(
-        f"  gradient: {training['whole'] / training['smaller']:.2f} times faster ({1e3 * training['smaller']:.0f} ms)"
-    )
+    ratios = {f"whole / {who}": ratio(forward["whole"], s) for who, s in forward.items() if who != "whole"}
+    ratios["smaller / native"] = ratio(forward["smaller"], forward["native"])
+    ratios["gradient: whole / smaller"] = ratio(training["whole"], training["smaller"])
+    print(f"{name}: {fewer:.2f} times fewer FLOPs, whole {1e3 * np.median(forward['whole']):.1f} ms")
+    for what, (_, text) in ratios.items():
+        print(f"  seconds, {what:26} {text}")
+    share = ratios["whole / smaller"][0] / fewer
+    print(f"  speed-up / FLOP reduction           {share:.2f}", flush=True)
+    found: Row = {"case": name, "fewer_FLOPs": fewer, "speed_up_of_FLOPs": share}
+    return [found | {what: middle for what, (middle, _) in ratios.items()}]
 
 
 def half(groups: slimming.Groups, globs: Any) -> slimming.Choice:
@@ -224,19 +241,19 @@ def half(groups: slimming.Groups, globs: Any) -> slimming.Choice:
     return slimming.choice_from(groups, removed)
 
 
-def resnet18(rounds: int) -> None:
+def resnet18(rounds: int) -> list[Row]:
     """ResNet-18 on 32x32 images, half of each group's channels."""
     model, thin = ResNet(64, (2, 2, 2, 2)), ResNet(32, (2, 2, 2, 2))
     x = jnp.ones((16, 32, 32, 3))
     shapes = [jax.eval_shape(m.init, jax.random.key(0), x) for m in (model, thin)]
     params, own = draw(shapes[0]), draw(shapes[1])
     groups = slimming.find_groups(model.apply, params, x)
-    compare(
+    return compare(
         "ResNet-18, half the channels", model.apply, params, half(groups, lambda g: True), x, thin.apply, own, rounds
     )
 
 
-def gpt(rounds: int) -> None:
+def gpt(rounds: int) -> list[Row]:
     """A decoder of 4 layers, 512 wide, half the heads and half the MLP."""
     shapes = decoder_shapes(256, 4, 512, 8, 8, 64, 1536, jnp.float32)
     thin = decoder_shapes(256, 4, 512, 4, 4, 64, 768, jnp.float32)
@@ -244,18 +261,27 @@ def gpt(rounds: int) -> None:
     fn = decoder(8, 8)
     groups = slimming.find_groups(fn, params, tokens)
     selected = lambda g: g.block == 64 or g.count == 1536
-    compare("decoder, half the heads and MLP", fn, params, half(groups, selected), tokens, decoder(4, 4), own, rounds)
+    name = "decoder, half the heads and MLP"
+    return compare(name, fn, params, half(groups, selected), tokens, decoder(4, 4), own, rounds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["analysis", "resnet18", "gpt"])
+    parts = {"analysis": analysis, "resnet18": resnet18, "gpt": gpt}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", metavar="part", help=f"of {', '.join(parts)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
-    if args.what == "analysis":
-        analysis()
-    else:
-        {"resnet18": resnet18, "gpt": gpt}[args.what](args.rounds)
+    parser.add_argument("--output", type=Path, help="a folder to write slimming.json into")
+    options = parser.parse_args()
+    unknown = sorted(set(options.what) - set(parts))
+    if unknown:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
+    machine = f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device, jax {jax.__version__}"
+    print(machine)
+    rows = [row for name in options.what or parts for row in parts[name](options.rounds)]
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine, "rounds": options.rounds, "rows": rows}
+        _ = (options.output / "slimming.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

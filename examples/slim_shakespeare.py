@@ -64,7 +64,12 @@ def choices(found: Kinds) -> dict[str, Mapping[str, float]]:
 
 
 def distil(
-    small: slimming.Slimmed, teacher: Callable[[jax.Array], jax.Array], text: np.ndarray, size: Size, steps: int, seed: int
+    small: slimming.Slimmed,
+    teacher: Callable[[jax.Array], jax.Array],
+    text: np.ndarray,
+    size: Size,
+    steps: int,
+    seed: int,
 ) -> PyTree:
     """Trains the smaller decoder on the predictions of the whole one, and the text itself."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, max(steps // 10, 1), max(steps, 2), 1e-5)
@@ -133,7 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
     text, size = read(options.text), Size(width=options.width, layers=options.layers)
     tables = []
     for seed in options.seeds:
-        kept = options.save / f"slim_shakespeare_{'_'.join(map(str, (*size, options.steps, options.distil, seed)))}.json"
+        kept = (
+            options.save / f"slim_shakespeare_{'_'.join(map(str, (*size, options.steps, options.distil, seed)))}.json"
+        )
         if not kept.exists():
             params = trained(text, size, steps=options.steps, seed=seed, save=options.save)
             if seed == options.seeds[0]:

@@ -1,6 +1,7 @@
 """A function traced, with the labels of its parameters' axes."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ from jaxprune.slimming.labels import Ids, Labels
 from jaxprune.slimming.rules import RULES
 
 PyTree = Any
+_NEEDS_NUMBERS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +70,40 @@ def analyse(fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[Any], *,
       params: arrays or ShapeDtypeStructs; leaves that are neither are constants.
       inputs: arrays or ShapeDtypeStructs.
       fix_outputs: whether the outputs have to keep their shapes.
+
+    Raises:
+      TypeError: the function needs numbers where there are only shapes.
     """
-    traced = trace(fn, params, *inputs)
+    return couple(traced_from_shapes(fn, params, inputs), params, fix_outputs=fix_outputs)
+
+
+def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[Any]) -> Traced:
+    """Traces `fn(params, *inputs)`.
+
+    Raises:
+      TypeError: the function needs numbers where there are only shapes; the message names the leaves they depend on.
+    """
+    try:
+        return trace(fn, params, *inputs)
+    except _NEEDS_NUMBERS as error:
+        paths = [path for path, leaf in jax.tree_util.tree_flatten_with_path((params, *inputs))[0] if is_array(leaf)]
+        asked = {int(k) for k in re.findall(r"arrays\[(\d+)\]", str(error))}  # as JAX calls what it was given
+        leaves = ", ".join(_argument(paths[k]) for k in sorted(asked)) or "params or inputs"
+        raise TypeError(
+            f"{getattr(fn, '__name__', repr(fn))} cannot be traced from shapes: it asks for a number that depends on "
+            f"{leaves}. Write branches with jnp.where or lax.cond; what has to be a Python number must not be an "
+            f"array leaf of params or inputs. JAX says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _argument(path: Any) -> str:
+    # The arguments are (params, *inputs).
+    name = tree.name(path[1:])
+    return name if path[0].idx == 0 else f"input {path[0].idx - 1}" + (f", leaf {name}" if name else "")
+
+
+def couple(traced: Traced, params: PyTree, *, fix_outputs: bool) -> Analysis:
+    """Couples the labels of the parameters of a traced function."""
     labels = Labels()
     jaxpr = traced.closed.jaxpr
     layers, used = _layers(jaxpr), _used(jaxpr)

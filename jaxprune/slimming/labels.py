@@ -15,7 +15,7 @@ import numpy as np
 from jaxprune.slimming import grids
 
 Ids = np.ndarray  # integer labels, any shape
-_CAPACITY = 2**22  # memory is not touched before it is used
+_CAPACITY = 2**23  # memory is not touched before it is used
 _DEPTH = 12  # conjunctions of more parts than this many levels are circular
 
 

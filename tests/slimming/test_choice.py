@@ -82,9 +82,18 @@ def test_a_function_that_does_not_couple_what_was_removed(params: Any, groups: s
     assert other(params, X).shape == (5, 2)
 
 
-def test_a_function_that_cannot_be_traced(params: Any) -> None:
-    with pytest.raises(jax.errors.TracerBoolConversionError):
-        _ = slimming.find_groups(lambda p, x: p["a"] if x.sum() > 0 else p["b"], params, X)
+@pytest.mark.parametrize(
+    ("fn", "leaf"),
+    [
+        (lambda p, x: p["a"] if x["t"].sum() > 0 else p["b"], "input 0, leaf t. Write branches"),
+        (lambda p, x: x["t"] @ p["a"][:, : int(p["b"].sum())], "that depends on b. Write"),
+        (lambda p, x: x["t"] @ np.asarray(p["a"]), "that depends on a. Write"),
+        (lambda p, x: x["t"][x["t"] > 0] * p["a"].sum(), "that depends on params or inputs. Write"),
+    ],
+)
+def test_a_function_that_cannot_be_traced(params: Any, fn: Any, leaf: str) -> None:
+    with pytest.raises(TypeError, match=f"<lambda> cannot be traced from shapes: .*{leaf}.*JAX says: "):
+        _ = slimming.find_groups(fn, params, {"t": X})
 
 
 def test_an_unknown_primitive_freezes_and_is_named(params: Any) -> None:
