@@ -16,6 +16,8 @@ from jaxprune.slimming.groups import Group as Group
 from jaxprune.slimming.groups import Groups as Groups
 from jaxprune.slimming.groups import Member as Member
 from jaxprune.slimming.groups import find_groups as find_groups
+from jaxprune.slimming.hyperparameters import Rebuilt as Rebuilt
+from jaxprune.slimming.hyperparameters import hyperparameters as hyperparameters
 from jaxprune.slimming.manifest import Kept as Kept
 from jaxprune.slimming.manifest import Manifest as Manifest
 from jaxprune.slimming.regularise import group_lasso as group_lasso

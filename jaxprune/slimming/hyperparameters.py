@@ -1,0 +1,180 @@
+"""The way back into modules: which hyperparameters a linen or NNX model would be rebuilt with."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxprune.slimming.manifest import Kept, Manifest
+
+PyTree = Any
+# The leaf of a module, the axis counted from the end, and the hyperparameters that may say its size.
+_SIZES = (
+    ("kernel", -1, ("features", "out_features")),
+    ("kernel", -2, ("in_features",)),
+    ("embedding", -1, ("features",)),
+    ("embedding", -2, ("num_embeddings",)),
+    ("scale", -1, ("num_features",)),
+    ("mean", -1, ("num_features",)),
+)
+_PROJECTIONS = ("query", "key", "value", "out")
+_MEANS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
+
+
+class Rebuilt(NamedTuple):
+    """What one module would be rebuilt with.
+
+    Attributes:
+      path: the path of the module, and its class.
+      changes: by the name of a hyperparameter its old and its new value.
+      problem: why a module rebuilt so would not be the slimmed one; None if it would.
+    """
+
+    path: str
+    changes: dict[str, tuple[Any, Any]]
+    problem: str | None
+
+
+def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any) -> list[Rebuilt]:
+    """Says which hyperparameters the modules of a model would be rebuilt with, to have the shapes of slim parameters.
+
+    Each module is compared with the leaves it owns: the features of a Dense or Conv, the heads of an attention, the
+    sizes of an embedding. Layers of one class get widths of their own: a model whose layers share one number needs
+    one number each. What the constructor cannot say is told as a problem: an attention whose queries and values
+    have other dimensions, a norm whose mean would be taken over fewer positions.
+
+    Args:
+      manifest: what stays, of parameters as the model gives them: `model.init(...)` or its "params", or the state of
+        `nnx.split`.
+      model: a linen module (not bound), or an NNX module.
+      *inputs: for linen, arrays or ShapeDtypeStructs to call the model with: its modules exist only in a call.
+      **options: for linen, further arguments of the call, such as `train=False`.
+
+    Returns:
+      One entry for each module of which a leaf shrinks, in the order of the manifest.
+
+    Raises:
+      TypeError: the model is neither.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> from jaxprune.slimming import slim
+      >>> model, x = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), jnp.ones((1, 3))
+      >>> params = model.init(jax.random.key(0), x)
+      >>> small = slim(model.apply, params, {'params/layers_0/kernel[1]': [0, 5]}, x)
+      >>> hyperparameters(small.manifest, model, x)
+      [Rebuilt(path='layers_0: Dense', changes={'features': (8, 6)}, problem=None)]
+    """
+    modules = dict(_modules(model, inputs, options))
+    owned: dict[tuple[str, ...], dict[str, Kept]] = {}
+    for kept in manifest.leaves:
+        owner, leaf = _owner(kept.identity, modules)
+        owned.setdefault(owner, {})[leaf] = kept
+    shrunk = {owner: leaves for owner, leaves in owned.items() if any(kept.axes for kept in leaves.values())}
+    found = [_rebuilt(owner, modules[owner], leaves) for owner, leaves in shrunk.items()]
+    return [entry for entry in found if entry.changes or entry.problem]
+
+
+def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    from flax import linen, nnx  # only who has a Flax model calls this
+
+    if isinstance(model, nnx.Module):
+        for path, module in nnx.iter_modules(model):
+            yield tuple(map(str, path)), module
+    elif isinstance(model, linen.Module):
+        met: dict[tuple[str, ...], Any] = {}
+
+        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            met.setdefault(context.module.path, context.module)
+            return call(*args, **kwargs)
+
+        keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+        with linen.intercept_methods(note):
+            _ = jax.eval_shape(lambda *args: model.init(keys, *args, **options), *inputs)
+        yield from met.items()
+    else:
+        raise TypeError(f"hyperparameters are those of a linen or NNX module; got {type(model).__name__}")
+
+
+def _owner(identity: tuple[str, ...], modules: dict[tuple[str, ...], Any]) -> tuple[tuple[str, ...], str]:
+    # The innermost module of which the leaf is one; an attention owns its projections. Linen's variables are in
+    # collections.
+    paths = [identity] if () not in modules or identity[0] not in ("params", "batch_stats") else [identity[1:]]
+    for path in paths:
+        for end in range(len(path) - 1, -1, -1):
+            above = path[: end - 1] if end else ()
+            if end and path[end - 1] in _PROJECTIONS and hasattr(modules.get(above), "num_heads"):
+                return above, "/".join(path[end - 1 :])
+            if path[:end] in modules:
+                return path[:end], "/".join(path[end:])
+    raise ValueError(f"{'/'.join(identity)} belongs to no module of this model")
+
+
+def _rebuilt(path: tuple[str, ...], module: Any, leaves: dict[str, Kept]) -> Rebuilt:
+    kind = type(module).__name__
+    name = f"{'/'.join(path) or 'the model itself'}: {kind}"
+    if hasattr(module, "num_heads"):
+        return Rebuilt(name, *_attention(module, leaves))
+    leaves = {leaf: kept for leaf, kept in leaves.items() if kept.axes}
+    changes: dict[str, tuple[Any, Any]] = {}
+    for leaf, axis, attributes in _SIZES:
+        if leaf in leaves:
+            changes |= _changes(module, leaves[leaf], axis, attributes)
+    problem = None
+    groups = getattr(module, "feature_group_count", 1)
+    if groups > 1 and changes:
+        features = next((v for k, v in changes.items() if k in ("features", "out_features")), (None, None))
+        if features[0] == groups:  # depthwise
+            changes["feature_group_count"] = features
+            changes |= {"in_features": features} if "in_features" in changes or hasattr(module, "in_features") else {}
+        else:
+            problem = "how many groups of channels stay is not told by the kernel"
+    if any(word in kind for word in _MEANS):
+        problem = "its moments would be taken over fewer positions than those of the masked model"
+    elif not changes and not ("Norm" in kind or leaves.keys() <= {"bias"}) and _own(leaves):
+        problem = f"no hyperparameter is known that says the shape of {', '.join(leaves)}"
+    return Rebuilt(name, changes, problem)
+
+
+def _own(leaves: dict[str, Kept]) -> bool:
+    """Whether more than the inputs of a layer shrinks, of which a linen module learns when it is called."""
+    return any(leaf != "kernel" or max(kept.axes) == len(kept.shape or ()) - 1 for leaf, kept in leaves.items())
+
+
+def _changes(module: Any, kept: Kept, axis: int, attributes: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    shape = kept.shape or ()
+    if len(shape) < -axis:
+        return {}
+    found = {}
+    for attribute in attributes:
+        old = getattr(module, attribute, None)
+        if isinstance(old, tuple | list) and attribute != "in_features" and tuple(shape[-len(old) :]) == tuple(old):
+            new: Any = tuple(kept.small[-len(old) :])
+        elif old == shape[axis]:
+            new = kept.small[axis]
+        else:
+            continue
+        if new != old:
+            found[attribute] = (old, new)
+    return found
+
+
+def _attention(module: Any, leaves: dict[str, Kept]) -> tuple[dict[str, tuple[Any, Any]], str | None]:
+    kernels = {name: leaves[f"{name}/kernel"] for name in _PROJECTIONS if f"{name}/kernel" in leaves}
+    old = {name: kept.shape or () for name, kept in kernels.items()}
+    new = {name: kept.small for name, kept in kernels.items()}
+    changes: dict[str, tuple[Any, Any]] = {}
+    inner = [name for name in ("query", "key", "value") if name in kernels]
+    for name in inner[:1]:
+        changes["num_heads"] = (old[name][-2], new[name][-2])
+        changes["qkv_features"] = (old[name][-2] * old[name][-1], new[name][-2] * new[name][-1])
+        if hasattr(module, "in_features"):
+            changes["in_features"] = (old[name][-3], new[name][-3])
+    if "out" in kernels:
+        changes["out_features"] = (old["out"][-1], new["out"][-1])
+    problem = None
+    if len({new[name][-1] for name in inner}) > 1:
+        problem = "queries and values would have other dimensions, and the module has one number for both"
+    elif any(new[name][-1] != old[name][-1] for name in inner):
+        problem = "the scale 1/sqrt(dimensions) would be another than that of the masked model"
+    return {k: v for k, v in changes.items() if v[0] != v[1]}, problem
