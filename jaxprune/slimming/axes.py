@@ -15,7 +15,10 @@ from jaxprune.slimming.labels import Ids, Labels
 
 
 class Factor(NamedTuple):
-    """Positions 0 .. size - 1 and their labels (..., size); None: all of them stay."""
+    """Positions 0 .. size - 1 and their labels (..., size); None: all of them stay.
+
+    The size may be a symbolic dimension (a batch, for jax.export): of such an axis nothing can go.
+    """
 
     size: int
     ids: Ids | None
@@ -87,7 +90,7 @@ def split(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     for wanted in reversed(sizes):
         taken: list[Factor] = []
         count = wanted
-        while count > 1 or (rest and rest[-1].size == 1):
+        while count != 1 or (rest and rest[-1].size == 1):
             factor = rest.pop()
             if count % factor.size == 0:
                 taken.insert(0, factor)

@@ -73,10 +73,14 @@ class Site:
 
     def free(self, count: int) -> Axis:
         """A new axis of which anything may be removed, in each layer something else."""
+        if not isinstance(count, int):
+            return ax.fixed(count)
         return ax.labelled(self.labels.fresh((*self.frame.layers, count)))
 
     def shared(self, count: int) -> Axis:
         """A new axis of which anything may be removed, the same in every layer."""
+        if not isinstance(count, int):
+            return ax.fixed(count)
         return ax.labelled(self.labels.fresh((count,)))
 
     def freeze(self, axis: Axis, text: str) -> None:

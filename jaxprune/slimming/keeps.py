@@ -41,11 +41,16 @@ def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
       UnevenError: in a scan over layers, layers keep different numbers of positions.
     """
     stay: np.ndarray | None = None
-    for factor in axis:
-        part = None if factor.ids is None else staying(labels, factor.ids, gone)
-        if part is None:
-            part = np.ones((factor.size,), bool)
-        stay = part if stay is None else _outer(stay, part)
+    parts = [None if factor.ids is None else staying(labels, factor.ids, gone) for factor in axis]
+    if all(part is None for part in parts):
+        return None
+    for factor, part in zip(axis, parts, strict=True):
+        if not isinstance(factor.size, int):
+            raise ValueError(
+                f"an axis of symbolic size {factor.size} is merged with one that shrinks; export for a fixed size"
+            )
+        own = np.ones((factor.size,), bool) if part is None else part
+        stay = own if stay is None else _outer(stay, own)
     if stay is None or stay.all():
         return None
     counts = stay.sum(-1)

@@ -13,6 +13,7 @@ import pytest
 
 from jaxprune import slimming
 from tests.slimming import checks
+from tests.slimming.test_slim import CASES, build
 
 
 def test_nnx_module() -> None:
@@ -67,6 +68,32 @@ def test_export_needs_neither_the_model_nor_flax(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout) == 90
+
+
+@pytest.mark.parametrize("name", ["lenet", "llama scanned"])
+def test_export_for_any_batch(name: str) -> None:
+    model, make, _ = CASES[name]
+    x = make()
+    params = build(model, x)
+    choice = checks.random_choice(slimming.find_groups(model.apply, params, x))
+    small = slimming.slim(model.apply, params, choice, x)
+    [batch] = jax.export.symbolic_shape("batch")
+    args = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), small.params)
+    exported = jax.export.export(jax.jit(small.fn))(args, jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
+    for n in (1, 3):
+        many = jnp.concatenate([x, x])[:n]
+        expected = jax.jit(model.apply)(checks.masked(params, choice), many)
+        assert checks.difference(expected, exported.call(small.params, many)) < 1e-5
+
+
+def test_a_batch_of_any_size_cannot_be_merged_with_what_shrinks() -> None:
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    fn = lambda p, x: jnp.tanh(x @ p["a"]).reshape(-1).reshape(-1, 4) @ p["b"]
+    small = slimming.slim(fn, params, {"a[1]": [0]}, jnp.ones((5, 3)))
+    np.testing.assert_allclose(small.fn(small.params, jnp.ones((7, 3))), 3 * np.tanh(3) * np.ones((7, 2)), rtol=1e-6)
+    [batch] = jax.export.symbolic_shape("batch")
+    with pytest.raises(ValueError, match="symbolic size batch is merged with one that shrinks; export for a fixed"):
+        _ = jax.export.export(jax.jit(small.fn))(small.params, jax.ShapeDtypeStruct((batch, 3), jnp.float32))
 
 
 def test_sharded_parameters(devices: list[Any]) -> None:

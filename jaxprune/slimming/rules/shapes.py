@@ -18,10 +18,10 @@ def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int],
     while i < len(old) or j < len(new):
         ins, outs, have, want = [], [], 1, 1
         while True:
-            if i < len(old) and (have < want or not ins):
+            if i < len(old) and (not ins or have < want):
                 ins.append(i)
                 have, i = have * old[i], i + 1
-            elif j < len(new) and (want < have or not outs):
+            elif j < len(new) and (not outs or want < have):
                 outs.append(j)
                 want, j = want * new[j], j + 1
             if have == want and ((ins and outs) or i >= len(old) or j >= len(new)):
