@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.jaxprs import is_array
@@ -136,6 +137,8 @@ class Manifest:
             if not _broadcasts(leaf.shape, shape(kept)):
                 wrong.append(f"  {tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}")
                 return leaf
+            if _at_hand(leaf):
+                return jax.device_put(change(np.asarray(leaf), kept), leaf.sharding)
             return change(leaf, kept)
 
         result = jax.tree_util.tree_map_with_path(convert, mirror)
@@ -175,6 +178,16 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
         else:
             leaf = xp.take(leaf, positions, axis=axis)
     return leaf
+
+
+def _at_hand(leaf: Any) -> bool:
+    # On one CPU device NumPy reads the array where it lies; JAX would compile a program for every shape.
+    return (
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, Tracer)
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        and [d.platform for d in leaf.devices()] == ["cpu"]
+    )
 
 
 def _module(leaf: Any) -> Any:
