@@ -3,8 +3,8 @@
     python benchmarks/bench_slimming.py [analysis] [resnet18] [gpt] [--output folder]
 
 Analysis works on shapes alone: nothing of a net of eight billion parameters is allocated. Timings are medians over
-rounds in which the contestants take turns, so that a busy machine hits all of them; ratios are medians (and quartiles)
-of the ratios within a round.
+rounds in which the contestants take turns, in any order, so that a busy machine hits all of them; ratios are medians
+(and quartiles) of the ratios within a round.
 """
 
 import argparse
@@ -172,10 +172,10 @@ def in_turns(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         _ = jax.block_until_ready(run())
-    for i in range(rounds):
-        # Another order each round: who runs after the largest buffers were freed pays for it.
-        names = list(contestants)
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+    rng = np.random.default_rng(0)
+    for _ in range(rounds):
+        # In another order each round: who comes after the largest buffers were freed pays for it.
+        for name in rng.permutation(list(contestants)):
             started = time.perf_counter()
             _ = jax.block_until_ready(contestants[name]())
             times[name].append(time.perf_counter() - started)

@@ -131,6 +131,22 @@ def cell(at: Setting, reduction: float, method: str, seed: int, epochs: int, rat
     }
 
 
+def latencies(at: Setting, reductions: list[float]) -> None:
+    """FLOPs and measured time, with any widths and with widths that are multiples of 8."""
+    shape = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
+    cost = slimming.costs.flops(predict, at.variables, shape)
+    whole = cost(slimming.choice_from(at.groups, {}))
+    scores = unit_scores(at.groups, at.variables, None, "l1", 0)
+    print("fewer FLOPs  widths of  faster")
+    for reduction in reductions:
+        for multiple in (1, 8):
+            limits = slimming.Limits(round_to=multiple)
+            choice = slimming.choose_budget(at.groups, scores, cost, whole / reduction, scope="group", limits=limits)
+            small = slimming.slim(predict, at.variables, choice, shape)
+            ratio = faster(at.run, at.variables, jax.jit(small.fn), small.params, at.held[0])
+            print(f"{whole / cost(choice):11.2f}  {multiple:9}  {ratio:.2f}", flush=True)
+
+
 def kept(path: Path | None) -> dict[str, dict[str, float]]:
     """The cells that an earlier run has saved."""
     lines = path.read_text().splitlines() if path and path.exists() else []
@@ -140,9 +156,9 @@ def kept(path: Path | None) -> dict[str, dict[str, float]]:
 def table(cells: dict[tuple[float, str], list[dict[str, float]]]) -> str:
     """Mean and spread over seeds."""
     names = ("at once", "statistics", "tuned")
-    lines = [f"{'fewer FLOPs':11}  {'scores':10}  {''.join(f'{n:22}' for n in names)}faster"]
+    lines = [f"fewer FLOPs  scores      seeds  {''.join(f'{n:22}' for n in names)}faster"]
     for (_, method), found in cells.items():
-        row = f"{found[0]['fewer FLOPs']:11.2f}  {method:10}  "
+        row = f"{found[0]['fewer FLOPs']:11.2f}  {method:10}  {len(found):5}  "
         for name in names:
             values = [100 * c[name] for c in found]
             row += f"{np.mean(values):5.1f} ({min(values):.1f} to {max(values):.1f})".ljust(22)
@@ -159,6 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--save", type=Path, help="keeps every cell of the table here, and goes on from what is there")
+    parser.add_argument("--latency", action="store_true", help="only FLOPs beside measured time")
     options = parser.parse_args(arguments)
     x, labels = images(options.data / "cifar10_jpeg" / "half_a_5000.npz")
     params, running = network(options.data / "resnet20_cifar10" / "weights.npz")
@@ -171,6 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
     grads = gradient(variables, training[0][:500], training[1][:500])
     at = Setting(variables, groups, grads, jax.jit(predict), training, held)
     print(f"\nwhole: {accuracy(at.run, variables, *held):.2%} of {len(held[0])} images")
+    if options.latency:
+        latencies(at, options.reductions)
+        return
     saved, cells = kept(options.save), {}
     for seed, reduction, method in product(options.seeds, options.reductions, options.methods):
         key = f"{reduction} {method} {seed} {options.epochs} {options.rate}"
