@@ -1,0 +1,72 @@
+"""The smaller function is an ordinary JAX function; grouped queries; averages of parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune import slimming
+from tests.slimming import checks
+
+X = np.random.default_rng(0).normal(size=(4, 5, 3)).astype("f4")
+FN = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+
+
+@pytest.fixture(scope="module")
+def small() -> slimming.Slimmed:
+    params = checks.random_params(
+        {"a": jax.ShapeDtypeStruct((3, 6), jnp.float32), "b": jax.ShapeDtypeStruct((6, 2), jnp.float32)}
+    )
+    return slimming.slim(FN, params, {"a[1]": [1, 4]}, X[0])
+
+
+def test_scan_remat_and_pmap(small: slimming.Slimmed, devices: list[Any]) -> None:
+    expected = np.stack([np.maximum(x @ small.params["a"], 0) @ small.params["b"] for x in X])
+    _, scanned = jax.lax.scan(lambda c, x: (c, small.fn(small.params, x)), 0, X)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-6)
+    mapped = jax.pmap(small.fn, in_axes=(None, 0), devices=devices[:4])(small.params, X)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-5, atol=1e-6)
+    loss = lambda p, f: jnp.sum(f(p, X[0]) ** 2)
+    plain, again = (jax.grad(loss)(small.params, f) for f in (small.fn, jax.checkpoint(small.fn)))
+    assert checks.difference(plain, again) < 1e-6
+
+
+def test_averages_of_parameters_shrink_with_them(small: slimming.Slimmed) -> None:
+    whole = small.expand(small.params)
+    average = optax.ema(0.9)
+    state: Any
+    _, state = average.update(whole, average.init(whole))
+    shrunk: Any = small.shrink(state)
+    np.testing.assert_allclose(shrunk.ema["a"], 0.1 * small.params["a"], rtol=1e-5)
+    assert shrunk.ema["b"].shape == (4, 2)
+
+
+def test_grouped_queries_go_with_their_keys_or_evenly() -> None:
+    kv, queries, dim = 2, 3, 4
+
+    def fn(p: Any, x: Any) -> Any:
+        q = (x @ p["q"]).reshape(5, kv, queries, dim)
+        k, v = ((x @ p[name]).reshape(5, kv, dim) for name in "kv")
+        weights = jax.nn.softmax(jnp.einsum("tgrd,sgd->grts", q, k))
+        return jnp.einsum("grts,sgd->tgrd", weights, v).reshape(5, -1) @ p["o"]
+
+    wide = kv * queries * dim
+    sizes = {"q": (3, wide), "k": (3, kv * dim), "v": (3, kv * dim), "o": (wide, 2)}
+    params = checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in sizes.items()})
+    groups = slimming.find_groups(fn, params, X[0])
+    held = {frozenset((m.name, m.positions) for m in g.members): g for g in groups}
+    heads = held[frozenset({("q", queries * dim), ("k", dim), ("v", dim), ("o", queries * dim)})]
+    evenly = held[frozenset({("q", kv * dim), ("o", kv * dim)})]
+    assert (heads.count, evenly.count, len(groups)) == (kv, queries, 4)
+    removed = {heads.name: [0], evenly.name: [1]}
+    small = slimming.slim(fn, params, slimming.choice_from(groups, removed), X[0])
+    assert jax.tree.map(np.shape, small.params) == {"q": (3, 8), "k": (3, 4), "v": (3, 4), "o": (8, 2)}
+    kept = np.arange(wide).reshape(kv, queries, dim)[1:, [0, 2]].ravel()
+    np.testing.assert_array_equal(small.params["q"], params["q"][:, kept])
+    # At least one head stays, whatever the ratio.
+    chosen = slimming.choose(groups, np.ones(groups.size), {heads.name: 1.0}, limits=slimming.Limits(floor=1))
+    assert chosen.kept(heads.name).tolist() == [True, False]
+    _ = checks.check_agrees(fn, params, (X[0],))
