@@ -99,15 +99,13 @@ def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> It
 def _owner(identity: tuple[str, ...], modules: dict[tuple[str, ...], Any]) -> tuple[tuple[str, ...], str]:
     # The innermost module of which the leaf is one; an attention owns its projections. Linen's variables are in
     # collections.
-    paths = [identity] if () not in modules or identity[0] not in ("params", "batch_stats") else [identity[1:]]
-    for path in paths:
-        for end in range(len(path) - 1, -1, -1):
-            above = path[: end - 1] if end else ()
-            if end and path[end - 1] in _PROJECTIONS and hasattr(modules.get(above), "num_heads"):
-                return above, "/".join(path[end - 1 :])
-            if path[:end] in modules:
-                return path[:end], "/".join(path[end:])
-    raise ValueError(f"{'/'.join(identity)} belongs to no module of this model")
+    path = identity[1:] if identity[0] in ("params", "batch_stats") and (identity[0],) not in modules else identity
+    for end in range(len(path) - 1, 0, -1):
+        if path[end - 1] in _PROJECTIONS and hasattr(modules.get(path[: end - 1]), "num_heads"):
+            return path[: end - 1], "/".join(path[end - 1 :])
+        if path[:end] in modules:
+            return path[:end], "/".join(path[end:])
+    return (), "/".join(path)
 
 
 def _rebuilt(path: tuple[str, ...], module: Any, leaves: dict[str, Kept]) -> Rebuilt:

@@ -62,6 +62,23 @@ def test_bad_choices(groups: slimming.Groups, removed: Any, error: Any, message:
         _ = slimming.choice_from(groups, removed)
 
 
+def test_choices_that_are_not_choices(groups: slimming.Groups) -> None:
+    with pytest.raises(ValueError, match=r"keep must be 10 bools, one a unit; got bool \(3,\)"):
+        _ = slimming.Choice(groups, np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"keep must be 10 bools, one a unit; got float64 \(10,\)"):
+        _ = slimming.Choice(groups, np.ones(10))
+    masks = {name: jnp.ones((), bool) for name in "abc"}
+    with pytest.raises(ValueError, match=r'partial must be "raise", "keep" or "remove"; got \'drop\''):
+        _ = slimming.choice_from_masks(groups, masks, partial="drop")
+    with pytest.raises(ValueError, match=r"a\[1\]: no unit would be left, of a, b"):
+        _ = slimming.choice_from_masks(groups, masks | {"a": jnp.zeros((1, 4), bool), "b": jnp.zeros((4, 1), bool)})
+    stack = {"a": np.ones((2, 3, 4), np.float32), "b": np.ones((2, 4, 3), np.float32)}
+    fn = lambda p, x: jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w["a"]) @ w["b"], None), x, p)[0]
+    stacked = slimming.find_groups(fn, stack, X)
+    with pytest.raises(ValueError, match=r"a\[2\]: layers would keep from 3 to 4 units, of a, b"):
+        _ = slimming.choice_from(stacked, {"a[2]": [0]})
+
+
 def test_masks_and_parameters_of_another_tree(groups: slimming.Groups, params: Any) -> None:
     with pytest.raises(ValueError, match="masks must have the structure of params"):
         _ = slimming.choice_from_masks(groups, {"a": jnp.ones((), bool)})
