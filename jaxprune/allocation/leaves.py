@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune import masks, tree
 from jaxprune.masks import counts
+from jaxprune.masks.fitting import fitted
 
 PyTree = Any
 _LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
@@ -77,24 +78,10 @@ def leaves(scores: PyTree, where: tree.Where, pattern: Any, batch_axes: Any) -> 
     Raises:
       ValueError: a leaf that its pattern does not fit, named; globs that match nothing.
     """
-    patterns = tree.resolve(pattern, scores, default=masks.Unstructured(), what="pattern")
-    axes = tree.resolve(batch_axes, scores, default=0, what="batch_axes")
-    chosen = jax.tree.leaves(tree.prunable(scores, where))
-    found, wrong = [], []
-    for i, (name, leaf) in enumerate(tree.named_leaves(scores)):
-        if not chosen[i]:
-            continue
-        if not 0 <= axes[i] < len(leaf.shape):
-            wrong.append(f"  {name}: {axes[i]} batch axes do not leave an axis of {leaf.shape} to prune")
-            continue
-        problem = patterns[i].check(tuple(leaf.shape), axes[i])
-        if problem:
-            wrong.append(f"  {name}: {problem}")
-            continue
-        found.append(Leaf(name, i, leaf, patterns[i], axes[i], *_units(leaf, patterns[i], axes[i])))
-    if wrong:
-        raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
-    return found
+    return [
+        Leaf(own.name, own.place, own.leaf, own.pattern, own.batch_axes, *_units(own.leaf, own.pattern, own.batch_axes))
+        for own in fitted(scores, pattern, where, batch_axes)
+    ]
 
 
 def _units(scores: Any, pattern: Any, batch_axes: int) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def accuracy_by_sparsity(
       ValueError: no curve, an empty one, or a sparsity outside [0, 1).
     """
     _check_curves(curves)
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = new_figure(6.4, 4.2)
     for name, points in curves.items():
         levels = sorted({float(sparsity) for sparsity, _ in points})
         values = [[float(v) for s, v in points if float(s) == level] for level in levels]
@@ -76,7 +76,7 @@ def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
     lacking = [f"  {leaf}: not in {net}" for net, sizes in pruned.items() for leaf in names if leaf not in sizes]
     if lacking:
         raise ValueError("the networks must have the same parameters:\n" + "\n".join(lacking))
-    figure, axes = _figure(7.0, 1.2 + 0.18 * len(names) * (len(pruned) + 1))
+    figure, axes = new_figure(7.0, 1.2 + 0.18 * len(names) * (len(pruned) + 1))
     height = 0.8 / len(pruned)
     for k, (net, sizes) in enumerate(pruned.items()):
         places = np.arange(len(names)) + (k - (len(pruned) - 1) / 2) * height
@@ -104,7 +104,7 @@ def reliability_diagram(models: Mapping[str, Reliability]) -> "Figure":
     """
     if not models:
         raise ValueError("no model to draw")
-    figure, axes = _figure(4.6, 4.4)
+    figure, axes = new_figure(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="calibrated")
     for name, bins in models.items():
         count = np.asarray(bins.samples)
@@ -132,7 +132,7 @@ def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
     """
     if not models:
         raise ValueError("no model to draw")
-    figure, axes = _figure(5.4, 4.4)
+    figure, axes = new_figure(5.4, 4.4)
     for name, curve in models.items():
         axes.plot(np.asarray(curve.coverage), np.asarray(curve.risk), label=f"{name} ({float(curve.aurc):.4f})")
     axes.set(xlabel="coverage", ylabel="error among the answered", xlim=(0, 1), ylim=(0, None))
@@ -156,7 +156,7 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
     """
     if not models or not all(len(levels) for levels in models.values()):
         raise ValueError("no model with a level to draw")
-    figure, axes = _figure(5.4, 4.4)
+    figure, axes = new_figure(5.4, 4.4)
     for name, levels in models.items():
         at = np.arange(1, len(levels) + 1)
         estimate, low, high = (100 * np.array(ends) for ends in zip(*levels, strict=True))
@@ -168,7 +168,8 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
     return figure
 
 
-def _figure(width: float, height: float) -> tuple["Figure", Any]:
+def new_figure(width: float, height: float) -> tuple["Figure", Any]:
+    """A figure of so many inches and its axes, with a grid; apart from pyplot, so that nothing is shown or kept."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

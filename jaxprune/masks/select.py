@@ -10,6 +10,7 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
+from jaxprune.masks.fitting import Fitted, fitted
 from jaxprune.masks.groups import keep_in_groups
 from jaxprune.masks.patterns import NM, UNSTRUCTURED, BatchAxes, Pattern, Patterns, Unstructured
 from jaxprune.masks.ranking import keep_largest
@@ -21,16 +22,6 @@ class Global(NamedTuple):
     """A sparsity of all leaves together: one ranking, in place of a sparsity for each leaf."""
 
     sparsity: Any
-
-
-class _Chosen(NamedTuple):
-    """The leaves that get masks, with what is asked of each; all but the scores are static."""
-
-    places: list[int]
-    names: list[str]
-    scores: list[jax.Array]
-    patterns: list[Pattern]
-    batch_axes: list[int]
 
 
 def select(
@@ -76,22 +67,23 @@ def select(
         return select_global(scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes)
     chosen = _choose(scores, pattern, where, batch_axes)
     wanted = _per_leaf(scores, sparsities)
-    ranked = [i for i, p in enumerate(chosen.patterns) if not isinstance(p, NM)]
-    grouped = [(i, p) for i, p in enumerate(chosen.patterns) if isinstance(p, NM)]
     found: dict[int, jax.Array] = {}
-    for i, nm in grouped:
-        kept = _kept_of_group(nm, wanted[chosen.places[i]], chosen.names[i])
-        found[i] = _keep_groups(chosen.scores[i], kept, nm, chosen.batch_axes[i])
+    for own in chosen:
+        if isinstance(own.pattern, NM):
+            kept = _kept_of_group(own.pattern, wanted[own.place], own.name)
+            found[own.place] = _keep_groups(own.leaf, kept, own.pattern, own.batch_axes)
+    ranked = [own for own in chosen if not isinstance(own.pattern, NM)]
     if ranked:
-        specs = tuple((chosen.patterns[i], chosen.batch_axes[i]) for i in ranked)
-        arrays = [chosen.scores[i] for i in ranked]
+        specs = _specs(ranked)
+        arrays = [own.leaf for own in ranked]
         shapes = jax.eval_shape(partial(_units, specs=specs), arrays)
         axes = _unit_axes(arrays, specs)
         entries = [int(np.prod(shape.shape[a:])) for shape, a in zip(shapes, axes, strict=True)]
         slices = [int(np.prod(shape.shape[:a])) for shape, a in zip(shapes, axes, strict=True)]
-        kept = _kept([wanted[chosen.places[i]] for i in ranked], entries, slices, [chosen.names[i] for i in ranked])
-        found |= dict(zip(ranked, _keep(arrays, kept, specs=specs, shared=False), strict=True))
-    return _assemble(scores, chosen, found)
+        kept = _kept([wanted[own.place] for own in ranked], entries, slices, [own.name for own in ranked])
+        masks = _keep(arrays, kept, specs=specs, shared=False)
+        found |= {own.place: mask for own, mask in zip(ranked, masks, strict=True)}
+    return _assemble(scores, found)
 
 
 def select_global(
@@ -129,10 +121,11 @@ def select_global(
     """
     chosen = _choose(scores, pattern, where, batch_axes)
     _check_global(chosen)
-    if not chosen.scores:
-        return _assemble(scores, chosen, {})
-    specs = tuple(zip(chosen.patterns, chosen.batch_axes, strict=True))
-    shapes = jax.eval_shape(partial(_units, specs=specs), chosen.scores)
+    if not chosen:
+        return _assemble(scores, {})
+    specs = _specs(chosen)
+    arrays = [own.leaf for own in chosen]
+    shapes = jax.eval_shape(partial(_units, specs=specs), arrays)
     slices = {int(np.prod(s.shape[:axes])) for s, (_, axes) in zip(shapes, specs, strict=True)}
     if len(slices) > 1:
         raise ValueError(
@@ -140,40 +133,23 @@ def select_global(
         )
     entries = sum(int(np.prod(s.shape[axes:])) for s, (_, axes) in zip(shapes, specs, strict=True))
     kept = _kept([sparsity], [entries], [slices.pop()], ["all leaves"])
-    found = _keep(chosen.scores, kept, specs=specs, shared=True)
-    return _assemble(scores, chosen, dict(enumerate(found)))
+    masks = _keep(arrays, kept, specs=specs, shared=True)
+    return _assemble(scores, {own.place: mask for own, mask in zip(chosen, masks, strict=True)})
 
 
-def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes) -> _Chosen:
-    leaves = tree.named_leaves(scores)
-    selected = jax.tree.leaves(tree.prunable(scores, where))
-    patterns = tree.resolve(pattern, scores, default=Unstructured(), what="pattern")
-    axes = tree.resolve(batch_axes, scores, default=0, what="batch_axes")
-    index = [i for i, yes in enumerate(selected) if yes]
-    wrong = []
-    for i in index:
-        name, leaf = leaves[i]
-        if not 0 <= axes[i] < len(leaf.shape):
-            wrong.append(f"  {name}: {axes[i]} batch axes do not leave an axis of {leaf.shape} to prune")
-            continue
-        problem = patterns[i].check(tuple(leaf.shape), axes[i])
-        if problem:
-            wrong.append(f"  {name}: {problem}")
-    if wrong:
-        raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
-    _check_alike([leaves[i] for i in index])
-    return _Chosen(
-        index,
-        [leaves[i][0] for i in index],
-        [leaves[i][1] for i in index],
-        [patterns[i] for i in index],
-        [axes[i] for i in index],
-    )
+def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes) -> list[Fitted]:
+    chosen = fitted(scores, pattern, where, batch_axes)
+    _check_alike(chosen)
+    return chosen
 
 
-def _check_alike(named: list[tuple[str, Any]]) -> None:
+def _specs(chosen: list[Fitted]) -> tuple[tuple[Pattern, int], ...]:
+    return tuple((own.pattern, own.batch_axes) for own in chosen)
+
+
+def _check_alike(chosen: list[Fitted]) -> None:
     """Raises where types tell that a score is another one on each device of a shard_map."""
-    varying = [(name, _varying(x)) for name, x in named if isinstance(x, jax.Array)]
+    varying = [(own.name, _varying(own.leaf)) for own in chosen if isinstance(own.leaf, jax.Array)]
     lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
     if lines:
         raise ValueError(
@@ -240,20 +216,18 @@ def _kept_of_group(pattern: NM, sparsity: Any, name: str) -> jax.Array | None:
     return None
 
 
-def _check_global(chosen: _Chosen) -> None:
-    wrong = [f"  {name}: {p}" for name, p in zip(chosen.names, chosen.patterns, strict=True) if isinstance(p, NM)]
+def _check_global(chosen: list[Fitted]) -> None:
+    wrong = [f"  {own.name}: {own.pattern}" for own in chosen if isinstance(own.pattern, NM)]
     if wrong:
         raise ValueError(
             "NM removes the same of every group, so it has no global ranking; use select:\n" + "\n".join(wrong)
         )
 
 
-def _assemble(scores: PyTree, chosen: _Chosen, found: dict[int, jax.Array]) -> PyTree:
+def _assemble(scores: PyTree, found: dict[int, jax.Array]) -> PyTree:
+    """The tree of masks, by place; a scalar True at all others."""
     leaves, treedef = jax.tree.flatten(scores)
-    masks: list[Any] = [jnp.ones((), bool) for _ in leaves]
-    for i, mask in found.items():
-        masks[chosen.places[i]] = mask
-    return jax.tree.unflatten(treedef, masks)
+    return jax.tree.unflatten(treedef, [found.get(i, jnp.ones((), bool)) for i in range(len(leaves))])
 
 
 def _unit_axes(scores: list[jax.Array], specs: tuple[tuple[Pattern, int], ...]) -> list[int]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxprune.assess.plots import new_figure
 from jaxprune.selection.pareto import pareto_front
 from jaxprune.selection.sensitivity import Sensitivity
 
@@ -25,7 +26,7 @@ def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
     Raises:
       ImportError: matplotlib is not installed.
     """
-    figure, axes = _figure(7.2, 4.4)
+    figure, axes = new_figure(7.2, 4.4)
     for name, values in zip(found.names, found.values, strict=True):
         _ = axes.plot(100 * found.levels, values, marker="o", markersize=3, label=name)
     _ = axes.axhline(found.values[0, 0], color="black", linestyle=":")
@@ -52,7 +53,7 @@ def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "eff
     front = pareto_front(errors, costs)
     if (costs <= 0).any():
         raise ValueError(f"costs must be positive on a logarithmic axis; got {costs.min():g}")
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = new_figure(6.4, 4.2)
     order = np.flatnonzero(front)[np.argsort(costs[front])]
     _ = axes.step(costs[order], 100 * errors[order], where="post", color="black", linewidth=1)
     for name, cost, error, best in zip(models, costs, errors, front, strict=True):
@@ -78,7 +79,7 @@ def halving_curves(trials: Sequence[Any]) -> "Figure":
     """
     if not trials:
         raise ValueError("there is no trial to draw")
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = new_figure(6.4, 4.2)
     lines: dict[Any, list[tuple[float, float]]] = {}
     for trial in trials:
         lines.setdefault((trial.bracket, repr(trial.candidate)), []).append((trial.budget, trial.loss))
@@ -87,14 +88,3 @@ def halving_curves(trials: Sequence[Any]) -> "Figure":
     axes.set_xscale("log")
     axes.set(xlabel="budget", ylabel="loss")
     return figure
-
-
-def _figure(width: float, height: float) -> tuple["Figure", Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "jaxprune[examples]"') from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce
+from jaxprune.training.choosing import chooser
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -118,14 +119,15 @@ def _planned(
     batch_axes: masks.BatchAxes,
     key: Any,
 ) -> Method:
+    choose = chooser(allocation, pattern, where, batch_axes)
+
     def init(params: PyTree) -> tuple[PyTree, Any]:
         return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
         scores = last_where_removed(scores, held)
-        shares = allocation(scores, schedule(signals.step), where=where, pattern=pattern, batch_axes=batch_axes)
-        return masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes), state
+        return choose(scores, schedule(signals.step)), state
 
     return Method(init, when, revise)
 
