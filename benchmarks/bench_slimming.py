@@ -146,20 +146,21 @@ def analysis(rounds: int) -> list[Row]:
     ]
     rows: list[Row] = []
     for name, fn, params, x in cases:
-        seconds = []
+        seconds, groups, equations = [], None, 0
         for _ in range(min(rounds, 3)):
             started = time.perf_counter()
             jaxpr = trace(fn, params, x)
             traced = time.perf_counter()
             found = couple(jaxpr, params, fix_outputs=True)
             followed = time.perf_counter()
-            groups = group(found)
+            groups, equations = group(found), len(jaxpr.closed.jaxpr.eqns)
             seconds.append([traced - started, followed - traced, time.perf_counter() - followed])
+        assert groups is not None
         _, labels, sorting = np.median(seconds, 0)
         tracing = seconds[0][0]  # later ones find it in JAX's cache
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"{name}: {len(jaxpr.closed.jaxpr.eqns)} equations, traced in {tracing:.2f} s, analysed in "
+            f"{name}: {equations} equations, traced in {tracing:.2f} s, analysed in "
             f"{labels + sorting:.2f} s; {len(groups)} groups, {groups.size} units; peak of the process {peak:.2f} GiB",
             flush=True,
         )

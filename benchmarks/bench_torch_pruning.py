@@ -8,6 +8,7 @@ weights. jaxprune works on shapes until weights are scored; Torch-Pruning runs t
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import sys
@@ -31,8 +32,8 @@ BLOCKS = (3, 4, 6, 3)
 
 def torch_resnet50() -> Any:
     """The network of `bench_slimming.ResNet(64, (3, 4, 6, 3), bottleneck=True)` in PyTorch."""
-    import torch
-    from torch import nn
+    torch: Any = importlib.import_module("torch")
+    nn = torch.nn
 
     class Block(nn.Module):
         def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -60,9 +61,7 @@ def torch_resnet50() -> Any:
 
 def theirs(side: int) -> tuple[dict[str, float], int]:
     """Seconds of Torch-Pruning, and the weights that are left."""
-    import torch
-    import torch_pruning as tp
-
+    torch, tp = importlib.import_module("torch"), importlib.import_module("torch_pruning")
     model, x = torch_resnet50(), torch.ones(1, 3, side, side)
     seconds = {}
     start = time.perf_counter()

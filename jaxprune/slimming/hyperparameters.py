@@ -159,7 +159,7 @@ def _changes(module: Any, kept: Kept, axis: int, attributes: tuple[str, ...]) ->
 
 def _attention(module: Any, leaves: dict[str, Kept]) -> tuple[dict[str, tuple[Any, Any]], str | None]:
     kernels = {name: leaves[f"{name}/kernel"] for name in _PROJECTIONS if f"{name}/kernel" in leaves}
-    old = {name: kept.shape or () for name, kept in kernels.items()}
+    old: dict[str, tuple[int, ...]] = {name: kept.shape or () for name, kept in kernels.items()}
     new = {name: kept.small for name, kept in kernels.items()}
     changes: dict[str, tuple[Any, Any]] = {}
     inner = [name for name in ("query", "key", "value") if name in kernels]

@@ -116,10 +116,10 @@ def test_an_nnx_model() -> None:
             self.up = nnx.Linear(width, hidden, rngs=rngs)
             self.down = nnx.Linear(hidden, 4, rngs=rngs)
 
-        def __call__(self, x: jax.Array) -> jax.Array:
+        def __call__(self, x: Any) -> jax.Array:
             return self.down(nnx.relu(self.up(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))))
 
-    shaped = lambda *widths: nnx.eval_shape(lambda: Net(*widths, nnx.Rngs(0)))
+    shaped = lambda width, hidden: nnx.eval_shape(lambda: Net(width, hidden, nnx.Rngs(0)))
     model, x = shaped(8, 12), np.ones((2, 8, 8, 3), np.float32)
     graph, shapes_only = nnx.split(model)
     state = checks.random_params(shapes_only)
