@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax import export
 from jax.extend.core import Literal
 
 from jaxprune.jaxprs import Sub, open_jaxpr
@@ -73,13 +74,13 @@ class Site:
 
     def free(self, count: int) -> Axis:
         """A new axis of which anything may be removed, in each layer something else."""
-        if not isinstance(count, int):
+        if export.is_symbolic_dim(count):
             return ax.fixed(count)
         return ax.labelled(self.labels.fresh((*self.frame.layers, count)))
 
     def shared(self, count: int) -> Axis:
         """A new axis of which anything may be removed, the same in every layer."""
-        if not isinstance(count, int):
+        if export.is_symbolic_dim(count):
             return ax.fixed(count)
         return ax.labelled(self.labels.fresh((count,)))
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jax import export
 
 from jaxprune.slimming.axes import Axis
 from jaxprune.slimming.labels import Ids, Labels
@@ -45,7 +46,7 @@ def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
     if all(part is None for part in parts):
         return None
     for factor, part in zip(axis, parts, strict=True):
-        if not isinstance(factor.size, int):
+        if export.is_symbolic_dim(factor.size):
             raise ValueError(
                 f"an axis of symbolic size {factor.size} is merged with one that shrinks; export for a fixed size"
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array
@@ -170,7 +171,7 @@ def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:
 def _signature(args: Any) -> Any:
     leaves, structure = jax.tree.flatten(args)
     parts = [(tuple(x.shape), x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves]
-    if any(not isinstance(n, int) for x in leaves if is_array(x) for n in x.shape):
+    if any(export.is_symbolic_dim(n) for x in leaves if is_array(x) for n in x.shape):
         return None  # symbolic sizes are compared within their scope only
     key = (structure, tuple(parts))
     try:
