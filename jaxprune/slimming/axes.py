@@ -7,7 +7,7 @@ cutting it again costs nothing; an axis of one factor is cut by writing its labe
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,8 @@ Axis = tuple[Factor, ...]
 Axes = tuple[Axis, ...]
 
 
-def fixed(size: int) -> Axis:
-    """An axis of which nothing can be removed."""
+def fixed(size: Any) -> Axis:
+    """An axis of which nothing can be removed; its size is an int or a symbolic dimension."""
     return (Factor(size, None),)
 
 
