@@ -37,6 +37,7 @@ from jaxprune.selection.kernels import cka as cka
 from jaxprune.selection.kernels import layer_similarity as layer_similarity
 from jaxprune.selection.kernels import similar_layers as similar_layers
 from jaxprune.selection.models import Candidate as Candidate
+from jaxprune.selection.models import Folds as Folds
 from jaxprune.selection.models import Score as Score
 from jaxprune.selection.models import aic as aic
 from jaxprune.selection.models import bic as bic

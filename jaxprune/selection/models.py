@@ -148,9 +148,21 @@ def hold_out(
     return [_score(name, candidate, train, test, batch) for name, candidate in candidates.items()]
 
 
-def k_fold(
-    fit: Callable[[np.ndarray, np.ndarray, int], Any], rows: int, folds: int, *, seed: int
-) -> tuple[float, float, np.ndarray]:
+class Folds(NamedTuple):
+    """What cross-validation found.
+
+    Attributes:
+      loss: the mean over all rows.
+      standard_error: of the means of the folds, sd / sqrt(folds).
+      means: (folds,) their means.
+    """
+
+    loss: float
+    standard_error: float
+    means: np.ndarray
+
+
+def k_fold(fit: Callable[[np.ndarray, np.ndarray, int], Any], rows: int, folds: int, *, seed: int) -> Folds:
     """Cross-validation: the mean loss of rows that were not trained on, and its standard error.
 
     Args:
@@ -161,7 +173,7 @@ def k_fold(
       seed: of the shuffle: models that are compared should share it.
 
     Returns:
-      The mean over rows, the standard error (of the means of the folds, sd / sqrt(folds)), and the means of the folds.
+      The mean over rows, its standard error, and the means of the folds.
 
     Raises:
       ValueError: fewer than two folds or more than rows, or losses of another length.
@@ -183,7 +195,7 @@ def k_fold(
             raise ValueError(f"fit must give a loss for each of the {len(test)} rows of a fold; got {found.shape}")
         losses.append(found)
     means = np.asarray([found.mean() for found in losses])
-    return float(np.concatenate(losses).mean()), float(means.std(ddof=1) / folds**0.5), means
+    return Folds(float(np.concatenate(losses).mean()), float(means.std(ddof=1) / folds**0.5), means)
 
 
 def one_standard_error(losses: Sequence[float], errors: Sequence[float], complexity: Sequence[float]) -> int:
