@@ -66,7 +66,7 @@ def test_median_distance_is_the_sum_over_pairs():
     kernel: Any = rng.normal(size=(3, 3, 2, 5)).astype(np.float32)
     kernel[..., 4] = kernel[..., :4].mean(-1)
     filters = kernel.reshape(-1, 5).T.astype(np.float64)
-    expected = [sum(np.linalg.norm(a - b) for b in filters) for a in filters]
+    expected = np.asarray([sum(np.linalg.norm(a - b) for b in filters) for a in filters])
     found: Any = np.asarray(selection.median_distance(kernel))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.argmin() == 4

@@ -142,8 +142,9 @@ def test_the_front_is_what_no_other_beats():
 def test_the_pareto_plot_joins_the_front():
     figure = selection.pareto_plot({"a": (10.0, 0.1), "b": (20.0, 0.3), "c": (5.0, 0.2)})
     [line] = figure.axes[0].get_lines()
-    np.testing.assert_array_equal(line.get_xdata(), [5, 10])
-    np.testing.assert_allclose(line.get_ydata(), [20, 10])
+    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    np.testing.assert_array_equal(x, [5, 10])
+    np.testing.assert_allclose(y, [20, 10])
 
 
 @pytest.mark.parametrize(
