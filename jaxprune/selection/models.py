@@ -131,6 +131,9 @@ def hold_out(
 ) -> list[Score]:
     """Scores models by rows they were trained on and rows they were not.
 
+    Where rows are no more than parameters, believe the held-out loss: AIC, BIC and the description length then charge a
+    weight more than it can explain, and point to the smallest model whatever it does.
+
     Args:
       candidates: by name.
       train: (x, labels) the rows that they were trained on.
