@@ -62,4 +62,5 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))
+    this, processes, opened = map(int, sys.argv[1:4])
+    main(this, processes, opened, Path(sys.argv[4]))

@@ -81,9 +81,9 @@ def check_shard_map(name: str, devices: list[Any]) -> None:
     mapped = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=P()))
     params = layouts.init_params()
     everywhere = NamedSharding(mesh, P())
-    state = jax.device_put((params, optimizer.init(params)), everywhere)
+    params, state = jax.device_put((params, optimizer.init(params)), everywhere)
     put = lambda x: jax.device_put(x, NamedSharding(mesh, P("batch")))
-    expect(problem.train(mapped, *state, lambda examples: jax.tree.map(put, examples)), name)
+    expect(problem.train(mapped, params, state, lambda examples: jax.tree.map(put, examples)), name)
 
 
 WAYS: dict[str, Any] = {

@@ -161,9 +161,17 @@ def test_what_training_alone_knows_is_a_metric_too(tmp_path: Path):
 
     runs = [
         lottery.iterative_pruning(
-            noting, init(KEY), rounds=1, rate=0.5, key=KEY, evaluate=evaluate, has_aux=True, progress=False, **how
+            noting,
+            init(KEY),
+            rounds=1,
+            rate=0.5,
+            key=KEY,
+            evaluate=evaluate,
+            has_aux=True,
+            progress=False,
+            folder=folder,
         )
-        for how in ({}, {"folder": tmp_path})
+        for folder in (None, tmp_path)
     ]
     for found in runs:
         np.testing.assert_allclose(found.ticket.metrics["first"], found.start["a"].sum((1, 2)), rtol=1e-5)

@@ -50,7 +50,9 @@ def test_instability_trains_both_ends_from_one_start_under_the_same_masks():
     error = lambda params: 1 - jnp.sum(params["w"] ** 2)
     found = lottery.instability(train, error, start, held, jax.random.key(3), points=3)
     assert [params["w"][0, 1] for params, _ in calls] == [0.0, 0.0]
-    ends = [np.where(held["w"], train(*calls[0], key)["w"], 0) for key in jax.random.split(jax.random.key(3))]
+    ends = [
+        np.where(held["w"], train(calls[0][0], calls[0][1], key)["w"], 0) for key in jax.random.split(jax.random.key(3))
+    ]
     expected = [1 - np.sum(w**2) for w in (ends[0], (ends[0] + ends[1]) / 2, ends[1])]
     np.testing.assert_allclose(found.errors, expected, rtol=1e-5)
     np.testing.assert_allclose(found.barrier, max(expected) - (expected[0] + expected[2]) / 2, rtol=1e-4)

@@ -15,6 +15,7 @@ Arrays in the file: `weight` [inputs, outputs] (torch's transposed), `x` [sample
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -36,9 +37,9 @@ def _layer() -> tuple[np.ndarray, np.ndarray]:
 
 def _published(folder: str) -> types.ModuleType:
     """The published module, without what it imports or calls but does not need for a linear layer on a CPU."""
-    stub = types.ModuleType("transformers")
+    stub: Any = types.ModuleType("transformers")
     stub.Conv1D = type("Conv1D", (), {})
-    sys.modules.setdefault("transformers", stub)
+    _ = sys.modules.setdefault("transformers", stub)
     sys.path.insert(0, folder)
     import sparsegpt  # pyright: ignore[reportMissingImports]
 
@@ -69,7 +70,7 @@ def main() -> None:
         options = {"prunen": m - n, "prunem": m, "blocksize": block}
         arrays[f"{block}/{n}:{m}"] = _pruned(module, weight, x, 0.0, **options)
     path = Path(__file__).with_suffix(".npz")
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
     print(f"{path}: {len(arrays) - 2} cases by torch {torch.__version__}, {path.stat().st_size} bytes")
 
 

@@ -138,8 +138,8 @@ def test_srigl_drops_over_the_leaf_and_grows_in_each_part(pattern, size, fractio
     sparsity = 1 - pattern.n / 4 if isinstance(pattern, masks.NM) else 0.5
     held = masks.select(start, sparsity, pattern)
     found = training.drop_and_grow(held, drop, grow, fraction, pattern=pattern, whole_leaf=True)["w"]
-    arrays = [np.asarray(tree["w"]) for tree in (held, drop, grow)]
-    np.testing.assert_array_equal(found, slow_srigl(*arrays, fraction, size))
+    before, dropping, growing = (np.asarray(tree["w"]) for tree in (held, drop, grow))
+    np.testing.assert_array_equal(found, slow_srigl(before, dropping, growing, fraction, size))
     assert int(found.sum()) == int(held["w"].sum())
 
 
