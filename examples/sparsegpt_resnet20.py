@@ -120,7 +120,7 @@ def measured(params: PyTree, running: PyTree, x: np.ndarray, labels: np.ndarray,
     chosen = x[np.random.default_rng(seed).permutation(half)[:size]]
     batches = [chosen[i : i + 250] for i in range(0, size, 250)]
     found: Row = {}
-    for name, new in (("dense", params), *prunings(params, running, batches)):
+    for name, new in itertools.chain([("dense", params)], prunings(params, running, batches)):
         # Parameters come with the batches, so that nothing is compiled for their values.
         update = lambda r, b: apply(b[0], r, b[1], train=True)[1]
         fresh = recalibrate_statistics(update, running, [(new, b) for b in batches])
