@@ -213,7 +213,8 @@ def on_paper(s: Sizes, mesh: Mesh) -> dict[str, dict[str, float]]:
     `data`; b tokens on a device.
       state         4 (p / (D M) + n - p) for the weights, twice that for Adam's moments, p / 8 / (D M) for packed masks
       mask update   a count of 4 bytes for each of 8 probes of each row (a leaf, or a layer of a leaf) in each pass,
-                    summed over all devices; and a sample of 1024 keys, or of 64 of each row
+                    and a sample of 1024 keys, or of 64 of each row; both summed along one axis of the mesh and then
+                    along the other. It takes what is pruned alone
       step          a device's slice of `model` of the layers' weights, gathered forward and again backward, of the head
                     once, all as float32 (they are cast after that): 8 l / M and 4 h / M bytes; gradients, 4 p / M,
                     summed over `data`; and 8 sums a layer of b activations over `model`, which a CPU makes in float32:
@@ -227,7 +228,7 @@ def on_paper(s: Sizes, mesh: Mesh) -> dict[str, dict[str, float]]:
     tokens = s.batch * (s.length + 1) * 4 / data
     rows = {"mask update, each layer": 2 + 7 * s.layers, "mask update, global": 9}
     paper = {
-        name: {"state": weights, "moved": math.prod(TURNS) * r * 8 * 4 + 4 * max(1024, 64 * r * (r > 9))}
+        name: {"state": 4 * pruned / mesh.size, "moved": 2 * 4 * (math.prod(TURNS) * r * 8 + max(1024, 64 * r))}
         for name, r in rows.items()
     }
     sums = 8 * s.layers * 4 * s.batch / data * s.length * s.width * (model > 1)
