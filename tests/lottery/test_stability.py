@@ -41,7 +41,7 @@ def test_wrong_arguments_are_named():
 def test_instability_trains_both_ends_from_one_start_under_the_same_masks():
     held = {"w": jnp.array([[True, False], [True, True]])}
     start = {"w": jnp.array([[1.0, 5.0], [2.0, 3.0]])}
-    calls = []
+    calls: list[tuple[Any, Any]] = []
 
     def train(params: Any, masks: Any, key: Any) -> Any:
         calls.append((params, masks))
