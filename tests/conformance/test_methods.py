@@ -35,7 +35,7 @@ METHODS: dict[str, Any] = {
     "rigl": lambda: training.rigl(0.5, 8, key=jax.random.key(0), every=2),
     "acdc": lambda: training.acdc(0.5, begin=1, end=6, compressed=1, dense=1),
     "straight_through": lambda: training.straight_through(0.5, when=WHEN),
-    "srigl": lambda: training.srigl(0.5, 8, key=jax.random.key(0), every=2, allocation=allocation.uniform),
+    "srigl": lambda: training.srigl(0.5, 8, key=jax.random.key(0), every=2, where="second/kernel"),
     "movement": lambda: training.movement(CUBIC, when=WHEN),
     "gradual stacked": lambda: training.gradual(CUBIC, when=WHEN, batch_axes={"first/kernel": 1}),
 }
