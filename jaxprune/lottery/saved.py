@@ -1,7 +1,6 @@
 """Rounds on disk: a folder that belongs to one search, never overwrites, and tells what is finished."""
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import storage, tree
 
 PyTree = Any
 _FILE = "search.json"
@@ -43,7 +42,7 @@ class Store:
     """
 
     def __init__(self, folder: Any, identity: dict[str, Any]) -> None:
-        self._orbax = optional("orbax.checkpoint", "saving rounds needs orbax: pip install jaxprune[storage]")
+        self._orbax = storage.optional("orbax.checkpoint", "saving rounds")
         self._folder = Path(folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         note = self._folder / _FILE
@@ -80,20 +79,7 @@ def bar(size: int, progress: bool) -> Iterable[int]:
     """The numbers of the rounds, with a progress bar or without."""
     if not progress:
         return range(size)
-    tqdm = optional("tqdm", "a progress bar needs tqdm: pip install jaxprune[examples], or pass progress=False")
-    return tqdm.tqdm(range(size), desc="rounds")
-
-
-def optional(name: str, hint: str) -> Any:
-    """A package that jaxprune does not depend on.
-
-    Raises:
-      ImportError: it is missing; the hint says what to do.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(hint) from error
+    return storage.optional("tqdm", "progress=True", extra="examples").tqdm(range(size), desc="rounds")
 
 
 def _short(value: Any) -> str:

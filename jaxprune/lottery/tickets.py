@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import masks, tree
+from jaxprune import masks, storage, tree
 from jaxprune.lottery.records import Rounds
 
 PyTree = Any
@@ -94,7 +94,7 @@ def check(found: Ticket, params: PyTree) -> None:
 
 
 def save(path: Any, found: Ticket) -> None:
-    """Writes a ticket to a new file; masks take a bit an entry.
+    """Writes a ticket to a new file, which is whole or missing; masks take a bit an entry.
 
     Args:
       path: a file that does not exist.
@@ -102,6 +102,7 @@ def save(path: Any, found: Ticket) -> None:
 
     Raises:
       FileExistsError: the file exists; nothing is overwritten.
+      FileNotFoundError: its folder does not.
       TypeError: the provenance is not JSON.
     """
     from flax import serialization  # it loads flax's modules, which the rest of the room does without
@@ -113,8 +114,7 @@ def save(path: Any, found: Ticket) -> None:
     body = serialization.msgpack_serialize(
         {"about": json.dumps(about), "leaves": {f"{i:06d}": leaf for i, leaf in enumerate(leaves)}}
     )
-    with Path(path).open("xb") as file:
-        _ = file.write(_HEAD + hashlib.sha256(body).digest() + body)
+    _ = storage.write_new(path, lambda part: part.write_bytes(_HEAD + hashlib.sha256(body).digest() + body))
 
 
 def load(path: Any, params: PyTree) -> Ticket:

@@ -1,6 +1,5 @@
 """Search by successive halving: many candidates on a small budget, the better ones on a larger, and so on."""
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune import storage
 from jaxprune.selection.journal import Journal
 
 Evaluate = Callable[[Any, float, Any], float]
@@ -207,9 +207,4 @@ class _Silent:
 def _bar(total: int, progress: bool) -> Any:
     if not progress:
         return _Silent()
-    try:
-        tqdm = importlib.import_module("tqdm")
-    except ImportError as error:
-        hint = "a progress bar needs tqdm: pip install jaxprune[examples], or pass progress=False"
-        raise ImportError(hint) from error
-    return tqdm.tqdm(total=total, desc="candidates")
+    return storage.optional("tqdm", "progress=True", extra="examples").tqdm(total=total, desc="candidates")

@@ -38,8 +38,13 @@ def write_new(path: Any, write: Callable[[Path], Any]) -> Path:
     return path
 
 
-def optional(name: str) -> Any:
+def optional(name: str, what: str = "this", *, extra: str = "storage") -> Any:
     """A package that jaxprune does not depend on.
+
+    Args:
+      name: the module.
+      what: what needs it, for the message.
+      extra: which of jaxprune's extras brings it.
 
     Raises:
       ImportError: it is missing; the message says what to install.
@@ -47,4 +52,4 @@ def optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"this needs {name.split('.')[0]}: pip install jaxprune[storage]") from error
+        raise ImportError(f"{what} needs {name.split('.')[0]}: pip install jaxprune[{extra}]") from error
