@@ -92,7 +92,8 @@ def save(path: Any, params: PyTree, mask_tree: PyTree | None = None, *, manifest
     tree.check_masks(params, mask_tree)
     content = leaves.split(params, mask_tree)
     about = json.dumps({"kind": _KIND, "leaves": content.about, "manifest": manifest})
-    metadata = {"jaxprune": about, "sha256": _digest(about, content.arrays)}
+    # One entry: the package writes several in an order of its own, and equal networks should be equal files.
+    metadata = {"jaxprune": json.dumps({"sha256": _digest(about, content.arrays), "about": about})}
     written = files.write_new(path, lambda part: package.save_file(content.arrays, part, metadata))
     sizes = {"mask": 0, "values": 0}
     for name, array in content.arrays.items():
@@ -126,9 +127,14 @@ def load(path: Any, like: PyTree) -> Loaded:
     metadata = header.get("__metadata__", {})
     if "jaxprune" not in metadata:
         raise ValueError(f"{path} is not from jaxprune.storage.save: its metadata have no entry `jaxprune`")
-    if metadata.get("sha256") != _digest(metadata["jaxprune"], arrays):
+    try:
+        noted = json.loads(metadata["jaxprune"])
+        whole = noted["sha256"] == _digest(noted["about"], arrays)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: its metadata cannot be read: {error}") from error
+    if not whole:
         raise ValueError(f"{path} is damaged: its content does not have the checksum that was saved with it")
-    about = json.loads(metadata["jaxprune"])
+    about = json.loads(noted["about"])
     if about["kind"] != _KIND:
         raise ValueError(f"{path} is of the kind {about['kind']!r}; this version reads {_KIND!r}")
     leaves.check(about["leaves"], like, str(path))

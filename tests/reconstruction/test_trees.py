@@ -263,12 +263,11 @@ def test_a_stack_of_layers_compiles_once_whatever_the_sparsity():
 
 
 def test_prune_compiles_a_stack_of_layers_once(caplog):
-    def compilations(layers):
-        caplog.clear()
-        with jax.log_compiles():
-            pruned = prune({"layers": normal(layers, 12, 10)}, 0.5, batch_axes={"layers": 1})
-        assert (np.asarray(pruned.masks["layers"]).sum((1, 2)) == 60).all()
-        return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
-
-    few = compilations(2)
-    assert 0 < compilations(24) <= few
+    with jax.log_compiles():
+        pruned = prune({"layers": normal(24, 14, 10)}, 0.5, batch_axes={"layers": 1})
+    assert (np.asarray(pruned.masks["layers"]).sum((1, 2)) == 70).all()
+    lines = [record.getMessage() for record in caplog.records]
+    compiled = [line for line in lines if "Finished XLA compilation" in line]
+    assert sum("jit(_keep)" in line for line in compiled) == 1
+    # The rest are operations on a few numbers, of which other tests may have left some compiled.
+    assert len(compiled) < 24
