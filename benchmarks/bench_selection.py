@@ -45,14 +45,17 @@ def interleaved(runs: Runs, repeat: int, once: tuple[str, ...] = ()) -> dict[str
 
 
 def report(title: str, times: dict[str, list[float]], of: str) -> dict[str, Any]:
-    """Prints one block of the table, each run against `of`, and returns it."""
-    print(f"\n{title}\n{'':28}{'median ms':>12}{'quartiles':>20}{'times ' + of:>16}")
+    """Prints one block of the table, each run against `of` and against the floor where it was timed, and returns it."""
+    others = [of, *(name for name in ("floor",) if name in times)]
+    heads = "".join(f"{'times ' + other:>16}" for other in others)
+    print(f"\n{title}\n{'':28}{'median ms':>12}{'quartiles':>20}{heads}")
     found = {}
     for name, seconds in times.items():
         low, middle, high = np.percentile(np.array(seconds) * 1e3, [25, 50, 75])
-        ratio = _ratio(seconds, times[of])
-        found[name] = {"ms": middle, "quartiles_ms": [low, high], f"times_{of}": ratio}
-        print(f"{name:28}{middle:12.2f}{f'{low:.2f} - {high:.2f}':>20}{ratio:16.2f}")
+        ratios = {f"times_{other}": _ratio(seconds, times[other]) for other in others}
+        found[name] = {"ms": middle, "quartiles_ms": [low, high], **ratios}
+        shown = "".join(f"{ratio:16.2f}" for ratio in ratios.values())
+        print(f"{name:28}{middle:12.2f}{f'{low:.2f} - {high:.2f}':>20}{shown}")
     return {"title": title, "runs": found}
 
 

@@ -1,23 +1,10 @@
 """The one-shot pruning examples run to their end on little data."""
 
-import runpy
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from examples import sparsegpt_shakespeare as shakespeare
-
-
-@pytest.fixture
-def run(root, monkeypatch, capsys):
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        _ = runpy.run_path(str(root / "examples" / name), run_name="__main__")
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture

@@ -1,21 +1,7 @@
 """The slimming examples run to their end on little data."""
 
-import runpy
-import sys
-
 import numpy as np
 import pytest
-
-
-@pytest.fixture
-def run(root, monkeypatch, capsys):
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        monkeypatch.syspath_prepend(root / "examples")
-        _ = runpy.run_path(str(root / "examples" / name), run_name="__main__")
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.mark.slow
