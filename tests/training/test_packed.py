@@ -11,20 +11,25 @@ import pytest
 import jaxprune
 from jaxprune import masks, training
 from tests.conformance.test_methods import METHODS as ALL
-from tests.conformance.test_methods import make_step, plain, train
-from tests.training.loops import gradual, init_params
+from tests.conformance.test_methods import plain, train
+from tests.training.loops import gradual, init_params, loss
 
 METHODS = {**ALL, "top_kast": lambda: training.top_kast(0.5, 0.25, penalty=0.01)}
 QUICK = ["rigl"]
+GRADIENTS = jax.jit(jax.grad(loss))
 
 
 def run(method: training.Method, packed: bool) -> tuple[Any, Any]:
     optimizer = jaxprune.sparsify(optax.sgd(0.1, momentum=0.9), method, packed=packed)
+
+    # Operation by operation: whole steps are two programs, in which some releases of JAX contract a product and a sum
+    # into one rounding, and others do not.
+    def step(params: Any, state: Any, x: jax.Array) -> tuple[Any, Any]:
+        updates, state = optimizer.update(GRADIENTS(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
     params = init_params()
-    step, traces = make_step(optimizer)
-    params, state = train(jax.jit(step, donate_argnums=(0, 1)), params, jax.jit(optimizer.init)(params), 0, 7)
-    assert len(traces) == 1
-    return params, state
+    return train(step, params, optimizer.init(params), 0, 7)
 
 
 def check(name: str) -> None:
@@ -32,7 +37,9 @@ def check(name: str) -> None:
     chex.assert_trees_all_equal(params, expected)
     chex.assert_trees_all_equal(masks.unpack(state.masks), other.masks)
     chex.assert_trees_all_equal(plain((state.inner, state.method)), plain((other.inner, other.method)))
-    assert masks.is_packed(jaxprune.get_masks(state)["first"]["kernel"])
+    kept = jax.tree.leaves(jaxprune.get_masks(state), is_leaf=masks.is_packed)
+    assert all(masks.is_packed(mask) or mask.ndim == 0 for mask in kept)
+    assert any(masks.is_packed(mask) for mask in kept)
 
 
 @pytest.mark.parametrize("name", QUICK)
