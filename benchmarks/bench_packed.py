@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from bench_step import Network, make_stretch
+from bench_step import Network, in_turns, make_stretch
 
 import jaxprune
 from jaxprune import schedules, training
@@ -44,13 +44,7 @@ def measure(width: int, batch: int, rounds: int, steps: int) -> list[dict[str, A
     compared = variants()
     held = {name: jax.eval_shape(optimizer.init, shapes).masks for name, optimizer in compared.items()}
     stretches = {name: make_stretch(optimizer, model, images, labels) for name, optimizer in compared.items()}
-    for stretch in stretches.values():
-        _ = stretch(2)
-    seconds: dict[str, list[float]] = {name: [] for name in stretches}
-    for i in range(rounds):
-        names = list(stretches)
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds[name].append(stretches[name](steps) / steps)
+    seconds = in_turns(stretches, rounds, steps)
     rows = []
     for name, values in seconds.items():
         low, middle, high = np.percentile(np.array(values) / np.array(seconds["bytes"]), [25, 50, 75])

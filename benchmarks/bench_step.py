@@ -80,13 +80,8 @@ def make_stretch(optimizer: Any, model: Network, images: jax.Array, labels: jax.
     return stretch
 
 
-def measure(width: int, batch: int, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Ratios to the dense step, a row for each variant."""
-    images = jax.random.normal(jax.random.key(1), (batch, 28, 28, 1))
-    labels = jax.random.randint(jax.random.key(2), (batch,), 0, 10)
-    stretches = {
-        name: make_stretch(optimizer, Network(width), images, labels) for name, optimizer in variants().items()
-    }
+def in_turns(stretches: dict[str, Callable[[int], float]], rounds: int, steps: int) -> dict[str, list[float]]:
+    """The seconds of a step of each variant, round by round, after two steps that do not count."""
     for stretch in stretches.values():
         _ = stretch(2)
     seconds: dict[str, list[float]] = {name: [] for name in stretches}
@@ -95,6 +90,17 @@ def measure(width: int, batch: int, rounds: int, steps: int) -> list[dict[str, A
         names = list(stretches)
         for name in names[i % len(names) :] + names[: i % len(names)]:
             seconds[name].append(stretches[name](steps) / steps)
+    return seconds
+
+
+def measure(width: int, batch: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Ratios to the dense step, a row for each variant."""
+    images = jax.random.normal(jax.random.key(1), (batch, 28, 28, 1))
+    labels = jax.random.randint(jax.random.key(2), (batch,), 0, 10)
+    stretches = {
+        name: make_stretch(optimizer, Network(width), images, labels) for name, optimizer in variants().items()
+    }
+    seconds = in_turns(stretches, rounds, steps)
     dense = np.array(seconds["dense"])
     rows = []
     for name, values in seconds.items():

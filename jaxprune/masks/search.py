@@ -22,7 +22,7 @@ from jaxprune.masks.counts import Count
 PROBES = 8  # more of them break the fusion into one pass, fewer cost more passes
 
 # Where probes fall around the expected place, in standard deviations of a rank's error. The outer two catch
-# what the inner ones miss; the inner ones, where all went well, leave a bracket a tenth as wide.
+# what the inner ones miss; the inner ones, where all went well, leave a bracket a fifteenth as wide.
 _FIRST = (-3.0, -1.2, -0.6, -0.2, 0.2, 0.6, 1.2, 3.0)
 _LATER = (-4.0, -1.5, -0.75, -0.25, 0.25, 0.75, 1.5, 4.0)
 # Evenly spread probes cut a bracket to a ninth whatever the data: best where few keys are left, and after a pass in
