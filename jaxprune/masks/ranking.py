@@ -12,7 +12,7 @@ from jax import lax
 from jaxprune.masks import counts, keys
 from jaxprune.masks.counts import Count
 from jaxprune.masks.rows import Leaf, Seen
-from jaxprune.masks.search import PROBES, Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
+from jaxprune.masks.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
 from jaxprune.masks.stacking import stack
 
 # A threshold is first guessed from a sample: of so many entries in all rows, but of each row at least so many, and
@@ -62,19 +62,24 @@ def keep_largest(
         first = np.cumsum([0, *slices])
         moved = np.concatenate([np.arange(first[i], first[i + 1]) for i in stacks.order])
         kept = Count(kept.high[moved], kept.low[moved])
-    found = split(_find(stacks.arrays, leaves, rows, kept), [leaf.slices for leaf in leaves])
-    return stacks.unstack([leaf.mask(x, f) for leaf, x, f in zip(leaves, stacks.arrays, found, strict=True)])
+    ends = np.cumsum([leaf.slices for leaf in leaves]).tolist()
+    first = _unknown([end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)])
+    found = _find(stacks.arrays, leaves, first, rows, kept)
+    return stacks.unstack([leaf.mask(x, found, i) for leaf, x, i in zip(leaves, stacks.arrays, first, strict=True)])
 
 
-def split(values: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    """Cuts the last axis into stretches of the given sizes."""
-    ends = np.cumsum(sizes).tolist()
-    return [lax.slice_in_dim(values, end - size, end, axis=-1) for size, end in zip(sizes, ends, strict=True)]
+def _unknown(numbers: list[int]) -> list[jax.Array]:
+    """Integers of which the compiler does not know what they are.
+
+    XLA compiles a kernel once, however often it occurs. What a leaf asks of a table by its row is the same kernel for
+    all leaves of one shape, unless the row's number is written into it.
+    """
+    known = lax.optimization_barrier(jnp.asarray(True))
+    return lax.cond(known, lambda: [jnp.int32(n) for n in numbers], lambda: [jnp.int32(n + 1) for n in numbers])
 
 
-def _find(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, kept: Count) -> jax.Array:
-    """The place, int[parts, rows], above which each row's entries are kept."""
-    sizes = [leaf.slices for leaf in leaves]
+def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], rows: Rows, kept: Count) -> jax.Array:
+    """The place, int[parts, rows], above which each row's entries are kept; `first` is the first row of each leaf."""
     integer = jnp.result_type(*(keys.integer(leaf.dtype) for leaf in leaves), jnp.int32)
     lows, highs = _bounds(leaves, integer)
     entries = _per_row(leaves)
@@ -93,8 +98,9 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, kept: Count) 
             # Without this barrier the compiler takes the keys and indices out of the loop, into buffers as large as
             # the scores. All of its outputs must be used, or it ties nothing.
             held, probes, zero = lax.optimization_barrier((arrays, probes, jnp.int32(0)))
-            cut = zip(leaves, held, split(probes.T, sizes), split(found, sizes), strict=True)
-            return _join([leaf.count_above(x, p.T, Seen(part, f, zero)) for leaf, x, p, f in cut])
+            seen = Seen(part, found, zero)
+            each = [leaf.count_above(x, probes, seen, i) for leaf, x, i in zip(leaves, held, first, strict=True)]
+            return counts.normalise(Count(*(lax.concatenate(limbs, 1).T for limbs in zip(*each, strict=True))))
 
         start = Bracket(lows[part], highs[part], equal, counts.zeros(equal))
         probes = jnp.where(together, guess, probes_between(start, rows, wanted, together))
@@ -131,15 +137,6 @@ def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: 
     first = Count(own.high[: rows.segments], own.low[: rows.segments])
     taken = lax.scan(take, first, in_order)[1]
     return counts.where(together, Count(*(limb[back].reshape(-1) for limb in taken)), own)
-
-
-def _join(parts: list[list[Count]]) -> Count:
-    """For each leaf, for each probe, a Count of [slices] -> a Count of [rows, probes]."""
-    limbs = (
-        jnp.stack([lax.concatenate([leaf[i][limb] for leaf in parts], 0) for i in range(PROBES)], axis=1)
-        for limb in (0, 1)
-    )
-    return counts.normalise(Count(*limbs))
 
 
 def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:
