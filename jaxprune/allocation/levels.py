@@ -83,7 +83,7 @@ def keep_first(look: Look, entries: Count, largest: jax.Array, kept: Count) -> t
 
 def _is_open(bracket: Bracket, kept: Count) -> jax.Array:
     rows = (bracket.high - bracket.low > 1) & ~counts.equal(bracket.from_low, bracket.from_high)
-    found = [counts.equal(_total(x), kept) for x in (bracket.from_low, bracket.from_high)]
+    found = [counts.equal(counts.sum_counts(x), kept) for x in (bracket.from_low, bracket.from_high)]
     return jnp.any(rows) & ~found[0] & ~found[1]
 
 
@@ -141,10 +141,10 @@ def _bound(bracket: Bracket, rank: Rank, marks: jax.Array, table: Count, kept: C
     # From the first rank to the last, N's bounds rise by what each probe adds: one sort of the probes does it.
     code = rank.row * PROBES + jnp.arange(PROBES - 1, -1, -1, dtype=jnp.int32)
     *_, order = lax.sort((~rank.level.ravel(), ~rank.key.ravel(), code.ravel(), jnp.arange(code.size)), num_keys=3)
-    least = _add(_running(counts.subtract(at, above), order), _total(bracket.from_high))
+    least = _add(_running(counts.subtract(at, above), order), counts.sum_counts(bracket.from_high))
     upto, past = counts.subtract(at, over_at), counts.subtract(over_below, at)
     rise = _add(_running(upto, order), _running(past, order, inclusive=False))
-    most = _add(rise, _total(Count(*(limb[:, -1] for limb in over_at))))
+    most = _add(rise, counts.sum_counts(Count(*(limb[:, -1] for limb in over_at))))
     ranks = Rank(*(x.ravel()[order] for x in rank))
     # The bounds hold inside the common bracket only: `low` and `high` are no probes, and rank on its ends or outside.
     enough = ~counts.less(least, kept) & _at_or_before(bracket.missed, ranks)
@@ -164,7 +164,7 @@ def _fill(bracket: Bracket, kept: Count) -> Count:
     rows = jnp.arange(len(bracket.low), dtype=jnp.int32)
     *_, order = lax.sort((~bracket.level, ~bracket.low, rows), num_keys=3)
     before = _running(last, order, inclusive=False)
-    wanted = counts.subtract(kept, _total(bracket.from_high))
+    wanted = counts.subtract(kept, counts.sum_counts(bracket.from_high))
     left = counts.subtract(wanted, before)
     some = ~counts.less(left, Count(jnp.int32(0), jnp.int32(1)))
     taken = Count(*(limb[order] for limb in last))
@@ -201,11 +201,6 @@ def _take(ranks: Rank, index: jax.Array) -> Rank:
 
 def _select(condition: jax.Array, a: Rank, b: Rank) -> Rank:
     return Rank(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
-
-
-def _total(parts: Count) -> Count:
-    # Where JAX has 64 bits, sums of int32 take them.
-    return Count(*(limb.astype(jnp.int32) for limb in counts.sum_counts(parts)))
 
 
 def _add(a: Count, b: Count) -> Count:

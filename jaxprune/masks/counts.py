@@ -63,12 +63,17 @@ def total(parts: jax.Array, axis: int | tuple[int, ...] | None = None) -> Count:
 
     Each part is cut into limbs before the sum: 2^15 low limbs stay under 2^31, and so do the high ones.
     """
-    return normalise(Count((parts >> _BASE_BITS).sum(axis), (parts & (_BASE - 1)).sum(axis)))
+    return normalise(Count(_sum(parts >> _BASE_BITS, axis), _sum(parts & (_BASE - 1), axis)))
+
+
+def _sum(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
+    # Where 64-bit integers are enabled a sum would become one.
+    return x.sum(axis, dtype=jnp.int32)
 
 
 def sum_counts(parts: Count, axis: int = 0) -> Count:
     """The exact sum of counts along an axis of at most 2^15 of them."""
-    return normalise(Count(parts.high.sum(axis), parts.low.sum(axis)))
+    return normalise(Count(_sum(parts.high, axis), _sum(parts.low, axis)))
 
 
 def normalise(value: Count) -> Count:

@@ -49,6 +49,14 @@ def test_single_entries_of_float64(kind):
             np.testing.assert_array_equal(np.asarray(found), twins.keep(scores, sparsity))
 
 
+def test_leaves_ranked_together_where_64_bits_are_enabled():
+    with jax.enable_x64(True):
+        leaves = [draw("normal", (40, 30), np.float64), draw("normal", (50, 60), np.float64)]
+        found = masks.select_global([jnp.asarray(x) for x in leaves], 0.7)
+        for mask, expected in zip(found, twins.keep_globally(leaves, 0.7), strict=True):
+            np.testing.assert_array_equal(np.asarray(mask), expected)
+
+
 def test_large_leaves_and_many_passes():
     # Long tails, few values, and one value nearly everywhere: what a sample says little about.
     rng = np.random.default_rng(1)
