@@ -17,4 +17,6 @@ from jaxprune.criteria.flow import Criterion as Criterion
 from jaxprune.criteria.flow import grasp as grasp
 from jaxprune.criteria.flow import synflow as synflow
 from jaxprune.criteria.iterative import synflow_masks as synflow_masks
+from jaxprune.criteria.second_order import hessian_diagonal as hessian_diagonal
+from jaxprune.criteria.second_order import obd as obd
 from jaxprune.criteria.weights import magnitude as magnitude

@@ -24,6 +24,8 @@ CRITERIA: dict[str, Any] = {
     "gradient squared": partial(criteria.gradient, power=2),
     "snip": criteria.snip,
     "fisher": criteria.fisher,
+    # Any signal of both signs will do for a diagonal.
+    "obd": lambda params, grads=None, **signals: criteria.obd(params, hessian_diagonal=grads, **signals),
     "wanda": criteria.wanda,
     "ria": criteria.ria,
     "own": lambda params, **signals: jax.tree.map(jnp.exp, params),

@@ -64,7 +64,8 @@ SIGNALS: dict[str, Callable[[Any, Any], Any]] = {
     "magnitude": lambda p, s: criteria.magnitude(p),
     "taylor": lambda p, s: criteria.gradient(p, grads=s["grads"]),
     "taylor, squared": lambda p, s: criteria.gradient(p, grads=s["grads"], power=2),
-    "hessian diagonal": lambda p, s: criteria.fisher(p, squared_grads=s["squares"]),
+    "fisher": lambda p, s: criteria.fisher(p, squared_grads=s["squares"]),
+    "hessian diagonal": lambda p, s: criteria.obd(p, hessian_diagonal=s["hessian"]),
     "activation mean": lambda p, s: criteria.activation_mean(p, stats=s["stats"]),
     "wanda": lambda p, s: criteria.wanda(p, stats=s["stats"]),
     "random": lambda p, s: criteria.random(p, key=jax.random.key(0)),
@@ -77,6 +78,7 @@ def signals(params: Any) -> Any:
     loss = lambda p, x: jnp.sum(net(p, x[None]) ** 2)
     return {
         "grads": jax.grad(lambda p: jnp.sum(net(p, X) ** 2))(params),
+        "hessian": criteria.hessian_diagonal(lambda p, x: jnp.sum(net(p, x) ** 2), params, [X], key=jax.random.key(1)),
         "squares": criteria.mean_squared_grads(loss, params, X),
         "stats": calibrate(net, params, [X], collect=("total", "gram")),
     }
