@@ -160,28 +160,41 @@ def group(analysis: Analysis) -> Groups:
     """Sorts the units of an analysed function into groups."""
     labels = analysis.labels
     atoms = tuple(tuple(labels.atoms(ids) for ids in leaf.ids) for leaf in analysis.leaves)
-    signature, first = _signatures(analysis, atoms)
+    signature, content, first = _signatures(analysis, atoms)
     present = np.flatnonzero(first < np.iinfo(np.int64).max)
     present = present[present != Labels.FIXED]
     present = present[np.argsort(first[present], kind="stable")]
-    _, where, kind = np.unique(signature[present], return_index=True, return_inverse=True)
+    # Atoms that are at the same positions of all leaves (two cuts of one axis that leave nothing to choose) are one.
+    _, where, of_content = np.unique(content[present], return_index=True, return_inverse=True)
+    same = present[where[of_content.ravel()]]
+    alone = present[same == present]
+    _, where, kind = np.unique(signature[alone], return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(where))[kind.ravel()]
-    units = present[np.argsort(order, kind="stable")]
+    units = alone[np.argsort(order, kind="stable")]
     number = np.full(labels.size, -1)
     number[units] = np.arange(units.size)
-    placed = tuple(tuple(number[a] for a in axes) for axes in atoms)
+    number[present] = number[same]
+    placed = tuple(tuple(_once(number[a]) for a in axes) for axes in atoms)
     counts = np.bincount(order) if units.size else np.zeros(0, int)
     groups = _make_groups(analysis, placed, counts, _inexact(analysis, number))
     return Groups(groups, _frozen(analysis, atoms), analysis, placed)
 
 
-def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray]:
-    """For each atom a number that tells its kind, and where it comes first.
+def _once(units: np.ndarray) -> np.ndarray:
+    # (..., n, k) units: of those that a position names twice the first alone counts.
+    for i in range(1, units.shape[-1]):
+        again = (units[..., :i] == units[..., i : i + 1]).any(-1)
+        units[..., i] = np.where(again, -1, units[..., i])
+    return units
+
+
+def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each atom a number that tells its kind, one that tells its positions, and where it comes first.
 
     Units are of one kind if they hold positions of the same axes, in the same form.
     """
     rng = np.random.default_rng(0)
-    signature = np.zeros(analysis.labels.size, np.uint64)
+    signature, content = np.zeros((2, analysis.labels.size), np.uint64)
     first = np.full(analysis.labels.size, np.iinfo(np.int64).max)
     start = 0
     for leaf, axes in zip(analysis.leaves, atoms, strict=True):
@@ -197,12 +210,15 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray]
             np.minimum.at(lowest, of, place)
             np.add.at(sums, of, _mix((place - lowest[of]).astype(np.uint64) + salt))
             signature[unit] += sums
+            sums = np.zeros(unit.size, np.uint64)
+            np.add.at(sums, of, _mix(place.astype(np.uint64) + salt))
+            content[unit] += sums
             first[unit] = np.minimum(first[unit], lowest + start)
             start += ids.size
     for ids in analysis.labels.marks:
         atom = np.unique(analysis.labels.atoms(ids))
         signature[atom] += rng.integers(2**63, dtype=np.uint64)
-    return signature, first
+    return signature, content, first
 
 
 def _numbered(atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

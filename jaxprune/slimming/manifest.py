@@ -207,6 +207,9 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
         index = _index(source, axis, leaf.ndim)
         lead = source.shape[:-1]
         leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
+        if small == 0:  # of a branch that went whole there is nothing to take
+            leaf = xp.full((*leaf.shape[:axis], full, *leaf.shape[axis + 1 :]), fill, leaf.dtype)
+            continue
         here = xp.asarray(np.minimum(index, small - 1))
         taken = xp.take_along_axis(leaf, here, axis=axis) if lead else xp.take(leaf, here.ravel(), axis=axis)
         leaf = xp.where(index < small, taken, xp.asarray(fill, leaf.dtype))

@@ -175,6 +175,9 @@ def test_a_whole_residual_block_goes() -> None:
     expected = (x @ params["in"] + params["bias"]) @ params["out"]
     np.testing.assert_allclose(small.fn(small.params, x), expected, rtol=1e-4, atol=1e-5)
     assert small.params["qkv"].size == 0
+    assert checks.difference(checks.masked(params, choice), small.expand(small.params)) == 0  # zeros in place of all
+    gone = jax.jit(lambda p: small.manifest.expand(p, fill=7))(small.params)["a"]
+    assert gone.shape == (8, 6) and (gone == 7).all()
     chosen = slimming.choose(groups, np.ones(groups.size), {"a[1]": 1.0}, limits=slimming.Limits(floor={"a[1]": 0}))
     assert not chosen.kept("a[1]").any()
 
@@ -188,3 +191,21 @@ def test_a_convolution_without_channels() -> None:
     groups = slimming.find_groups(fn, params, x)
     small = slimming.slim(fn, params, slimming.choice_from(groups, {"a[2]": range(4)}, empty=True), x)
     np.testing.assert_array_equal(small.fn(small.params, x), x)
+
+
+def test_cuts_that_leave_nothing_to_choose_are_one_unit() -> None:
+    def shuffle(x: Any) -> Any:
+        return x.reshape(5, 2, 3).swapaxes(1, 2).reshape(5, 6)
+
+    params = {"a": np.ones((3, 6), "f4"), "b": np.ones((6, 2), "f4")}
+    once = slimming.find_groups(lambda p, x: shuffle(jnp.tanh(x @ p["a"])) @ p["b"], params, X)
+    assert [(g.count, g.members[0].positions) for g in once] == [(2, 3), (3, 2)]  # blocks of three, and every third
+    # Shuffled twice the blocks and the thirds of both cuts overlap until each would take everything.
+    fn = lambda p, x: shuffle(shuffle(jnp.tanh(x @ p["a"]))) @ p["b"]
+    [group] = slimming.find_groups(fn, params, X)
+    assert group.count == 1 and [(m.name, m.axis, m.positions) for m in group.members] == [("a", 1, 6), ("b", 0, 6)]
+    groups = slimming.find_groups(fn, params, X)
+    assert slimming.group_scores(groups, params, reduce="sum", normalise=None).tolist() == [3 * 6 + 6 * 2]
+    assert slimming.choose(groups, np.ones(1), 1.0).keep.all()
+    with pytest.raises(ValueError, match="no unit would be left, of a, b"):
+        _ = slimming.choice_from(groups, {group.name: [0]})
