@@ -65,7 +65,7 @@ def choose(
     Raises:
       ValueError: scores of another shape or with NaN, a ratio out of range, a glob that matches no group.
     """
-    limits = limits or Limits()
+    limits = _checked(groups, limits)
     _check(groups, scores)
     keep = np.ones(groups.size, bool)
     if scope == "group":
@@ -108,20 +108,23 @@ def choose_budget(
     Args:
       groups: the groups.
       scores: (units,) scores; larger is kept.
-      cost: what a choice costs: see `costs` (parameters, memory, FLOPs, measured latency), or any function that
-        does not rise as units go.
+      cost: what a choice costs: see `costs` (parameters, memory, FLOPs, measured latency), or any function.
       target: the cost to come down to.
       scope: "global": units go by one ranking of their scores. "group": every group shrinks by the same share.
       limits: what to respect.
 
     Returns:
-      The choice after the first step in the order of removal that costs no more than the target: with one step
-      fewer it would cost more. A measured cost is found by bisection and as exact as it is steady.
+      The choice after a step in the order of removal that cost no more than the target when it was asked for, where
+      with one step fewer it cost more. That holds for every cost. Of a cost that does not rise as units go, as
+      parameters, memory and FLOPs, it is the first such step, and nothing is removed that need not be. A measured
+      time may rise (odd widths) and is never the same twice: the step is then one of those where it crosses the
+      target, not always the first, and measured again it may lie beyond the target by as much as the measurement
+      varies. The cost of about log2(steps) + 2 choices is asked for, each once.
 
     Raises:
-      ValueError: removing all that may go still costs more.
+      ValueError: removing all that may go still costs more. (Of a cost that rises, a choice in between may cost less.)
     """
-    limits = limits or Limits()
+    limits = _checked(groups, limits)
     _check(groups, scores)
     steps = removal_order(groups, scores, scope=scope, limits=limits)
 
@@ -135,7 +138,10 @@ def choose_budget(
         return after(0)
     least = cost(after(len(steps)))
     if least > target:
-        raise ValueError(f"removing all that may go still costs {least:g}, more than the target {target:g}")
+        raise ValueError(
+            f"removing all that may go still costs {least:g}, more than the target {target:g}: "
+            "raise the target, or loosen the limits"
+        )
     low, high = 0, len(steps)  # cost(low) > target >= cost(high)
     while high - low > 1:
         middle = (low + high) // 2
@@ -159,8 +165,9 @@ def removal_order(groups: Groups, scores: np.ndarray, *, scope: str, limits: Lim
     if scope not in ("group", "global"):
         raise ValueError(f'scope is "group" or "global"; got {scope!r}')
     ordered: list[Step] = []
+    limits = _checked(groups, limits)
     for group in groups:
-        steps = _steps(groups, group, scores, limits or Limits())
+        steps = _steps(groups, group, scores, limits)
         gone = 0
         for step in steps:
             gone += len(step.units)
@@ -191,6 +198,20 @@ def _steps(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) -> 
         steps.append(Step(highest, group.first + units))
         before = w
     return steps
+
+
+def _checked(groups: Groups, limits: Limits | None) -> Limits:
+    limits = limits or Limits()
+    least = {"round_to": 1, "floor": 0}
+    for what, lowest in least.items():
+        values = _resolve(groups, getattr(limits, what), lowest, what)
+        wrong = [v for v in values if v < lowest or v != int(v)]
+        if wrong:
+            raise ValueError(f"{what} is a whole number from {lowest} on; got {wrong[0]}")
+    wrong = [v for v in _resolve(groups, limits.most, 1.0, "most") if not 0 <= v <= 1]
+    if wrong:
+        raise ValueError(f"most is a share in [0, 1]; got {wrong[0]}")
+    return limits
 
 
 def _may_go(groups: Groups, group: Group, limits: Limits) -> bool:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxprune.slimming.slim import slim
 
 PyTree = Any
 Cost = Callable[[Choice], float]
+Measure = Callable[..., float]
 
 
 def parameters(choice: Choice) -> float:
@@ -47,31 +49,48 @@ def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
     return cost
 
 
-def latency(fn: Callable[..., PyTree], params: PyTree, *inputs: Any, repeats: int = 20) -> Cost:
+def latency(
+    fn: Callable[..., PyTree], params: PyTree, *inputs: Any, repeats: int = 20, measure: Measure | None = None
+) -> Cost:
     """The median seconds of a call of the smaller function, compiled, on the default device.
+
+    Time is not monotone in widths: on many machines a few channels less than a multiple of 8 are slower than all of
+    them. Give `choose_budget` limits with a `round_to` that the machine likes; its docstring says what holds otherwise.
 
     Args:
       fn: the function.
       params: its whole parameters.
       *inputs: arrays that it is applied to.
       repeats: the number of timed calls.
+      measure: `measure(fn, params, *inputs) -> seconds`, in place of the clock of this machine: another statistic,
+        another device, a table of measured layers. It gets the smaller function, not compiled.
 
     Returns:
       A cost of choices. Each call compiles the smaller function.
+
+    Raises:
+      ValueError: fewer than one repeat.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats must be 1 or more; got {repeats}")
+    timed = measure or partial(_median_seconds, repeats)
 
     def cost(choice: Choice) -> float:
         small = slim(fn, params, choice, *inputs)
-        compiled = jax.jit(small.fn)
-        _ = jax.block_until_ready(compiled(small.params, *inputs))
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            _ = jax.block_until_ready(compiled(small.params, *inputs))
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return float(timed(small.fn, small.params, *inputs))
 
     return cost
+
+
+def _median_seconds(repeats: int, fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> float:
+    compiled = jax.jit(fn)
+    _ = jax.block_until_ready(compiled(params, *inputs))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        _ = jax.block_until_ready(compiled(params, *inputs))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _shape(leaf: Any) -> Any:

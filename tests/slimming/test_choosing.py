@@ -115,6 +115,166 @@ def test_budget_is_met_within_one_unit(params: Any, groups: slimming.Groups) -> 
 def test_measured_latency_is_a_cost(params: Any, groups: slimming.Groups) -> None:
     cost = costs.latency(net, params, jnp.ones((5, 3)), repeats=3)
     assert 0 < cost(slimming.Choice(groups, np.ones(28, bool))) < 10
+    with pytest.raises(ValueError, match="repeats must be 1 or more; got 0"):
+        _ = costs.latency(net, params, jnp.ones((5, 3)), repeats=0)
+
+
+def seconds(p: Any, slow: float = 1.0) -> float:
+    """A clock without noise: microseconds by the two widths, `slow` times as many where one is no multiple of 4."""
+    first, second = p["a"].shape[1], p["b"].shape[1]
+    return 1e-6 * (5 + first * (slow if first % 4 else 1) + 2 * second * (slow if second % 4 else 1))
+
+
+def stepwise(groups: slimming.Groups, steps: list[slimming.Step], count: int) -> slimming.Choice:
+    keep = np.ones(groups.size, bool)
+    for step in steps[:count]:
+        keep[step.units] = False
+    return slimming.Choice(groups, keep, empty=True)
+
+
+def timed(params: Any, slow: float, asked: list[float] | None = None) -> costs.Cost:
+    def measure(fn: Any, p: Any, x: Any) -> float:
+        assert jax.eval_shape(fn, p, x).shape == (5, 2)
+        found = seconds(p, slow)
+        if asked is not None:
+            asked.append(found)
+        return found
+
+    return costs.latency(net, params, jnp.ones((5, 3)), measure=measure)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_steady_latency_is_met_at_the_first_step_that_meets_it(
+    params: Any, groups: slimming.Groups, scope: str
+) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    steps = slimming.removal_order(groups, scores, scope=scope)
+    every = [timed(params, 1.0)(stepwise(groups, steps, n)) for n in range(len(steps) + 1)]
+    assert every == sorted(every, reverse=True)
+    for target in (every[0], 30e-6, 21.5e-6, every[-1]):
+        asked: list[float] = []
+        choice = slimming.choose_budget(groups, scores, timed(params, 1.0, asked), target, scope=scope)
+        first = next(n for n, cost in enumerate(every) if cost <= target)
+        np.testing.assert_array_equal(choice.keep, stepwise(groups, steps, first).keep)
+        assert len(asked) <= 2 + np.ceil(np.log2(len(steps)))
+
+
+def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: Any, groups: slimming.Groups) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    cost = timed(params, 1.6)
+    steps = slimming.removal_order(groups, scores, scope="global")
+    every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
+    assert (np.diff(every) > 0).any()  # fewer channels, more time
+    for target in every[np.argsort(every)][::3]:
+        choice = slimming.choose_budget(groups, scores, cost, target)
+        gone = int((~choice.keep).sum())
+        assert every[gone] <= target and (gone == 0 or every[gone - 1] > target)
+    # In widths that the machine likes it does not rise, and the first that meets the target is found.
+    even = slimming.Limits(round_to=4)
+    steps = slimming.removal_order(groups, scores, scope="global", limits=even)
+    every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
+    assert (np.diff(every) < 0).all() and len(steps) == 5
+    for target in (*every, 26e-6):
+        choice = slimming.choose_budget(groups, scores, cost, target, limits=even)
+        np.testing.assert_array_equal(
+            choice.keep, stepwise(groups, steps, int(np.flatnonzero(every <= target)[0])).keep
+        )
+
+
+def test_noisy_latency_is_met_to_its_noise(params: Any, groups: slimming.Groups) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    steps = slimming.removal_order(groups, scores, scope="global")
+    true = np.array([timed(params, 1.0)(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
+    for seed in range(20):
+        rng, asked = np.random.default_rng(seed), {}
+
+        def noisy(choice: slimming.Choice, rng: Any = rng, asked: dict[int, float] = asked) -> float:
+            gone = int((~choice.keep).sum())
+            assert gone not in asked  # each choice is measured once
+            asked[gone] = true[gone] * rng.uniform(0.9, 1.1)
+            return asked[gone]
+
+        gone = int((~slimming.choose_budget(groups, scores, noisy, 25e-6).keep).sum())
+        assert asked[gone] <= 25e-6 < asked[gone - 1]
+        assert true[gone] <= 25e-6 / 0.9 and true[gone - 1] > 25e-6 / 1.1
+
+
+def test_limits_of_each_group(groups: slimming.Groups) -> None:
+    scores = np.arange(28.0)
+    widths = lambda choice: (int(choice.kept("a[1]").sum()), int(choice.kept("b[1]").sum()))
+    choose = lambda ratio, **limits: widths(slimming.choose(groups, scores, ratio, limits=slimming.Limits(**limits)))
+    # By the name itself, whose brackets would be a set to a glob; by a glob; the others keep the default.
+    assert choose({"a[1]": 0.5, "b*": 0.25}) == (8, 9)
+    assert choose(0.6, round_to={"a[1]": 8}) == (8, 5)
+    assert choose(0.6, most={"b*": 0.25}) == (6, 9)
+    assert choose(1.0, floor={"a[1]": 5}, round_to=4) == (8, 4)  # the least multiple of 4 that is 5 or more
+    assert choose(1.0, floor=3, most=0.5) == (8, 6)
+    assert choose(1.0, floor={"a*": 99, "b*": 0}) == (16, 0)
+    assert choose(0.5, protect=["a[1]"]) == (16, 6)
+    assert choose(0.5, protect="c") == (8, 12)  # by a leaf that is in the group
+    assert choose(0.5, most=0) == (16, 12)
+    for limits in ({"most": {"a[1]": 0.25}}, {"floor": {"a[1]": 12}}, {"round_to": {"a[1]": 12}}):
+        least = slimming.choose(groups, scores, 1.0, scope="global", limits=slimming.Limits(**limits))
+        assert widths(least) == (12, 1)
+        budget = slimming.choose_budget(groups, scores, costs.parameters, 52, limits=slimming.Limits(**limits))
+        assert widths(budget) == (12, 1)  # 3 x 12 + 12 + 2 = 50; with one more column 64
+
+
+def test_heads_are_rounded_by_their_positions() -> None:
+    def attention(p: Any, x: Any) -> Any:
+        q, k, v = (t.reshape(5, 6, 4) for t in jnp.split(x @ p["qkv"], 3, -1))
+        weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+        return jnp.einsum("hts,shd->thd", weights, v).reshape(5, 24) @ p["o"]
+
+    params = {"qkv": np.ones((3, 72), np.float32), "o": np.ones((24, 2), np.float32)}
+    groups = slimming.find_groups(attention, params, jnp.ones((5, 3)))
+    heads = next(g for g in groups if g.count == 6)
+    assert heads.block == 4
+    chosen = lambda **limits: int(
+        slimming.choose(groups, np.arange(float(groups.size)), {heads.name: 0.5}, limits=slimming.Limits(**limits))
+        .kept(heads.name)
+        .sum()
+    )
+    assert chosen() == 3
+    assert chosen(round_to=8) == 4  # two heads of four dimensions each
+    assert chosen(round_to=16) == 4
+    assert chosen(floor=5) == 5
+
+
+def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
+    fn, p, x = net, params, jnp.ones((5, 3))
+    widths = []
+    for _ in range(3):
+        groups = slimming.find_groups(fn, p, x)
+        scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, p))
+        limits = slimming.Limits(floor={groups[1].name: 5}, round_to={groups[0].name: 2})
+        small = slimming.slim(fn, p, slimming.choose(groups, scores, 0.4, limits=limits), x)
+        fn, p = small.fn, small.params
+        widths.append((p["a"].shape[1], p["b"].shape[1]))
+        assert fn(p, x).shape == (5, 2)
+    # floor(0.4 x 16 + 1/2) = 6, then 4 of 10, then 2 of 6; floor(0.4 x 12 + 1/2) = 5, then 3 of 7 but down to 5 only.
+    assert widths == [(10, 7), (6, 5), (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"round_to": 0}, "round_to is a whole number from 1 on; got 0"),
+        ({"round_to": {"a*": 2.5}}, "round_to is a whole number from 1 on; got 2.5"),
+        ({"floor": -1}, "floor is a whole number from 0 on; got -1"),
+        ({"most": 1.5}, r"most is a share in \[0, 1\]; got 1.5"),
+        ({"floor": {"z": 1}}, "floor: no group matches 'z'"),
+        ({"most": {"z": 1}}, "most: no group matches 'z'"),
+    ],
+)
+def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
+    scores = np.arange(28.0)
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(**limits))
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.choose_budget(groups, scores, costs.parameters, 9, limits=slimming.Limits(**limits))
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.removal_order(groups, scores, scope="group", limits=slimming.Limits(**limits))
 
 
 @pytest.mark.parametrize(
