@@ -4,7 +4,8 @@
 
 reads the published weights (PyTorch's names and OIHW kernels, resnet20_cifar10/weights.npz) and CIFAR-10 images
 (cifar10_jpeg), calibrates on some of the first half and prints the accuracy on the second, for every method, with the
-old batch statistics and with statistics re-estimated on the calibration images; with the spread over calibration sets.
+old batch statistics, with statistics re-estimated on the calibration images as they are, and on random crops of them as
+in training; with the spread over calibration sets.
 """
 
 import argparse
@@ -28,6 +29,7 @@ PyTree = Any
 Row = dict[str, list[float]]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 MOMENTUM = 0.9
+CROPS = 2  # of each image, for the statistics
 # The first convolution and the classifier are left dense, as is usual.
 KERNELS = "layer*conv*weight"
 SETTINGS = (
@@ -48,6 +50,18 @@ def images(path: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in pairs])
     order = np.random.default_rng(0).permutation(len(labels))
     return ((pixels / 255.0 - MEAN) / STD).astype(np.float32)[order], labels.astype(np.int32)[order]
+
+
+def as_in_training(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each image mirrored or not, and moved by up to four pixels, with black where it is moved away from."""
+    black = (-MEAN / STD).astype(x.dtype)
+    frame = np.broadcast_to(black, (len(x), 40, 40, 3)).copy()
+    frame[:, 4:-4, 4:-4] = x
+    rows, columns = (
+        rng.integers(0, 9, len(x))[:, None, None] + np.arange(32).reshape(shape) for shape in ((-1, 1), 32)
+    )
+    moved = frame[np.arange(len(x))[:, None, None], rows, columns]
+    return np.where(rng.random((len(x), 1, 1, 1)) < 0.5, moved, moved[:, :, ::-1])
 
 
 def network(path: Path) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -115,17 +129,18 @@ def prunings(params: PyTree, running: PyTree, batches: list[np.ndarray]) -> Iter
 
 
 def measured(params: PyTree, running: PyTree, x: np.ndarray, labels: np.ndarray, seed: int, size: int) -> Row:
-    """The accuracies with the old statistics and with new ones, calibrated on some images of the first half."""
-    half = len(x) // 2
-    chosen = x[np.random.default_rng(seed).permutation(half)[:size]]
+    """The accuracies with the old statistics and both new ones, calibrated on some images of the first half."""
+    half, rng = len(x) // 2, np.random.default_rng(seed)
+    chosen = x[rng.permutation(half)[:size]]
     batches = [chosen[i : i + 250] for i in range(0, size, 250)]
+    crops = [as_in_training(b, rng) for b in batches * CROPS]
     found: Row = {}
     for name, new in itertools.chain([("dense", params)], prunings(params, running, batches)):
         # Parameters come with the batches, so that nothing is compiled for their values.
         update = lambda r, b: apply(b[0], r, b[1], train=True)[1]
-        fresh = recalibrate_statistics(update, running, [(new, b) for b in batches])
-        found[name] = [accuracy(new, r, x[half:], labels[half:]) for r in (running, fresh)]
-        print(f"seed {seed}: {name:19} {found[name][0]:.2%}, statistics re-estimated {found[name][1]:.2%}", flush=True)
+        fresh = [recalibrate_statistics(update, running, [(new, b) for b in seen]) for seen in (batches, crops)]
+        found[name] = [accuracy(new, r, x[half:], labels[half:]) for r in (running, *fresh)]
+        print(f"seed {seed}: {name:19} {'  '.join(f'{each:.2%}' for each in found[name])}", flush=True)
     return found
 
 
@@ -141,12 +156,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--calibration must be 1 to {options.images // 2}, half of --images")
     x, labels = (y[: options.images] for y in images(options.data / "cifar10_jpeg" / "half_a_5000.npz"))
     params, running = network(options.data / "resnet20_cifar10" / "weights.npz")
+    print("accuracy with the old statistics, with statistics of the same images, and of crops of them as in training")
     each = [measured(params, running, x, labels, seed, options.calibration) for seed in options.seeds]
     print(f"accuracy on {len(x) - len(x) // 2} images: mean (least to greatest) of {len(each)} calibration sets")
     for name in each[0]:
         columns = np.array([found[name] for found in each]).T
-        old, new = (f"{np.mean(v):.1%} ({min(v):.1%} to {max(v):.1%})" for v in columns)
-        print(f"{name:19} {old}, statistics re-estimated {new}")
+        print(f"{name:19} {',  '.join(f'{np.mean(v):.1%} ({min(v):.1%} to {max(v):.1%})' for v in columns)}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         _ = options.output.write_text(json.dumps(dict(zip(map(str, options.seeds), each, strict=True)), indent=1))
