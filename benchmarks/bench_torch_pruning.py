@@ -3,8 +3,9 @@
     python benchmarks/bench_torch_pruning.py
 
 needs `pip install torch torch-pruning` beside jaxprune, and says so and ends where they are missing. Both get the same
-architecture, remove half of every group's channels by their L2 norms, and have to end with the same number of
-weights. jaxprune works on shapes until weights are scored; Torch-Pruning runs the network once on an image.
+architecture, have to find groups of the same sizes, remove half of every group's channels by their L2 norms, and have
+to end with the same number of weights. jaxprune works on shapes until weights are scored; Torch-Pruning runs the
+network once on an image.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +60,16 @@ def torch_resnet50() -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)).eval()
 
 
-def theirs(side: int) -> tuple[dict[str, float], int]:
-    """Seconds of Torch-Pruning, and the weights that are left."""
+class Run(NamedTuple):
+    """Seconds of each task, the channels of each group in ascending order, and the weights that are left."""
+
+    seconds: dict[str, float]
+    channels: list[int]
+    left: int
+
+
+def theirs(side: int) -> Run:
+    """What Torch-Pruning takes and finds."""
     torch, tp = importlib.import_module("torch"), importlib.import_module("torch_pruning")
     model, x = torch_resnet50(), torch.ones(1, 3, side, side)
     seconds = {}
@@ -73,12 +82,11 @@ def theirs(side: int) -> tuple[dict[str, float], int]:
     pruner = tp.pruner.BasePruner(model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[-1]])
     pruner.step()
     seconds["find, score and remove"] = time.perf_counter() - start
-    assert found
-    return seconds, sum(p.numel() for p in model.parameters())
+    return Run(seconds, sorted(len(g[0].idxs) for g in found), sum(p.numel() for p in model.parameters()))
 
 
-def ours(side: int) -> tuple[dict[str, float], int]:
-    """Seconds of jaxprune, and the weights that are left."""
+def ours(side: int) -> Run:
+    """What jaxprune takes and finds."""
     model = ResNet(64, BLOCKS, bottleneck=True)
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = draw(jax.eval_shape(model.init, jax.random.key(0), x))
@@ -93,7 +101,8 @@ def ours(side: int) -> tuple[dict[str, float], int]:
     small = slimming.slim(model.apply, params, slimming.choose(groups, scores, 0.5), x)
     _ = jax.block_until_ready(small.params)
     seconds["find, score and remove"] = time.perf_counter() - start
-    return seconds, sum(p.size for p in jax.tree.leaves(small.params["params"]))
+    left = sum(p.size for p in jax.tree.leaves(small.params["params"]))
+    return Run(seconds, sorted(g.count for g in groups), left)
 
 
 def main() -> None:
@@ -108,11 +117,11 @@ def main() -> None:
         sys.exit(0)
     sides: dict[str, Callable[[int], Any]] = {"jaxprune": ours, "Torch-Pruning": theirs}
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
-    left: dict[str, int] = {}
+    runs: dict[str, Run] = {}
     for _ in range(options.rounds):
         for name, run in sides.items():
-            found, left[name] = run(options.side)
-            for what, value in found.items():
+            runs[name] = run(options.side)
+            for what, value in runs[name].seconds.items():
                 seconds[name].setdefault(what, []).append(value)
     rows = []
     for what in seconds["jaxprune"]:
@@ -123,11 +132,15 @@ def main() -> None:
             f"{middle:.2f} ({low:.2f} to {high:.2f}) times faster"
         )
         rows.append({"what": what, "jaxprune_s": float(np.median(a)), "torch_pruning_s": float(np.median(b))})
+    left = {name: run.left for name, run in runs.items()}
+    channels = {name: run.channels for name, run in runs.items()}
+    print(f"groups: {', '.join(f'{name} {len(each)}' for name, each in channels.items())}")
+    print(f"the same numbers of channels in them: {channels['jaxprune'] == channels['Torch-Pruning']}")
     print(f"weights left: {left}")
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         _ = (options.output / "torch_pruning.json").write_text(
-            json.dumps({"rows": rows, "left": left}, indent=2) + "\n"
+            json.dumps({"rows": rows, "channels": channels, "left": left}, indent=2) + "\n"
         )
 
 

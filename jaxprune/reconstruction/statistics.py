@@ -19,7 +19,11 @@ def recalibrate_statistics(
     `update` is a training-mode forward pass that returns running averages, each
     $r \leftarrow m r + (1 - m) b$ for some momentum $m$ and the batch's statistic $b$ (BatchNorm in every framework).
     Run once from zeros and once from ones it tells both $m$ and $b$, so no momentum need be known, and nothing of the
-    old statistics is left in the result. Variances are the mean of the batches' own.
+    old statistics is left in the result. Variances are the mean of the batches' own, as in training.
+
+    The statistics are those of `batches`: give what training was given, augmentation included. A network that was
+    trained on crops with black borders has the wide statistics of those, and on plain images re-estimated ones are
+    narrower (ResNet-20 on CIFAR-10: the first variances 0.77 of the old; 80 % of the images right before, 78 % after).
 
     Args:
       update: `update(statistics, batch) -> statistics`, which does not depend on the old ones but by the running
