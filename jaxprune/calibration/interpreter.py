@@ -127,6 +127,8 @@ class Interpreter:
                     self._lose(operands[mine : mine + 1], str(reason))
                     continue
                 self.sites[key], self._scans[key] = site, view.scanned
+                if not other.data:  # an activation that is the same for all data, or half of a product of weights
+                    self._lose(operands[mine : mine + 1], f"`{eqn.primitive.name}` with what holds no data")
                 sums[key] = meeting.moments(samples, self._collect, self._dtype)
         return sums
 

@@ -42,6 +42,8 @@ def calibrate(
 
     `while` loops, `cond`, `shard_map`, an index that is computed, and products with batch_group_count are not looked
     into: a leaf that is only used there is in `uncovered` with the reason, one that is also used there in `partly`.
+    In `partly` is also what meets a constant or a parameter (learned queries, but the factors of `x @ (a @ b)` too,
+    which meet each other and not x): its sums are of that.
 
     Args:
       fn: `fn(params, batch)`; its result is not used. Evaluation mode: dropout and batch statistics as `fn` has them.

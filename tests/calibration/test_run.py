@@ -107,6 +107,22 @@ def test_use_that_is_partly_seen_is_named():
     np.testing.assert_allclose(stats["w"].gram[0], X.T @ X, rtol=1e-5)
 
 
+def test_products_without_data_are_named():
+    params = {
+        "w": jnp.eye(4),
+        "a": jnp.ones((4, 2)),
+        "b": jnp.ones((2, 4)),
+        "queries": 2 * jnp.ones((3, 4)),
+        "k": jnp.eye(4),
+    }
+    fn = lambda p, x: (x @ (p["w"] + p["a"] @ p["b"]), p["queries"] @ p["k"])
+    stats = calibrate(fn, params, [X])
+    # The summand is no part of what w meets; its factors meet each other, which is said.
+    np.testing.assert_allclose(stats["w"].gram[0], X.T @ X, rtol=1e-5)
+    assert dict(stats.partly) == dict.fromkeys(("a", "b", "k", "queries"), "`dot_general` with what holds no data")
+    np.testing.assert_allclose(stats["k"].gram[0], 12 * np.ones((4, 4)), rtol=1e-5)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="at least one batch"):
         _ = calibrate(two_layers, PARAMS, [])
