@@ -210,11 +210,10 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray,
             np.minimum.at(lowest, of, place)
             np.add.at(sums, of, _mix((place - lowest[of]).astype(np.uint64) + salt))
             signature[unit] += sums
-            sums = np.zeros(unit.size, np.uint64)
-            np.add.at(sums, of, _mix(place.astype(np.uint64) + salt))
-            content[unit] += sums
+            content[unit] += _mix(lowest.astype(np.uint64) + salt)
             first[unit] = np.minimum(first[unit], lowest + start)
             start += ids.size
+    content ^= _mix(signature)  # the form and the lowest position in each axis: together the positions
     for ids in analysis.labels.marks:
         atom = np.unique(analysis.labels.atoms(ids))
         signature[atom] += rng.integers(2**63, dtype=np.uint64)

@@ -90,6 +90,9 @@ def arrays_of(
     given = tree.named_leaves(scores)
     if len(given) != len(leaves):
         raise ValueError(f"{what} have {len(given)} leaves, the parameters {len(leaves)}")
+    other = [(name, leaf.name) for (name, _), leaf in zip(given, leaves, strict=True) if name != leaf.name]
+    if other:
+        raise ValueError(f"{what} have a leaf {other[0][0]} where the parameters have {other[0][1]}")
     counted = [_selects(where, leaf.name) for leaf in leaves]
     if not any(counted):
         raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")

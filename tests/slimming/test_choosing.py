@@ -300,5 +300,7 @@ def test_bad_scores(groups: slimming.Groups, params: Any) -> None:
         _ = slimming.group_scores(groups, params, where="z")
     with pytest.raises(ValueError, match="scores have 1 leaves"):
         _ = slimming.group_scores(groups, {"a": params["a"]})
+    with pytest.raises(ValueError, match="scores have a leaf z where the parameters have c"):
+        _ = slimming.group_scores(groups, {"a": params["a"], "b": params["b"], "z": params["c"]})
     with pytest.raises(ValueError, match=r"scores of b have shape \(16, 3\)"):
         _ = slimming.group_scores(groups, params | {"b": jnp.ones((16, 3))})
