@@ -213,10 +213,13 @@ def test_limits_of_each_group(groups: slimming.Groups) -> None:
     assert choose(0.5, protect=["a[1]"]) == (16, 6)
     assert choose(0.5, protect="c") == (8, 12)  # by a leaf that is in the group
     assert choose(0.5, most=0) == (16, 12)
-    for limits in ({"most": {"a[1]": 0.25}}, {"floor": {"a[1]": 12}}, {"round_to": {"a[1]": 12}}):
-        least = slimming.choose(groups, scores, 1.0, scope="global", limits=slimming.Limits(**limits))
-        assert widths(least) == (12, 1)
-        budget = slimming.choose_budget(groups, scores, costs.parameters, 52, limits=slimming.Limits(**limits))
+    for limits in (
+        slimming.Limits(most={"a[1]": 0.25}),
+        slimming.Limits(floor={"a[1]": 12}),
+        slimming.Limits(round_to={"a[1]": 12}),
+    ):
+        assert widths(slimming.choose(groups, scores, 1.0, scope="global", limits=limits)) == (12, 1)
+        budget = slimming.choose_budget(groups, scores, costs.parameters, 52, limits=limits)
         assert widths(budget) == (12, 1)  # 3 x 12 + 12 + 2 = 50; with one more column 64
 
 
