@@ -68,8 +68,8 @@ def hessian_diagonal(
         h = mean over batches and samples of  z * (H z),    z = +1 or -1 with probability 1/2 each
 
     Hutchinson's estimator, for the diagonal by Bekas et al. 2007 (Applied Numerical Mathematics 57, 1214-1229), for
-    networks by Yao et al. 2021 (AdaHessian, arXiv 2006.00719, eq. 7; neither their average over kernels nor their
-    momentum is taken). It is unbiased. One sample of one batch has the variance $\sum_{j \ne i} H_{ij}^2$ at weight i:
+    networks by Yao et al. 2021 (AdaHessian, arXiv 2006.00719; neither their average over kernels nor their momentum is
+    taken). It is unbiased. One sample of one batch has the variance $\sum_{j \ne i} H_{ij}^2$ at weight i:
     none where the Hessian is diagonal, and a standard error that falls as 1 / sqrt(samples x batches) elsewhere.
 
     H z is a Jacobian-vector product of the gradient, which each batch linearises once: a sample costs about as much as
