@@ -24,7 +24,8 @@ def prune(
     """Removes the lowest-scoring weights: the parameters with exact zeros, and the masks.
 
     Args:
-      params: any pytree.
+      params: any pytree of parameters. Of Flax variables pass `variables["params"]`: other collections, such as
+        batch statistics, are leaves like others here.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced.
       criterion: `(params, *, grads, stats, key, **signals) -> scores`, larger = more worth keeping.
@@ -40,10 +41,12 @@ def prune(
       `Pruned(params, masks)`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a signal that the criterion misses, a pattern that does not fit a leaf.
-      TypeError: `where` selects what is not floating.
+      ValueError: a sparsity outside [0, 1), a signal that the criterion misses, a pattern that does not fit a leaf, no
+        leaf to prune.
+      TypeError: `where` selects what is not floating; a criterion, allocation or pattern that is none.
 
     Works under jit with all but params, arrays and keys static; the counts are exact, ties fall to the lowest index.
+    Scores that are NaN, of gradients that diverged say, rank lowest and so fall like ties: look at them first.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,6 +54,9 @@ def prune(
       >>> pruned.params['w'].tolist()
       [[3.0, 0.0], [0.0, -4.0]]
     """
+    tree.selected(params, where)  # here, for scores are floating where parameters may not be
+    tree.check_function(criterion, "criterion", "criteria.magnitude")
+    tree.check_function(allocation, "allocation", "allocation.erk")
     scores = criterion(params, grads=grads, stats=stats, key=key)
     shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
     found = masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)

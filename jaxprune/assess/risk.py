@@ -222,6 +222,10 @@ def _float(found: Interval) -> Interval:
 
 
 def _check(outputs: Outputs, truth: Truth) -> dict[str, tuple[Array, Array]]:
+    for given, kind in ((outputs, Outputs), (truth, Truth)):
+        if not isinstance(given, kind):
+            name = kind.__name__
+            raise TypeError(f"expected assess.{name}, got {type(given).__name__}; pass assess.{name}(...)")
     checked = {}
     for part in ("test", "train", "held_out"):
         logits, labels = getattr(outputs, part), getattr(truth, part)

@@ -8,6 +8,7 @@ from jaxprune.criteria.activation import activation_mean as activation_mean
 from jaxprune.criteria.activation import apoz as apoz
 from jaxprune.criteria.activation import ria as ria
 from jaxprune.criteria.activation import wanda as wanda
+from jaxprune.criteria.draw import check_key as check_key
 from jaxprune.criteria.draw import random as random
 from jaxprune.criteria.first_order import fisher as fisher
 from jaxprune.criteria.first_order import gradient as gradient

@@ -33,6 +33,7 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
 
     Raises:
       ValueError: there is no key.
+      TypeError: a seed in place of a key.
 
     Example:
       >>> scores = random({'kernel': jnp.ones((2, 3), jnp.bfloat16)}, key=jax.random.key(0))
@@ -42,12 +43,29 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
     del signals
     if key is None:
         raise ValueError("criteria.random needs key: pass key=jax.random.key(seed)")
+    check_key(key)
 
     def draw(name: str, leaf: Any) -> jax.Array:
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         return of_leaf(lambda w: _uniform(own, w), leaf)
 
     return tree.map_named(draw, params)
+
+
+def check_key(key: Any) -> None:
+    """Raises where a seed was passed for a key; None is none.
+
+    Args:
+      key: a key of `jax.random`, typed or raw, or None.
+
+    Raises:
+      TypeError: it is neither.
+
+    Example:
+      >>> check_key(jax.random.key(0))
+    """
+    if key is not None and not hasattr(key, "dtype"):
+        raise TypeError(f"key must be a key of jax.random: pass jax.random.key(seed); got {key!r}")
 
 
 def _uniform(key: jax.Array, w: jax.Array) -> jax.Array:

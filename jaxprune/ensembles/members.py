@@ -43,7 +43,7 @@ def stack(networks: Sequence[Any]) -> Members:
 
     Raises:
       ValueError: none, or networks that differ in structure or shapes, or masks that do not fit; named.
-      TypeError: masks that are not bool.
+      TypeError: masks that are not bool; parameters without their masks.
 
     Example:
       >>> two = stack([({'w': jnp.ones((2, 2))}, None), ({'w': jnp.zeros((2, 2))}, {'w': jnp.eye(2, dtype=bool)})])
@@ -52,6 +52,12 @@ def stack(networks: Sequence[Any]) -> Members:
     """
     if not networks:
         raise ValueError("an ensemble needs a member; got none")
+    odd = [i for i, network in enumerate(networks) if not (isinstance(network, tuple) and len(network) == 2)]
+    if odd:
+        raise TypeError(
+            f"each network must be a pair (params, masks), with None for the masks of a dense one; of {odd} got "
+            f"{type(networks[odd[0]]).__name__}"
+        )
     first = networks[0][0]
     every = []
     for i, (params, held) in enumerate(networks):

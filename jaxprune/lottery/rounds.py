@@ -108,6 +108,7 @@ def iterative_pruning(
     search = _Search(train, evaluate, choose, rewind, dict(controls or {}), has_aux)
     # In float32, traced or not, so that all ways to run count alike.
     levels = jnp.asarray([1 - (1 - rate) ** r for r in range(rounds + 1)], jnp.float32)
+    tree.selected(params, where)
     first = masks.ones(params, where, pattern=pattern, batch_axes=batch_axes)
     make_anchor = lambda: rewind.anchor(params, _key(key, "anchor"))
     if traceable and folder is None:

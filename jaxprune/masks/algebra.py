@@ -13,6 +13,7 @@ from jax import core
 from jaxprune import tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
+from jaxprune.masks.fitting import check_patterns
 from jaxprune.masks.packing import as_bool, is_packed
 from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Pattern, Patterns
 
@@ -55,6 +56,7 @@ def ones(
     leaves, treedef = jax.tree.flatten(params)
     chosen = jax.tree.leaves(tree.prunable(params, where))
     patterns = tree.resolve(pattern, params, default=UNSTRUCTURED, what="pattern")
+    check_patterns(patterns)
     axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
     made = [
         _ones(leaf, p, a) if yes else jnp.ones((), bool)
@@ -182,14 +184,32 @@ def _zero(leaf: Any, mask: Any) -> Any:
 
 
 def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) -> PyTree:
+    tree.check_bool(masks)
     for other in others:
         tree.check_same(masks, other, what="the other masks", of="masks")
+        tree.check_bool(other, what="the other masks")
+        _check_shapes(masks, other)
     combined = masks
     for other in others:
         combined = jax.tree.map(
             lambda a, b: combine(jnp.asarray(as_bool(a)), jnp.asarray(as_bool(b))), combined, other, is_leaf=is_packed
         )
     return combined
+
+
+def _check_shapes(masks: PyTree, other: PyTree) -> None:
+    """Raises unless both trees can be masks of the same parameters."""
+    wrong = []
+    named = jax.tree_util.tree_flatten_with_path(masks, is_leaf=is_packed)[0]
+    for (path, a), b in zip(named, jax.tree.leaves(other, is_leaf=is_packed), strict=True):
+        one, two = np.shape(a), np.shape(b)
+        alike = len(one) == len(two) and all(m == n or 1 in (m, n) for m, n in zip(one, two, strict=True))
+        if one and two and not alike:
+            wrong.append(f"  {tree.name(path)}: {one} and {two}")
+    if wrong:
+        raise ValueError(
+            "both must be masks of the same parameters; these shapes do not go together:\n" + "\n".join(wrong)
+        )
 
 
 def _count(mask: Any, shape: tuple[int, ...]) -> Count:

@@ -5,7 +5,7 @@ hold more than 2^31 entries. So a count is two limbs in base 2^16.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 from typing import Any, NamedTuple
@@ -166,9 +166,11 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
     if isinstance(sparsity, np.ndarray) and sparsity.ndim == 0:
         sparsity = sparsity.item()
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
-        raise TypeError(f"{what} must be a number in [0, 1), got {sparsity!r}")
+        hint = "; sparsities by path are allocation=allocation.by_path({...})" if isinstance(sparsity, Mapping) else ""
+        raise TypeError(f"{what} must be a number in [0, 1), got {sparsity!r}{hint}")
     if not 0 <= float(sparsity) < 1:
-        raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}")
+        hint = f"; for {sparsity} % pass {float(sparsity) / 100:g}" if 1 < float(sparsity) < 100 else ""
+        raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}{hint}")
 
 
 def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:

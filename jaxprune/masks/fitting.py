@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxprune import tree
 from jaxprune.masks.patterns import BatchAxes, Pattern, Patterns, Unstructured
 
@@ -38,11 +36,13 @@ def fitted(params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Bat
       batch_axes: as in `masks.select`.
 
     Raises:
-      ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing.
+      ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing; no leaf at all.
+      TypeError: what is no pattern.
     """
     patterns = tree.resolve(pattern, params, default=Unstructured(), what="pattern")
     axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    selected = jax.tree.leaves(tree.prunable(params, where))
+    selected = tree.selected(params, where)
+    check_patterns(patterns)
     found, wrong = [], []
     for i, (name, leaf) in enumerate(tree.named_leaves(params)):
         if not selected[i]:
@@ -56,3 +56,13 @@ def fitted(params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Bat
     if wrong:
         raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
     return found
+
+
+def check_patterns(patterns: list[Any]) -> None:
+    """Raises where something else was given for a pattern: its name, or the class without its numbers."""
+    for pattern in patterns:
+        if isinstance(pattern, type) or not hasattr(pattern, "check"):
+            raise TypeError(
+                "pattern must be masks.Unstructured(), masks.NM(2, 4), masks.Block(...), masks.Channel(), or a mapping "
+                f"from globs to such; got {pattern!r}"
+            )

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import tree
+
 PyTree = Any
 
 
@@ -50,6 +52,7 @@ def pack(masks: PyTree) -> PyTree:
       >>> pack({'w': jnp.ones((2, 16), bool)})['w'].bits.tolist()
       [[255, 255], [255, 255]]
     """
+    tree.check_bool(masks)
     return jax.tree.map(_pack, masks, is_leaf=is_packed)
 
 

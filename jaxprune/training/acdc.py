@@ -72,6 +72,7 @@ def acdc(
     begin, end = check_interval(begin, end)
     compressed, dense = check_step(compressed, "compressed", least=1), check_step(dense, "dense", least=1)
     last_dense = check_step(last_dense, "last_dense")
+    tree.check_function(criterion, "criterion", "criteria.magnitude")
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def is_compressed(step: Any) -> Any:
@@ -82,10 +83,12 @@ def acdc(
         return is_compressed(step) != is_compressed(step - 1)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
+        tree.selected(params, where)
         return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         del held
+        enforce.check_own_key(state, key)
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
         found = choose(scores, sparsity)
         all_kept = ~jnp.asarray(is_compressed(signals.step))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce
-from jaxprune.training.choosing import as_schedule, chooser
+from jaxprune.training.choosing import as_schedule, check_plan, chooser
 from jaxprune.training.method import Dense, Method, Signals
 
 PyTree = Any
@@ -82,12 +82,14 @@ def straight_through(
       [[True, False, False, True]]
     """
     schedule = as_schedule(sparsity)
+    check_plan(when, criterion)
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         return choose(criterion(params, key=key), schedule(0)), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
+        enforce.check_own_key(state, key)
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
         return choose(scores, schedule(signals.step)), state
 
@@ -178,6 +180,7 @@ def top_kast(
     _check_weight(penalty, "penalty")
     if backward > sparsity:
         raise ValueError(f"backward must be at most sparsity={sparsity}: B contains A; got {backward}")
+    check_plan(when)
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def both(params: PyTree) -> tuple[PyTree, PyTree]:

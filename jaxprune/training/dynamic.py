@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce, growth
-from jaxprune.training.choosing import chooser
+from jaxprune.training.choosing import check_plan, chooser
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -113,6 +113,8 @@ def dynamic(
         check_fraction(fraction, "fraction")
     if momentum is not None and not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+    check_plan(when, drop)
+    tree.check_function(grow, "grow", "training.gradient_growth")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
     options = {"pattern": pattern, "where": where, "batch_axes": batch_axes, "whole_leaf": whole_leaf}
     choose = chooser(allocation, pattern, where, batch_axes)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import masks, tree
+from jaxprune import criteria, masks, tree
 
 PyTree = Any
 
@@ -89,7 +89,17 @@ def own_masks(params: PyTree, mask_tree: PyTree) -> PyTree:
 
 def own_key(key: Any) -> Any:
     """A copy of the user's key, for a state: donating the state must not delete it. None stays."""
+    criteria.check_key(key)
     return None if key is None else jnp.copy(key)
+
+
+def check_own_key(state: Any, key: Any) -> None:
+    """Raises where a method that remembers a key, or nothing, is given what another method remembers."""
+    if jax.tree.structure(state) != jax.tree.structure(key):
+        raise ValueError(
+            f"the state must be that of this method, {'None' if key is None else 'a key'}; got {state!r}: it was made "
+            "by another one; to change the method in a run put both into training.phases(...)"
+        )
 
 
 def check_params(params: PyTree | None, what: str) -> None:

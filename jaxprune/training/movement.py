@@ -9,7 +9,7 @@ import optax
 from jaxprune import allocation as allocations
 from jaxprune import masks, schedules, tree
 from jaxprune.training import dense
-from jaxprune.training.choosing import as_schedule, chooser
+from jaxprune.training.choosing import as_schedule, check_plan, chooser
 from jaxprune.training.method import Dense, Method, Signals
 
 PyTree = Any
@@ -58,6 +58,7 @@ def movement(
       >>> method = movement(schedules.cubic(100, 900, 0.9), learn=optax.adam(1e-2))
     """
     schedule = as_schedule(sparsity)
+    check_plan(when)
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:

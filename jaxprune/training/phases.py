@@ -73,7 +73,10 @@ def _check(parts: tuple[Any, ...]) -> None:
         raise ValueError("phases needs at least one part, (0, method)")
     for part in parts:
         if not (isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Method)):
-            raise TypeError(f"phases takes pairs (step, training.Method), got {part!r}")
+            raise TypeError(
+                "phases takes pairs (step, training.Method), each an argument of its own: "
+                f"phases((0, first), (1000, second)); got {part!r}"
+            )
         if part[1].dense is not None:
             raise ValueError("phases is for methods that hold removed weights at zero; run the others on their own")
     starts = [check_step(part[0], "a phase's step") for part in parts]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxprune import allocation as allocations
 from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce
-from jaxprune.training.choosing import chooser
+from jaxprune.training.choosing import check_plan, chooser
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -67,6 +67,12 @@ def one_shot(
 
     Raises:
       ValueError: a sparsity outside [0, 1), a negative step.
+      TypeError: the criterion or the allocation is no function.
+
+    Example:
+      >>> method = one_shot(0.5, step=100)
+      >>> [step for step in range(1000) if method.is_due(step)]
+      [100]
     """
     masks.check_sparsity(sparsity)
     schedules.one_shot(sparsity, step)  # checks the step
@@ -103,9 +109,15 @@ def gradual(
     Returns:
       A method for `jaxprune.sparsify`.
 
+    Raises:
+      TypeError: the schedule, `when`, the criterion or the allocation is no function.
+
+    What a schedule of one's own gives is traced and so cannot be refused: outside [0, 1) it is clipped.
+
     Example:
       >>> method = gradual(schedules.cubic(0, 1000, 0.9), when=schedules.every(50, 0, 1000))
     """
+    tree.check_function(schedule, "schedule", "schedules.cubic(begin=0, end=1000, final=0.9)")
     return _planned(schedule, when, criterion, allocation, pattern, where, batch_axes, key)
 
 
@@ -119,12 +131,15 @@ def _planned(
     batch_axes: masks.BatchAxes,
     key: Any,
 ) -> Method:
+    check_plan(when, criterion)
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
+        tree.selected(params, where)
         return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
+        enforce.check_own_key(state, key)
         scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
         scores = last_where_removed(scores, held)
         return choose(scores, schedule(signals.step)), state

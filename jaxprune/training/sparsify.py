@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import masks, tree
-from jaxprune.training import enforce, finite
+from jaxprune.training import enforce, finite, mismatch
 from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
 
@@ -62,13 +62,15 @@ def sparsify(
       `optax.apply_updates` the parameters are exactly zero where the masks are False, in every dtype. Each leaf of the
       optimizer's state that mirrors a parameter (moments, averages, accumulated gradients) is zero there when the
       optimizer sees it, and in the state it returns too, so that a regrown weight starts without a past; unless the
-      optimizer itself puts something there (adafactor its floor of 1e-30, an `ema` behind `muon` what that spreads).
+      optimizer itself puts something there (adafactor, adabelief and adamax a floor of 1e-30, 1e-16 and 1e-8, an `ema`
+      behind `muon` what that spreads, the line search of `lbfgs` the gradient that it ended at).
       Methods that keep dense weights (`straight_through`, `sr_ste`, `top_kast`) leave all this out: see there.
       The masks are found by `jaxprune.get_masks(state)`.
 
     Raises:
-      TypeError: `optimizer` is no transformation, or `method` no `Method`.
-      ValueError: `update` was called without `params`, or masks and parameters do not match.
+      TypeError: `optimizer` is no transformation, or `method` no `Method`; the state is none of `init`.
+      ValueError: `update` was called without `params`; masks, gradients or state are not those of these parameters, or
+        not of this method and optimizer. At init, there is nothing to prune.
 
     The masks are revised from the parameters before the update. All steps are one compiled program.
 
@@ -97,7 +99,16 @@ def sparsify(
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
+        _check_state(state)
         tree.check_masks(params, state.masks)
+        try:
+            return step(updates, state, params, extra)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if reason := mismatch.explain(init, updates, state, params):
+                raise ValueError(reason) from error
+            raise
+
+    def step(updates: PyTree, state: SparsifyState, params: PyTree, extra: Any) -> tuple[PyTree, SparsifyState]:
         if method.dense is not None:
             return _dense_update(inner, method, method.dense, updates, state, params, extra)
         guarded = finite.is_guarded(state.inner)
@@ -155,15 +166,29 @@ def get_masks(opt_state: PyTree) -> PyTree:
       >>> get_masks(optimizer.init({'w': jnp.ones((1, 2))}))['w'].tolist()
       [[True, True]]
     """
-    holders = (SparsifyState, enforce.KeepZerosState)
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, holders))
-    found = [node.masks for node in nodes if isinstance(node, holders)]
+    found = _holders(opt_state)
     if len(found) != 1:
         raise ValueError(
             f"opt_state must hold the masks of one sparsify(...), found {len(found)}; "
             "pass the state of the sparsified optimizer itself"
         )
-    return found[0]
+    return found[0].masks
+
+
+def _holders(opt_state: PyTree) -> list[Any]:
+    """The states that hold masks, those within another's optimizer too."""
+    kinds = (SparsifyState, enforce.KeepZerosState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    found = [node for node in nodes if isinstance(node, kinds)]
+    return found + [inner for node in found if isinstance(node, SparsifyState) for inner in _holders(node.inner)]
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, SparsifyState):
+        raise TypeError(
+            f"state must be a training.SparsifyState, as optimizer.init(params) makes it; got {type(state).__name__}: "
+            "start from init, and restore a checkpoint with it for the structure"
+        )
 
 
 def _revise(

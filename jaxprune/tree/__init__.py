@@ -1,6 +1,8 @@
 """Trees of parameters: the names of leaves, which may be pruned, rules by path."""
 
 from jaxprune.tree.matching import align as align
+from jaxprune.tree.matching import check_bool as check_bool
+from jaxprune.tree.matching import check_function as check_function
 from jaxprune.tree.matching import check_masks as check_masks
 from jaxprune.tree.matching import check_same as check_same
 from jaxprune.tree.paths import identity as identity
@@ -12,3 +14,4 @@ from jaxprune.tree.where import Where as Where
 from jaxprune.tree.where import is_floating as is_floating
 from jaxprune.tree.where import is_prunable as is_prunable
 from jaxprune.tree.where import prunable as prunable
+from jaxprune.tree.where import selected as selected

@@ -77,18 +77,52 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
     """
     check_same(params, masks, what="masks")
     pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=_is_array), strict=True)
-    shapes, dtypes = [], []
+    check_bool(masks)
+    shapes = []
     for (name, leaf), mask in pairs:
-        dtype = mask.dtype if _is_array(mask) else np.asarray(mask).dtype
-        if dtype != np.bool_:
-            dtypes.append(f"  {name}: {dtype}")
         expected, got = np.shape(leaf) if hasattr(leaf, "shape") else (), tuple(np.shape(mask))
         if not _broadcasts(got, expected):
             shapes.append(f"  {name}: mask {got}, parameter {expected}")
-    if dtypes:
-        raise TypeError("masks must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(dtypes)))
     if shapes:
         raise ValueError("each mask must broadcast to its parameter:\n" + "\n".join(_shorten(shapes)))
+
+
+def check_bool(masks: PyTree, *, what: str = "masks") -> None:
+    """Raises unless each leaf is a mask of some shape: bool, or packed.
+
+    Args:
+      masks: any tree.
+      what: what it is, for the message.
+
+    Raises:
+      TypeError: a leaf is not bool; 0 and 1 are not taken for masks. The message names the leaves.
+
+    Example:
+      >>> check_bool({'w': jnp.array([True, False]), 'b': True})
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(masks, is_leaf=_is_array)[0]
+    dtypes = [(paths.name(path), m.dtype if _is_array(m) else np.asarray(m).dtype) for path, m in leaves]
+    wrong = [f"  {name}: {dtype}" for name, dtype in dtypes if dtype != np.bool_]
+    if wrong:
+        raise TypeError(f"{what} must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(wrong)))
+
+
+def check_function(given: Any, what: str, such_as: str) -> None:
+    """Raises where a name, a number or a result was passed for a function.
+
+    Args:
+      given: what should be a function.
+      what: the name of the argument.
+      such_as: what could be passed.
+
+    Raises:
+      TypeError: it cannot be called.
+
+    Example:
+      >>> check_function(len, 'criterion', 'criteria.magnitude')
+    """
+    if not callable(given):
+        raise TypeError(f"{what} must be a function, such as {such_as}; got {given!r}")
 
 
 def _is_array(node: Any) -> bool:

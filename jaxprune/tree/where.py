@@ -62,6 +62,40 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
     return jax.tree.unflatten(treedef, chosen)
 
 
+def selected(tree: PyTree, where: Where = None) -> list[bool]:
+    """Which leaves are pruned, one at least: `prunable` for those to whom none is a mistake.
+
+    Args:
+      tree: as in `prunable`.
+      where: as in `prunable`.
+
+    Returns:
+      A list of Python bools, in the order of `jax.tree.leaves`.
+
+    Raises:
+      TypeError: as `prunable`.
+      ValueError: as `prunable`; and no leaf is selected. The message lists the leaves there are.
+
+    Example:
+      >>> selected({'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}})
+      [False, True]
+    """
+    chosen = jax.tree.leaves(prunable(tree, where))
+    if any(chosen):
+        return chosen
+    lines = [f"  {name or '(the tree itself)'}: {_described(leaf)}" for name, leaf in paths.named_leaves(tree)]
+    lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
+    rule = "where=None takes floating leaves of two axes or more" if where is None else "the predicate is False of all"
+    raise ValueError(
+        f"there is nothing to prune: {rule}; pass a predicate where=lambda name, leaf: ... that is True of a floating "
+        "leaf. The leaves are:\n" + ("\n".join(lines) or "  (none: the tree is empty)")
+    )
+
+
+def _described(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+
+
 def _as_globs(where: Any) -> list[str]:
     if isinstance(where, str):
         return [where]

@@ -91,3 +91,35 @@ def test_mistakes_are_named(call, message):
 def test_a_wrong_kind_of_sparsity_is_named():
     with pytest.raises(TypeError, match="must be a number"):
         _ = masks.select({"w": jnp.ones((2, 2))}, "half")
+    with pytest.raises(ValueError, match=r"got 90; for 90 % pass 0\.9$"):
+        _ = masks.select({"w": jnp.ones((2, 2))}, 90)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", masks.NM, masks.Channel, {"w": "2:4"}])
+def test_what_is_no_pattern_is_named(pattern):
+    with pytest.raises(TypeError, match=r"pattern must be .*masks\.NM\(2, 4\)"):
+        _ = masks.select({"w": jnp.ones((8, 4))}, 0.5, pattern)
+    with pytest.raises(TypeError, match="pattern must be"):
+        _ = masks.ones({"w": jnp.ones((8, 4))}, pattern=pattern)
+
+
+def test_scores_of_which_none_is_pruned_are_named():
+    with pytest.raises(ValueError, match=r"nothing to prune.*\n  w: int32\[2, 2\]"):
+        _ = masks.select({"w": jnp.ones((2, 2), jnp.int32)}, 0.5)
+    with pytest.raises(ValueError, match="nothing to prune"):
+        _ = masks.select_global({"w": jnp.ones(3)}, 0.5)
+
+
+@pytest.mark.parametrize("combine", [masks.unite, masks.intersect, masks.difference])
+def test_masks_of_two_networks_do_not_combine(combine):
+    found = {"w": jnp.ones((2, 3), bool), "b": jnp.ones((), bool)}
+    _ = combine(found, masks.pack(found | {"w": jnp.ones((1, 3), bool)}))  # channels with single weights
+    with pytest.raises(ValueError, match=r"same parameters.*\n  w: \(2, 3\) and \(2, 4\)"):
+        _ = combine(found, found | {"w": jnp.ones((2, 4), bool)})
+    with pytest.raises(TypeError, match=r"the other masks must be bool.*\n  w: float32"):
+        _ = combine(found, found | {"w": jnp.ones((2, 3))})
+
+
+def test_parameters_are_not_packed_for_masks():
+    with pytest.raises(TypeError, match=r"must be bool.*\n  w: float32"):
+        _ = masks.pack({"w": jnp.ones((2, 8))})

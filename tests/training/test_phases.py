@@ -87,6 +87,8 @@ def test_wrong_phases_are_named():
         _ = training.phases()
     with pytest.raises(ValueError, match=r"must rise from 0, got \[0, 0\]"):
         _ = training.phases((0, fixed), (0, fixed))
+    with pytest.raises(TypeError, match="each an argument of its own"):
+        _ = training.phases([(0, fixed)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="takes pairs"):
         _ = training.phases(fixed)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="at zero"):

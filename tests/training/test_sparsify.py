@@ -205,6 +205,94 @@ def test_wrong_arguments_are_named():
         _ = jaxprune.get_masks(optax.adam(0.1).init(init_params()))
 
 
+WRONG: Any = {
+    "schedule": lambda: training.gradual(0.9),  # pyright: ignore[reportArgumentType]
+    "when": lambda: training.gradual(schedules.cubic(0, 9, 0.9), when=100),  # pyright: ignore[reportArgumentType]
+    "criterion": lambda: training.one_shot(0.5, criterion="snip"),  # pyright: ignore[reportArgumentType]
+    "allocation": lambda: training.static(0.5, key=jax.random.key(0), allocation="erk"),  # pyright: ignore
+    "grow": lambda: training.dynamic(0.5, key=jax.random.key(0), grow="random"),  # pyright: ignore
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_function_is_named(what):
+    with pytest.raises(TypeError, match=f"{what} must be a function, such as "):
+        _ = WRONG[what]()
+
+
+def test_a_seed_is_no_key():
+    for method in (training.rigl(0.5, 100, key=0), training.one_shot(0.5, criterion=criteria.random, key=0)):
+        with pytest.raises(TypeError, match=r"pass jax\.random\.key\(seed\); got 0"):
+            _ = jaxprune.sparsify(optax.sgd(0.1), method).init(init_params())
+
+
+def test_nothing_to_prune_is_named_at_init():
+    biases = {"bias": jnp.ones(3)}
+    for method in (gradual(), training.static(0.5, key=jax.random.key(0)), training.straight_through(0.5)):
+        with pytest.raises(ValueError, match=r"nothing to prune.*\n  bias: float32\[3\]"):
+            _ = jaxprune.sparsify(optax.sgd(0.1), method).init(biases)
+
+
+def _update(optimizer: Any, grads: Any, state: Any) -> Any:
+    return optimizer.update(grads, state, init_params())
+
+
+def test_gradients_of_another_network_are_named():
+    params = init_params()
+    optimizer: Any = jaxprune.sparsify(optax.adam(0.1), training.one_shot(0.5))
+    state = optimizer.init(params)
+    other = params | {"first": params["first"] | {"kernel": jnp.ones((6, 9))}}
+    with pytest.raises(ValueError, match=r"gradients must be those .*\n  first/kernel: expected .*6, 8.*got .*6, 9"):
+        _ = _update(optimizer, other, state)
+    with pytest.raises(ValueError, match="kernel: expected nothing, got"):
+        _ = _update(optimizer, params["first"], state)
+
+
+@pytest.mark.parametrize(
+    ("made", "used", "message"),
+    [
+        (lambda: jaxprune.sparsify(optax.sgd(0.1), gradual()), None, "inner/0/mu/first/kernel: .*got nothing"),
+        (lambda: jaxprune.sparsify(optax.adam(0.1), gradual(), packed=True), None, r"pass sparsify\(.*packed=True\)"),
+        (lambda: jaxprune.sparsify(optax.adam(0.1), gradual()), training.top_kast(0.5, 0.2), "method/first/kernel"),
+        (
+            lambda: jaxprune.sparsify(optax.adam(0.1), training.static(0.5, key=jax.random.key(0))),
+            training.rigl(0.5, 100, key=jax.random.key(0)),
+            "method/0: expected key",
+        ),
+        (
+            lambda: jaxprune.sparsify(optax.adam(0.1), training.rigl(0.5, 100, key=jax.random.key(0))),
+            gradual(),
+            "by another one; .*phases",
+        ),
+    ],
+)
+def test_the_state_of_another_optimizer_or_method_is_named(made, used, message):
+    optimizer = jaxprune.sparsify(optax.adam(0.1), used or gradual())
+    with pytest.raises(ValueError, match=message):
+        _ = _update(optimizer, init_params(), made().init(init_params()))
+
+
+def test_the_state_without_masks_is_named():
+    optimizer = jaxprune.sparsify(optax.adam(0.1), gradual())
+    with pytest.raises(TypeError, match=r"must be a training\.SparsifyState.*got tuple"):
+        _ = _update(optimizer, init_params(), optax.adam(0.1).init(init_params()))
+
+
+def test_an_error_of_the_optimizer_stays_what_it_is():
+    def fail(*_: Any) -> Any:
+        raise ValueError("of its own")
+
+    optimizer: Any = jaxprune.sparsify(optax.stateless(fail), gradual())
+    with pytest.raises(ValueError, match=r"^of its own$"):
+        _ = _update(optimizer, init_params(), optimizer.init(init_params()))
+
+
+def test_masks_within_masks_are_not_chosen_between():
+    inner = jaxprune.sparsify(optax.sgd(0.1), gradual())
+    with pytest.raises(ValueError, match=r"one sparsify.*found 2"):
+        _ = jaxprune.get_masks(jaxprune.sparsify(inner, gradual()).init(init_params()))
+
+
 def test_masks_of_other_params_are_named_leaf_by_leaf():
     other = {"first": {"kernel": jnp.ones((6, 8), bool)}}
     with pytest.raises(ValueError, match="second/bias: in params, not in masks"):

@@ -80,6 +80,21 @@ def test_where_says_what_is_wrong():
         _ = tree.prunable(PARAMS, 3)  # pyright: ignore[reportArgumentType]
 
 
+def test_nothing_to_prune_is_named():
+    assert tree.selected(PARAMS, "*/layer_0/*") == [False, True, False, False]
+    with pytest.raises(ValueError, match=r"nothing to prune: where=None takes .*\n  w: int32\[2, 2\]\n  x: float"):
+        _ = tree.selected({"w": jnp.ones((2, 2), jnp.int32), "x": 1.0})
+    with pytest.raises(ValueError, match="the predicate is False of all"):
+        _ = tree.selected(PARAMS, lambda name, leaf: False)
+    with pytest.raises(ValueError, match="the tree is empty"):
+        _ = tree.selected({})
+
+
+def test_what_is_no_function_is_named():
+    with pytest.raises(TypeError, match=r"when must be a function, such as schedules\.every\(9\); got 9"):
+        tree.check_function(9, "when", "schedules.every(9)")
+
+
 def test_the_first_rule_that_matches_counts():
     rules = {"*/layer_0/kernel": 1, "*kernel": 2}
     assert tree.resolve(rules, PARAMS, default=0, what="batch_axes") == [0, 1, 2, 0]

@@ -1,0 +1,47 @@
+"""The mistakes that `prune` names before it computes anything; what it computes is tested in the rooms."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxprune
+from jaxprune import criteria, masks
+
+PARAMS = {"dense": {"kernel": jnp.arange(32.0).reshape(8, 4), "bias": jnp.ones(4)}}
+INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "message"),
+    [
+        (INTEGERS, {}, r"nothing to prune.*\n  dense/bias: int32\[4\]\n  dense/kernel: int32\[8, 4\]"),
+        ({}, {}, "the tree is empty"),
+        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False of all"),
+        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; there are:\n  dense/kernel"),
+        (PARAMS, {"sparsity": 90}, "for 90 % pass 0.9"),
+        (PARAMS, {"pattern": masks.NM(2, 4), "sparsity": 0.9}, "removes exactly 0.5"),
+    ],
+)
+def test_mistakes_are_named(params: Any, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        _ = jaxprune.prune(params, **{"sparsity": 0.5, **options})
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "message"),
+    [
+        (INTEGERS, {"where": lambda name, leaf: "kernel" in name}, "not floating .*\n  dense/kernel: int32"),
+        ({"w": jnp.ones((4, 4), complex)}, {"where": lambda name, leaf: True}, "\n  w: complex64"),
+        (PARAMS, {"criterion": "magnitude"}, r"criterion must be a function, such as criteria\.magnitude"),
+        (PARAMS, {"criterion": criteria.magnitude(PARAMS)}, "criterion must be a function"),
+        (PARAMS, {"allocation": "erk"}, r"allocation must be a function, such as allocation\.erk"),
+        (PARAMS, {"pattern": "2:4"}, "pattern must be .*got '2:4'"),
+        (PARAMS, {"sparsity": {"dense/*": 0.5}}, r"allocation=allocation\.by_path"),
+        (PARAMS, {"criterion": criteria.random, "key": 0}, r"pass jax\.random\.key\(seed\); got 0"),
+    ],
+)
+def test_wrong_kinds_are_named(params: Any, options: dict[str, Any], message: str):
+    with pytest.raises(TypeError, match=message):
+        _ = jaxprune.prune(params, **{"sparsity": 0.5, **options})
