@@ -25,6 +25,10 @@ def correct(logits: Array, labels: Array) -> Array:
 def log_losses(logits: Array, labels: Array) -> Array:
     """The negative log-likelihood -log p_y of each sample, in nats; inf where p_y = 0.
 
+    Args:
+      logits: (n, classes), floating.
+      labels: (n,), integers in [0, classes); not looked into, for they may be traced (`evaluate` looks).
+
     Returns:
       (n,).
 
@@ -40,6 +44,10 @@ def brier_losses(logits: Array, labels: Array) -> Array:
     """The squared distance sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
 
     For two classes this is twice the one-sided form that some texts use.
+
+    Args:
+      logits: (n, classes), floating.
+      labels: (n,), integers in [0, classes); not looked into, for they may be traced (`evaluate` looks).
 
     Returns:
       (n,).

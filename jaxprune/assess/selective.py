@@ -89,12 +89,36 @@ def auroc(known: Any, foreign: Any) -> Array:
 
 
 def max_probability(logits: Array) -> Array:
-    """One minus the largest probability (Hendrycks and Gimpel 2017, arXiv:1610.02136), (n,)."""
+    """One minus the largest probability: larger where the model is less sure.
+
+    Hendrycks and Gimpel 2017, arXiv:1610.02136.
+
+    Args:
+      logits: (n, classes).
+
+    Returns:
+      (n,), in [0, 1 - 1 / classes].
+
+    Example:
+      >>> max_probability(jnp.zeros((1, 4))).tolist()
+      [0.75]
+    """
     return 1 - scores.confidences(logits)
 
 
 def entropy(logits: Array) -> Array:
-    """The entropy of each prediction in nats, (n,)."""
+    """The entropy of each prediction, H = -sum_k p_k log p_k, in nats: larger where the model is less sure.
+
+    Args:
+      logits: (n, classes).
+
+    Returns:
+      (n,), in [0, log classes].
+
+    Example:
+      >>> entropy(jnp.zeros((1, 4))).round(4).tolist() == [round(float(jnp.log(4.0)), 4)]
+      True
+    """
     p = jax.nn.softmax(logits, axis=-1)
     return -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum(-1)
 

@@ -108,5 +108,16 @@ def _class(number: int, interval: Interval) -> str:
 
 
 def excludes_zero(interval: Interval) -> bool:
-    """Whether an interval lies wholly on one side of 0."""
+    """Whether an interval lies wholly on one side of 0.
+
+    Args:
+      interval: of a difference; a bound at 0 does not exclude it.
+
+    Returns:
+      A Python bool.
+
+    Example:
+      >>> excludes_zero(Interval(1.0, 0.5, 2.0)), excludes_zero(Interval(1.0, 0.0, 2.0))
+      (True, False)
+    """
     return bool(interval.low > 0 or interval.high < 0)

@@ -81,12 +81,35 @@ def sub_jaxprs(eqn: Equation) -> tuple[Sub, ...]:
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:
-    """The open jaxpr and its constants, of an open or a closed one (they are one class from jax 0.11 on)."""
+    """The open jaxpr and its constants, of an open or a closed one (they are one class from jax 0.11 on).
+
+    Args:
+      jaxpr: of either kind.
+
+    Returns:
+      The open jaxpr; the values of its constants, none for one that was open.
+
+    Example:
+      >>> opened, constants = open_jaxpr(jax.make_jaxpr(jnp.sin)(1.0))
+      >>> [equation.primitive.name for equation in opened.eqns], constants
+      (['sin'], ())
+    """
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
 
 
 def is_jaxpr(value: Any) -> bool:
-    """Whether a value is a jaxpr, open or closed."""
+    """Whether a value is a jaxpr, open or closed.
+
+    Args:
+      value: anything, such as a parameter of an equation.
+
+    Returns:
+      A Python bool.
+
+    Example:
+      >>> is_jaxpr(jax.make_jaxpr(jnp.sin)(1.0)), is_jaxpr(jnp.sin)
+      (True, False)
+    """
     return isinstance(value, (jec.Jaxpr, jec.ClosedJaxpr))
 
 

@@ -56,7 +56,18 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or a ShapeDtypeStruct."""
+    """Whether a leaf is an array or a ShapeDtypeStruct.
+
+    Args:
+      leaf: anything.
+
+    Returns:
+      A Python bool; False for Python's own numbers.
+
+    Example:
+      >>> is_array(jnp.ones(2)), is_array(1.0)
+      (True, False)
+    """
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 

@@ -19,6 +19,9 @@ def reinitialised(init: Callable[[Any], PyTree]) -> Control:
 
     Returns:
       A control; it draws anew in every round.
+
+    Example:
+      >>> control = reinitialised(lambda key: {'w': jax.random.normal(key, (2, 2))})
     """
 
     def control(start: PyTree, held: PyTree, key: Any, fixed: Any) -> tuple[PyTree, PyTree]:
@@ -29,7 +32,11 @@ def reinitialised(init: Callable[[Any], PyTree]) -> Control:
 
 
 def random_masks() -> Control:
-    """The ticket's weights with random masks of the same number in each leaf, nested from round to round."""
+    """The ticket's weights with random masks of the same number in each leaf, nested from round to round.
+
+    Returns:
+      A control for `iterative_pruning(..., controls={...})`.
+    """
 
     def control(start: PyTree, held: PyTree, key: Any, fixed: Any) -> tuple[PyTree, PyTree]:
         del key
@@ -39,7 +46,13 @@ def random_masks() -> Control:
 
 
 def shuffled_masks() -> Control:
-    """The ticket's weights with its masks shuffled within each leaf, anew in every round (Frankle et al. 2021)."""
+    """The ticket's weights with its masks shuffled within each leaf, anew in every round.
+
+    Frankle et al. 2021, arXiv 2009.08576, section 5.
+
+    Returns:
+      A control for `iterative_pruning(..., controls={...})`.
+    """
 
     def control(start: PyTree, held: PyTree, key: Any, fixed: Any) -> tuple[PyTree, PyTree]:
         del fixed
@@ -60,6 +73,9 @@ def shuffle(held: PyTree, key: Any) -> PyTree:
 
     Returns:
       bool masks in the same shapes.
+
+    Raises:
+      ValueError: no leaf of `held` has axes.
 
     Example:
       >>> import jax.numpy as jnp

@@ -23,7 +23,11 @@ class Rewinding(NamedTuple):
 
 
 def initial() -> Rewinding:
-    """Back to the first weights: Frankle and Carbin 2019, arXiv 1803.03635, strategy 1."""
+    """Back to the first weights: Frankle and Carbin 2019, arXiv 1803.03635, strategy 1.
+
+    Returns:
+      A rewinding: each round starts from the weights that the search was given.
+    """
     return Rewinding(lambda params, key: params, lambda anchor, trained: anchor)
 
 
@@ -36,15 +40,32 @@ def early(train: Callable[[PyTree, Any], PyTree]) -> Rewinding:
 
     Returns:
       A rewinding.
+
+    Example:
+      >>> rewinding = early(lambda params, key: jax.tree.map(lambda w: 0.9 * w, params))
     """
     return Rewinding(train, lambda anchor, trained: anchor)
 
 
 def learning_rate() -> Rewinding:
-    """On from the trained weights, with the schedule from its start: Renda et al. 2020, arXiv 2003.02389."""
+    """On from the trained weights, with the schedule from its start: Renda et al. 2020, arXiv 2003.02389.
+
+    Returns:
+      A rewinding: each round starts from the weights that the last one ended with, under the new masks.
+    """
     return Rewinding(lambda params, key: params, lambda anchor, trained: trained)
 
 
 def continued(finetune: Train) -> Rewinding:
-    """On from the trained weights with another train function: fine-tuning at the last learning rate, say."""
+    """On from the trained weights with another train function: fine-tuning at the last learning rate, say.
+
+    Args:
+      finetune: `(params, masks, key) -> params`, as the train function of the rounds, which only the first round uses.
+
+    Returns:
+      A rewinding.
+
+    Example:
+      >>> rewinding = continued(lambda params, masks, key: params)
+    """
     return Rewinding(lambda params, key: params, lambda anchor, trained: trained, finetune)

@@ -49,6 +49,19 @@ def ones(
 ) -> PyTree:
     """Masks that keep everything, in the shapes that `select` gives: a scalar True for a leaf that is not pruned.
 
+    Args:
+      params: any pytree, or its shapes.
+      where: as in `select`; it may select nothing.
+      pattern: as in `select`.
+      batch_axes: as in `select`.
+
+    Returns:
+      bool masks, all True, in the structure of `params`.
+
+    Raises:
+      ValueError: globs that match no leaf.
+      TypeError: what is no pattern; `where` selects what is not floating.
+
     Example:
       >>> ones({'w': jnp.zeros((1, 2)), 'b': jnp.zeros(2)})
       {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
@@ -69,6 +82,21 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
     """True where a weight is removed; False in full shape for a leaf that is not pruned.
 
     The result counts removed entries and is itself no mask to prune with: nothing of an unpruned leaf is kept by it.
+
+    Args:
+      masks: bool or packed masks.
+      params: the parameters, whose shapes count.
+
+    Returns:
+      bool arrays in the shapes of the parameters.
+
+    Raises:
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
+
+    Example:
+      >>> params = {'w': jnp.ones((1, 2)), 'b': jnp.ones(2)}
+      >>> {name: x.tolist() for name, x in invert({'w': jnp.array([[True, False]]), 'b': True}, params).items()}
+      {'b': [False, False], 'w': [[False, True]]}
     """
     tree.check_masks(params, masks)
     return jax.tree.map(lambda leaf, mask: jnp.broadcast_to(~jnp.asarray(as_bool(mask)), _shape(leaf)), params, masks)
@@ -76,6 +104,16 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
 
 def intersect(masks: PyTree, *others: PyTree) -> PyTree:
     """Kept by all.
+
+    Args:
+      masks: as in `unite`.
+      *others: as in `unite`.
+
+    Returns:
+      bool masks.
+
+    Raises:
+      ValueError, TypeError: as `unite`.
 
     Example:
       >>> intersect(jnp.array([True, True]), jnp.array([True, False])).tolist()
@@ -87,6 +125,16 @@ def intersect(masks: PyTree, *others: PyTree) -> PyTree:
 def unite(masks: PyTree, *others: PyTree) -> PyTree:
     """Kept by any.
 
+    Args:
+      masks: bool or packed masks.
+      *others: masks of the same parameters; shapes may differ where they broadcast.
+
+    Returns:
+      bool masks.
+
+    Raises:
+      ValueError, TypeError: they are no masks, or not of the same parameters; the message names the leaves.
+
     Example:
       >>> unite(jnp.array([True, False]), jnp.array([False, False])).tolist()
       [True, False]
@@ -96,6 +144,16 @@ def unite(masks: PyTree, *others: PyTree) -> PyTree:
 
 def difference(masks: PyTree, other: PyTree) -> PyTree:
     """Kept by the first and not by the second; a leaf that the second does not prune has nothing left.
+
+    Args:
+      masks: as in `unite`.
+      other: as in `unite`.
+
+    Returns:
+      bool masks.
+
+    Raises:
+      ValueError, TypeError: as `unite`.
 
     Example:
       >>> difference(jnp.array([True, True]), jnp.array([True, False])).tolist()
@@ -114,6 +172,14 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
 
     Returns:
       float32 in [0, 1]; 1 where nothing is kept by either, or nothing is pruned.
+
+    Raises:
+      ValueError, TypeError: masks that do not fit; the message names the leaves.
+
+    Example:
+      >>> a, b = {'w': jnp.array([[True, True]])}, {'w': jnp.array([[True, False]])}
+      >>> float(overlap({'w': jnp.ones((1, 2))}, a, b))
+      0.5
     """
     pruned = [
         (np.shape(leaf), as_bool(a), as_bool(b))
@@ -130,6 +196,16 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
 
 def count_kept(params: PyTree, masks: PyTree) -> PyTree:
     """How many entries of each leaf are kept, exactly: a tree of `Count` in the structure of `params`.
+
+    Args:
+      params: any pytree, or its shapes.
+      masks: its masks.
+
+    Returns:
+      A `Count` in place of each leaf; `masks.as_int` makes it a Python integer.
+
+    Raises:
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
 
     Example:
       >>> kept = count_kept({'w': jnp.ones((2, 2))}, {'w': jnp.array([[True, False]])})
@@ -150,6 +226,9 @@ def sparsity(params: PyTree, masks: PyTree, *, where: tree.Where = None) -> jax.
 
     Returns:
       float32 in [0, 1]; 0 where no leaf counts. Counted exactly, and rounded once.
+
+    Raises:
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
 
     Example:
       >>> float(sparsity({'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}, {'w': jnp.array([[True, False]]), 'b': True}))

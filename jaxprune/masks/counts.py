@@ -34,6 +34,15 @@ class Count(NamedTuple):
 def count(value: int) -> Count:
     """The count of a Python integer.
 
+    Args:
+      value: in [0, 2^47).
+
+    Returns:
+      A Count of Python integers.
+
+    Raises:
+      ValueError: it is out of range.
+
     Example:
       >>> count(70_000)
       Count(high=1, low=4464)
@@ -45,6 +54,12 @@ def count(value: int) -> Count:
 
 def as_int(value: Count) -> int:
     """The Python integer of a count of concrete scalars.
+
+    Args:
+      value: a Count of single numbers, not traced.
+
+    Returns:
+      An int.
 
     Example:
       >>> as_int(count(10**13))
@@ -158,7 +173,21 @@ def removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count:
 
 
 def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
-    """Raises unless a number is a sparsity: at least 0, less than 1. Arrays of JAX are not looked into."""
+    """Raises unless a number is a sparsity: at least 0, less than 1. Arrays of JAX are not looked into.
+
+    Args:
+      sparsity: a real number, or a floating scalar array.
+      what: its name, for the message.
+
+    Raises:
+      TypeError: it is neither.
+      ValueError: it is a number outside [0, 1), or NaN.
+
+    Example:
+      >>> check_sparsity(90, 'dense/kernel: sparsity')
+      Traceback (most recent call last):
+      ValueError: dense/kernel: sparsity is the fraction removed and must be in [0, 1), got 90; for 90 % pass 0.9
+    """
     if isinstance(sparsity, jax.Array):
         if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
             raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")

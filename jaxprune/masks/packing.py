@@ -48,6 +48,15 @@ class Packed:
 def pack(masks: PyTree) -> PyTree:
     """Packs every mask that has axes; `unpack` is the inverse.
 
+    Args:
+      masks: bool masks; those packed already stay.
+
+    Returns:
+      A tree with `Packed` in place of each mask with axes; a scalar stays.
+
+    Raises:
+      TypeError: a leaf that is not bool.
+
     Example:
       >>> pack({'w': jnp.ones((2, 16), bool)})['w'].bits.tolist()
       [[255, 255], [255, 255]]
@@ -59,6 +68,12 @@ def pack(masks: PyTree) -> PyTree:
 def unpack(masks: PyTree) -> PyTree:
     """Bool arrays in place of packed masks; others stay as they are.
 
+    Args:
+      masks: bool or packed masks.
+
+    Returns:
+      bool masks.
+
     Example:
       >>> unpack(pack(jnp.array([True, False, True]))).tolist()
       [True, False, True]
@@ -67,12 +82,34 @@ def unpack(masks: PyTree) -> PyTree:
 
 
 def is_packed(node: Any) -> bool:
-    """Whether a node of a mask tree is a packed mask: the `is_leaf` to walk mask trees with."""
+    """Whether a node of a mask tree is a packed mask: the `is_leaf` to walk mask trees with.
+
+    Args:
+      node: anything.
+
+    Returns:
+      A Python bool.
+
+    Example:
+      >>> len(jax.tree.leaves(pack({'w': jnp.ones((2, 16), bool)}), is_leaf=is_packed))
+      1
+    """
     return isinstance(node, Packed)
 
 
 def as_bool(mask: Any) -> Any:
-    """One mask as a bool array, whatever it was."""
+    """One mask as a bool array, whatever it was.
+
+    Args:
+      mask: a packed mask, or a bool array or scalar.
+
+    Returns:
+      bool in the shape of the mask.
+
+    Example:
+      >>> as_bool(pack(jnp.array([True, False, True]))).tolist()
+      [True, False, True]
+    """
     if not isinstance(mask, Packed):
         return mask
     shifts = jnp.arange(8, dtype=jnp.uint8)

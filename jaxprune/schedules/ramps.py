@@ -186,6 +186,11 @@ def ramp(
 
     Raises:
       ValueError: a sparsity is outside [0, 1), or `end` is not after `begin`.
+
+    Example:
+      >>> squares = ramp(0, 10, 0.8, 0.0, lambda xp, left, initial, final: final + (initial - final) * left * left)
+      >>> [round(squares(step), 3) for step in (0, 5, 10, 20)]
+      [0.0, 0.6, 0.8, 0.8]
     """
     begin, end = check_interval(begin, end)
     final, initial = check_sparsity(final, "final"), check_sparsity(initial, "initial")

@@ -77,6 +77,9 @@ def aic(nll: float, n: int, kept: int) -> float:
       n: rows.
       kept: k, the effective number of parameters.
 
+    Returns:
+      AIC, in nats.
+
     Example:
       >>> aic(0.5, 100, 10)
       120.0
@@ -91,6 +94,9 @@ def bic(nll: float, n: int, kept: int) -> float:
       nll: L, the mean negative log-likelihood, in nats.
       n: rows.
       kept: k, the effective number of parameters.
+
+    Returns:
+      BIC, in nats.
 
     Example:
       >>> round(bic(0.5, 100, 10), 2)
@@ -230,7 +236,14 @@ def one_standard_error(losses: Sequence[float], errors: Sequence[float], complex
 
 
 def model_table(scores: Sequence[Score]) -> str:
-    """Scores as text; `*` at the least of each criterion, and `1se` where the one-standard-error rule points."""
+    """Scores as text; `*` at the least of each criterion, and `1se` where the one-standard-error rule points.
+
+    Args:
+      scores: what `hold_out` returned, one at least; of equal ones the first gets the `*`.
+
+    Returns:
+      A table of a line a model.
+    """
     simplest = one_standard_error(
         [s.test for s in scores], [s.standard_error for s in scores], [s.kept for s in scores]
     )

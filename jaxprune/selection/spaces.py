@@ -11,8 +11,19 @@ Draw = Callable[[np.random.Generator], Any]
 def one_of(values: Sequence[Any]) -> Draw:
     """One of several values, all as likely.
 
+    Args:
+      values: one at least.
+
+    Returns:
+      A function from a `numpy.random.Generator` to one of them.
+
     Raises:
       ValueError: there is none.
+
+    Example:
+      >>> import numpy as np
+      >>> one_of(['relu', 'gelu'])(np.random.default_rng(0)) in ('relu', 'gelu')
+      True
     """
     if not len(values):
         raise ValueError("one_of needs a value to choose from")
@@ -22,8 +33,20 @@ def one_of(values: Sequence[Any]) -> Draw:
 def uniform(low: float, high: float) -> Draw:
     """A number between two.
 
+    Args:
+      low: the least.
+      high: above it; not drawn itself.
+
+    Returns:
+      A function from a `numpy.random.Generator` to a float in [low, high).
+
     Raises:
       ValueError: they are not in order.
+
+    Example:
+      >>> import numpy as np
+      >>> 0.0 <= uniform(0.0, 0.5)(np.random.default_rng(0)) < 0.5
+      True
     """
     if not low < high:
         raise ValueError(f"uniform needs low < high; got {low} and {high}")
@@ -33,8 +56,20 @@ def uniform(low: float, high: float) -> Draw:
 def log_uniform(low: float, high: float) -> Draw:
     """A number between two, each factor as likely: for learning rates and penalties.
 
+    Args:
+      low: the least, above 0.
+      high: above it; not drawn itself.
+
+    Returns:
+      A function from a `numpy.random.Generator` to a float in [low, high).
+
     Raises:
       ValueError: they are not positive and in order.
+
+    Example:
+      >>> import numpy as np
+      >>> 1e-4 <= log_uniform(1e-4, 1e-2)(np.random.default_rng(0)) < 1e-2
+      True
     """
     if not 0 < low < high:
         raise ValueError(f"log_uniform needs 0 < low < high; got {low} and {high}")
@@ -44,8 +79,20 @@ def log_uniform(low: float, high: float) -> Draw:
 def integers(low: int, high: int) -> Draw:
     """A whole number from low to high, both included.
 
+    Args:
+      low: the least.
+      high: the largest, not below it.
+
+    Returns:
+      A function from a `numpy.random.Generator` to an int.
+
     Raises:
       ValueError: they are not in order.
+
+    Example:
+      >>> import numpy as np
+      >>> integers(3, 3)(np.random.default_rng(0))
+      3
     """
     if not low <= high:
         raise ValueError(f"integers needs low <= high; got {low} and {high}")

@@ -124,6 +124,11 @@ def sr_ste(
     Raises:
       TypeError: the pattern is another.
       ValueError: the decay is negative; at init, a leaf that the pattern does not divide.
+
+    Example:
+      >>> start, _ = sr_ste(masks.NM(1, 2)).init({'w': jnp.array([[3.0], [1.0], [2.0], [4.0]])})
+      >>> start['w'].T.tolist()
+      [[True, False, False, True]]
     """
     if not isinstance(pattern, masks.NM):
         raise TypeError(f"sr_ste needs masks.NM(n, m), got {pattern!r}; straight_through takes any pattern")
@@ -174,6 +179,11 @@ def top_kast(
 
     Raises:
       ValueError: sparsities out of range or order, a negative penalty.
+
+    Example:
+      >>> forward, backward = top_kast(0.75, 0.5).init({'w': jnp.array([[3.0, 1.0, 2.0, 4.0]])})
+      >>> forward['w'].tolist(), backward['w'].tolist()
+      ([[False, False, False, True]], [[True, False, False, True]])
     """
     masks.check_sparsity(sparsity)
     masks.check_sparsity(backward, "backward")

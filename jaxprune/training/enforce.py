@@ -54,6 +54,9 @@ def keep_zeros(mask_tree: PyTree) -> optax.GradientTransformationExtraArgs:
     Returns:
       A transformation whose update needs `params`.
 
+    Raises:
+      ValueError, TypeError: at init, masks that do not fit; the message names the leaves. At update, no parameters.
+
     Example:
       >>> params, mask = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
       >>> optimizer = optax.chain(optax.sgd(0.5), keep_zeros(mask))
@@ -96,10 +99,7 @@ def own_key(key: Any) -> Any:
 def check_own_key(state: Any, key: Any) -> None:
     """Raises where a method that remembers a key, or nothing, is given what another method remembers."""
     if jax.tree.structure(state) != jax.tree.structure(key):
-        raise ValueError(
-            f"the state must be that of this method, {'None' if key is None else 'a key'}; got {state!r}: it was made "
-            "by another one; to change the method in a run put both into training.phases(...)"
-        )
+        raise ValueError(f"the state of this method is {'None' if key is None else 'a key'}; got {state!r}")
 
 
 def check_params(params: PyTree | None, what: str) -> None:

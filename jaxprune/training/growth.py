@@ -119,6 +119,10 @@ def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> 
 
     Raises:
       ValueError: there are no gradients.
+
+    Example:
+      >>> gradient_growth({'w': jnp.zeros(2)}, grads={'w': jnp.array([-2.0, 1.0])})['w'].tolist()
+      [2.0, 1.0]
     """
     del signals
     if grads is None:

@@ -37,11 +37,13 @@ def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, pa
     if not lines:
         return ""
     packed = [any(name[-1:] == ("bits",) for name in _kinds(t.masks)) for t in (expected, state)]
-    hint = f"; it has {'packed' if packed[1] else 'bool'} masks: pass sparsify(..., packed={packed[1]})"
+    hint = ""
+    if packed[0] != packed[1]:
+        hint = f"; it has {'packed' if packed[1] else 'bool'} masks: pass sparsify(..., packed={packed[1]})"
     return (
         "the state is of another optimizer, method or network than this sparsify(...); make it by "
-        f"optimizer.init(params), or restore it for the same one{hint if packed[0] != packed[1] else ''}\n"
-        + "\n".join(lines)
+        "optimizer.init(params), restore it for the same one, or change methods by training.phases(...)"
+        + "\n".join([hint, *lines])
     )
 
 

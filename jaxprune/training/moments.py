@@ -25,6 +25,15 @@ def zero_removed(state: PyTree, params: PyTree, mask_tree: PyTree) -> PyTree:
 
     Returns:
       A tree in the structure of `state`.
+
+    Raises:
+      ValueError: masks of another structure than the parameters.
+
+    Example:
+      >>> import optax
+      >>> params, held = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
+      >>> zero_removed(optax.TraceState({'w': jnp.array([[5.0, 6.0]])}), params, held).trace['w'].tolist()
+      [[5.0, 0.0]]
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     mask_leaves = jax.tree.structure(params).flatten_up_to(mask_tree)

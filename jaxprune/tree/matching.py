@@ -22,6 +22,12 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
 
     Raises:
       ValueError: the structures differ; the message names the leaves that only one of them has.
+
+    Example:
+      >>> check_same({'a': 1, 'b': 2}, {'a': 3}, what='masks')
+      Traceback (most recent call last):
+      ValueError: masks must have the structure of params; they differ:
+        b: in params, not in masks
     """
     # A packed mask is a node of its own, but stands for one array.
     structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
@@ -54,6 +60,11 @@ def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyT
 
     Raises:
       ValueError: the leaves differ; the message names those that only one tree has.
+
+    Example:
+      >>> from flax.core import FrozenDict
+      >>> align({'a': 1.0}, FrozenDict({'a': True}), what='masks')
+      {'a': True}
     """
     if jax.tree.structure(tree) == jax.tree.structure(other, is_leaf=is_leaf):
         return other
@@ -74,6 +85,9 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
     Raises:
       ValueError: structure or shapes do not fit; the message names each leaf with both shapes.
       TypeError: a mask is not bool; 0 and 1 are not taken for masks.
+
+    Example:
+      >>> check_masks({'w': jnp.ones((2, 3)), 'b': jnp.ones(3)}, {'w': jnp.ones((1, 3), bool), 'b': True})
     """
     check_same(params, masks, what="masks")
     pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=_is_array), strict=True)

@@ -36,6 +36,12 @@ def identity(path: Path) -> tuple[str, ...]:
     Unlike `name` it cannot confuse two leaves of one tree, and unlike the path itself it is the same
     for a dict entry and an attribute of the same spelling, and with or without a Variable around.
 
+    Args:
+      path: a key path, as `jax.tree_util.tree_flatten_with_path` gives it.
+
+    Returns:
+      A tuple that programs compare and use for a key.
+
     Example:
       >>> paths, _ = jax.tree_util.tree_flatten_with_path({'a/b': {'c': 1.0}})
       >>> identity(paths[0][0])
@@ -47,6 +53,12 @@ def identity(path: Path) -> tuple[str, ...]:
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """The leaves with their names, in the order of `jax.tree.leaves`.
 
+    Args:
+      tree: any pytree; None is no leaf.
+
+    Returns:
+      Pairs (`name(path)`, leaf).
+
     Example:
       >>> named_leaves({'b': 2, 'a': {'c': 1}})
       [('a/c', 1), ('b', 2)]
@@ -56,6 +68,17 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` with the leaf's name as the first argument of `fn`.
+
+    Args:
+      fn: `(name, leaf, *leaves of the rest) -> anything`.
+      tree: any pytree, which sets the structure.
+      *rest: trees of its structure, or with subtrees in place of its leaves.
+
+    Returns:
+      A tree in the structure of `tree`.
+
+    Raises:
+      ValueError: a tree of another structure.
 
     Example:
       >>> map_named(lambda name, x: f'{name}={x}', {'a': {'c': 1}})

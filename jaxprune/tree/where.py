@@ -14,7 +14,18 @@ Where = str | Sequence[str] | Callable[[str, Any], bool] | None
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether a leaf is an array (or a ShapeDtypeStruct) of real floating numbers."""
+    """Whether a leaf is an array (or a ShapeDtypeStruct) of real floating numbers.
+
+    Args:
+      leaf: anything.
+
+    Returns:
+      A Python bool; False for integers, bools, complex numbers, keys and Python's own floats.
+
+    Example:
+      >>> is_floating(jnp.ones(2, jnp.bfloat16)), is_floating(jnp.ones(2, int)), is_floating(1.0)
+      (True, False, False)
+    """
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
@@ -22,6 +33,17 @@ def is_prunable(path: str, leaf: Any) -> bool:
     """The default rule: floating, and two axes or more.
 
     It leaves out biases, normalisation scales, counters, keys, and the static leaves of Equinox modules.
+
+    Args:
+      path: the leaf's name, which the rule does not look at.
+      leaf: anything.
+
+    Returns:
+      A Python bool.
+
+    Example:
+      >>> is_prunable('kernel', jnp.ones((2, 3))), is_prunable('bias', jnp.ones(3))
+      (True, False)
     """
     del path
     return is_floating(leaf) and len(leaf.shape) >= 2
