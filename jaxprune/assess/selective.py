@@ -116,8 +116,8 @@ def entropy(logits: Array) -> Array:
       (n,), in [0, log classes].
 
     Example:
-      >>> entropy(jnp.zeros((1, 4))).round(4).tolist() == [round(float(jnp.log(4.0)), 4)]
-      True
+      >>> round(float(entropy(jnp.zeros((1, 4)))[0]), 3)
+      1.386
     """
     p = jax.nn.softmax(logits, axis=-1)
     return -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum(-1)

@@ -72,6 +72,10 @@ def sparsify(
       ValueError: `update` was called without `params`; masks, gradients or state are not those of these parameters, or
         not of this method and optimizer. At init, there is nothing to prune.
 
+    Leaves that the optimizer freezes (`set_to_zero`, `masked`) are pruned like others: leave them out by `where`, or
+    wrap the optimizer of the others alone. Gradients that the optimizer takes itself, as `sam(opaque_mode=True)` does,
+    are not masked.
+
     The masks are revised from the parameters before the update. All steps are one compiled program.
 
     With `optax.apply_if_finite`, around or inside, a step that it skips changes no mask and does not count: the state
@@ -168,10 +172,12 @@ def get_masks(opt_state: PyTree) -> PyTree:
     """
     found = _holders(opt_state)
     if len(found) != 1:
-        raise ValueError(
-            f"opt_state must hold the masks of one sparsify(...), found {len(found)}; "
-            "pass the state of the sparsified optimizer itself"
+        way_out = (
+            "pass the part of it that you mean, such as opt_state.inner_states[label] of optax.partition"
+            if found
+            else "pass the state of the sparsified optimizer itself"
         )
+        raise ValueError(f"opt_state must hold the masks of one sparsify(...), found {len(found)}; {way_out}")
     return found[0].masks
 
 
