@@ -28,7 +28,8 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
 
     Args:
       params: any pytree.
-      masks: bool or packed masks in its structure, each broadcasting to its leaf.
+      masks: bool or packed masks in its structure, each broadcasting to its leaf; or of the same leaves in other
+        containers, such as the Variables that an `nnx.Optimizer` makes of them.
 
     Returns:
       A tree in the structure of `params`.
@@ -40,7 +41,7 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
       >>> apply({'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])})['w'].tolist()
       [[1.0, 0.0]]
     """
-    tree.check_masks(params, masks)
+    masks = _fitted(params, masks)
     return jax.tree.map(_zero, params, masks)
 
 
@@ -98,7 +99,7 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
       >>> {name: x.tolist() for name, x in invert({'w': jnp.array([[True, False]]), 'b': True}, params).items()}
       {'b': [False, False], 'w': [[False, True]]}
     """
-    tree.check_masks(params, masks)
+    masks = _fitted(params, masks)
     return jax.tree.map(lambda leaf, mask: jnp.broadcast_to(~jnp.asarray(as_bool(mask)), _shape(leaf)), params, masks)
 
 
@@ -181,6 +182,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
       >>> float(overlap({'w': jnp.ones((1, 2))}, a, b))
       0.5
     """
+    masks, other = _fitted(params, masks), _fitted(params, other)
     pruned = [
         (np.shape(leaf), as_bool(a), as_bool(b))
         for leaf, a, b in zip(jax.tree.leaves(params), _leaves(params, masks), _leaves(params, other), strict=True)
@@ -212,7 +214,7 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
       >>> counts.as_int(kept['w'])
       2
     """
-    tree.check_masks(params, masks)
+    masks = _fitted(params, masks)
     return jax.tree.map(lambda leaf, mask: _count(as_bool(mask), _shape(leaf)), params, masks)
 
 
@@ -234,7 +236,7 @@ def sparsity(params: PyTree, masks: PyTree, *, where: tree.Where = None) -> jax.
       >>> float(sparsity({'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}, {'w': jnp.array([[True, False]]), 'b': True}))
       0.5
     """
-    tree.check_masks(params, masks)
+    masks = _fitted(params, masks)
     leaves, mask_leaves = jax.tree.leaves(params), _leaves(params, masks)
     chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(tree.prunable(params, where))
     pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in zip(leaves, mask_leaves, chosen, strict=True) if yes]
@@ -320,6 +322,13 @@ def _times(value: Count, factor: int) -> Count:
 
 def _total(parts: list[Count]) -> Count:
     return counts.sum_counts(Count(*(jnp.stack(limbs) for limbs in zip(*parts, strict=True))))
+
+
+def _fitted(params: PyTree, masks: PyTree) -> PyTree:
+    """The masks in the containers of the parameters, checked; those in an `nnx.Optimizer` come as Variables."""
+    aligned = tree.align(params, masks, what="masks", is_leaf=is_packed)
+    tree.check_masks(params, aligned)
+    return aligned
 
 
 def _leaves(params: PyTree, masks: PyTree) -> list[Any]:

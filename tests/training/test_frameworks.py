@@ -1,5 +1,6 @@
 """Training loops as users write them; only the line that makes the optimizer knows of pruning."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -68,6 +69,10 @@ def test_nnx_optimizer(kind):
     params = nnx.as_pure(nnx.state(model, nnx.Param))
     found = nnx.as_pure(jaxprune.get_masks(optimizer.opt_state))
     expect_zeros(params, found, {"first/kernel": 36, "second/kernel": 24})
+    # As they are in the optimizer, Variables of its own kind, they go onto the model's.
+    applied = masks.apply(nnx.state(model, nnx.Param), jaxprune.get_masks(optimizer.opt_state))
+    chex.assert_trees_all_equal(nnx.as_pure(applied), params)
+    assert float(masks.sparsity(nnx.state(model, nnx.Param), jaxprune.get_masks(optimizer.opt_state))) == 0.75
 
 
 @pytest.mark.parametrize("kind", [eqx.is_inexact_array, eqx.is_array], ids=["inexact", "arrays"])

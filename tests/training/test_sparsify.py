@@ -291,7 +291,7 @@ def test_masks_within_masks_are_not_chosen_between():
     inner = jaxprune.sparsify(optax.sgd(0.1), gradual())
     with pytest.raises(ValueError, match=r"one sparsify.*found 2"):
         _ = jaxprune.get_masks(jaxprune.sparsify(inner, gradual()).init(init_params()))
-    groups = {"a": jaxprune.sparsify(optax.sgd(0.1), gradual()), "b": jaxprune.sparsify(optax.sgd(0.1), gradual())}
+    groups: Any = {"a": jaxprune.sparsify(optax.sgd(0.1), gradual()), "b": jaxprune.sparsify(optax.sgd(0.1), gradual())}
     params = init_params()
     state: Any = optax.partition(groups, {"first": "a", "second": "b"}).init(params)
     with pytest.raises(ValueError, match=r"found 2; pass the part .*inner_states\[label\]"):
