@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxprune import tree
 from jaxprune.masks.patterns import BatchAxes, Pattern, Patterns, Unstructured
 
@@ -36,12 +38,12 @@ def fitted(params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Bat
       batch_axes: as in `masks.select`.
 
     Raises:
-      ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing; no leaf at all.
+      ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing.
       TypeError: what is no pattern.
     """
     patterns = tree.resolve(pattern, params, default=Unstructured(), what="pattern")
     axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    selected = tree.selected(params, where)
+    selected = jax.tree.leaves(tree.prunable(params, where))
     check_patterns(patterns)
     found, wrong = [], []
     for i, (name, leaf) in enumerate(tree.named_leaves(params)):

@@ -52,7 +52,7 @@ def select(
       `Channel`. NaN ranks lowest, -0.0 equals 0.0, denormals count, and of equal scores the lowest index is kept.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not match; the message
+      ValueError: nothing to prune, a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not match; the message
         names the leaves. Inside `jax.shard_map`, scores that differ between its devices.
       TypeError: a score that is not floating.
 
@@ -138,6 +138,7 @@ def select_global(
 
 
 def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes) -> list[Fitted]:
+    tree.selected(scores, where)  # an allocation may share nothing among no leaf; a selection is asked to prune
     chosen = fitted(scores, pattern, where, batch_axes)
     _check_alike(chosen)
     return chosen
