@@ -52,8 +52,8 @@ def select(
       `Channel`. NaN ranks lowest, -0.0 equals 0.0, denormals count, and of equal scores the lowest index is kept.
 
     Raises:
-      ValueError: nothing to prune, a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not match; the message
-        names the leaves. Inside `jax.shard_map`, scores that differ between its devices.
+      ValueError: nothing to prune, a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not
+        match; the message names the leaves. Inside `jax.shard_map`, scores that differ between its devices.
       TypeError: a score that is not floating.
 
     Under jit, patterns, `where` and `batch_axes` are static; scores and sparsities may be traced, and another sparsity
