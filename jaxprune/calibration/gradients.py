@@ -70,6 +70,7 @@ def accumulate_gradients(
     floating = [jnp.asarray(leaves[i]) for i in at]
     zeros = lambda: [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floating]
     sums, count = (zeros(), zeros()), 0
+    tree.check_batches(batches)
     for batch in batches:
         sums, count = step(sums, floating, batch), count + 1
     if not count:

@@ -61,6 +61,7 @@ def calibrate(
       `Stats`.
 
     Raises:
+      TypeError: one batch in place of batches.
       ValueError: there are no batches; nothing is covered; a Gram matrix is larger than `max_bytes` (the message
         names the leaf); activations are not finite; `collect` is unknown; float64 without x64.
       ImportError: `progress` without tqdm.
@@ -73,6 +74,7 @@ def calibrate(
       ([5.0, 5.0, 5.0], 6)
     """
     run = calibrator(fn, params, collect=collect, where=where, dtype=dtype, max_bytes=max_bytes)
+    tree.check_batches(batches)
     return run(params, _with_bar(batches, progress))
 
 
@@ -115,6 +117,7 @@ def calibrator(
         arrays = [leaf for leaf in jax.tree.leaves(params) if jaxprs.is_array(leaf)]
         plan, sums = None, {}
         counts: dict[int, Any] = {}
+        tree.check_batches(batches)
         for batch in batches:
             shapes = _shapes(batch)
             if shapes not in steps:

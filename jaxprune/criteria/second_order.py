@@ -114,6 +114,7 @@ def hessian_diagonal(
         return jax.lax.scan(draw, total, jax.random.split(key, samples))[0]
 
     total, count = [jnp.zeros(w.shape, wide(w.dtype)) for w in floating], 0
+    tree.check_batches(batches)
     for batch in batches:
         total, count = step(total, floating, batch, jax.random.fold_in(key, count)), count + 1
     if not count:

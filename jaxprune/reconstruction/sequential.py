@@ -67,6 +67,7 @@ def reconstruct_sequential(
       >>> int(new.masks['a'].sum()), int(new.masks['b'].sum())
       (32, 16)
     """
+    tree.check_batches(batches)
     if isinstance(batches, Iterator):
         raise ValueError("batches is gone through once for each stage, and an iterator only once: pass a list")
     kernel = matrices.kernel_of(method, damping, block)

@@ -53,6 +53,7 @@ def recalibrate_statistics(
 
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape) if tree.is_floating(x) else x, statistics)
     count, momentum = 0, None
+    tree.check_batches(batches)
     for batch in batches:
         sums, momentum = step(sums, batch)
         count += 1

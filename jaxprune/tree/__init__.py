@@ -1,6 +1,7 @@
 """Trees of parameters: the names of leaves, which may be pruned, rules by path."""
 
 from jaxprune.tree.matching import align as align
+from jaxprune.tree.matching import check_batches as check_batches
 from jaxprune.tree.matching import check_bool as check_bool
 from jaxprune.tree.matching import check_function as check_function
 from jaxprune.tree.matching import check_masks as check_masks

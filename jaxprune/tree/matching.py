@@ -1,5 +1,6 @@
 """Whether two trees belong together; every difference is named before anything is computed."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -99,6 +100,17 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
             shapes.append(f"  {name}: mask {got}, parameter {expected}")
     if shapes:
         raise ValueError("each mask must broadcast to its parameter:\n" + "\n".join(_shorten(shapes)))
+
+
+def check_batches(batches: Any) -> None:
+    """Raises where one batch was given in place of batches: going through an array would take its rows for them.
+
+    Raises:
+      TypeError: an array, a mapping, or nothing that can be gone through.
+    """
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping) or hasattr(batches, "shape"):
+        got = f"an array of shape {list(batches.shape)}" if hasattr(batches, "shape") else type(batches).__name__
+        raise TypeError(f"batches is a list of batches, or something else to go through, got {got}; for one: [batch]")
 
 
 def check_bool(masks: PyTree, *, what: str = "masks") -> None:

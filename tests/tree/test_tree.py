@@ -132,3 +132,13 @@ def test_align_takes_other_containers_but_no_other_leaves():
     assert tree.align(params, params, what="masks") is params
     with pytest.raises(ValueError, match="b/c: in params, not in masks"):
         _ = tree.align(params, {"a": 1}, what="masks")
+
+
+@pytest.mark.parametrize(
+    ("batches", "got"),
+    [(jnp.ones((4, 3)), r"an array of shape \[4, 3\]"), ({"x": jnp.ones(3)}, "dict"), (7, "int")],
+)
+def test_one_batch_is_no_list_of_batches(batches, got):
+    tree.check_batches([batches])
+    with pytest.raises(TypeError, match=f"list of batches.*got {got}; for one"):
+        tree.check_batches(batches)
