@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxprune.masks import counts, keys
 from jaxprune.masks.axes import replicate, split
 from jaxprune.masks.counts import Count
+from jaxprune.masks.shards import WHOLE, Layout
 
 _INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
 _SMALL = 1 << 18  # entries that are counted in one go
@@ -35,24 +36,31 @@ class Leaf:
     lowest index ranks first. The index is one digit, or two in a slice of 2^31 entries and more.
 
     Attributes:
-      full: the shape of the array.
+      full: the shape of the array, or of the part of it that a device of a shard_map holds.
       batch_axes: how many leading axes are slices.
       dtype: of the scores.
+      layout: how devices of a shard_map share it. Slices, shape and entries are those of the whole.
     """
 
     full: tuple[int, ...]
     batch_axes: int
     dtype: np.dtype
+    layout: Layout = WHOLE
+
+    @property
+    def part(self) -> "Leaf":
+        """The part that this device holds, as if it were all there is."""
+        return Leaf(self.full, self.batch_axes, self.dtype)
 
     @property
     def slices(self) -> int:
         """How many slices there are."""
-        return math.prod(self.full[: self.batch_axes])
+        return math.prod(self.layout.whole(self.full)[: self.batch_axes])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a slice."""
-        return self.full[self.batch_axes :]
+        return self.layout.whole(self.full)[self.batch_axes :]
 
     @property
     def entries(self) -> int:
@@ -73,7 +81,7 @@ class Leaf:
           seen: what is known already.
 
         Returns:
-          For each probe, a Count of [slices] that is not normalised.
+          For each probe, a Count of [slices] that is not normalised; of this device's part, if there are more.
         """
         return _count_above(self, scores, probes, seen)
 
@@ -130,7 +138,8 @@ def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen) -
     for number in range(1, len(places)):
         earlier = earlier & lax.eq(places[number - 1], _column(leaf, seen.found[number - 1]))
         value = jnp.where(seen.part >= number, jnp.where(earlier, places[number], least), value)
-    return _count(leaf, [lax.gt(value, _column(leaf, probes[:, i])) for i in range(probes.shape[1])])
+    found = _count(leaf.part, [lax.gt(value, _column(leaf, probes[:, i])) for i in range(probes.shape[1])])
+    return [Count(*(_spread(leaf, limb) for limb in count)) for count in found]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -146,11 +155,48 @@ def _mask(leaf: Leaf, scores: jax.Array, found: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _sample(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    if leaf.layout.is_cut:
+        return _sample_parts(leaf, scores, wanted)
     if jax.device_count() > 1:
         return keys.ordered(_at_points(leaf, scores, wanted))
     places = tuple(slice(None, None, stride) for stride in strides(leaf.shape, wanted))
     taken = scores[(slice(None),) * leaf.batch_axes + places].reshape(leaf.slices, -1)
     return keys.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
+
+
+def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    """As many keys of each part, in a place of its own, so that a sum over devices gives all of them the same sample.
+
+    Of more parts than keys are wanted, as many parts give one each.
+    """
+    within = range(leaf.batch_axes, len(leaf.full))
+    parts, part = leaf.layout.number(within), leaf.layout.position(within)
+    each = max(1, wanted // parts)
+    found = keys.ordered(_at_points(leaf.part, scores, each))
+    found = found.astype(jnp.promote_types(found.dtype, jnp.int32))
+    places = min(wanted, parts)
+    place = part * places // parts
+    gives = (part * places) % parts < places
+    table = jnp.where(gives & (jnp.arange(places) == place)[:, None], found[:, None], 0)
+    table = _spread(leaf, table.reshape(len(found), -1))
+    return lax.psum(table, leaf.layout.all_names)
+
+
+def _own(leaf: Leaf, values: jax.Array) -> jax.Array:
+    """Of values for all slices, [slices, ...], those for this device's."""
+    if not leaf.layout.along(range(leaf.batch_axes)):
+        return values
+    batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
+    whole = leaf.layout.whole(batch)
+    return leaf.layout.own(values.reshape(*whole, *rest), batch).reshape(-1, *rest)
+
+
+def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
+    """The inverse of `_own`, with zeros for the slices of other devices."""
+    if not leaf.layout.along(range(leaf.batch_axes)):
+        return values
+    batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
+    return leaf.layout.spread(values.reshape(*batch, *rest), batch).reshape(-1, *rest)
 
 
 def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
@@ -188,7 +234,10 @@ def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> lis
     for digit in digits(leaf.shape):
         index: Any = zero
         for size in digit:
-            index = index * np.int32(size) + lax.broadcasted_iota(jnp.int32, leaf.full, axis)
+            position = lax.broadcasted_iota(jnp.int32, leaf.full, axis)
+            if leaf.layout.along([axis]):
+                position = position + leaf.layout.start(axis, leaf.full[axis])
+            index = index * np.int32(size) + position
             axis += 1
         places.append((np.int32(-1) - index).astype(integer))
     return places
@@ -196,7 +245,7 @@ def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> lis
 
 def _column(leaf: Leaf, values: jax.Array) -> jax.Array:
     """One value a slice, as large as the scores."""
-    batch = leaf.full[: leaf.batch_axes]
+    batch, values = leaf.full[: leaf.batch_axes], _own(leaf, values)
     return lax.broadcast_in_dim(values.reshape(batch), leaf.full, tuple(range(leaf.batch_axes)))
 
 

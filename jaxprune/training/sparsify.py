@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import masks, tree
+from jaxprune.masks import shards
 from jaxprune.training import enforce, finite
 from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
@@ -44,7 +45,7 @@ class SparsifyState(NamedTuple):
 
 
 def sparsify(
-    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False
+    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False, axis_name: PyTree = None
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that what the method removes stays exactly zero.
 
@@ -56,6 +57,11 @@ def sparsify(
       method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
       packed: whether the state holds the masks as `masks.Packed`, a bit an entry instead of a byte, with the same
         results. What the method itself remembers (the second masks of `top_kast`) stays as it is.
+      axis_name: for an `update` inside `jax.shard_map` whose devices share the parameters: their `PartitionSpec`s, as
+        in its `in_specs`, a tree in the structure of the parameters or the beginning of it. The method then sees whole
+        parameters, and masks are those of one device; `init` may be called inside or outside. Gradients must be of
+        the whole loss. Not for optimizers that look at all parameters at once (`clip_by_global_norm`,
+        `apply_if_finite`): these see the part that the device holds.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -90,6 +96,7 @@ def sparsify(
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     inner = optax.with_extra_args_support(optimizer)
     method = _packing(method) if packed else method
+    method = method if axis_name is None else _on_shards(method, axis_name)
 
     def init(params: PyTree) -> SparsifyState:
         found, state = method.init(params)
@@ -98,6 +105,8 @@ def sparsify(
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
         tree.check_masks(params, state.masks)
+        if axis_name is not None:
+            _check_shards(params, state, axis_name)
         if method.dense is not None:
             return _dense_update(inner, method, method.dense, updates, state, params, extra)
         guarded = finite.is_guarded(state.inner)
@@ -212,3 +221,35 @@ def _packing(method: Method) -> Method:
         lambda updates, held, state: own.updates(updates, masks.unpack(held), state),
     )
     return method._replace(init=init, revise=revise, dense=dense)
+
+
+def _on_shards(method: Method, axis_name: PyTree) -> Method:
+    """The method, for parameters that devices of a shard_map share; its own functions hear of it where they ask."""
+
+    def within(fn: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            with masks.sharded(axis_name):
+                return fn(*arguments)
+
+        return call
+
+    return method._replace(init=within(method.init), revise=within(method.revise))
+
+
+def _check_shards(params: PyTree, state: SparsifyState, axis_name: PyTree) -> None:
+    """Raises for what would go another way on each device."""
+    cut = shards.layouts(params, axis_name)
+    if finite.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
+        raise ValueError(
+            "sparsify(axis_name=...): optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
+            "device holds, and would skip a step on some devices only; put it around a shard_map, or check before"
+        )
+    held = jax.tree.structure(params).flatten_up_to(state.masks)
+    leaves = zip(tree.named_leaves(params), held, cut, strict=True)
+    packed = [(name, mask, layout) for (name, _), mask, layout in leaves if masks.is_packed(mask)]
+    wrong = [f"  {name}: {layout.names}" for name, mask, layout in packed if layout.along([mask.ndim - 1])]
+    if wrong:
+        raise ValueError(
+            "packed masks know the width of a whole row, so the last axis of these leaves cannot be cut; shard another "
+            "axis, or leave packed=False:\n" + "\n".join(wrong)
+        )
