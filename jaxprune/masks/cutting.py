@@ -28,13 +28,11 @@ def problem(pattern: Pattern, shape: Shape, batch_axes: int, layout: Layout) -> 
             return None
         return f"blocks of {sizes} do not divide the parts {shape} that devices hold; shard it along other axes"
     if isinstance(pattern, NM):
+        if _holds_groups(pattern, shape, batch_axes, layout):
+            return None
         return (
-            None
-            if _holds_groups(pattern, shape, batch_axes, layout)
-            else (
-                f"groups of m={pattern.m} along the reduction axes lie on several devices, whose parts are {shape}; shard "
-                "it along other axes, or give it another axis by path"
-            )
+            f"groups of m={pattern.m} along the reduction axes lie on several devices, whose parts are {shape}; "
+            "shard it along other axes, or give it another axis by path"
         )
     return f"{pattern} does not say what its units are in a part of an array; prune it outside of the shard_map"
 
