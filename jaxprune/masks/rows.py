@@ -4,7 +4,6 @@ Nothing here reshapes or slices the scores but for a sample: a reshape of a shar
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ _SMALL = 1 << 18  # entries that are counted in one go
 _PARALLEL = 16  # partial sums, at least: what a back end may work on at the same time
 _PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
 _GATHERED = 8  # devices up to which what each of them counted may be gathered
+_DIGITS = 1 << 23  # numbers whose digits of 8 bits add up to 31 bits, at most
 _APART = 64  # devices, at least, that an axis can be shared out to in whole stretches
 
 
@@ -263,9 +263,9 @@ def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
         lows = _add(numbers, tuple(range(leaf.batch_axes, numbers[0].ndim)))
         limbs = [Count(jnp.zeros_like(low), low) for low in lows]
     elif jax.device_count() > 1:
-        # Two operands a probe: half of them at a time, for more operands break the fusion into one pass.
-        half = len(numbers) // 2
-        limbs = _add_in_limbs(numbers[:half], within) + _add_in_limbs(numbers[half:], within)
+        stretches = _shared_out(leaf)
+        numbers = _add([split(number, stretches) for number in numbers], tuple(range(1, 2 * len(leaf.full), 2)))
+        limbs = [_add_digits(number, within) for number in numbers]
     else:
         kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
         numbers = _add(numbers, tuple(a for a in within if a not in kept))
@@ -286,18 +286,28 @@ def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:
     return _add([split(number, stretch) for number in numbers], tuple(range(1, 2 * numbers[0].ndim, 2)))
 
 
-def _add_in_limbs(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[Count]:
-    """Sums beyond 31 bits: each is carried as it is added, so that no parts need to be kept apart (or to be moved)."""
-    size = len(numbers)
+def _shared_out(leaf: Leaf) -> tuple[int, ...]:
+    """How long the stretches are, along each axis, of a slice whose count exceeds 31 bits.
 
-    def carry(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
-        lows = [lax.add(x, y) for x, y in zip(a[size:], b[size:], strict=True)]
-        highs = [x + y + (low >> 16) for x, y, low in zip(a[:size], b[:size], lows, strict=True)]
-        return highs + [low & 0xFFFF for low in lows]
+    As many along each axis as devices may share it, and in all no more than `_add_digits` adds up.
+    """
+    most = 4 * _APART
+    while True:
+        number = [math.gcd(size, most) for size in leaf.shape]
+        if math.prod(number) <= _DIGITS or most == 1:
+            return (1,) * leaf.batch_axes + tuple(n // k for n, k in zip(leaf.shape, number, strict=True))
+        most //= 2
 
-    zeros = [jnp.zeros_like(number) for number in numbers]
-    found = lax.reduce([*zeros, *numbers], [np.int32(0)] * 2 * size, carry, axes)
-    return [Count(*limbs) for limbs in zip(found[:size], found[size:], strict=True)]
+
+def _add_digits(number: jax.Array, axes: tuple[int, ...]) -> Count:
+    """Sums beyond 31 bits, of at most 2^23 numbers: of each of their digits, by reductions of a single operand.
+
+    These a partitioned program adds up on the way; of one that carries, it would gather what each device found.
+    """
+    digits = [((number >> shift) & 0xFF).sum(axes, dtype=jnp.int32) for shift in (0, 8, 16, 24)]
+    ones, second, third, fourth = digits
+    high = (ones >> 16) + (second >> 8) + third + (fourth << 8)
+    return counts.normalise(Count(high, (ones & 0xFFFF) + ((second & 0xFF) << 8)))
 
 
 def _add(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
