@@ -230,11 +230,14 @@ def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
 
 def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
     places = [keys.ordered(scores).astype(integer)]
+    # Where types name the devices, an index is made where its entry lies; else it would be whole on each of them.
+    sharding = jax.typeof(scores).sharding
+    place = sharding if any(part is not None for part in sharding.spec) else None
     axis = leaf.batch_axes
     for digit in digits(leaf.shape):
         index: Any = zero
         for size in digit:
-            position = lax.broadcasted_iota(jnp.int32, leaf.full, axis)
+            position = lax.broadcasted_iota(jnp.int32, leaf.full, axis, out_sharding=place)
             if leaf.layout.along([axis]):
                 position = position + leaf.layout.start(axis, leaf.full[axis])
             index = index * np.int32(size) + position
