@@ -119,7 +119,8 @@ def sharded(axis_name: PyTree) -> Iterator[None]:
         of the `shard_map` are: one alone holds for all leaves. They name the axes of the mesh that cut each axis of a
         leaf. None changes nothing.
 
-    It is in force while functions are traced. Outside of a `shard_map` arrays are whole, and it has no effect.
+    It is in force while functions are traced. Outside of a `shard_map` arrays are whole, and it has no effect. What
+    counts masks (`masks.sparsity`) counts those of the part.
     """
     token = _given.set(_given.get() if axis_name is None else axis_name)
     try:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune
 from benchmarks.collectives import collectives, total
-from jaxprune import allocation, criteria, masks, tree
+from jaxprune import allocation, criteria, masks, training, tree
 from tests.distributed import layouts, problem
 from tests.distributed.test_masks import CASES
 
@@ -175,3 +175,42 @@ def test_units_on_several_devices_are_refused(pattern, spec, message, devices):
     prune = lambda p: masks.select(p, 0.5, pattern, axis_name={"w": spec})
     with pytest.raises(ValueError, match=message):
         in_shards(prune, {"w": P("x", "y") if len(spec) > 2 else spec}, {"w": jnp.ones((8, 8))}, devices)
+
+
+@pytest.mark.parametrize(
+    ("axis_name", "error", "message"),
+    [
+        ("x", TypeError, r"takes PartitionSpecs.*got 'x'"),
+        ({"v": P("x")}, ValueError, "structure of the parameters"),
+        ({"w": P("x", "z")}, ValueError, r"no axis z of the mesh is bound here, while x is"),
+        ({"w": P(None, "y")}, ValueError, r"(?s)differ.*in_specs.*w: x"),
+    ],
+)
+def test_an_axis_name_that_does_not_fit_is_refused(axis_name, error, message, devices):
+    prune = lambda p: masks.select(p, 0.5, axis_name=axis_name)
+    with pytest.raises(error, match=message):
+        in_shards(prune, {"w": P("x")}, {"w": jnp.ones((8, 8))}, devices)
+
+
+def test_what_needs_whole_leaves_refuses_parts(devices):
+    def prune(p: Any) -> Any:
+        with masks.sharded({"w": P("x")}):
+            return criteria.ria(p)
+
+    with pytest.raises(ValueError, match=r"(?s)criteria\.ria needs whole leaves.*w: "):
+        in_shards(prune, {"w": P("x")}, {"w": jnp.ones((8, 8))}, devices)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "packed", "message"),
+    [
+        (optax.sgd(0.1), True, r"(?s)packed masks know the width.*w: "),
+        (optax.apply_if_finite(optax.sgd(0.1), 3), False, "apply_if_finite inside the optimizer sees the part"),
+    ],
+)
+def test_what_would_go_another_way_on_each_device_is_refused(optimizer, packed, message, devices):
+    specs = {"w": P(None, "x")}
+    pruned = jaxprune.sparsify(optimizer, training.one_shot(0.5), packed=packed, axis_name=specs)
+    step = lambda p: pruned.update(p, pruned.init(p), p)[0]
+    with pytest.raises(ValueError, match=message):
+        in_shards(step, specs, {"w": jnp.ones((8, 32))}, devices)
