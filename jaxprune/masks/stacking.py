@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.masks.shards import Layout
+from jaxprune.masks.shards import WHOLE, Layout
 
 _LARGE = 1 << 16  # entries from which an array stays alone
 
@@ -43,8 +43,9 @@ class Stacks(NamedTuple):
         return [found[i] for i in range(len(found))]
 
 
-def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Layout]) -> Stacks:
+def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Layout] | None = None) -> Stacks:
     """Stacks arrays of one shape, dtype, number of batch axes, and sharding as far as types tell, if they are small."""
+    layouts = [WHOLE] * len(arrays) if layouts is None else layouts
     groups: dict[object, list[int]] = {}
     for i, (x, axes, layout) in enumerate(zip(arrays, batch_axes, layouts, strict=True)):
         alike = (x.shape, x.dtype, axes, layout, jax.typeof(x).sharding) if math.prod(x.shape) < _LARGE else i
