@@ -185,7 +185,7 @@ def _revise(
 
     # Only the masks and the method's state go through: what else a branch returned would be copied every step.
     def revise(held: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
-        revised = method.revise(held[0], held[1], signals)
+        revised = jax.tree.map(_lying_like, method.revise(held[0], held[1], signals), held)
         if not guarded:
             return revised, jnp.array(False)
         fine = finite.are_finite(signals.grads, held[0]) & finite.are_finite(signals.grads, revised[0])
@@ -195,6 +195,12 @@ def _revise(
     due = due if unless is False else due & ~unless
     (found, method_state), waits = jax.lax.cond(due, revise, lambda held: (held, jnp.array(False)), held)
     return found, method_state, waits
+
+
+def _lying_like(new: jax.Array, old: jax.Array) -> jax.Array:
+    """On axes that types name, the new array on the devices of the old one: both are results of one `lax.cond`."""
+    own, place = (jax.typeof(x).sharding for x in (new, old))
+    return new if own.spec == place.spec else jax.sharding.reshard(new, place)
 
 
 def _next(step: jax.Array, skipped: Any) -> jax.Array:
