@@ -149,7 +149,8 @@ def _by_argsort(x: jax.Array, n: int, m: int) -> jax.Array:
 def compiling(leaves: int) -> dict[str, Any]:
     """Seconds to trace, lower and compile a mask update over so many leaves, alike or not."""
     kinds = {
-        "50 shapes, 0.1M to 1M entries": [(256 + 64 * (i % 10), 384 + 128 * (i % 5)) for i in range(leaves)],
+        "50 shapes, 0.1M to 0.7M entries": [(256 + 64 * (i % 10), 384 + 128 * (i // 10 % 5)) for i in range(leaves)],
+        "10 shapes, 0.1M to 0.7M entries": [(256 + 64 * (i % 10), 384 + 128 * (i % 5)) for i in range(leaves)],
         "6 shapes, below 64K entries": [(64 + 16 * (i % 6), 192) for i in range(leaves)],
     }
     found = {}

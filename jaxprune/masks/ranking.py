@@ -12,7 +12,7 @@ from jax import lax
 from jaxprune.masks import counts, keys, shards
 from jaxprune.masks.counts import Count
 from jaxprune.masks.rows import Leaf, Seen
-from jaxprune.masks.search import PROBES, Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
+from jaxprune.masks.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
 from jaxprune.masks.shards import WHOLE, Layout
 from jaxprune.masks.stacking import stack
 
@@ -72,19 +72,24 @@ def keep_largest(
         first = np.cumsum([0, *slices])
         moved = np.concatenate([np.arange(first[i], first[i + 1]) for i in stacks.order])
         kept = Count(kept.high[moved], kept.low[moved])
-    found = split(_find(stacks.arrays, leaves, rows, kept), [leaf.slices for leaf in leaves])
-    return stacks.unstack([leaf.mask(x, f) for leaf, x, f in zip(leaves, stacks.arrays, found, strict=True)])
+    ends = np.cumsum([leaf.slices for leaf in leaves]).tolist()
+    first = _unknown([end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)])
+    found = _find(stacks.arrays, leaves, first, rows, kept)
+    return stacks.unstack([leaf.mask(x, found, i) for leaf, x, i in zip(leaves, stacks.arrays, first, strict=True)])
 
 
-def split(values: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    """Cuts the last axis into stretches of the given sizes."""
-    ends = np.cumsum(sizes).tolist()
-    return [lax.slice_in_dim(values, end - size, end, axis=-1) for size, end in zip(sizes, ends, strict=True)]
+def _unknown(numbers: list[int]) -> list[jax.Array]:
+    """Integers of which the compiler does not know what they are.
+
+    XLA compiles a kernel once, however often it occurs. What a leaf asks of a table by its row is the same kernel for
+    all leaves of one shape, unless the row's number is written into it.
+    """
+    known = lax.optimization_barrier(jnp.asarray(True))
+    return lax.cond(known, lambda: [jnp.int32(n) for n in numbers], lambda: [jnp.int32(n + 1) for n in numbers])
 
 
-def _find(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, kept: Count) -> jax.Array:
-    """The place, int[parts, rows], above which each row's entries are kept."""
-    sizes = [leaf.slices for leaf in leaves]
+def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], rows: Rows, kept: Count) -> jax.Array:
+    """The place, int[parts, rows], above which each row's entries are kept; `first` is the first row of each leaf."""
     integer = jnp.result_type(*(keys.integer(leaf.dtype) for leaf in leaves), jnp.int32)
     lows, highs = _bounds(leaves, integer)
     entries = _per_row(leaves)
@@ -102,9 +107,11 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, kept: Count) 
         def count_above(probes: jax.Array) -> Count:
             # Without this barrier the compiler takes the keys and indices out of the loop, into buffers as large as
             # the scores. All of its outputs must be used, or it ties nothing.
-            tied = shards.tie(arrays, (split(probes.T, sizes), jnp.int32(0)), [leaf.layout for leaf in leaves])
-            cut = zip(leaves, tied, split(found, sizes), range(len(leaves)), strict=True)
-            return _total(leaves, [leaf.count_above(x, p[i].T, Seen(part, f, z)) for leaf, (x, (p, z)), f, i in cut])
+            tied = shards.tie(arrays, (probes, jnp.int32(0)), [leaf.layout for leaf in leaves])
+            each = zip(leaves, tied, first, strict=True)
+            return _total(
+                leaves, [leaf.count_above(x, p, Seen(part, found, zero), i) for leaf, (x, (p, zero)), i in each]
+            )
 
         start = Bracket(lows[part], highs[part], equal, counts.zeros(equal))
         probes = jnp.where(together, guess, probes_between(start, rows, wanted, together))
@@ -143,26 +150,23 @@ def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: 
     return counts.where(together, Count(*(limb[back].reshape(-1) for limb in taken)), own)
 
 
-def _total(leaves: list[Leaf], parts: list[list[Count]]) -> Count:
-    """What the devices of a shard_map found together, in one collective for all leaves shared along the same axes."""
+def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
+    """For each leaf a Count of [probes, slices] -> a Count of [rows, probes], of all that devices of a shard_map hold.
+
+    That takes one collective for all leaves shared along the same axes of the mesh.
+    """
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, leaf in enumerate(leaves):
         groups.setdefault(leaf.layout.all_names, []).append(i)
-    found = [shards.total(_join([parts[i] for i in group]), names) for names, group in groups.items()]
+    found = []
+    for names, group in groups.items():
+        limbs = zip(*(parts[i] for i in group), strict=True)
+        found.append(shards.total(counts.normalise(Count(*(lax.concatenate(limb, 1).T for limb in limbs))), names))
     if len(found) == 1:
         return found[0]
     rows = np.split(np.arange(sum(leaf.slices for leaf in leaves)), np.cumsum([leaf.slices for leaf in leaves])[:-1])
     order = np.argsort(np.concatenate([rows[i] for group in groups.values() for i in group]))
     return Count(*(jnp.concatenate(limbs)[order] for limbs in zip(*found, strict=True)))
-
-
-def _join(parts: list[list[Count]]) -> Count:
-    """For each leaf, for each probe, a Count of [slices] -> a Count of [rows, probes]."""
-    limbs = (
-        jnp.stack([lax.concatenate([leaf[i][limb] for leaf in parts], 0) for i in range(PROBES)], axis=1)
-        for limb in (0, 1)
-    )
-    return counts.normalise(Count(*limbs))
 
 
 def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:

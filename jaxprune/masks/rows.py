@@ -72,22 +72,23 @@ class Leaf:
         """For each part of a place, integers `(low, high)` with `low < part <= high`."""
         return [keys.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
-    def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen") -> list[Count]:
+    def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> Count:
         """How many places of each slice exceed each probe, by the part that is looked at now.
 
         Args:
           scores: the array.
-          probes: int[slices, p].
+          probes: int[rows, p], of these slices and of others.
           seen: what is known already.
+          first: int32, which of the rows is the first slice of this array.
 
         Returns:
-          For each probe, a Count of [slices] that is not normalised; of this device's part, if there are more.
+          A Count of [p, slices] that is not normalised; of this device's part, if there are more.
         """
-        return _count_above(self, scores, probes, seen)
+        return _count_above(self, scores, probes, seen, first)
 
-    def mask(self, scores: jax.Array, found: jax.Array) -> jax.Array:
-        """True where the place is above `found`, int[parts, slices]: by the first part in which the two differ."""
-        return _mask(self, scores, found)
+    def mask(self, scores: jax.Array, found: jax.Array, first: jax.Array) -> jax.Array:
+        """True where the place is above `found`, int[parts, rows]: by the first part in which the two differ."""
+        return _mask(self, scores, found, first)
 
     def sample(self, scores: jax.Array, wanted: int) -> jax.Array:
         """Keys of at most `wanted` entries of each slice, spread over it: [slices, m]."""
@@ -100,7 +101,7 @@ class Seen:
 
     Attributes:
       part: int32, which part is looked at: 0, the keys.
-      found: int[parts, slices], what was found for the parts before; only entries equal to it count.
+      found: int[parts, rows], what was found for the parts before; only entries equal to it count.
       zero: a 0 that the compiler cannot see through, else it keeps the indices in a buffer as large as the scores.
     """
 
@@ -130,24 +131,26 @@ def digits(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen) -> list[Count]:
-    integer = probes.dtype
+def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen, first: jax.Array) -> Count:
+    integer, probes, found = probes.dtype, _own(leaf, probes.T, first), _own(leaf, seen.found, first)
     least = np.asarray(np.iinfo(integer).min, integer)
     places = _places(leaf, scores, integer, seen.zero)
-    value, earlier = places[0], jnp.asarray(True)
+    value, earlier = places[0], None
     for number in range(1, len(places)):
-        earlier = earlier & lax.eq(places[number - 1], _column(leaf, seen.found[number - 1]))
+        equal = lax.eq(places[number - 1], _column(leaf, found, number - 1))
+        earlier = equal if earlier is None else earlier & equal
         value = jnp.where(seen.part >= number, jnp.where(earlier, places[number], least), value)
-    found = _count(leaf.part, [lax.gt(value, _column(leaf, probes[:, i])) for i in range(probes.shape[1])])
-    return [Count(*(_spread(leaf, limb) for limb in count)) for count in found]
+    count = _count(leaf.part, [lax.gt(value, _column(leaf, probes, i)) for i in range(len(probes))])
+    return Count(*(_spread(leaf, limb.T).T for limb in count))
 
 
 @partial(jax.jit, static_argnums=0)
-def _mask(leaf: Leaf, scores: jax.Array, found: jax.Array) -> jax.Array:
+def _mask(leaf: Leaf, scores: jax.Array, found: jax.Array, first: jax.Array) -> jax.Array:
     mask: Any = None
+    found = _own(leaf, found, first)
     places = list(_places(leaf, scores, found.dtype, jnp.int32(0)))
     for number in reversed(range(len(places))):
-        bound = _column(leaf, found[number])
+        bound = _column(leaf, found, number)
         above = lax.gt(places[number], bound)
         mask = above if mask is None else above | (lax.eq(places[number], bound) & mask)
     return mask
@@ -182,17 +185,8 @@ def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
     return lax.psum(table, leaf.layout.all_names)
 
 
-def _own(leaf: Leaf, values: jax.Array) -> jax.Array:
-    """Of values for all slices, [slices, ...], those for this device's."""
-    if not leaf.layout.along(range(leaf.batch_axes)):
-        return values
-    batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
-    whole = leaf.layout.whole(batch)
-    return leaf.layout.own(values.reshape(*whole, *rest), batch).reshape(-1, *rest)
-
-
 def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
-    """The inverse of `_own`, with zeros for the slices of other devices."""
+    """Of values for this device's slices, [slices, ...], those for all, with zeros for those of other devices."""
     if not leaf.layout.along(range(leaf.batch_axes)):
         return values
     batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
@@ -246,34 +240,46 @@ def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> lis
     return places
 
 
-def _column(leaf: Leaf, values: jax.Array) -> jax.Array:
+def _own(leaf: Leaf, table: jax.Array, first: jax.Array) -> jax.Array:
+    """The columns of a table that are of those of the leaf's slices that this device has: [n, rows] -> [n, slices]."""
+    own = lax.dynamic_slice(table, (np.int32(0), first), (len(table), leaf.slices), allow_negative_indices=False)
+    if not leaf.layout.along(range(leaf.batch_axes)):
+        return own
+    batch = leaf.full[: leaf.batch_axes]
+    return leaf.layout.own(own.T.reshape(*leaf.layout.whole(batch), -1), batch).reshape(-1, len(table)).T
+
+
+def _column(leaf: Leaf, table: jax.Array, row: int) -> jax.Array:
     """One value a slice, as large as the scores."""
-    batch, values = leaf.full[: leaf.batch_axes], _own(leaf, values)
-    return lax.broadcast_in_dim(values.reshape(batch), leaf.full, tuple(range(leaf.batch_axes)))
+    batch = leaf.full[: leaf.batch_axes]
+    values = lax.slice_in_dim(table, row, row + 1).reshape(batch)
+    return lax.broadcast_in_dim(values, leaf.full, tuple(range(leaf.batch_axes)))
 
 
-def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
-    # One reduction for all probes: a single pass over the scores. That of a large slice may leave some leading axes,
+def _count(leaf: Leaf, hits: list[jax.Array]) -> Count:
+    """How many hits there are of each kind in each slice: a Count of [kinds, slices]."""
+    # One reduction for all kinds: a single pass over the scores. That of a large slice may leave some leading axes,
     # so that there are parts to work on at the same time, which are then summed.
     numbers = [lax.convert_element_type(hit, jnp.int32) for hit in hits]
     within = tuple(range(leaf.batch_axes, len(leaf.full)))
     if leaf.entries < _INT32 and jax.device_count() > _GATHERED:
-        lows = [lax.reduce(part, np.int32(0), lax.add, within) for part in _in_stretches(numbers)]
-        limbs = [Count(jnp.zeros_like(low), low) for low in lows]
-    elif leaf.entries < _INT32:
-        kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
-        numbers = _add(numbers, tuple(a for a in within if a not in kept))
-        lows = _add(numbers, tuple(range(leaf.batch_axes, numbers[0].ndim)))
-        limbs = [Count(jnp.zeros_like(low), low) for low in lows]
-    elif jax.device_count() > 1:
+        low = jnp.stack([lax.reduce(part, np.int32(0), lax.add, within) for part in _in_stretches(numbers)])
+        found = Count(jnp.zeros_like(low), low)
+    elif leaf.entries >= _INT32 and jax.device_count() > 1:
         stretches = _shared_out(leaf)
         numbers = _add([split(number, stretches) for number in numbers], tuple(range(1, 2 * len(leaf.full), 2)))
         limbs = [_add_digits(number, within) for number in numbers]
+        found = Count(*(jnp.stack(limb) for limb in zip(*limbs, strict=True)))
     else:
         kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
-        numbers = _add(numbers, tuple(a for a in within if a not in kept))
-        limbs = [counts.total(number, tuple(range(leaf.batch_axes, number.ndim))) for number in numbers]
-    return [Count(*(replicate(limb).reshape(leaf.slices) for limb in count)) for count in limbs]
+        parts = jnp.stack(_add(numbers, tuple(a for a in within if a not in kept)))
+        left = tuple(range(1 + leaf.batch_axes, parts.ndim))
+        if leaf.entries < _INT32:
+            low = parts.sum(left, dtype=jnp.int32)
+            found = Count(jnp.zeros_like(low), low)
+        else:
+            found = counts.total(parts, left)
+    return Count(*(replicate(limb).reshape(len(hits), leaf.slices) for limb in found))
 
 
 def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:

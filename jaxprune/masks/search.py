@@ -28,7 +28,6 @@ _LATER = (-4.0, -1.5, -0.75, -0.25, 0.25, 0.75, 1.5, 4.0)
 # Evenly spread probes cut a bracket to a ninth whatever the data: best where few keys are left, and after a pass in
 # which keys lay so unevenly that the guesses left most of them in.
 _EVEN = np.arange(1, PROBES + 1, dtype=np.float32) / (PROBES + 1)
-_NARROW = PROBES * (PROBES + 2)  # integers, which two passes settle
 _FEW = PROBES + 1
 _MOST = 0.5
 
@@ -152,14 +151,14 @@ def probes_between(
 ) -> jax.Array:
     """Probes around the wanted rank, as if keys lay evenly between the ends: int[rows, PROBES], ascending.
 
-    Where the last such guess got `stuck`, or few integers or few keys are left, they are spread evenly instead.
+    Where the last such guess got `stuck`, or few keys are left, they are spread evenly; few integers are all probed.
     """
     above_low, inside = rows.total(bracket.above_low, together), _inside(bracket, rows, together)
     place = jnp.clip(counts.as_float(counts.subtract(above_low, kept)) / inside, 0.0, 1.0)
     deviation = jnp.sqrt(place * (1 - place) / inside) + 0.5 / inside
     around = place[:, None] + np.array(_LATER, np.float32) * deviation[:, None]
     span = _distance(bracket.low, bracket.high)
-    evenly = stuck | (span <= _NARROW) | (inside <= _FEW)
+    evenly = stuck | (inside <= _FEW)
     # float32 rounds a wide span up, maybe past the integers: stay below it.
     parts = jnp.where(evenly[:, None], _EVEN, jnp.clip(around, 0.0, 0.999999))
     span = span[:, None]

@@ -1,3 +1,6 @@
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +80,18 @@ def test_members_mapped_over_are_those_alone_and_eager_is_jit():
     for member in range(3):
         np.testing.assert_array_equal(mapped[member], select(scores[member], sparsities[member]))
         np.testing.assert_array_equal(mapped[member], jax.jit(select)(scores[member], sparsities[member]))
+
+
+def test_leaves_of_one_shape_share_their_kernels():
+    """XLA compiles equal kernels once: that of a mask, as large as the leaf, must not have the leaf's number in it."""
+    scores = [jax.ShapeDtypeStruct((512, 640), jnp.float32)] * 4
+    text = jax.jit(partial(masks.select, sparsities=0.5)).lower(scores).compile().as_text()
+    kernels = re.findall(r"^%fused_computation\S* \([^\n]*\) -> pred\[512,640\]\S* \{\n(.*?)^\}", text, re.M | re.S)
+    assert len(kernels) == 4
+    assert len({_without_names(kernel) for kernel in kernels}) == 1
+
+
+def _without_names(kernel: str) -> str:
+    names: dict[str, str] = {}
+    bare = re.sub(r", metadata=\{.*?\}", "", kernel)
+    return re.sub(r"%[\w.-]+", lambda name: names.setdefault(name[0], f"%{len(names)}"), bare)
