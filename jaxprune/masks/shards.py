@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import tree
 from jaxprune.masks import counts
+from jaxprune.masks.axes import replicate
 from jaxprune.masks.counts import Count
 
 PyTree = Any
@@ -180,7 +181,7 @@ def total_slices(value: Count, layout: Layout, batch: Shape) -> Count:
       A normalised Count of [slices of the whole, ...], the same on every device.
     """
     value, rest = counts.normalise(value), value.low.shape[len(batch) :]
-    spread = Count(*(layout.spread(limb, batch).reshape(-1, *rest) for limb in value))
+    spread = Count(*(layout.spread(replicate(limb), batch).reshape(-1, *rest) for limb in value))
     return total(spread, layout.all_names)
 
 
