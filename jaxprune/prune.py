@@ -20,6 +20,7 @@ def prune(
     grads: PyTree | None = None,
     stats: PyTree | None = None,
     key: Any = None,
+    axis_name: PyTree = None,
 ) -> masks.Pruned:
     """Removes the lowest-scoring weights: the parameters with exact zeros, and the masks.
 
@@ -36,6 +37,8 @@ def prune(
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: what `jaxprune.calibrate` returned, for criteria on activations.
       key: a JAX key, for random criteria.
+      axis_name: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: all of this then sees
+        whole parameters, and each device gets its part of the result (`masks.sharded`).
 
     Returns:
       `Pruned(params, masks)`.
@@ -57,7 +60,8 @@ def prune(
     tree.selected(params, where)  # here, for scores are floating where parameters may not be
     tree.check_function(criterion, "criterion", "criteria.magnitude")
     tree.check_function(allocation, "allocation", "allocation.erk")
-    scores = criterion(params, grads=grads, stats=stats, key=key)
-    shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
-    found = masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
+    with masks.sharded(axis_name):
+        scores = criterion(params, grads=grads, stats=stats, key=key)
+        shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
+        found = masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
     return masks.Pruned(masks.apply(params, found), found)

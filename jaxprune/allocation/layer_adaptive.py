@@ -11,9 +11,10 @@ from jax import lax
 from jaxprune import masks, tree
 from jaxprune.allocation import levels, tails
 from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
-from jaxprune.masks import counts
+from jaxprune.masks import counts, shards
 from jaxprune.masks.counts import Count
 from jaxprune.masks.patterns import UNSTRUCTURED
+from jaxprune.masks.shards import WHOLE, Layout
 
 PyTree = Any
 _ROWS = 1 << 15  # what counts.sum_counts adds up, at most
@@ -69,7 +70,8 @@ def lamp(
         return allocation(scores, [], [])
     kept = Count(*(jnp.asarray(limb, jnp.int32) for limb in counts.subtract(counts.count(entries), removed)))
     arrays = [jnp.asarray(leaf.scores) for leaf in pruned]
-    held, _ = keep(arrays, kept, batch_axes=tuple(leaf.batch_axes for leaf in pruned))
+    axes, layouts = tuple(leaf.batch_axes for leaf in pruned), tuple(leaf.layout for leaf in pruned)
+    held, _ = keep(arrays, kept, batch_axes=axes, layouts=layouts)
     gone = [counts.subtract(counts.count(leaf.units), count) for leaf, count in zip(pruned, held, strict=True)]
     gone = [
         count if leaf.batch_axes else Count(*(x[0] for x in count)) for leaf, count in zip(pruned, gone, strict=True)
@@ -78,37 +80,40 @@ def lamp(
     return Allocation(allocation(scores, pruned, gone).sparsities, total / entries)
 
 
-@partial(jax.jit, static_argnames="batch_axes")
-def keep(arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...]) -> tuple[list[Count], jax.Array]:
+@partial(jax.jit, static_argnames=("batch_axes", "layouts"))
+def keep(
+    arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...], layouts: tuple[Layout, ...] | None = None
+) -> tuple[list[Count], jax.Array]:
     """How many entries of each slice LAMP keeps.
 
     Args:
       arrays: floating, none empty.
       kept: how many of all entries, a Count of scalars.
       batch_axes: for each array, how many leading axes are slices.
+      layouts: how devices of a shard_map share each array; all else is of the whole.
 
     Returns:
       A Count of [slices] for each array; and how many passes over the data it took.
     """
-    shapes = [x.shape[:axes] for x, axes in zip(arrays, batch_axes, strict=True)]
-    slices = [math.prod(shape) for shape in shapes]
+    layouts = layouts or (WHOLE,) * len(arrays)
+    given = list(zip(arrays, batch_axes, layouts, strict=True))
+    slices = [math.prod(layout.whole(x.shape)[:axes]) for x, axes, layout in given]
     bounds = [sum(slices[:i]) for i in range(1, len(slices))]
-    largest = [
-        tails.keys(tails.sizes(x)).max(tuple(range(axes, x.ndim))) for x, axes in zip(arrays, batch_axes, strict=True)
-    ]
+    largest = [tails.largest(x, axes, layout) for x, axes, layout in given]
     exponents = [tails.exponents(x) for x in largest]
     rows = jnp.concatenate([x.ravel() for x in exponents])[:, None]
 
     def look(probes: jax.Array, turn: jax.Array) -> tuple[Count, jax.Array]:
         # The barrier ties the scores to the pass: else their squares are computed once, into buffers of their size.
-        held, _ = lax.optimization_barrier((arrays, turn))
-        parts = zip(held, exponents, jnp.split(probes, bounds), strict=True)
-        found = [tails.tails(array, exponent, part) for array, exponent, part in parts]
+        held = [x for x, _ in shards.tie(arrays, turn, layouts)]
+        parts = zip(held, exponents, jnp.split(probes, bounds), layouts, strict=True)
+        found = [tails.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
         count = Count(*(jnp.concatenate(limbs) for limbs in zip(*(x.entries for x in found), strict=True)))
         square = tails.scaled_square(lax.bitcast_convert_type(probes, jnp.float32), rows)
         return count, jnp.where(square > 0, square / jnp.concatenate([x.squares for x in found]), 0.0)
 
-    sizes = [counts.count(x.size // n) for x, n in zip(arrays, slices, strict=True) for _ in range(n)]
+    sizes = [counts.count(math.prod(cut.whole(x.shape)[axes:])) for x, axes, cut in given]
+    sizes = [size for size, n in zip(sizes, slices, strict=True) for _ in range(n)]
     entries = Count(*(jnp.array(limbs, jnp.int32) for limbs in zip(*sizes, strict=True)))
     taken, passes = levels.keep_first(look, entries, jnp.concatenate([x.ravel() for x in largest]), kept)
     return [Count(*limbs) for limbs in zip(*(jnp.split(limb, bounds) for limb in taken), strict=True)], passes

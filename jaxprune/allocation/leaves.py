@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxprune import masks, tree
 from jaxprune.masks import counts
-from jaxprune.masks.fitting import fitted
+from jaxprune.masks.fitting import Fitted, fitted
+from jaxprune.masks.shards import Layout
 
 PyTree = Any
 _LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
@@ -46,11 +47,12 @@ class Leaf(NamedTuple):
     Attributes:
       name: its name.
       place: its place among all leaves.
-      scores: an array or a ShapeDtypeStruct.
+      scores: an array or a ShapeDtypeStruct; of a leaf that devices of a shard_map share, this one's part.
       pattern: how it is pruned.
       batch_axes: how many leading axes are slices that get the same count each.
       slices: how many such slices it has, as the pattern sees it.
       units: how many units each has.
+      layout: how devices share it; all sizes are of the whole.
     """
 
     name: str
@@ -60,16 +62,22 @@ class Leaf(NamedTuple):
     batch_axes: int
     slices: int
     units: int
+    layout: Layout
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the whole leaf."""
+        return self.layout.whole(tuple(self.scores.shape))
 
     @property
     def entries(self) -> int:
         """How many entries the whole leaf has."""
-        return int(np.prod(self.scores.shape))
+        return int(np.prod(self.whole))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape without the batch axes."""
-        return tuple(self.scores.shape[self.batch_axes :])
+        return self.whole[self.batch_axes :]
 
 
 def leaves(scores: PyTree, where: tree.Where, pattern: Any, batch_axes: Any) -> list[Leaf]:
@@ -78,10 +86,12 @@ def leaves(scores: PyTree, where: tree.Where, pattern: Any, batch_axes: Any) -> 
     Raises:
       ValueError: a leaf that its pattern does not fit, named; globs that match nothing.
     """
-    return [
-        Leaf(own.name, own.place, own.leaf, own.pattern, own.batch_axes, *_units(own.leaf, own.pattern, own.batch_axes))
-        for own in fitted(scores, pattern, where, batch_axes)
-    ]
+    return [_leaf(own) for own in fitted(scores, pattern, where, batch_axes)]
+
+
+def _leaf(own: Fitted) -> Leaf:
+    sizes = _units(jax.ShapeDtypeStruct(own.shape, own.leaf.dtype), own.pattern, own.batch_axes)
+    return Leaf(own.name, own.place, own.leaf, own.pattern, own.batch_axes, *sizes, own.layout)
 
 
 def _units(scores: Any, pattern: Any, batch_axes: int) -> tuple[int, int]:

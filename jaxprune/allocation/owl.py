@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from jaxprune import masks, tree
 from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
-from jaxprune.masks import counts
+from jaxprune.masks import counts, shards
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
@@ -93,16 +93,36 @@ def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) 
 
 def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, threshold: float) -> jax.Array:
     """The share of outliers in each layer."""
-    flat = [jnp.asarray(leaf.scores).reshape(leaf.slices, -1).astype(jnp.float32) for leaf in pruned]
     entries = np.zeros(n)
     totals, above = jnp.zeros(n), jnp.zeros(n)
-    for leaf, row, x in zip(pruned, rows, flat, strict=True):
-        totals = totals.at[row].add(x.sum(1))
+    for leaf, row in zip(pruned, rows, strict=True):
+        totals = totals.at[row].add(_sums(leaf))
         np.add.at(entries, row, leaf.units)
     limit = threshold * totals / entries
-    for row, x in zip(rows, flat, strict=True):
-        above = above.at[row].add((x > limit[row][:, None]).sum(1))
+    for leaf, row in zip(pruned, rows, strict=True):
+        above = above.at[row].add(_number_above(leaf, limit[row]))
     return above / entries
+
+
+def _sums(leaf: Leaf) -> jax.Array:
+    """The sum of each slice, in the leaf's own shape and exact: the same bits on any layout."""
+    scores, axes = jnp.asarray(leaf.scores), leaf.batch_axes
+    found = masks.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.layout).reshape(scores.shape[:axes])
+    if leaf.layout.along(range(axes)):
+        found = jax.lax.psum(leaf.layout.spread(found, scores.shape[:axes]), leaf.layout.along(range(axes)))
+    return found.reshape(-1)
+
+
+def _number_above(leaf: Leaf, limit: jax.Array) -> jax.Array:
+    scores, axes = jnp.asarray(leaf.scores), leaf.batch_axes
+    batch = scores.shape[:axes]
+    own = leaf.layout.own(limit.reshape(leaf.layout.whole(batch)), batch)
+    hits = scores.astype(jnp.float32) > own.reshape(*batch, *[1] * (scores.ndim - axes))
+    number = hits.sum(-1, dtype=jnp.int32)
+    found = counts.normalise(masks.Count(jnp.zeros_like(number), number))
+    while found.low.ndim > axes:
+        found = counts.sum_counts(found, found.low.ndim - 1)
+    return counts.as_float(shards.total_slices(found, leaf.layout, batch))
 
 
 def _sparsities(shares: jax.Array, sizes: np.ndarray, sparsity: Any, spread: float) -> jax.Array:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import counts
+from jaxprune.masks import counts, shards
 from jaxprune.masks.counts import Count
+from jaxprune.masks.shards import WHOLE, Layout
 
 SQUARE_BITS = 36  # a square, of at most 1, is a multiple of 2^-36
 _DIGIT_BITS = 18
@@ -44,6 +45,14 @@ def keys(sizes: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(sizes, jnp.int32)
 
 
+def largest(scores: jax.Array, batch_axes: int, layout: Layout) -> jax.Array:
+    """The largest key of each slice, of the whole array: int32, in the shape of its batch axes."""
+    found = keys(sizes(scores)).max(tuple(range(batch_axes, scores.ndim)))
+    if not layout.is_cut:
+        return found
+    return lax.pmax(layout.spread(found, scores.shape[:batch_axes]), layout.all_names)
+
+
 def exponents(largest: jax.Array) -> jax.Array:
     """The least e with size < 2^e, of the keys of sizes; 0 is taken for the least normal number."""
     return jnp.maximum(largest >> 23, 1) - 126
@@ -57,28 +66,31 @@ def scaled_square(sizes: jax.Array, exponent: jax.Array) -> jax.Array:
     return scaled * scaled
 
 
-def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array) -> Tails:
+def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array, layout: Layout = WHOLE) -> Tails:
     """Counts the entries at or above each probe, and sums their squares.
 
     Args:
       scores: floating; the leading axes, of the shape of `exponent`, are slices.
       exponent: int32, from `exponents`, for each slice.
       probes: int32[slices, p], keys.
+      layout: how devices of a shard_map share the array, of which `scores` is a part; all else is of the whole.
 
     Returns:
       Tails of [slices, p].
     """
-    batch = exponent.shape
-    axes = scores.ndim - len(batch)
-    shape = scores.shape[len(batch) :]
+    ndim = exponent.ndim
+    axes = scores.ndim - ndim
+    batch, shape = scores.shape[:ndim], layout.whole(scores.shape)[ndim:]
     wide = batch + (1,) * axes
+    exponent = layout.own(exponent, batch)
+    own = layout.own(probes.reshape(*layout.whole(batch), -1), batch).reshape(-1, probes.shape[1])
     size = sizes(scores)
     key, square = keys(size), scaled_square(size, exponent.reshape(wide))
-    kept_axes, bits = layout(shape)
+    kept_axes, bits = plan(shape)
     digits = _digits(square, bits)
     numbers = []
     for i in range(probes.shape[1]):
-        hit = key >= probes[:, i].reshape(wide)
+        hit = key >= own[:, i].reshape(wide)
         numbers += [hit.astype(jnp.int32)] + [jnp.where(hit, digit, 0) for digit in digits]
     first = tuple(len(batch) + a for a in range(axes) if a not in kept_axes)
     if first:
@@ -86,12 +98,14 @@ def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array) -> Tails:
         numbers = lax.reduce(numbers, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], first)
     parts = jnp.stack(numbers, -1)
     total = counts.total(parts, tuple(range(len(batch), parts.ndim - 1)))
-    total = Count(*(x.astype(jnp.int32).reshape(*probes.shape, 1 + len(bits)) for x in total))
+    total = Count(*(x.astype(jnp.int32) for x in total))
+    total = shards.total_slices(total, layout, batch)
+    total = Count(*(x.reshape(*probes.shape, 1 + len(bits)) for x in total))
     squares = [Count(total.high[..., i + 1], total.low[..., i + 1]) for i in range(len(bits))]
     return Tails(Count(total.high[..., 0], total.low[..., 0]), _join(squares, bits))
 
 
-def layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def plan(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How a slice is summed in 32 bits: the axes whose parts stay apart at first, and the bits of each digit.
 
     Raises:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.criteria.signals import of_leaf, wide
+from jaxprune.masks import shards
 
 PyTree = Any
 Score = Callable[[jax.Array, Any], jax.Array]
@@ -74,6 +75,7 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, **signals: Any
       [[1.5, 3.0], [1.0, 0.75]]
     """
     del signals
+    shards.refuse_cut(params, "criteria.ria")
 
     def score(w: jax.Array, inputs: Any) -> jax.Array:
         size = jnp.abs(inputs.layout.matrices(w))

@@ -7,6 +7,7 @@ import jax
 
 from jaxprune import tree
 from jaxprune.criteria.signals import of_leaf, wide
+from jaxprune.masks import shards
 
 PyTree = Any
 
@@ -21,7 +22,8 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
     is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
     n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
     any number of devices (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes they lie where the
-    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this.
+    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. Under
+    `masks.sharded`, in a shard_map, each device draws the whole leaf and takes its part.
 
     Args:
       params: any tree.
@@ -45,11 +47,12 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
         raise ValueError("criteria.random needs key: pass key=jax.random.key(seed)")
     check_key(key)
 
-    def draw(name: str, leaf: Any) -> jax.Array:
+    def draw(name: str, leaf: Any, layout: shards.Layout) -> jax.Array:
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return of_leaf(lambda w: _uniform(own, w), leaf)
+        return of_leaf(lambda w: _uniform(own, w, layout), leaf)
 
-    return tree.map_named(draw, params)
+    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params))
+    return tree.map_named(draw, params, layouts)
 
 
 def check_key(key: Any) -> None:
@@ -68,7 +71,9 @@ def check_key(key: Any) -> None:
         raise TypeError(f"key must be a key of jax.random: pass jax.random.key(seed); got {key!r}")
 
 
-def _uniform(key: jax.Array, w: jax.Array) -> jax.Array:
+def _uniform(key: jax.Array, w: jax.Array, layout: shards.Layout) -> jax.Array:
+    if layout.is_cut:
+        return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
     # Where types name the devices, drawn where the parameter lies; else it would be whole on each of them.
     place = jax.typeof(w).sharding
     place = place if any(axis is not None for axis in place.spec) else None

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune import masks, tree
 from jaxprune.criteria.flow import synflow
+from jaxprune.masks import shards
 
 PyTree = Any
 
@@ -53,6 +54,7 @@ def synflow_masks(
     masks.check_sparsity(sparsity)
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
+    shards.refuse_cut(params, "criteria.synflow_masks")
     chosen = jax.tree.leaves(tree.prunable(params, where))
     entries = sum(math.prod(x.shape) for x, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     criterion = synflow(fn, *inputs)

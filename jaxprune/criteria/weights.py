@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxprune import masks, tree
 from jaxprune.criteria.signals import of_leaf, wide
+from jaxprune.masks import shards
 
 PyTree = Any
 _NORMS = ("l1", "l2", "mean", "max")
@@ -30,7 +31,7 @@ def magnitude(
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.global_`). Entries
     that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so that
-    scores have the same bits on any layout.
+    scores have the same bits on any layout; in a shard_map under `masks.sharded`.
 
     Args:
       params: any tree.
@@ -58,24 +59,27 @@ def magnitude(
     if normalise is not None and normalise not in _NORMS:
         raise ValueError(f"criteria.magnitude: normalise must be None or one of {', '.join(_NORMS)}; got {normalise!r}")
 
-    def score(w: jax.Array, axes: int) -> jax.Array:
+    def score(w: jax.Array, axes: int, layout: shards.Layout) -> jax.Array:
         size = jnp.abs(w)
         if power == 2:
             size = jnp.square(size.astype(wide(w.dtype)))
-        return size if normalise is None else _normalised(size, normalise, tuple(range(axes, w.ndim)))
+        return size if normalise is None else _normalised(size, normalise, tuple(range(axes, w.ndim)), layout)
 
     leaves, treedef = jax.tree.flatten(params)
     batch = tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    scores = [of_leaf(lambda w, axes=axes: score(w, axes), leaf) for leaf, axes in zip(leaves, batch, strict=True)]
+    given = zip(leaves, batch, shards.layouts(params), strict=True)
+    scores = [of_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)
 
 
-def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...]) -> jax.Array:
+def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shards.Layout) -> jax.Array:
     size = size.astype(wide(size.dtype))
     if not size.size:
         return size
     finite = jnp.where(jnp.isfinite(size), size, 0)
     largest = finite.max(axes, keepdims=True)
+    if layout.along(axes):
+        largest = lax.pmax(largest, layout.along(axes))
     # Scaled to about 1 by a power of two, which is exact, no sum overflows, nor does all of it underflow.
     scale = jnp.ldexp(jnp.ones_like(largest), -jnp.clip(jnp.frexp(largest)[1], -120, 120))
     scaled, largest = size * scale, largest * scale
@@ -83,11 +87,11 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...]) -> jax.Array:
     if norm == "max":
         divisor = largest
     else:
-        divisor = masks.exact_sum(finite * finite if norm == "l2" else finite, axes).astype(size.dtype)
+        divisor = masks.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
     if norm == "l2":
         divisor = jnp.sqrt(divisor)
     if norm == "mean":
-        divisor = divisor * (divisor.size / size.size)
+        divisor = divisor * (divisor.size / (size.size * layout.number(axes)))
     # The barrier, and no division by a constant: else a compiler makes products of quotients, on one layout and not
     # on another, and the bits differ.
     return scaled / lax.optimization_barrier(jnp.where(largest > 0, divisor, 1))

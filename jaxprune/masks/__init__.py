@@ -30,4 +30,5 @@ from jaxprune.masks.pruned import Pruned as Pruned
 from jaxprune.masks.select import Global as Global
 from jaxprune.masks.select import select as select
 from jaxprune.masks.select import select_global as select_global
+from jaxprune.masks.shards import sharded as sharded
 from jaxprune.masks.sums import exact_sum as exact_sum

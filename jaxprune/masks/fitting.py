@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune import tree
+from jaxprune.masks import cutting
 from jaxprune.masks.patterns import BatchAxes, Pattern, Patterns, Unstructured
+from jaxprune.masks.shards import Layout, layouts
 
 PyTree = Any
 
@@ -19,6 +21,7 @@ class Fitted(NamedTuple):
       leaf: an array, or a ShapeDtypeStruct.
       pattern: how it is pruned; it fits.
       batch_axes: how many leading axes are slices of their own.
+      layout: how devices of a shard_map share it, of which `leaf` is then a part.
     """
 
     place: int
@@ -26,9 +29,17 @@ class Fitted(NamedTuple):
     leaf: Any
     pattern: Pattern
     batch_axes: int
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole."""
+        return self.layout.whole(tuple(self.leaf.shape))
 
 
-def fitted(params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes) -> list[Fitted]:
+def fitted(
+    params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes, axis_name: PyTree = None
+) -> list[Fitted]:
     """The leaves that are pruned, in the order of `jax.tree.leaves`.
 
     Args:
@@ -36,6 +47,7 @@ def fitted(params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Bat
       pattern: as in `masks.select`.
       where: as in `masks.select`.
       batch_axes: as in `masks.select`.
+      axis_name: as in `masks.select`.
 
     Raises:
       ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing.
@@ -45,16 +57,16 @@ def fitted(params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: Bat
     axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
     selected = jax.tree.leaves(tree.prunable(params, where))
     check_patterns(patterns)
+    cut = layouts(params, axis_name)
     found, wrong = [], []
     for i, (name, leaf) in enumerate(tree.named_leaves(params)):
         if not selected[i]:
             continue
-        if not 0 <= axes[i] < len(leaf.shape):
-            wrong.append(f"  {name}: {axes[i]} batch axes do not leave an axis of {leaf.shape} to prune")
-        elif problem := patterns[i].check(tuple(leaf.shape), axes[i]):
+        own = Fitted(i, name, leaf, patterns[i], axes[i], cut[i])
+        if problem := _problem(own):
             wrong.append(f"  {name}: {problem}")
         else:
-            found.append(Fitted(i, name, leaf, patterns[i], axes[i]))
+            found.append(own)
     if wrong:
         raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
     return found
@@ -68,3 +80,13 @@ def check_patterns(patterns: list[Any]) -> None:
                 "pattern must be masks.Unstructured(), masks.NM(2, 4), masks.Block(...), masks.Channel(), or a mapping "
                 f"from globs to such; got {pattern!r}"
             )
+
+
+def _problem(own: Fitted) -> str | None:
+    part = tuple(own.leaf.shape)
+    if not 0 <= own.batch_axes < len(part):
+        return f"{own.batch_axes} batch axes do not leave an axis of {own.shape} to prune"
+    if len(own.layout.names) > len(part):
+        return f"axis_name is for {len(own.layout.names)} axes, and the leaf has {len(part)}: {part}"
+    wrong = own.pattern.check(own.shape, own.batch_axes)
+    return wrong or cutting.problem(own.pattern, part, own.batch_axes, own.layout)

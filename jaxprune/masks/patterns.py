@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.masks import axes, sums
+from jaxprune.masks.shards import WHOLE, Layout
 
 Shape = tuple[int, ...]
 
@@ -56,21 +57,22 @@ class Unstructured:
         """The scores of the units."""
         if self.axes is None:
             return scores
-        order = self._order(scores.ndim)
+        order = self.order(scores.ndim)
         return scores.transpose(order)
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
         """The mask of the entries."""
         if self.axes is None:
             return units
-        order = self._order(len(shape))
+        order = self.order(len(shape))
         return units.transpose(sorted(range(len(order)), key=order.__getitem__))
 
     def batch_axes(self, shape: Shape, batch_axes: int) -> int:
         """How many leading axes of `units` are ranked apart."""
         return batch_axes if self.axes is None else len(shape) - len(_positive(self.axes, len(shape)))
 
-    def _order(self, ndim: int) -> tuple[int, ...]:
+    def order(self, ndim: int) -> tuple[int, ...]:
+        """Which axis of the array each axis of the units is."""
         together = () if self.axes is None else _positive(self.axes, ndim)
         return tuple(a for a in range(ndim) if a not in together) + together
 
@@ -99,7 +101,7 @@ class Block:
         wrong = _check_axes(self.axes, shape, batch_axes)
         if wrong:
             return wrong
-        sizes = self._sizes(len(shape))
+        sizes = self.sizes(len(shape))
         if any(n % size for n, size in zip(shape, sizes, strict=True)):
             return f"shape {shape} is not divided by blocks of {sizes}; choose sizes that divide it, or leave it out"
         return None
@@ -107,18 +109,19 @@ class Block:
     def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
         """The scores of the units."""
         within = tuple(range(1, 2 * scores.ndim, 2))
-        return sums.exact_sum(axes.split(scores, self._sizes(scores.ndim)), within).squeeze(within)
+        return sums.exact_sum(axes.split(scores, self.sizes(scores.ndim)), within).squeeze(within)
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
         """The mask of the entries."""
         within = tuple(range(1, 2 * units.ndim, 2))
-        sizes = self._sizes(units.ndim)
+        sizes = self.sizes(units.ndim)
         blocks = jnp.expand_dims(units, within)
         return axes.join(
             jnp.broadcast_to(blocks, [part for n, size in zip(units.shape, sizes, strict=True) for part in (n, size)])
         )
 
-    def _sizes(self, ndim: int) -> tuple[int, ...]:
+    def sizes(self, ndim: int) -> tuple[int, ...]:
+        """The size of a block along each axis."""
         sizes = [1] * ndim
         for axis, size in zip(self.axes, self.shape, strict=True):
             sizes[axis] = size
@@ -141,10 +144,10 @@ class Channel:
         """What is wrong with an array of this shape; None if nothing is."""
         return _check_axes(self.axis, shape, batch_axes)
 
-    def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
-        """The scores of the units."""
+    def units(self, scores: jax.Array, batch_axes: int, layout: Layout = WHOLE) -> jax.Array:
+        """The scores of the units, with what other devices hold of them where the array is cut."""
         axis = self.axis % scores.ndim
-        return sums.exact_sum(scores, tuple(a for a in range(batch_axes, scores.ndim) if a != axis))
+        return sums.exact_sum(scores, tuple(a for a in range(batch_axes, scores.ndim) if a != axis), layout)
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
         """The mask of the entries."""
@@ -177,7 +180,7 @@ class NM:
             wrong = _check_axes(self.axis, shape, batch_axes)
             if wrong:
                 return wrong
-        length = math.prod(shape[a] for a in self._axes(len(shape), batch_axes))
+        length = math.prod(shape[a] for a in self.reduction_axes(len(shape), batch_axes))
         if length % self.m:
             return (
                 f"its length {length} along the reduction axes of {shape} is not divided by m={self.m}; "
@@ -187,7 +190,7 @@ class NM:
 
     def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
         """The scores with an axis more, at `member_axis`, along which lie the m members of a group."""
-        together = self._axes(scores.ndim, batch_axes)
+        together = self.reduction_axes(scores.ndim, batch_axes)
         last = together[-1]
         if self._splits(scores.shape, together):
             sizes = [1] * scores.ndim
@@ -200,7 +203,7 @@ class NM:
 
     def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
         """The mask of the entries."""
-        together = self._axes(len(shape), batch_axes)
+        together = self.reduction_axes(len(shape), batch_axes)
         if self._splits(shape, together):
             last = together[-1]
             return axes.join(jnp.expand_dims(units, tuple(2 * a + 1 for a in range(len(shape)) if a != last)))
@@ -209,14 +212,15 @@ class NM:
 
     def member_axis(self, shape: Shape, batch_axes: int) -> int:
         """The axis of the units along which the members of a group lie."""
-        together = self._axes(len(shape), batch_axes)
+        together = self.reduction_axes(len(shape), batch_axes)
         return together[-1] + 1 if self._splits(shape, together) else len(shape) - len(together) + 1
 
     def _splits(self, shape: Shape, together: tuple[int, ...]) -> bool:
         # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
         return shape[together[-1]] % self.m == 0
 
-    def _axes(self, ndim: int, batch_axes: int) -> tuple[int, ...]:
+    def reduction_axes(self, ndim: int, batch_axes: int) -> tuple[int, ...]:
+        """The axes along which neighbours lie, the last of them fastest."""
         if self.axis is not None:
             return _positive(self.axis, ndim)
         return tuple(range(batch_axes, max(batch_axes + 1, ndim - 1)))

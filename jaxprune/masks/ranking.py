@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import counts, keys
+from jaxprune.masks import counts, keys, shards
 from jaxprune.masks.counts import Count
 from jaxprune.masks.rows import Leaf, Seen
 from jaxprune.masks.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
+from jaxprune.masks.shards import WHOLE, Layout
 from jaxprune.masks.stacking import stack
 
 # A threshold is first guessed from a sample: of so many entries in all rows, but of each row at least so many, and
@@ -33,7 +34,12 @@ class _State(NamedTuple):
 
 
 def keep_largest(
-    scores: Sequence[jax.Array], kept: Count, *, batch_axes: Sequence[int], shared: bool
+    scores: Sequence[jax.Array],
+    kept: Count,
+    *,
+    batch_axes: Sequence[int],
+    shared: bool,
+    layouts: Sequence[Layout] | None = None,
 ) -> list[jax.Array]:
     """Masks that keep exactly so many of the largest scores.
 
@@ -43,6 +49,7 @@ def keep_largest(
         arrays, in order]; if shared, of [slices], of which all arrays then have the same number.
       batch_axes: for each array, how many leading axes it is sliced along.
       shared: whether the arrays' scores are ranked together.
+      layouts: how devices of a shard_map share each array, of which `scores` then are parts; all else is of the whole.
 
     Returns:
       bool masks in the shapes of the scores. NaN ranks lowest, -0.0 equals 0.0, and of equal scores those with the
@@ -51,9 +58,12 @@ def keep_largest(
     if not scores:
         return []
     common = jnp.result_type(*scores)
-    slices = [math.prod(x.shape[:axes]) for x, axes in zip(scores, batch_axes, strict=True)]
-    stacks = stack([x.astype(common) if shared else x for x in scores], batch_axes)
-    leaves = [Leaf(x.shape, axes, x.dtype) for x, axes in zip(stacks.arrays, stacks.batch_axes, strict=True)]
+    layouts = [WHOLE] * len(scores) if layouts is None else layouts
+    given = zip(scores, batch_axes, layouts, strict=True)
+    slices = [math.prod(layout.whole(x.shape)[:axes]) for x, axes, layout in given]
+    stacks = stack([x.astype(common) if shared else x for x in scores], batch_axes, layouts)
+    stacked = zip(stacks.arrays, stacks.batch_axes, stacks.layouts, strict=True)
+    leaves = [Leaf(x.shape, axes, x.dtype, layout) for x, axes, layout in stacked]
     if shared:
         rows = Rows(slices[0], tuple(stacks.order))
         kept = Count(*(rows.spread(limb) for limb in kept))
@@ -97,10 +107,11 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], r
         def count_above(probes: jax.Array) -> Count:
             # Without this barrier the compiler takes the keys and indices out of the loop, into buffers as large as
             # the scores. All of its outputs must be used, or it ties nothing.
-            held, probes, zero = lax.optimization_barrier((arrays, probes, jnp.int32(0)))
-            seen = Seen(part, found, zero)
-            each = [leaf.count_above(x, probes, seen, i) for leaf, x, i in zip(leaves, held, first, strict=True)]
-            return counts.normalise(Count(*(lax.concatenate(limbs, 1).T for limbs in zip(*each, strict=True))))
+            tied = shards.tie(arrays, (probes, jnp.int32(0)), [leaf.layout for leaf in leaves])
+            each = zip(leaves, tied, first, strict=True)
+            return _total(
+                leaves, [leaf.count_above(x, p, Seen(part, found, zero), i) for leaf, (x, (p, zero)), i in each]
+            )
 
         start = Bracket(lows[part], highs[part], equal, counts.zeros(equal))
         probes = jnp.where(together, guess, probes_between(start, rows, wanted, together))
@@ -137,6 +148,25 @@ def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: 
     first = Count(own.high[: rows.segments], own.low[: rows.segments])
     taken = lax.scan(take, first, in_order)[1]
     return counts.where(together, Count(*(limb[back].reshape(-1) for limb in taken)), own)
+
+
+def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
+    """For each leaf a Count of [probes, slices] -> a Count of [rows, probes], of all that devices of a shard_map hold.
+
+    That takes one collective for all leaves shared along the same axes of the mesh.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.layout.all_names, []).append(i)
+    found = []
+    for names, group in groups.items():
+        limbs = zip(*(parts[i] for i in group), strict=True)
+        found.append(shards.total(counts.normalise(Count(*(lax.concatenate(limb, 1).T for limb in limbs))), names))
+    if len(found) == 1:
+        return found[0]
+    rows = np.split(np.arange(sum(leaf.slices for leaf in leaves)), np.cumsum([leaf.slices for leaf in leaves])[:-1])
+    order = np.argsort(np.concatenate([rows[i] for group in groups.values() for i in group]))
+    return Count(*(jnp.concatenate(limbs)[order] for limbs in zip(*found, strict=True)))
 
 
 def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,6 @@ Nothing here reshapes or slices the scores but for a sample: a reshape of a shar
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,12 +17,14 @@ from jax.sharding import PartitionSpec as P
 from jaxprune.masks import counts, keys
 from jaxprune.masks.axes import replicate, split
 from jaxprune.masks.counts import Count
+from jaxprune.masks.shards import WHOLE, Layout
 
 _INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
 _SMALL = 1 << 18  # entries that are counted in one go
 _PARALLEL = 16  # partial sums, at least: what a back end may work on at the same time
 _PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
 _GATHERED = 8  # devices up to which what each of them counted may be gathered
+_DIGITS = 1 << 23  # numbers whose digits of 8 bits add up to 31 bits, at most
 _APART = 64  # devices, at least, that an axis can be shared out to in whole stretches
 
 
@@ -35,24 +36,31 @@ class Leaf:
     lowest index ranks first. The index is one digit, or two in a slice of 2^31 entries and more.
 
     Attributes:
-      full: the shape of the array.
+      full: the shape of the array, or of the part of it that a device of a shard_map holds.
       batch_axes: how many leading axes are slices.
       dtype: of the scores.
+      layout: how devices of a shard_map share it. Slices, shape and entries are those of the whole.
     """
 
     full: tuple[int, ...]
     batch_axes: int
     dtype: np.dtype
+    layout: Layout = WHOLE
+
+    @property
+    def part(self) -> "Leaf":
+        """The part that this device holds, as if it were all there is."""
+        return Leaf(self.full, self.batch_axes, self.dtype)
 
     @property
     def slices(self) -> int:
         """How many slices there are."""
-        return math.prod(self.full[: self.batch_axes])
+        return math.prod(self.layout.whole(self.full)[: self.batch_axes])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a slice."""
-        return self.full[self.batch_axes :]
+        return self.layout.whole(self.full)[self.batch_axes :]
 
     @property
     def entries(self) -> int:
@@ -74,7 +82,7 @@ class Leaf:
           first: int32, which of the rows is the first slice of this array.
 
         Returns:
-          A Count of [p, slices] that is not normalised.
+          A Count of [p, slices] that is not normalised; of this device's part, if there are more.
         """
         return _count_above(self, scores, probes, seen, first)
 
@@ -132,7 +140,8 @@ def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen, f
         equal = lax.eq(places[number - 1], _column(leaf, found, number - 1))
         earlier = equal if earlier is None else earlier & equal
         value = jnp.where(seen.part >= number, jnp.where(earlier, places[number], least), value)
-    return _count(leaf, [lax.gt(value, _column(leaf, probes, i)) for i in range(len(probes))])
+    count = _count(leaf.part, [lax.gt(value, _column(leaf, probes, i)) for i in range(len(probes))])
+    return Count(*(_spread(leaf, limb.T).T for limb in count))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -149,11 +158,39 @@ def _mask(leaf: Leaf, scores: jax.Array, found: jax.Array, first: jax.Array) -> 
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _sample(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    if leaf.layout.is_cut:
+        return _sample_parts(leaf, scores, wanted)
     if jax.device_count() > 1:
         return keys.ordered(_at_points(leaf, scores, wanted))
     places = tuple(slice(None, None, stride) for stride in strides(leaf.shape, wanted))
     taken = scores[(slice(None),) * leaf.batch_axes + places].reshape(leaf.slices, -1)
     return keys.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
+
+
+def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
+    """As many keys of each part, in a place of its own, so that a sum over devices gives all of them the same sample.
+
+    Of more parts than keys are wanted, as many parts give one each.
+    """
+    within = range(leaf.batch_axes, len(leaf.full))
+    parts, part = leaf.layout.number(within), leaf.layout.position(within)
+    each = max(1, wanted // parts)
+    found = keys.ordered(_at_points(leaf.part, scores, each))
+    found = found.astype(jnp.promote_types(found.dtype, jnp.int32))
+    places = min(wanted, parts)
+    place = part * places // parts
+    gives = (part * places) % parts < places
+    table = jnp.where(gives & (jnp.arange(places) == place)[:, None], found[:, None], 0)
+    table = _spread(leaf, table.reshape(len(found), -1))
+    return lax.psum(table, leaf.layout.all_names)
+
+
+def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
+    """Of values for this device's slices, [slices, ...], those for all, with zeros for those of other devices."""
+    if not leaf.layout.along(range(leaf.batch_axes)):
+        return values
+    batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
+    return leaf.layout.spread(values.reshape(*batch, *rest), batch).reshape(-1, *rest)
 
 
 def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
@@ -187,19 +224,29 @@ def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
 
 def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
     places = [keys.ordered(scores).astype(integer)]
+    # Where types name the devices, an index is made where its entry lies; else it would be whole on each of them.
+    sharding = jax.typeof(scores).sharding
+    place = sharding if any(part is not None for part in sharding.spec) else None
     axis = leaf.batch_axes
     for digit in digits(leaf.shape):
         index: Any = zero
         for size in digit:
-            index = index * np.int32(size) + lax.broadcasted_iota(jnp.int32, leaf.full, axis)
+            position = lax.broadcasted_iota(jnp.int32, leaf.full, axis, out_sharding=place)
+            if leaf.layout.along([axis]):
+                position = position + leaf.layout.start(axis, leaf.full[axis])
+            index = index * np.int32(size) + position
             axis += 1
         places.append((np.int32(-1) - index).astype(integer))
     return places
 
 
 def _own(leaf: Leaf, table: jax.Array, first: jax.Array) -> jax.Array:
-    """The columns of a table that are of the leaf's slices: [n, rows] -> [n, slices]."""
-    return lax.dynamic_slice(table, (np.int32(0), first), (len(table), leaf.slices), allow_negative_indices=False)
+    """The columns of a table that are of those of the leaf's slices that this device has: [n, rows] -> [n, slices]."""
+    own = lax.dynamic_slice(table, (np.int32(0), first), (len(table), leaf.slices), allow_negative_indices=False)
+    if not leaf.layout.along(range(leaf.batch_axes)):
+        return own
+    batch = leaf.full[: leaf.batch_axes]
+    return leaf.layout.own(own.T.reshape(*leaf.layout.whole(batch), -1), batch).reshape(-1, len(table)).T
 
 
 def _column(leaf: Leaf, table: jax.Array, row: int) -> jax.Array:
@@ -219,9 +266,9 @@ def _count(leaf: Leaf, hits: list[jax.Array]) -> Count:
         low = jnp.stack([lax.reduce(part, np.int32(0), lax.add, within) for part in _in_stretches(numbers)])
         found = Count(jnp.zeros_like(low), low)
     elif leaf.entries >= _INT32 and jax.device_count() > 1:
-        # Two operands a kind: half of them at a time, for more operands break the fusion into one pass.
-        half = len(numbers) // 2
-        limbs = _add_in_limbs(numbers[:half], within) + _add_in_limbs(numbers[half:], within)
+        stretches = _shared_out(leaf)
+        numbers = _add([split(number, stretches) for number in numbers], tuple(range(1, 2 * len(leaf.full), 2)))
+        limbs = [_add_digits(number, within) for number in numbers]
         found = Count(*(jnp.stack(limb) for limb in zip(*limbs, strict=True)))
     else:
         kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
@@ -248,18 +295,28 @@ def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:
     return _add([split(number, stretch) for number in numbers], tuple(range(1, 2 * numbers[0].ndim, 2)))
 
 
-def _add_in_limbs(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[Count]:
-    """Sums beyond 31 bits: each is carried as it is added, so that no parts need to be kept apart (or to be moved)."""
-    size = len(numbers)
+def _shared_out(leaf: Leaf) -> tuple[int, ...]:
+    """How long the stretches are, along each axis, of a slice whose count exceeds 31 bits.
 
-    def carry(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
-        lows = [lax.add(x, y) for x, y in zip(a[size:], b[size:], strict=True)]
-        highs = [x + y + (low >> 16) for x, y, low in zip(a[:size], b[:size], lows, strict=True)]
-        return highs + [low & 0xFFFF for low in lows]
+    As many along each axis as devices may share it, and in all no more than `_add_digits` adds up.
+    """
+    most = 4 * _APART
+    while True:
+        number = [math.gcd(size, most) for size in leaf.shape]
+        if math.prod(number) <= _DIGITS or most == 1:
+            return (1,) * leaf.batch_axes + tuple(n // k for n, k in zip(leaf.shape, number, strict=True))
+        most //= 2
 
-    zeros = [jnp.zeros_like(number) for number in numbers]
-    found = lax.reduce([*zeros, *numbers], [np.int32(0)] * 2 * size, carry, axes)
-    return [Count(*limbs) for limbs in zip(found[:size], found[size:], strict=True)]
+
+def _add_digits(number: jax.Array, axes: tuple[int, ...]) -> Count:
+    """Sums beyond 31 bits, of at most 2^23 numbers: of each of their digits, by reductions of a single operand.
+
+    These a partitioned program adds up on the way; of one that carries, it would gather what each device found.
+    """
+    digits = [((number >> shift) & 0xFF).sum(axes, dtype=jnp.int32) for shift in (0, 8, 16, 24)]
+    ones, second, third, fourth = digits
+    high = (ones >> 16) + (second >> 8) + third + (fourth << 8)
+    return counts.normalise(Count(high, (ones & 0xFFFF) + ((second & 0xFF) << 8)))
 
 
 def _add(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:

@@ -1,5 +1,6 @@
 """Trees of scores to trees of masks: exactly so many removed, leaf by leaf or ranked over all leaves."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.masks import counts
+from jaxprune.masks import counts, cutting
 from jaxprune.masks.counts import Count
 from jaxprune.masks.fitting import Fitted, fitted
 from jaxprune.masks.groups import keep_in_groups
 from jaxprune.masks.patterns import NM, UNSTRUCTURED, BatchAxes, Pattern, Patterns, Unstructured
 from jaxprune.masks.ranking import keep_largest
+from jaxprune.masks.shards import Layout
 
 PyTree = Any
+Specs = tuple[tuple[Pattern, int, Layout], ...]
 
 
 class Global(NamedTuple):
@@ -31,6 +34,7 @@ def select(
     *,
     where: tree.Where = None,
     batch_axes: BatchAxes = 0,
+    axis_name: PyTree = None,
 ) -> PyTree:
     r"""Masks that remove exactly $\lfloor s n + 1/2 \rfloor$ of the n units of each leaf, those of lowest score.
 
@@ -46,6 +50,8 @@ def select(
       where: which leaves are pruned (`tree.prunable`). The others get a scalar True.
       batch_axes: how many leading axes of a leaf are slices of their own (layers stacked by a scan), each of which gets
         the exact count; a mapping from globs gives it by path (and 0 where none matches).
+      axis_name: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: scores are then parts
+        of arrays that are ranked whole, and each device gets its part of the masks (`masks.sharded`).
 
     Returns:
       bool masks, True = kept, in the structure of `scores`; each has the shape of its leaf, or broadcasts to it for
@@ -53,7 +59,8 @@ def select(
 
     Raises:
       ValueError: nothing to prune, a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not
-        match; the message names the leaves. Inside `jax.shard_map`, scores that differ between its devices.
+        match; the message names the leaves. Inside `jax.shard_map`, scores that differ between its devices, if
+        `axis_name` does not say how they share them; groups of N:M or blocks that lie on several devices.
       TypeError: a score that is not floating.
 
     Under jit, patterns, `where` and `batch_axes` are static; scores and sparsities may be traced, and another sparsity
@@ -64,8 +71,10 @@ def select(
       [[True, False], [False, True]]
     """
     if isinstance(sparsities, Global):
-        return select_global(scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes)
-    chosen = _choose(scores, pattern, where, batch_axes)
+        return select_global(
+            scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes, axis_name=axis_name
+        )
+    chosen = _choose(scores, pattern, where, batch_axes, axis_name)
     wanted = _per_leaf(scores, sparsities)
     found: dict[int, jax.Array] = {}
     for own in chosen:
@@ -76,10 +85,7 @@ def select(
     if ranked:
         specs = _specs(ranked)
         arrays = [own.leaf for own in ranked]
-        shapes = jax.eval_shape(partial(_units, specs=specs), arrays)
-        axes = _unit_axes(arrays, specs)
-        entries = [int(np.prod(shape.shape[a:])) for shape, a in zip(shapes, axes, strict=True)]
-        slices = [int(np.prod(shape.shape[:a])) for shape, a in zip(shapes, axes, strict=True)]
+        slices, entries = _sizes(arrays, specs)
         kept = _kept([wanted[own.place] for own in ranked], entries, slices, [own.name for own in ranked])
         masks = _keep(arrays, kept, specs=specs, shared=False)
         found |= {own.place: mask for own, mask in zip(ranked, masks, strict=True)}
@@ -93,6 +99,7 @@ def select_global(
     *,
     where: tree.Where = None,
     batch_axes: BatchAxes = 0,
+    axis_name: PyTree = None,
 ) -> PyTree:
     r"""Masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
 
@@ -107,6 +114,7 @@ def select_global(
       where: as in `select`.
       batch_axes: as in `select`; each slice is ranked on its own over all leaves (members of an ensemble, say), so all
         leaves need the same number of slices. Layers stacked by a scan are ranked with the rest: leave it 0.
+      axis_name: as in `select`.
 
     Returns:
       Masks, as `select`.
@@ -119,44 +127,45 @@ def select_global(
       >>> {name: mask.tolist() for name, mask in select_global(scores, 0.5).items()}
       {'a': [[False, True]], 'b': [[False, True]]}
     """
-    chosen = _choose(scores, pattern, where, batch_axes)
+    chosen = _choose(scores, pattern, where, batch_axes, axis_name)
     _check_global(chosen)
     if not chosen:
         return _assemble(scores, {})
     specs = _specs(chosen)
     arrays = [own.leaf for own in chosen]
-    shapes = jax.eval_shape(partial(_units, specs=specs), arrays)
-    slices = {int(np.prod(s.shape[:axes])) for s, (_, axes) in zip(shapes, specs, strict=True)}
-    if len(slices) > 1:
+    slices, entries = _sizes(arrays, specs)
+    if len(set(slices)) > 1:
         raise ValueError(
-            f"select_global: all leaves need the same number of slices, got {sorted(slices)}: {batch_axes}"
+            f"select_global: all leaves need the same number of slices, got {sorted(set(slices))}: {batch_axes}"
         )
-    entries = sum(int(np.prod(s.shape[axes:])) for s, (_, axes) in zip(shapes, specs, strict=True))
-    kept = _kept([sparsity], [entries], [slices.pop()], ["all leaves"])
+    kept = _kept([sparsity], [sum(entries)], slices[:1], ["all leaves"])
     masks = _keep(arrays, kept, specs=specs, shared=True)
     return _assemble(scores, {own.place: mask for own, mask in zip(chosen, masks, strict=True)})
 
 
-def _choose(scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes) -> list[Fitted]:
+def _choose(
+    scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes, axis_name: PyTree
+) -> list[Fitted]:
     tree.selected(scores, where)  # an allocation may share nothing among no leaf; a selection is asked to prune
-    chosen = fitted(scores, pattern, where, batch_axes)
+    chosen = fitted(scores, pattern, where, batch_axes, axis_name)
     _check_alike(chosen)
     return chosen
 
 
-def _specs(chosen: list[Fitted]) -> tuple[tuple[Pattern, int], ...]:
-    return tuple((own.pattern, own.batch_axes) for own in chosen)
+def _specs(chosen: list[Fitted]) -> Specs:
+    return tuple((own.pattern, own.batch_axes, own.layout) for own in chosen)
 
 
 def _check_alike(chosen: list[Fitted]) -> None:
     """Raises where types tell that a score is another one on each device of a shard_map."""
-    varying = [(own.name, _varying(own.leaf)) for own in chosen if isinstance(own.leaf, jax.Array)]
+    arrays = [own for own in chosen if isinstance(own.leaf, jax.Array)]
+    varying = [(own.name, set(_varying(own.leaf)) - set(own.layout.all_names)) for own in arrays]
     lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
     if lines:
         raise ValueError(
             "these scores differ between the devices of a shard_map, each of which would choose masks of its own; "
-            "average the gradients (jax.lax.pmean) and keep the parameters replicated, or prune outside of it, where "
-            "a leaf that is sharded is ranked as a whole:\n" + "\n".join(lines)
+            "average the gradients (jax.lax.pmean); of leaves that devices share say how, axis_name=in_specs, or prune "
+            "outside of it:\n" + "\n".join(lines)
         )
 
 
@@ -231,25 +240,37 @@ def _assemble(scores: PyTree, found: dict[int, jax.Array]) -> PyTree:
     return jax.tree.unflatten(treedef, [found.get(i, jnp.ones((), bool)) for i in range(len(leaves))])
 
 
-def _unit_axes(scores: list[jax.Array], specs: tuple[tuple[Pattern, int], ...]) -> list[int]:
-    return [
-        p.batch_axes(x.shape, axes) if isinstance(p, Unstructured) else axes
-        for x, (p, axes) in zip(scores, specs, strict=True)
+def _sizes(scores: list[jax.Array], specs: Specs) -> tuple[list[int], list[int]]:
+    """How many slices each leaf has, and how many units each slice."""
+    shapes = jax.eval_shape(partial(_units, specs=specs), scores)
+    whole = [layout.whole(shape.shape) for shape, layout in zip(shapes, _unit_layouts(scores, specs), strict=True)]
+    axes = _unit_axes(scores, specs)
+    return [math.prod(w[:a]) for w, a in zip(whole, axes, strict=True)], [
+        math.prod(w[a:]) for w, a in zip(whole, axes, strict=True)
     ]
 
 
-def _units(scores: list[jax.Array], specs: tuple[tuple[Pattern, int], ...]) -> list[jax.Array]:
-    return [p.units(x, axes) for x, (p, axes) in zip(scores, specs, strict=True)]
+def _unit_axes(scores: list[jax.Array], specs: Specs) -> list[int]:
+    return [
+        p.batch_axes(x.shape, axes) if isinstance(p, Unstructured) else axes
+        for x, (p, axes, _) in zip(scores, specs, strict=True)
+    ]
+
+
+def _unit_layouts(scores: list[jax.Array], specs: Specs) -> list[Layout]:
+    return [cutting.unit_layout(p, x.ndim, axes, layout) for x, (p, axes, layout) in zip(scores, specs, strict=True)]
+
+
+def _units(scores: list[jax.Array], specs: Specs) -> list[jax.Array]:
+    return [cutting.units(p, x, axes, layout) for x, (p, axes, layout) in zip(scores, specs, strict=True)]
 
 
 # Jitted here, so that a call outside jit is one program and makes no temporary arrays.
 @partial(jax.jit, static_argnames=("specs", "shared"))
-def _keep(
-    scores: list[jax.Array], kept: Count, *, specs: tuple[tuple[Pattern, int], ...], shared: bool
-) -> list[jax.Array]:
-    axes = _unit_axes(scores, specs)
-    masks = keep_largest(_units(scores, specs), kept, batch_axes=axes, shared=shared)
-    return [p.expand(m, x.shape, a) for m, x, (p, a) in zip(masks, scores, specs, strict=True)]
+def _keep(scores: list[jax.Array], kept: Count, *, specs: Specs, shared: bool) -> list[jax.Array]:
+    axes, layouts = _unit_axes(scores, specs), _unit_layouts(scores, specs)
+    masks = keep_largest(_units(scores, specs), kept, batch_axes=axes, shared=shared, layouts=layouts)
+    return [p.expand(m, x.shape, a) for m, x, (p, a, _) in zip(masks, scores, specs, strict=True)]
 
 
 @partial(jax.jit, static_argnames=("pattern", "batch_axes"))

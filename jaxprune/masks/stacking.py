@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune.masks.shards import WHOLE, Layout
+
 _LARGE = 1 << 16  # entries from which an array stays alone
 
 
@@ -19,11 +21,13 @@ class Stacks(NamedTuple):
     Attributes:
       arrays: the arrays; a stack has a new leading axis.
       batch_axes: how many leading axes of each are slices, that of a stack among them.
+      layouts: how devices of a shard_map share each.
       members: for each, which of the arrays given it is made of, in order.
     """
 
     arrays: list[jax.Array]
     batch_axes: list[int]
+    layouts: list[Layout]
     members: list[list[int]]
 
     @property
@@ -39,15 +43,17 @@ class Stacks(NamedTuple):
         return [found[i] for i in range(len(found))]
 
 
-def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int]) -> Stacks:
+def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Layout] | None = None) -> Stacks:
     """Stacks arrays of one shape, dtype, number of batch axes, and sharding as far as types tell, if they are small."""
+    layouts = [WHOLE] * len(arrays) if layouts is None else layouts
     groups: dict[object, list[int]] = {}
-    for i, (x, axes) in enumerate(zip(arrays, batch_axes, strict=True)):
-        alike = (x.shape, x.dtype, axes, jax.typeof(x).sharding) if math.prod(x.shape) < _LARGE else i
+    for i, (x, axes, layout) in enumerate(zip(arrays, batch_axes, layouts, strict=True)):
+        alike = (x.shape, x.dtype, axes, layout, jax.typeof(x).sharding) if math.prod(x.shape) < _LARGE else i
         groups.setdefault(alike, []).append(i)
     members = list(groups.values())
     return Stacks(
         [arrays[m[0]] if len(m) == 1 else jnp.stack([arrays[i] for i in m]) for m in members],
         [batch_axes[m[0]] + (len(m) > 1) for m in members],
+        [layouts[m[0]].take([None, *range(arrays[m[0]].ndim)]) if len(m) > 1 else layouts[m[0]] for m in members],
         members,
     )

@@ -10,15 +10,17 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune.masks import axes
+from jaxprune.masks.shards import WHOLE, Layout
 
 _BITS = 29  # of the largest number; what is below 2^-29 of it is rounded off
 _STRETCH = 16  # entries that are added first
 _APART = 64  # stretches that are left at least, so that devices can share them
 
 
-def exact_sum(x: jax.Array, along: tuple[int, ...]) -> jax.Array:
+def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Layout = WHOLE) -> jax.Array:
     r"""The sum over some axes, the same bits whatever the layout.
 
     $s = 2^{e} \sum_i \lfloor 2^{-e} x_i \rceil$ with $e$ the exponent of $\max_i |x_i|$ less 29: each number is
@@ -27,6 +29,7 @@ def exact_sum(x: jax.Array, along: tuple[int, ...]) -> jax.Array:
     Args:
       x: floating, any shape; float64 is summed with the precision of float32.
       along: the axes to sum over, which stay with size 1.
+      layout: how devices of a shard_map share the array, whose parts are then summed too.
 
     Returns:
       float32 with the summed axes of size 1. NaN where a NaN or both infinities take part, else an infinity where one
@@ -39,16 +42,18 @@ def exact_sum(x: jax.Array, along: tuple[int, ...]) -> jax.Array:
     x = x.astype(jnp.float32)
     # Where all is finite these two give the largest magnitude, else their sum is the result.
     largest, smallest = x.max(along, keepdims=True), x.min(along, keepdims=True)
+    if layout.along(along):
+        largest, smallest = lax.pmax(largest, layout.along(along)), lax.pmin(smallest, layout.along(along))
     exponent = jnp.maximum(jnp.frexp(jnp.maximum(jnp.abs(largest), jnp.abs(smallest)))[1], -90)
     # Powers of two by ldexp are exact, as is the product, so nothing depends on how they are fused.
     multiple = jnp.round(x * jnp.ldexp(jnp.float32(1), _BITS - exponent)).astype(jnp.int32)
-    added = _add(multiple, along) * jnp.ldexp(jnp.float32(1), exponent - _BITS)
+    added = _add(multiple, along, layout) * jnp.ldexp(jnp.float32(1), exponent - _BITS)
     return jnp.where(jnp.isfinite(largest) & jnp.isfinite(smallest), added, largest + smallest)
 
 
-def _add(multiple: jax.Array, along: tuple[int, ...]) -> jax.Array:
+def _add(multiple: jax.Array, along: tuple[int, ...], layout: Layout) -> jax.Array:
     # Limbs so narrow that a sum of them fits 31 bits; the top one carries the sign.
-    size = math.prod(multiple.shape[a] for a in along)
+    size = math.prod(layout.whole(multiple.shape)[a] for a in along)
     width = 30 - max(1, math.ceil(math.log2(max(2, size))))
     if width < 1:
         raise ValueError(f"cannot sum {size} entries exactly; at most 2^29")
@@ -56,7 +61,8 @@ def _add(multiple: jax.Array, along: tuple[int, ...]) -> jax.Array:
     for _ in range(_BITS // width):
         parts.append(rest & ((1 << width) - 1))
         rest = rest >> width
-    *limbs, top = (part.sum(along, keepdims=True) for part in _in_stretches([*parts, rest], along))
+    summed = [part.sum(along, keepdims=True) for part in _in_stretches([*parts, rest], along)]
+    *limbs, top = lax.psum(summed, layout.along(along)) if layout.along(along) else summed
     # Carried so that all limbs but the top are short of 2^width: then few roundings, and always the same.
     carried = []
     carry = jnp.zeros_like(top)

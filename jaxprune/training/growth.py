@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import masks, tree
-from jaxprune.masks import counts
+from jaxprune.masks import counts, shards
+from jaxprune.masks.cutting import unit_layout
+from jaxprune.masks.shards import Layout
 
 PyTree = Any
 _LEAF = masks.Unstructured()
@@ -66,6 +68,7 @@ def drop_and_grow(
         jax.tree.structure(drop), tree.resolve(pattern, drop, default=masks.Unstructured(), what="pattern")
     )
     axes = jax.tree.unflatten(jax.tree.structure(drop), tree.resolve(batch_axes, drop, default=0, what="batch_axes"))
+    layouts = jax.tree.unflatten(jax.tree.structure(drop), shards.layouts(drop))
     held = jax.tree.map(lambda _, mask: masks.as_bool(mask), drop, held)
     worst = jax.tree.map(_drop_scores, drop, held)
 
@@ -75,13 +78,13 @@ def drop_and_grow(
     def select(scores: PyTree, removed: PyTree, pattern: masks.Patterns) -> PyTree:
         return masks.select(scores, removed, pattern, where=where, batch_axes=batch_axes)
 
-    drop_pattern, droppable, after_grow = pattern, held, of_chosen(_removed, held, patterns, axes)
+    drop_pattern, droppable, after_grow = pattern, held, of_chosen(_removed, held, patterns, axes, layouts)
     if whole_leaf:
-        safe = of_chosen(_not_to_replace, worst, held, patterns, axes)
+        safe = of_chosen(_not_to_replace, worst, held, patterns, axes, layouts)
         worst = jax.tree.map(lambda yes, s, kept: _last_where(kept, s) if yes else s, chosen, worst, safe)
         droppable = jax.tree.map(lambda yes, mask, kept: mask & ~kept if yes else mask, chosen, held, safe)
         drop_pattern, patterns = _LEAF, jax.tree.map(lambda _: _LEAF, chosen)
-    after_drop = of_chosen(partial(_removed_and_dropped, fraction), held, droppable, patterns, axes)
+    after_drop = of_chosen(partial(_removed_and_dropped, fraction), held, droppable, patterns, axes, layouts)
     stay = select(worst, after_drop, drop_pattern)
     return select(jax.tree.map(_grow_scores, grow, held, stay), after_grow, pattern)
 
@@ -131,19 +134,23 @@ def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> 
     return jax.tree.map(lambda p, g: jnp.abs(g) if tree.is_floating(p) else jnp.zeros(()), params, grads)
 
 
-def _removed(mask: jax.Array, pattern: Any, batch_axes: int) -> Any:
+def _removed(mask: jax.Array, pattern: Any, batch_axes: int, layout: Layout) -> Any:
     """How many units of each part are removed, for selection."""
     if isinstance(pattern, masks.NM):
         return 1 - pattern.n / pattern.m
-    return _count(pattern.units(~mask, batch_axes), pattern.batch_axes(mask.shape, batch_axes))
+    return _count(~mask, pattern, batch_axes, layout)
 
 
 def _removed_and_dropped(
-    fraction: Any, mask: jax.Array, droppable: jax.Array, pattern: masks.Unstructured, batch_axes: int
+    fraction: Any,
+    mask: jax.Array,
+    droppable: jax.Array,
+    pattern: masks.Unstructured,
+    batch_axes: int,
+    layout: Layout,
 ) -> masks.Count:
     """And with those that are to drop."""
-    axes = pattern.batch_axes(mask.shape, batch_axes)
-    kept, removed, most = (_count(pattern.units(x, batch_axes), axes) for x in (mask, ~mask, droppable))
+    kept, removed, most = (_count(x, pattern, batch_axes, layout) for x in (mask, ~mask, droppable))
     wished = jnp.floor(jnp.float32(fraction) * counts.as_float(kept) + 0.5)
     high = jnp.floor(wished / (1 << 16))
     number = masks.Count(high.astype(jnp.int32), (wished - high * (1 << 16)).astype(jnp.int32))
@@ -151,7 +158,7 @@ def _removed_and_dropped(
     return counts.normalise(masks.Count(removed.high + number.high, removed.low + number.low))
 
 
-def _not_to_replace(scores: jax.Array, mask: jax.Array, pattern: Any, batch_axes: int) -> jax.Array:
+def _not_to_replace(scores: jax.Array, mask: jax.Array, pattern: Any, batch_axes: int, layout: Layout) -> jax.Array:
     """What stays even where each part drops all that it can grow again: its best, beyond its removed ones."""
     if isinstance(pattern, masks.NM):
         least = 2 * pattern.n - pattern.m
@@ -159,8 +166,9 @@ def _not_to_replace(scores: jax.Array, mask: jax.Array, pattern: Any, batch_axes
             return jnp.zeros_like(mask)
         removed, pattern = 1 - least / pattern.m, dataclasses.replace(pattern, n=least)
     else:
-        removed = _removed_and_dropped(1.0, mask, mask, pattern, batch_axes)
-    return masks.select(scores, removed, pattern, where=lambda *_: True, batch_axes=batch_axes)
+        removed = _removed_and_dropped(1.0, mask, mask, pattern, batch_axes, layout)
+    every = lambda *_: True
+    return masks.select(scores, removed, pattern, where=every, batch_axes=batch_axes, axis_name=layout)
 
 
 def _least(a: masks.Count, b: masks.Count) -> masks.Count:
@@ -168,12 +176,14 @@ def _least(a: masks.Count, b: masks.Count) -> masks.Count:
     return masks.Count(jnp.where(smaller, a.high, b.high), jnp.where(smaller, a.low, b.low))
 
 
-def _count(units: jax.Array, axes: int) -> masks.Count:
-    """The number of True, or of each slice if there are many; no axis is merged with another before it is counted."""
+def _count(mask: jax.Array, pattern: masks.Unstructured, batch_axes: int, layout: Layout) -> masks.Count:
+    """The number of True, or of each part if there are many; no axis is merged with another before it is counted."""
+    units, axes = pattern.units(mask, batch_axes), pattern.batch_axes(mask.shape, batch_axes)
     rows = units.sum(-1, dtype=jnp.int32)
     total = counts.normalise(masks.Count(jnp.zeros_like(rows), rows))
     while total.low.ndim > axes:
         total = counts.sum_counts(total, total.low.ndim - 1)
+    total = shards.total_slices(total, unit_layout(pattern, mask.ndim, batch_axes, layout), units.shape[:axes])
     return jax.tree.map(lambda limb: limb.reshape(-1 if limb.size > 1 else ()), total)
 
 

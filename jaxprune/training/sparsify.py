@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import masks, tree
+from jaxprune.masks import shards
 from jaxprune.training import enforce, finite, mismatch
 from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
@@ -44,7 +45,7 @@ class SparsifyState(NamedTuple):
 
 
 def sparsify(
-    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False
+    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False, axis_name: PyTree = None
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that what the method removes stays exactly zero.
 
@@ -56,6 +57,11 @@ def sparsify(
       method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
       packed: whether the state holds the masks as `masks.Packed`, a bit an entry instead of a byte, with the same
         results. What the method itself remembers (the second masks of `top_kast`) stays as it is.
+      axis_name: for an `update` inside `jax.shard_map` whose devices share the parameters: their `PartitionSpec`s, as
+        in its `in_specs`, a tree in the structure of the parameters or the beginning of it. The method then sees whole
+        parameters, and masks are those of one device; `init` may be called inside or outside. Gradients must be of
+        the whole loss. Not for optimizers that look at all parameters at once (`clip_by_global_norm`,
+        `apply_if_finite`): these see the part that the device holds.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -96,6 +102,7 @@ def sparsify(
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     inner = optax.with_extra_args_support(optimizer)
     method = _packing(method) if packed else method
+    method = method if axis_name is None else _on_shards(method, axis_name)
 
     def init(params: PyTree) -> SparsifyState:
         found, state = method.init(params)
@@ -105,6 +112,8 @@ def sparsify(
         enforce.check_params(params, "sparsify")
         _check_state(state)
         tree.check_masks(params, state.masks)
+        if axis_name is not None:
+            _check_shards(params, state, axis_name)
         try:
             return step(updates, state, params, extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -207,7 +216,7 @@ def _revise(
 
     # Only the masks and the method's state go through: what else a branch returned would be copied every step.
     def revise(held: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
-        revised = method.revise(held[0], held[1], signals)
+        revised = jax.tree.map(_lying_like, method.revise(held[0], held[1], signals), held)
         if not guarded:
             return revised, jnp.array(False)
         fine = finite.are_finite(signals.grads, held[0]) & finite.are_finite(signals.grads, revised[0])
@@ -217,6 +226,12 @@ def _revise(
     due = due if unless is False else due & ~unless
     (found, method_state), waits = jax.lax.cond(due, revise, lambda held: (held, jnp.array(False)), held)
     return found, method_state, waits
+
+
+def _lying_like(new: jax.Array, old: jax.Array) -> jax.Array:
+    """On axes that types name, the new array on the devices of the old one: both are results of one `lax.cond`."""
+    own, place = (jax.typeof(x).sharding for x in (new, old))
+    return new if own.spec == place.spec else jax.sharding.reshard(new, place)
 
 
 def _next(step: jax.Array, skipped: Any) -> jax.Array:
@@ -243,3 +258,35 @@ def _packing(method: Method) -> Method:
         lambda updates, held, state: own.updates(updates, masks.unpack(held), state),
     )
     return method._replace(init=init, revise=revise, dense=dense)
+
+
+def _on_shards(method: Method, axis_name: PyTree) -> Method:
+    """The method, for parameters that devices of a shard_map share; its own functions hear of it where they ask."""
+
+    def within(fn: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            with masks.sharded(axis_name):
+                return fn(*arguments)
+
+        return call
+
+    return method._replace(init=within(method.init), revise=within(method.revise))
+
+
+def _check_shards(params: PyTree, state: SparsifyState, axis_name: PyTree) -> None:
+    """Raises for what would go another way on each device."""
+    cut = shards.layouts(params, axis_name)
+    if finite.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
+        raise ValueError(
+            "sparsify(axis_name=...): optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
+            "device holds, and would skip a step on some devices only; put it around a shard_map, or check before"
+        )
+    held = jax.tree.structure(params).flatten_up_to(state.masks)
+    leaves = zip(tree.named_leaves(params), held, cut, strict=True)
+    packed = [(name, mask, layout) for (name, _), mask, layout in leaves if masks.is_packed(mask)]
+    wrong = [f"  {name}: {layout.names}" for name, mask, layout in packed if layout.along([mask.ndim - 1])]
+    if wrong:
+        raise ValueError(
+            "packed masks know the width of a whole row, so the last axis of these leaves cannot be cut; shard another "
+            "axis, or leave packed=False:\n" + "\n".join(wrong)
+        )

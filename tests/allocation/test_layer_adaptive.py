@@ -167,7 +167,7 @@ SIZES = [1, 7, 2**13, 2**15]
 
 @pytest.mark.parametrize("shape", [*itertools.product(SIZES, repeat=2), (2**27,), (3, 3, 512, 512), (50_000, 768)])
 def test_layouts_neither_overflow_nor_lose_bits(shape):
-    axes, bits = tails.layout(shape)
+    axes, bits = tails.plan(shape)
     parts = int(np.prod([shape[a] for a in axes]))
     part = int(np.prod(shape)) // parts
     assert parts <= 2**15
@@ -178,4 +178,4 @@ def test_layouts_neither_overflow_nor_lose_bits(shape):
 
 def test_leaves_too_large_to_sum_are_refused():
     with pytest.raises(ValueError, match="cannot sum 4294967296 squares"):
-        _ = tails.layout((2**32,))
+        _ = tails.plan((2**32,))

@@ -27,7 +27,7 @@ def _ranked(scores):
     square = _flushed(scaled * scaled)
     # Entries of equal score are in the sum of each of them.
     last = np.searchsorted(-key.astype(np.int64), -key.astype(np.int64), side="right") - 1
-    _, bits = tails.layout(scores.shape)
+    _, bits = tails.plan(scores.shape)
     total, rest = np.zeros(len(key), np.float32), square.astype(np.float64)
     digits = []
     for i, bit in enumerate(bits):

@@ -119,6 +119,21 @@ def test_a_global_selection_moves_counts_only_whatever_the_size(kind, devices):
     assert moved[16384] - moved[1024] <= 8 * 8 * 16 * 4, moved
 
 
+@pytest.mark.parametrize("kind", layouts.KINDS)
+def test_beyond_31_bits_nothing_is_gathered_and_no_index_kept(kind, devices):
+    mesh = layouts.make_mesh(kind, devices)
+    scores = [jax.ShapeDtypeStruct((131072, 16384), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("x", "y")))]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda s: masks.select(s, 0.9)).lower(scores).compile()
+    found = collectives(compiled, turns=(2, 8))
+    assert {each.kind for each in found} == {"all-reduce"}, found
+    assert total(found) < 16 * 1024, found
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    # A device holds 1 GB of the scores, and its share of eight counts for each of 65,536 stretches.
+    assert memory.temp_size_in_bytes < 2 << 20
+
+
 def largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     """The mask by sorting."""
     kept = np.zeros(scores.size, bool)
