@@ -35,6 +35,7 @@ def bootstrap(
     confidence: float = 0.95,
     batch: int = 16,
     strata: Any = None,
+    skip_nan: bool = False,
 ) -> Interval:
     """The percentile bootstrap (Efron 1979): the statistic of samples drawn again with replacement.
 
@@ -51,6 +52,8 @@ def bootstrap(
       batch: how many resamples are computed at once; memory grows with it, the result does not depend on it.
       strata: integers (n,), concrete: samples are drawn within each stratum, as many as it has, so that every class
         stays as large as it is. None for one stratum.
+      skip_nan: whether a value that is NaN in some resamples, such as the accuracy in a bin that was left empty, gets
+        its interval from the others; without it such an interval is NaN.
 
     Returns:
       The estimate, and the (1 - confidence)/2 and (1 + confidence)/2 quantiles.
@@ -70,7 +73,7 @@ def bootstrap(
         raise ValueError(f"strata must have one number a sample, {(n,)}; got {np.shape(strata)}")
     bounds = None if strata is None else _bounds(np.asarray(strata))
     drawn = _resample(statistic, resamples, batch, key, (group,), bounds)
-    return Interval(statistic(*group), *_quantiles(drawn, confidence))
+    return Interval(statistic(*group), *_quantiles(drawn, confidence, skip_nan))
 
 
 def bootstrap_apart(
@@ -128,9 +131,10 @@ def _bounds(strata: np.ndarray) -> tuple[Array, Array, Array]:
     return jnp.asarray(order), jnp.asarray(first[index]), jnp.asarray(count[index])
 
 
-def _quantiles(drawn: PyTree, confidence: float) -> tuple[PyTree, PyTree]:
+def _quantiles(drawn: PyTree, confidence: float, skip_nan: bool = False) -> tuple[PyTree, PyTree]:
     ends = jnp.array([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = (jax.tree.map(lambda x, k=k: jnp.quantile(x, ends[k], axis=0), drawn) for k in (0, 1))
+    quantile = jnp.nanquantile if skip_nan else jnp.quantile
+    low, high = (jax.tree.map(lambda x, k=k: quantile(x, ends[k], axis=0), drawn) for k in (0, 1))
     return low, high
 
 

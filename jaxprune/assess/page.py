@@ -106,7 +106,7 @@ def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:
 def _plots(report: Reported, names: Sequence[str]) -> list[str]:
     risks = {name: report.risks[name] for name in names}
     figures: dict[str, Any] = {
-        "Below the diagonal a model is overconfident.": plots.reliability_diagram(
+        "Below the diagonal a model is overconfident; with intervals of each bin.": plots.reliability_diagram(
             {name: each.reliability for name, each in risks.items()}
         ),
         "The error among the samples that it is surest of.": plots.risk_coverage_curves(

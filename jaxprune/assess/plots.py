@@ -89,11 +89,11 @@ def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
     return figure
 
 
-def reliability_diagram(models: Mapping[str, Reliability]) -> "Figure":
+def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure":
     """Accuracy against confidence, one line for each model; below the diagonal a model is overconfident.
 
     Args:
-      models: by name what `reliability` gave.
+      models: by name what `reliability` gave, or its `bootstrap`, whose intervals are drawn.
 
     Returns:
       A figure; the area of a point grows with the samples in its bin.
@@ -106,12 +106,16 @@ def reliability_diagram(models: Mapping[str, Reliability]) -> "Figure":
         raise ValueError("no model to draw")
     figure, axes = new_figure(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="calibrated")
-    for name, bins in models.items():
+    for name, given in models.items():
+        bins = given.estimate if isinstance(given, Interval) else given
         count = np.asarray(bins.samples)
         filled = count > 0
         confidence, accuracy = np.asarray(bins.confidence)[filled], np.asarray(bins.accuracy)[filled]
         [line] = axes.plot(confidence, accuracy, label=name)
         axes.scatter(confidence, accuracy, 8 + 150 * count[filled] / count.sum(), color=line.get_color())
+        if isinstance(given, Interval):
+            low, high = (np.asarray(end.accuracy)[filled] for end in (given.low, given.high))
+            axes.vlines(confidence, low, high, color=line.get_color(), alpha=0.5, linewidth=1)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend()
     return figure

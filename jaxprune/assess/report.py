@@ -49,6 +49,7 @@ class RiskReport:
         ):
             columns = {key: key.removeprefix(prefix).replace("/", ", ") for key in names if key.startswith(prefix)}
             made[title] = self._table(columns)
+        made["Accuracy in %, by confidence, and the samples"] = self._bins()
         if self.changes:
             made[f"Less {self.reference}"] = self._changed()
         return {title: table for title, table in made.items() if len(table[0]) > 1}
@@ -114,6 +115,14 @@ class RiskReport:
         present = [key for key in columns if any(key in _values(each) for each in self.risks.values())]
         rows = [[name, *(_cell(key, _values(each).get(key)) for key in present)] for name, each in self.risks.items()]
         return ["model", *(columns[key] for key in present)], rows
+
+    def _bins(self) -> tuple[list[str], list[list[str]]]:
+        """The reliability diagram in numbers: a row for each bin that any model fills, a column for each model."""
+        every = [each.reliability for each in self.risks.values()]
+        count = len(every[0].estimate.samples)
+        filled = [k for k in range(count) if any(each.estimate.samples[k] for each in every)]
+        rows = [[f"{k / count:.2f} to {(k + 1) / count:.2f}", *(_bin(each, k) for each in every)] for k in filled]
+        return ["confidence", *self.risks], rows
 
     def _changed(self) -> tuple[list[str], list[list[str]]]:
         header = ["model", "accuracy", "p", "NLL", "p", "Brier", "p", "agreement"]
@@ -213,19 +222,32 @@ def _values(each: Risk) -> dict[str, Any]:
     values: dict[str, Any] = (
         {} if cost is None else {k: getattr(cost, k) for k in ("sparsity", "kept", "effective_flops")}
     )
-    return {**values, **({} if each.temperature is None else {"temperature": each.temperature}), **each.figures}
+    return {**values, **each.figures}
 
 
 def _cell(key: str, value: Any, *, signed: bool = False) -> str:
     if value is None:
         return formatting.MISSING
     if not isinstance(value, Interval):
-        return {"sparsity": formatting.percent, "temperature": "{:.3f}".format}.get(key, formatting.quantity)(value)
+        return {"sparsity": formatting.percent}.get(key, formatting.quantity)(value)
     percent = key in _PERCENT or key.startswith(("corrupted/", "foreign/"))
     plus = "+" if signed or key in ("overconfidence", "accuracy_gap", "nll_gap") else ""
-    number = (lambda x: f"{100 * x:{plus}.1f}") if percent else (lambda x: f"{x:{plus}.4f}")
+    digits = 3 if key == "temperature" else 4
+    number = (lambda x: f"{100 * x:{plus}.1f}") if percent else (lambda x: f"{x:{plus}.{digits}f}")
     unit = "" if not percent else " points" if plus else " %"
     return f"{number(value.estimate)} ({number(value.low)} to {number(value.high)}){unit}"
+
+
+def _bin(bins: Interval, k: int) -> str:
+    samples = int(bins.estimate.samples[k])
+    if not samples:
+        return formatting.MISSING
+    accuracy, low, high = (100 * each.accuracy[k] for each in bins)
+    return f"{accuracy:.0f} ({low:.0f} to {high:.0f}), {samples}"
+
+
+def _lists(bins: Any) -> dict[str, list[float]]:
+    return {name: np.asarray(values, float).tolist() for name, values in bins._asdict().items()}
 
 
 def _risk_dict(each: Risk) -> dict[str, Any]:
@@ -235,9 +257,8 @@ def _risk_dict(each: Risk) -> dict[str, Any]:
         "figures": {
             name: {**interval._asdict(), "means": FIGURES.get(name, name)} for name, interval in each.figures.items()
         },
-        "temperature": each.temperature,
         "corruption": {name: [level._asdict() for level in levels] for name, levels in each.corruption.items()},
-        "reliability": {name: np.asarray(x, float).tolist() for name, x in each.reliability._asdict().items()},
+        "reliability": {name: _lists(bins) for name, bins in each.reliability._asdict().items()},
         "complexity": None
         if cost is None
         else {k: getattr(cost, k) for k in ("sparsity", "kept", "flops", "effective_flops")},

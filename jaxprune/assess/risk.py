@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.assess import intervals, metrics, predictions, scores, selective, temperature
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.reliability import Reliability, calibration_error, reliability
+from jaxprune.assess.reliability import calibration_error, reliability
 
 Array = jax.Array
 _BINS = 15
@@ -58,8 +58,8 @@ class Risk:
 
     Attributes:
       figures: by name each figure with its interval; `FIGURES` says in words what they are.
-      temperature: the factor fitted on held-out samples; None without.
-      reliability: the bins of the reliability diagram.
+      reliability: the bins of the reliability diagram, a `Reliability` each of the estimate and of the ends. A resample
+        that leaves a bin empty does not count for it; NaN in a bin that the samples leave empty.
       coverage: the risk-coverage curve.
       corruption: by name the accuracy at each level, each with its interval.
       complexity: what it costs; None if not given.
@@ -69,8 +69,7 @@ class Risk:
     """
 
     figures: Mapping[str, Interval]
-    temperature: float | None
-    reliability: Reliability
+    reliability: Interval
     coverage: selective.RiskCoverage
     corruption: Mapping[str, tuple[Interval, ...]]
     complexity: Complexity | None
@@ -88,6 +87,7 @@ FIGURES = {
     "ece_classwise": "classwise calibration error",
     "overconfidence": "mean confidence less accuracy",
     "aurc": "area under the risk-coverage curve",
+    "temperature": "temperature fitted on held-out samples",
     "scaled_nll": "NLL after temperature scaling",
     "scaled_ece": "ECE after temperature scaling",
     "train_accuracy": "accuracy on training samples",
@@ -103,7 +103,8 @@ def risk(
 ) -> Risk:
     """Everything that can be said of one model from what it said.
 
-    Models that get the same key are judged by the same resamples.
+    Models that get the same key are judged by the same resamples. The temperature is fitted again to each resample of
+    the held-out samples, so that the intervals of what is scaled hold its own uncertainty too.
 
     Args:
       outputs: its logits; what is None or empty is left out.
@@ -131,10 +132,8 @@ def risk(
     options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence, "batch": batch}
     logits, labels = checked["test"]
     figures = _floats(intervals.bootstrap(_figures, logits, labels, **options))
-    factor = None
     if "held_out" in checked:
-        factor = temperature.fit_temperature(*checked["held_out"])
-        figures |= _floats(intervals.bootstrap(_scaled, logits / factor, labels, **options))
+        figures |= _floats(intervals.bootstrap_apart(_scaled, checked["held_out"], checked["test"], **options))
     if "train" in checked:
         figures |= _floats(intervals.bootstrap_apart(_gap, checked["train"], checked["test"], **options))
     figures |= _foreign(outputs, logits, options)
@@ -145,8 +144,7 @@ def risk(
         figures[f"corrupted/{name}"] = _float(intervals.bootstrap(jnp.mean, hits, **options))
     return Risk(
         figures=figures,
-        temperature=None if factor is None else float(factor),
-        reliability=reliability(logits, labels, bins=_BINS),
+        reliability=_bins(logits, labels, options),
         coverage=selective.risk_coverage(logits, labels),
         corruption=corruption,
         complexity=outputs.complexity,
@@ -175,9 +173,10 @@ def _figures(logits: Array, labels: Array) -> dict[str, Array]:
 
 
 @jax.jit
-def _scaled(logits: Array, labels: Array) -> dict[str, Array]:
-    found = metrics.evaluate(logits, labels, bins=_BINS)
-    return {"scaled_nll": found.nll, "scaled_ece": found.ece}
+def _scaled(held_out: Array, held_out_labels: Array, test: Array, labels: Array) -> dict[str, Array]:
+    factor = temperature.fit_temperature(held_out, held_out_labels)
+    found = metrics.evaluate(test / factor, labels, bins=_BINS)
+    return {"temperature": factor, "scaled_nll": found.nll, "scaled_ece": found.ece}
 
 
 @jax.jit
@@ -202,6 +201,15 @@ def _foreign(outputs: Outputs, test: Array, options: dict[str, Any]) -> dict[str
             area = intervals.bootstrap_apart(selective.auroc, (known,), (foreign,), **options)
             found[f"foreign/{name}/{way}"] = _float(area)
     return found
+
+
+_reliability = partial(reliability, bins=_BINS)
+
+
+def _bins(logits: Array, labels: Array, options: dict[str, Any]) -> Interval:
+    """Of each bin, on the host; a bin without samples has none in a resample either."""
+    found = intervals.bootstrap(_reliability, logits, labels, skip_nan=True, **options)
+    return jax.tree.map(np.asarray, found)
 
 
 def _levels(hits: Array, options: dict[str, Any]) -> tuple[Interval, ...]:

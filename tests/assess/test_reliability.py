@@ -1,6 +1,7 @@
 """Calibration errors against NumPy twins, scikit-learn's calibration curve, and hand-worked cases."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from jaxprune.assess import calibration_error, evaluate, fit_temperature, reliability, reliability_diagram
+from jaxprune.assess import bootstrap, calibration_error, evaluate, fit_temperature, reliability, reliability_diagram
 
 rng = np.random.default_rng(0)
+KEY = jax.random.key(4)
 LOGITS = jnp.asarray(2 * rng.normal(size=(203, 4)), jnp.float32)
 LABELS = jnp.asarray(rng.integers(0, 4, 203))
 PROBS = np.asarray(jax.nn.softmax(LOGITS, axis=1))
@@ -85,6 +87,15 @@ def test_diagram(tmp_path):
         _ = reliability_diagram({})
 
 
+def test_diagram_draws_the_intervals_of_the_bins_that_are_filled():
+    found = bootstrap(reliability, LOGITS[:40], LABELS[:40], key=KEY, resamples=20, skip_nan=True)
+    [axes] = reliability_diagram({"dense": found}).axes
+    filled = np.asarray(found.estimate.samples) > 0
+    [drawn] = [c for c in axes.collections if type(c).__name__ == "LineCollection"]
+    ends = np.array([segment[:, 1] for segment in drawn.get_segments()])
+    np.testing.assert_allclose(ends, np.stack([found.low.accuracy, found.high.accuracy], 1)[filled], rtol=1e-6)
+
+
 def test_unknown_binning():
     with pytest.raises(ValueError, match="one of equal_width, equal_mass; got 'quantile'"):
         _ = calibration_error(LOGITS, LABELS, binning="quantile")  # pyright: ignore[reportArgumentType]
@@ -101,6 +112,49 @@ def test_temperature_is_found_again(true):
     losses = [float(evaluate(logits / t, labels).nll) for t in grid]
     assert np.argmin(losses) == 4
     assert evaluate(logits / got, labels).accuracy == evaluate(logits, labels).accuracy
+
+
+def bisected(logits, labels):
+    """The root of the slope in log b, by plain bisection in float64."""
+    z = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
+    low, high = np.log(1e-3), np.log(1e3)
+    for _ in range(60):
+        middle = (low + high) / 2
+        p = np.exp(np.exp(middle) * z)
+        p /= p.sum(1, keepdims=True)
+        slope = ((p * z).sum(1) - z[np.arange(len(z)), labels]).mean()
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return np.exp(-(low + high) / 2)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_temperature_and_its_interval_against_a_slow_twin(scale):
+    logits = scale * np.asarray(LOGITS[:60])
+    labels = np.where(np.arange(60) % 3, logits.argmax(1), np.asarray(LABELS[:60]))
+    got = bootstrap(fit_temperature, logits, labels, key=jax.random.key(3), resamples=24)
+    np.testing.assert_allclose(got.estimate, bisected(logits, labels), rtol=1e-4)
+    rows = [np.asarray(jax.random.randint(k, (60,), 0, 60)) for k in jax.random.split(jax.random.key(3), 24)]
+    drawn = [bisected(logits[r], labels[r]) for r in rows]
+    np.testing.assert_allclose([got.low, got.high], np.quantile(drawn, [0.025, 0.975]), rtol=1e-4)
+    assert got.low < got.estimate < got.high
+
+
+def test_intervals_of_bins_against_a_slow_twin():
+    # Few samples in many bins: some resamples leave a bin empty, and these do not count for it.
+    got = bootstrap(partial(reliability, bins=12), LOGITS[:40], LABELS[:40], key=KEY, resamples=30, skip_nan=True)
+    top, hits = PROBS[:40].max(1), (PROBS.argmax(1) == np.asarray(LABELS))[:40]
+    rows = [np.asarray(jax.random.randint(k, (40,), 0, 40)) for k in jax.random.split(KEY, 30)]
+    parts = [[r[(top[r] > m / 12) & (top[r] <= (m + 1) / 12)] for m in range(12)] for r in rows]
+    lengths = np.array([[len(part) for part in resample] for resample in parts])
+    assert ((lengths == 0).any(0) & (lengths > 0).any(0)).any()
+    for name, values in (("accuracy", hits), ("confidence", top)):
+        means = np.array([[values[p].mean() if len(p) else np.nan for p in resample] for resample in parts])
+        for m in range(12):
+            filled = means[~np.isnan(means[:, m]), m]
+            ends = np.quantile(filled, [0.025, 0.975]) if len(filled) else [np.nan, np.nan]
+            np.testing.assert_allclose([getattr(e, name)[m] for e in (got.low, got.high)], ends, rtol=1e-5)
+    plain = bootstrap(partial(reliability, bins=12), LOGITS[:40], LABELS[:40], key=KEY, resamples=30)
+    np.testing.assert_array_equal(np.isnan(plain.low.accuracy), (lengths == 0).any(0))
 
 
 def test_temperature_at_its_bounds_and_with_an_excluded_class():

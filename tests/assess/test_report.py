@@ -53,7 +53,7 @@ def test_text_has_every_model_table_and_verdict(report):
     text = str(report)
     for heading in report.tables():
         assert heading in text
-    assert len(report.tables()) == 6
+    assert len(report.tables()) == 7
     for name, words in report.verdicts.items():
         assert text.count(name) >= 6
         assert set(words) == {"fit", "confidence"} | ({"changes", "classes"} if name != "dense" else set())
@@ -67,9 +67,26 @@ def test_json_is_strict_and_has_every_figure(report):
     for name, each in report.risks.items():
         figures = content["models"][name]["figures"]
         assert {key: value["low"] for key, value in figures.items()} == {k: v.low for k, v in each.figures.items()}
+        for end, bins in each.reliability._asdict().items():
+            written = np.array(content["models"][name]["reliability"][end]["accuracy"], float)
+            np.testing.assert_array_equal(written, bins.accuracy)  # null is NaN
     assert content["reference"] == "dense"
     assert set(content["changes"]) == {"pruned & small", "worse"}
     assert [x["index"] for x in content["forgotten"]] == [x.index for x in report.forgotten]
+
+
+def test_the_table_of_bins_holds_their_intervals(report):
+    [(header, rows)] = [table for title, table in report.tables().items() if "by confidence" in title]
+    assert header == ["confidence", *MODELS]
+    bins = report.risks["dense"].reliability
+    assert rows[-1][0] == "0.93 to 1.00"
+    accuracy, low, high = (100 * end.accuracy[-1] for end in bins)
+    assert rows[-1][1] == f"{accuracy:.0f} ({low:.0f} to {high:.0f}), {bins.estimate.samples[-1]:.0f}"
+    every = [each.reliability.estimate.samples for each in report.risks.values()]
+    assert len(rows) == (np.sum(every, 0) > 0).sum() > 1
+    assert [cell for row in rows for cell in row[1:]].count("-") == (
+        np.array(every)[:, np.sum(every, 0) > 0] == 0
+    ).sum()
 
 
 class Page(HTMLParser):

@@ -66,8 +66,11 @@ def test_figures_are_those_of_the_functions_that_stand_alone(found):
     for name, options in {"ece_mass": {"binning": "equal_mass"}, "ece_classwise": {"classwise": True}}.items():
         alone = float(assess.calibration_error(LOGITS, LABELS, **options))
         assert found.figures[name].estimate == pytest.approx(alone, rel=1e-5)
-    assert found.temperature == pytest.approx(float(assess.fit_temperature(LOGITS, LABELS)), rel=1e-6)
-    scaled = assess.evaluate(LOGITS / np.float32(found.temperature), LABELS)
+    factor = found.figures["temperature"].estimate
+    assert factor == pytest.approx(float(assess.fit_temperature(LOGITS, LABELS)), rel=1e-5)
+    scaled = assess.evaluate(LOGITS / np.float32(factor), LABELS)
+    bins = assess.reliability(LOGITS, LABELS)
+    np.testing.assert_allclose(found.reliability.estimate.accuracy, bins.accuracy, rtol=1e-6)
     assert found.figures["scaled_nll"].estimate == pytest.approx(float(scaled.nll), rel=1e-5)
     assert found.figures["scaled_nll"].estimate <= found.figures["nll"].estimate
     levels = [level.estimate for level in found.corruption["blur"]]
@@ -79,6 +82,11 @@ def test_every_figure_has_an_interval_and_the_same_key_the_same(found):
     for name, interval in found.figures.items():
         assert interval.low <= interval.high, name
         assert all(isinstance(end, float) for end in interval), name
+    filled = found.reliability.estimate.samples > 0
+    low, estimate, high = (found.reliability[k].accuracy[filled] for k in (1, 0, 2))
+    assert (low <= estimate).all()
+    assert (estimate <= high).all()
+    assert (low < high).any()
     again = risk(OUTPUTS, TRUTH, **OPTIONS)
     assert again.figures == found.figures
 
