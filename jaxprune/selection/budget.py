@@ -148,7 +148,8 @@ def leaf_costs(
       params: its parameters.
       found: the leaves and the levels.
       *inputs: what it is applied to, or shapes; effective FLOPs are those of this batch.
-      of: "parameters", "memory" (bytes of kept values and of masks) or "flops" (effective).
+      of: "parameters", "memory" (bytes of kept values, and of a mask of one bit an entry where the level is not 0) or
+        "flops" (effective). Masks alone do not change the time a network takes: for latency see `choose_levels`.
       scores: larger is kept; the parameters' magnitudes by default. Of convolutions with padding the FLOPs depend on
         which weights stay.
       pattern: as in `sensitivity`.
@@ -172,7 +173,7 @@ def leaf_costs(
         lacking = [name for name in found.names if name not in by_name]
         if lacking:
             raise ValueError(f"these parameters have no leaf {', '.join(lacking)}; the sensitivity is of others")
-        columns.append([_cost(by_name[name], of) for name in found.names])
+        columns.append([_cost(by_name[name], of, masked=level > 0) for name in found.names])
     return np.asarray(columns, np.float64).T
 
 
@@ -218,7 +219,8 @@ def choose_levels(
       scores: (units,) larger is kept.
       found: from `group_sensitivity`.
       losses: (groups, levels), such as `found.changes`.
-      cost: of a choice; a measured latency is as exact as it is steady.
+      cost: of a choice; a measured latency is as exact as it is steady, and is held to the target as it was measured:
+        once for each choice.
       target: what the network may cost.
       rounds: how often the budget is halved between what fits and what does not.
 
@@ -226,8 +228,9 @@ def choose_levels(
       The choice for `slim`, and its levels (whose `cost` is the sum, `exact` False).
 
     Raises:
-      ValueError: with all groups at their last level the network still costs more, or as `cheapest_loss` does.
+      ValueError: with each group at its cheapest level the network still costs more, or as `cheapest_loss` does.
     """
+    cost = _measured_once(cost)
     costs = group_costs(groups, scores, found, cost)
     losses, costs = _checked(losses, costs, np.inf)
 
@@ -238,7 +241,7 @@ def choose_levels(
     least = _levels(costs.argmin(1), losses, costs, False)
     best = (chosen(least), least)
     if (reached := cost(best[0])) > target:
-        raise ValueError(f"with all groups at their last level the network costs {reached:g}, above {target:g}")
+        raise ValueError(f"with each group at its cheapest level the network costs {reached:g}, above {target:g}")
     for level in range(costs.shape[1]):
         alike = _levels(np.full(len(costs), level), losses, costs, False)
         if alike.loss < best[1].loss and cost(tried := chosen(alike)) <= target:
@@ -257,10 +260,23 @@ def choose_levels(
     return best
 
 
-def _cost(leaf: Any, of: str) -> float:
+def _cost(leaf: Any, of: str, *, masked: bool) -> float:
     if of == "flops":
         return leaf.effective_flops
-    return leaf.size.kept if of == "parameters" else leaf.size.kept_bytes + leaf.size.mask_bytes
+    return leaf.size.kept if of == "parameters" else leaf.size.kept_bytes + masked * leaf.size.mask_bytes
+
+
+def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]:
+    """The same cost of the same choice: a second measurement takes time, and may contradict the first."""
+    known: dict[bytes, float] = {}
+
+    def once(choice: Choice) -> float:
+        which = np.packbits(choice.keep).tobytes()
+        if which not in known:
+            known[which] = float(cost(choice))
+        return known[which]
+
+    return once
 
 
 def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:

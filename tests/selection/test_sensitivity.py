@@ -1,6 +1,7 @@
 """Sensitivity against a plain loop, and budgets against every choice there is."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,84 @@ def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
     assert whole_again.keep.all()
 
 
+def test_memory_counts_kept_values_and_the_bits_of_a_mask(problem):
+    params, x, _ = problem
+    losses = np.array([[0, 2, 5], [0, 1, 4], [0, 1, 9.0]])
+    found = selection.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
+    costs = selection.leaf_costs(network, params, found, x, of="memory")
+    # 48, 40 and 15 float32 entries; floor(s n + 1/2) of them go; 6, 5 and 2 bytes of mask where any may.
+    np.testing.assert_array_equal(costs, [[192, 96 + 6, 48 + 6], [160, 80 + 5, 40 + 5], [60, 28 + 2, 16 + 2]])
+    for choose in (selection.cheapest_loss, selection.greedy):
+        levels = choose(found.changes, costs, 300)
+        spent = costs[np.arange(3), levels.chosen].sum()
+        assert spent == levels.cost <= 300
+    assert selection.cheapest_loss(found.changes, costs, 300).loss == _every_choice(losses, costs, 300)
+
+
+@pytest.fixture(scope="module")
+def groups_of(problem):
+    params, x, evaluate = problem
+    groups = jaxprune.find_groups(network, params, x)
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    return groups, scores, selection.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
+
+
+def _widths(choice):
+    shapes = {leaf.name: leaf.small for leaf in choice.manifest().leaves}
+    return shapes["a"][1], shapes["b"][1]
+
+
+def _bytes(choice):
+    a, b = _widths(choice)
+    return 4 * (6 * a + a * b + b * 3 + 3)
+
+
+def _tiled(choice):
+    """A machine on which two units take as long as one, and odd widths a little longer than even ones."""
+    a, b = _widths(choice)
+    return (1 + -(-a // 2) * -(-b // 2) + 0.2 * (a % 2 + b % 2)) * 1e-6
+
+
+@pytest.mark.parametrize(("cost", "by_hand"), [(slimming.costs.memory, _bytes), (_tiled, _tiled)])
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
+def test_the_levels_of_groups_meet_memory_and_a_latency_of_steps(groups_of, cost, by_hand, share):
+    groups, scores, found = groups_of
+    target = share * by_hand(slimming.choice_from(groups, {}))
+    choice, levels = selection.choose_levels(groups, scores, found, found.changes, cost, target)
+    assert by_hand(choice) <= target
+    pairs = list(itertools.product(range(5), repeat=2))
+    fits = {
+        (i, j): found.changes[0, i] + found.changes[1, j]
+        for i, j in pairs
+        if by_hand(_pair(groups, scores, found, i, j)) <= target
+    }
+    assert fits[tuple(levels.chosen.tolist())] == pytest.approx(levels.loss)
+    assert min(fits.values()) - 1e-9 <= levels.loss <= min(v for (i, j), v in fits.items() if i == j) + 1e-9
+
+
+def test_a_latency_that_trembles_is_measured_once_and_held_to_the_target(groups_of):
+    groups, scores, found = groups_of
+    rng, measured = np.random.default_rng(0), []
+
+    def latency(choice):
+        measured.append((choice.keep.tobytes(), _tiled(choice) * rng.uniform(0.7, 1.3)))
+        return measured[-1][1]
+
+    target = 0.5 * _tiled(slimming.choice_from(groups, {}))
+    choice, _ = selection.choose_levels(groups, scores, found, found.changes, latency, target)
+    assert len({keep for keep, _ in measured}) == len(measured) <= 25
+    assert dict(measured)[choice.keep.tobytes()] <= target
+
+
+def test_measured_latency_is_the_median_by_the_clock(problem, monkeypatch):
+    params, x, _ = problem
+    groups = jaxprune.find_groups(network, params, x)
+    ticks = np.cumsum([0, 5, 1, 1, 1, 3, 1, 9, 1, 2])  # calls of 5, 1, 3, 9 and 2, and 1 between them
+    monkeypatch.setattr(slimming.costs, "time", SimpleNamespace(perf_counter=iter(ticks.tolist()).__next__))
+    cost = slimming.costs.latency(network, params, x, repeats=5)
+    assert cost(slimming.choice_from(groups, {})) == 3
+
+
 def _pair(groups, scores, found, i, j):
     rules = {n: float(found.levels[k]) for n, k in zip(found.names, (i, j), strict=True) if k}
     return slimming.choose(groups, scores, rules) if rules else slimming.choice_from(groups, {})
@@ -188,5 +267,5 @@ def test_a_target_that_no_level_reaches_is_refused(problem):
     groups = jaxprune.find_groups(network, params, x)
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
     found = selection.group_sensitivity(evaluate, params, groups, scores, [0.2])
-    with pytest.raises(ValueError, match="with all groups at their last level the network costs"):
+    with pytest.raises(ValueError, match="with each group at its cheapest level the network costs"):
         _ = selection.choose_levels(groups, scores, found, found.changes, slimming.costs.parameters, 10)
