@@ -51,13 +51,13 @@ def choose(train: tuple[np.ndarray, np.ndarray], fraction: float, *, classes: in
     images, labels = train
     height, width, channels = images.shape[1:]
     x = jnp.asarray(images.reshape(len(images), -1) / np.float32(images.max()))
-    first = _train(x, jnp.asarray(labels), classes, jax.random.key(seed))
+    first = _train(x, jnp.asarray(labels), height * width, classes, jax.random.key(seed))
     norms = jnp.linalg.norm(first.reshape(height * width, channels * HIDDEN), axis=1)
     chosen = masks.select(norms[None], 1 - fraction)
     return Pixels(np.asarray(chosen).reshape(height, width), np.asarray(norms).reshape(height, width))
 
 
-def _train(x: jax.Array, labels: jax.Array, classes: int, key: jax.Array) -> Any:
+def _train(x: jax.Array, labels: jax.Array, pixels: int, classes: int, key: jax.Array) -> Any:
     a, b, steps = jax.random.split(key, 3)
     inputs = x.shape[1]
     params = {
@@ -69,7 +69,9 @@ def _train(x: jax.Array, labels: jax.Array, classes: int, key: jax.Array) -> Any
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         logits = jax.nn.relu(x @ params["first"] + params["bias"]) @ params["last"]
-        lasso = jnp.sqrt((params["first"] ** 2).sum(1) + 1e-12).sum()
+        lasso = jnp.sqrt(
+            (params["first"].reshape(pixels, -1) ** 2).sum(1) + 1e-12
+        ).sum()  # the channels of one together
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean() + PENALTY * lasso
 
     @jax.jit

@@ -68,7 +68,7 @@ def html(report: Reported, *, title: str, draw: Sequence[str] | None, most: int)
     unknown = [name for name in names if name not in report.risks]
     if unknown or not names:
         raise ValueError(f"draw must name models of the report; not in it: {', '.join(unknown) or 'none was named'}")
-    parts = [f"<h1>{escape(title)}</h1>", *(f'<p class="note">{escape(note)}</p>' for note in report.all_notes())]
+    parts = [f"<h1>{escape(title)}</h1>", *map(_note, report.all_notes())]
     parts += ["<h2>Verdict</h2>", _verdicts(report.verdicts)]
     for heading, (header, rows) in report.tables().items():
         parts += [f"<h2>{escape(heading)}</h2>", table(header, rows)]
@@ -93,6 +93,12 @@ def table(
         cells = [(escape(cell), (marks or {}).get((i, j))) for j, cell in enumerate(row)]
         lines.append("".join(f'<td class="{mark}">{cell}</td>' if mark else f"<td>{cell}</td>" for cell, mark in cells))
     return f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _note(note: str) -> str:
+    """A paragraph; lines that are broken on purpose, such as a map of pixels, stay so."""
+    kind = "pre" if "\n" in note else "p"
+    return f'<{kind} class="note">{escape(note)}</{kind}>'
 
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:

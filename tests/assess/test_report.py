@@ -46,7 +46,9 @@ MODELS = {"dense": outputs(1), "pruned & small": outputs(4), "worse": outputs(4)
 @pytest.fixture(scope="module")
 def report():
     truth = Truth(LABELS, TRAIN_LABELS, LABELS)
-    return risk_report(MODELS, truth, reference="dense", images=IMAGES, notes=["data: drawn"], **OPTIONS)
+    return risk_report(
+        MODELS, truth, reference="dense", images=IMAGES, notes=["data: drawn", "map:\n#.\n.#"], **OPTIONS
+    )
 
 
 def test_text_has_every_model_table_and_verdict(report):
@@ -117,6 +119,7 @@ def test_the_page_is_whole_and_needs_no_network(report):
     assert not re.search(r"url\((?!#)|@import|<script|<link", html)
     assert page.seen.count("svg") == 3  # reliability, risk-coverage, blur
     assert page.seen.count("img") == len(report.forgotten) > 0
+    assert '<pre class="note">map:\n#.\n.#</pre>' in html
     assert "a &lt; b" in html
     assert "&lt;noise&gt;" in html
     assert "pruned &amp; small" in html
