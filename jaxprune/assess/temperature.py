@@ -46,7 +46,7 @@ class _Search(NamedTuple):
     high: Array  # where it rises
     at: Array
     step: Array  # the last one, to `at`
-    count: Array
+    done: Array
 
 
 @jax.jit
@@ -69,9 +69,9 @@ def _fit(logits: Array, labels: Array) -> Array:
         newton = search.at - slope / curve  # 0 / 0 where all is saturated: not a number, and so not taken
         fast = (low <= newton) & (newton <= high) & (jnp.abs(2 * slope) <= jnp.abs(search.step * curve))
         following = jnp.where(fast, newton, (low + high) / 2)
-        return _Search(low, high, following, following - search.at, search.count + 1)
+        return _Search(low, high, following, following - search.at, search.done + 1)
 
-    far = lambda search: (jnp.abs(search.step) > _CLOSE) & (search.count < _STEPS)
+    far = lambda search: (jnp.abs(search.step) > _CLOSE) & (search.done < _STEPS)
     low, high = (-jnp.log(jnp.asarray(end, logits.dtype)) for end in (MOST, LEAST))
     start = _Search(low, high, jnp.zeros_like(low), high - low, jnp.zeros((), jnp.int32))
     return jnp.exp(-lax.while_loop(far, narrow, start).at)

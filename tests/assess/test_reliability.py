@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from sklearn.calibration import calibration_curve
 
 from jaxprune.assess import bootstrap, calibration_error, evaluate, fit_temperature, reliability, reliability_diagram
@@ -91,7 +92,7 @@ def test_diagram_draws_the_intervals_of_the_bins_that_are_filled():
     found = bootstrap(reliability, LOGITS[:40], LABELS[:40], key=KEY, resamples=20, skip_nan=True)
     [axes] = reliability_diagram({"dense": found}).axes
     filled = np.asarray(found.estimate.samples) > 0
-    [drawn] = [c for c in axes.collections if type(c).__name__ == "LineCollection"]
+    [drawn] = [c for c in axes.collections if isinstance(c, LineCollection)]
     ends = np.array([segment[:, 1] for segment in drawn.get_segments()])
     np.testing.assert_allclose(ends, np.stack([found.low.accuracy, found.high.accuracy], 1)[filled], rtol=1e-6)
 
