@@ -1,7 +1,7 @@
 """Ensembles of pruned networks against one dense network: likelihood, and telling foreign images, over five seeds.
 
-    python examples/ensembles_digits_mnist.py                                digits of scikit-learn, a minute or two
-    python examples/ensembles_digits_mnist.py --data ../shared/data          MNIST as well, MINUTES
+    python examples/ensembles_digits_mnist.py                                digits of scikit-learn, some minutes
+    python examples/ensembles_digits_mnist.py --data ../shared/data          MNIST as well, half an hour
 
 trains LeNet-300-100 (two hidden layers) in several ways, all seeds of a way at once by vmap, keeps what it trained
 under output/ensembles, so that a second call only measures, and prints one table a data set. Foreign images are
@@ -49,7 +49,7 @@ class Steps(NamedTuple):
     others: int = 2400
 
 
-STEPS = {"digits": Steps(2400, 2400), "mnist": Steps(4800, 9600)}
+STEPS = {"digits": Steps(2400, 9600), "mnist": Steps(4800, 9600)}
 OFFERED = (2400, 4800, 9600, 19_200)
 
 

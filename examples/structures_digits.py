@@ -12,6 +12,9 @@ once for each row of the tables. It prints, and draws into the folder:
    start it again: it goes on where it was;
 4. the models at several sparsities by held-out loss, AIC, BIC and description length, and the Pareto front
    (pareto.png).
+
+With several `--seeds` (of the split, of all weights and batches) each has a folder of its own, and a last table holds
+the mean, the least and the most of every figure.
 """
 
 import argparse
@@ -87,7 +90,7 @@ def pruned_at(key: jax.Array, params: PyTree, held: PyTree, rows: Any, steps: in
     return train(key, masks.apply(params, held), held, *rows, 1e-3, steps=steps)
 
 
-def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> None:
+def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> dict[str, float]:
     evaluate = lambda p: loss(p, *splits["choose"])
     found = selection.sensitivity(evaluate, params, options.levels, batch_axes={"blocks/*": 1})
     selection.sensitivity_curves(found).savefig(options.output / "sensitivity.png")
@@ -104,7 +107,7 @@ def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any
     sparsities = {"one level for all": dict.fromkeys(found.names, 1 - options.density)}
     sparsities |= {name: levels.sparsities(found) for name, levels in chosen.items()}
     print(f"\n{'levels':20} {'kept':>6}  accuracy at once, and after {options.tune} steps   sparsity by leaf")
-    scores = criteria.magnitude(params)
+    scores, figures = criteria.magnitude(params), {}
     for name, by_leaf in sparsities.items():
         tree = jaxprune.tree.map_named(lambda leaf, _, own=by_leaf: own.get(leaf, 0.0), scores)
         held = masks.select(scores, tree, batch_axes={"blocks/*": 1})
@@ -113,22 +116,28 @@ def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any
         after = accuracy(pruned_at(key, params, held, splits["train"], options.tune), splits["test"])
         shares = ", ".join(f"{leaf} {share:.0%}" for leaf, share in by_leaf.items())
         print(f"{name:20} {kept:6}  {at_once:16.1%} {after:20.1%}   {shares}")
+        figures |= {f"levels: {name}, at once": at_once, f"levels: {name}, after": after}
+    return figures
 
 
-def depth(params: PyTree, splits: dict[str, Any]) -> None:
+def depth(params: PyTree, splits: dict[str, Any]) -> dict[str, float]:
     hidden = hidden_states(params, splits["choose"][0])
     influence = np.asarray(selection.block_influence(hidden))
     whole = accuracy(params, splits["test"])
     print(f"\nblock  influence  accuracy without it ({whole:.1%} with all)")
+    figures = {"accuracy with all blocks": whole}
     for i, value in enumerate(influence):
         blocks = selection.keep_blocks(params["blocks"], np.arange(len(influence)) != i)
-        print(f"{i:5}  {value:9.3f}  {accuracy({**params, 'blocks': blocks}, splits['test']):.1%}")
+        without = accuracy({**params, "blocks": blocks}, splits["test"])
+        print(f"{i:5}  {value:9.3f}  {without:.1%}")
+        figures |= {f"block {i}: influence": float(value), f"block {i}: accuracy without": without}
     layers = {f"before block {i}": h for i, h in enumerate(hidden[:-1])} | {"after the last": hidden[-1]}
     for pair in selection.similar_layers(layers, threshold=0.9):
         print(f"alike: {pair.first} and {pair.second}, CKA {pair.cka:.3f}")
+    return figures
 
 
-def search(key: jax.Array, splits: dict[str, Any], options: Any) -> None:
+def search(key: jax.Array, splits: dict[str, Any], options: Any) -> dict[str, float]:
     space = {
         "width": selection.one_of([8, 16, 32]),
         "depth": selection.integers(1, 3),
@@ -153,9 +162,10 @@ def search(key: jax.Array, splits: dict[str, Any], options: Any) -> None:
     selection.halving_curves(found.trials).savefig(options.output / "search.png")
     print(f"\n{len(found.trials)} trials; the best, pruned to {options.sparsity:.0%}: {found.best.candidate}")
     print(f"loss on the rows to choose by {found.best.loss:.3f}")
+    return {f"search: {name} of the best": float(value) for name, value in found.best.candidate.items()}
 
 
-def models(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> None:
+def models(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> dict[str, float]:
     candidates = {"dense": selection.Candidate(params, None, network)}
     for sparsity in options.models:
         held = jaxprune.prune(params, sparsity).masks
@@ -168,12 +178,34 @@ def models(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any)
     print("\non the rows for the test:\n" + selection.pareto_table(list(candidates), errors, costs))
     points = {name: (float(c), e) for name, c, e in zip(candidates, costs, errors, strict=True)}
     selection.pareto_plot(points).savefig(options.output / "pareto.png")
+    figures = {}
+    for score, error in zip(scores, errors, strict=True):
+        own = {"gap": score.gap, "held-out loss": score.test, "held-out error": score.error, "test error": error}
+        figures |= {f"model {score.name}: {name}": float(value) for name, value in own.items()}
+    return figures
+
+
+def one_seed(seed: int, folder: Path, x: Any, y: Any, options: Any) -> dict[str, float]:
+    order = np.random.default_rng(seed).permutation(len(x))
+    parts = {"train": order[:1200], "choose": order[1200:1497], "test": order[1497:]}
+    splits = {name: (x[rows].astype(np.float32) / 16, y[rows].astype(np.int32)) for name, rows in parts.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    options = argparse.Namespace(**{**vars(options), "output": folder})
+    key = jax.random.key(seed)
+    params = start(key, 32, 3)
+    params = train(key, params, masks.ones(params), *splits["train"], 3e-3, steps=options.steps)
+    return {
+        **budgets(key, params, splits, options),
+        **depth(params, splits),
+        **search(key, splits, options),
+        **models(key, params, splits, options),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/structures"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=600, help="of the first training")
     parser.add_argument("--tune", type=int, default=200, help="steps after pruning")
     parser.add_argument("--most", type=float, default=360, help="the largest budget of the search, in steps")
@@ -185,17 +217,17 @@ def main(arguments: list[str] | None = None) -> None:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(options.seed).permutation(len(x))
-    parts = {"train": order[:1200], "choose": order[1200:1497], "test": order[1497:]}
-    splits = {name: (x[rows].astype(np.float32) / 16, y[rows].astype(np.int32)) for name, rows in parts.items()}
-    options.output.mkdir(parents=True, exist_ok=True)
-    key = jax.random.key(options.seed)
-    params = start(key, 32, 3)
-    params = train(key, params, masks.ones(params), *splits["train"], 3e-3, steps=options.steps)
-    budgets(key, params, splits, options)
-    depth(params, splits)
-    search(key, splits, options)
-    models(key, params, splits, options)
+    found = []
+    for seed in options.seeds:
+        several = len(options.seeds) > 1
+        if several:
+            print(f"\nseed {seed}")
+        found.append(one_seed(seed, options.output / f"seed_{seed}" if several else options.output, x, y, options))
+    if len(found) > 1:
+        print(f"\n{'over seeds':42} {'mean':>9} {'least':>9} {'most':>9}")
+        for name in found[0]:
+            values = [each[name] for each in found]
+            print(f"{name:42} {np.mean(values):9.4f} {min(values):9.4f} {max(values):9.4f}")
 
 
 if __name__ == "__main__":

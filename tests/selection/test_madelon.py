@@ -101,10 +101,28 @@ def test_the_example_runs_to_its_end_and_keeps_finished_seeds(root, real_data, t
 
 @pytest.mark.slow
 def test_the_structures_example_runs_to_its_end(root, tmp_path, monkeypatch, capsys):
-    arguments = ["--steps", "60", "--tune", "10", "--most", "18", "--levels", "0.5", "0.9", "--models", "0.5"]
+    arguments = [
+        "--steps",
+        "60",
+        "--tune",
+        "10",
+        "--most",
+        "18",
+        "--levels",
+        "0.5",
+        "0.9",
+        "--models",
+        "0.5",
+        "--seeds",
+        "0",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["structures_digits.py", "--output", str(tmp_path), *arguments])
     _ = runpy.run_path(str(root / "examples" / "structures_digits.py"), run_name="__main__")
     out = capsys.readouterr().out
-    for part in ("dynamic programming", "influence", "trials; the best", "1se", "front"):
+    for part in ("dynamic programming", "influence", "trials; the best", "1se", "front", "seed 1", "over seeds"):
         assert part in out
-    assert {p.name for p in tmp_path.iterdir()} == {"sensitivity.png", "search.png", "search.jsonl", "pareto.png"}
+    files = {"sensitivity.png", "search.png", "search.jsonl", "pareto.png"}
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*")} == {
+        f"seed_{seed}/{file}" for seed in (0, 1) for file in files
+    }
