@@ -257,7 +257,7 @@ def _ones(leaf: Any, pattern: Pattern, batch_axes: int) -> jax.Array:
 
 
 def _zero(leaf: Any, mask: Any) -> Any:
-    mask = as_bool(mask)
+    mask = as_bool(mask, leaf)
     # A True that is known now costs nothing, and lets leaves through that are no arrays.
     if not isinstance(mask, core.Tracer) and not np.ndim(mask) and bool(mask):
         return leaf

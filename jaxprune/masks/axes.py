@@ -41,6 +41,12 @@ def replicate(x: jax.Array) -> jax.Array:
     return x if _spec(x) is None else _place(x, jax.typeof(x).sharding.mesh, [])
 
 
+def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """An array on the devices of another one of its shape, where the type of that one names them."""
+    place = jax.typeof(other).sharding
+    return x if jax.typeof(x).sharding.spec == place.spec else jax.sharding.reshard(x, place)
+
+
 def _spec(x: jax.Array) -> list[Any] | None:
     spec = jax.typeof(x).sharding.spec
     return None if all(part is None for part in spec) else [*spec, *[None] * (x.ndim - len(spec))]

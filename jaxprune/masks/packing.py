@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import tree
+from jaxprune.masks import axes
 
 PyTree = Any
 
@@ -65,11 +66,12 @@ def pack(masks: PyTree) -> PyTree:
     return jax.tree.map(_pack, masks, is_leaf=is_packed)
 
 
-def unpack(masks: PyTree) -> PyTree:
+def unpack(masks: PyTree, like: PyTree = None) -> PyTree:
     """Bool arrays in place of packed masks; others stay as they are.
 
     Args:
       masks: bool or packed masks.
+      like: the arrays that they mask, in the structure of the masks: see `as_bool`.
 
     Returns:
       bool masks.
@@ -78,7 +80,8 @@ def unpack(masks: PyTree) -> PyTree:
       >>> unpack(pack(jnp.array([True, False, True]))).tolist()
       [True, False, True]
     """
-    return jax.tree.map(as_bool, masks, is_leaf=is_packed)
+    trees = (masks,) if like is None else (masks, like)
+    return jax.tree.map(as_bool, *trees, is_leaf=is_packed)
 
 
 def is_packed(node: Any) -> bool:
@@ -97,11 +100,13 @@ def is_packed(node: Any) -> bool:
     return isinstance(node, Packed)
 
 
-def as_bool(mask: Any) -> Any:
+def as_bool(mask: Any, like: Any = None) -> Any:
     """One mask as a bool array, whatever it was.
 
     Args:
       mask: a packed mask, or a bool array or scalar.
+      like: the array that it masks. Where types name the devices, a packed mask comes to lie on those of the array: so
+        few of its entries on each that they make no byte lay on all of them.
 
     Returns:
       bool in the shape of the mask.
@@ -114,7 +119,8 @@ def as_bool(mask: Any) -> Any:
         return mask
     shifts = jnp.arange(8, dtype=jnp.uint8)
     bits = (mask.bits[..., None] >> shifts) & np.uint8(1)
-    return (bits != 0).reshape(*mask.bits.shape[:-1], -1)[..., : mask.width]
+    found = (bits != 0).reshape(*mask.bits.shape[:-1], -1)[..., : mask.width]
+    return found if like is None or found.shape != np.shape(like) else axes.place_like(found, like)
 
 
 def _pack(mask: Any) -> Any:
@@ -122,6 +128,7 @@ def _pack(mask: Any) -> Any:
         return mask
     width = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -width % 8)])
-    bytes_ = padded.reshape(*mask.shape[:-1], -1, 8).astype(jnp.uint8)
+    cut = axes.split(padded, (1,) * (mask.ndim - 1) + (8,))
+    bytes_ = cut.squeeze(tuple(range(1, 2 * mask.ndim - 1, 2))).astype(jnp.uint8)
     weights = jnp.left_shift(jnp.uint8(1), jnp.arange(8, dtype=jnp.uint8))
     return Packed((bytes_ * weights).sum(-1, dtype=jnp.uint8), width)

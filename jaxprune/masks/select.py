@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.masks import counts, cutting
+from jaxprune.masks.axes import place_like
 from jaxprune.masks.counts import Count
 from jaxprune.masks.fitting import Fitted, fitted
 from jaxprune.masks.groups import keep_in_groups
@@ -279,4 +280,4 @@ def _keep_groups(scores: jax.Array, kept: jax.Array | None, pattern: NM, batch_a
     found = keep_in_groups(
         units, pattern.n if kept is None else kept, axis=pattern.member_axis(scores.shape, batch_axes)
     )
-    return pattern.expand(found, scores.shape, batch_axes)
+    return place_like(pattern.expand(found, scores.shape, batch_axes), scores)

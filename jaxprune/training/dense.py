@@ -40,7 +40,7 @@ def sparse_params(params: PyTree, mask_tree: PyTree) -> PyTree:
       (2.0, [2.0, 3.0])
     """
     tree.check_masks(params, mask_tree)
-    return jax.tree.map(lambda w, m: _pass_through(w, masks.as_bool(m)) if jnp.ndim(m) else w, params, mask_tree)
+    return jax.tree.map(lambda w, m: _pass_through(w, masks.as_bool(m, w)) if jnp.ndim(m) else w, params, mask_tree)
 
 
 def straight_through(

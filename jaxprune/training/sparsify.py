@@ -20,6 +20,7 @@ import optax
 
 from jaxprune import masks, tree
 from jaxprune.masks import shards
+from jaxprune.masks.axes import place_like
 from jaxprune.training import enforce, finite, mismatch
 from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
@@ -216,7 +217,8 @@ def _revise(
 
     # Only the masks and the method's state go through: what else a branch returned would be copied every step.
     def revise(held: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
-        revised = jax.tree.map(_lying_like, method.revise(held[0], held[1], signals), held)
+        # On axes that types name, new masks may lie on other devices; results of one `lax.cond` lie on the same.
+        revised = jax.tree.map(place_like, method.revise(held[0], held[1], signals), held)
         if not guarded:
             return revised, jnp.array(False)
         fine = finite.are_finite(signals.grads, held[0]) & finite.are_finite(signals.grads, revised[0])
@@ -226,12 +228,6 @@ def _revise(
     due = due if unless is False else due & ~unless
     (found, method_state), waits = jax.lax.cond(due, revise, lambda held: (held, jnp.array(False)), held)
     return found, method_state, waits
-
-
-def _lying_like(new: jax.Array, old: jax.Array) -> jax.Array:
-    """On axes that types name, the new array on the devices of the old one: both are results of one `lax.cond`."""
-    own, place = (jax.typeof(x).sharding for x in (new, old))
-    return new if own.spec == place.spec else jax.sharding.reshard(new, place)
 
 
 def _next(step: jax.Array, skipped: Any) -> jax.Array:
@@ -247,14 +243,14 @@ def _packing(method: Method) -> Method:
         return masks.pack(found), state
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
-        found, state = method.revise(masks.unpack(held), state, signals)
+        found, state = method.revise(masks.unpack(held, signals.params), state, signals)
         return masks.pack(found), state
 
     own = method.dense
     if own is None:
         return method._replace(init=init, revise=revise)
     dense = Dense(
-        lambda grads, params, held, state: own.gradients(grads, params, masks.unpack(held), state),
+        lambda grads, params, held, state: own.gradients(grads, params, masks.unpack(held, params), state),
         lambda updates, held, state: own.updates(updates, masks.unpack(held), state),
     )
     return method._replace(init=init, revise=revise, dense=dense)

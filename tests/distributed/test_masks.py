@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune
 from benchmarks.collectives import collectives, total
@@ -187,3 +188,15 @@ def test_points_of_a_sample_are_spread_evenly():
             assert index.max() < size
             # Each eighth of an axis has its share, which is 64, within the few that a sequence may be off.
             assert np.all(np.abs(np.bincount(index * 8 // size, minlength=8) - 64) <= 12)
+
+
+def test_packed_masks_of_few_entries_a_device_come_back_where_their_parameter_lies(devices):
+    mesh = layouts.make_mesh("explicit", devices)
+    place = NamedSharding(mesh, PartitionSpec(None, ("x", "y")))
+    weights = jax.device_put(jnp.arange(64.0).reshape(4, 16), place)  # two on each device: no whole byte
+    with jax.set_mesh(mesh):
+        held = masks.pack(weights > 20)
+        found = masks.unpack(held, weights)
+    assert jax.typeof(found).sharding.spec == place.spec
+    np.testing.assert_array_equal(found, np.arange(64).reshape(4, 16) > 20)
+    np.testing.assert_array_equal(masks.apply(weights, held), np.where(found, weights, 0))
