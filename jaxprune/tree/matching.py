@@ -108,8 +108,9 @@ def check_batches(batches: Any) -> None:
     Raises:
       TypeError: an array, a mapping, or nothing that can be gone through.
     """
-    if not isinstance(batches, Iterable) or isinstance(batches, Mapping) or hasattr(batches, "shape"):
-        got = f"an array of shape {list(batches.shape)}" if hasattr(batches, "shape") else type(batches).__name__
+    shape = getattr(batches, "shape", None)
+    if shape is not None or isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        got = type(batches).__name__ if shape is None else f"an array of shape {list(shape)}"
         raise TypeError(f"batches is a list of batches, or something else to go through, got {got}; for one: [batch]")
 
 
