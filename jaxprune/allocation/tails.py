@@ -98,7 +98,6 @@ def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array, layout: Lay
         numbers = lax.reduce(numbers, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], first)
     parts = jnp.stack(numbers, -1)
     total = counts.total(parts, tuple(range(len(batch), parts.ndim - 1)))
-    total = Count(*(x.astype(jnp.int32) for x in total))
     total = shards.total_slices(total, layout, batch)
     total = Count(*(x.reshape(*probes.shape, 1 + len(bits)) for x in total))
     squares = [Count(total.high[..., i + 1], total.low[..., i + 1]) for i in range(len(bits))]

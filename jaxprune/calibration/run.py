@@ -74,7 +74,6 @@ def calibrate(
       ([5.0, 5.0, 5.0], 6)
     """
     run = calibrator(fn, params, collect=collect, where=where, dtype=dtype, max_bytes=max_bytes)
-    tree.check_batches(batches)
     return run(params, _with_bar(batches, progress))
 
 
@@ -324,4 +323,5 @@ def _with_bar(batches: Iterable[PyTree], progress: bool) -> Iterable[PyTree]:
         tqdm = importlib.import_module("tqdm.auto")
     except ImportError as error:
         raise ImportError("a progress bar needs tqdm: pip install jaxprune[examples]") from error
+    tree.check_batches(batches)  # here too, for what was given cannot be told from its bar
     return tqdm.tqdm(batches, desc="calibrate")

@@ -8,6 +8,7 @@ import jax
 from jaxprune import tree
 from jaxprune.criteria.signals import of_leaf, wide
 from jaxprune.masks import shards
+from jaxprune.masks.axes import named_sharding
 
 PyTree = Any
 
@@ -75,6 +76,4 @@ def _uniform(key: jax.Array, w: jax.Array, layout: shards.Layout) -> jax.Array:
     if layout.is_cut:
         return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
     # Where types name the devices, drawn where the parameter lies; else it would be whole on each of them.
-    place = jax.typeof(w).sharding
-    place = place if any(axis is not None for axis in place.spec) else None
-    return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=place)
+    return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=named_sharding(w))

@@ -47,9 +47,15 @@ def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return x if jax.typeof(x).sharding.spec == place.spec else jax.sharding.reshard(x, place)
 
 
+def named_sharding(x: jax.Array) -> NamedSharding | None:
+    """Where an array lies, if its type names the devices, as `out_sharding` takes it; else None."""
+    place = jax.typeof(x).sharding
+    return None if all(part is None for part in place.spec) else place
+
+
 def _spec(x: jax.Array) -> list[Any] | None:
-    spec = jax.typeof(x).sharding.spec
-    return None if all(part is None for part in spec) else [*spec, *[None] * (x.ndim - len(spec))]
+    place = named_sharding(x)
+    return None if place is None else [*place.spec, *[None] * (x.ndim - len(place.spec))]
 
 
 def _place(x: jax.Array, mesh: Any, spec: list[Any]) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxprune.masks import counts, keys
-from jaxprune.masks.axes import replicate, split
+from jaxprune.masks.axes import named_sharding, replicate, split
 from jaxprune.masks.counts import Count
 from jaxprune.masks.shards import WHOLE, Layout
 
@@ -200,7 +200,7 @@ def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
     moving whole stretches of the array first.
     """
     index = (slice(None),) * leaf.batch_axes + points(leaf.shape, wanted)
-    if all(axis is None for axis in jax.typeof(scores).sharding.spec):
+    if named_sharding(scores) is None:
         return scores[index].reshape(leaf.slices, -1)
     return replicate(scores.at[index].get(out_sharding=P())).reshape(leaf.slices, -1)
 
@@ -225,8 +225,7 @@ def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
 def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
     places = [keys.ordered(scores).astype(integer)]
     # Where types name the devices, an index is made where its entry lies; else it would be whole on each of them.
-    sharding = jax.typeof(scores).sharding
-    place = sharding if any(part is not None for part in sharding.spec) else None
+    place = named_sharding(scores)
     axis = leaf.batch_axes
     for digit in digits(leaf.shape):
         index: Any = zero
