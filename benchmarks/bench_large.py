@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune
-from jaxprune import masks, schedules, training, tree
+from jaxprune import _tree, masks, schedules, training
 
 PyTree = Any
 SPARSITY = 0.9
@@ -122,7 +122,7 @@ def loss(s: Sizes, params: PyTree, tokens: jax.Array) -> jax.Array:
 def place(structure: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
     """Shapes with shardings, inferred by path and shape: moments and masks lie with their parameter."""
     specs = dict(
-        zip([name for name, _ in tree.named_leaves(params)], jax.tree.leaves(SPECS, is_leaf=_is_spec), strict=True)
+        zip([name for name, _ in _tree.named_leaves(params)], jax.tree.leaves(SPECS, is_leaf=_is_spec), strict=True)
     )
 
     def of(name: str, leaf: Any) -> Any:
@@ -131,7 +131,7 @@ def place(structure: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
         spec = found[0] if found and len(leaf.shape) == len(found[0]) else P()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return tree.map_named(of, structure)
+    return _tree.map_named(of, structure)
 
 
 def _is_spec(x: Any) -> bool:
@@ -220,7 +220,7 @@ def on_paper(s: Sizes, mesh: Mesh) -> dict[str, dict[str, float]]:
                     summed over `data`; and 8 sums a layer of b activations over `model`, which a CPU makes in float32:
                     2 forward, 1 recomputed, 5 for the inputs of the products
     """
-    sizes = {name: math.prod(leaf.shape) for name, leaf in tree.named_leaves(shapes(s))}
+    sizes = {name: math.prod(leaf.shape) for name, leaf in _tree.named_leaves(shapes(s))}
     pruned = sum(size for name, size in sizes.items() if "norm" not in name)
     whole = sum(sizes.values()) - pruned
     data, model = mesh.shape["data"], mesh.shape["model"]

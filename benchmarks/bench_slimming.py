@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import slimming
-from jaxprune.jaxprs import count_flops, trace
+from jaxprune._jaxprs import count_flops, trace
 from jaxprune.slimming.analysis import couple
 from jaxprune.slimming.groups import group
 

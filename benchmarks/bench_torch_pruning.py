@@ -24,7 +24,7 @@ import numpy as np
 from bench_slimming import ResNet, draw
 
 from jaxprune import criteria, slimming
-from jaxprune.jaxprs import trace
+from jaxprune._jaxprs import trace
 from jaxprune.slimming.analysis import couple
 from jaxprune.slimming.groups import group
 

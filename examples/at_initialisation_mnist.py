@@ -32,19 +32,23 @@ def random(params: PyTree, sparsity: float, batch: Split, key: Any) -> PyTree:
 
 
 def magnitude(params: PyTree, sparsity: float, batch: Split, key: Any) -> PyTree:
-    return jaxprune.prune(params, sparsity, allocation=allocation.global_).masks
+    return jaxprune.prune(params, sparsity, allocation=allocation.one_ranking).masks
 
 
 def snip(params: PyTree, sparsity: float, batch: Split, key: Any) -> PyTree:
     grads = jax.grad(loss)(params, batch)
-    return jaxprune.prune(params, sparsity, criterion=criteria.snip, grads=grads, allocation=allocation.global_).masks
+    return jaxprune.prune(
+        params, sparsity, criterion=criteria.snip, grads=grads, allocation=allocation.one_ranking
+    ).masks
 
 
 def grasp(params: PyTree, sparsity: float, batch: Split, key: Any) -> PyTree:
     last = f"dense_{len(params) - 1}"
     # The paper's temperature: logits over 200.
     cool = lambda p, split: loss({**p, last: jax.tree.map(lambda x: x / 200, p[last])}, split)
-    return jaxprune.prune(params, sparsity, criterion=criteria.grasp(cool, batch), allocation=allocation.global_).masks
+    return jaxprune.prune(
+        params, sparsity, criterion=criteria.grasp(cool, batch), allocation=allocation.one_ranking
+    ).masks
 
 
 def synflow(params: PyTree, sparsity: float, batch: Split, key: Any) -> PyTree:

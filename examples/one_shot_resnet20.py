@@ -24,7 +24,7 @@ ALLOCATIONS = {
     "uniform": allocation.uniform,
     "ERK": allocation.erk,
     "LAMP": allocation.lamp,
-    "global": allocation.global_,
+    "global": allocation.one_ranking,
 }
 
 

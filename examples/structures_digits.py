@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import jaxprune
-from jaxprune import criteria, masks, selection
+from jaxprune import _tree, criteria, masks, selection
 
 PyTree = Any
 PIXELS, CLASSES, BATCH = 64, 10, 100
@@ -109,7 +109,7 @@ def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any
     print(f"\n{'levels':20} {'kept':>6}  accuracy at once, and after {options.tune} steps   sparsity by leaf")
     scores, figures = criteria.magnitude(params), {}
     for name, by_leaf in sparsities.items():
-        tree = jaxprune.tree.map_named(lambda leaf, _, own=by_leaf: own.get(leaf, 0.0), scores)
+        tree = _tree.map_named(lambda leaf, _, own=by_leaf: own.get(leaf, 0.0), scores)
         held = masks.select(scores, tree, batch_axes={"blocks/*": 1})
         kept = sum(int(m.sum()) for m in jax.tree.leaves(held) if m.ndim)
         at_once = accuracy(masks.apply(params, held), splits["test"])

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, tree
 
 PyTree = Any
 
@@ -15,12 +15,12 @@ def prune(
     criterion: criteria.Criterion = criteria.magnitude,
     allocation: allocations.Allocate = allocations.uniform,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     grads: PyTree | None = None,
     stats: PyTree | None = None,
     key: Any = None,
-    axis_name: PyTree = None,
+    specs: PyTree = None,
 ) -> masks.Pruned:
     """Removes the lowest-scoring weights: the parameters with exact zeros, and the masks.
 
@@ -37,7 +37,7 @@ def prune(
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: what `jaxprune.calibrate` returned, for criteria on activations.
       key: a JAX key, for random criteria.
-      axis_name: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: all of this then sees
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: all of this then sees
         whole parameters, and each device gets its part of the result (`masks.sharded`).
 
     Returns:
@@ -57,10 +57,10 @@ def prune(
       >>> pruned.params['w'].tolist()
       [[3.0, 0.0], [0.0, -4.0]]
     """
-    tree.selected(params, where)  # here, for scores are floating where parameters may not be
-    tree.check_function(criterion, "criterion", "criteria.magnitude")
-    tree.check_function(allocation, "allocation", "allocation.erk")
-    with masks.sharded(axis_name):
+    _tree.selected(params, where)  # here, for scores are floating where parameters may not be
+    _tree.check_function(criterion, "criterion", "criteria.magnitude")
+    _tree.check_function(allocation, "allocation", "allocation.erk")
+    with masks.sharded(specs):
         scores = criterion(params, grads=grads, stats=stats, key=key)
         shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
         found = masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)

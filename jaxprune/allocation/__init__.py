@@ -6,7 +6,7 @@ that returns an `Allocation`, whose `sparsities` go straight into `masks.select`
 
 from jaxprune.allocation.erdos_renyi import er as er
 from jaxprune.allocation.erdos_renyi import erk as erk
-from jaxprune.allocation.even import global_ as global_
+from jaxprune.allocation.even import one_ranking as one_ranking
 from jaxprune.allocation.even import uniform as uniform
 from jaxprune.allocation.layer_adaptive import lamp as lamp
 from jaxprune.allocation.leaves import Allocate as Allocate

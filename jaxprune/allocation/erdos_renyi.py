@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves, share
 from jaxprune.masks.patterns import UNSTRUCTURED
 
@@ -19,7 +19,7 @@ def er(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     pattern: Any = UNSTRUCTURED,
     batch_axes: Any = 0,
 ) -> Allocation:
@@ -58,7 +58,7 @@ def erk(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     pattern: Any = UNSTRUCTURED,
     batch_axes: Any = 0,
 ) -> Allocation:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity, leaves
 from jaxprune.masks import counts
 from jaxprune.masks.patterns import UNSTRUCTURED
@@ -14,7 +14,7 @@ def uniform(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     pattern: Any = UNSTRUCTURED,
     batch_axes: Any = 0,
 ) -> Allocation:
@@ -43,11 +43,11 @@ def uniform(
     return allocation(scores, pruned, [sparsity] * len(pruned))
 
 
-def global_(
+def one_ranking(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     pattern: Any = UNSTRUCTURED,
     batch_axes: Any = 0,
 ) -> Allocation:
@@ -68,7 +68,7 @@ def global_(
       ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
 
     Example:
-      >>> global_({'a': jnp.ones((2, 5)), 'b': jnp.ones((1, 5))}, 0.5)
+      >>> one_ranking({'a': jnp.ones((2, 5)), 'b': jnp.ones((1, 5))}, 0.5)
       Allocation(sparsities=Global(sparsity=0.5), achieved=0.5333333333333333)
     """
     sparsity = as_sparsity(sparsity)

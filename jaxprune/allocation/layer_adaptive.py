@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.allocation import levels, tails
 from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
 from jaxprune.masks import counts, shards
@@ -24,7 +24,7 @@ def lamp(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     pattern: Any = UNSTRUCTURED,
     batch_axes: Any = 0,
 ) -> Allocation:
@@ -124,7 +124,7 @@ def _check(pruned: list[Leaf]) -> None:
     if wrong:
         raise ValueError(
             "lamp ranks single weights, so every pattern must be Unstructured(); share by erk, or rank blocks and "
-            "channels by global_:\n" + "\n".join(wrong)
+            "channels by one_ranking:\n" + "\n".join(wrong)
         )
     rows = sum(leaf.slices for leaf in pruned)
     if rows > _ROWS:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.masks import counts
 from jaxprune.masks.fitting import Fitted, fitted
 from jaxprune.masks.shards import Layout
@@ -80,7 +80,7 @@ class Leaf(NamedTuple):
         return self.whole[self.batch_axes :]
 
 
-def leaves(scores: PyTree, where: tree.Where, pattern: Any, batch_axes: Any) -> list[Leaf]:
+def leaves(scores: PyTree, where: _tree.Where, pattern: Any, batch_axes: Any) -> list[Leaf]:
     """The leaves that are pruned.
 
     Raises:

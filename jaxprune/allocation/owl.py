@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
 from jaxprune.masks import counts, shards
 from jaxprune.masks.patterns import UNSTRUCTURED
@@ -20,7 +20,7 @@ def owl(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     pattern: Any = UNSTRUCTURED,
     batch_axes: Any = 0,
     threshold: float = 5.0,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.allocation.even import uniform
 from jaxprune.allocation.leaves import (
     Allocate,
@@ -32,7 +32,7 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
       rules: globs over names such as `encoder/*/kernel` to sparsities in [0, 1), 0.0 for dense; the first that matches
         counts.
       default: how the other leaves share what is left: any allocation that gives each leaf a sparsity, such as
-        `erk` or `lamp`; not `global_`.
+        `erk` or `lamp`; not `one_ranking`.
 
     Returns:
       An allocation: the total it is asked for is that of all pruned leaves, the fixed ones among them.
@@ -56,12 +56,12 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
         scores: PyTree,
         sparsity: Any,
         *,
-        where: tree.Where = None,
+        where: _tree.Where = None,
         pattern: Any = UNSTRUCTURED,
         batch_axes: Any = 0,
     ) -> Allocation:
         pruned = leaves(scores, where, pattern, batch_axes)
-        matched = tree.resolve(rules, scores, default=None, what="rules")
+        matched = _tree.resolve(rules, scores, default=None, what="rules")
         fixed = [leaf for leaf in pruned if matched[leaf.place] is not None]
         free = [leaf for leaf in pruned if matched[leaf.place] is None]
         values = {leaf.place: matched[leaf.place] for leaf in fixed}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import jaxprs, tree
+from jaxprune import _jaxprs, _tree
 from jaxprune.assess import formatting, sizes
 from jaxprune.assess.sizes import LeafSize
 
@@ -153,7 +153,7 @@ def complexity(
 ) -> Complexity:
     """Counts parameters, FLOPs and memory of `fn(params, *inputs)`, dense and with its masks.
 
-    FLOPs come from the jaxpr (see `jaxprs.count_flops`): matrix products and convolutions, 2 for each multiply-add;
+    FLOPs come from the jaxpr (see `_jaxprs.count_flops`): matrix products and convolutions, 2 for each multiply-add;
     a scan counts all its rounds, a cond its largest branch, a `while` one round. A removed entry saves the
     multiply-adds it takes part in, in a convolution only those on real input and not on padding. Nothing is run.
 
@@ -178,15 +178,15 @@ def complexity(
       (3, 36, 12)
     """
     kept = sizes.concrete(params, masks)
-    named = tree.named_leaves(params)
-    traced = jaxprs.trace(fn, params, *inputs)
+    named = _tree.named_leaves(params)
+    traced = _jaxprs.trace(fn, params, *inputs)
     # Position in the jaxpr -> leaf of params; the leaves of params come first among the arguments.
     places = {place: i for i, place in enumerate(traced.inputs[: len(named)]) if place is not None}
-    followed = {place: i for place, i in places.items() if tree.is_floating(named[i][1])}
-    counted = jaxprs.count_flops(traced.closed, tuple(followed), elementwise=elementwise)
+    followed = {place: i for place, i in places.items() if _tree.is_floating(named[i][1])}
+    counted = _jaxprs.count_flops(traced.closed, tuple(followed), elementwise=elementwise)
     dense, effective = _by_leaf(counted, followed, [leaf for _, leaf in named], kept)
     measured = sizes.leaf_sizes(params, masks)
-    floating = [i for i, (_, leaf) in enumerate(named) if tree.is_floating(leaf)]
+    floating = [i for i, (_, leaf) in enumerate(named) if _tree.is_floating(leaf)]
     saved = sum(dense.values()) - sum(effective.values())
     return Complexity(
         leaves=tuple(LeafComplexity(size, dense[i], effective[i]) for i, size in zip(floating, measured, strict=True)),
@@ -200,20 +200,20 @@ def complexity(
 
 
 def _by_leaf(
-    counted: jaxprs.Flops, followed: Mapping[int, int], leaves: Sequence[Any], kept: Sequence[np.ndarray]
+    counted: _jaxprs.Flops, followed: Mapping[int, int], leaves: Sequence[Any], kept: Sequence[np.ndarray]
 ) -> tuple[dict[int, int], dict[int, int]]:
     shapes = {place: tuple(leaves[i].shape) for place, i in followed.items()}
     masks = {place: kept[i] for place, i in followed.items() if not kept[i].all()}
     dense: dict[int, int] = defaultdict(int)
     effective: dict[int, int] = defaultdict(int)
     for operation in counted.operations:
-        for share in jaxprs.shares(operation, shapes, masks):
+        for share in _jaxprs.shares(operation, shapes, masks):
             dense[followed[share.leaf]] += share.dense
             effective[followed[share.leaf]] += share.effective
     return dense, effective
 
 
-def _unattributed(counted: jaxprs.Flops, names: Mapping[int, str]) -> tuple[Unattributed, ...]:
+def _unattributed(counted: _jaxprs.Flops, names: Mapping[int, str]) -> tuple[Unattributed, ...]:
     lost: dict[tuple[tuple[str, ...], str], int] = defaultdict(int)
     for operation in counted.operations:
         if operation.weight is None and operation.lost is not None:

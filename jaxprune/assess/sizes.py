@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.masks import unpack
 
 PyTree = Any
@@ -67,9 +67,9 @@ def leaf_sizes(params: PyTree, masks: PyTree | None = None) -> tuple[LeafSize, .
       >>> leaf.kept, leaf.dense_bytes, leaf.kept_bytes, leaf.mask_bytes
       (4, 24, 16, 1)
     """
-    named = tree.named_leaves(params)
+    named = _tree.named_leaves(params)
     found = zip(named, concrete(params, masks), strict=True)
-    return tuple(_size(name, leaf, mask) for (name, leaf), mask in found if tree.is_floating(leaf))
+    return tuple(_size(name, leaf, mask) for (name, leaf), mask in found if _tree.is_floating(leaf))
 
 
 def concrete(params: PyTree, masks: PyTree | None) -> list[np.ndarray]:
@@ -89,8 +89,8 @@ def concrete(params: PyTree, masks: PyTree | None) -> list[np.ndarray]:
         return [np.array(True)] * len(jax.tree.leaves(params))
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(masks)):
         raise TypeError("masks are traced, but are counted on the host; call this outside jit, vmap and grad")
-    aligned = tree.align(params, unpack(masks), what="masks")
-    tree.check_masks(params, aligned)
+    aligned = _tree.align(params, unpack(masks), what="masks")
+    _tree.check_masks(params, aligned)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(aligned)]
 
 

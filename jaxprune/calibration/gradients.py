@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 
 PyTree = Any
 
@@ -51,7 +51,7 @@ def accumulate_gradients(
       ([2.0, 0.0], [5.0, 0.0], 2)
     """
     leaves, treedef = jax.tree.flatten(params)
-    at = [i for i, leaf in enumerate(leaves) if tree.is_floating(leaf)]
+    at = [i for i, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
 
     def fill(values: list) -> PyTree:
         every = list(leaves)
@@ -70,7 +70,7 @@ def accumulate_gradients(
     floating = [jnp.asarray(leaves[i]) for i in at]
     zeros = lambda: [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floating]
     sums, count = (zeros(), zeros()), 0
-    tree.check_batches(batches)
+    _tree.check_batches(batches)
     for batch in batches:
         sums, count = step(sums, floating, batch), count + 1
     if not count:
@@ -87,7 +87,7 @@ def accumulate_gradients(
 
 def _check_finite(params: PyTree, at: list[int], squares: list[jax.Array]) -> None:
     finite = jax.device_get([jnp.isfinite(x).all() for x in squares])
-    names = [name for name, _ in tree.named_leaves(params)]
+    names = [name for name, _ in _tree.named_leaves(params)]
     bad = [f"  {names[i]}" for i, fine in zip(at, finite, strict=True) if not fine]
     if bad:
         raise ValueError("gradients are not finite for:\n" + "\n".join(bad))

@@ -14,11 +14,11 @@ import jax.extend.core as jec
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._jaxprs import Sub, sub_jaxprs
 from jaxprune.calibration import meeting, rules, views
 from jaxprune.calibration.layouts import Layout, Site
 from jaxprune.calibration.meeting import Moments
 from jaxprune.calibration.views import NotFollowed, View
-from jaxprune.jaxprs import Sub, sub_jaxprs
 
 Equation = Any
 Key = tuple[int, ...]

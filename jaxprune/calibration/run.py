@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import jaxprs, tree
+from jaxprune import _jaxprs, _tree
 from jaxprune.calibration import layouts, views
 from jaxprune.calibration.interpreter import Interpreter, Sums, Value
 from jaxprune.calibration.layouts import Layout, Place, Site
@@ -25,7 +25,7 @@ def calibrate(
     batches: Iterable[PyTree],
     *,
     collect: str | Sequence[str] = "gram",
-    where: tree.Where = None,
+    where: _tree.Where = None,
     dtype: Any = jnp.float32,
     max_bytes: int = 2**31,
     progress: bool = False,
@@ -52,7 +52,7 @@ def calibrate(
         differ; each new one compiles once. No more than one batch is held.
       collect: one or more of "gram" (matrices of inputs x inputs; includes "square"), "square", "total" (for means),
         "zeros".
-      where: which leaves; see `tree.prunable`.
+      where: which leaves; see `_tree.prunable`.
       dtype: in which to sum. jnp.float64 needs `jax.config.update("jax_enable_x64", True)`.
       max_bytes: how large the Gram matrices of a single leaf may be.
       progress: whether to show a bar (needs tqdm).
@@ -82,7 +82,7 @@ def calibrator(
     params: PyTree,
     *,
     collect: str | Sequence[str] = "gram",
-    where: tree.Where = None,
+    where: _tree.Where = None,
     dtype: Any = jnp.float32,
     max_bytes: int = 2**31,
 ) -> Callable[[PyTree, Iterable[PyTree]], Stats]:
@@ -109,14 +109,14 @@ def calibrator(
     """
     wanted = _wanted(collect)
     _check_dtype(dtype)
-    tracing = _Run(fn, params, tree.prunable(params, where), wanted, dtype, max_bytes)
+    tracing = _Run(fn, params, _tree.prunable(params, where), wanted, dtype, max_bytes)
     steps: dict[Any, tuple[Callable, _Plan]] = {}
 
     def run(params: PyTree, batches: Iterable[PyTree]) -> Stats:
-        arrays = [leaf for leaf in jax.tree.leaves(params) if jaxprs.is_array(leaf)]
+        arrays = [leaf for leaf in jax.tree.leaves(params) if _jaxprs.is_array(leaf)]
         plan, sums = None, {}
         counts: dict[int, Any] = {}
-        tree.check_batches(batches)
+        _tree.check_batches(batches)
         for batch in batches:
             shapes = _shapes(batch)
             if shapes not in steps:
@@ -129,7 +129,7 @@ def calibrator(
                     "batches of different shapes use the parameters in different ways; calibrate them apart"
                 )
             plan = here
-            sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if jaxprs.is_array(leaf)])
+            sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if _jaxprs.is_array(leaf)])
             counts = {leaf: counts[leaf] + n for leaf, n in plan.counts.items()}
         if plan is None:
             raise ValueError("batches is empty: calibration needs at least one batch")
@@ -165,7 +165,7 @@ class _Run(NamedTuple):
     max_bytes: int
 
     def compile(self, batch: PyTree) -> tuple[Callable, _Plan]:
-        traced = jaxprs.trace(self.fn, self.params, batch)
+        traced = _jaxprs.trace(self.fn, self.params, batch)
         n_params = len(jax.tree.leaves(self.params))
         leaf_at = {p: leaf for leaf, p in enumerate(traced.inputs[:n_params]) if p is not None}
         chosen = jax.tree.leaves(self.chosen)
@@ -199,7 +199,7 @@ class _Run(NamedTuple):
         return jax.jit(step, donate_argnums=0), plan
 
     def _plan(self, machine: Interpreter) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
-        named = tree.named_leaves(self.params)
+        named = _tree.named_leaves(self.params)
         chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]
         found: dict[int, Layout] = {}
         places: dict[int, list[tuple[Any, Place]]] = {}
@@ -282,7 +282,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
     finite = jax.device_get(
         {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}
     )
-    bad = [tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[leaf]]
+    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[leaf]]
     if bad:
         raise ValueError(
             "activations are not finite (NaN or inf in the data, in the parameters, or an overflow); first met by:\n"
@@ -293,7 +293,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
         moments = dict(sums[leaf])
         if "gram" in moments:
             moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
-        inputs[tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=counts[leaf], **moments)
+        inputs[_tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=counts[leaf], **moments)
     return Stats(inputs, plan.uncovered, plan.partly, plan.together)
 
 
@@ -313,7 +313,7 @@ def _check_dtype(dtype: Any) -> None:
 
 def _shapes(batch: PyTree) -> Any:
     leaves, treedef = jax.tree.flatten(batch)
-    return treedef, tuple((x.shape, str(x.dtype)) if jaxprs.is_array(x) else repr(x) for x in leaves)
+    return treedef, tuple((x.shape, str(x.dtype)) if _jaxprs.is_array(x) else repr(x) for x in leaves)
 
 
 def _with_bar(batches: Iterable[PyTree], progress: bool) -> Iterable[PyTree]:
@@ -323,5 +323,5 @@ def _with_bar(batches: Iterable[PyTree], progress: bool) -> Iterable[PyTree]:
         tqdm = importlib.import_module("tqdm.auto")
     except ImportError as error:
         raise ImportError("a progress bar needs tqdm: pip install jaxprune[examples]") from error
-    tree.check_batches(batches)  # here too, for what was given cannot be told from its bar
+    _tree.check_batches(batches)  # here too, for what was given cannot be told from its bar
     return tqdm.tqdm(batches, desc="calibrate")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.calibration.layouts import Layout
 
 PyTree = Any
@@ -74,7 +74,7 @@ class Stats:
     """What `calibrate` returns; a pytree, so that it goes through jit and into checkpoints.
 
     Attributes:
-      inputs: by the leaf's identity (`tree.identity` of its path).
+      inputs: by the leaf's identity (`_tree.identity` of its path).
       uncovered: pairs (name, why) of leaves that were asked for and have no entry.
       partly: pairs (name, what else it went into) of leaves with an entry, not all of whose uses are seen.
       together: groups of leaves that meet the same activation, in the order in which they do.
@@ -104,10 +104,10 @@ class Stats:
         """
         found = []
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-            inputs = self.inputs.get(tree.identity(path))
+            inputs = self.inputs.get(_tree.identity(path))
             if inputs is not None and tuple(leaf.shape) != inputs.layout.shape:
                 raise ValueError(
-                    f"{tree.name(path)}: calibrated with shape {inputs.layout.shape}, is now {tuple(leaf.shape)}; "
+                    f"{_tree.name(path)}: calibrated with shape {inputs.layout.shape}, is now {tuple(leaf.shape)}; "
                     "calibrate the parameters that are pruned"
                 )
             found.append(inputs)

@@ -1,6 +1,6 @@
 """A parameter leaf seen through reshapes, slices and the like: which of its axes each axis of a value runs along.
 
-Symbolic, where `jaxprs.follow` looks at entries: what is needed here is which axes of a leaf are summed over where it
+Symbolic, where `_jaxprs.follow` looks at entries: what is needed here is which axes of a leaf are summed over where it
 meets an activation, and that must not cost an array of the leaf's size.
 """
 

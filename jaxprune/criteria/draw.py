@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.criteria.signals import of_leaf, wide
 from jaxprune.masks import shards
 from jaxprune.masks.axes import named_sharding
@@ -53,7 +53,7 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
         return of_leaf(lambda w: _uniform(own, w, layout), leaf)
 
     layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params))
-    return tree.map_named(draw, params, layouts)
+    return _tree.map_named(draw, params, layouts)
 
 
 def check_key(key: Any) -> None:

@@ -49,7 +49,7 @@ def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
 
     Lee et al. 2019 (SNIP), arXiv 1810.02340: the derivative of the loss with respect to a mask of ones
     is w g. The paper divides by the sum over all weights, which changes no ranking and is left out. It is meant for
-    gradients of one mini-batch at initialisation, and for `allocation.global_`.
+    gradients of one mini-batch at initialisation, and for `allocation.one_ranking`.
 
     Args:
       params: any tree.

@@ -7,22 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.criteria.signals import differentiable, wide
 
 PyTree = Any
 Criterion = Callable[..., PyTree]
 
 
-def grasp(loss: Callable[..., Any], *inputs: PyTree, where: tree.Where = None) -> Criterion:
+def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) -> Criterion:
     """Gradient signal preservation: keep what the norm of the gradient owes most to.
 
         s = w (H g),    H the Hessian and g the gradient of the loss
 
     Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper's score is -w (H g), of which the
     LARGEST are removed; here larger means keep, so the sign is the other. Scores may be negative: they are ranked as
-    they are, best over all leaves (`allocation.global_`). The paper divides the logits by 200 before the softmax, in
-    the loss: that is for the caller to do.
+    they are, best over all leaves (`allocation.one_ranking`). The paper divides the logits by 200 before the
+    softmax, in the loss: that is for the caller to do.
 
     H g is one forward-over-reverse product (`jax.jvp` of `jax.grad`), at about the cost of two gradients.
 
@@ -44,8 +44,8 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: tree.Where = None) -
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
         fn, leaves, as_tree = differentiable(lambda p: loss(p, *inputs), params)
-        flags = zip(jax.tree.leaves(params), jax.tree.leaves(tree.prunable(params, where)), strict=True)
-        chosen = [flag for leaf, flag in flags if tree.is_floating(leaf)]
+        flags = zip(jax.tree.leaves(params), jax.tree.leaves(_tree.prunable(params, where)), strict=True)
+        chosen = [flag for leaf, flag in flags if _tree.is_floating(leaf)]
         gradient = jax.grad(fn)
         tangents = [g if c else jnp.zeros_like(g) for g, c in zip(gradient(leaves), chosen, strict=True)]
         _, products = jax.jvp(gradient, (leaves,), (tangents,))
@@ -96,11 +96,11 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
 
 
 def _ones(x: Any) -> Any:
-    return jnp.ones(x.shape, wide(x.dtype)) if tree.is_floating(x) else x
+    return jnp.ones(x.shape, wide(x.dtype)) if _tree.is_floating(x) else x
 
 
 def _sum_floating(outputs: PyTree) -> jax.Array:
-    sums = [y.astype(wide(y.dtype)).sum() for y in jax.tree.leaves(outputs) if tree.is_floating(y)]
+    sums = [y.astype(wide(y.dtype)).sum() for y in jax.tree.leaves(outputs) if _tree.is_floating(y)]
     if not sums:
         raise ValueError("criteria.synflow: fn returns no floating array, so there is no flow to measure")
     return functools.reduce(jnp.add, sums)

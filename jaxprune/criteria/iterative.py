@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.criteria.flow import synflow
 from jaxprune.masks import shards
 
@@ -21,7 +21,7 @@ def synflow_masks(
     sparsity: Any,
     *inputs: PyTree,
     iterations: int = 100,
-    where: tree.Where = None,
+    where: _tree.Where = None,
 ) -> PyTree:
     """The masks of iterative synaptic flow pruning, without data.
 
@@ -55,7 +55,7 @@ def synflow_masks(
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
     shards.refuse_cut(params, "criteria.synflow_masks")
-    chosen = jax.tree.leaves(tree.prunable(params, where))
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
     entries = sum(math.prod(x.shape) for x, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     criterion = synflow(fn, *inputs)
 
@@ -65,7 +65,7 @@ def synflow_masks(
         scores = jax.tree.map(lambda s, m: jnp.where(m, jnp.nan_to_num(s), -jnp.inf) if m.ndim else s, scores, kept)
         return masks.select_global(scores, removed, where=lambda name, _: name in names), None
 
-    names = {name for (name, _), c in zip(tree.named_leaves(params), chosen, strict=True) if c}
+    names = {name for (name, _), c in zip(_tree.named_leaves(params), chosen, strict=True) if c}
     start = masks.ones(params, where)
     if not entries:
         return start

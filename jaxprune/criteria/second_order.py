@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.criteria.signals import differentiable, map_scores, need, wide
 
 PyTree = Any
@@ -114,7 +114,7 @@ def hessian_diagonal(
         return jax.lax.scan(draw, total, jax.random.split(key, samples))[0]
 
     total, count = [jnp.zeros(w.shape, wide(w.dtype)) for w in floating], 0
-    tree.check_batches(batches)
+    _tree.check_batches(batches)
     for batch in batches:
         total, count = step(total, floating, batch, jax.random.fold_in(key, count)), count + 1
     if not count:
@@ -124,7 +124,7 @@ def hessian_diagonal(
 
 
 def _check_finite(params: PyTree, totals: list[jax.Array]) -> None:
-    names = [name for name, leaf in tree.named_leaves(params) if tree.is_floating(leaf)]
+    names = [name for name, leaf in _tree.named_leaves(params) if _tree.is_floating(leaf)]
     finite = jax.device_get([jnp.isfinite(t).all() for t in totals])
     bad = [f"  {name}" for name, fine in zip(names, finite, strict=True) if not fine]
     if bad:

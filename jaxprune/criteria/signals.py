@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 
 PyTree = Any
 
@@ -33,12 +33,12 @@ def map_scores(score: Callable[..., Any], params: PyTree, *signals: PyTree) -> P
     Returns:
       A tree of arrays with the structure of `params`.
     """
-    return tree.map_named(lambda name, *xs: of_leaf(score, *xs), params, *signals)
+    return _tree.map_named(lambda name, *xs: of_leaf(score, *xs), params, *signals)
 
 
 def of_leaf(score: Callable[..., Any], leaf: Any, *signals: Any) -> jax.Array:
     """`score(leaf, *signals)` of a floating leaf, else the zero that stands for no score."""
-    if not tree.is_floating(leaf):
+    if not _tree.is_floating(leaf):
         return jnp.zeros(())
     return score(jnp.asarray(leaf), *map(jnp.asarray, signals))
 
@@ -61,12 +61,12 @@ def need(signal: PyTree, params: PyTree, *, criterion: str, argument: str, hint:
     """
     if signal is None:
         raise ValueError(f"criteria.{criterion} needs {argument}: pass {argument}={hint}")
-    tree.check_same(params, signal, what=argument)
-    pairs = zip(tree.named_leaves(params), jax.tree.leaves(signal), strict=True)
+    _tree.check_same(params, signal, what=argument)
+    pairs = zip(_tree.named_leaves(params), jax.tree.leaves(signal), strict=True)
     wrong = [
         f"  {name}: {argument} {np.shape(given)}, parameter {np.shape(leaf)}"
         for (name, leaf), given in pairs
-        if tree.is_floating(leaf) and np.shape(given) != np.shape(leaf)
+        if _tree.is_floating(leaf) and np.shape(given) != np.shape(leaf)
     ]
     if wrong:
         raise ValueError(f"criteria.{criterion}: {argument} must have the shapes of params:\n" + "\n".join(wrong))
@@ -85,7 +85,7 @@ def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callabl
       of them and returns the tree of scores.
     """
     leaves, treedef = jax.tree.flatten(params)
-    at = [i for i, leaf in enumerate(leaves) if tree.is_floating(leaf)]
+    at = [i for i, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
 
     def put(values: list, rest: list) -> PyTree:
         filled = list(rest)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.criteria.signals import of_leaf, wide
 from jaxprune.masks import shards
 
@@ -29,8 +29,8 @@ def magnitude(
         "mean" sum a / n
         "max"  max a
 
-    Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.global_`). Entries
-    that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so that
+    Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
+    Entries that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so that
     scores have the same bits on any layout; in a shard_map under `masks.sharded`.
 
     Args:
@@ -66,7 +66,7 @@ def magnitude(
         return size if normalise is None else _normalised(size, normalise, tuple(range(axes, w.ndim)), layout)
 
     leaves, treedef = jax.tree.flatten(params)
-    batch = tree.resolve(batch_axes, params, default=0, what="batch_axes")
+    batch = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
     given = zip(leaves, batch, shards.layouts(params), strict=True)
     scores = [of_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxprune import _tree, criteria, masks, training
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, training, tree
 
 Array = Any
 
@@ -39,7 +39,7 @@ def free_tickets(
     grow: criteria.Criterion = training.gradient_growth,
     allocation: allocations.Allocate = allocations.erk,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> FreeTickets:
     """EDST ensembles: an exploration phase, then one refinement phase a member (Liu et al. 2022, arXiv:2106.14568).

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune import masks as masks_
-from jaxprune import tree
 
 Array = jax.Array
 PyTree = Any
@@ -61,9 +61,9 @@ def stack(networks: Sequence[Any]) -> Members:
     first = networks[0][0]
     every = []
     for i, (params, held) in enumerate(networks):
-        tree.check_same(first, params, what=f"member {i}", of="member 0")
+        _tree.check_same(first, params, what=f"member {i}", of="member 0")
         every.append(masks_.ones(params, lambda name, leaf: False) if held is None else masks_.unpack(held))
-        tree.check_masks(params, every[-1])
+        _tree.check_masks(params, every[-1])
     _check_shapes([params for params, _ in networks])
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in networks))
     return Members(params, jax.tree.map(_stack_masks, *every))
@@ -90,23 +90,23 @@ def make(params: PyTree, masks: PyTree = None) -> Members:
       >>> make({'w': jnp.ones((3, 2))}).masks['w'].tolist()
       [True, True, True]
     """
-    sizes = {name: np.shape(leaf)[:1] for name, leaf in tree.named_leaves(params)}
+    sizes = {name: np.shape(leaf)[:1] for name, leaf in _tree.named_leaves(params)}
     if not sizes or len(set(sizes.values())) > 1 or () in sizes.values() or (0,) in sizes.values():
         listed = "\n".join(f"  {name}: {size[0] if size else 'no axis'}" for name, size in sizes.items())
         raise ValueError(f"each leaf needs the same leading axis of one member or more; lengths found:\n{listed}")
     size = next(iter(sizes.values()))[0]
     if masks is None:
         masks = jax.tree.map(lambda leaf: jnp.ones(size, bool), params)
-    tree.check_same(params, masks, what="masks")
+    _tree.check_same(params, masks, what="masks")
     odd = [
         f"  {name}: mask {np.shape(mask)}"
-        for (name, _), mask in zip(tree.named_leaves(params), jax.tree.leaves(masks), strict=True)
+        for (name, _), mask in zip(_tree.named_leaves(params), jax.tree.leaves(masks), strict=True)
         if np.shape(mask)[:1] != (size,)
     ]
     if odd:
         raise ValueError(f"each mask needs a leading axis of {size} members:\n" + "\n".join(odd))
     one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-    tree.check_masks(jax.tree.map(one, params), jax.tree.map(one, masks))
+    _tree.check_masks(jax.tree.map(one, params), jax.tree.map(one, masks))
     return Members(params, masks)
 
 
@@ -172,7 +172,7 @@ def kept(members: Members) -> int:
     """
     total = 0
     for leaf, mask in zip(jax.tree.leaves(members.params), jax.tree.leaves(members.masks), strict=True):
-        if tree.is_floating(leaf):
+        if _tree.is_floating(leaf):
             total += int(np.count_nonzero(mask)) * (leaf.size // np.size(mask))
     return total
 
@@ -183,7 +183,7 @@ def _stack_masks(*leaves: Any) -> Array:
 
 
 def _check_shapes(every: Sequence[PyTree]) -> None:
-    named = [tree.named_leaves(params) for params in every]
+    named = [_tree.named_leaves(params) for params in every]
     wrong = [
         f"  {name}: {np.shape(leaf)} in member {i}, {np.shape(first)} in member 0"
         for i, other in enumerate(named)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune import _tree
 from jaxprune import masks as masks_
-from jaxprune import tree
 from jaxprune.ensembles.members import Members
 
 PyTree = Any
@@ -57,7 +57,7 @@ def soup(members: Members, weights: Any = None) -> masks_.Pruned:
 
 
 def _mean(leaf: Any, shares: jax.Array) -> Any:
-    if not tree.is_floating(leaf):
+    if not _tree.is_floating(leaf):
         return leaf[0]
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
     return jnp.tensordot(shares.astype(dtype), leaf.astype(dtype), 1).astype(leaf.dtype)
@@ -66,7 +66,7 @@ def _mean(leaf: Any, shares: jax.Array) -> Any:
 def _check_shared(stacked: PyTree) -> None:
     if any(isinstance(mask, Tracer) for mask in jax.tree.leaves(stacked)):
         return
-    differing = {name: np.asarray(mask != mask[:1]).sum() for name, mask in tree.named_leaves(stacked)}
+    differing = {name: np.asarray(mask != mask[:1]).sum() for name, mask in _tree.named_leaves(stacked)}
     wrong = [f"  {name}: {count} places" for name, count in differing.items() if count]
     if wrong:
         raise ValueError(

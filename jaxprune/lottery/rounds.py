@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, tree
 from jaxprune.lottery import saved
 from jaxprune.lottery.controls import Control
 from jaxprune.lottery.records import Carry, Rounds, Trained, pack, unpack
@@ -41,9 +41,9 @@ def iterative_pruning(
     controls: Mapping[str, Control] | None = None,
     evaluate: Evaluate | None = None,
     criterion: criteria.Criterion = criteria.magnitude,
-    allocation: allocations.Allocate = allocations.global_,
+    allocation: allocations.Allocate = allocations.one_ranking,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     has_aux: bool = False,
     traceable: bool = True,
@@ -76,7 +76,7 @@ def iterative_pruning(
         round, and has no influence on it.
       evaluate: `(params, masks) -> metrics`, a dict of arrays or numbers, of the trained weights.
       criterion: as in `jaxprune.prune`, of the trained weights; it gets a key and no gradients.
-      allocation: as in `jaxprune.prune`: `global_` or one by leaf.
+      allocation: as in `jaxprune.prune`: `one_ranking` or one by leaf.
       pattern: as in `jaxprune.prune`; masks of NM do not thin out in rounds.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
@@ -108,7 +108,7 @@ def iterative_pruning(
     search = _Search(train, evaluate, choose, rewind, dict(controls or {}), has_aux)
     # In float32, traced or not, so that all ways to run count alike.
     levels = jnp.asarray([1 - (1 - rate) ** r for r in range(rounds + 1)], jnp.float32)
-    tree.selected(params, where)
+    _tree.selected(params, where)
     first = masks.ones(params, where, pattern=pattern, batch_axes=batch_axes)
     make_anchor = lambda: rewind.anchor(params, _key(key, "anchor"))
     if traceable and folder is None:
@@ -179,7 +179,7 @@ def _train(search: _Search, start: PyTree, held: PyTree, key: Any, r: Any, trace
     else:
         trained = (search.rewind.later if r > 0 else search.train)(start, held, key)
     trained, noted = trained if search.has_aux else (trained, {})
-    tree.check_same(start, trained, what="what train returned")
+    _tree.check_same(start, trained, what="what train returned")
     trained = masks.apply(trained, held)
     metrics = {} if search.evaluate is None else search.evaluate(trained, held)
     twice = sorted({*metrics} & {*noted})

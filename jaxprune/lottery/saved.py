@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import storage, tree
+from jaxprune import _tree, checkpoints
 
 PyTree = Any
 _FILE = "search.json"
@@ -21,7 +21,7 @@ def fingerprint(params: PyTree, key: Any, asked: dict[str, Any]) -> dict[str, An
     data = jax.random.key_data(key) if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     digest = hashlib.sha256()
     shapes = {}
-    for name, leaf in tree.named_leaves(params):
+    for name, leaf in _tree.named_leaves(params):
         array = np.asarray(leaf)
         shapes[name] = f"{array.dtype}{list(array.shape)}"
         digest.update(name.encode() + array.tobytes())
@@ -42,7 +42,7 @@ class Store:
     """
 
     def __init__(self, folder: Any, identity: dict[str, Any]) -> None:
-        self._orbax = storage.optional("orbax.checkpoint", "saving rounds")
+        self._orbax = checkpoints.optional("orbax.checkpoint", "saving rounds")
         self._folder = Path(folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         note = self._folder / _FILE
@@ -79,7 +79,7 @@ def bar(size: int, progress: bool) -> Iterable[int]:
     """The numbers of the rounds, with a progress bar or without."""
     if not progress:
         return range(size)
-    return storage.optional("tqdm", "progress=True", extra="examples").tqdm(range(size), desc="rounds")
+    return checkpoints.optional("tqdm", "progress=True", extra="examples").tqdm(range(size), desc="rounds")
 
 
 def _short(value: Any) -> str:

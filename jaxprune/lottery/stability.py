@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.lottery.rewinding import Train
 
 PyTree = Any
@@ -46,10 +46,10 @@ def interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
       >>> interpolate({'w': jnp.array([0.0, 1.0])}, {'w': jnp.array([0.0, 3.0])}, 0.5)['w'].tolist()
       [0.0, 2.0]
     """
-    tree.check_same(params, other, what="the other params")
+    _tree.check_same(params, other, what="the other params")
 
     def between(a: Any, b: Any) -> Any:
-        if not tree.is_floating(a):
+        if not _tree.is_floating(a):
             return a
         share = jnp.asarray(position, jnp.promote_types(a.dtype, jnp.float32))
         return ((1 - share) * a + share * b).astype(a.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import masks, storage, tree
+from jaxprune import _tree, checkpoints, masks
 from jaxprune.lottery.records import Rounds
 
 PyTree = Any
@@ -83,14 +83,14 @@ def check(found: Ticket, params: PyTree) -> None:
     Raises:
       ValueError: it does not; the message names the leaves.
     """
-    tree.check_same(params, found.params, what="the ticket")
-    pairs = zip(tree.named_leaves(params), jax.tree.leaves(found.params), strict=True)
+    _tree.check_same(params, found.params, what="the ticket")
+    pairs = zip(_tree.named_leaves(params), jax.tree.leaves(found.params), strict=True)
     wrong = [
         f"  {n}: ticket {_kind(own)}, params {_kind(leaf)}" for (n, leaf), own in pairs if _kind(own) != _kind(leaf)
     ]
     if wrong:
         raise ValueError("the ticket is of another network:\n" + "\n".join(wrong))
-    tree.check_masks(params, found.masks)
+    _tree.check_masks(params, found.masks)
 
 
 def save(path: Any, found: Ticket) -> None:
@@ -107,14 +107,14 @@ def save(path: Any, found: Ticket) -> None:
     """
     from flax import serialization  # it loads flax's modules, which the rest of the room does without
 
-    paths = [tree.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(found.params)[0]]
+    paths = [_tree.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(found.params)[0]]
     held = [np.asarray(masks.as_bool(m)) for m in jax.tree.structure(found.params).flatten_up_to(found.masks)]
     about = {"provenance": found.provenance, "paths": paths, "shapes": [m.shape for m in held]}
     leaves = [*map(np.asarray, jax.tree.leaves(found.params)), *(np.packbits(m) for m in held)]
     body = serialization.msgpack_serialize(
         {"about": json.dumps(about), "leaves": {f"{i:06d}": leaf for i, leaf in enumerate(leaves)}}
     )
-    _ = storage.write_new(path, lambda part: part.write_bytes(_HEAD + hashlib.sha256(body).digest() + body))
+    _ = checkpoints.write_new(path, lambda part: part.write_bytes(_HEAD + hashlib.sha256(body).digest() + body))
 
 
 def load(path: Any, params: PyTree) -> Ticket:
@@ -157,7 +157,7 @@ def load(path: Any, params: PyTree) -> Ticket:
 
 
 def _order(params: PyTree, there: list[tuple[str, ...]]) -> list[int]:
-    here = [tree.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    here = [_tree.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     lines = [f"  {'/'.join(path)}: in params, not in the ticket" for path in here if path not in there]
     lines += [f"  {'/'.join(path)}: in the ticket, not in params" for path in there if path not in here]
     if lines:

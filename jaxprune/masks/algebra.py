@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
 from jaxprune.masks.fitting import check_patterns
@@ -46,7 +46,7 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def ones(
-    params: PyTree, where: tree.Where = None, *, pattern: Patterns = UNSTRUCTURED, batch_axes: BatchAxes = 0
+    params: PyTree, where: _tree.Where = None, *, pattern: Patterns = UNSTRUCTURED, batch_axes: BatchAxes = 0
 ) -> PyTree:
     """Masks that keep everything, in the shapes that `select` gives: a scalar True for a leaf that is not pruned.
 
@@ -68,10 +68,10 @@ def ones(
       {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
     leaves, treedef = jax.tree.flatten(params)
-    chosen = jax.tree.leaves(tree.prunable(params, where))
-    patterns = tree.resolve(pattern, params, default=UNSTRUCTURED, what="pattern")
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    patterns = _tree.resolve(pattern, params, default=UNSTRUCTURED, what="pattern")
     check_patterns(patterns)
-    axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
+    axes = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
     made = [
         _ones(leaf, p, a) if yes else jnp.ones((), bool)
         for leaf, yes, p, a in zip(leaves, chosen, patterns, axes, strict=True)
@@ -218,7 +218,7 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, mask: _count(as_bool(mask), _shape(leaf)), params, masks)
 
 
-def sparsity(params: PyTree, masks: PyTree, *, where: tree.Where = None) -> jax.Array:
+def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax.Array:
     """The fraction removed of the leaves that are pruned.
 
     Args:
@@ -238,7 +238,7 @@ def sparsity(params: PyTree, masks: PyTree, *, where: tree.Where = None) -> jax.
     """
     masks = _fitted(params, masks)
     leaves, mask_leaves = jax.tree.leaves(params), _leaves(params, masks)
-    chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(tree.prunable(params, where))
+    chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(_tree.prunable(params, where))
     pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in zip(leaves, mask_leaves, chosen, strict=True) if yes]
     if not pairs:
         return jnp.float32(0)
@@ -265,10 +265,10 @@ def _zero(leaf: Any, mask: Any) -> Any:
 
 
 def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) -> PyTree:
-    tree.check_bool(masks)
+    _tree.check_bool(masks)
     for other in others:
-        tree.check_same(masks, other, what="the other masks", of="masks")
-        tree.check_bool(other, what="the other masks")
+        _tree.check_same(masks, other, what="the other masks", of="masks")
+        _tree.check_bool(other, what="the other masks")
         _check_shapes(masks, other)
     combined = masks
     for other in others:
@@ -286,7 +286,7 @@ def _check_shapes(masks: PyTree, other: PyTree) -> None:
         one, two = np.shape(a), np.shape(b)
         alike = len(one) == len(two) and all(m == n or 1 in (m, n) for m, n in zip(one, two, strict=True))
         if one and two and not alike:
-            wrong.append(f"  {tree.name(path)}: {one} and {two}")
+            wrong.append(f"  {_tree.name(path)}: {one} and {two}")
     if wrong:
         raise ValueError(
             "both must be masks of the same parameters; these shapes do not go together:\n" + "\n".join(wrong)
@@ -326,8 +326,8 @@ def _total(parts: list[Count]) -> Count:
 
 def _fitted(params: PyTree, masks: PyTree) -> PyTree:
     """The masks in the containers of the parameters, checked; those in an `nnx.Optimizer` come as Variables."""
-    aligned = tree.align(params, masks, what="masks", is_leaf=is_packed)
-    tree.check_masks(params, aligned)
+    aligned = _tree.align(params, masks, what="masks", is_leaf=is_packed)
+    _tree.check_masks(params, aligned)
     return aligned
 
 

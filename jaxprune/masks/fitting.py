@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.masks import cutting
 from jaxprune.masks.patterns import BatchAxes, Pattern, Patterns, Unstructured
 from jaxprune.masks.shards import Layout, layouts
@@ -38,7 +38,7 @@ class Fitted(NamedTuple):
 
 
 def fitted(
-    params: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes, axis_name: PyTree = None
+    params: PyTree, pattern: Patterns, where: _tree.Where, batch_axes: BatchAxes, specs: PyTree = None
 ) -> list[Fitted]:
     """The leaves that are pruned, in the order of `jax.tree.leaves`.
 
@@ -47,19 +47,19 @@ def fitted(
       pattern: as in `masks.select`.
       where: as in `masks.select`.
       batch_axes: as in `masks.select`.
-      axis_name: as in `masks.select`.
+      specs: as in `masks.select`.
 
     Raises:
       ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing.
       TypeError: what is no pattern.
     """
-    patterns = tree.resolve(pattern, params, default=Unstructured(), what="pattern")
-    axes = tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    selected = jax.tree.leaves(tree.prunable(params, where))
+    patterns = _tree.resolve(pattern, params, default=Unstructured(), what="pattern")
+    axes = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
+    selected = jax.tree.leaves(_tree.prunable(params, where))
     check_patterns(patterns)
-    cut = layouts(params, axis_name)
+    cut = layouts(params, specs)
     found, wrong = [], []
-    for i, (name, leaf) in enumerate(tree.named_leaves(params)):
+    for i, (name, leaf) in enumerate(_tree.named_leaves(params)):
         if not selected[i]:
             continue
         own = Fitted(i, name, leaf, patterns[i], axes[i], cut[i])
@@ -87,6 +87,6 @@ def _problem(own: Fitted) -> str | None:
     if not 0 <= own.batch_axes < len(part):
         return f"{own.batch_axes} batch axes do not leave an axis of {own.shape} to prune"
     if len(own.layout.names) > len(part):
-        return f"axis_name is for {len(own.layout.names)} axes, and the leaf has {len(part)}: {part}"
+        return f"specs is for {len(own.layout.names)} axes, and the leaf has {len(part)}: {part}"
     wrong = own.pattern.check(own.shape, own.batch_axes)
     return wrong or cutting.problem(own.pattern, part, own.batch_axes, own.layout)

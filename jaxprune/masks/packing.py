@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.masks import axes
 
 PyTree = Any
@@ -62,7 +62,7 @@ def pack(masks: PyTree) -> PyTree:
       >>> pack({'w': jnp.ones((2, 16), bool)})['w'].bits.tolist()
       [[255, 255], [255, 255]]
     """
-    tree.check_bool(masks)
+    _tree.check_bool(masks)
     return jax.tree.map(_pack, masks, is_leaf=is_packed)
 
 

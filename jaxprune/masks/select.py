@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.masks import counts, cutting
 from jaxprune.masks.axes import place_like
 from jaxprune.masks.counts import Count
@@ -33,9 +33,9 @@ def select(
     sparsities: PyTree,
     pattern: Patterns = UNSTRUCTURED,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: BatchAxes = 0,
-    axis_name: PyTree = None,
+    specs: PyTree = None,
 ) -> PyTree:
     r"""Masks that remove exactly $\lfloor s n + 1/2 \rfloor$ of the n units of each leaf, those of lowest score.
 
@@ -48,10 +48,10 @@ def select(
       pattern: what is removed together; a mapping from globs to patterns gives each leaf its own (and `Unstructured()`
         where no glob matches). NM(n, m) needs the sparsity 1 - n/m; where that is an array, a schedule say, it keeps
         m - floor(s m + 1/2) of each m, and never fewer than n.
-      where: which leaves are pruned (`tree.prunable`). The others get a scalar True.
+      where: which leaves are pruned (`_tree.prunable`). The others get a scalar True.
       batch_axes: how many leading axes of a leaf are slices of their own (layers stacked by a scan), each of which gets
         the exact count; a mapping from globs gives it by path (and 0 where none matches).
-      axis_name: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: scores are then parts
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: scores are then parts
         of arrays that are ranked whole, and each device gets its part of the masks (`masks.sharded`).
 
     Returns:
@@ -61,7 +61,7 @@ def select(
     Raises:
       ValueError: nothing to prune, a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not
         match; the message names the leaves. Inside `jax.shard_map`, scores that differ between its devices, if
-        `axis_name` does not say how they share them; groups of N:M or blocks that lie on several devices.
+        `specs` does not say how they share them; groups of N:M or blocks that lie on several devices.
       TypeError: a score that is not floating.
 
     Under jit, patterns, `where` and `batch_axes` are static; scores and sparsities may be traced, and another sparsity
@@ -72,10 +72,8 @@ def select(
       [[True, False], [False, True]]
     """
     if isinstance(sparsities, Global):
-        return select_global(
-            scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes, axis_name=axis_name
-        )
-    chosen = _choose(scores, pattern, where, batch_axes, axis_name)
+        return select_global(scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes, specs=specs)
+    chosen = _choose(scores, pattern, where, batch_axes, specs)
     wanted = _per_leaf(scores, sparsities)
     found: dict[int, jax.Array] = {}
     for own in chosen:
@@ -98,9 +96,9 @@ def select_global(
     sparsity: Any,
     pattern: Patterns = UNSTRUCTURED,
     *,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: BatchAxes = 0,
-    axis_name: PyTree = None,
+    specs: PyTree = None,
 ) -> PyTree:
     r"""Masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
 
@@ -115,7 +113,7 @@ def select_global(
       where: as in `select`.
       batch_axes: as in `select`; each slice is ranked on its own over all leaves (members of an ensemble, say), so all
         leaves need the same number of slices. Layers stacked by a scan are ranked with the rest: leave it 0.
-      axis_name: as in `select`.
+      specs: as in `select`.
 
     Returns:
       Masks, as `select`.
@@ -128,7 +126,7 @@ def select_global(
       >>> {name: mask.tolist() for name, mask in select_global(scores, 0.5).items()}
       {'a': [[False, True]], 'b': [[False, True]]}
     """
-    chosen = _choose(scores, pattern, where, batch_axes, axis_name)
+    chosen = _choose(scores, pattern, where, batch_axes, specs)
     _check_global(chosen)
     if not chosen:
         return _assemble(scores, {})
@@ -145,10 +143,10 @@ def select_global(
 
 
 def _choose(
-    scores: PyTree, pattern: Patterns, where: tree.Where, batch_axes: BatchAxes, axis_name: PyTree
+    scores: PyTree, pattern: Patterns, where: _tree.Where, batch_axes: BatchAxes, specs: PyTree
 ) -> list[Fitted]:
-    tree.selected(scores, where)  # an allocation may share nothing among no leaf; a selection is asked to prune
-    chosen = fitted(scores, pattern, where, batch_axes, axis_name)
+    _tree.selected(scores, where)  # an allocation may share nothing among no leaf; a selection is asked to prune
+    chosen = fitted(scores, pattern, where, batch_axes, specs)
     _check_alike(chosen)
     return chosen
 
@@ -165,7 +163,7 @@ def _check_alike(chosen: list[Fitted]) -> None:
     if lines:
         raise ValueError(
             "these scores differ between the devices of a shard_map, each of which would choose masks of its own; "
-            "average the gradients (jax.lax.pmean); of leaves that devices share say how, axis_name=in_specs, or prune "
+            "average the gradients (jax.lax.pmean); of leaves that devices share say how, specs=in_specs, or prune "
             "outside of it:\n" + "\n".join(lines)
         )
 
@@ -184,7 +182,7 @@ def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:
     try:
         return structure.flatten_up_to(sparsities)
     except (ValueError, TypeError):
-        tree.check_same(scores, sparsities, what="sparsities", of="scores")
+        _tree.check_same(scores, sparsities, what="sparsities", of="scores")
         raise
 
 

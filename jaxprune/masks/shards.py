@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.masks import counts
 from jaxprune.masks.axes import replicate
 from jaxprune.masks.counts import Count
@@ -101,62 +101,60 @@ class Layout:
 
 
 WHOLE = Layout()
-_given: ContextVar[PyTree] = ContextVar("axis_name", default=None)
+_given: ContextVar[PyTree] = ContextVar("specs", default=None)
 
 
 @contextmanager
-def sharded(axis_name: PyTree) -> Iterator[None]:
+def sharded(specs: PyTree) -> Iterator[None]:
     """Says, for calls inside a `jax.shard_map`, how its devices share the parameters; they are pruned as a whole.
 
         with masks.sharded(specs):
             scores = criteria.random(params, key=key)
             masks = masks.select_global(scores, 0.9)
 
-    The same as the argument `axis_name` of `select`, `select_global`, `prune` and `sparsify`, for calls that have no
+    The same as the argument `specs` of `select`, `select_global`, `prune` and `sparsify`, for calls that have no
     such argument: allocations, `criteria.random`, `criteria.magnitude` with a norm, `training.drop_and_grow`.
 
     Args:
-      axis_name: a tree of `PartitionSpec` in the structure of the parameters, or the beginning of it, as the `in_specs`
+      specs: a tree of `PartitionSpec` in the structure of the parameters, or the beginning of it, as the `in_specs`
         of the `shard_map` are: one alone holds for all leaves. They name the axes of the mesh that cut each axis of a
         leaf. None changes nothing.
 
     It is in force while functions are traced. Outside of a `shard_map` arrays are whole, and it has no effect. What
     counts masks (`masks.sparsity`) counts those of the part.
     """
-    token = _given.set(_given.get() if axis_name is None else axis_name)
+    token = _given.set(_given.get() if specs is None else specs)
     try:
         yield
     finally:
         _given.reset(token)
 
 
-def layouts(params: PyTree, axis_name: PyTree = None) -> list[Layout]:
+def layouts(params: PyTree, specs: PyTree = None) -> list[Layout]:
     """How each leaf is cut, in the order of `jax.tree.leaves`.
 
     Args:
       params: parameters, or a tree in their structure.
-      axis_name: as in `sharded`; None: what that said.
+      specs: as in `sharded`; None: what that said.
 
     Raises:
       TypeError: what is no tree of PartitionSpecs.
       ValueError: it is no beginning of the tree, or some of its axes are not bound where others are.
     """
-    axis_name = _given.get() if axis_name is None else axis_name
+    specs = _given.get() if specs is None else specs
     size = len(jax.tree.leaves(params))
-    if axis_name is None:
+    if specs is None:
         return [WHOLE] * size
-    wrong = [x for x in jax.tree.leaves(axis_name, is_leaf=_is_spec) if not _is_spec(x)]
+    wrong = [x for x in jax.tree.leaves(specs, is_leaf=_is_spec) if not _is_spec(x)]
     if wrong:
         raise TypeError(
-            "axis_name takes PartitionSpecs, the in_specs of the shard_map for the parameters: a name alone does not "
+            "specs takes PartitionSpecs, the in_specs of the shard_map for the parameters: a name alone does not "
             f"say which axis of a leaf is cut; got {wrong[0]!r}"
         )
     try:
-        specs = jax.tree.leaves(jax.tree.broadcast(axis_name, params, is_leaf=_is_spec), is_leaf=_is_spec)
+        specs = jax.tree.leaves(jax.tree.broadcast(specs, params, is_leaf=_is_spec), is_leaf=_is_spec)
     except ValueError as error:
-        raise ValueError(
-            f"axis_name must have the structure of the parameters, or the beginning of it: {error}"
-        ) from None
+        raise ValueError(f"specs must have the structure of the parameters, or the beginning of it: {error}") from None
     sizes = _bound({name for spec in specs for part in _parts(spec) for name in part})
     return [_layout(spec, sizes) for spec in specs] if sizes else [WHOLE] * size
 
@@ -223,7 +221,7 @@ def _bound(names: set[str]) -> dict[str, int]:
             missing.append(name)
     if sizes and missing:
         raise ValueError(
-            f"axis_name: no axis {', '.join(missing)} of the mesh is bound here, while {', '.join(sizes)} is; take the "
+            f"specs: no axis {', '.join(missing)} of the mesh is bound here, while {', '.join(sizes)} is; take the "
             "in_specs of the shard_map that this is called in"
         )
     return sizes
@@ -235,7 +233,7 @@ def refuse_cut(params: PyTree, what: str) -> None:
     Raises:
       ValueError: naming the leaves.
     """
-    pairs = zip(tree.named_leaves(params), layouts(params), strict=True)
+    pairs = zip(_tree.named_leaves(params), layouts(params), strict=True)
     lines = [f"  {name}: {layout.names}" for (name, _), layout in pairs if layout.is_cut]
     if lines:
         raise ValueError(f"{what} needs whole leaves; call it outside of the shard_map:\n" + "\n".join(lines))

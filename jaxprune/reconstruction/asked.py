@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.calibration import Inputs, Stats
 from jaxprune.masks import NM, Unstructured, counts
 from jaxprune.reconstruction import targets
@@ -32,22 +32,22 @@ class Wanted(NamedTuple):
     groups: targets.Grouped | None = None
 
 
-def leaves_of(params: PyTree, stats: Stats | None, needs: str, where: tree.Where) -> list[Leaf]:
+def leaves_of(params: PyTree, stats: Stats | None, needs: str, where: _tree.Where) -> list[Leaf]:
     """The leaves that `where` selects, with their statistics; all that have some, if it is None.
 
     Args:
       params: the parameters.
       stats: of `calibrate`.
       needs: the field of the statistics that must be there.
-      where: see `tree.prunable`.
+      where: see `_tree.prunable`.
 
     Raises:
       ValueError: statistics are missing; the message names the leaves.
     """
     if stats is None:
         raise ValueError("reconstruction needs stats: pass what calibrate(fn, params, batches) returns")
-    chosen = jax.tree.leaves(tree.prunable(params, where))
-    named, entries = tree.named_leaves(params), stats.leaves(params)
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    named, entries = _tree.named_leaves(params), stats.leaves(params)
     picked = [i for i, entry in enumerate(entries) if (entry is not None if where is None else chosen[i])]
     missing = [named[i][0] for i in picked if entries[i] is None]
     if missing:
@@ -71,7 +71,7 @@ def targets_of(
         if sparsity is not None or pattern is not None:
             raise ValueError("masks say what is removed: leave sparsity and pattern out")
         return _given(params, leaves, masks)
-    patterns = tree.resolve(
+    patterns = _tree.resolve(
         Unstructured() if pattern is None else pattern, params, default=Unstructured(), what="pattern"
     )
     asked = [(leaf, patterns[leaf.position]) for leaf in leaves]
@@ -116,11 +116,11 @@ def _problem(leaf: Leaf, pattern: Any) -> str | None:
 
 
 def _given(params: PyTree, leaves: Sequence[Leaf], masks: PyTree) -> list[Wanted | None]:
-    tree.check_masks(params, masks)
+    _tree.check_masks(params, masks)
     all_masks = [jnp.asarray(mask) for mask in jax.tree.leaves(masks)]
     covered = {leaf.position for leaf in leaves}
     other = [
-        name for i, (name, _) in enumerate(tree.named_leaves(params)) if i not in covered and not all_masks[i].all()
+        name for i, (name, _) in enumerate(_tree.named_leaves(params)) if i not in covered and not all_masks[i].all()
     ]
     if other:
         raise ValueError(
@@ -143,7 +143,7 @@ def _sparsities(params: PyTree, leaves: Sequence[Leaf], sparsity: Any) -> list[A
     if structure == jax.tree.structure(params):
         resolved = values
     elif isinstance(sparsity, Mapping):
-        resolved = tree.resolve(sparsity, params, default=0.0, what="sparsity")
+        resolved = _tree.resolve(sparsity, params, default=0.0, what="sparsity")
     elif _is_number(sparsity):
         resolved = [sparsity] * len(jax.tree.leaves(params))
     else:

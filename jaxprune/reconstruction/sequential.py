@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.calibration import Stats, calibrator
 from jaxprune.masks import Pruned
 from jaxprune.reconstruction import asked, matrices, trees
@@ -24,7 +24,7 @@ def reconstruct_sequential(
     method: str | matrices.Kernel = "sparsegpt",
     pattern: Any = None,
     masks: PyTree | None = None,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     damping: float | None = None,
     block: int = 128,
     dtype: Any = jnp.float32,
@@ -67,7 +67,7 @@ def reconstruct_sequential(
       >>> int(new.masks['a'].sum()), int(new.masks['b'].sum())
       (32, 16)
     """
-    tree.check_batches(batches)
+    _tree.check_batches(batches)
     if isinstance(batches, Iterator):
         raise ValueError("batches is gone through once for each stage, and an iterator only once: pass a list")
     kernel = matrices.kernel_of(method, damping, block)
@@ -109,7 +109,7 @@ def _stages(stats: Stats, leaves: list[asked.Leaf]) -> Iterator[tuple[list[tuple
 
 
 def _among(names: tuple[str, ...]) -> Callable[[str, Any], bool]:
-    return lambda name, leaf: name in names and tree.is_floating(leaf)
+    return lambda name, leaf: name in names and _tree.is_floating(leaf)
 
 
 def _prune(current: _Current, stats: Stats, wanted: dict[int, Any], kernel: Callable, batch: int | None) -> _Current:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 
 PyTree = Any
 
@@ -51,9 +51,9 @@ def recalibrate_statistics(
         momentum = jax.tree.map(_momentum, statistics, from_zeros, from_ones)
         return jax.tree.map(_add, statistics, sums, from_zeros, momentum), momentum
 
-    sums = jax.tree.map(lambda x: jnp.zeros(x.shape) if tree.is_floating(x) else x, statistics)
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape) if _tree.is_floating(x) else x, statistics)
     count, momentum = 0, None
-    tree.check_batches(batches)
+    _tree.check_batches(batches)
     for batch in batches:
         sums, momentum = step(sums, batch)
         count += 1
@@ -62,7 +62,7 @@ def recalibrate_statistics(
     _check(statistics, momentum)
 
     def settled(old: Any, total: Any, kept: Any) -> Any:
-        if not tree.is_floating(old):
+        if not _tree.is_floating(old):
             return old
         return jnp.where(kept == 1, old, (total / count).astype(old.dtype))
 
@@ -70,22 +70,22 @@ def recalibrate_statistics(
 
 
 def _filled(statistics: PyTree, value: float) -> PyTree:
-    return jax.tree.map(lambda x: jnp.full_like(x, value) if tree.is_floating(x) else x, statistics)
+    return jax.tree.map(lambda x: jnp.full_like(x, value) if _tree.is_floating(x) else x, statistics)
 
 
 def _momentum(old: Any, from_zeros: Any, from_ones: Any) -> Any:
-    return from_ones.astype(jnp.float32) - from_zeros.astype(jnp.float32) if tree.is_floating(old) else jnp.ones(())
+    return from_ones.astype(jnp.float32) - from_zeros.astype(jnp.float32) if _tree.is_floating(old) else jnp.ones(())
 
 
 def _add(old: Any, total: Any, from_zeros: Any, momentum: Any) -> Any:
-    if not tree.is_floating(old):
+    if not _tree.is_floating(old):
         return total
     return total + jnp.where(momentum == 1, 0.0, from_zeros / jnp.where(momentum == 1, 1.0, 1 - momentum))
 
 
 def _check(statistics: PyTree, momentum: PyTree) -> None:
     outside = jax.device_get(jax.tree.map(lambda m: ~((m >= -1e-3) & (m <= 1)).all(), momentum))
-    pairs = zip(tree.named_leaves(statistics), jax.tree.leaves(outside), strict=True)
+    pairs = zip(_tree.named_leaves(statistics), jax.tree.leaves(outside), strict=True)
     wrong = [f"  {name}" for (name, _), is_outside in pairs if is_outside]
     if wrong:
         raise ValueError("update does not make running averages of:\n" + "\n".join(wrong))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.calibration import Stats
 from jaxprune.masks import Pruned
 from jaxprune.reconstruction import asked, gram, matrices
@@ -22,7 +22,7 @@ def reconstruct(
     method: str | matrices.Kernel = "sparsegpt",
     pattern: Any = None,
     masks: PyTree | None = None,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     damping: float | None = None,
     block: int = 128,
 ) -> Pruned:
@@ -53,7 +53,7 @@ def reconstruct(
         leaf's axes; a mapping from globs gives each leaf its own. For other structures, select masks and pass them.
       masks: masks to use as they are, for instance from `masks.select`; a leaf whose mask is a scalar True is left
         alone. Excludes `sparsity` and `pattern`.
-      where: which leaves, see `tree.prunable`; an error if one of them was not calibrated. By default all that were
+      where: which leaves, see `_tree.prunable`; an error if one of them was not calibrated. By default all that were
         (`stats.uncovered` names those that could not be).
       damping: added to the Gram matrices' diagonal, in units of its mean; by default 0.01 for "sparsegpt", 1e-4 for
         "obs" and "least_squares".
@@ -109,7 +109,7 @@ def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, floa
       >>> relative_errors(jnp.ones((2, 2)), jnp.zeros((2, 2)), stats)
       {'': 1.0}
     """
-    tree.check_same(params, new, what="new")
+    _tree.check_same(params, new, what="new")
     other = jax.tree.leaves(new)
     errors = {}
     for leaf in asked.leaves_of(params, stats, "gram", None):

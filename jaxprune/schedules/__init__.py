@@ -5,7 +5,7 @@ from jaxprune.schedules.ramps import constant as constant
 from jaxprune.schedules.ramps import cubic as cubic
 from jaxprune.schedules.ramps import cyclic as cyclic
 from jaxprune.schedules.ramps import exponential as exponential
-from jaxprune.schedules.ramps import one_shot as one_shot
+from jaxprune.schedules.ramps import jump as jump
 from jaxprune.schedules.ramps import ramp as ramp
 from jaxprune.schedules.steps import Schedule as Schedule
 from jaxprune.schedules.steps import Sparsity as Sparsity

@@ -36,10 +36,10 @@ def constant(sparsity: Sparsity) -> Schedule:
       >>> constant(0.9)(1000)
       0.9
     """
-    return one_shot(sparsity)
+    return jump(sparsity)
 
 
-def one_shot(sparsity: Sparsity, step: int = 0) -> Schedule:
+def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
     """Dense before `step`, `sparsity` from it on.
 
     Args:
@@ -53,7 +53,7 @@ def one_shot(sparsity: Sparsity, step: int = 0) -> Schedule:
       ValueError: the sparsity is outside [0, 1), or the step is negative.
 
     Example:
-      >>> schedule = one_shot(0.9, step=100)
+      >>> schedule = jump(0.9, step=100)
       >>> schedule(99), schedule(100)
       (0.0, 0.9)
     """

@@ -119,5 +119,5 @@ def check_interval(begin: Any, end: Any) -> tuple[int, int]:
     """
     begin, end = check_step(begin, "begin"), check_step(end, "end")
     if end <= begin:
-        raise ValueError(f"end must come after begin; got begin={begin}, end={end} (one_shot jumps in a single step)")
+        raise ValueError(f"end must come after begin; got begin={begin}, end={end} (jump jumps in a single step)")
     return begin, end

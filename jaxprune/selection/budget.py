@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune import assess, criteria, masks, tree
+from jaxprune import _tree, assess, criteria, masks
 from jaxprune.selection.sensitivity import Sensitivity
 from jaxprune.slimming import Choice, Groups, choice_from, choose
 
@@ -138,7 +138,7 @@ def leaf_costs(
     of: str = "parameters",
     scores: PyTree | None = None,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> np.ndarray:
     """What each leaf costs at each level, unstructured or by any pattern, counted and not estimated.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.stats import norm
 
-from jaxprune import tree
+from jaxprune import _tree
 
 Array = jax.Array
 PyTree = Any
@@ -87,7 +87,7 @@ def open_gates(mu: Array, *, sigma: float = 0.5) -> Array:
 
 
 def add_gate_penalty(
-    strength: float | Schedule, where: tree.Where, *, sigma: float = 0.5
+    strength: float | Schedule, where: _tree.Where, *, sigma: float = 0.5
 ) -> optax.GradientTransformation:
     """Adds the gradient of `strength * open_gates(mu)` to that of the gates, as `optax.add_decayed_weights` adds decay.
 
@@ -119,7 +119,7 @@ def add_gate_penalty(
     return _at(strength, where, change, "add_gate_penalty")
 
 
-def input_lasso(strength: float | Schedule, where: tree.Where, *, axis: int = 0) -> optax.GradientTransformation:
+def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0) -> optax.GradientTransformation:
     r"""Group lasso on the rows of the first layer, by its proximal step: an input's weights become zero at once.
 
         w_j <- w_j max(0, 1 - t sqrt(m) / ||w_j||)     after the optimizer's step, with m weights in a row
@@ -162,7 +162,7 @@ def input_lasso(strength: float | Schedule, where: tree.Where, *, axis: int = 0)
 
 
 def _at(
-    strength: float | Schedule, where: tree.Where, change: Callable[[Any, Array, Array], Array], what: str
+    strength: float | Schedule, where: _tree.Where, change: Callable[[Any, Array, Array], Array], what: str
 ) -> optax.GradientTransformation:
     """A transformation that changes the updates of some leaves, by a strength that may be a schedule."""
 
@@ -181,15 +181,15 @@ def _at(
     return optax.GradientTransformation(init, update)
 
 
-def _chosen(params: PyTree, where: tree.Where, what: str) -> PyTree:
+def _chosen(params: PyTree, where: _tree.Where, what: str) -> PyTree:
     # Gates have one axis, so the default rule (two axes or more) must not narrow a glob here.
     if where is None or callable(where):
         if where is None:
-            raise ValueError(f"{what}: say which leaf, by its name: {[name for name, _ in tree.named_leaves(params)]}")
-        return tree.prunable(params, where)
+            raise ValueError(f"{what}: say which leaf, by its name: {[name for name, _ in _tree.named_leaves(params)]}")
+        return _tree.prunable(params, where)
     globs = [where] if isinstance(where, str) else list(where)
     rules = dict.fromkeys(globs, True)
-    return jax.tree.unflatten(jax.tree.structure(params), tree.resolve(rules, params, default=False, what=what))
+    return jax.tree.unflatten(jax.tree.structure(params), _tree.resolve(rules, params, default=False, what=what))
 
 
 def _check_sigma(sigma: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import storage
+from jaxprune import checkpoints
 from jaxprune.selection.journal import Journal
 
 Evaluate = Callable[[Any, float, Any], float]
@@ -207,4 +207,4 @@ class _Silent:
 def _bar(total: int, progress: bool) -> Any:
     if not progress:
         return _Silent()
-    return storage.optional("tqdm", "progress=True", extra="examples").tqdm(total=total, desc="candidates")
+    return checkpoints.optional("tqdm", "progress=True", extra="examples").tqdm(total=total, desc="candidates")

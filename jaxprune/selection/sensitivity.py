@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import criteria, masks, tree
+from jaxprune import _tree, criteria, masks
 from jaxprune.slimming import Groups, choose
 
 PyTree = Any
@@ -41,7 +41,7 @@ def sensitivity(
     *,
     criterion: Callable[..., PyTree] = criteria.magnitude,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     batch: int | None = None,
     **signals: Any,
@@ -75,8 +75,8 @@ def sensitivity(
     """
     asked = _levels(levels)
     _check_scalar(evaluate, params)
-    chosen = jax.tree.leaves(tree.prunable(params, where))
-    names = [name for (name, _), looked in zip(tree.named_leaves(params), chosen, strict=True) if looked]
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    names = [name for (name, _), looked in zip(_tree.named_leaves(params), chosen, strict=True) if looked]
     places = np.cumsum(chosen) - 1
     scores = criterion(params, **signals)
     options = {"where": where, "batch_axes": batch_axes}

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from jaxprune import tree
-from jaxprune.jaxprs import Traced, is_array, sub_jaxprs, trace
+from jaxprune import _tree
+from jaxprune._jaxprs import Traced, is_array, sub_jaxprs, trace
 from jaxprune.slimming import axes as ax
 from jaxprune.slimming.axes import Axes
 from jaxprune.slimming.frames import Frame, follow
@@ -98,7 +98,7 @@ def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequen
 
 def _argument(path: Any) -> str:
     # The arguments are (params, *inputs).
-    name = tree.name(path[1:])
+    name = _tree.name(path[1:])
     return name if path[0].idx == 0 else f"input {path[0].idx - 1}" + (f", leaf {name}" if name else "")
 
 
@@ -116,7 +116,7 @@ def couple(traced: Traced, params: PyTree, *, fix_outputs: bool) -> Analysis:
             ids = _label(labels, leaf, layers.get(place, ()), place in used)
             given[place] = tuple(ax.labelled(i) for i in ids)
         shape = tuple(leaf.shape) if is_array(leaf) else None
-        leaves.append(Leaf(tree.name(path), tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
+        leaves.append(Leaf(_tree.name(path), _tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
     frame = follow(labels, jaxpr, traced.closed.consts, given, (), RULES)
     if fix_outputs:
         for k, var in enumerate(jaxpr.outvars):

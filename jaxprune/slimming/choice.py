@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.slimming.groups import Group, Groups
 from jaxprune.slimming.manifest import Kept, Manifest
 
@@ -122,7 +122,7 @@ def choice_from_masks(groups: Groups, masks: PyTree, *, partial: str = "raise") 
     """
     if partial not in ("raise", "keep", "remove"):
         raise ValueError(f'partial must be "raise", "keep" or "remove"; got {partial!r}')
-    tree.check_masks(_shapes(groups), masks)
+    _tree.check_masks(_shapes(groups), masks)
     leaves = [np.asarray(mask) for mask in jax.tree.leaves(masks)]
     touched, whole = np.zeros(groups.size, bool), np.ones(groups.size, bool)
     for k, (mask, leaf) in enumerate(zip(leaves, groups.analysis.leaves, strict=True)):

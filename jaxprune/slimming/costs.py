@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.jaxprs import count_flops, trace
+from jaxprune._jaxprs import count_flops, trace
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.slim import slim
 

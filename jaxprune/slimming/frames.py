@@ -8,7 +8,7 @@ import numpy as np
 from jax import export
 from jax.extend.core import Literal
 
-from jaxprune.jaxprs import Sub, open_jaxpr
+from jaxprune._jaxprs import Sub, open_jaxpr
 from jaxprune.slimming import axes as ax
 from jaxprune.slimming.axes import Axes, Axis
 from jaxprune.slimming.labels import Labels

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import tree
-from jaxprune.jaxprs import is_array
+from jaxprune import _tree
+from jaxprune._jaxprs import is_array
 
 PyTree = Any
 _VERSION = 1
@@ -129,13 +129,13 @@ class Manifest:
         wrong: list[str] = []
 
         def convert(path: Any, leaf: Any) -> Any:
-            identity = tree.identity(path)
+            identity = _tree.identity(path)
             matches = (identity[i:] for i in range(len(identity) + 1))
             kept = next((by_path[m] for m in matches if m in by_path), None)
             if kept is None or not kept.axes or not is_array(leaf) or leaf.shape == ():
                 return leaf
             if not _broadcasts(leaf.shape, shape(kept)):
-                wrong.append(f"  {tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}")
+                wrong.append(f"  {_tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}")
                 return leaf
             if _at_hand(leaf):
                 return jax.device_put(change(np.asarray(leaf), kept), leaf.sharding)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.slimming.groups import Groups
 
 PyTree = Any
@@ -87,7 +87,7 @@ def arrays_of(
       ValueError: the tree has another structure or shape, or `where` selects no leaf.
     """
     leaves = groups.analysis.leaves
-    given = tree.named_leaves(scores)
+    given = _tree.named_leaves(scores)
     if len(given) != len(leaves):
         raise ValueError(f"{what} have {len(given)} leaves, the parameters {len(leaves)}")
     other = [(name, leaf.name) for (name, _), leaf in zip(given, leaves, strict=True) if name != leaf.name]

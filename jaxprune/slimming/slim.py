@@ -9,7 +9,7 @@ import numpy as np
 from jax import export
 from jax.core import Tracer
 
-from jaxprune.jaxprs import is_array
+from jaxprune._jaxprs import is_array
 from jaxprune.slimming.analysis import Analysis, analyse
 from jaxprune.slimming.choice import Choice, choice_from, choice_from_masks
 from jaxprune.slimming.decide import Piece, labels_that_go

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, tree
 from jaxprune.schedules.steps import check_interval, check_step
 from jaxprune.training import enforce
 from jaxprune.training.choosing import chooser
@@ -24,9 +24,9 @@ def acdc(
     dense: int,
     last_dense: int = 0,
     criterion: criteria.Criterion = criteria.magnitude,
-    allocation: allocations.Allocate = allocations.global_,
+    allocation: allocations.Allocate = allocations.one_ranking,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     key: Any = None,
 ) -> Method:
@@ -72,7 +72,7 @@ def acdc(
     begin, end = check_interval(begin, end)
     compressed, dense = check_step(compressed, "compressed", least=1), check_step(dense, "dense", least=1)
     last_dense = check_step(last_dense, "last_dense")
-    tree.check_function(criterion, "criterion", "criteria.magnitude")
+    _tree.check_function(criterion, "criterion", "criteria.magnitude")
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def is_compressed(step: Any) -> Any:
@@ -83,7 +83,7 @@ def acdc(
         return is_compressed(step) != is_compressed(step - 1)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        tree.selected(params, where)
+        _tree.selected(params, where)
         return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxprune import _tree, masks, schedules
 from jaxprune import allocation as allocations
-from jaxprune import masks, schedules, tree
 
 PyTree = Any
 
 
 def chooser(
-    allocation: allocations.Allocate, pattern: masks.Patterns, where: tree.Where, batch_axes: masks.BatchAxes
+    allocation: allocations.Allocate, pattern: masks.Patterns, where: _tree.Where, batch_axes: masks.BatchAxes
 ) -> Callable[[PyTree, Any], PyTree]:
     """`(scores, sparsity) -> masks`: shares the sparsity among the leaves and keeps the highest of each."""
-    tree.check_function(allocation, "allocation", "allocation.erk")
+    _tree.check_function(allocation, "allocation", "allocation.erk")
 
     def choose(scores: PyTree, sparsity: Any) -> PyTree:
         shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
@@ -24,9 +24,9 @@ def chooser(
 
 def check_plan(when: Any, criterion: Any = None) -> None:
     """Raises unless a method's `when`, and its criterion if it has one, are functions."""
-    tree.check_function(when, "when", "schedules.every(100)")
+    _tree.check_function(when, "when", "schedules.every(100)")
     if criterion is not None:
-        tree.check_function(criterion, "criterion", "criteria.magnitude")
+        _tree.check_function(criterion, "criterion", "criteria.magnitude")
 
 
 def as_schedule(sparsity: float | schedules.Schedule) -> schedules.Schedule:

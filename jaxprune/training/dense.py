@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce
 from jaxprune.training.choosing import as_schedule, check_plan, chooser
 from jaxprune.training.method import Dense, Method, Signals
@@ -39,7 +39,7 @@ def sparse_params(params: PyTree, mask_tree: PyTree) -> PyTree:
       >>> float(loss(jnp.ones(2))), jax.grad(loss)(jnp.ones(2)).tolist()
       (2.0, [2.0, 3.0])
     """
-    tree.check_masks(params, mask_tree)
+    _tree.check_masks(params, mask_tree)
     return jax.tree.map(lambda w, m: _pass_through(w, masks.as_bool(m, w)) if jnp.ndim(m) else w, params, mask_tree)
 
 
@@ -50,7 +50,7 @@ def straight_through(
     criterion: criteria.Criterion = criteria.magnitude,
     allocation: allocations.Allocate = allocations.uniform,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     key: Any = None,
 ) -> Method:
@@ -101,7 +101,7 @@ def sr_ste(
     *,
     decay: float = 2e-4,
     when: schedules.Update = schedules.every(1),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """N:M from scratch: straight-through, with a decay of the weights that are removed.
@@ -150,7 +150,7 @@ def top_kast(
     when: schedules.Update = schedules.every(1),
     allocation: allocations.Allocate = allocations.uniform,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """Top-KAST: the largest weights A in the forward pass, a larger set B of the largest is updated.

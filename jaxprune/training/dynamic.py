@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce, growth
 from jaxprune.training.choosing import check_plan, chooser
 from jaxprune.training.method import Method, Signals
@@ -22,7 +22,7 @@ def static(
     key: Any,
     allocation: allocations.Allocate = allocations.erk,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """Random masks, drawn where training starts and never changed.
@@ -69,7 +69,7 @@ def dynamic(
     momentum: float | None = None,
     allocation: allocations.Allocate = allocations.erk,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     whole_leaf: bool = False,
 ) -> Method:
@@ -114,7 +114,7 @@ def dynamic(
     if momentum is not None and not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
     check_plan(when, drop)
-    tree.check_function(grow, "grow", "training.gradient_growth")
+    _tree.check_function(grow, "grow", "training.gradient_growth")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
     options = {"pattern": pattern, "where": where, "batch_axes": batch_axes, "whole_leaf": whole_leaf}
     choose = chooser(allocation, pattern, where, batch_axes)
@@ -148,10 +148,10 @@ def check_fraction(value: float, what: str) -> None:
 
 
 def _zeros(leaf: Any) -> Any:
-    return jnp.zeros_like(leaf) if tree.is_floating(leaf) else jnp.zeros(())
+    return jnp.zeros_like(leaf) if _tree.is_floating(leaf) else jnp.zeros(())
 
 
 def _average(average: jax.Array, grad: Any, momentum: Any) -> jax.Array:
-    if not tree.is_floating(grad) or average.ndim != grad.ndim:
+    if not _tree.is_floating(grad) or average.ndim != grad.ndim:
         return average
     return (momentum * average + (1 - momentum) * grad).astype(average.dtype)

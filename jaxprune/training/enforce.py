@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import criteria, masks, tree
+from jaxprune import _tree, criteria, masks
 
 PyTree = Any
 
@@ -73,7 +73,7 @@ def keep_zeros(mask_tree: PyTree) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[PyTree, KeepZerosState]:
         del extra
         check_params(params, "keep_zeros")
-        tree.check_masks(params, state.masks)
+        _tree.check_masks(params, state.masks)
         return to_zero(updates, params, state.masks), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -85,8 +85,8 @@ def own_masks(params: PyTree, mask_tree: PyTree) -> PyTree:
     Masks of the same leaves in other containers are taken too: an `nnx.State` of Variables and its pure dict, a
     FrozenDict and a dict.
     """
-    aligned = tree.align(params, mask_tree, what="masks", is_leaf=masks.is_packed)
-    tree.check_masks(params, aligned)
+    aligned = _tree.align(params, mask_tree, what="masks", is_leaf=masks.is_packed)
+    _tree.check_masks(params, aligned)
     return jax.tree.map(lambda mask: jnp.array(mask, copy=True), aligned)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree, masks, schedules
 from jaxprune import allocation as allocations
-from jaxprune import masks, schedules, tree
 from jaxprune.schedules.steps import check_step, steps_left
 from jaxprune.training import growth
 from jaxprune.training.dynamic import Fraction, check_fraction, dynamic
@@ -52,7 +52,7 @@ def set_(
     fraction: float = 0.3,
     allocation: allocations.Allocate = allocations.er,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """Sparse evolutionary training: drops the smallest weights and grows random ones.
@@ -97,7 +97,7 @@ def rigl(
     end: float = 0.75,
     allocation: allocations.Allocate = allocations.erk,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """RigL: drops the smallest weights and grows those of the largest gradients.
@@ -147,7 +147,7 @@ def srigl(
     end: float = 0.75,
     allocation: allocations.Allocate = allocations.erk,
     pattern: masks.Patterns = _FAN_IN,
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """SRigL: RigL whose outputs all have the same number of inputs, or whose groups all keep n of m.

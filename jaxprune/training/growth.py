@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.masks import counts, shards
 from jaxprune.masks.cutting import unit_layout
 from jaxprune.masks.shards import Layout
@@ -23,7 +23,7 @@ def drop_and_grow(
     fraction: Any,
     *,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     whole_leaf: bool = False,
 ) -> PyTree:
@@ -63,11 +63,11 @@ def drop_and_grow(
       [[True, False, False, True]]
     """
     check_pattern(drop, pattern, where, whole_leaf=whole_leaf)
-    chosen = tree.prunable(drop, where)
+    chosen = _tree.prunable(drop, where)
     patterns = jax.tree.unflatten(
-        jax.tree.structure(drop), tree.resolve(pattern, drop, default=masks.Unstructured(), what="pattern")
+        jax.tree.structure(drop), _tree.resolve(pattern, drop, default=masks.Unstructured(), what="pattern")
     )
-    axes = jax.tree.unflatten(jax.tree.structure(drop), tree.resolve(batch_axes, drop, default=0, what="batch_axes"))
+    axes = jax.tree.unflatten(jax.tree.structure(drop), _tree.resolve(batch_axes, drop, default=0, what="batch_axes"))
     layouts = jax.tree.unflatten(jax.tree.structure(drop), shards.layouts(drop))
     held = jax.tree.map(lambda _, mask: masks.as_bool(mask), drop, held)
     worst = jax.tree.map(_drop_scores, drop, held)
@@ -89,14 +89,14 @@ def drop_and_grow(
     return select(jax.tree.map(_grow_scores, grow, held, stay), after_grow, pattern)
 
 
-def check_pattern(params: PyTree, pattern: masks.Patterns, where: tree.Where, *, whole_leaf: bool) -> None:
+def check_pattern(params: PyTree, pattern: masks.Patterns, where: _tree.Where, *, whole_leaf: bool) -> None:
     """Raises unless the units of every pruned leaf are single entries."""
-    patterns = tree.resolve(pattern, params, default=masks.Unstructured(), what="pattern")
-    chosen = jax.tree.leaves(tree.prunable(params, where))
+    patterns = _tree.resolve(pattern, params, default=masks.Unstructured(), what="pattern")
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
     covered = (masks.Unstructured, masks.NM) if whole_leaf else masks.Unstructured
     wrong = [
         f"  {name}: {p}"
-        for (name, _), p, yes in zip(tree.named_leaves(params), patterns, chosen, strict=True)
+        for (name, _), p, yes in zip(_tree.named_leaves(params), patterns, chosen, strict=True)
         if yes and not isinstance(p, covered)
     ]
     if wrong:
@@ -130,8 +130,8 @@ def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> 
     del signals
     if grads is None:
         raise ValueError("training.gradient_growth needs grads: pass grads=jax.grad(loss)(params, batch)")
-    tree.check_same(params, grads, what="grads")
-    return jax.tree.map(lambda p, g: jnp.abs(g) if tree.is_floating(p) else jnp.zeros(()), params, grads)
+    _tree.check_same(params, grads, what="grads")
+    return jax.tree.map(lambda p, g: jnp.abs(g) if _tree.is_floating(p) else jnp.zeros(()), params, grads)
 
 
 def _removed(mask: jax.Array, pattern: Any, batch_axes: int, layout: Layout) -> Any:
@@ -168,7 +168,7 @@ def _not_to_replace(scores: jax.Array, mask: jax.Array, pattern: Any, batch_axes
     else:
         removed = _removed_and_dropped(1.0, mask, mask, pattern, batch_axes, layout)
     every = lambda *_: True
-    return masks.select(scores, removed, pattern, where=every, batch_axes=batch_axes, axis_name=layout)
+    return masks.select(scores, removed, pattern, where=every, batch_axes=batch_axes, specs=layout)
 
 
 def _least(a: masks.Count, b: masks.Count) -> masks.Count:

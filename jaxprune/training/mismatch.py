@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import tree
+from jaxprune import _tree
 
 PyTree = Any
 _SHOWN = 10
@@ -49,7 +49,7 @@ def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, pa
 
 def _kinds(values: PyTree) -> dict[tuple[str, ...], str]:
     leaves = jax.tree_util.tree_flatten_with_path(values)[0]
-    return {tree.identity(path): _kind(leaf) for path, leaf in leaves}
+    return {_tree.identity(path): _kind(leaf) for path, leaf in leaves}
 
 
 def _kind(leaf: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 
 PyTree = Any
 
@@ -38,14 +38,14 @@ def zero_removed(state: PyTree, params: PyTree, mask_tree: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     mask_leaves = jax.tree.structure(params).flatten_up_to(mask_tree)
     mirrored = {
-        tree.identity(path): (leaf.shape, mask)
+        _tree.identity(path): (leaf.shape, mask)
         for (path, leaf), mask in zip(leaves, mask_leaves, strict=True)
         if jnp.ndim(mask)
     }
     lengths = sorted({len(path) for path in mirrored}, reverse=True)
 
     def clean(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = tree.identity(path)
+        names = _tree.identity(path)
         for length in lengths:
             found = mirrored.get(names[len(names) - length :]) if length <= len(names) else None
             if found:

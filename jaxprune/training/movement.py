@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune import _tree, masks, schedules
 from jaxprune import allocation as allocations
-from jaxprune import masks, schedules, tree
 from jaxprune.training import dense
 from jaxprune.training.choosing import as_schedule, check_plan, chooser
 from jaxprune.training.method import Dense, Method, Signals
@@ -23,7 +23,7 @@ def movement(
     when: schedules.Update = schedules.every(1),
     allocation: allocations.Allocate = allocations.uniform,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> Method:
     """Keeps the weights of the highest learned scores: those that moved away from zero.
@@ -81,12 +81,12 @@ def movement(
 
 
 def _no_score(leaf: Any) -> jax.Array:
-    if not tree.is_floating(leaf):
+    if not _tree.is_floating(leaf):
         return jnp.zeros(())
     return jnp.zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
 def _slope(score: jax.Array, grad: Any, weight: Any) -> jax.Array:
-    if not tree.is_floating(weight) or not tree.is_floating(grad):
+    if not _tree.is_floating(weight) or not _tree.is_floating(grad):
         return jnp.zeros_like(score)
     return grad.astype(score.dtype) * weight.astype(score.dtype)

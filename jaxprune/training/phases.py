@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import _tree
 from jaxprune.schedules.steps import check_step
 from jaxprune.training.method import Method, Signals
 
@@ -86,8 +86,8 @@ def _check(parts: tuple[Any, ...]) -> None:
 
 def _check_shapes(made: list[PyTree]) -> None:
     for i, other in enumerate(made[1:], 1):
-        tree.check_same(made[0], other, what=f"the masks of phase {i}", of="phase 0")
-        pairs = zip(tree.named_leaves(made[0]), jax.tree.leaves(other), strict=True)
+        _tree.check_same(made[0], other, what=f"the masks of phase {i}", of="phase 0")
+        pairs = zip(_tree.named_leaves(made[0]), jax.tree.leaves(other), strict=True)
         wrong = [f"  {name}: {a.shape} and {b.shape}" for (name, a), b in pairs if a.shape != b.shape]
         if wrong:
             raise ValueError(

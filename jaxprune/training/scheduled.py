@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
-from jaxprune import criteria, masks, schedules, tree
 from jaxprune.training import enforce
 from jaxprune.training.choosing import check_plan, chooser
 from jaxprune.training.method import Method, Signals
@@ -46,7 +46,7 @@ def one_shot(
     criterion: criteria.Criterion = criteria.magnitude,
     allocation: allocations.Allocate = allocations.uniform,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     key: Any = None,
 ) -> Method:
@@ -75,7 +75,7 @@ def one_shot(
       [100]
     """
     masks.check_sparsity(sparsity)
-    schedules.one_shot(sparsity, step)  # checks the step
+    schedules.jump(sparsity, step)  # checks the step
     return _planned(lambda _: sparsity, lambda at: at == step, criterion, allocation, pattern, where, batch_axes, key)
 
 
@@ -86,7 +86,7 @@ def gradual(
     criterion: criteria.Criterion = criteria.magnitude,
     allocation: allocations.Allocate = allocations.uniform,
     pattern: masks.Patterns = masks.Unstructured(),
-    where: tree.Where = None,
+    where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
     key: Any = None,
 ) -> Method:
@@ -117,7 +117,7 @@ def gradual(
     Example:
       >>> method = gradual(schedules.cubic(0, 1000, 0.9), when=schedules.every(50, 0, 1000))
     """
-    tree.check_function(schedule, "schedule", "schedules.cubic(begin=0, end=1000, final=0.9)")
+    _tree.check_function(schedule, "schedule", "schedules.cubic(begin=0, end=1000, final=0.9)")
     return _planned(schedule, when, criterion, allocation, pattern, where, batch_axes, key)
 
 
@@ -127,7 +127,7 @@ def _planned(
     criterion: criteria.Criterion,
     allocation: allocations.Allocate,
     pattern: masks.Patterns,
-    where: tree.Where,
+    where: _tree.Where,
     batch_axes: masks.BatchAxes,
     key: Any,
 ) -> Method:
@@ -135,7 +135,7 @@ def _planned(
     choose = chooser(allocation, pattern, where, batch_axes)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        tree.selected(params, where)
+        _tree.selected(params, where)
         return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:

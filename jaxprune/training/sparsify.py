@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 from jaxprune.masks import shards
 from jaxprune.masks.axes import place_like
 from jaxprune.training import enforce, finite, mismatch
@@ -46,7 +46,7 @@ class SparsifyState(NamedTuple):
 
 
 def sparsify(
-    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False, axis_name: PyTree = None
+    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False, specs: PyTree = None
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that what the method removes stays exactly zero.
 
@@ -58,7 +58,7 @@ def sparsify(
       method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
       packed: whether the state holds the masks as `masks.Packed`, a bit an entry instead of a byte, with the same
         results. What the method itself remembers (the second masks of `top_kast`) stays as it is.
-      axis_name: for an `update` inside `jax.shard_map` whose devices share the parameters: their `PartitionSpec`s, as
+      specs: for an `update` inside `jax.shard_map` whose devices share the parameters: their `PartitionSpec`s, as
         in its `in_specs`, a tree in the structure of the parameters or the beginning of it. The method then sees whole
         parameters, and masks are those of one device; `init` may be called inside or outside. Gradients must be of
         the whole loss. Not for optimizers that look at all parameters at once (`clip_by_global_norm`,
@@ -103,7 +103,7 @@ def sparsify(
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     inner = optax.with_extra_args_support(optimizer)
     method = _packing(method) if packed else method
-    method = method if axis_name is None else _on_shards(method, axis_name)
+    method = method if specs is None else _on_shards(method, specs)
 
     def init(params: PyTree) -> SparsifyState:
         found, state = method.init(params)
@@ -112,9 +112,9 @@ def sparsify(
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
         _check_state(state)
-        tree.check_masks(params, state.masks)
-        if axis_name is not None:
-            _check_shards(params, state, axis_name)
+        _tree.check_masks(params, state.masks)
+        if specs is not None:
+            _check_shards(params, state, specs)
         try:
             return step(updates, state, params, extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -256,12 +256,12 @@ def _packing(method: Method) -> Method:
     return method._replace(init=init, revise=revise, dense=dense)
 
 
-def _on_shards(method: Method, axis_name: PyTree) -> Method:
+def _on_shards(method: Method, specs: PyTree) -> Method:
     """The method, for parameters that devices of a shard_map share; its own functions hear of it where they ask."""
 
     def within(fn: Any) -> Any:
         def call(*arguments: Any) -> Any:
-            with masks.sharded(axis_name):
+            with masks.sharded(specs):
                 return fn(*arguments)
 
         return call
@@ -269,16 +269,16 @@ def _on_shards(method: Method, axis_name: PyTree) -> Method:
     return method._replace(init=within(method.init), revise=within(method.revise))
 
 
-def _check_shards(params: PyTree, state: SparsifyState, axis_name: PyTree) -> None:
+def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
     """Raises for what would go another way on each device."""
-    cut = shards.layouts(params, axis_name)
+    cut = shards.layouts(params, specs)
     if finite.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
-            "sparsify(axis_name=...): optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
+            "sparsify(specs=...): optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
             "device holds, and would skip a step on some devices only; put it around a shard_map, or check before"
         )
     held = jax.tree.structure(params).flatten_up_to(state.masks)
-    leaves = zip(tree.named_leaves(params), held, cut, strict=True)
+    leaves = zip(_tree.named_leaves(params), held, cut, strict=True)
     packed = [(name, mask, layout) for (name, _), mask, layout in leaves if masks.is_packed(mask)]
     wrong = [f"  {name}: {layout.names}" for name, mask, layout in packed if layout.along([mask.ndim - 1])]
     if wrong:

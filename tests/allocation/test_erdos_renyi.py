@@ -124,7 +124,7 @@ def test_float64_where_jax_has_it():
             assert np.isclose(traced[name], value, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("allocate", [allocation.er, allocation.erk, allocation.uniform, allocation.global_])
+@pytest.mark.parametrize("allocate", [allocation.er, allocation.erk, allocation.uniform, allocation.one_ranking])
 def test_sparsities_are_checked(allocate):
     for wrong in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):

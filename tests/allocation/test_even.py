@@ -46,12 +46,12 @@ def test_uniform_gives_every_pruned_leaf_the_total():
 @pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.9, 0.999])
 def test_global_achieves_the_total_to_one_entry(sparsity):
     tree = scores()
-    allocated = allocation.global_(tree, sparsity)
+    allocated = allocation.one_ranking(tree, sparsity)
     assert allocated.sparsities == masks.Global(sparsity)
     assert removed_fraction(tree, allocated) == allocated.achieved
     entries = sum(np.prod(shape) for shape in RESNET.values() if len(shape) > 1)
     assert allocated.achieved == int(sparsity * entries + 0.5) / entries
-    traced = jax.jit(lambda s: allocation.global_(tree, s))(sparsity)
+    traced = jax.jit(lambda s: allocation.one_ranking(tree, s))(sparsity)
     assert np.isclose(traced.achieved, allocated.achieved, atol=1e-4)
 
 
@@ -117,7 +117,7 @@ def test_rules_are_checked():
     with pytest.raises(ValueError, match="rules: no leaf matches 'tail/"):
         _ = allocation.by_path({"tail/*": 0.5})(tree, 0.5)
     with pytest.raises(ValueError, match="one ranking over all leaves gives no leaf a sparsity"):
-        _ = allocation.by_path({"head/*": 0.5}, allocation.global_)(tree, 0.5)
+        _ = allocation.by_path({"head/*": 0.5}, allocation.one_ranking)(tree, 0.5)
     rules: object = 0.5
     with pytest.raises(TypeError, match="rules must be a mapping"):
         _ = allocation.by_path(rules)  # pyright: ignore[reportArgumentType]

@@ -29,7 +29,7 @@ METHODS: dict[str, Any] = {
     "one_shot random": lambda: training.one_shot(0.5, criterion=criteria.random, key=jax.random.key(0)),
     "gradual": lambda: training.gradual(CUBIC, when=WHEN),
     "gradual erk": lambda: training.gradual(CUBIC, when=WHEN, allocation=allocation.erk),
-    "gradual global": lambda: training.gradual(CUBIC, when=WHEN, allocation=allocation.global_),
+    "gradual global": lambda: training.gradual(CUBIC, when=WHEN, allocation=allocation.one_ranking),
     "gradual channels": lambda: training.gradual(CUBIC, when=WHEN, pattern=masks.Channel()),
     "static": lambda: training.static(0.5, key=jax.random.key(0)),
     "rigl": lambda: training.rigl(0.5, 8, key=jax.random.key(0), every=2),

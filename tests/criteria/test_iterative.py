@@ -73,7 +73,7 @@ def test_counts_are_exact_and_no_layer_collapses():
     path = (total - 4) / total
     assert [int(m.sum()) for m in jax.tree.leaves(pruned(path))] == [1, 1, 1, 1]
     widths = {name: w / jnp.sqrt(w.shape[0]) for name, w in params.items()}
-    by_size = masks.select(criteria.magnitude(widths), allocation.global_(widths, 0.97).sparsities)
+    by_size = masks.select(criteria.magnitude(widths), allocation.one_ranking(widths, 0.97).sparsities)
     assert min(int(m.sum()) for m in jax.tree.leaves(by_size)) == 0
 
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune
-from jaxprune import allocation, criteria, masks, schedules, training, tree
+from jaxprune import _tree, allocation, criteria, masks, schedules, training
 from tests.distributed import layouts
 
 PyTree = Any
@@ -27,7 +27,7 @@ _WHEN = schedules.every(2)
 
 METHODS: dict[str, Any] = {
     "gradual": lambda: training.gradual(_CUBIC, when=_WHEN, batch_axes=_STACKED, **_ON),
-    "gradual global": lambda: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.global_, **_ON),
+    "gradual global": lambda: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.one_ranking, **_ON),
     "gradual lamp": lambda: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.lamp, **_ON),
     "gradual channels": lambda: training.gradual(_CUBIC, when=_WHEN, pattern=masks.Channel(), **_ON),
     "gradual random": lambda: training.gradual(
@@ -97,11 +97,11 @@ def infer(shapes: PyTree, params: PyTree, places: PyTree) -> PyTree:
     """
     named = jax.tree_util.tree_flatten_with_path(params)[0]
     known = {
-        tree.identity(path): (leaf.shape, at) for (path, leaf), at in zip(named, jax.tree.leaves(places), strict=True)
+        _tree.identity(path): (leaf.shape, at) for (path, leaf), at in zip(named, jax.tree.leaves(places), strict=True)
     }
 
     def of(path: Any, leaf: Any) -> NamedSharding:
-        names = tree.identity(path)
+        names = _tree.identity(path)
         names = names[:-1] if names[-1] == "bits" else names
         for start in range(len(names)):
             shape, at = known.get(names[start:], (None, None))

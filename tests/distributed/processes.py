@@ -21,7 +21,7 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
     from jax.experimental import multihost_utils
 
     import jaxprune
-    from jaxprune import masks, storage
+    from jaxprune import checkpoints, masks
     from tests.distributed import layouts, problem
 
     assert (jax.process_count(), jax.device_count()) == (of, 8)
@@ -49,12 +49,12 @@ def main(number: int, of: int, port: int, folder: Path) -> None:
 
     # One process saves the sparse parameters; all save and restore the state.
     if number == 0:
-        _ = storage.save(folder / f"params-{of}", found["params"], found["masks"])
+        _ = checkpoints.save(folder / f"params-{of}", found["params"], found["masks"])
     whole = {"params": params, "state": state}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / f"state-{of}", whole)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), whole)
-    restored = storage.restore(folder / f"state-{of}", like)
+    restored = checkpoints.restore(folder / f"state-{of}", like)
     found["restored"] = gather(restored["params"])
     leaves = {f"{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(found))}
     np.savez(folder / f"found-{of}-{number}.npz", **leaves)  # pyright: ignore[reportArgumentType]

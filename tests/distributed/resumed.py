@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import jaxprune
-from jaxprune import storage, training
+from jaxprune import checkpoints, training
 
 METHOD = training.rigl(0.75, 300, key=jax.random.key(0), every=4)
 OPTIMIZER = jaxprune.sparsify(optax.adam(0.01), METHOD, packed=True)
@@ -41,7 +41,7 @@ def main(folder: Path, steps: int) -> None:
     with ocp.CheckpointManager(folder, options=options) as manager:
         state, done = start(), manager.latest_step()
         if done is not None:
-            state = storage.restore(folder / str(done) / "default", state)
+            state = checkpoints.restore(folder / str(done) / "default", state)
         print("from", done, flush=True)
         for number in range(done or 0, steps):
             state = step(state, number)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import storage
+from jaxprune import checkpoints
 from tests.distributed import resumed
 
 
@@ -68,7 +68,7 @@ def check(root: Path, folder: Path, kills: int, steps: int, seed: int) -> None:
         before = made
     # The rest is made here, which is yet another process.
     resumed.main(folder, steps)
-    found = storage.restore(folder / str(steps) / "default", jax.eval_shape(resumed.start))
+    found = checkpoints.restore(folder / str(steps) / "default", jax.eval_shape(resumed.start))
     chex.assert_trees_all_equal(plain(found), uninterrupted(steps))
 
 

@@ -26,12 +26,12 @@ CASES: dict[str, Any] = {
     "n of m along outputs": lambda p: PRUNE(p, 0.5, pattern=masks.NM(2, 4, axis=-1)),
     "block": lambda p: PRUNE(p, 0.5, pattern=masks.Block((4, 2))),
     "channel": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(), batch_axes=STACKED),
-    "channel, global": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(-2), allocation=allocation.global_),
-    "global": lambda p: PRUNE(p, 0.8, allocation=allocation.global_),
+    "channel, global": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(-2), allocation=allocation.one_ranking),
+    "global": lambda p: PRUNE(p, 0.8, allocation=allocation.one_ranking),
     "er": lambda p: PRUNE(p, 0.8, allocation=allocation.er),
     "erk": lambda p: PRUNE(p, 0.8, allocation=allocation.erk),
     "lamp": lambda p: PRUNE(p, 0.8, allocation=allocation.lamp),
-    "random": lambda p: PRUNE(p, 0.9, criterion=criteria.random, allocation=allocation.global_),
+    "random": lambda p: PRUNE(p, 0.9, criterion=criteria.random, allocation=allocation.one_ranking),
 }
 CRITERIA: dict[str, Any] = {
     "magnitude": criteria.magnitude,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune import masks, storage
+from jaxprune import checkpoints, masks
 from tests.distributed import layouts, problem
 
 
@@ -55,10 +55,10 @@ def test_two_processes_find_what_one_device_finds(root, tmp_path):
         leaves = [each[name] for name in sorted(each)]
         layouts.expect_same(jax.tree.unflatten(jax.tree.structure(expected), leaves), expected)
     # What two processes saved is read by one, on one device.
-    loaded = storage.load(tmp_path / "params-2", params)
+    loaded = checkpoints.load(tmp_path / "params-2", params)
     layouts.expect_same(loaded.params, masks.apply(trained, held))
     optimizer = problem.make_optimizer("set", packed=True)
-    state = storage.restore(tmp_path / "state-2", {"params": params, "state": optimizer.init(params)})
+    state = checkpoints.restore(tmp_path / "state-2", {"params": params, "state": optimizer.init(params)})
     layouts.expect_same(state["params"], trained)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune
 from benchmarks.collectives import collectives, total
-from jaxprune import allocation, criteria, masks, training, tree
+from jaxprune import _tree, allocation, criteria, masks, training
 from tests.distributed import layouts, problem
 from tests.distributed.test_masks import CASES
 
@@ -24,7 +24,7 @@ MORE: dict[str, Any] = {
     "lamp stacked": lambda p: PRUNE(p, 0.8, allocation=allocation.lamp, batch_axes=STACKED),
     "owl": lambda p: PRUNE(p, 0.7, allocation=allocation.owl, batch_axes=STACKED),
     "global of slices": lambda p: jaxprune.prune(
-        p, 0.7, allocation=allocation.global_, where="layers/[du]*", batch_axes=1
+        p, 0.7, allocation=allocation.one_ranking, where="layers/[du]*", batch_axes=1
     ),
 }
 
@@ -33,12 +33,12 @@ def specs_like(arrays: Any, params: Any, specs: Any) -> Any:
     """Of arrays below the names of parameters the specs: cut as the parameter is, along the axes of its length."""
     named = jax.tree_util.tree_flatten_with_path(params)[0]
     known = {
-        tree.identity(path): (leaf.shape, [*spec, *[None] * (leaf.ndim - len(spec))])
+        _tree.identity(path): (leaf.shape, [*spec, *[None] * (leaf.ndim - len(spec))])
         for (path, leaf), spec in zip(named, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True)
     }
 
     def of(path: Any, leaf: Any) -> P:
-        names = tree.identity(path)
+        names = _tree.identity(path)
         shape, parts = next((known[names[i:]] for i in range(len(names)) if names[i:] in known), ((), []))
         if len(shape) != leaf.ndim:
             return P()
@@ -112,7 +112,7 @@ def _over(value: jax.Array, spec: P) -> jax.Array:
 
 def check_training(name: str, layout: str, devices: list[Any]) -> None:
     mesh, specs, params = layouts.make_mesh("auto", devices), layouts.LAYOUTS[layout], layouts.init_params()
-    optimizer = jaxprune.sparsify(optax.sgd(0.125, momentum=0.5), problem.METHODS[name](), axis_name=specs)
+    optimizer = jaxprune.sparsify(optax.sgd(0.125, momentum=0.5), problem.METHODS[name](), specs=specs)
     state = optimizer.init(params)
     state_specs = specs_like(state, params, specs)
     examples = jax.tree.map(lambda spec: P(None, *spec), specs, is_leaf=lambda s: isinstance(s, P))
@@ -152,7 +152,7 @@ def test_a_global_selection_moves_counts_only_whatever_the_size(devices):
             name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, specs[name]))
             for name, shape in named.items()
         }
-        prune = partial(masks.select_global, sparsity=0.9, axis_name=specs)
+        prune = partial(masks.select_global, sparsity=0.9, specs=specs)
         mapped = jax.shard_map(prune, mesh=mesh, in_specs=(specs,), out_specs=specs)
         found = collectives(jax.jit(mapped).lower(shapes).compile(), turns=(2, 8))
         moved[width] = total(found)
@@ -172,17 +172,17 @@ def in_shards(fn: Any, specs: Any, value: Any, devices: list[Any]) -> Any:
         (masks.NM(2, 4), P("x"), r"w: groups of m=4.*several devices.*\(2, 8\)"),
         (masks.NM(2, 4, axis=(0, 1)), P(None, "x"), r"w: groups of m=4.*several devices"),
         (masks.Block((4, 4)), P("x"), r"w: blocks of \(4, 4\) do not divide the parts \(2, 8\)"),
-        (masks.Unstructured(), P("x", "y", None), r"w: axis_name is for 3 axes"),
+        (masks.Unstructured(), P("x", "y", None), r"w: specs is for 3 axes"),
     ],
 )
 def test_units_on_several_devices_are_refused(pattern, spec, message, devices):
-    prune = lambda p: masks.select(p, 0.5, pattern, axis_name={"w": spec})
+    prune = lambda p: masks.select(p, 0.5, pattern, specs={"w": spec})
     with pytest.raises(ValueError, match=message):
         in_shards(prune, {"w": P("x", "y") if len(spec) > 2 else spec}, {"w": jnp.ones((8, 8))}, devices)
 
 
 @pytest.mark.parametrize(
-    ("axis_name", "error", "message"),
+    ("specs", "error", "message"),
     [
         ("x", TypeError, r"takes PartitionSpecs.*got 'x'"),
         ({"v": P("x")}, ValueError, "structure of the parameters"),
@@ -190,8 +190,8 @@ def test_units_on_several_devices_are_refused(pattern, spec, message, devices):
         ({"w": P(None, "y")}, ValueError, r"(?s)differ.*in_specs.*w: x"),
     ],
 )
-def test_an_axis_name_that_does_not_fit_is_refused(axis_name, error, message, devices):
-    prune = lambda p: masks.select(p, 0.5, axis_name=axis_name)
+def test_an_axis_name_that_does_not_fit_is_refused(specs, error, message, devices):
+    prune = lambda p: masks.select(p, 0.5, specs=specs)
     with pytest.raises(error, match=message):
         in_shards(prune, {"w": P("x")}, {"w": jnp.ones((8, 8))}, devices)
 
@@ -214,7 +214,7 @@ def test_what_needs_whole_leaves_refuses_parts(devices):
 )
 def test_what_would_go_another_way_on_each_device_is_refused(optimizer, packed, message, devices):
     specs = {"w": P(None, "x")}
-    pruned = jaxprune.sparsify(optimizer, training.one_shot(0.5), packed=packed, axis_name=specs)
+    pruned = jaxprune.sparsify(optimizer, training.one_shot(0.5), packed=packed, specs=specs)
     step = lambda p: pruned.update(p, pruned.init(p), p)[0]
     with pytest.raises(ValueError, match=message):
         in_shards(step, specs, {"w": jnp.ones((8, 32))}, devices)

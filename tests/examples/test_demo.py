@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from examples.main_job import checkpoints, command, data, experiment, models
-from jaxprune import tree
+from jaxprune import _tree
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 SPARSITIES = experiment.Plan().sparsities
@@ -118,7 +118,7 @@ def test_all_start_from_one_dense_network_and_take_the_same_steps(results: Path,
     dense, _, _ = checkpoints.load(results / "checkpoints" / "dense")
     pruned, masks, _ = checkpoints.load(results / "checkpoints" / "one-shot-not-trained-on-90")
     for (name, before), after, mask in zip(
-        tree.named_leaves(dense), jax.tree.leaves(pruned), jax.tree.leaves(masks), strict=True
+        _tree.named_leaves(dense), jax.tree.leaves(pruned), jax.tree.leaves(masks), strict=True
     ):
         np.testing.assert_array_equal(np.where(mask, before, 0), after, err_msg=name)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from examples.main_job import fitting, models
-from jaxprune import tree
+from jaxprune import _tree
 
 SHAPE = (8, 8, 1)
 
@@ -15,7 +15,7 @@ def parameters(kind: str):
 
 def test_linen_and_nnx_have_one_tree_of_parameters():
     linen, nnx = (jax.eval_shape(lambda kind=kind: parameters(kind)) for kind in models.NAMES)
-    shapes = lambda params: {name: (leaf.shape, leaf.dtype) for name, leaf in tree.named_leaves(params)}
+    shapes = lambda params: {name: (leaf.shape, leaf.dtype) for name, leaf in _tree.named_leaves(params)}
     assert shapes(linen) == shapes(nnx)
     assert jax.tree.structure(linen) == jax.tree.structure(nnx)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxprune.jaxprs import multiply_adds
+from jaxprune._jaxprs import multiply_adds
 
 
 def equation(fn, *shapes, primitive):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxprune.jaxprs import Lost, count_flops, shares, trace
+from jaxprune._jaxprs import Lost, count_flops, shares, trace
 
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
 W = jax.ShapeDtypeStruct((4, 4), jnp.float32)

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxprune.jaxprs import Sub, sub_jaxprs, trace
+from jaxprune._jaxprs import Sub, sub_jaxprs, trace
 
 
 def run(jaxpr, consts, args):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxprune.jaxprs import trace
+from jaxprune._jaxprs import trace
 
 
 def test_leaves_that_are_not_arrays_become_constants():

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxprune.jaxprs import Constant, Data, Lost, Weight, follow, trace
+from jaxprune._jaxprs import Constant, Data, Lost, Weight, follow, trace
 
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
 W = jax.ShapeDtypeStruct((4, 6), jnp.float32)

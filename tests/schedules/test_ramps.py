@@ -103,12 +103,12 @@ def test_float64_where_jax_has_it():
 
 def test_constant_and_one_shot():
     assert [schedules.constant(0.5)(step) for step in (0, 9)] == [0.5, 0.5]
-    schedule = schedules.one_shot(0.9, step=3)
+    schedule = schedules.jump(0.9, step=3)
     assert [schedule(step) for step in range(5)] == [0.0, 0.0, 0.0, 0.9, 0.9]
     traced = jax.jit(jax.vmap(schedule))(jnp.arange(5))
     assert traced.dtype == jnp.float32
     assert np.array_equal(traced, np.array([0, 0, 0, 0.9, 0.9], np.float32))
-    assert jax.jit(lambda s: schedules.one_shot(s)(jnp.int32(0)))(0.25) == 0.25
+    assert jax.jit(lambda s: schedules.jump(s)(jnp.int32(0)))(0.25) == 0.25
 
 
 def test_cyclic_is_cubic_in_each_cycle():
@@ -138,7 +138,7 @@ def test_intervals_are_checked(build):
 
 @pytest.mark.parametrize("wrong", [1.0, -0.1, float("nan"), float("inf"), 1.5])
 def test_sparsities_are_checked(wrong):
-    for build in (schedules.constant, schedules.one_shot, *(lambda s, r=r: r(0, 10, s) for r in RAMPS)):
+    for build in (schedules.constant, schedules.jump, *(lambda s, r=r: r(0, 10, s) for r in RAMPS)):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
             _ = build(wrong)
     with pytest.raises(ValueError, match=r"initial must be in \[0, 1\)"):

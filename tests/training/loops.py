@@ -56,7 +56,7 @@ def expect_zeros(params: PyTree, mask_tree: PyTree, removed: dict[str, int]) -> 
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:
-    from jaxprune.tree import named_leaves
+    from jaxprune._tree import named_leaves
 
     return dict(named_leaves(tree))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.jaxprs import Sub, sub_jaxprs
+from jaxprune._jaxprs import Sub, sub_jaxprs
 from jaxprune.slimming import axes as ax
 from jaxprune.slimming.axes import Axes, Axis
 from jaxprune.slimming.evaluate import ShrinkSite

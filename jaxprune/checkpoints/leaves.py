@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks, tree
+from jaxprune import _tree, masks
 
 PyTree = Any
 # What safetensors calls the types that JAX has.
@@ -41,12 +41,12 @@ def split(params: PyTree, mask_tree: PyTree) -> Content:
     """
     pairs = jax.tree_util.tree_flatten_with_path(params)[0]
     held = jax.tree.structure(params).flatten_up_to(mask_tree)
-    _check_leaves([(tree.name(path), leaf) for path, leaf in pairs])
+    _check_leaves([(_tree.name(path), leaf) for path, leaf in pairs])
     arrays: dict[str, np.ndarray] = {}
     about, lost = [], []
     for (path, leaf), mask in zip(pairs, held, strict=True):
-        name, array, bits = tree.name(path), np.asarray(leaf), np.asarray(masks.as_bool(mask))
-        entry = {"name": name, "path": tree.identity(path), "shape": array.shape, "dtype": str(array.dtype)}
+        name, array, bits = _tree.name(path), np.asarray(leaf), np.asarray(masks.as_bool(mask))
+        entry = {"name": name, "path": _tree.identity(path), "shape": array.shape, "dtype": str(array.dtype)}
         if not bits.ndim and bits:
             arrays[name] = np.asarray(array, order="C")
             about.append(entry | {"mask": None, "kept": array.size})
@@ -73,7 +73,7 @@ def check(about: list[dict[str, Any]], like: PyTree, file: str) -> None:
     """
     there = {tuple(entry["path"]): f"{entry['dtype']}{list(entry['shape'])}" for entry in about}
     here = {
-        tree.identity(path): f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+        _tree.identity(path): f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
         for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]
     }
     lines = [
@@ -88,7 +88,7 @@ def check(about: list[dict[str, Any]], like: PyTree, file: str) -> None:
 def join(about: list[dict[str, Any]], arrays: dict[str, np.ndarray], like: PyTree) -> tuple[PyTree, PyTree]:
     """Puts a tree together again: parameters and masks in the structure of `like`."""
     found = {tuple(entry["path"]): _join(entry, arrays) for entry in about}
-    order = [tree.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]]
+    order = [_tree.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]]
     structure = jax.tree.structure(like)
     params, held = ([found[path][part] for path in order] for part in (0, 1))
     return jax.tree.unflatten(structure, params), jax.tree.unflatten(structure, held)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax.extend.core as jec
 import numpy as np
 
-from jaxprune.jaxprs import rules
-from jaxprune.jaxprs.states import Constant, Data, State, Weight, following, join, mix
-from jaxprune.jaxprs.subs import Sub, sub_jaxprs
+from jaxprune._jaxprs import rules
+from jaxprune._jaxprs.states import Constant, Data, State, Weight, following, join, mix
+from jaxprune._jaxprs.subs import Sub, sub_jaxprs
 
 Equation = Any
 Jaxpr = Any

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxprune import masks, storage
+from jaxprune import checkpoints, masks
 
 
 def make(dtype: Any = jnp.float32) -> Any:
@@ -43,7 +43,7 @@ def expect_equal(found: Any, expected: Any) -> None:
 def saved(tmp_path) -> Any:
     """A file, with what is in it."""
     pruned = prune(make())
-    return storage.save(tmp_path / "net.safetensors", pruned.params, pruned.masks, manifest={"a": [1]}), pruned
+    return checkpoints.save(tmp_path / "net.safetensors", pruned.params, pruned.masks, manifest={"a": [1]}), pruned
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
@@ -52,8 +52,8 @@ def test_what_is_saved_is_loaded(tmp_path, dtype, packed):
     pruned = prune(make(dtype))
     path = tmp_path / "net.safetensors"
     held = masks.pack(pruned.masks) if packed else pruned.masks
-    assert storage.save(path, pruned.params, held, manifest=[None, "ä"]).path == path
-    found = storage.load(path, jax.eval_shape(lambda: make(dtype)))
+    assert checkpoints.save(path, pruned.params, held, manifest=[None, "ä"]).path == path
+    found = checkpoints.load(path, jax.eval_shape(lambda: make(dtype)))
     expect_equal(found.params, pruned.params)
     expect_equal(found.masks, pruned.masks)
     assert found.manifest == [None, "ä"]
@@ -75,8 +75,8 @@ def test_it_holds_what_is_kept_and_a_bit_an_entry(saved):
 
 def test_a_network_without_masks_is_saved_whole(tmp_path):
     params = make()
-    assert storage.save(tmp_path / "slim", params).masks == 0
-    found = storage.load(tmp_path / "slim", params)
+    assert checkpoints.save(tmp_path / "slim", params).masks == 0
+    found = checkpoints.load(tmp_path / "slim", params)
     expect_equal(found.params, params)
     assert all(mask.ndim == 0 for mask in jax.tree.leaves(found.masks))
 
@@ -88,10 +88,10 @@ def test_it_is_put_where_it_belongs(saved, devices):
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place if x.ndim == 2 else None), make()
     )
-    found = storage.load(sizes.path, like)
+    found = checkpoints.load(sizes.path, like)
     assert found.params["dense"].sharding == found.masks["dense"].sharding == place
     expect_equal(found.params, pruned.params)
-    again = storage.save(sizes.path.with_name("again"), found.params, found.masks, manifest={"a": [1]})
+    again = checkpoints.save(sizes.path.with_name("again"), found.params, found.masks, manifest={"a": [1]})
     assert again.path.read_bytes() == sizes.path.read_bytes()
 
 
@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(saved):
         damaged[place] ^= 1 << place % 8
         _ = sizes.path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged|no safetensors file|not from jaxprune"):
-            _ = storage.load(sizes.path, like)
+            _ = checkpoints.load(sizes.path, like)
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
@@ -112,13 +112,13 @@ def test_a_truncated_file_is_found(saved, length):
     sizes, _ = saved
     _ = sizes.path.write_bytes(sizes.path.read_bytes()[:length])
     with pytest.raises(ValueError, match="damaged, truncated, or no safetensors file"):
-        _ = storage.load(sizes.path, make())
+        _ = checkpoints.load(sizes.path, make())
 
 
 def test_a_file_of_others_is_told(tmp_path):
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "other", {"format": "pt"})
     with pytest.raises(ValueError, match=r"not from jaxprune\.storage\.save"):
-        _ = storage.load(tmp_path / "other", {"w": jnp.ones(2)})
+        _ = checkpoints.load(tmp_path / "other", {"w": jnp.ones(2)})
 
 
 def test_another_network_is_told_by_its_leaves(saved):
@@ -126,11 +126,11 @@ def test_another_network_is_told_by_its_leaves(saved):
     before = sizes.path.read_bytes()
     other = make() | {"dense": jnp.ones((48, 11)), "new": jnp.ones(1)}
     with pytest.raises(ValueError, match=r"other parameters") as caught:
-        _ = storage.load(sizes.path, other)
+        _ = checkpoints.load(sizes.path, other)
     assert "  dense: in the file float32[48, 10], expected float32[48, 11]" in str(caught.value)
     assert "  new: in the file missing, expected float32[1]" in str(caught.value)
     with pytest.raises(ValueError, match=r"conv/bias: in the file float32\[8\], expected bfloat16\[8\]"):
-        _ = storage.load(sizes.path, make(jnp.bfloat16))
+        _ = checkpoints.load(sizes.path, make(jnp.bfloat16))
     assert sizes.path.read_bytes() == before
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(saved, monkeypatch):
     sizes, pruned = saved
     before = sizes.path.read_bytes()
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
-        _ = storage.save(sizes.path, pruned.params, pruned.masks)
+        _ = checkpoints.save(sizes.path, pruned.params, pruned.masks)
     assert sizes.path.read_bytes() == before
 
     def fail(path):
@@ -146,30 +146,30 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(saved, monkeypatch):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        _ = storage.write_new(sizes.path.with_name("next"), fail)
+        _ = checkpoints.write_new(sizes.path.with_name("next"), fail)
     # Another process may have made the file while this one wrote.
     with pytest.raises(FileExistsError):
-        _ = storage.write_new(
+        _ = checkpoints.write_new(
             sizes.path.with_name("raced"), lambda p: (p.write_bytes(b"a"), p.parent.joinpath("raced").touch())
         )
     assert sorted(p.name for p in sizes.path.parent.iterdir()) == ["net.safetensors", "raced"]
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
-        _ = storage.save(sizes.path.parent / "none" / "x", pruned.params)
+        _ = checkpoints.save(sizes.path.parent / "none" / "x", pruned.params)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
     with pytest.raises(ImportError, match=r"pip install jaxprune\[storage\]"):
-        _ = storage.save(sizes.path.with_name("next"), pruned.params)
+        _ = checkpoints.save(sizes.path.with_name("next"), pruned.params)
 
 
 def test_what_would_be_lost_is_refused(tmp_path):
     params = make()
     with pytest.raises(ValueError, match=r"(?s)zero them first.*dense: 360 of 360"):
-        _ = storage.save(tmp_path / "x", params, prune(params).masks)
+        _ = checkpoints.save(tmp_path / "x", params, prune(params).masks)
     with pytest.raises(TypeError, match=r"(?s)key_data.*  key: key"):
-        _ = storage.save(tmp_path / "x", {"key": jax.random.key(0)})
+        _ = checkpoints.save(tmp_path / "x", {"key": jax.random.key(0)})
     with pytest.raises(TypeError, match="  fn: function"):
-        _ = storage.save(tmp_path / "x", {"fn": lambda x: x, "w": jnp.ones(2)})
+        _ = checkpoints.save(tmp_path / "x", {"fn": lambda x: x, "w": jnp.ones(2)})
     with pytest.raises(ValueError, match="would be the same in the file"):
-        _ = storage.save(tmp_path / "x", {"a": {"mask": jnp.ones(1)}, "a.mask": jnp.ones(1), "a/mask": jnp.ones(1)})
+        _ = checkpoints.save(tmp_path / "x", {"a": {"mask": jnp.ones(1)}, "a.mask": jnp.ones(1), "a/mask": jnp.ones(1)})
     with pytest.raises(TypeError, match="not JSON serializable"):
-        _ = storage.save(tmp_path / "x", params, manifest={1, 2})
+        _ = checkpoints.save(tmp_path / "x", params, manifest={1, 2})
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.jaxprs.states import Constant, Data, Lost, State, Weight, mix
+from jaxprune._jaxprs.states import Constant, Data, Lost, State, Weight, mix
 
 Equation = Any
 Rule = Callable[[Equation, Sequence[State]], State]

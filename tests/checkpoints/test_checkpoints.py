@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune
-from jaxprune import storage, training
+from jaxprune import checkpoints, training
 
 
 def make(packed: bool = True, width: int = 64) -> Any:
@@ -54,7 +54,7 @@ def test_it_is_restored_onto_any_number_of_devices(checkpoint, devices, count):
     mesh = jax.sharding.Mesh(np.array(devices[:count]), ("x",))
     wanted = shardings(mesh, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, wanted)
-    found = storage.restore(checkpoint, like)
+    found = checkpoints.restore(checkpoint, like)
     chex.assert_trees_all_equal(plain(found), plain(make()))
     assert jax.tree.structure(found) == jax.tree.structure(like)
     assert found["state"].masks["a"].bits.sharding == NamedSharding(mesh, P("x"))
@@ -67,7 +67,7 @@ def test_from_eight_devices_onto_one(checkpoint, devices, tmp_path):
     mesh = jax.sharding.Mesh(np.array(devices), ("x",))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "eight", jax.device_put(state, shardings(mesh, state)))
-    chex.assert_trees_all_equal(plain(storage.restore(tmp_path / "eight", state)), plain(state))
+    chex.assert_trees_all_equal(plain(checkpoints.restore(tmp_path / "eight", state)), plain(state))
 
 
 def test_another_state_is_told_by_its_leaves(checkpoint):
@@ -75,15 +75,15 @@ def test_another_state_is_told_by_its_leaves(checkpoint):
     with pytest.raises(
         ValueError, match=r"(?s)it has packed masks: pass sparsify\(\.\.\., packed=True\).*masks/a/bits"
     ):
-        _ = storage.restore(checkpoint, jax.eval_shape(lambda: make(packed=False)))
+        _ = checkpoints.restore(checkpoint, jax.eval_shape(lambda: make(packed=False)))
     with pytest.raises(ValueError, match=r"params/a: saved float32\[256, 64\], expected float32\[256, 32\]"):
-        _ = storage.restore(checkpoint, jax.eval_shape(lambda: make(width=32)))
+        _ = checkpoints.restore(checkpoint, jax.eval_shape(lambda: make(width=32)))
     none = jax.eval_shape(make)
     none["state"] = none["state"]._replace(method=(none["state"].method[0], jax.ShapeDtypeStruct((3,), jnp.float32)))
     with pytest.raises(ValueError, match=r"state/method/1: saved nothing, expected float32\[3\]"):
-        _ = storage.restore(checkpoint, none)
+        _ = checkpoints.restore(checkpoint, none)
     with pytest.raises(ValueError, match="another state") as caught:
-        _ = storage.restore(checkpoint, {"other": jnp.ones(2)})
+        _ = checkpoints.restore(checkpoint, {"other": jnp.ones(2)})
     assert "and " in str(caught.value).splitlines()[-1]
     assert files(checkpoint) == before
 
@@ -92,7 +92,7 @@ def test_bool_masks_into_a_packed_state_are_told(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "bool", make(packed=False))
     with pytest.raises(ValueError, match=r"it has bool masks: pass sparsify\(\.\.\., packed=False\)"):
-        _ = storage.restore(tmp_path / "bool", jax.eval_shape(make))
+        _ = checkpoints.restore(tmp_path / "bool", jax.eval_shape(make))
 
 
 # Orbax lets the errors of the other arrays it reads at the same time go by unheard.
@@ -108,13 +108,13 @@ def test_a_truncated_checkpoint_is_told_and_left(checkpoint, tmp_path, what):
     _ = victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     before = files(copy)
     with pytest.raises(ValueError, match=r"truncated|damaged"):
-        _ = storage.restore(copy, jax.eval_shape(make))
+        _ = checkpoints.restore(copy, jax.eval_shape(make))
     assert files(copy) == before
     _ = gc.collect()  # what Orbax left behind speaks up here, and not in a later test
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
-        _ = storage.restore(tmp_path / "none", make())
+        _ = checkpoints.restore(tmp_path / "none", make())
     with pytest.raises(ValueError, match="no checkpoint of Orbax"):
-        _ = storage.restore(tmp_path, make())
+        _ = checkpoints.restore(tmp_path, make())

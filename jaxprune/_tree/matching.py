@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.tree import paths
+from jaxprune._tree import paths
 
 PyTree = Any
 _SHOWN = 10

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
-from jaxprune.storage import files, leaves
+from jaxprune import _tree
+from jaxprune.checkpoints import files, leaves
 
 PyTree = Any
-_KIND = "jaxprune.storage/1"
+_KIND = "jaxprune.checkpoints/1"
 
 
 class Saved(NamedTuple):
@@ -89,7 +89,7 @@ def save(path: Any, params: PyTree, mask_tree: PyTree | None = None, *, manifest
     package = files.optional("safetensors.numpy")
     if mask_tree is None:
         mask_tree = jax.tree.map(lambda _: True, params)
-    tree.check_masks(params, mask_tree)
+    _tree.check_masks(params, mask_tree)
     content = leaves.split(params, mask_tree)
     about = json.dumps({"kind": _KIND, "leaves": content.about, "manifest": manifest})
     # One entry: the package writes several in an order of its own, and equal networks should be equal files.
@@ -126,7 +126,7 @@ def load(path: Any, like: PyTree) -> Loaded:
         raise ValueError(f"{path} is damaged, truncated, or no safetensors file: {error}") from error
     metadata = header.get("__metadata__", {})
     if "jaxprune" not in metadata:
-        raise ValueError(f"{path} is not from jaxprune.storage.save: its metadata have no entry `jaxprune`")
+        raise ValueError(f"{path} is not from jaxprune.checkpoints.save: its metadata have no entry `jaxprune`")
     try:
         noted = json.loads(metadata["jaxprune"])
         whole = noted["sha256"] == _digest(noted["about"], arrays)

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from jaxprune import tree
-from jaxprune.storage import files
+from jaxprune import _tree
+from jaxprune.checkpoints import files
 
 PyTree = Any
 
@@ -31,7 +31,7 @@ def restore(path: Any, like: PyTree) -> PyTree:
     Raises:
       FileNotFoundError: there is no such folder.
       ValueError: the checkpoint is of another state (the message names the leaves), or cannot be read. Orbax finds
-        files that are missing or short; it does not find a flipped bit in the numbers: `storage.save` does.
+        files that are missing or short; it does not find a flipped bit in the numbers: `checkpoints.save` does.
       ImportError: the package orbax-checkpoint is missing.
 
     The checkpoint is only read.
@@ -53,8 +53,8 @@ def restore(path: Any, like: PyTree) -> PyTree:
 
 
 def _check(saved: PyTree, like: PyTree, path: Path) -> None:
-    there = {tree.identity(p): _kind(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(saved)[0]}
-    here = {tree.identity(p): _kind(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
+    there = {_tree.identity(p): _kind(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(saved)[0]}
+    here = {_tree.identity(p): _kind(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
     names = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
     if not names:
         return

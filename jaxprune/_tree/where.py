@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.tree import paths
+from jaxprune._tree import paths
 
 PyTree = Any
 Where = str | Sequence[str] | Callable[[str, Any], bool] | None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.jaxprs.flops import Operation
+from jaxprune._jaxprs.flops import Operation
 
 
 class Share(NamedTuple):
@@ -40,7 +40,7 @@ def shares(
 
     Example:
       >>> import jax
-      >>> from jaxprune.jaxprs.flops import count_flops
+      >>> from jaxprune._jaxprs.flops import count_flops
       >>> closed = jax.make_jaxpr(lambda w, x: x @ w)(jnp.ones((3, 5)), jnp.ones((2, 3)))
       >>> shares(count_flops(closed, [0]).operations[0], {0: (3, 5)}, {0: np.eye(3, 5, dtype=bool)})
       (Share(leaf=0, dense=60, effective=12),)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from jaxprune.tree import paths
+from jaxprune._tree import paths
 
 PyTree = Any
 

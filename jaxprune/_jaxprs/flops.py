@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxprs import counts
-from jaxprune.jaxprs.states import Lost, State, Weight
-from jaxprune.jaxprs.walk import Met, follow
+from jaxprune._jaxprs import counts
+from jaxprune._jaxprs.states import Lost, State, Weight
+from jaxprune._jaxprs.walk import Met, follow
 
 _ARITHMETIC = frozenset(
     {"add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "pow", "integer_pow", "square"}
@@ -96,7 +96,7 @@ def count_flops(closed: Any, params: Sequence[int] = (), *, elementwise: bool = 
       The operations and what was left out, by name.
 
     Example:
-      >>> from jaxprune.jaxprs.tracing import trace
+      >>> from jaxprune._jaxprs.tracing import trace
       >>> traced = trace(lambda w, x: jnp.tanh(x @ w), jnp.ones((3, 5)), jnp.ones((2, 3)))
       >>> count_flops(traced.closed).total, count_flops(traced.closed, elementwise=True).total
       (60, 70)
