@@ -30,8 +30,8 @@ def magnitude(
         "max"  max a
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
-    Entries that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so that
-    scores have the same bits on any layout; in a shard_map under `masks.sharded`.
+    Entries that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so
+    that scores have the same bits on any layout; in a shard_map under `masks.sharded`.
 
     Args:
       params: any tree.

@@ -117,7 +117,7 @@ def test_a_truncated_file_is_found(saved, length):
 
 def test_a_file_of_others_is_told(tmp_path):
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "other", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"not from jaxprune\.storage\.save"):
+    with pytest.raises(ValueError, match=r"not from jaxprune\.checkpoints\.save"):
         _ = checkpoints.load(tmp_path / "other", {"w": jnp.ones(2)})
 
 
