@@ -33,6 +33,7 @@ from jaxprune.assess.paired import mcnemar as mcnemar
 from jaxprune.assess.paired import sign_flip_test as sign_flip_test
 from jaxprune.assess.plots import accuracy_by_level as accuracy_by_level
 from jaxprune.assess.plots import accuracy_by_sparsity as accuracy_by_sparsity
+from jaxprune.assess.plots import pareto_plot as pareto_plot
 from jaxprune.assess.plots import reliability_diagram as reliability_diagram
 from jaxprune.assess.plots import risk_coverage_curves as risk_coverage_curves
 from jaxprune.assess.plots import sparsity_by_leaf as sparsity_by_leaf
@@ -48,6 +49,18 @@ from jaxprune.assess.risk import Outputs as Outputs
 from jaxprune.assess.risk import Risk as Risk
 from jaxprune.assess.risk import Truth as Truth
 from jaxprune.assess.risk import risk as risk
+from jaxprune.assess.selection import Candidate as Candidate
+from jaxprune.assess.selection import Folds as Folds
+from jaxprune.assess.selection import Score as Score
+from jaxprune.assess.selection import aic as aic
+from jaxprune.assess.selection import bic as bic
+from jaxprune.assess.selection import description_length as description_length
+from jaxprune.assess.selection import hold_out as hold_out
+from jaxprune.assess.selection import k_fold as k_fold
+from jaxprune.assess.selection import model_table as model_table
+from jaxprune.assess.selection import one_standard_error as one_standard_error
+from jaxprune.assess.selection import pareto_front as pareto_front
+from jaxprune.assess.selection import pareto_table as pareto_table
 from jaxprune.assess.selective import RiskCoverage as RiskCoverage
 from jaxprune.assess.selective import auroc as auroc
 from jaxprune.assess.selective import entropy as entropy

@@ -9,6 +9,9 @@ from jaxprune.slimming.choosing import Step as Step
 from jaxprune.slimming.choosing import choose as choose
 from jaxprune.slimming.choosing import choose_budget as choose_budget
 from jaxprune.slimming.choosing import removal_order as removal_order
+from jaxprune.slimming.depth import block_influence as block_influence
+from jaxprune.slimming.depth import keep_blocks as keep_blocks
+from jaxprune.slimming.depth import keep_influential as keep_influential
 from jaxprune.slimming.distillation import distillation_loss as distillation_loss
 from jaxprune.slimming.geometric import geometric_median_scores as geometric_median_scores
 from jaxprune.slimming.groups import Frozen as Frozen
@@ -25,6 +28,7 @@ from jaxprune.slimming.regularise import growing_penalty as growing_penalty
 from jaxprune.slimming.regularise import unit_norms as unit_norms
 from jaxprune.slimming.regularise import zero_units as zero_units
 from jaxprune.slimming.scores import group_scores as group_scores
+from jaxprune.slimming.scores import unit_scores as unit_scores
 from jaxprune.slimming.slim import Slimmed as Slimmed
 from jaxprune.slimming.slim import slim as slim
 from jaxprune.slimming.slim import smaller as smaller
