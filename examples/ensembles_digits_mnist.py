@@ -332,7 +332,9 @@ def measure(every: Any, members: ensembles.Members, combine: Any, data: Data) ->
         strange = every(members, images)
         values[f"{name} H"] = assess.auroc(assess.entropy(combine(logits)), assess.entropy(combine(strange)))
         if members.size > 1:
-            values[f"{name} MI"] = assess.auroc(assess.mutual_information(logits), assess.mutual_information(strange))
+            values[f"{name} MI"] = assess.auroc(
+                assess.epistemic_uncertainty(logits), assess.epistemic_uncertainty(strange)
+            )
     return {key: float(value) for key, value in values.items()}
 
 

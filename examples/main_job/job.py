@@ -157,10 +157,10 @@ def evaluate(checkpoint: Path, other: dict[str, Any] | None, *, cache: Path) -> 
         test = pixels.Pixels(np.array(kept["pixels"]), np.empty(0)).apply(test[0]), test[1]
     result = measure(_model(kept), Network(kept["network"], 0.0, params, masks), test)
     notes = (reporting.data_line(images.origin), _verdict(result, images.origin, kept))
-    return str(assess.table([result], notes=notes))
+    return str(assess.comparison_table([result], notes=notes))
 
 
-def _verdict(result: assess.Result, origin: dict[str, Any], kept: dict[str, Any]) -> str:
+def _verdict(result: assess.ModelResult, origin: dict[str, Any], kept: dict[str, Any]) -> str:
     if origin["sha256"] != kept["data"]["sha256"]:
         return f"These are not the data it was trained with, which were: {reporting.data_line(kept['data'])}"
     scores = result.metrics.as_dict() if result.metrics else {}

@@ -12,7 +12,7 @@ from .fitting import predict
 from .models import Model
 
 
-def measure(model: Model, network: Network, test: tuple[np.ndarray, np.ndarray]) -> assess.Result:
+def measure(model: Model, network: Network, test: tuple[np.ndarray, np.ndarray]) -> assess.ModelResult:
     """Accuracy, NLL, Brier score and calibration error on the test images; parameters and FLOPs of one image.
 
     Args:
@@ -21,7 +21,7 @@ def measure(model: Model, network: Network, test: tuple[np.ndarray, np.ndarray])
         test: The test images and their labels.
 
     Returns:
-        A row for `assess.table`; `seconds` are those of this network's own training, `steps` all behind it.
+        A row for `assess.comparison_table`; `seconds` are those of this network's own training, `steps` all behind it.
 
     Raises:
         RuntimeError: If a removed weight is not exactly zero: then nothing here could be trusted.
@@ -34,7 +34,7 @@ def measure(model: Model, network: Network, test: tuple[np.ndarray, np.ndarray])
     metrics = assess.evaluate(predict(model, network.params, images), labels)
     complexity = assess.complexity(model.apply, network.params, network.masks, one_image)
     extra = {"steps": network.steps, "seconds": network.seconds} if network.steps else {}
-    return assess.Result(network.name, metrics, complexity, extra)
+    return assess.ModelResult(network.name, metrics, complexity, extra)
 
 
 def not_zero(params: Any, masks: Any) -> int:

@@ -10,7 +10,7 @@ from jaxprune import assess
 from .experiment import GRADUAL, LONGER, PRUNED, SAME_CHANCE, Network
 
 FLOPS = "FLOPs are the effective ones of one image: 2 for each multiply-add with a weight that is kept."
-Measured = Sequence[tuple[Network, assess.Result]]
+Measured = Sequence[tuple[Network, assess.ModelResult]]
 
 
 def data_line(origin: dict[str, Any]) -> str:
@@ -33,7 +33,7 @@ def write(folder: Path, measured: Measured, about: dict[str, Any]) -> str:
     """
     line = data_line(about["data"])
     notes = (line, f"plan: {_plan(about)}", SAME_CHANCE, FLOPS, _doubt(about["data"]["test images"]))
-    report = assess.table([result for _, result in measured], notes=notes)
+    report = assess.comparison_table([result for _, result in measured], notes=notes)
     costs = {network.name: result.complexity for network, result in measured if result.complexity}
     details = {name: cost.as_dict() for name, cost in costs.items()}
     content = {**about, **json.loads(report.to_json()), "complexity": details}
@@ -41,7 +41,9 @@ def write(folder: Path, measured: Measured, about: dict[str, Any]) -> str:
     (folder / "report.txt").write_text(f"{report}\n")
     gradual = {network.name: costs[network.name] for network, _ in measured if network.method == GRADUAL}
     _save(_accuracy_plot(measured), folder / "accuracy.png", line)
-    _save(assess.sparsity_by_leaf(gradual), folder / "layers.png", f"{line}\nother methods prune each layer as much")
+    _save(
+        assess.plots.sparsity_by_leaf(gradual), folder / "layers.png", f"{line}\nother methods prune each layer as much"
+    )
     return str(report)
 
 
@@ -64,7 +66,7 @@ def _accuracy_plot(measured: Measured) -> Any:
         if network.method == method and result.metrics
     ]
     ((_, dense),) = accuracy(LONGER)
-    return assess.accuracy_by_sparsity({m: accuracy(m) for m in PRUNED}, dense=dense, ylabel="test accuracy in %")
+    return assess.plots.accuracy_by_sparsity({m: accuracy(m) for m in PRUNED}, dense=dense, ylabel="test accuracy in %")
 
 
 def _save(figure: Any, path: Path, title: str) -> None:

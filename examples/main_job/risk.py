@@ -66,7 +66,7 @@ def report(
     chosen = [n for n in networks if n.target == SPARSITY and n.method in (GRADUAL, FINE_TUNED, RANDOM)]
     if chosen:
         models[ENSEMBLE] = _ensemble(model, chosen, judged, sets, strange, other, one_image)
-    truth = assess.Truth(sets.test[1], sets.train[1][:AT_MOST], sets.validation[1])
+    truth = assess.Labels(sets.test[1], sets.train[1][:AT_MOST], sets.validation[1])
     line = f"{other}: {len(strange)} images of another kind; the ensemble: {', '.join(n.name for n in chosen)}"
     return assess.risk_report(
         models,
@@ -88,12 +88,12 @@ def write(found: assess.RiskReport, folder: Path, drawn: Sequence[str]) -> None:
 
 def _outputs(
     run: Any, *, sets: Sets, key: jax.Array, white: float, other: str, strange: np.ndarray, **more: Any
-) -> assess.Outputs:
+) -> assess.Predictions:
     test = jnp.asarray(sets.test[0], jnp.float32)
     # The levels are meant for 32 pixels; on smaller images their blur would hardly be one.
     scale = max(0.75, test.shape[1] / 32)
     ways = assess.corruptions(low=0.0, high=white, scale=scale)
-    return assess.Outputs(
+    return assess.Predictions(
         test=run(test),
         train=run(sets.train[0][:AT_MOST]),
         held_out=run(sets.validation[0]),
@@ -105,7 +105,7 @@ def _outputs(
 
 def _ensemble(
     model: Model, chosen: Sequence[Network], judged: Any, sets: Sets, strange: np.ndarray, other: str, one_image: Any
-) -> assess.Outputs:
+) -> assess.Predictions:
     members = ensembles.stack([(network.params, network.masks) for network in chosen])
     every = ensembles.logits_of(model.apply)
     in_parts = lambda images: jnp.concatenate(
