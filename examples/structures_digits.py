@@ -194,7 +194,7 @@ def models(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any)
     costs = [s.flops for s in scores]
     print("\non the rows for the test:\n" + assess.pareto_table(list(candidates), errors, costs))
     points = {name: (float(c), e) for name, c, e in zip(candidates, costs, errors, strict=True)}
-    assess.pareto_plot(points).savefig(options.output / "pareto.png")
+    assess.plots.pareto_plot(points).savefig(options.output / "pareto.png")
     figures = {}
     for score, error in zip(scores, errors, strict=True):
         own = {"gap": score.gap, "held-out loss": score.test, "held-out error": score.error, "test error": error}

@@ -11,8 +11,7 @@ import numpy as np
 from jaxprune import masks
 from jaxprune.assess import formatting
 from jaxprune.assess.complexity import complexity
-from jaxprune.assess.metrics import evaluate
-from jaxprune.assess.paired import log_losses
+from jaxprune.assess.metrics import evaluate, log_losses
 
 PyTree = Any
 

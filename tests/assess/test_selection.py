@@ -141,7 +141,7 @@ def test_the_front_is_what_no_other_beats():
 
 
 def test_the_pareto_plot_joins_the_front():
-    figure = assess.pareto_plot({"a": (10.0, 0.1), "b": (20.0, 0.3), "c": (5.0, 0.2)})
+    figure = assess.plots.pareto_plot({"a": (10.0, 0.1), "b": (20.0, 0.3), "c": (5.0, 0.2)})
     [line] = figure.axes[0].get_lines()
     x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     np.testing.assert_array_equal(x, [5, 10])
@@ -162,7 +162,7 @@ def test_the_pareto_plot_joins_the_front():
         (lambda p: assess.one_standard_error([1.0], [np.nan], [1]), "none of them NaN"),
         (lambda p: assess.pareto_front([1.0], [1.0, 2.0]), "one number a model"),
         (lambda p: assess.pareto_table(["a"], [1, 2], [1, 2]), "2 models and 1 names"),
-        (lambda p: assess.pareto_plot({"a": (0.0, 0.1)}), "must be positive"),
+        (lambda p: assess.plots.pareto_plot({"a": (0.0, 0.1)}), "must be positive"),
     ],
 )
 def test_errors_say_what_is_wrong(problem, call, message):
@@ -175,4 +175,4 @@ def test_without_matplotlib_the_error_says_so(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="plots need matplotlib"):
-        _ = assess.pareto_plot({"a": (1.0, 0.1)})
+        _ = assess.plots.pareto_plot({"a": (1.0, 0.1)})
