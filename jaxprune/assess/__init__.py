@@ -1,4 +1,4 @@
-"""What a network costs and how far to trust it: complexity, metrics, paired comparisons, the risk report, model choice."""
+"""What a network costs and how far to trust it: complexity, metrics, comparisons, the risk report, choice of models."""
 
 from jaxprune.assess import plots
 from jaxprune.assess.comparison import ModelResult, comparison_table
