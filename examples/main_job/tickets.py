@@ -15,8 +15,7 @@ from .fitting import Trainer, predict
 from .models import Model
 
 TICKET = "ticket"
-ROUNDS, RATE = 3, 0.6
-"""60, 84 and 94 % sparse."""
+SPARSITIES = 0.6, 0.84, 0.936
 
 CHOICE = (
     "The ticket is the sparsest of one search (60, 84 and 94 %) whose accuracy on the validation images is within one"
@@ -26,7 +25,7 @@ CHOICE = (
 
 def steps_of_search(steps: int) -> int:
     """How many training steps a search takes."""
-    return steps * (ROUNDS + 1)
+    return steps * (len(SPARSITIES) + 1)
 
 
 def best(
@@ -58,14 +57,15 @@ def best(
     images, labels = validation
     began = time.perf_counter()
     found = lottery.iterative_pruning(
-        lambda params, held, key: trainer.run(params, held, batches(), tick).params,
+        lottery.Training(
+            lambda params, held, key: trainer.run(params, held, batches(), tick).params,
+            evaluate=lambda params, held: {"right": (predict(model, params, images).argmax(1) == labels).mean()},
+            traceable=False,
+        ),
         initial,
-        rounds=ROUNDS,
-        rate=RATE,
+        rounds=SPARSITIES,
         key=key,
         allocation=allocation.erk,
-        evaluate=lambda params, held: {"right": (predict(model, params, images).argmax(1) == labels).mean()},
-        traceable=False,
         progress=False,
     )
     number = _sparsest_good(np.asarray(found.ticket.metrics["right"]), len(labels))
