@@ -194,7 +194,7 @@ def test_without_a_tree_to_follow_it_comes_in_nested_dicts(saved):
 def test_masks_in_the_variables_of_an_optimizer_are_those_of_the_parameters(tmp_path):
     model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, jaxprune.sparsify(optax.adam(1e-2), training.one_shot(0.5)), wrt=nnx.Param)
-    optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((2, 8))) ** 2).mean())(model))
+    _ = optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((2, 8))) ** 2).mean())(model))
     params, held = nnx.state(model, nnx.Param), jaxprune.get_masks(optimizer.opt_state)
     assert checkpoints.save(tmp_path / "net", masks.apply(params, held), held).masks == 8
     found = checkpoints.load(tmp_path / "net", params)

@@ -182,7 +182,8 @@ def test_wrong_arguments_are_named():
 
 
 def test_a_number_of_rounds_removes_a_fifth_of_what_is_left_in_each():
-    np.testing.assert_array_equal(search(rounds=3).sparsity, np.float32([1 - (1 - 0.2) ** r for r in range(4)]))
+    expected = np.array([1 - (1 - 0.2) ** r for r in range(4)], np.float32)
+    np.testing.assert_array_equal(search(rounds=3).sparsity, expected)
 
 
 def test_a_damaged_folder_is_told_by_its_name(tmp_path: Path):
