@@ -1,16 +1,105 @@
-"""Training and evaluation of a network under one optimizer: plain JAX and Optax, nothing of jaxprune."""
+"""The CNN, in Flax Linen and in NNX, and its training: plain Flax, JAX and Optax, nothing of jaxprune."""
 
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from .models import Model
+CONVOLUTIONS = ((16, 2), (32, 2), (64, 1))
+"""Features and stride of each 3 x 3 convolution."""
+HIDDEN = 128
+NAMES = ("linen", "nnx")
+
+
+class Model(NamedTuple):
+    """A network as two pure functions: all that the rest of the demo, and jaxprune, ever see of Flax.
+
+    Attributes:
+        init: A random key to parameters, a dict of dicts of arrays.
+        apply: Parameters and images (n, height, width, channels) to logits (n, classes).
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[[Any, jax.Array], jax.Array]
+
+
+class LinenCNN(nn.Module):
+    """Three convolutions and two dense layers: the image's height and width are halved twice."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Map images (n, height, width, channels) to logits (n, classes)."""
+        x = images
+        for i, (features, stride) in enumerate(CONVOLUTIONS):
+            x = nn.relu(nn.Conv(features, (3, 3), strides=stride, name=f"conv_{i}")(x))
+        x = x.reshape(len(x), -1)
+        x = nn.relu(nn.Dense(HIDDEN, name="hidden")(x))
+        return nn.Dense(self.classes, name="logits")(x)
+
+
+def linen_model(shape: tuple[int, int, int], classes: int) -> Model:
+    """Make the network for images of a shape (height, width, channels)."""
+    module = LinenCNN(classes)
+    example = jnp.zeros((1, *shape))
+
+    def apply(params: Any, images: jax.Array) -> Any:
+        return module.apply({"params": params}, images)
+
+    return Model(init=lambda key: module.init(key, example)["params"], apply=apply)
+
+
+class NnxCNN(nnx.Module):
+    """Three convolutions and two dense layers: the image's height and width are halved twice."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, rngs: nnx.Rngs):
+        """Make the layers for images of a shape (height, width, channels)."""
+        height, width, channels = shape
+        for i, (features, stride) in enumerate(CONVOLUTIONS):
+            setattr(self, f"conv_{i}", nnx.Conv(channels, features, (3, 3), strides=stride, rngs=rngs))
+            height, width, channels = -(-height // stride), -(-width // stride), features
+        self.hidden = nnx.Linear(height * width * channels, HIDDEN, rngs=rngs)
+        self.logits = nnx.Linear(HIDDEN, classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Map images (n, height, width, channels) to logits (n, classes)."""
+        x = images
+        for i in range(len(CONVOLUTIONS)):
+            x = nnx.relu(getattr(self, f"conv_{i}")(x))
+        x = x.reshape(len(x), -1)
+        return self.logits(nnx.relu(self.hidden(x)))
+
+
+def nnx_model(shape: tuple[int, int, int], classes: int) -> Model:
+    """Make the network for images of a shape (height, width, channels)."""
+    abstract = nnx.eval_shape(lambda: NnxCNN(shape, classes, nnx.Rngs(0)))
+    graph, _ = nnx.split(abstract)
+    return Model(
+        init=lambda key: nnx.to_pure_dict(nnx.state(NnxCNN(shape, classes, nnx.Rngs(key)), nnx.Param)),
+        apply=lambda params, images: nnx.merge(graph, params)(images),
+    )
+
+
+def make(name: str, shape: tuple[int, int, int], classes: int) -> Model:
+    """Make the network.
+
+    Args:
+        name: `"linen"` or `"nnx"`.
+        shape: Height, width and channels of an image.
+        classes: The number of classes.
+
+    Returns:
+        The model; both kinds have the same tree of parameters and compute the same function of it.
+    """
+    return {"linen": linen_model, "nnx": nnx_model}[name](shape, classes)
 
 
 class Fit(NamedTuple):
@@ -98,7 +187,7 @@ def _logits(apply: Callable, params: Any, images: jax.Array) -> jax.Array:
     return apply(params, images)
 
 
-def predict(model: Model, params: Any, images: np.ndarray, size: int = 1000) -> jax.Array:
+def predict(apply: Callable, params: Any, images: np.ndarray, size: int = 1000) -> jax.Array:
     """The logits of many images, some at a time."""
-    parts = [_logits(model.apply, params, images[i : i + size]) for i in range(0, len(images), size)]
+    parts = [_logits(apply, params, images[i : i + size]) for i in range(0, len(images), size)]
     return jnp.concatenate(parts)
