@@ -1,4 +1,4 @@
-"""How a parameter leaf is a stack of weight matrices [inputs, outputs]: which axes are summed over where it is used."""
+"""A parameter leaf as a stack of weight matrices [inputs, outputs]: `Layout`, from every `Site` where it is used."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.views import Factor, Factors, NotFollowed
+from jaxprune._jaxprs.factors import Axis, Factor
+from jaxprune._jaxprs.views import Meeting, NotFollowed, run
 
 
 class Layout(NamedTuple):
@@ -17,6 +18,8 @@ class Layout(NamedTuple):
     groups by outputs of a group). Inputs are in the order of the leaf's axes, so a convolution's are
     (height, width, channel) for HWIO kernels.
 
+    A factor's `of` is the `Run` along the leaf's axis: which axis, and in which steps.
+
     Attributes:
       shape: the leaf's shape.
       batch: factors along which there is one matrix each.
@@ -25,9 +28,9 @@ class Layout(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    batch: Factors
-    inputs: Factors
-    outputs: Factors
+    batch: Axis
+    inputs: Axis
+    outputs: Axis
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -35,11 +38,16 @@ class Layout(NamedTuple):
         batch, inputs, outputs = (math.prod(f.size for f in part) for part in self[1:])
         return batch, inputs, outputs
 
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """The axes of the leaf that are summed over."""
+        return tuple(f.of.axis for f in self.inputs)
+
     def matrices(self, leaf: jax.Array) -> jax.Array:
         """The leaf, or an array of its shape such as a mask, as [batch, inputs, outputs].
 
         Example:
-          >>> layout = Layout((2, 3), (), (Factor(1, 3),), (Factor(0, 2),))
+          >>> layout = Layout((2, 3), (), (run(1, 3),), (run(0, 2),))
           >>> layout.matrices(jnp.arange(6).reshape(2, 3))[0].tolist()
           [[0, 3], [1, 4], [2, 5]]
         """
@@ -58,18 +66,18 @@ class Layout(NamedTuple):
         Where one is (a grouped convolution), the full shape of the leaf.
 
         Example:
-          >>> layout = Layout((2, 3), (), (Factor(1, 3),), (Factor(0, 2),))
+          >>> layout = Layout((2, 3), (), (run(1, 3),), (run(0, 2),))
           >>> layout.along_inputs(jnp.arange(3.0)[None]).tolist()
           [[0.0, 1.0, 2.0]]
         """
-        mixed = {f.axis for f in self.outputs} & {f.axis for f in (*self.batch, *self.inputs)}
+        mixed = {f.of.axis for f in self.outputs} & {f.of.axis for f in (*self.batch, *self.inputs)}
         full = jnp.broadcast_to(values[:, :, None], self.sizes)
         if mixed:
             return self.leaf(full)
         return self.leaf(full)[tuple(slice(0, 1) if self._is_output(a) else slice(None) for a in self._axes())]
 
     def _is_output(self, axis: int) -> bool:
-        return axis in {f.axis for f in self.outputs}
+        return axis in {f.of.axis for f in self.outputs}
 
     def _axes(self) -> range:
         return range(len(self.shape))
@@ -96,12 +104,12 @@ class Site(NamedTuple):
     """
 
     leaf: int
-    batch: Factors
-    inputs: Factors
-    outputs: Factors
+    batch: Axis
+    inputs: Axis
+    outputs: Axis
     offset: tuple[int, ...]
-    samples: int
-    met: tuple[object, ...]
+    samples: int = 1
+    met: tuple[object, ...] = ()
 
 
 class Place(NamedTuple):
@@ -116,6 +124,23 @@ class Place(NamedTuple):
     order: tuple[int, ...]
     batch: tuple[int | slice, ...]
     inputs: tuple[tuple[int, int], ...]
+
+
+def site_of(meeting: Meeting) -> Site:
+    """Where a leaf is used, from how a view of it takes part in a product.
+
+    Raises:
+      NotFollowed: no axis of the leaf is summed over.
+    """
+    view, batch, contract = meeting
+    runs = lambda axes: tuple(f for a in axes for f in view.axes[a] if f.of is not None)
+    inputs = sorted(runs(mine for mine, _ in contract), key=_position)
+    if not inputs:
+        raise NotFollowed("a product in which no axis of it is summed over")
+    used = {mine for mine, _ in (*batch, *contract)}
+    along_batch = runs(mine for mine, _ in sorted(batch, key=lambda pair: pair[1]))
+    outputs = runs(a for a in range(len(view.axes)) if a not in used)
+    return Site(view.leaf, along_batch, tuple(inputs), outputs, view.offset)
 
 
 def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, list[Place]]:
@@ -143,17 +168,17 @@ def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
         if size == 1:
             continue
         if kinds == {"inputs"}:
-            roles["inputs"].append(Factor(axis, size))
+            roles["inputs"].append(run(axis, size))
             spans.append((offset, here))
             continue
         if here != size:
             if size % here or offset % here:
                 raise NotFollowed("a part of it that is not one of several equal parts")
-            part = Factor(axis, size // here, here)
+            part = run(axis, size // here, here)
             roles["batch"].append(part)
             chosen[part] = offset // here
         if len(kinds) == 1:
-            roles[kinds.pop()].append(Factor(axis, here))
+            roles[kinds.pop()].append(run(axis, here))
         else:
             for kind, factor in own:
                 roles[kind].append(factor)
@@ -167,14 +192,14 @@ def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
 def _own_factors(site: Site, axis: int) -> list[tuple[str, Factor]]:
     """The factors along one axis, the slowest first; they must run over consecutive entries."""
     kinds = (("batch", site.batch), ("inputs", site.inputs), ("outputs", site.outputs))
-    own = sorted(((kind, f) for kind, part in kinds for f in part if f.axis == axis), key=lambda k: -k[1].stride)
+    own = sorted(((kind, f) for kind, part in kinds for f in part if f.of.axis == axis), key=lambda k: -k[1].of.stride)
     stride = 1
     for _, factor in reversed(own):
-        if factor.stride != stride:
+        if factor.of.stride != stride:
             raise NotFollowed("a slice with steps")
         stride *= factor.size
     return own
 
 
 def _position(factor: Factor) -> tuple[int, int]:
-    return factor.axis, -factor.stride
+    return factor.of.axis, -factor.of.stride
