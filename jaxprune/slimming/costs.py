@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune._jaxprs import count_flops, counts, sub_jaxprs
-from jaxprune._jaxprs.walk import _live
+from jaxprune._jaxprs import count_flops, is_product, live, multiply_adds, sub_jaxprs
 from jaxprune.slimming.analysis import analyse
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.evaluate import Decision
@@ -142,11 +141,8 @@ def _median_seconds(repeats: int, fn: Callable[..., PyTree], params: PyTree, *in
 def _flops(decision: Decision, frame: Frame) -> int:
     """The FLOPs of a traced program with the sizes that a decision leaves, counted as `count_flops` counts."""
     total = 0
-    alive = {id(eqn) for eqn in _live(frame.jaxpr)}
-    for index, eqn in enumerate(frame.jaxpr.eqns):
-        if id(eqn) not in alive:
-            continue
-        if eqn.primitive.name in counts.PRIMITIVES:
+    for index, eqn in live(frame.jaxpr):
+        if is_product(eqn):
             total += _product_flops(decision, frame, eqn)
             continue
         subs, children = sub_jaxprs(eqn), frame.children.get(index)
@@ -171,10 +167,12 @@ def _product_flops(decision: Decision, frame: Frame, eqn: Any) -> int:
         contracted, batch = (axes[1] for axes in eqn.params["dimension_numbers"])
         free = [axis for axis in range(eqn.invars[1].aval.ndim) if axis not in (*contracted, *batch)]
         left, right = range(eqn.invars[0].aval.ndim), free
-    else:
+    elif eqn.primitive.name == "conv_general_dilated":
         numbers = eqn.params["dimension_numbers"]
         left, right = [numbers.lhs_spec[0]], numbers.rhs_spec[:2]  # samples, features; windows do not shrink
-    total = 2 * counts.multiply_adds(eqn).total
+    else:
+        left = right = ()  # slimming leaves it whole
+    total = 2 * multiply_adds(eqn).total
     for var, axes in ((eqn.invars[0], left), (eqn.invars[1], right)):
         for axis in axes:
             keep = decision.keep(frame.read(var)[axis])
