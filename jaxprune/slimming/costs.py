@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from jaxprune._jaxprs import count_flops, is_product, live, multiply_adds, sub_jaxprs
-from jaxprune.slimming.analysis import analyse
+from jaxprune._jaxprs.primitives import PRIMITIVES, Product
+from jaxprune.slimming._labels.analysis import analyse
+from jaxprune.slimming._labels.evaluate import Decision
+from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming.choice import Choice
-from jaxprune.slimming.evaluate import Decision
-from jaxprune.slimming.frames import Frame
 from jaxprune.slimming.slim import decided, slim
 
 PyTree = Any
@@ -163,15 +164,14 @@ def _flops(decision: Decision, frame: Frame) -> int:
 
 def _product_flops(decision: Decision, frame: Frame, eqn: Any) -> int:
     """The FLOPs of a matrix product or a convolution: those of the whole sizes, by the part that is left of each."""
-    if eqn.primitive.name == "dot_general":
-        contracted, batch = (axes[1] for axes in eqn.params["dimension_numbers"])
-        free = [axis for axis in range(eqn.invars[1].aval.ndim) if axis not in (*contracted, *batch)]
-        left, right = range(eqn.invars[0].aval.ndim), free
-    elif eqn.primitive.name == "conv_general_dilated":
+    primitive = PRIMITIVES[eqn.primitive.name]
+    if isinstance(primitive, Product):
+        (_, contracted), (_, batch) = primitive.numbers(eqn)
+        left = range(eqn.invars[0].aval.ndim)
+        right = [axis for axis in range(eqn.invars[1].aval.ndim) if axis not in (*contracted, *batch)]
+    else:  # samples and features of a convolution; windows do not shrink
         numbers = eqn.params["dimension_numbers"]
-        left, right = [numbers.lhs_spec[0]], numbers.rhs_spec[:2]  # samples, features; windows do not shrink
-    else:
-        left = right = ()  # slimming leaves it whole
+        left, right = numbers.lhs_spec[:1], numbers.rhs_spec[:2]
     total = 2 * multiply_adds(eqn).total
     for var, axes in ((eqn.invars[0], left), (eqn.invars[1], right)):
         for axis in axes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.criteria.geometric import distance_sums
-from jaxprune.slimming.analysis import Leaf
+from jaxprune.slimming._labels.analysis import Leaf
 from jaxprune.slimming.groups import Groups, Member
 
 PyTree = Any

@@ -11,14 +11,14 @@ from jax.core import Tracer
 
 from jaxprune import criteria
 from jaxprune._jaxprs import is_array
-from jaxprune.slimming.analysis import Analysis, analyse
+from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.decide import Piece, labels_that_go
+from jaxprune.slimming._labels.evaluate import Decision, evaluate
+from jaxprune.slimming._labels.rules import RULES
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import choose
-from jaxprune.slimming.decide import Piece, labels_that_go
-from jaxprune.slimming.evaluate import Decision, evaluate
 from jaxprune.slimming.groups import Groups, find_groups
 from jaxprune.slimming.manifest import Manifest
-from jaxprune.slimming.rules import RULES
 from jaxprune.slimming.scores import group_scores
 
 PyTree = Any

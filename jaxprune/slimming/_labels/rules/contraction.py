@@ -1,9 +1,9 @@
 """dot_general: contracted axes are coupled, batch axes are coupled, free axes pass."""
 
-from jaxprune.slimming.axes import Axes
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.rules.base import Rule, rebind, settled
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels.axes import Axes
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.rules.base import Rule, rebind, settled
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 def _follow(site: Site, operands: list[Axes]) -> list[Axes]:

@@ -9,9 +9,9 @@ from jax import export
 from jax.extend.core import Literal
 
 from jaxprune._jaxprs import Sub, open_jaxpr
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.labels import Labels
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.labels import Labels
 
 Equation = Any
 Jaxpr = Any

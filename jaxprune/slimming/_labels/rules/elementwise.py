@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.rules.base import Rule, no_zeros, rebind, together
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.rules.base import Rule, no_zeros, rebind, together
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 _KEEP_ZERO = (
     "abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p erf erf_inv expm1 floor imag log1p "

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.evaluate import ShrinkSite, move, select
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.keeps import ranks, single
-from jaxprune.slimming.rules.base import Rule, rebind, settled, together
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.evaluate import ShrinkSite, move, select
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.keeps import ranks, single
+from jaxprune.slimming._labels.rules.base import Rule, rebind, settled, together
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 def _piece(site: Site, axis: Axis, start: int, stop: int, step: int) -> Axis:

@@ -4,12 +4,12 @@ from typing import Any
 
 from jax import lax
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.evaluate import ShrinkSite, take
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.rules.base import Rule, no_zeros, rebind, whole
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.evaluate import ShrinkSite, take
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.rules.base import Rule, no_zeros, rebind, whole
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._jaxprs import Sub, sub_jaxprs
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.evaluate import ShrinkSite
-from jaxprune.slimming.frames import Frame, Site, even
-from jaxprune.slimming.rules.base import Rule, together
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.evaluate import ShrinkSite
+from jaxprune.slimming._labels.frames import Frame, Site, even
+from jaxprune.slimming._labels.rules.base import Rule, together
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 def follow_call(site: Site, operands: list[Axes]) -> list[Axes]:

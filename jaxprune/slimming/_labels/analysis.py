@@ -11,11 +11,11 @@ from jax.extend.core import Literal
 
 from jaxprune import _tree
 from jaxprune._jaxprs import Traced, is_array, sub_jaxprs, trace
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes
-from jaxprune.slimming.frames import Frame, follow
-from jaxprune.slimming.labels import Ids, Labels
-from jaxprune.slimming.rules import RULES
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes
+from jaxprune.slimming._labels.frames import Frame, follow
+from jaxprune.slimming._labels.labels import Ids, Labels
+from jaxprune.slimming._labels.rules import RULES
 
 PyTree = Any
 _NEEDS_NUMBERS = (

@@ -10,10 +10,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
-from jaxprune.slimming.axes import Axis
-from jaxprune.slimming.frames import Frame
-from jaxprune.slimming.keeps import Keep, UnevenError, keep_of, ranks, single
-from jaxprune.slimming.labels import Labels
+from jaxprune.slimming._labels.axes import Axis
+from jaxprune.slimming._labels.frames import Frame
+from jaxprune.slimming._labels.keeps import Keep, UnevenError, keep_of, ranks, single
+from jaxprune.slimming._labels.labels import Labels
 
 Keeps = tuple[Keep | None, ...]
 

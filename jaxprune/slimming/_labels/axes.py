@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.slimming.labels import Ids, Labels
+from jaxprune.slimming._labels.labels import Ids, Labels
 
 
 class Factor(NamedTuple):

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.rules.base import Rule, no_zeros, rebind, settled, together
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.rules.base import Rule, no_zeros, rebind, settled, together
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 def _remaining(site: Site, operands: list[Axes]) -> list[Axes]:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jax import export
 
-from jaxprune.slimming.axes import Axis
-from jaxprune.slimming.labels import Ids, Labels
+from jaxprune.slimming._labels.axes import Axis
+from jaxprune.slimming._labels.labels import Ids, Labels
 
 
 class Keep(NamedTuple):

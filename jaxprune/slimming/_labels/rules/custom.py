@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.decide import Piece, labels_that_go
-from jaxprune.slimming.evaluate import Decision, Keeps, ShrinkSite, evaluate
-from jaxprune.slimming.frames import Frame, follow
-from jaxprune.slimming.keeps import Keep
-from jaxprune.slimming.labels import Labels
-from jaxprune.slimming.rules.base import Rule
-from jaxprune.slimming.rules.control import follow_call, zero_call
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.decide import Piece, labels_that_go
+from jaxprune.slimming._labels.evaluate import Decision, Keeps, ShrinkSite, evaluate
+from jaxprune.slimming._labels.frames import Frame, follow
+from jaxprune.slimming._labels.keeps import Keep
+from jaxprune.slimming._labels.labels import Labels
+from jaxprune.slimming._labels.rules.base import Rule
+from jaxprune.slimming._labels.rules.control import follow_call, zero_call
 
 
 def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:

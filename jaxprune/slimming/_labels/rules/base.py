@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.evaluate import ShrinkSite
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.evaluate import ShrinkSite
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 class Rule(NamedTuple):

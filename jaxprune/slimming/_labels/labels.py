@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxprune.slimming import grids
+from jaxprune.slimming._labels import grids
 
 Ids = np.ndarray  # integer labels, any shape
 _CAPACITY = 2**23  # memory is not touched before it is used

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.slimming.labels import Ids, Labels
+from jaxprune.slimming._labels.labels import Ids, Labels
 
 
 class Piece(NamedTuple):

@@ -4,12 +4,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes
-from jaxprune.slimming.evaluate import ShrinkSite
-from jaxprune.slimming.frames import Site
-from jaxprune.slimming.rules.base import Rule, settled
-from jaxprune.slimming.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes
+from jaxprune.slimming._labels.evaluate import ShrinkSite
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.rules.base import Rule, settled
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 def _follow(site: Site, operands: list[Axes]) -> list[Axes]:

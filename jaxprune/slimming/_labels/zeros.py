@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxprune.slimming import axes as ax
-from jaxprune.slimming.axes import Axes, Axis
-from jaxprune.slimming.frames import Frame
-from jaxprune.slimming.labels import Labels
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.frames import Frame
+from jaxprune.slimming._labels.labels import Labels
 
 
 class Zeros(NamedTuple):

@@ -1,6 +1,6 @@
 """The rule of each primitive, by its name."""
 
-from jaxprune.slimming.rules import (
+from jaxprune.slimming._labels.rules import (
     contraction,
     control,
     convolution,
@@ -11,7 +11,7 @@ from jaxprune.slimming.rules import (
     reductions,
     shapes,
 )
-from jaxprune.slimming.rules.base import Rule
+from jaxprune.slimming._labels.rules.base import Rule
 
 RULES: dict[str, Rule] = {
     **elementwise.TABLE,
