@@ -40,8 +40,11 @@ CONTROLS = {
 
 
 def search(key: Any = KEY, **changes: Any) -> lottery.Rounds:
-    options: dict[str, Any] = {"rounds": 2, "rate": 0.4, "key": key, "evaluate": evaluate, "progress": False}
-    return lottery.iterative_pruning(train, init(jax.random.key(9)), **(options | changes))
+    how = {name: changes.pop(name) for name in ("evaluate", "traceable") if name in changes}
+    training = lottery.Training(train, **{"evaluate": evaluate, **how})
+    # A round removes 40 % of what is left.
+    options: dict[str, Any] = {"rounds": [0.4, 0.64], "key": key, "progress": False}
+    return lottery.iterative_pruning(training, init(jax.random.key(9)), **(options | changes))
 
 
 def removed(held: Any) -> list[int]:
@@ -121,8 +124,8 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path):
         _ = search(folder=tmp_path)
     folder = tmp_path / "other"
     folder.mkdir()
-    _ = (folder / "search.json").write_text(json.dumps({"rate": 0.1}))
-    with pytest.raises(ValueError, match=r"rate: there 0\.1, here 0\.4"):
+    _ = (folder / "search.json").write_text(json.dumps({"sparsities": [0.1]}))
+    with pytest.raises(ValueError, match=r"sparsities: saved \[0\.1\], expected \[0\.0, 0\.4, 0\.64\]"):
         _ = search(folder=folder)
     assert [p.name for p in folder.iterdir()] == ["search.json"]
 
@@ -132,21 +135,19 @@ def test_rewinding():
     keep = lambda params, held, key: jax.tree.map(lambda w: w + 1, params)
     start = init(jax.random.key(9))
     runs = {
-        "early": (lottery.early(half), lambda w: [w / 2, w / 2, w / 2]),
-        "learning_rate": (lottery.learning_rate(), lambda w: [w, w + 1, w + 2]),
-        "continued": (lottery.continued(lambda p, m, key: p), lambda w: [w, w + 1, w + 1]),
+        "early_weights": (lottery.early_weights(half), lambda w: [w / 2, w / 2, w / 2]),
+        "learning_rate_only": (lottery.learning_rate_only(), lambda w: [w, w + 1, w + 2]),
+        "fine_tuning": (lottery.fine_tuning(lambda p, m, key: p), lambda w: [w, w + 1, w + 1]),
     }
     for rewind, expected in runs.values():
         for traceable in (True, False):
             got = lottery.iterative_pruning(
-                keep,
+                lottery.Training(keep, traceable=traceable),
                 start,
-                rounds=2,
-                rate=0.3,
+                rounds=[0.3, 0.51],
                 key=KEY,
                 rewind=rewind,
                 allocation=allocation.uniform,
-                traceable=traceable,
                 progress=False,
             )
             np.testing.assert_allclose(got.start["bias"], np.stack(expected(start["bias"])), rtol=1e-6)
@@ -159,31 +160,37 @@ def test_what_training_alone_knows_is_a_metric_too(tmp_path: Path):
     def noting(params: Any, held: Any, key: Any) -> Any:
         return train(params, held, key), {"first": params["a"].sum()}
 
+    training = lottery.Training(noting, evaluate, has_aux=True)
     runs = [
-        lottery.iterative_pruning(
-            noting,
-            init(KEY),
-            rounds=1,
-            rate=0.5,
-            key=KEY,
-            evaluate=evaluate,
-            has_aux=True,
-            progress=False,
-            folder=folder,
-        )
+        lottery.iterative_pruning(training, init(KEY), rounds=[0.5], key=KEY, progress=False, folder=folder)
         for folder in (None, tmp_path)
     ]
     for found in runs:
         np.testing.assert_allclose(found.ticket.metrics["first"], found.start["a"].sum((1, 2)), rtol=1e-5)
         assert sorted(found.ticket.metrics) == ["first", "kept", "norm"]
     with pytest.raises(ValueError, match="train and evaluate both return metrics named first"):
-        _ = lottery.iterative_pruning(
-            noting, init(KEY), rounds=1, rate=0.5, key=KEY, has_aux=True, evaluate=lambda p, held: {"first": 0.0}
-        )
+        training = lottery.Training(noting, lambda p, held: {"first": 0.0}, has_aux=True)
+        _ = lottery.iterative_pruning(training, init(KEY), rounds=1, key=KEY)
 
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="rounds must be 0 or more"):
         _ = search(rounds=-1)
-    with pytest.raises(ValueError, match=r"rate .* must be in \(0, 1\), got 1"):
-        _ = search(rate=1.0)
+    for wrong in ([0.5, 1.0], [0.0], [0.5, 0.3]):
+        with pytest.raises(ValueError, match=r"rounds as sparsities must be ascending numbers in \(0, 1\), got \[0"):
+            _ = search(rounds=wrong)
+
+
+def test_a_number_of_rounds_removes_a_fifth_of_what_is_left_in_each():
+    expected = np.array([1 - (1 - 0.2) ** r for r in range(4)], np.float32)
+    np.testing.assert_array_equal(search(rounds=3).sparsity, expected)
+
+
+def test_a_damaged_folder_is_told_by_its_name(tmp_path: Path):
+    _ = search(folder=tmp_path, rounds=1)
+    note = (tmp_path / "search.json").read_text()
+    _ = (tmp_path / "search.json").write_text(note[:40])
+    with pytest.raises(ValueError, match=r"search\.json is damaged"):
+        _ = search(folder=tmp_path, rounds=1)
+    _ = (tmp_path / "search.json").write_text(note)
+    _ = search(folder=tmp_path, rounds=1)

@@ -5,11 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxprune import checkpoints, masks
+import jaxprune
+from jaxprune import checkpoints, masks, training
+from jaxprune.checkpoints import _disk
 
 
 def make(dtype: Any = jnp.float32) -> Any:
@@ -43,7 +47,7 @@ def expect_equal(found: Any, expected: Any) -> None:
 def saved(tmp_path) -> Any:
     """A file, with what is in it."""
     pruned = prune(make())
-    return checkpoints.save(tmp_path / "net.safetensors", pruned.params, pruned.masks, manifest={"a": [1]}), pruned
+    return checkpoints.save(tmp_path / "net.safetensors", pruned.params, pruned.masks, about={"a": [1]}), pruned
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
@@ -52,11 +56,11 @@ def test_what_is_saved_is_loaded(tmp_path, dtype, packed):
     pruned = prune(make(dtype))
     path = tmp_path / "net.safetensors"
     held = masks.pack(pruned.masks) if packed else pruned.masks
-    assert checkpoints.save(path, pruned.params, held, manifest=[None, "ä"]).path == path
+    assert checkpoints.save(path, pruned.params, held, about=[None, "ä"]).path == path
     found = checkpoints.load(path, jax.eval_shape(lambda: make(dtype)))
     expect_equal(found.params, pruned.params)
     expect_equal(found.masks, pruned.masks)
-    assert found.manifest == [None, "ä"]
+    assert found.about == [None, "ä"]
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
 
 
@@ -91,7 +95,7 @@ def test_it_is_put_where_it_belongs(saved, devices):
     found = checkpoints.load(sizes.path, like)
     assert found.params["dense"].sharding == found.masks["dense"].sharding == place
     expect_equal(found.params, pruned.params)
-    again = checkpoints.save(sizes.path.with_name("again"), found.params, found.masks, manifest={"a": [1]})
+    again = checkpoints.save(sizes.path.with_name("again"), found.params, found.masks, about={"a": [1]})
     assert again.path.read_bytes() == sizes.path.read_bytes()
 
 
@@ -125,11 +129,11 @@ def test_another_network_is_told_by_its_leaves(saved):
     sizes, _ = saved
     before = sizes.path.read_bytes()
     other = make() | {"dense": jnp.ones((48, 11)), "new": jnp.ones(1)}
-    with pytest.raises(ValueError, match=r"other parameters") as caught:
+    with pytest.raises(ValueError, match=r"another network") as caught:
         _ = checkpoints.load(sizes.path, other)
-    assert "  dense: in the file float32[48, 10], expected float32[48, 11]" in str(caught.value)
-    assert "  new: in the file missing, expected float32[1]" in str(caught.value)
-    with pytest.raises(ValueError, match=r"conv/bias: in the file float32\[8\], expected bfloat16\[8\]"):
+    assert "  dense: saved float32[48, 10], expected float32[48, 11]" in str(caught.value)
+    assert "  new: saved nothing, expected float32[1]" in str(caught.value)
+    with pytest.raises(ValueError, match=r"conv/bias: saved float32\[8\], expected bfloat16\[8\]"):
         _ = checkpoints.load(sizes.path, make(jnp.bfloat16))
     assert sizes.path.read_bytes() == before
 
@@ -146,10 +150,10 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(saved, monkeypatch):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        _ = checkpoints.write_new(sizes.path.with_name("next"), fail)
+        _ = _disk.write_new(sizes.path.with_name("next"), fail)
     # Another process may have made the file while this one wrote.
     with pytest.raises(FileExistsError):
-        _ = checkpoints.write_new(
+        _ = _disk.write_new(
             sizes.path.with_name("raced"), lambda p: (p.write_bytes(b"a"), p.parent.joinpath("raced").touch())
         )
     assert sorted(p.name for p in sizes.path.parent.iterdir()) == ["net.safetensors", "raced"]
@@ -171,5 +175,28 @@ def test_what_would_be_lost_is_refused(tmp_path):
     with pytest.raises(ValueError, match="would be the same in the file"):
         _ = checkpoints.save(tmp_path / "x", {"a": {"mask": jnp.ones(1)}, "a.mask": jnp.ones(1), "a/mask": jnp.ones(1)})
     with pytest.raises(TypeError, match="not JSON serializable"):
-        _ = checkpoints.save(tmp_path / "x", params, manifest={1, 2})
+        _ = checkpoints.save(tmp_path / "x", params, about={1, 2})
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_tree_to_follow_it_comes_in_nested_dicts(saved):
+    sizes, pruned = saved
+    found = checkpoints.load(sizes.path)
+    expect_equal(found.params, pruned.params)
+    expect_equal(found.masks, pruned.masks)
+    path = sizes.path.with_name("list")
+    _ = checkpoints.save(path, [jnp.ones(2), {"a/b": jnp.zeros(1)}])
+    assert jax.tree.map(jnp.shape, checkpoints.load(path).params) == {"0": (2,), "1": {"a/b": (1,)}}
+    _ = checkpoints.save(path.with_name("leaf"), jnp.ones(3))
+    assert checkpoints.load(path.with_name("leaf")).params.tolist() == [1, 1, 1]
+
+
+def test_masks_in_the_variables_of_an_optimizer_are_those_of_the_parameters(tmp_path):
+    model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, jaxprune.sparsify(optax.adam(1e-2), training.one_shot(0.5)), wrt=nnx.Param)
+    _ = optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((2, 8))) ** 2).mean())(model))
+    params, held = nnx.state(model, nnx.Param), jaxprune.get_masks(optimizer.opt_state)
+    assert checkpoints.save(tmp_path / "net", masks.apply(params, held), held).masks == 8
+    found = checkpoints.load(tmp_path / "net", params)
+    assert jax.tree.structure(found.params) == jax.tree.structure(params)
+    assert float(masks.sparsity(found.params, found.masks)) == 0.5

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -118,3 +119,29 @@ def test_what_is_no_checkpoint_is_told(tmp_path):
         _ = checkpoints.restore(tmp_path / "none", make())
     with pytest.raises(ValueError, match="no checkpoint of Orbax"):
         _ = checkpoints.restore(tmp_path, make())
+
+
+@pytest.mark.parametrize("like", ["state", "shapes", "values"])
+@pytest.mark.parametrize("saved", ["state", "values"])
+def test_a_training_state_of_nnx_with_or_without_its_variables(tmp_path, saved, like):
+    def make_nnx(seed: int) -> Any:
+        model = nnx.Linear(4, 4, rngs=nnx.Rngs(seed))
+        optimizer = jaxprune.sparsify(optax.adam(1e-2), training.one_shot(0.5))
+        return model, nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+
+    model, optimizer = make_nnx(0)
+    optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((2, 4))) ** 2).sum())(model))
+    state = nnx.state((model, optimizer))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state if saved == "state" else nnx.to_pure_dict(state))
+    fresh = nnx.state(make_nnx(1))
+    wanted = {
+        "state": lambda: fresh,
+        "shapes": lambda: jax.eval_shape(lambda: nnx.state(make_nnx(1))),
+        "values": lambda: nnx.to_pure_dict(fresh),
+    }[like]()
+    found = checkpoints.restore(tmp_path / "state", wanted)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    chex.assert_trees_all_equal(jax.tree.leaves(found), jax.tree.leaves(state))
+    with pytest.raises(ValueError, match=r"another state(?s:.*)0/kernel.*: saved float32\[4, 4\], expected nothing"):
+        _ = checkpoints.restore(tmp_path / "state", {1: wanted[1]})
