@@ -109,7 +109,7 @@ def iterative_pruning(
     # In float32, traced or not, so that all ways to run count alike.
     levels = jnp.asarray([1 - (1 - rate) ** r for r in range(rounds + 1)], jnp.float32)
     _tree.selected(params, where)
-    first = masks.ones(params, where, pattern=pattern, batch_axes=batch_axes)
+    first = masks.ones(params, where=where, pattern=pattern, batch_axes=batch_axes)
     make_anchor = lambda: rewind.anchor(params, _key(key, "anchor"))
     if traceable and folder is None:
         anchor = make_anchor()
