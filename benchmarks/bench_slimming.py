@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxprune import slimming
 from jaxprune._jaxprs import count_flops, trace
-from jaxprune.slimming.analysis import couple
+from jaxprune.slimming._labels.analysis import couple
 from jaxprune.slimming.groups import group
 
 Row = dict[str, Any]

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.slimming import report
-from jaxprune.slimming.analysis import Analysis, analyse
-from jaxprune.slimming.axes import Axis, flat
-from jaxprune.slimming.labels import Labels
-from jaxprune.slimming.rules import RULES
-from jaxprune.slimming.zeros import Zeros, follow_zeros
+from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.axes import Axis, flat
+from jaxprune.slimming._labels.labels import Labels
+from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming._labels.zeros import Zeros, follow_zeros
 
 PyTree = Any
 

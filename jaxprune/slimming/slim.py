@@ -10,13 +10,13 @@ from jax import export
 from jax.core import Tracer
 
 from jaxprune._jaxprs import is_array
-from jaxprune.slimming.analysis import Analysis, analyse
+from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.decide import Piece, labels_that_go
+from jaxprune.slimming._labels.evaluate import Decision, evaluate
+from jaxprune.slimming._labels.rules import RULES
 from jaxprune.slimming.choice import Choice, choice_from, choice_from_masks
-from jaxprune.slimming.decide import Piece, labels_that_go
-from jaxprune.slimming.evaluate import Decision, evaluate
 from jaxprune.slimming.groups import find_groups
 from jaxprune.slimming.manifest import Manifest
-from jaxprune.slimming.rules import RULES
 
 PyTree = Any
 
