@@ -159,7 +159,7 @@ def iterative_pruning(
         return masks_.select(scores, allocation(scores, sparsity, **options).sparsities, **options)
 
     _tree.selected(params, where)
-    first = masks_.ones(params, where, pattern=pattern, batch_axes=batch_axes)
+    first = masks_.ones(params, where=where, pattern=pattern, batch_axes=batch_axes)
     run = None
     if folder is not None:
         asked = {"criterion": criterion, "allocation": allocation, **options}
