@@ -130,11 +130,11 @@ def couple(
     for k, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
         ids: tuple[Ids, ...] = ()
         if is_array(leaf):
-            places = [program.inputs[k] for program in programs]
+            places: list[Any] = [program.inputs[k] for program in programs]  # an array has a place in each
             depth = max((own.get(place, ()) for own, place in zip(layers, places, strict=True)), key=len)
             ids = _label(labels, leaf, depth, any(place in own for own, place in zip(used, places, strict=True)))
             for own, place in zip(given, places, strict=True):
-                own[place] = tuple(map(ax.labelled, ids))  # pyright: ignore[reportArgumentType, reportCallIssue]
+                own[place] = tuple(map(ax.labelled, ids))
         shape = tuple(leaf.shape) if is_array(leaf) else None
         leaves.append(Leaf(_tree.name(path), _tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
     if not fix_inputs:
