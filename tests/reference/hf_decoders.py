@@ -99,7 +99,7 @@ def main() -> None:
         kept = json.loads(config.to_json_string())  # as save_pretrained writes it
         written[case] = {"config": kept, "shapes": shapes, "logits": np.round(logits[SHOWN].astype(float), 6).tolist()}
     path = Path(__file__).with_suffix(".json")
-    path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in written.items()) + "\n}\n")
+    _ = path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in written.items()) + "\n}\n")
 
 
 if __name__ == "__main__":
