@@ -1,9 +1,9 @@
 r"""Scores of features by the target alone: `pearson`, `spearman`, `anova_f` and `mutual_information`.
 
 Each score looks at one feature at a time. It misses what features tell only together (an exclusive or): there take a
-score of a trained network (`permutation`, `gradient_saliency`, `input_lasso`, `StochasticGates`). It does not see that two
-features tell the same: where many features measure few directions (spectra, neighbouring pixels at high resolution),
-the features of the largest scores are copies of each other and serve worse than random ones: there take `mrmr` or
+score of a trained network (`permutation`, `gradient_saliency`, `input_lasso`, `StochasticGates`). It does not see that
+two features tell the same: where many features measure few directions (spectra, pixels of high resolution), the
+features of the largest scores are copies of each other and serve worse than random ones: there take `mrmr` or
 `one_of_each`.
 
 Targets `y` of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
@@ -60,7 +60,8 @@ def spearman(x: Any, y: Any) -> Array:
     """The rank correlation of each feature with the target: `pearson` of the ranks of `x` (and of `y`, of numbers).
 
     It finds any monotone relation; neither outliers nor a class far from the others dominate it. Equal values share the
-    mean of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), with Kruskal and Wallis's H (1952).
+    mean of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), with the H of Kruskal and
+    Wallis (1952).
 
     Args:
       x: (n, features) numbers.
