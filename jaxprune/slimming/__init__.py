@@ -9,7 +9,6 @@ from jaxprune.slimming.choosing import Step as Step
 from jaxprune.slimming.choosing import choose as choose
 from jaxprune.slimming.choosing import choose_budget as choose_budget
 from jaxprune.slimming.choosing import removal_order as removal_order
-from jaxprune.slimming.distillation import distillation_loss as distillation_loss
 from jaxprune.slimming.geometric import geometric_median_scores as geometric_median_scores
 from jaxprune.slimming.groups import Frozen as Frozen
 from jaxprune.slimming.groups import Group as Group
