@@ -200,7 +200,13 @@ def free_tickets(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
     first, second, third = jax.random.split(key, 3)
     every = max(steps // 25, 1)
     tickets = ensembles.free_tickets(
-        SPARSITY, members=MEMBERS, explore=steps, refine=steps // 2, key=first, every=every, rates=RATES
+        SPARSITY,
+        members=MEMBERS,
+        explore=steps,
+        refine=steps // 2,
+        updates=ensembles.Updates(every=every),
+        rates=RATES,
+        key=first,
     )
     optimizer = jaxprune.sparsify(optax.adam(lambda step: RATE * tickets.rate(step)), tickets.method)
     params, state, found = init(second, data[0].shape[1]), None, []

@@ -103,8 +103,9 @@ def slim(model: Model, params: Any, times: float, image: Any) -> slimming.Slimme
     groups = jaxprune.find_groups(model.apply, params, image)
     scores = slimming.group_scores(groups, criteria.magnitude(params))
     cost = slimming.costs.flops(model.apply, params, image)
-    target = cost(slimming.choice_from(groups, {})) / times
-    return jaxprune.slim(model.apply, params, slimming.choose_budget(groups, scores, cost, target), image)
+    target = cost(slimming.Choice.remove(groups, {})) / times
+    choice = slimming.choose(groups, scores, cost=cost, target=target, scope="global")
+    return jaxprune.slim(model.apply, params, choice, image)
 
 
 class Plan(NamedTuple):

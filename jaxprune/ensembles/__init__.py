@@ -1,7 +1,7 @@
 """Ensembles of pruned members: one vmapped model, its uncertainty, and cheap ways to make members and to merge them."""
 
 from jaxprune.ensembles.distillation import distillation_loss, softened
-from jaxprune.ensembles.free_tickets import FreeTickets, free_tickets
+from jaxprune.ensembles.free_tickets import Updates, free_tickets
 from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, stack, take
 from jaxprune.ensembles.predictions import majority, mean_logit, mean_probability, member_logits, predictor
 from jaxprune.ensembles.selection import greedy_selection
@@ -9,8 +9,8 @@ from jaxprune.ensembles.soups import soup
 from jaxprune.ensembles.uncertainty import disagreement, pairwise_disagreement, uncertainty
 
 __all__ = [
-    "FreeTickets",
     "Members",
+    "Updates",
     "disagreement",
     "distillation_loss",
     "free_tickets",

@@ -69,17 +69,9 @@ def test_a_soup_of_different_masks_is_refused_by_name():
 
 
 def test_free_tickets_explore_refine_and_leap():
-    tickets = ensembles.free_tickets(
-        0.75,
-        members=3,
-        explore=20,
-        refine=12,
-        key=KEY,
-        every=4,
-        fraction=0.25,
-        leap=0.75,
-        allocation=allocation.uniform,
-    )
+    updates = ensembles.Updates(every=4, fraction=0.25, leap=0.75)
+    how: Any = {"key": KEY, "allocation": allocation.uniform}
+    tickets = ensembles.free_tickets(0.75, members=3, explore=20, refine=12, updates=updates, **how)
     assert tickets.ends == (32, 44, 56)
     is_due: Any = tickets.method.is_due
     due = [step for step in range(70) if is_due(step)]
@@ -106,9 +98,9 @@ def test_free_tickets_explore_refine_and_leap():
         ({"members": 0}, "members must be an integer of 1"),
         ({"refine": 1}, "refine must be an integer of 2"),
         ({"explore": 0.5}, "explore must be an integer of 0"),
-        ({"leap": 1.5}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
+        ({"updates": ensembles.Updates(leap=1.5)}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
         ({"rates": (0.1, 0.0)}, r"rates are two factors in \(0, 1\]; got \(0.1, 0.0\)"),
-        ({"every": 0}, "every must be a positive integer"),
+        ({"updates": ensembles.Updates(every=0)}, "every must be a positive integer"),
         ({"sparsity": 1.0}, "sparsity"),
     ],
 )

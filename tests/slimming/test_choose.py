@@ -1,4 +1,4 @@
-"""Scores of units, ratios, limits, budgets."""
+"""Scores of units, sparsities, limits, costs."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_scores_are_norms_over_all_members(params: Any, groups: slimming.Groups)
     np.testing.assert_allclose(mean[groups["a[1]"].span], first / first.mean(), rtol=1e-6)
 
 
-def test_ratio_of_each_group_removes_the_lowest(params: Any, groups: slimming.Groups) -> None:
+def test_sparsity_of_each_group_removes_the_lowest(params: Any, groups: slimming.Groups) -> None:
     scores = np.arange(28.0)[::-1]
     choice = slimming.choose(groups, scores, 0.5)
     assert choice.kept("a[1]").tolist() == [True] * 8 + [False] * 8
@@ -65,15 +65,18 @@ def test_one_ranking_over_all_groups(groups: slimming.Groups) -> None:
     scores = np.concatenate([np.arange(16.0), np.arange(12.0) + 100])
     choice = slimming.choose(groups, scores, 0.5, scope="global")
     assert (~choice.keep).sum() == 14 and choice.kept("b[1]").all()
-    most = slimming.choose(groups, scores, 0.5, scope="global", limits=slimming.Limits(most=0.5))
+    most = slimming.choose(groups, scores, 0.5, scope="global", limits=slimming.Limits(max_sparsity=0.5))
     assert (~most.kept("a[1]")).sum() == 8 and (~most.kept("b[1]")).sum() == 6
 
 
 def test_limits(groups: slimming.Groups) -> None:
     scores = np.arange(28.0)
-    rounded = slimming.choose(groups, scores, 0.4, limits=slimming.Limits(round_to=8))
+    with pytest.warns(
+        UserWarning, match=r"because of round_to:\n  a\[1\]: the sparsity removes 6 of its 16 units.* is 8"
+    ):
+        rounded = slimming.choose(groups, scores, 0.4, limits=slimming.Limits(round_to=8))
     assert rounded.kept("a[1]").sum() == 16 and rounded.kept("b[1]").sum() == 8
-    floor = slimming.choose(groups, scores, 1.0, limits=slimming.Limits(floor={"a[1]": 5}))
+    floor = slimming.choose(groups, scores, 1.0, limits=slimming.Limits(min_units={"a[1]": 5}))
     assert floor.kept("a[1]").sum() == 5 and floor.kept("b[1]").sum() == 1
     protected = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(protect="a"))
     assert protected.kept("a[1]").all() and not protected.kept("b[1]").all()
@@ -100,7 +103,7 @@ def test_budget_is_met_within_one_unit(params: Any, groups: slimming.Groups) -> 
     for cost in (costs.parameters, costs.memory, costs.flops(net, params, x)):
         whole = cost(slimming.Choice(groups, np.ones(28, bool)))
         for scope in ("global", "group"):
-            choice = slimming.choose_budget(groups, scores, cost, 0.5 * whole, scope=scope)
+            choice = slimming.choose(groups, scores, cost=cost, target=0.5 * whole, scope=scope)
             assert cost(choice) <= 0.5 * whole
             gone = np.flatnonzero(~choice.keep)
             one_back = [cost(slimming.Choice(groups, choice.keep | (np.arange(28) == u))) for u in gone]
@@ -109,7 +112,7 @@ def test_budget_is_met_within_one_unit(params: Any, groups: slimming.Groups) -> 
         3 * 16 + 16 * 12 + 12 * 2
     )
     with pytest.raises(ValueError, match="still costs 6"):
-        _ = slimming.choose_budget(groups, scores, costs.parameters, 5)
+        _ = slimming.choose(groups, scores, cost=costs.parameters, target=5)
 
 
 def test_measured_latency_is_a_cost(params: Any, groups: slimming.Groups) -> None:
@@ -125,7 +128,7 @@ def seconds(p: Any, slow: float = 1.0) -> float:
     return 1e-6 * (5 + first * (slow if first % 4 else 1) + 2 * second * (slow if second % 4 else 1))
 
 
-def stepwise(groups: slimming.Groups, steps: list[slimming.Step], count: int) -> slimming.Choice:
+def stepwise(groups: slimming.Groups, steps: list[slimming.Removal], count: int) -> slimming.Choice:
     keep = np.ones(groups.size, bool)
     for step in steps[:count]:
         keep[step.units] = False
@@ -153,7 +156,7 @@ def test_steady_latency_is_met_at_the_first_step_that_meets_it(
     assert every == sorted(every, reverse=True)
     for target in (every[0], 30e-6, 21.5e-6, every[-1]):
         asked: list[float] = []
-        choice = slimming.choose_budget(groups, scores, timed(params, 1.0, asked), target, scope=scope)
+        choice = slimming.choose(groups, scores, cost=timed(params, 1.0, asked), target=target, scope=scope)
         first = next(n for n, cost in enumerate(every) if cost <= target)
         np.testing.assert_array_equal(choice.keep, stepwise(groups, steps, first).keep)
         assert len(asked) <= 2 + np.ceil(np.log2(len(steps)))
@@ -166,7 +169,7 @@ def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: 
     every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
     assert (np.diff(every) > 0).any()  # fewer channels, more time
     for target in every[np.argsort(every)][::3]:
-        choice = slimming.choose_budget(groups, scores, cost, target)
+        choice = slimming.choose(groups, scores, cost=cost, target=target, scope="global")
         gone = int((~choice.keep).sum())
         assert every[gone] <= target and (gone == 0 or every[gone - 1] > target)
     # In widths that the machine likes it does not rise, and the first that meets the target is found.
@@ -175,7 +178,7 @@ def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: 
     every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
     assert (np.diff(every) < 0).all() and len(steps) == 5
     for target in (*every, 26e-6):
-        choice = slimming.choose_budget(groups, scores, cost, target, limits=even)
+        choice = slimming.choose(groups, scores, cost=cost, target=target, scope="global", limits=even)
         np.testing.assert_array_equal(
             choice.keep, stepwise(groups, steps, int(np.flatnonzero(every <= target)[0])).keep
         )
@@ -194,7 +197,7 @@ def test_noisy_latency_is_met_to_its_noise(params: Any, groups: slimming.Groups)
             asked[gone] = true[gone] * rng.uniform(0.9, 1.1)
             return asked[gone]
 
-        gone = int((~slimming.choose_budget(groups, scores, noisy, 25e-6).keep).sum())
+        gone = int((~slimming.choose(groups, scores, cost=noisy, target=25e-6, scope="global").keep).sum())
         assert asked[gone] <= 25e-6 < asked[gone - 1]
         assert true[gone] <= 25e-6 / 0.9 and true[gone - 1] > 25e-6 / 1.1
 
@@ -202,24 +205,24 @@ def test_noisy_latency_is_met_to_its_noise(params: Any, groups: slimming.Groups)
 def test_limits_of_each_group(groups: slimming.Groups) -> None:
     scores = np.arange(28.0)
     widths = lambda choice: (int(choice.kept("a[1]").sum()), int(choice.kept("b[1]").sum()))
-    choose = lambda ratio, **limits: widths(slimming.choose(groups, scores, ratio, limits=slimming.Limits(**limits)))
+    choose = lambda what, **limits: widths(slimming.choose(groups, scores, what, limits=slimming.Limits(**limits)))
     # By the name itself, whose brackets would be a set to a glob; by a glob; the others keep the default.
     assert choose({"a[1]": 0.5, "b*": 0.25}) == (8, 9)
     assert choose(0.6, round_to={"a[1]": 8}) == (8, 5)
-    assert choose(0.6, most={"b*": 0.25}) == (6, 9)
-    assert choose(1.0, floor={"a[1]": 5}, round_to=4) == (8, 4)  # the least multiple of 4 that is 5 or more
-    assert choose(1.0, floor=3, most=0.5) == (8, 6)
-    assert choose(1.0, floor={"a*": 99, "b*": 0}) == (16, 0)
+    assert choose(0.6, max_sparsity={"b*": 0.25}) == (6, 9)
+    assert choose(1.0, min_units={"a[1]": 5}, round_to=4) == (8, 4)  # the least multiple of 4 that is 5 or more
+    assert choose(1.0, min_units=3, max_sparsity=0.5) == (8, 6)
+    assert choose(1.0, min_units={"a*": 99, "b*": 0}) == (16, 0)
     assert choose(0.5, protect=["a[1]"]) == (16, 6)
     assert choose(0.5, protect="c") == (8, 12)  # by a leaf that is in the group
-    assert choose(0.5, most=0) == (16, 12)
+    assert choose(0.5, max_sparsity=0) == (16, 12)
     for limits in (
-        slimming.Limits(most={"a[1]": 0.25}),
-        slimming.Limits(floor={"a[1]": 12}),
+        slimming.Limits(max_sparsity={"a[1]": 0.25}),
+        slimming.Limits(min_units={"a[1]": 12}),
         slimming.Limits(round_to={"a[1]": 12}),
     ):
         assert widths(slimming.choose(groups, scores, 1.0, scope="global", limits=limits)) == (12, 1)
-        budget = slimming.choose_budget(groups, scores, costs.parameters, 52, limits=limits)
+        budget = slimming.choose(groups, scores, cost=costs.parameters, target=52, scope="global", limits=limits)
         assert widths(budget) == (12, 1)  # 3 x 12 + 12 + 2 = 50; with one more column 64
 
 
@@ -241,7 +244,7 @@ def test_heads_are_rounded_by_their_positions() -> None:
     assert chosen() == 3
     assert chosen(round_to=8) == 4  # two heads of four dimensions each
     assert chosen(round_to=16) == 4
-    assert chosen(floor=5) == 5
+    assert chosen(min_units=5) == 5
 
 
 def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
@@ -250,7 +253,7 @@ def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
     for _ in range(3):
         groups = slimming.find_groups(fn, p, x)
         scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, p))
-        limits = slimming.Limits(floor={groups[1].name: 5}, round_to={groups[0].name: 2})
+        limits = slimming.Limits(min_units={groups[1].name: 5}, round_to={groups[0].name: 2})
         small = slimming.slim(fn, p, slimming.choose(groups, scores, 0.4, limits=limits), x)
         fn, p = small.fn, small.params
         widths.append((p["a"].shape[1], p["b"].shape[1]))
@@ -262,12 +265,12 @@ def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"round_to": 0}, "round_to is a whole number from 1 on; got 0"),
-        ({"round_to": {"a*": 2.5}}, "round_to is a whole number from 1 on; got 2.5"),
-        ({"floor": -1}, "floor is a whole number from 0 on; got -1"),
-        ({"most": 1.5}, r"most is a share in \[0, 1\]; got 1.5"),
-        ({"floor": {"z": 1}}, "floor: no group matches 'z'"),
-        ({"most": {"z": 1}}, "most: no group matches 'z'"),
+        ({"round_to": 0}, "round_to must be a whole number from 1 on; got 0"),
+        ({"round_to": {"a*": 2.5}}, "round_to must be a whole number from 1 on; got 2.5"),
+        ({"min_units": -1}, "min_units must be a whole number from 0 on; got -1"),
+        ({"max_sparsity": 1.5}, r"max_sparsity must be in \[0, 1\]; got 1.5"),
+        ({"min_units": {"z": 1}}, "min_units: no group matches 'z'"),
+        ({"max_sparsity": {"z": 1}}, "max_sparsity: no group matches 'z'"),
     ],
 )
 def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
@@ -275,7 +278,7 @@ def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _ = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(**limits))
     with pytest.raises(ValueError, match=message):
-        _ = slimming.choose_budget(groups, scores, costs.parameters, 9, limits=slimming.Limits(**limits))
+        _ = slimming.choose(groups, scores, cost=costs.parameters, target=9, limits=slimming.Limits(**limits))
     with pytest.raises(ValueError, match=message):
         _ = slimming.removal_order(groups, scores, scope="group", limits=slimming.Limits(**limits))
 
@@ -283,21 +286,21 @@ def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ratio": 1.5}, r"a ratio is a share in \[0, 1\]; got 1.5"),
-        ({"ratio": {"z": 0.5}}, "ratio: no group matches 'z'"),
+        ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\]; got 1.5"),
+        ({"sparsity": {"z": 0.5}}, "sparsity: no group matches 'z'"),
         ({"scores": np.ones(3)}, "scores must be 28 numbers"),
         ({"scores": np.full(28, np.nan)}, "none of them NaN"),
         ({"scope": "all"}, "scope is"),
     ],
 )
 def test_bad_choices(groups: slimming.Groups, change: Any, message: str) -> None:
-    arguments: Any = {"scores": np.arange(28.0), "ratio": 0.5} | change
+    arguments: Any = {"scores": np.arange(28.0), "sparsity": 0.5} | change
     with pytest.raises(ValueError, match=message):
         _ = slimming.choose(groups, **arguments)
 
 
 def test_bad_scores(groups: slimming.Groups, params: Any) -> None:
-    with pytest.raises(ValueError, match="reduce is one of"):
+    with pytest.raises(ValueError, match="reduce must be one of"):
         _ = slimming.group_scores(groups, params, reduce="median")
     with pytest.raises(ValueError, match="where selects none"):
         _ = slimming.group_scores(groups, params, where="z")
