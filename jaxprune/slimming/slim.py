@@ -13,7 +13,7 @@ from jaxprune._jaxprs import is_array
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
 from jaxprune.slimming._labels.evaluate import Decision, evaluate
-from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming._labels.rules import rule_of
 from jaxprune.slimming.choice import Choice, choice_from, choice_from_masks
 from jaxprune.slimming.groups import find_groups
 from jaxprune.slimming.manifest import Manifest
@@ -150,7 +150,7 @@ def _decide(
             if axis in kept.axes:
                 stay = kept.stay(axis)
             pieces.append(Piece(f"{leaf.name}, axis {axis}", ids, stay))
-    return analysis, Decision(analysis.labels, labels_that_go(analysis.labels, pieces), RULES)
+    return analysis, Decision(analysis.labels, labels_that_go(analysis.labels, pieces), rule_of)
 
 
 def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:

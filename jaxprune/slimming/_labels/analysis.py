@@ -15,7 +15,7 @@ from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes
 from jaxprune.slimming._labels.frames import Frame, follow
 from jaxprune.slimming._labels.labels import Ids, Labels
-from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming._labels.rules import rule_of
 
 PyTree = Any
 _NEEDS_NUMBERS = (
@@ -117,7 +117,7 @@ def couple(traced: Traced, params: PyTree, *, fix_outputs: bool) -> Analysis:
             given[place] = tuple(ax.labelled(i) for i in ids)
         shape = tuple(leaf.shape) if is_array(leaf) else None
         leaves.append(Leaf(_tree.name(path), _tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
-    frame = follow(labels, jaxpr, traced.closed.consts, given, (), RULES)
+    frame = follow(labels, jaxpr, traced.closed.consts, given, (), rule_of)
     if fix_outputs:
         for k, var in enumerate(jaxpr.outvars):
             for axis in frame.read(var):
@@ -142,7 +142,7 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
-        rule = RULES.get(eqn.primitive.name)
+        rule = rule_of(eqn)
         if rule is None or not rule.ragged:
             continue
         for sub in sub_jaxprs(eqn):
