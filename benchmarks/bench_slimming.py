@@ -241,7 +241,7 @@ def compare(
 def half(groups: slimming.Groups, globs: Any) -> slimming.Choice:
     """Removes every second unit of the groups that a predicate selects."""
     removed = {g.name: range(0, g.count, 2) for g in groups if globs(g)}
-    return slimming.choice_from(groups, removed)
+    return slimming.Choice.remove(groups, removed)
 
 
 def resnet18(rounds: int) -> list[Row]:
