@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -17,7 +18,7 @@ def primitive(name, fn):
     """A primitive that does what a function of arrays does."""
     made = Primitive(name)
     made.def_impl(fn)
-    made.def_abstract_eval(lambda *xs: jax.core.ShapedArray(*_shape(fn, *xs)))
+    made.def_abstract_eval(lambda *xs: ShapedArray(*_shape(fn, *xs)))
     mlir.register_lowering(made, mlir.lower_fun(fn, multiple_results=False))
     return made
 
