@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jaxprune import _tree, criteria
 from jaxprune._jaxprs import is_array
+from jaxprune.prune import Selector
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
@@ -131,7 +132,8 @@ def slim(
       >>> slim(fn, params, {'a[1]': [0, 2]}, jnp.ones((5, 1))).params['a'].tolist()
       [[1.0]]
     """
-    manifest = _manifest(fn, params, what, inputs, lambda: criterion(params, grads=grads, stats=stats, key=key))
+    selector = Selector(criterion=criterion, key=key)
+    manifest = _manifest(fn, params, what, inputs, lambda: selector.scores(params, grads=grads, stats=stats))
     _check_shapes(params, manifest, smaller=False)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 

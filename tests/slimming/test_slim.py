@@ -68,7 +68,8 @@ def test_a_sparsity_scores_chooses_and_slims() -> None:
     model, x = nets.ResNet(), image(8)
     params = build(model, x)
     groups = slimming.find_groups(model.apply, params, x)
-    grads = jax.grad(lambda p: jnp.sum(model.apply(p, x) ** 2))(params)
+    loss: Any = lambda p: jnp.sum(jnp.square(jnp.asarray(model.apply(p, x))))
+    grads = jax.grad(loss)(params)
     ways: list[tuple[dict[str, Any], Any]] = [
         ({}, criteria.magnitude(params)),
         ({"criterion": criteria.gradient, "grads": grads}, criteria.gradient(params, grads=grads)),
@@ -81,7 +82,7 @@ def test_a_sparsity_scores_chooses_and_slims() -> None:
         expected = slimming.slim(model.apply, params, choice, x)
         assert small.manifest.to_json() == expected.manifest.to_json()
         assert checks.difference(expected.params, small.params) == 0
-    assert sorted(g.count for g in slimming.find_groups(small.fn, small.params, x)) == [4, 4, 8, 8, 8]
+        assert sorted(g.count for g in slimming.find_groups(small.fn, small.params, x)) == [4, 4, 8, 8, 8]
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\]; got 1.5"):
         _ = slimming.slim(model.apply, params, 1.5, x)
 
