@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import selection
+from jaxprune import features
 
 
 def _random(rng, *shape):
@@ -29,7 +29,7 @@ def test_every_layer_that_reads_the_input_shrinks(net):
     fn, params = net
     mask = np.array([1, 0, 1, 1, 0, 0, 1, 0], bool)
     names = [f"f{i}" for i in range(8)]
-    small = selection.narrow(fn, params, mask, jax.ShapeDtypeStruct((2, 8), jnp.float32), names=names)
+    small = features.narrow(fn, params, mask, jax.ShapeDtypeStruct((2, 8), jnp.float32), names=names)
     assert small.kept == ("f0", "f2", "f3", "f6")
     assert small.params["a"]["w"].shape == (4, 5)
     assert small.params["skip"].shape == (4, 3)
@@ -45,7 +45,7 @@ def test_every_layer_that_reads_the_input_shrinks(net):
 
 def test_the_smaller_network_trains(net):
     fn, params = net
-    small = selection.narrow(fn, params, np.arange(8) < 3, jnp.zeros((2, 8)))
+    small = features.narrow(fn, params, np.arange(8) < 3, jnp.zeros((2, 8)))
     x = _random(np.random.default_rng(1), 4, 8)
     grads = jax.grad(lambda p: small.fn(p, small.take(x)).sum())(small.params)
     zeros = jax.grad(lambda p: fn(p, x.at[:, 3:].set(0)).sum())(params)
@@ -57,7 +57,7 @@ def test_flattened_images_lose_pixels_of_a_column():
     w = _random(rng, 3 * 4, 2)
     fn = lambda w, x: x.reshape(x.shape[0], -1) @ w
     mask = np.array([True, False, True, True])
-    small = selection.narrow(fn, w, mask, jnp.zeros((2, 3, 4)))
+    small = features.narrow(fn, w, mask, jnp.zeros((2, 3, 4)))
     assert small.params.shape == (9, 2)
     x = _random(rng, 5, 3, 4)
     np.testing.assert_allclose(small.fn(small.params, small.take(x)), fn(w, jnp.where(mask, x, 0)), atol=1e-5)
@@ -67,7 +67,7 @@ def test_behind_a_mean_that_is_subtracted_a_feature_that_goes_counts_as_its_mean
     rng = np.random.default_rng(3)
     mean, w = _random(rng, 4), _random(rng, 4, 2)
     fn = lambda w, x: (x - mean) @ w
-    small = selection.narrow(fn, w, np.array([True, True, False, True]), jnp.zeros((2, 4)))
+    small = features.narrow(fn, w, np.array([True, True, False, True]), jnp.zeros((2, 4)))
     assert small.inexact is None
     x = _random(rng, 3, 4)
     found = small.fn(small.params, small.take(x))
@@ -77,7 +77,7 @@ def test_behind_a_mean_that_is_subtracted_a_feature_that_goes_counts_as_its_mean
 
 def test_a_normalisation_over_features_is_named():
     fn = lambda w, x: (x / jnp.exp(x).sum(1, keepdims=True)) @ w
-    small = selection.narrow(fn, jnp.ones((4, 2)), np.arange(4) < 3, jnp.zeros((2, 4)))
+    small = features.narrow(fn, jnp.ones((4, 2)), np.arange(4) < 3, jnp.zeros((2, 4)))
     assert small.inexact is not None
 
 
@@ -92,7 +92,7 @@ def test_a_network_in_flax():
     x = _random(np.random.default_rng(4), 3, 5)
     params: Any = Net().init(jax.random.key(0), x)
     mask = np.array([False, True, True, False, True])
-    small = selection.narrow(Net().apply, params, mask, x)
+    small = features.narrow(Net().apply, params, mask, x)
     assert small.params["params"]["first"]["kernel"].shape == (3, 6)
     expected: Any = Net().apply(params, jnp.where(mask, x, 0))
     np.testing.assert_allclose(small.fn(small.params, small.take(x)), expected, atol=1e-5)
@@ -101,9 +101,9 @@ def test_a_network_in_flax():
 def test_what_cannot_go_is_said():
     conv = lambda w, x: jax.lax.conv(x[:, None], w, (1,), "SAME")
     with pytest.raises(ValueError, match="features cannot go from axis 1"):
-        _ = selection.narrow(conv, jnp.ones((1, 1, 3)), np.arange(6) > 0, jnp.zeros((2, 6)))
+        _ = features.narrow(conv, jnp.ones((1, 1, 3)), np.arange(6) > 0, jnp.zeros((2, 6)))
     with pytest.raises(ValueError, match=r"features cannot go from axis 1.*\n.*output"):
-        _ = selection.narrow(lambda w, x: x * w, jnp.ones(6), np.arange(6) > 0, jnp.zeros((2, 6)))
+        _ = features.narrow(lambda w, x: x * w, jnp.ones(6), np.arange(6) > 0, jnp.zeros((2, 6)))
 
 
 @pytest.mark.parametrize(
@@ -120,11 +120,11 @@ def test_errors_say_what_is_wrong(net, change, message):
     fn, params = net
     options = {"mask": np.ones(8, bool), **change}
     with pytest.raises(ValueError, match=message):
-        _ = selection.narrow(fn, params, options.pop("mask"), jnp.zeros((2, 8)), **options)
+        _ = features.narrow(fn, params, options.pop("mask"), jnp.zeros((2, 8)), **options)
 
 
 def test_taking_features_of_another_width_is_refused(net):
     fn, params = net
-    small = selection.narrow(fn, params, np.arange(8) < 3, jnp.zeros((2, 8)))
+    small = features.narrow(fn, params, np.arange(8) < 3, jnp.zeros((2, 8)))
     with pytest.raises(ValueError, match="must have all 8 features"):
         _ = small.take(jnp.zeros((2, 3)))

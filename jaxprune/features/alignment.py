@@ -1,4 +1,4 @@
-"""Centred kernel alignment: whether two layers, or two channels, say the same of the same samples."""
+"""Centred kernel alignment (CKA) of layers and of channels: `cka`, `layer_similarity`, `similar_layers` and others."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ def cka(a: Any, b: Any) -> Array:
 
         CKA = ||A'B||_F^2 / (||A'A||_F ||B'B||_F),    columns centred
 
-    Kornblith et al. 2019, arXiv 1905.00414, eq. 4 with a linear kernel. It is 1 for what differs by a rotation and a
-    scale. Computed over samples or over features, whichever are fewer.
+    Kornblith et al. 2019, arXiv 1905.00414, eq. 4 with a linear kernel. It is 1 for representations that differ by a
+    rotation and a scale.
 
     Args:
-      a: (n, ...), one sample a row.
-      b: (n, ...).
+      a: (n, ...) numbers, one sample per row.
+      b: (n, ...) numbers of the same samples.
 
     Returns:
-      A scalar in [0, 1], in float32 at least; 0 where one of them does not vary.
+      A scalar in [0, 1], in float32 or wider; 0 if `a` or `b` does not vary.
 
     Raises:
-      ValueError: different numbers of samples, or fewer than two.
+      ValueError: `a` and `b` have different numbers of samples, or fewer than two.
 
     Example:
       >>> a = jnp.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
@@ -40,16 +40,21 @@ def cka(a: Any, b: Any) -> Array:
 
 
 def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
-    """CKA of each layer with each other.
+    """The CKA of each layer with each other layer.
 
     Args:
-      activations: by layer (n, ...) of the same samples.
+      activations: by the name of a layer its activations (n, ...), all of the same samples.
 
     Returns:
-      (layers, layers), 1 on the diagonal for layers that vary.
+      (layers, layers) in [0, 1], symmetric; 1 on the diagonal for layers that vary.
 
     Raises:
-      ValueError: fewer than two layers, or what `cka` raises.
+      ValueError: there are fewer than two layers or samples, or different numbers of samples.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+      >>> layer_similarity({'first': x, 'second': 2 * x}).round(4).tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
     """
     if len(activations) < 2:
         raise ValueError(f"there must be two layers to compare; got {list(activations)}")
@@ -62,11 +67,11 @@ def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
 
 
 class Alike(NamedTuple):
-    """Two layers that say nearly the same.
+    """Two layers that represent samples in nearly the same way.
 
     Attributes:
-      first: the earlier layer.
-      second: the later one: a candidate to drop, for what came before says it already.
+      first: the name of the earlier layer.
+      second: the name of the later layer, a candidate to drop.
       cka: their alignment.
     """
 
@@ -76,20 +81,27 @@ class Alike(NamedTuple):
 
 
 def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -> list[Alike]:
-    """Layers that say nearly the same as another, as candidates to drop, the most alike first.
+    """Lists the pairs of layers that represent samples in nearly the same way, the most similar pair first.
 
-    Whether a candidate can go is to be seen by removing it: alignment looks at directions of much variance alone
-    (Davari et al. 2022, arXiv 2210.16156).
+    Such a layer is a candidate to drop. Try it: CKA sees only directions of large variance (Davari et al. 2022, arXiv
+    2210.16156), and the network may need the others.
 
     Args:
-      activations: by layer (n, ...) of the same samples, in the order of the network.
-      threshold: the alignment from which on two layers are reported, in (0, 1].
+      activations: by the name of a layer its activations (n, ...), all of the same samples, in the order of the
+        network.
+      threshold: the CKA from which on a pair is listed, in (0, 1].
 
     Returns:
       The pairs.
 
     Raises:
-      ValueError: a threshold out of range, or what `layer_similarity` raises.
+      ValueError: `threshold` is out of range, there are fewer than two layers or samples, or different numbers of
+        samples.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+      >>> [(pair.first, pair.second) for pair in similar_layers({'first': x, 'second': 2 * x})]
+      [('first', 'second')]
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is an alignment in (0, 1]; got {threshold}")
@@ -104,18 +116,23 @@ def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -
 
 
 def channel_similarity(activations: Any) -> Array:
-    """CKA of each channel with each other: each channel's maps (n, height x width) are a representation of their own.
+    """The CKA of each channel with each other, where the maps (n, height x width) of a channel are its representation.
 
-    Unlike correlation it does not care where in the map something is said, or with which sign.
+    Unlike `correlations` it depends neither on the positions in the map nor on the sign.
 
     Args:
-      activations: (n, ..., channels).
+      activations: (n, ..., channels), two samples or more.
 
     Returns:
-      (channels, channels).
+      (channels, channels) in [0, 1], symmetric.
 
     Raises:
-      ValueError: fewer than two axes or samples.
+      ValueError: activations have fewer than two axes or samples.
+
+    Example:
+      >>> x = jnp.array([[0.0, 1.0], [1.0, 0.0], [3.0, -2.0]])
+      >>> channel_similarity(x).round(4).tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
     """
     values = jnp.asarray(activations)
     if values.ndim < 2 or values.shape[0] < 2:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune import selection
+from jaxprune import features
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +34,16 @@ def test_the_file_has_twenty_features_that_span_five_dimensions(madelon):
 def test_linear_scores_miss_what_matters_and_removing_redundancy_deletes_it(madelon):
     x, y, truth = madelon
     rows = np.random.default_rng(0).permutation(2600)[:2000]
-    relevance, alike = np.asarray(selection.pearson(x[rows], y[rows])), np.asarray(selection.correlations(x[rows]))
+    relevance, alike = np.asarray(features.pearson(x[rows], y[rows])), np.asarray(features.correlations(x[rows]))
     hits = lambda mask: int((mask & truth).sum())
-    linear = hits(selection.top(relevance, 20))
-    each = selection.one_of_each(relevance, selection.clusters(alike, 0.5))
-    clusters = hits(selection.top(np.where(each, relevance, -1), 20))
+    linear = hits(features.top(relevance, 20))
+    each = features.one_of_each(relevance, features.clusters(alike, 0.5))
+    clusters = hits(features.top(np.where(each, relevance, -1), 20))
     chosen = np.zeros(500, bool)
-    chosen[selection.mrmr(relevance, alike, 20)] = True
+    chosen[features.mrmr(relevance, alike, 20)] = True
     assert linear < 18
     assert max(clusters, hits(chosen)) < linear
-    assert hits(selection.top(selection.relatedness(alike), 20)) == 20
+    assert hits(features.top(features.relatedness(alike), 20)) == 20
 
 
 def _centroid_accuracy(x, y, x_test, y_test):
@@ -57,8 +57,8 @@ def test_where_labels_are_dealt_out_scores_of_training_rows_bring_no_benefit():
     for _ in range(30):
         x, y = rng.normal(size=(80, 400)).astype(np.float32), rng.permutation(np.arange(80) % 2)
         a, b = np.arange(40), np.arange(40, 80)
-        of_training = selection.top(selection.pearson(x[a], y[a]), 20)
-        of_all = selection.top(selection.pearson(np.concatenate([x[b], x[a]]), np.concatenate([y[b], y[a]])), 20)
+        of_training = features.top(features.pearson(x[a], y[a]), 20)
+        of_all = features.top(features.pearson(np.concatenate([x[b], x[a]]), np.concatenate([y[b], y[a]])), 20)
         honest.append(_centroid_accuracy(x[a][:, of_training], y[a], x[b][:, of_training], y[b]))
         leaking.append(_centroid_accuracy(x[a][:, of_all], y[a], x[b][:, of_all], y[b]))
     # 1,200 rows, each right by chance: the standard deviation is 0.014. Scores that saw the test rows "help".
@@ -72,8 +72,8 @@ def test_the_features_that_are_found_lift_the_network(root, madelon):
     x, y, truth = madelon
     data, key = example["split"](x, y, 0, 2000), jax.random.key(0)
     kernel = example["train"](key, data.x, data.y, 0.4, kind="lasso", steps=2000)["first"]["kernel"]
-    lasso = selection.top(selection.input_norms(kernel), 20)
-    related = selection.top(selection.relatedness(selection.correlations(data.x)), 20)
+    lasso = features.top(features.input_norms(kernel), 20)
+    related = features.top(features.relatedness(features.correlations(data.x)), 20)
     assert (related & truth).sum() >= 18
     assert (lasso & truth).sum() >= 15  # 17 to 20 in five seeds
     assert example["accuracy"](data, np.ones(500, bool), key, 1000) < 0.65
@@ -97,32 +97,3 @@ def test_the_example_runs_to_its_end_and_keeps_finished_seeds(root, real_data, t
     timed = lambda text: [line for line in text.splitlines() if not line.startswith("seed")]
     assert timed(capsys.readouterr().out) == timed(first)
     assert kept.stat().st_mtime_ns == written
-
-
-@pytest.mark.slow
-def test_the_structures_example_runs_to_its_end(root, tmp_path, monkeypatch, capsys):
-    arguments = [
-        "--steps",
-        "60",
-        "--tune",
-        "10",
-        "--most",
-        "18",
-        "--levels",
-        "0.5",
-        "0.9",
-        "--models",
-        "0.5",
-        "--seeds",
-        "0",
-        "1",
-    ]
-    monkeypatch.setattr(sys, "argv", ["structures_digits.py", "--output", str(tmp_path), *arguments])
-    _ = runpy.run_path(str(root / "examples" / "structures_digits.py"), run_name="__main__")
-    out = capsys.readouterr().out
-    for part in ("dynamic programming", "influence", "trials; the best", "1se", "front", "seed 1", "over seeds"):
-        assert part in out
-    files = {"sensitivity.png", "search.png", "search.jsonl", "pareto.png"}
-    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*")} == {
-        f"seed_{seed}/{file}" for seed in (0, 1) for file in files
-    }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import masks, selection, slimming
+from jaxprune import masks, sensitivity, slimming
 
 
 def network(params, x):
@@ -36,7 +36,7 @@ def test_each_leaf_is_pruned_alone_and_one_function_is_compiled(problem):
         return jnp.mean((network(p, x) - network(params, x)) ** 2)
 
     levels = [0.5, 0.25, 0.8]
-    found = selection.sensitivity(evaluate, params, levels, batch=2)
+    found = sensitivity.leaf_sensitivity(evaluate, params, levels, batch=2)
     assert found.names == ("a", "b", "c")
     assert found.levels.tolist() == [0, 0.25, 0.5, 0.8]
     for name, values in zip(found.names, found.values, strict=True):
@@ -46,7 +46,7 @@ def test_each_leaf_is_pruned_alone_and_one_function_is_compiled(problem):
             assert value == pytest.approx(float(evaluate({**params, name: jnp.asarray(w)})), rel=1e-5)
     # 12 here; the shape, the dense value, and the table a few times for all leaves and levels.
     assert len(traced) <= 18
-    some = selection.sensitivity(evaluate, params, [0.5], where="b")
+    some = sensitivity.leaf_sensitivity(evaluate, params, [0.5], where="b")
     assert some.names == ("b",)
     assert some.changes[0, 1] == pytest.approx(found.changes[1, 2], rel=1e-5)
 
@@ -55,7 +55,7 @@ def test_groups_lose_their_lowest_units_as_choose_does(problem):
     params, x, evaluate = problem
     groups = jaxprune.find_groups(network, params, x)
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
-    found = selection.group_sensitivity(evaluate, params, groups, scores, [0.3, 0.6])
+    found = sensitivity.group_sensitivity(evaluate, params, groups, scores, [0.3, 0.6])
     assert found.names == ("a[1]", "b[1]")
     for name, values in zip(found.names, found.values, strict=True):
         for level, value in zip(found.levels, values, strict=True):
@@ -80,11 +80,11 @@ def test_dynamic_programming_finds_the_best_of_all_choices(seed):
         costs = np.round(costs)  # equal sums
     low, high = costs.min(1).sum(), costs.max(1).sum()
     for budget in (low, low + 0.3 * (high - low), high):
-        found = selection.cheapest_loss(losses, costs, budget)
+        found = sensitivity.cheapest_loss(losses, costs, budget)
         assert found.exact
         assert found.cost <= budget + 1e-9
         assert found.loss == pytest.approx(_every_choice(losses, costs, budget))
-        coarse = selection.cheapest_loss(losses, costs, budget, states=8)
+        coarse = sensitivity.cheapest_loss(losses, costs, budget, states=8)
         assert coarse.cost <= budget + 1e-9
         assert coarse.loss >= found.loss - 1e-9
 
@@ -95,20 +95,20 @@ def test_greedy_meets_the_budget_and_is_best_where_losses_are_convex():
     losses = np.concatenate([np.zeros((5, 1)), np.cumsum(steps, 1)], 1)
     costs = np.tile(np.arange(4, -1, -1.0), (5, 1))
     for budget in range(20):
-        found = selection.greedy(losses, costs, budget)
+        found = sensitivity.greedy_levels(losses, costs, budget)
         assert found.cost == budget
-        assert found.loss == pytest.approx(selection.cheapest_loss(losses, costs, budget).loss)
+        assert found.loss == pytest.approx(sensitivity.cheapest_loss(losses, costs, budget).loss)
 
 
 def test_the_levels_of_leaves_meet_counted_budgets(problem):
     params, x, _ = problem
     losses = np.array([[0, 2, 5], [0, 1, 4], [0, 1, 9.0]])
-    found = selection.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
+    found = sensitivity.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
     for of, whole in (("parameters", 48 + 40 + 15), ("flops", 2 * 16 * (48 + 40 + 15))):
-        costs = selection.leaf_costs(network, params, found, x, of=of)
+        costs = sensitivity.leaf_costs(network, params, found, x, of=of)
         assert costs[:, 0].sum() == whole
         budget = 0.5 * costs[:, 0].sum()
-        levels = selection.cheapest_loss(found.changes, costs, budget)
+        levels = sensitivity.cheapest_loss(found.changes, costs, budget)
         sparsities = levels.sparsities(found)
         kept = masks.select(jax.tree.map(jnp.abs, params), {**{k: sparsities.get(k, 0.0) for k in params}})
         cost = jaxprune.assess.complexity(network, params, kept, x)
@@ -120,12 +120,12 @@ def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
     params, x, evaluate = problem
     groups = jaxprune.find_groups(network, params, x)
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
-    found = selection.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
+    found = sensitivity.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
     cost = slimming.costs.flops(network, params, x)
     whole = cost(slimming.Choice.remove(groups, {}))
-    choice, levels = selection.choose_levels(groups, scores, found, found.changes, cost, 0.4 * whole)
+    choice, levels = sensitivity.choose_levels(groups, scores, found, found.changes, cost, 0.4 * whole)
     assert cost(choice) <= 0.4 * whole
-    assert selection.group_costs(groups, scores, found, cost)[:, 0].sum() == pytest.approx(whole)
+    assert sensitivity.group_costs(groups, scores, found, cost)[:, 0].sum() == pytest.approx(whole)
     # Of levels that meet the true cost none that is the same for both groups loses less, and one of all pairs may.
     fits = {
         (i, j): found.changes[0, i] + found.changes[1, j]
@@ -134,22 +134,22 @@ def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
     }
     assert fits[tuple(levels.chosen.tolist())] == pytest.approx(levels.loss)
     assert min(fits.values()) - 1e-9 <= levels.loss <= min(v for (i, j), v in fits.items() if i == j) + 1e-9
-    whole_again, _ = selection.choose_levels(groups, scores, found, np.abs(found.changes), cost, whole)
+    whole_again, _ = sensitivity.choose_levels(groups, scores, found, np.abs(found.changes), cost, whole)
     assert whole_again.keep.all()
 
 
 def test_memory_counts_kept_values_and_the_bits_of_a_mask(problem):
     params, x, _ = problem
     losses = np.array([[0, 2, 5], [0, 1, 4], [0, 1, 9.0]])
-    found = selection.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
-    costs = selection.leaf_costs(network, params, found, x, of="memory")
+    found = sensitivity.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
+    costs = sensitivity.leaf_costs(network, params, found, x, of="memory")
     # 48, 40 and 15 float32 entries; floor(s n + 1/2) of them go; 6, 5 and 2 bytes of mask where any may.
     np.testing.assert_array_equal(costs, [[192, 96 + 6, 48 + 6], [160, 80 + 5, 40 + 5], [60, 28 + 2, 16 + 2]])
-    for choose in (selection.cheapest_loss, selection.greedy):
+    for choose in (sensitivity.cheapest_loss, sensitivity.greedy_levels):
         levels = choose(found.changes, costs, 300)
         spent = costs[np.arange(3), levels.chosen].sum()
         assert spent == levels.cost <= 300
-    assert selection.cheapest_loss(found.changes, costs, 300).loss == _every_choice(losses, costs, 300)
+    assert sensitivity.cheapest_loss(found.changes, costs, 300).loss == _every_choice(losses, costs, 300)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def groups_of(problem):
     params, x, evaluate = problem
     groups = jaxprune.find_groups(network, params, x)
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
-    return groups, scores, selection.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
+    return groups, scores, sensitivity.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
 
 
 def _widths(choice):
@@ -181,7 +181,7 @@ def _tiled(choice):
 def test_the_levels_of_groups_meet_memory_and_a_latency_of_steps(groups_of, cost, by_hand, share):
     groups, scores, found = groups_of
     target = share * by_hand(slimming.Choice.remove(groups, {}))
-    choice, levels = selection.choose_levels(groups, scores, found, found.changes, cost, target)
+    choice, levels = sensitivity.choose_levels(groups, scores, found, found.changes, cost, target)
     assert by_hand(choice) <= target
     pairs = list(itertools.product(range(5), repeat=2))
     fits = {
@@ -202,7 +202,7 @@ def test_a_latency_that_trembles_is_measured_once_and_held_to_the_target(groups_
         return measured[-1][1]
 
     target = 0.5 * _tiled(slimming.Choice.remove(groups, {}))
-    choice, _ = selection.choose_levels(groups, scores, found, found.changes, latency, target)
+    choice, _ = sensitivity.choose_levels(groups, scores, found, found.changes, latency, target)
     assert len({keep for keep, _ in measured}) == len(measured) <= 25
     assert dict(measured)[choice.keep.tobytes()] <= target
 
@@ -222,36 +222,36 @@ def _pair(groups, scores, found, i, j):
 
 
 def test_the_plot_has_a_line_for_each_leaf():
-    found = selection.Sensitivity(("a", "b"), np.array([0.0, 0.5]), np.array([[1.0, 2.0], [1.0, 1.5]]))
-    lines = selection.sensitivity_curves(found).axes[0].get_lines()
+    found = sensitivity.Sensitivity(("a", "b"), np.array([0.0, 0.5]), np.array([[1.0, 2.0], [1.0, 1.5]]))
+    lines = sensitivity.sensitivity_curves(found).axes[0].get_lines()
     assert [line.get_label() for line in lines][:2] == ["a", "b"]
     np.testing.assert_array_equal(lines[1].get_ydata(), [1.0, 1.5])
 
 
 _LOSS = np.zeros((2, 3))
-_FOUND = selection.Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
+_FOUND = sensitivity.Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, e: selection.sensitivity(e, p, [0.5, 1.0]), r"levels are sparsities in \[0, 1\)"),
-        (lambda p, e: selection.sensitivity(e, p, []), "one above 0 at least"),
-        (lambda p, e: selection.sensitivity(lambda p: p["bias"], p, [0.5]), r"must be a scalar.*\(3,\)"),
-        (lambda p, e: selection.sensitivity(e, p, [0.5], batch=0), "batch must be 1 or more"),
-        (lambda p, e: selection.cheapest_loss(_LOSS, _LOSS[:1], 1), "must both be"),
-        (lambda p, e: selection.cheapest_loss(_LOSS, _LOSS + 1, 1), "cheapest levels cost 2, more than the budget 1"),
-        (lambda p, e: selection.cheapest_loss(_LOSS * np.nan, _LOSS, 1), "must not hold NaN"),
+        (lambda p, e: sensitivity.leaf_sensitivity(e, p, [0.5, 1.0]), r"levels are sparsities in \[0, 1\)"),
+        (lambda p, e: sensitivity.leaf_sensitivity(e, p, []), "one above 0 at least"),
+        (lambda p, e: sensitivity.leaf_sensitivity(lambda p: p["bias"], p, [0.5]), r"must be a scalar.*\(3,\)"),
+        (lambda p, e: sensitivity.leaf_sensitivity(e, p, [0.5], batch=0), "batch must be 1 or more"),
+        (lambda p, e: sensitivity.cheapest_loss(_LOSS, _LOSS[:1], 1), "must both be"),
+        (lambda p, e: sensitivity.cheapest_loss(_LOSS, _LOSS + 1, 1), "cheapest levels cost 2, more than the budget 1"),
+        (lambda p, e: sensitivity.cheapest_loss(_LOSS * np.nan, _LOSS, 1), "must not hold NaN"),
         (
-            lambda p, e: selection.greedy(_LOSS, np.array([[5, 6, 1], [5.0, 5, 5]]), 5),
+            lambda p, e: sensitivity.greedy_levels(_LOSS, np.array([[5, 6, 1], [5.0, 5, 5]]), 5),
             "cheapest levels cost 6, more than the budget 5",
         ),
         (
-            lambda p, e: selection.leaf_costs(network, p, _FOUND, jnp.ones((1, 6)), of="x"),
+            lambda p, e: sensitivity.leaf_costs(network, p, _FOUND, jnp.ones((1, 6)), of="x"),
             'of is "parameters", "memory" or "flops"',
         ),
         (
-            lambda p, e: selection.leaf_costs(network, p, _FOUND, jnp.ones((1, 6))),
+            lambda p, e: sensitivity.leaf_costs(network, p, _FOUND, jnp.ones((1, 6))),
             "no leaf z",
         ),
     ],
@@ -266,6 +266,6 @@ def test_a_target_that_no_level_reaches_is_refused(problem):
     params, x, evaluate = problem
     groups = jaxprune.find_groups(network, params, x)
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
-    found = selection.group_sensitivity(evaluate, params, groups, scores, [0.2])
+    found = sensitivity.group_sensitivity(evaluate, params, groups, scores, [0.2])
     with pytest.raises(ValueError, match="with each group at its cheapest level the network costs"):
-        _ = selection.choose_levels(groups, scores, found, found.changes, slimming.costs.parameters, 10)
+        _ = sensitivity.choose_levels(groups, scores, found, found.changes, slimming.costs.parameters, 10)

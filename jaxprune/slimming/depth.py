@@ -1,4 +1,4 @@
-"""Depth: which blocks of a residual network change little, and the network without them."""
+"""Depth: `block_influence` scores blocks of a residual network, `keep_blocks` removes blocks from its parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,23 +13,24 @@ PyTree = Any
 
 
 def block_influence(hidden: Sequence[Any] | Any) -> Array:
-    r"""How much each block of a residual network turns what goes through it.
+    r"""How much each block of a residual network changes the direction of its input.
 
         BI_i = 1 - E[ x_i . x_{i+1} / (||x_i|| ||x_{i+1}||) ]
 
-    Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1: x_i goes into block i, x_{i+1} comes out; the mean is over
-    samples and places. A block of small influence is a candidate to drop, and so is one whose output is parallel to its
-    input though longer: what follows a normalisation does not see the length.
+    Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1: x_i is the input of block i and x_{i+1} its output; the mean
+    is over samples and positions. Blocks of small influence are candidates to remove. Only directions count, because a
+    normalisation that follows removes the lengths.
 
     Args:
-      hidden: blocks + 1 arrays (n, ..., features) of one shape, before the first block, between, and after the last; or
-        one array with them stacked on the first axis.
+      hidden: blocks + 1 arrays (n, ..., features) of one shape: the input of each block, and the output of the last; or
+        one array with these stacked on its first axis.
 
     Returns:
-      (blocks,) in [0, 2], in float32 at least; larger is more worth keeping. A vector of zeros is like nothing: 1.
+      (blocks,) in [0, 2], in float32 or wider; larger is more worth keeping. A vector of zeros has a cosine of 0 with
+      every other vector.
 
     Raises:
-      ValueError: fewer than two arrays, different shapes, or NaN or infinite values.
+      ValueError: there are fewer than two arrays, their shapes differ, or they have NaN or infinite values.
 
     Example:
       >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
@@ -49,17 +50,17 @@ def block_influence(hidden: Sequence[Any] | Any) -> Array:
 
 
 def keep_influential(influence: Any, count: int) -> np.ndarray:
-    """The blocks that stay when `count` of the least influence go.
+    """Marks all blocks as kept but the `count` blocks of the smallest influence.
 
     Args:
-      influence: (blocks,) larger is kept.
-      count: how many go; one block at least stays.
+      influence: (blocks,) numbers, such as `block_influence` returns.
+      count: the number of blocks to remove, 0 to blocks - 1.
 
     Returns:
-      (blocks,) bools, True is kept; of equal ones the later goes.
+      (blocks,) bool, True = kept. Of equally influential blocks the later one is removed.
 
     Raises:
-      ValueError: the count is out of range, or a NaN.
+      ValueError: `count` is out of range, or an influence is NaN.
 
     Example:
       >>> keep_influential([0.3, 0.1, 0.2], 2).tolist()
@@ -67,25 +68,29 @@ def keep_influential(influence: Any, count: int) -> np.ndarray:
     """
     influence = np.asarray(influence, np.float64)
     if influence.ndim != 1 or np.isnan(influence).any() or not 0 <= count < influence.size:
-        raise ValueError(f"there are {influence.shape} blocks, none may be NaN, and one must stay; {count} are to go")
+        raise ValueError(
+            f"influence must have one number a block, none of them NaN, and one must stay; got shape "
+            f"{influence.shape} and count {count}"
+        )
     keep = np.zeros(influence.size, bool)
     keep[np.argsort(-influence, kind="stable")[: influence.size - count]] = True
     return keep
 
 
 def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
-    """The parameters of the blocks that stay, for a network that runs over as many blocks as it is given.
+    """Takes the kept blocks out of the parameters, for a network that runs over as many blocks as it is given.
 
     Args:
-      blocks: a list or tuple of blocks' parameters; or one tree whose leaves have the blocks on their first axis, as a
-        scan over layers needs them.
-      keep: (blocks,) bools.
+      blocks: a list or tuple of the parameters of each block; or one tree whose leaves have the blocks on their first
+        axis, as `jax.lax.scan` over layers takes them.
+      keep: (blocks,) bool, True = kept.
 
     Returns:
-      The same kind of container, shorter.
+      A container of the same kind with fewer blocks.
 
     Raises:
-      ValueError: keep is not one bool a block, or keeps none; the message names leaves of another first axis.
+      ValueError: `keep` does not have one bool per block, or keeps none. The message names the leaves that have
+        another first axis.
 
     Example:
       >>> keep_blocks({'w': jnp.arange(6).reshape(3, 2)}, [True, False, True])['w'].tolist()

@@ -2,12 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import selection
+from jaxprune import assess
 
 
 def _apply(params, x):
@@ -24,8 +25,8 @@ def problem():
     dense = {"w": jnp.asarray(w + 0.3 * rng.normal(size=(6, 2)), jnp.float32), "b": jnp.zeros(2)}
     pruned = jaxprune.prune(dense, 2 / 3)
     candidates = {
-        "dense": selection.Candidate(dense, None, _apply),
-        "pruned": selection.Candidate(pruned.params, pruned.masks, _apply),
+        "dense": assess.Candidate(dense, None, _apply),
+        "pruned": assess.Candidate(pruned.params, pruned.masks, _apply),
     }
     return candidates, (x[:200], y[:200]), (x[200:], y[200:])
 
@@ -37,7 +38,7 @@ def _nll(params, x, y):
 
 def test_the_scores_of_models_are_their_definitions(problem):
     candidates, train, test = problem
-    scores = selection.hold_out(candidates, train, test, batch=64)
+    scores = assess.hold_out(candidates, train, test, batch=64)
     assert [(s.name, s.kept, s.total, s.flops) for s in scores] == [("dense", 14, 14, 24), ("pruned", 6, 14, 8)]
     for s in scores:
         seen, _ = _nll(candidates[s.name].params, *train)
@@ -56,13 +57,13 @@ def test_the_scores_of_models_are_their_definitions(problem):
 def test_masks_count_also_where_the_parameters_are_not_zero_yet(problem):
     candidates, train, test = problem
     whole = candidates["dense"]._replace(masks=candidates["pruned"].masks)
-    [masked] = selection.hold_out({"pruned": whole}, train, test)
-    assert masked == selection.hold_out(candidates, train, test)[1]
+    [masked] = assess.hold_out({"pruned": whole}, train, test)
+    assert masked == assess.hold_out(candidates, train, test)[1]
 
 
 def test_the_table_marks_the_least_and_the_simplest(problem):
     candidates, train, test = problem
-    text = selection.model_table(selection.hold_out(candidates, train, test))
+    text = assess.model_table(assess.hold_out(candidates, train, test))
     dense, pruned = text.splitlines()[2:]
     assert dense.startswith("dense")
     assert "1se" in pruned
@@ -80,9 +81,9 @@ def test_criteria_agree_with_statistics_on_a_gaussian_line():
         residual = y - np.polyval(np.polyfit(t, y, order), t)
         nll.append(0.5 * (math.log(2 * math.pi * residual.var()) + 1))
     chosen = {
-        "aic": int(np.argmin([selection.aic(v, n, k + 2) for k, v in enumerate(nll)])),
-        "bic": int(np.argmin([selection.bic(v, n, k + 2) for k, v in enumerate(nll)])),
-        "bits": int(np.argmin([selection.description_length(v, n, k + 2, 8) for k, v in enumerate(nll)])),
+        "aic": int(np.argmin([assess.aic(v, n, k + 2) for k, v in enumerate(nll)])),
+        "bic": int(np.argmin([assess.bic(v, n, k + 2) for k, v in enumerate(nll)])),
+        "bits": int(np.argmin([assess.description_length(v, n, k + 2, 8) for k, v in enumerate(nll)])),
     }
     assert chosen["bic"] == chosen["bits"] == 2
     assert chosen["aic"] >= 2
@@ -97,7 +98,7 @@ def test_folds_meet_every_row_once_and_never_train_on_it():
         seen.extend(test.tolist())
         return test.astype(float)
 
-    mean, error, means = selection.k_fold(fit, 17, 5, seed=0)
+    mean, error, means = assess.k_fold(fit, 17, 5, key=jax.random.key(0))
     assert sorted(seen) == list(range(17))
     assert mean == 8
     assert error == pytest.approx(np.std(means, ddof=1) / 5**0.5)
@@ -109,20 +110,20 @@ def test_folds_agree_with_scikit_learn_on_ridge_regression():
 
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(60, 4)), rng.normal(size=60)
-    order = np.random.default_rng(5).permutation(60)
+    order = np.asarray(jax.random.permutation(jax.random.key(5), 60))
     # Its folds, unshuffled, of rows that were shuffled as ours are.
     theirs = -cross_val_score(Ridge(), x[order], y[order], cv=KFold(6), scoring="neg_mean_squared_error")
     fit = lambda train, test, fold: (Ridge().fit(x[train], y[train]).predict(x[test]) - y[test]) ** 2
-    mean, _, means = selection.k_fold(fit, 60, 6, seed=5)
+    mean, _, means = assess.k_fold(fit, 60, 6, key=jax.random.key(5))
     np.testing.assert_allclose(means, theirs)
     assert mean == pytest.approx(theirs.mean())
 
 
 def test_one_standard_error_prefers_the_simple():
     losses, errors = [0.5, 0.31, 0.30, 0.32], [0.1, 0.02, 0.02, 0.02]
-    assert selection.one_standard_error(losses, errors, [1, 5, 9, 3]) == 3
-    assert selection.one_standard_error(losses, [0, 0, 0, 0], [1, 5, 9, 3]) == 2
-    assert selection.one_standard_error(losses, errors, [1, 3, 9, 3]) == 1
+    assert assess.one_standard_error(losses, errors, [1, 5, 9, 3]) == 3
+    assert assess.one_standard_error(losses, [0, 0, 0, 0], [1, 5, 9, 3]) == 2
+    assert assess.one_standard_error(losses, errors, [1, 3, 9, 3]) == 1
 
 
 def test_the_front_is_what_no_other_beats():
@@ -135,12 +136,12 @@ def test_the_front_is_what_no_other_beats():
         )
         for i in range(40)
     ]
-    assert selection.pareto_front(errors, costs).tolist() == expected
+    assert assess.pareto_front(errors, costs).tolist() == expected
     assert 0 < sum(expected) < 40
 
 
 def test_the_pareto_plot_joins_the_front():
-    figure = selection.pareto_plot({"a": (10.0, 0.1), "b": (20.0, 0.3), "c": (5.0, 0.2)})
+    figure = assess.plots.pareto_plot({"a": (10.0, 0.1), "b": (20.0, 0.3), "c": (5.0, 0.2)})
     [line] = figure.axes[0].get_lines()
     x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     np.testing.assert_array_equal(x, [5, 10])
@@ -150,15 +151,18 @@ def test_the_pareto_plot_joins_the_front():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: selection.hold_out({}, p[1], p[2]), "no candidate"),
-        (lambda p: selection.hold_out(p[0], p[1], (p[2][0][:1], p[2][1][:1])), "two or more for a standard error"),
-        (lambda p: selection.description_length(1.0, 4, 5, 4), "5 parameters are kept of 4"),
-        (lambda p: selection.k_fold(lambda *a: a, 4, 5, seed=0), "folds must be in 2 to 4"),
-        (lambda p: selection.k_fold(lambda a, b, f: b[:1], 4, 2, seed=0), "a loss for each of the 2 rows"),
-        (lambda p: selection.one_standard_error([1.0], [np.nan], [1]), "none of them NaN"),
-        (lambda p: selection.pareto_front([1.0], [1.0, 2.0]), "one number a model"),
-        (lambda p: selection.pareto_table(["a"], [1, 2], [1, 2]), "2 models and 1 names"),
-        (lambda p: selection.pareto_plot({"a": (0.0, 0.1)}), "must be positive"),
+        (lambda p: assess.hold_out({}, p[1], p[2]), "no candidate"),
+        (lambda p: assess.hold_out(p[0], p[1], (p[2][0][:1], p[2][1][:1])), "two or more for a standard error"),
+        (lambda p: assess.description_length(1.0, 4, 5, 4), "5 parameters are kept of 4"),
+        (lambda p: assess.k_fold(lambda *a: a, 4, 5, key=jax.random.key(0)), "folds must be in 2 to 4"),
+        (
+            lambda p: assess.k_fold(lambda a, b, f: b[:1], 4, 2, key=jax.random.key(0)),
+            "each of the 2 samples",
+        ),
+        (lambda p: assess.one_standard_error([1.0], [np.nan], [1]), "none of them NaN"),
+        (lambda p: assess.pareto_front([1.0], [1.0, 2.0]), "one number a model"),
+        (lambda p: assess.pareto_table(["a"], [1, 2], [1, 2]), "2 models and 1 names"),
+        (lambda p: assess.plots.pareto_plot({"a": (0.0, 0.1)}), "must be positive"),
     ],
 )
 def test_errors_say_what_is_wrong(problem, call, message):
@@ -171,4 +175,4 @@ def test_without_matplotlib_the_error_says_so(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="plots need matplotlib"):
-        _ = selection.pareto_plot({"a": (1.0, 0.1)})
+        _ = assess.plots.pareto_plot({"a": (1.0, 0.1)})

@@ -1,7 +1,7 @@
-"""Sensitivity: what a network loses when one leaf, or one group of channels, is pruned alone."""
+"""`leaf_sensitivity` and `group_sensitivity`: what a network loses when one leaf or group of units is pruned alone."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,23 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _tree, criteria, masks
+from jaxprune.assess.plots import new_figure
 from jaxprune.slimming import Groups, choose
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PyTree = Any
 Evaluate = Callable[[PyTree], Any]
 
 
 class Sensitivity(NamedTuple):
-    """What a network loses, leaf by leaf and level by level.
+    """The value of a network with one leaf or group pruned alone, for each leaf and level.
 
     Attributes:
-      names: the leaves, or the groups.
+      names: the names of the leaves, or of the groups.
       levels: (levels,) the sparsities, ascending; the first is 0.
-      values: (leaves, levels) what `evaluate` gave, float64; column 0 is the dense network's value.
+      values: (leaves, levels) the values that `evaluate` returned, float64; column 0 has the dense network's value.
     """
 
     names: tuple[str, ...]
@@ -30,11 +34,11 @@ class Sensitivity(NamedTuple):
 
     @property
     def changes(self) -> np.ndarray:
-        """(leaves, levels) the values less that of the dense network."""
+        """(leaves, levels) the values minus the dense network's value."""
         return self.values - self.values[:, :1]
 
 
-def sensitivity(
+def leaf_sensitivity(
     evaluate: Evaluate,
     params: PyTree,
     levels: Sequence[float],
@@ -46,30 +50,30 @@ def sensitivity(
     batch: int | None = None,
     **signals: Any,
 ) -> Sensitivity:
-    """Prunes each leaf alone to several levels, and evaluates the network each time.
+    """Prunes each leaf alone to several sparsities, and evaluates the network each time.
 
-    One function is compiled, for all leaves and levels: it is vmapped over levels and runs over the leaves.
+    One function is compiled for all leaves and levels: it is vmapped over levels and loops over leaves.
 
     Args:
-      evaluate: `params -> value`, a scalar: a loss, or an accuracy; traceable.
-      params: the trained parameters.
-      levels: sparsities in [0, 1); 0 is added. They are counted as the float32 numbers next to them.
-      criterion: as in `jaxprune.prune`.
-      pattern: as in `jaxprune.prune`, one that can have any of the levels (`NM` cannot).
-      where: which leaves are looked at; the others stay whole.
-      batch_axes: as in `jaxprune.prune`.
-      batch: how many levels are computed at once; all of them by default, and one needs the least memory.
-      **signals: for the criterion: `grads`, `stats`, `key`.
+      evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
+      params: the trained parameters, any pytree.
+      levels: sparsities in [0, 1); 0 is added. Entries are counted for the float32 number nearest to each.
+      criterion: the function that scores entries, `criterion(params, **signals) -> scores`.
+      pattern: the pattern of the removed entries; one that can have any sparsity (`NM` cannot).
+      where: which leaves are pruned, each alone; the others stay whole.
+      batch_axes: the number of leading axes of a leaf that are stacked.
+      batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
+      **signals: passed to the criterion: `grads`, `stats`, `key`.
 
     Returns:
-      The values, one row for each leaf that may be pruned.
+      A `Sensitivity` with one row for each leaf that may be pruned.
 
     Raises:
-      ValueError: levels out of range, a value that is no scalar, or what `masks.select` raises.
+      ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, or the scores do not fit.
 
     Example:
       >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[3.0, 9.0]])}
-      >>> found = sensitivity(lambda p: p['a'].sum() + p['b'].sum(), params, [0.5])
+      >>> found = leaf_sensitivity(lambda p: p['a'].sum() + p['b'].sum(), params, [0.5])
       >>> found.names, found.changes.tolist()
       (('a', 'b'), [[0.0, -1.0], [0.0, -3.0]])
     """
@@ -100,21 +104,33 @@ def group_sensitivity(
     *,
     batch: int | None = None,
 ) -> Sensitivity:
-    """Masks the lowest units of each group alone, to several levels, and evaluates the network each time.
+    """Masks the lowest units of each group alone, to several sparsities, and evaluates the network each time.
+
+    One function is compiled for all groups and levels.
 
     Args:
-      evaluate: `params -> value`, a scalar, traceable.
-      params: the trained parameters.
-      groups: from `find_groups`. Groups that cannot lose units exactly are left out, as `choose` leaves them.
+      evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
+      params: the trained parameters, any pytree.
+      groups: the groups of the network, from `find_groups`. Groups that cannot lose units exactly are left out.
       scores: (units,) larger is kept.
-      levels: shares of units in [0, 1); 0 is added. A group keeps one unit at least.
-      batch: as for `sensitivity`.
+      levels: sparsities in [0, 1), of the units of the group; 0 is added. Every group keeps at least one unit.
+      batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
 
     Returns:
-      The values, one row for each exact group. One function is compiled.
+      A `Sensitivity` with one row for each exact group.
 
     Raises:
-      ValueError: levels out of range, a value that is no scalar, no exact group, or what `choose` raises.
+      ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, no group is exact, or the
+        scores have another shape or NaN.
+
+    Example:
+      >>> from jaxprune import find_groups
+      >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[1.0], [1.0]])}
+      >>> network = lambda p, x: jnp.tanh(x @ p['a']) @ p['b']
+      >>> groups = find_groups(network, params, jnp.ones((1, 1)))
+      >>> found = group_sensitivity(lambda p: network(p, jnp.ones((1, 1)))[0, 0], params, groups, np.arange(2.0), [0.5])
+      >>> found.names, found.changes.round(4).tolist()
+      (('a[1]',), [[0.0, -0.7616]])
     """
     asked = _levels(levels)
     _check_scalar(evaluate, params)
@@ -132,8 +148,30 @@ def group_sensitivity(
     return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
 
 
+def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
+    """Plots the value of the network against the sparsity of one leaf or group alone, one line for each.
+
+    Args:
+      found: the result of `leaf_sensitivity` or `group_sensitivity`.
+      ylabel: the name of the values.
+
+    Returns:
+      A figure; `figure.savefig(path)` writes it. The dotted line is the dense network's value.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure, axes = new_figure(7.2, 4.4)
+    for name, values in zip(found.names, found.values, strict=True):
+        _ = axes.plot(100 * found.levels, values, marker="o", markersize=3, label=name)
+    _ = axes.axhline(found.values[0, 0], color="black", linestyle=":")
+    axes.set(xlabel="sparsity of this one alone, in %", ylabel=ylabel)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
 def _unit_masks(groups: Groups, params: PyTree, keep: jax.Array) -> PyTree:
-    """`Choice.masks` of units that may be traced: (units,) bools to a mask for each leaf."""
+    """The masks of (units,) bools that may be traced, where `Choice.masks` needs concrete ones."""
     padded = jnp.append(keep, True)
     leaves = []
     for leaf, axes in zip(jax.tree.leaves(params), groups.units, strict=True):

@@ -1,4 +1,4 @@
-"""The levels of pruning that meet a budget: one for each leaf, such that the whole loses least."""
+"""Sparsities that meet a budget at the least loss: `cheapest_loss` and `greedy_levels`, with the costs they need."""
 
 import heapq
 from collections.abc import Callable
@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune import _tree, assess, criteria, masks
-from jaxprune.selection.sensitivity import Sensitivity
+from jaxprune.sensitivity.losses import Sensitivity
 from jaxprune.slimming import Choice, Groups, choose
 
 PyTree = Any
 
 
 class Levels(NamedTuple):
-    """A level for each leaf.
+    """One level, that is one sparsity, for each leaf or group.
 
     Attributes:
-      chosen: (leaves,) which level.
-      loss: the sum of what the leaves lose.
-      cost: the sum of what they cost.
-      exact: whether no other choice loses less at this budget.
+      chosen: (leaves,) the number of the level of each leaf.
+      loss: the sum of the losses of the leaves.
+      cost: the sum of the costs of the leaves.
+      exact: whether no other levels lose less within the budget.
     """
 
     chosen: np.ndarray
@@ -29,38 +29,38 @@ class Levels(NamedTuple):
     exact: bool
 
     def sparsities(self, found: Sensitivity) -> dict[str, float]:
-        """By leaf the sparsity, as rules for `choose` or a tree of `masks.select`."""
+        """The sparsity of each leaf or group by its name, for `jaxprune.prune`, `masks.select` or `slimming.choose`."""
         return {name: float(found.levels[i]) for name, i in zip(found.names, self.chosen, strict=True)}
 
 
 def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_000) -> Levels:
-    r"""The levels of least total loss within a budget, by dynamic programming.
+    r"""The levels of the least total loss within a budget, by dynamic programming.
 
         min \sum_i loss[i, l_i]    such that    \sum_i cost[i, l_i] <= budget
 
-    Leaf by leaf the pairs (cost, loss) that no other pair beats in both are kept: exact, for any real costs, while
-    there are no more of them than `states`. Where there are more, one is kept in each cell of a grid over the costs,
-    that of the least loss: the choice still meets the budget, and `exact` is False. That losses add up is an
-    assumption, the usual one (of each leaf pruned alone): measure the whole afterwards.
+    After each leaf the pairs (cost, loss) are kept that no other pair beats in both. This is exact, for any real costs,
+    as long as there are at most `states` pairs. Of more pairs the one of the least loss is kept in each cell of a grid
+    over the costs: the result still meets the budget, and `exact` is False. The method assumes that the losses of
+    leaves pruned alone add up; evaluate the pruned network afterwards.
 
     Args:
-      losses: (leaves, levels), such as `Sensitivity.changes` of a loss, or its negative of an accuracy.
-      costs: (leaves, levels) what each leaf costs at each level; see `leaf_costs`.
-      budget: what the whole may cost.
-      states: how many pairs are kept at most.
+      losses: (leaves, levels) losses, such as `Sensitivity.changes` of a loss, or its negative of an accuracy.
+      costs: (leaves, levels) the cost of each leaf at each level, such as `leaf_costs` returns.
+      budget: the largest total cost.
+      states: the largest number of pairs that are kept.
 
     Returns:
-      The levels. Of equal losses the cheaper choice.
+      The levels. Of equal losses the cheaper levels are chosen.
 
     Raises:
-      ValueError: shapes do not fit, NaN, or the cheapest levels still cost more than the budget.
+      ValueError: shapes do not fit, values are NaN, or the cheapest levels cost more than the budget.
 
     Example:
       >>> cheapest_loss([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
       [1, 0]
     """
     losses, costs = _checked(losses, costs, budget)
-    rest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0.0)  # what the leaves to come cost at the least
+    rest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0.0)  # the least cost of the leaves that follow
     slack = 1e-9 * max(1.0, abs(budget))
     cost, loss, exact = np.zeros(1), np.zeros(1), True
     steps: list[tuple[np.ndarray, np.ndarray]] = []
@@ -72,7 +72,7 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
         if len(kept) > states:
             exact = False
             grid = np.ceil((total[kept] - total[kept][0]) / max(budget - total[kept][0], 1e-300) * states)
-            # The last of a cell loses least, and goes on with its own cost, so the budget holds.
+            # The last pair of a cell has the least loss, and it keeps its own cost, so the budget holds.
             kept = kept[np.flatnonzero(np.diff(grid, append=np.inf))]
         steps.append((kept // costs.shape[1], kept % costs.shape[1]))
         cost, loss = total[kept], lost[kept]
@@ -84,25 +84,26 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
     return _levels(index, losses, costs, exact)
 
 
-def greedy(losses: Any, costs: Any, budget: float) -> Levels:
-    """Levels within a budget, one step at a time: the next is the one that loses least for what it saves.
+def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
+    """Levels within a budget, step by step: each step is the one that adds the least loss per cost saved.
 
-    A step takes one leaf from its level to any later one. It is fast and close to `cheapest_loss` where the losses are
-    convex in the costs; the last step may save more than was needed.
+    A step takes one leaf from its level to any later level. This is fast, and close to `cheapest_loss` where the losses
+    are convex in the costs; the last step may save more than was needed.
 
     Args:
-      losses: as for `cheapest_loss`; column 0 is where all leaves start.
-      costs: as for `cheapest_loss`.
-      budget: what the whole may cost.
+      losses: (leaves, levels) losses; every leaf starts at level 0.
+      costs: (leaves, levels) the cost of each leaf at each level.
+      budget: the largest total cost.
 
     Returns:
       The levels; `exact` is False.
 
     Raises:
-      ValueError: as `cheapest_loss` does, or no steps lead to the budget.
+      ValueError: shapes do not fit, values are NaN, the cheapest levels cost more than the budget, or no further step
+        saves anything.
 
     Example:
-      >>> greedy([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
+      >>> greedy_levels([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
       [1, 0]
     """
     losses, costs = _checked(losses, costs, budget)
@@ -141,26 +142,34 @@ def leaf_costs(
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
 ) -> np.ndarray:
-    """What each leaf costs at each level, unstructured or by any pattern, counted and not estimated.
+    """The cost of each leaf at each level, unstructured or by any pattern, counted on the masks of that level.
 
     Args:
       fn: the network, `fn(params, *inputs)`.
-      params: its parameters.
-      found: the leaves and the levels.
-      *inputs: what it is applied to, or shapes; effective FLOPs are those of this batch.
-      of: "parameters", "memory" (bytes of kept values, and of a mask of one bit an entry where the level is not 0) or
-        "flops" (effective). Masks alone do not change the time a network takes: for latency see `choose_levels`.
-      scores: larger is kept; the parameters' magnitudes by default. Of convolutions with padding the FLOPs depend on
-        which weights stay.
-      pattern: as in `sensitivity`.
-      where: as in `sensitivity`.
-      batch_axes: as in `sensitivity`.
+      params: its parameters, any pytree.
+      found: the result of `leaf_sensitivity`; its leaves and levels are used.
+      *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are those of this batch.
+      of: the cost: "parameters"; "memory", in bytes: the kept values, and one bit per entry for the mask of a pruned
+        leaf; or "flops", the effective FLOPs. Masks do not change the time that a network takes: for latency see
+        `choose_levels`.
+      scores: a tree of scores, larger is kept; by default the magnitudes. The FLOPs of padded convolutions depend on
+        which weights are kept.
+      pattern: the pattern of the removed entries.
+      where: which leaves are pruned.
+      batch_axes: the number of leading axes of a leaf that are stacked.
 
     Returns:
       (leaves, levels) float64.
 
     Raises:
-      ValueError: `of` is none of these, or the leaves are others.
+      ValueError: `of` is another string, or `params` lacks a leaf of `found`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params, x = {'w': jnp.ones((4, 2))}, jnp.ones((1, 4))
+      >>> found = Sensitivity(('w',), np.array([0.0, 0.5]), np.zeros((1, 2)))
+      >>> leaf_costs(lambda p, x: x @ p['w'], params, found, x).tolist()
+      [[8.0, 4.0]]
     """
     if of not in ("parameters", "memory", "flops"):
         raise ValueError(f'of is "parameters", "memory" or "flops"; got {of!r}')
@@ -172,22 +181,23 @@ def leaf_costs(
         by_name = {leaf.size.name: leaf for leaf in cost.leaves}
         lacking = [name for name in found.names if name not in by_name]
         if lacking:
-            raise ValueError(f"these parameters have no leaf {', '.join(lacking)}; the sensitivity is of others")
+            raise ValueError(f"these parameters have no leaf {', '.join(lacking)}; `found` is of another network")
         columns.append([_cost(by_name[name], of, masked=level > 0) for name in found.names])
     return np.asarray(columns, np.float64).T
 
 
 def group_costs(groups: Groups, scores: np.ndarray, found: Sensitivity, cost: Callable[[Choice], float]) -> np.ndarray:
-    """What the network costs with one group pruned alone, less what all of it costs; and that shared out.
+    """The cost of each group at each level: the change of the whole cost, plus an equal part of the whole cost.
 
     Args:
-      groups: the groups.
+      groups: the groups of the network, from `find_groups`.
       scores: (units,) larger is kept.
-      found: from `group_sensitivity`.
-      cost: of a choice: `slimming.costs.parameters`, `memory`, `flops(...)` or `latency(...)`, a measured one.
+      found: the result of `group_sensitivity`; its groups and levels are used.
+      cost: the cost of a choice: `slimming.costs.parameters`, `memory`, `flops(...)` or `latency(...)`, or a function
+        `Choice -> float`.
 
     Returns:
-      (groups, levels); the sum over groups at level 0 is the cost of the whole network.
+      (groups, levels) float64; column 0 sums to the cost of the whole network.
     """
     whole = cost(Choice.remove(groups, {}))
     alone = [
@@ -207,28 +217,29 @@ def choose_levels(
     *,
     rounds: int = 12,
 ) -> tuple[Choice, Levels]:
-    """The levels of groups that bring a network down to a cost, by `cheapest_loss`, held to the true cost.
+    """Levels for groups of units such that the slim network's own cost is within a target, by `cheapest_loss`.
 
-    What two groups save together is less than the sum of what each saves alone, for they share weights. So the
-    budget of the sum is lowered, by bisection, until the network's own cost is within the target. Another choice may
-    still lose less (the problem of products is harder than that of sums); one with the same level for all groups does
-    not.
+    Groups share weights, so that two groups save less together than the sum of what each saves alone. The budget of
+    the sum is therefore lowered, by bisection, until the cost of the whole network is within the target. The result
+    loses no more than the best choice with one level for all groups; another choice may lose less, for a cost of
+    products is harder to minimise than a sum.
 
     Args:
-      groups: the groups.
+      groups: the groups of the network, from `find_groups`.
       scores: (units,) larger is kept.
-      found: from `group_sensitivity`.
+      found: the result of `group_sensitivity`.
       losses: (groups, levels), such as `found.changes`.
-      cost: of a choice; a measured latency is as exact as it is steady, and is held to the target as it was measured:
-        once for each choice.
-      target: what the network may cost.
-      rounds: how often the budget is halved between what fits and what does not.
+      cost: the cost of a choice, `Choice -> float`. It is called once for each choice, so that a measured latency is
+        compared with the target as it was measured.
+      target: the largest cost of the network.
+      rounds: the number of bisections of the budget.
 
     Returns:
-      The choice for `slim`, and its levels (whose `cost` is the sum, `exact` False).
+      The choice for `slim`, and its levels; their `cost` is the sum over groups, and `exact` is False.
 
     Raises:
-      ValueError: with each group at its cheapest level the network still costs more, or as `cheapest_loss` does.
+      ValueError: the network costs more than the target with each group at its cheapest level, shapes do not fit, or
+        values are NaN.
     """
     cost = _measured_once(cost)
     costs = group_costs(groups, scores, found, cost)
@@ -267,7 +278,7 @@ def _cost(leaf: Any, of: str, *, masked: bool) -> float:
 
 
 def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]:
-    """The same cost of the same choice: a second measurement takes time, and may contradict the first."""
+    """Remembers the cost of each choice: a second measurement takes time, and may contradict the first."""
     known: dict[bytes, float] = {}
 
     def once(choice: Choice) -> float:
@@ -280,7 +291,7 @@ def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]
 
 
 def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """The pairs that no other beats in both, by rising cost; of equal ones the first."""
+    """The pairs that no other pair beats in both, in order of rising cost; of equal pairs the first."""
     order = np.lexsort((loss, cost))
     before = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
     return order[loss[order] < before]
@@ -296,7 +307,7 @@ def _checked(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, np.nda
     if losses.ndim != 2 or losses.shape != costs.shape or not losses.size:
         raise ValueError(f"losses and costs must both be (leaves, levels); got {losses.shape} and {costs.shape}")
     if np.isnan(losses).any() or np.isnan(costs).any():
-        raise ValueError("losses and costs must not hold NaN; give what cannot be an infinite loss")
+        raise ValueError("losses and costs must not hold NaN; give a level that is impossible an infinite loss")
     if (least := costs.min(1).sum()) > budget:
         raise ValueError(f"the cheapest levels cost {least:g}, more than the budget {budget:g}: allow higher levels")
     return losses, costs
