@@ -82,14 +82,14 @@ class Leaf:
         return WHOLE if shards is None else shards
 
     def sum(self, scores: jax.Array, along: Sequence[int]) -> jax.Array:
-        """The sum of scores over some axes of the leaf, which stay with size 1: the score of a unit.
+        """The sum of scores over some axes, which stay with size 1: the scores of units.
 
         The sum is exact before it is rounded to float32, so it has the same bits on any number of devices, and covers
         the whole array inside `jax.shard_map`.
 
         Args:
-          scores: the scores of the leaf.
-          along: the axes to sum over.
+          scores: the scores of the leaf, or a reshaped array of them where no devices share the leaf.
+          along: the axes of `scores` to sum over.
 
         Returns:
           float32. NaN if a NaN or both infinities take part, else an infinity if one takes part.
