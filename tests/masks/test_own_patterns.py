@@ -120,7 +120,7 @@ def test_training_keeps_whole_units_at_zero(packed):
     step = jax.jit(lambda p, s: optimizer.update(jax.tree.map(jnp.ones_like, p), s, p))
     for _ in range(5):
         updates, state = step(params, state)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
     kept = kept_units(jaxprune.get_masks(state))
     assert {name: int((~x).sum()) for name, x in kept.items()} == {"conv_0": 10, "conv_1": 8, "query": 5}
     dropped = ~np.broadcast_to(np.asarray(masks.unpack(jaxprune.get_masks(state))["query"]), SHAPES["query"])
@@ -130,7 +130,7 @@ def test_training_keeps_whole_units_at_zero(packed):
 def test_masks_come_back_from_disk(tmp_path):
     params = init_params()
     pruned = jaxprune.prune(params, 0.5, pattern=PATTERN)
-    checkpoints.save(tmp_path / "pruned.safetensors", pruned.params, masks=masks.pack(pruned.masks))
+    _ = checkpoints.save(tmp_path / "pruned.safetensors", pruned.params, masks=masks.pack(pruned.masks))
     back = checkpoints.load(tmp_path / "pruned.safetensors", params)
     for name, kept in kept_units(back.masks).items():
         assert np.array_equal(kept, kept_units(pruned.masks)[name])
@@ -149,10 +149,11 @@ def test_a_leaf_that_does_not_fit_and_a_class_that_lacks_a_part_are_named():
         def units(self, scores: Any, leaf: Any) -> Any: ...
 
     half: Any = Half()
+    empty: Any = Empty
     with pytest.raises(TypeError, match=r"lacks check, .*derive its class from masks\.Pattern"):
         _ = masks.select({"w": jnp.ones((3, 4))}, 0.5, half)
     with pytest.raises(TypeError, match=r"lacks expand; derive"):
-        _ = masks.select({"w": jnp.ones((3, 4))}, 0.5, Empty())
+        _ = masks.select({"w": jnp.ones((3, 4))}, 0.5, empty())
 
 
 def test_parts_that_devices_hold_are_refused_where_the_pattern_cannot_say_what_its_units_are(devices):
