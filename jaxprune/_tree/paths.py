@@ -67,7 +67,9 @@ def is_box(node: Any) -> bool:
     """
     # Where Flax has not been imported, no node is a box.
     kinds = (("flax.core.meta", "AxisMetadata"), ("flax.nnx.variablelib", "Variable"))
-    return isinstance(node, tuple(getattr(sys.modules[module], kind) for module, kind in kinds if module in sys.modules))
+    return isinstance(
+        node, tuple(getattr(sys.modules[module], kind) for module, kind in kinds if module in sys.modules)
+    )
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

@@ -33,6 +33,7 @@ class Planned:
     value: Callable[[Step], Sparsity]
 
     def __call__(self, step: Step) -> Sparsity:
+        """The sparsity at a step."""
         return self.value(as_step(step))
 
     def __repr__(self) -> str:

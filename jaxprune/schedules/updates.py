@@ -12,7 +12,7 @@ Update = Callable[[Step], Any]
 
 
 @dataclass(frozen=True)
-class every:  # noqa: N801  # users call it as a function, and it prints as that call
+class every:  # users call it as a function, and it prints as that call
     """True at `begin`, every `n` steps from there, and at `end`.
 
     The update at `end` takes place even where `n` does not divide `end - begin`, so a schedule that ends at the same
@@ -51,6 +51,7 @@ class every:  # noqa: N801  # users call it as a function, and it prints as that
                 raise ValueError(f"end must not come before begin; got begin={self.begin}, end={self.end}")
 
     def __call__(self, step: Step) -> Any:
+        """Whether the masks are revised before the update of a step."""
         step = as_step(step)
         due = (step >= self.begin) & ((step - self.begin) % self.n == 0)
         if self.end is not None:

@@ -63,7 +63,8 @@ def acdc(
     begin, end = check_interval(begin, end)
     compressed, dense = check_step(compressed, "compressed", least=1), check_step(dense, "dense", least=1)
     last_dense = check_step(last_dense, "last_dense")
-    select = Selector(**{"allocation": allocation.one_ranking, **how})
+    how.setdefault("allocation", allocation.one_ranking)
+    select = Selector(**how)
 
     def is_compressed(step: Any) -> Any:
         inside = ((step - begin) % (compressed + dense) < compressed) & (step < end - last_dense)

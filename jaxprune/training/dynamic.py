@@ -1,6 +1,7 @@
 """Dynamic sparse training: `set_` (SET), `rigl` (RigL), `srigl` (SRigL), `dynamic` for others, and `static` masks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Unpack
 
 import jax
@@ -41,7 +42,9 @@ def static(sparsity: float, **how: Unpack[How]) -> Method:
       4
     """
     check_sparsity(sparsity)
-    select = Selector(**{"criterion": criteria.random, "allocation": allocation.erk, **how})
+    how.setdefault("criterion", criteria.random)
+    how.setdefault("allocation", allocation.erk)
+    select = Selector(**how)
 
     def init(params: PyTree) -> tuple[PyTree, None]:
         return select(params, sparsity), None
@@ -83,7 +86,8 @@ def set_(
       >>> int(start['w'].sum())
       4
     """
-    return dynamic(sparsity, when=when, fraction=fraction, **{"allocation": allocation.er, **how})
+    how.setdefault("allocation", allocation.er)
+    return dynamic(sparsity, when=when, fraction=fraction, **how)
 
 
 def rigl(
@@ -166,10 +170,8 @@ def srigl(
       [2, 2, 2, 2]
     """
     when, fractions = _rigl_steps(steps, every, fraction, end)
-    fan_in: How = {"pattern": Unstructured(axes=-2), **how}
-    return dynamic(
-        sparsity, when=when, fraction=fractions, grow=growth.gradient_growth, whole_leaf=True, **fan_in
-    )
+    how.setdefault("pattern", Unstructured(axes=-2))
+    return dynamic(sparsity, when=when, fraction=fractions, grow=growth.gradient_growth, whole_leaf=True, **how)
 
 
 def dynamic(
@@ -226,9 +228,9 @@ def dynamic(
     _tree.check_function(when, "when", "schedules.every(100)")
     _tree.check_function(grow, "grow", "training.gradient_growth")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
-    select = Selector(**{"allocation": allocation.erk, **how})
-    start = Selector(**{"allocation": allocation.erk, **how, "criterion": criteria.random})
-    grower = Selector(**{**how, "criterion": grow})
+    how.setdefault("allocation", allocation.erk)
+    select = Selector(**how)
+    start, grower = replace(select, criterion=criteria.random), replace(select, criterion=grow)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         growth.check_pattern(params, whole_leaf=whole_leaf, **select.units)
@@ -237,9 +239,9 @@ def dynamic(
 
     def move(masks: PyTree, key: Any, grads: PyTree, signals: Signals) -> PyTree:
         signs = {"grads": grads, "key": jax.random.fold_in(key, signals.step), **signals.extra}
-        scores = (signals.trained(each).scores(signals.params, **signs) for each in (select, grower))
+        drop, add = (signals.trained(each).scores(signals.params, **signs) for each in (select, grower))
         units = signals.trained(select).units
-        moved = growth.drop_and_grow(masks, *scores, fraction_at(signals.step), whole_leaf=whole_leaf, **units)
+        moved = growth.drop_and_grow(masks, drop, add, fraction_at(signals.step), whole_leaf=whole_leaf, **units)
         return in_shape(moved, masks)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:

@@ -13,6 +13,7 @@ from jaxprune import _tree, criteria
 from jaxprune.masks import as_bool, is_packed
 
 PyTree = Any
+Path = tuple[str, ...]
 
 
 def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
@@ -41,10 +42,10 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     """The optimizer's state with zeros at removed weights.
 
     A subtree of the state mirrors the parameters if it has a leaf at the path of every parameter, and no other leaves;
-    parameters that `optax.masked` or `optax.partition` replaced by a `MaskedNode`, or that are None, count as present. The leaves of such
-    a subtree with the shape of their parameter and an inexact dtype are zeroed. That covers the moments of every
-    optimizer of Optax; leaves of other shapes, such as the factored moments of adafactor or a layer's scalar in
-    novograd, stay as they are.
+    parameters that `optax.masked` or `optax.partition` replaced by a `MaskedNode`, or that are None, count as present.
+    The leaves of such a subtree with the shape of their parameter and an inexact dtype are zeroed. That covers the
+    moments of every optimizer of Optax; leaves of other shapes, such as the factored moments of adafactor or a layer's
+    scalar in novograd, stay as they are.
 
     Args:
       state: any state of an optimizer.
@@ -69,13 +70,12 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     paths = [_tree.identity(path) for path, _ in leaves]
     mirrored = _mirrored([(path, _is_masked(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)], like)
 
-    def clean(leaf: Any, name: Any) -> Any:
-        mask = own[name] if name is not None else True
-        if not jnp.ndim(mask) or getattr(leaf, "shape", None) != like[name].shape:
+    def clean(leaf: Any, name: Path | None) -> Any:
+        if name is None or not jnp.ndim(own[name]) or getattr(leaf, "shape", None) != like[name].shape:
             return leaf
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
+        return jnp.where(as_bool(own[name], leaf), leaf, jnp.zeros((), leaf.dtype))
 
     return jax.tree.unflatten(structure, [clean(leaf, name) for (_, leaf), name in zip(leaves, mirrored, strict=True)])
 
@@ -205,25 +205,29 @@ def _is_masked(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def _mirrored(leaves: list[tuple[tuple[str, ...], bool]], like: dict[tuple[str, ...], Any]) -> list[Any]:
+def _mirrored(leaves: list[tuple[Path, bool]], like: dict[Path, Any]) -> list[Path | None]:
     """For each leaf of a state, given by its path and whether it is masked, the parameter that it mirrors."""
-    below: dict[tuple[str, ...], list[int]] = {}
+    below: dict[Path, list[int]] = {}
     for i, (path, _) in enumerate(leaves):
         for length in range(len(path) + 1):
             below.setdefault(path[:length], []).append(i)
     # Two leaves below the path of a complex parameter stand for it: its real and its imaginary part.
     halves = {name for name, leaf in like.items() if _is_complex(leaf)}
-    found: list[Any] = [None] * len(leaves)
+    found: list[Path | None] = [None] * len(leaves)
     for root, places in below.items():
         rest = {leaves[i][0][len(root) :]: i for i in places}
-        starts = {path[:n] for path in rest for n in range(len(path))} & halves
         masked = {path for path, i in rest.items() if leaves[i][1]}
-        known = lambda path: path in like or any(path[:n] in halves for n in range(len(path)))
-        present = lambda name: name in rest or name in starts or any(name[:n] in masked for n in range(len(name) + 1))
-        if all(path in masked or known(path) for path in rest) and all(present(name) for name in like):
+        split = {start for path in rest for start in _starts(path)} & halves
+        unknown = [path for path in rest.keys() - masked - like.keys() if not split.intersection(_starts(path))]
+        missing = [name for name in like.keys() - rest.keys() - split if not masked.intersection(_starts(name))]
+        if not unknown and not missing:
             for path in rest.keys() & like.keys() - masked:
                 found[rest[path]] = path
     return found
+
+
+def _starts(path: Path) -> list[Path]:
+    return [path[:length] for length in range(len(path))]
 
 
 def _is_complex(leaf: Any) -> bool:

@@ -87,7 +87,9 @@ def drop_and_grow(
 def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[Units]) -> None:
     """Raises unless the units of every pruned leaf are single entries."""
     covered = (Unstructured, NM) if whole_leaf else Unstructured
-    wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in leaves(params, **units) if not isinstance(leaf.pattern, covered)]
+    wrong = [
+        f"  {leaf.name}: {leaf.pattern}" for leaf in leaves(params, **units) if not isinstance(leaf.pattern, covered)
+    ]
     if wrong:
         raise ValueError(
             "drop and grow is for Unstructured; for as many inputs of every output use "

@@ -1,5 +1,6 @@
 """Training methods: `Method`, the functions that make and revise masks; `Signals`, what they see; `Dense`."""
 
+import glob
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -41,7 +42,9 @@ class Signals(NamedTuple):
         names = {n for (n, _), yes, no in zip(named, chosen, self.frozen, strict=True) if yes and not no}
         if not names:
             raise ValueError("there is nothing to prune: where selects only leaves whose gradients are None")
-        return replace(select, where=lambda name, leaf: name in names)
+        # A predicate would ask for scores of every leaf; globs leave out those that the criterion does not cover.
+        exact = (lambda name, leaf: name in names) if callable(select.where) else [glob.escape(n) for n in names]
+        return replace(select, where=exact)
 
 
 def in_shape(masks: PyTree, old: PyTree) -> PyTree:

@@ -70,8 +70,8 @@ def phases(*parts: tuple[int, Method]) -> Method:
         init,
         is_due,
         revise,
-        specs=methods[0].specs,
-        end=None if None in ends else max(ends),
+        specs=next((method.specs for method in methods if method.specs is not None), None),
+        end=None if None in ends else max(end for end in ends if end is not None),
         starts_sparse=methods[0].starts_sparse,
     )
 

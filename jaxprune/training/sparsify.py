@@ -75,7 +75,7 @@ class Sparsified(optax.GradientTransformationExtraArgs):
 
 
 def sparsify(
-    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False
+    optimizer: optax.GradientTransformation | optax.MultiSteps, method: Method, *, packed: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that weights removed by the method stay exactly zero.
 
@@ -103,9 +103,9 @@ def sparsify(
 
     Raises:
       TypeError: `optimizer` is not a transformation, `method` is not a `Method`, or `state` was not made by `init`.
-      ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters, this
-        method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init, there
-        is nothing to prune.
+      ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters,
+        this method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init,
+        there is nothing to prune.
 
     Which leaves are pruned: those that the method's `where` selects, also if the optimizer freezes them (`set_to_zero`,
     `masked`); leave them out by `where`, or wrap the optimizer of the others alone. A leaf whose gradient is None is
@@ -136,13 +136,16 @@ def sparsify(
         raise TypeError(f"method must be a training.Method, such as training.gradual(...); got {method!r}")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
-    inner = optax.with_extra_args_support(optimizer)
+    whole: Any = optimizer
+    inner = optax.with_extra_args_support(whole)
     # One function for all steps, so that jax compiles it once for updates outside jit, too.
     revise = jax.jit(partial(_revise, method, packed), static_argnums=(0, 1), inline=True)
     step = partial(_sparse_step if method.dense is None else _dense_step, inner, method, revise)
 
     def init(params: PyTree) -> SparsifyState:
         own = _fast(params)
+        if _is_placeholder(own):  # of `optax.tree.map_params`, which asks where in the state parameters are mirrored
+            return SparsifyState(jnp.zeros((), jnp.int32), own, 0, inner.init(params), jnp.zeros((), jnp.int32))
         made, state = method.init(own)
         made = _outside_boxes(masks.pack(made) if packed else made, own)
         end = jnp.asarray(-1 if method.end is None else method.end, jnp.int32)
@@ -150,11 +153,7 @@ def sparsify(
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
-        if not isinstance(state, SparsifyState):
-            raise TypeError(
-                "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
-                f"{type(state).__name__}: start from init, and restore a checkpoint into its structure"
-            )
+        _check_state(state)
         own = _fast(params)
         state = state._replace(masks=enforce.fit(own, state.masks))
         if method.specs is not None:
@@ -265,12 +264,12 @@ def _dense_step(
     extra: dict[str, Any],
 ) -> tuple[PyTree, SparsifyState]:
     """The step of a method that trains removed weights too; it returns the masks of the new parameters."""
-    assert method.dense is not None  # sparsify chooses this function by it
+    dense: Any = method.dense
     own = _fast(params)
     kept = masks.unpack(state.masks, own)
-    grads = method.dense.gradients(updates, own, kept, state.method)
+    grads = dense.gradients(updates, own, kept, state.method)
     moved, inner_state = inner.update(grads, state.inner, params, **extra)
-    moved = _each(lambda u: method.dense.updates(u, kept, state.method), moved)
+    moved = _each(lambda u: dense.updates(u, kept, state.method), moved)
     skipped = enforce.was_skipped(state.inner, inner_state) if enforce.is_guarded(state.inner) else False
     step = _next(state.step, skipped)
     signals = Signals(_fast(optax.apply_updates(params, moved)), updates, step, extra, own)
@@ -330,8 +329,8 @@ def _revise(
         fine = enforce.are_finite(grads, own[0]) & enforce.are_finite(grads, revised[0])
         return jax.tree.map(lambda new, old: jnp.where(fine, new, old), revised, own), ~fine
 
-    assert method.is_due is not None  # _revised asks
-    due = method.is_due(step)
+    is_due: Any = method.is_due
+    due = is_due(step)
     due = due if unless is None else due & ~unless
     (kept, state), waits = jax.lax.cond(due, revise, lambda own: (own, jnp.array(False)), (kept, state))
     return kept, state, waits
@@ -368,12 +367,24 @@ def _unboxed(node: Any) -> Any:
     return jax.tree.leaves(node, is_leaf=masks.is_packed)[0] if _tree.is_box(node) else node
 
 
+def _is_placeholder(params: PyTree) -> bool:
+    return type(params).__module__.startswith("optax.") and not jax.tree.leaves(params)
+
+
 def _holders(opt_state: PyTree) -> list[Any]:
     """The states that hold masks, also those inside the state of another sparsified optimizer."""
     kinds = (SparsifyState, enforce.KeepZerosState)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     found = [node for node in nodes if isinstance(node, kinds)]
     return found + [inner for node in found if isinstance(node, SparsifyState) for inner in _holders(node.inner)]
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, SparsifyState):
+        raise TypeError(
+            "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
+            f"{type(state).__name__}: start from init, and restore a checkpoint into its structure"
+        )
 
 
 def _check_trained(params: PyTree, updates: PyTree, kept: PyTree) -> None:
@@ -392,8 +403,8 @@ def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
     cut = shards.layouts(params, specs)
     if enforce.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
-            "specs: optax.apply_if_finite inside the optimizer sees only the part of the gradients that a device holds, "
-            "and would skip a step on some devices only; put it around a shard_map, or check before"
+            "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a device holds, and "
+            "would skip a step on some devices only; put it around a shard_map, or check before"
         )
     own = jax.tree.structure(params).flatten_up_to(state.masks)
     leaves = zip(_tree.named_leaves(params), own, cut, strict=True)

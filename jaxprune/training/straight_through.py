@@ -118,7 +118,7 @@ def sr_ste(*, decay: float = 2e-4, when: schedules.Update = schedules.every(1), 
       >>> start['w'].T.tolist()
       [[True, False, False, True]]
     """
-    pattern = how.get("pattern", NM(2, 4))
+    pattern: Any = how.setdefault("pattern", NM(2, 4))
     sparsity = getattr(pattern, "sparsity", None)
     if sparsity is None:
         raise TypeError(f"sr_ste needs masks.NM(n, m), got {pattern!r}; straight_through takes any pattern")
@@ -127,7 +127,7 @@ def sr_ste(*, decay: float = 2e-4, when: schedules.Update = schedules.every(1), 
     def gradients(grads: PyTree, params: PyTree, masks: PyTree, state: Any) -> PyTree:
         return _of_pruned(lambda g, w, m: jnp.where(m, g, g + (decay * w).astype(g.dtype)), grads, params, masks)
 
-    base = straight_through(sparsity, when=when, **{**how, "pattern": pattern})
+    base = straight_through(sparsity, when=when, **how)
     return base._replace(dense=Dense(gradients, _unchanged))
 
 

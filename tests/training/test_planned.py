@@ -61,7 +61,8 @@ def test_an_update_outside_jit_is_compiled_once():
         for packed in (False, True):
             method = training.gradual(schedules.cubic(0, 6, 0.75), when=schedules.every(2, 0, 6))
             optimizer: Any = jaxprune.sparsify(optax.adam(0.1), method, packed=packed)
-            params, grads = init_params(), init_params()
+            params: Any = init_params()
+            grads = init_params()
             state = optimizer.init(params)
             for step in range(6):
                 updates, state = optimizer.update(grads, state, params, note=len)

@@ -84,7 +84,7 @@ def test_flax_serialization_restores_it(packed, key):
 def test_lookahead_around_the_optimizer_keeps_both_kinds_of_weights_at_zero():
     params: Any = optax.LookaheadParams.init_synced(init_params())
     optimizer: Any = jaxprune.sparsify(optax.lookahead(optax.adam(0.05), 3, 0.5), gradual())
-    state = optimizer.init(params)
+    state, kept = optimizer.init(params), None
     step = jax.jit(lambda p, s, x: optimizer.update(jax.grad(loss)(p.fast, x), s, p))
     for i in range(8):
         updates, state = step(params, state, batch(i))
@@ -94,6 +94,7 @@ def test_lookahead_around_the_optimizer_keeps_both_kinds_of_weights_at_zero():
             assert np.count_nonzero(masks.apply(tree, kept)["first"]["kernel"]) == np.count_nonzero(
                 tree["first"]["kernel"]
             )
+    assert kept is not None
     expect_zeros(params.slow, kept, {"first/kernel": 36, "second/kernel": 24})
     for moment in (state.fast_state[0].mu, state.fast_state[0].nu):
         assert np.count_nonzero(moment["first"]["kernel"][~kept["first"]["kernel"]]) == 0
