@@ -15,6 +15,7 @@ from jaxprune import ensembles as ensembles
 from jaxprune import features as features
 from jaxprune import lottery as lottery
 from jaxprune import masks as masks
+from jaxprune import models as models
 from jaxprune import reconstruction as reconstruction
 from jaxprune import schedules as schedules
 from jaxprune import sensitivity as sensitivity
