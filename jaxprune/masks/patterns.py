@@ -219,6 +219,11 @@ class NM:
         # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
         return shape[together[-1]] % self.m == 0
 
+    @property
+    def sparsity(self) -> float:
+        """The fraction that the pattern removes."""
+        return 1 - self.n / self.m
+
     def reduction_axes(self, ndim: int, batch_axes: int) -> tuple[int, ...]:
         """The axes along which neighbours lie, the last of them fastest."""
         if self.axis is not None:
