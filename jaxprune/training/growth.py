@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.masks import NM, Count, Leaf, Units, Unstructured, as_bool, counts, leaves, select, shards
-from jaxprune.masks.cutting import unit_layout
+from jaxprune.masks import Count, Leaf, Units, Unstructured, as_bool, counts, leaves, select, shards
+from jaxprune.masks.select import keep_in_leaf
 
 PyTree = Any
 _LEAF = Unstructured()
@@ -86,7 +86,6 @@ def drop_and_grow(
 
 def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[Units]) -> None:
     """Raises unless the units of every pruned leaf are single entries."""
-    covered = (Unstructured, NM) if whole_leaf else Unstructured
     wrong = [
         f"  {leaf.name}: {leaf.pattern}" for leaf in leaves(params, **units) if not isinstance(leaf.pattern, covered)
     ]
@@ -131,10 +130,9 @@ def _by_place(params: PyTree, **units: Unpack[Units]) -> PyTree:
 
 
 def _removed(leaf: Leaf, mask: jax.Array) -> Any:
-    """How many units of each part are removed, for selection."""
-    if isinstance(leaf.pattern, NM):
-        return 1 - leaf.pattern.n / leaf.pattern.m
-    return _count(~mask, leaf)
+    """The number of removed units of each part, for selection."""
+    fixed = leaf.pattern.fixed_sparsity
+    return _count(~mask, leaf) if fixed is None else fixed
 
 
 def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: jax.Array) -> Count:
@@ -148,17 +146,12 @@ def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: 
 
 
 def _not_to_replace(leaf: Leaf, scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """What stays even where each part drops all that it can grow again: its best, beyond its removed ones."""
-    pattern = leaf.pattern
-    if isinstance(pattern, NM):
-        least = 2 * pattern.n - pattern.m
-        if least < 1:
-            return jnp.zeros_like(mask)
-        removed, pattern = 1 - least / pattern.m, dataclasses.replace(pattern, n=least)
-    else:
-        removed = _removed_and_dropped(1.0, leaf, mask, mask)
-    every = lambda *_: True
-    return select(scores, removed, pattern, where=every, batch_axes=leaf.batch_axes, specs=leaf.shards)
+    """The weights that stay even if each part drops all that it can grow again: its best, beyond its removed ones."""
+    if group := leaf.pattern.group(leaf):
+        least = 2 * group.kept - group.size
+        return keep_in_leaf(dataclasses.replace(leaf, array=scores), least) if least > 0 else jnp.zeros_like(mask)
+    removed, every = _removed_and_dropped(1.0, leaf, mask, mask), lambda *_: True
+    return select(scores, removed, leaf.pattern, where=every, batch_axes=leaf.batch_axes, specs=leaf.shards)
 
 
 def _least(a: Count, b: Count) -> Count:
@@ -168,15 +161,12 @@ def _least(a: Count, b: Count) -> Count:
 
 def _count(mask: jax.Array, leaf: Leaf) -> Count:
     """The number of True, or of each part if there are many; no axis is merged with another before it is counted."""
-    pattern: Any = leaf.pattern
-    units, axes = pattern.units(mask, leaf.batch_axes), pattern.batch_axes(mask.shape, leaf.batch_axes)
+    units, axes = leaf.pattern.units(mask, leaf), leaf.pattern.slice_axes(leaf)
     rows = units.sum(-1, dtype=jnp.int32)
     total = counts.normalise(Count(jnp.zeros_like(rows), rows))
     while total.low.ndim > axes:
         total = counts.sum_counts(total, total.low.ndim - 1)
-    total = shards.total_slices(
-        total, unit_layout(pattern, mask.ndim, leaf.batch_axes, leaf.shards), units.shape[:axes]
-    )
+    total = shards.total_slices(total, leaf.unit_shards, units.shape[:axes])
     return jax.tree.map(lambda limb: limb.reshape(-1 if limb.size > 1 else ()), total)
 
 

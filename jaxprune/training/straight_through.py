@@ -119,7 +119,7 @@ def sr_ste(*, decay: float = 2e-4, when: schedules.Update = schedules.every(1), 
       [[True, False, False, True]]
     """
     pattern: Any = how.setdefault("pattern", NM(2, 4))
-    sparsity = getattr(pattern, "sparsity", None)
+    sparsity = getattr(pattern, "fixed_sparsity", None)
     if sparsity is None:
         raise TypeError(f"sr_ste needs masks.NM(n, m), got {pattern!r}; straight_through takes any pattern")
     _check_weight(decay, "decay")
