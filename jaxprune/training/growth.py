@@ -87,7 +87,9 @@ def drop_and_grow(
 def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[Units]) -> None:
     """Raises unless the units of every pruned leaf are single entries."""
     wrong = [
-        f"  {leaf.name}: {leaf.pattern}" for leaf in leaves(params, **units) if not isinstance(leaf.pattern, covered)
+        f"  {leaf.name}: {leaf.pattern}"
+        for leaf in leaves(params, **units)
+        if not leaf.has_single_units or (leaf.pattern.group(leaf) is not None and not whole_leaf)
     ]
     if wrong:
         raise ValueError(
