@@ -1,6 +1,7 @@
 """What a network costs and how far to trust it: complexity, metrics, intervals, paired comparisons, the risk report."""
 
 from jaxprune.assess import plots
+from jaxprune.assess.calibration_test import CalibrationTest, calibration_test
 from jaxprune.assess.comparison import ModelResult, comparison_table
 from jaxprune.assess.complexity import Complexity, complexity
 from jaxprune.assess.corruptions import Corruption, blur, contrast, corrupted_logits, corruptions, noise
@@ -14,6 +15,7 @@ from jaxprune.assess.risk import Labels, Predictions, risk
 from jaxprune.assess.selective import auroc, entropy, epistemic_uncertainty, max_probability, risk_coverage
 
 __all__ = [
+    "CalibrationTest",
     "Complexity",
     "Corruption",
     "Interval",
@@ -27,6 +29,7 @@ __all__ = [
     "bootstrap",
     "brier_losses",
     "calibration_error",
+    "calibration_test",
     "changes",
     "comparison_table",
     "complexity",
