@@ -186,7 +186,8 @@ def ticket_rounds(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
     def train(params: PyTree, held: PyTree, key: Any) -> PyTree:
         return fit(jaxprune.sparsify(adam(steps), training.fixed(held)), params, key, data, steps)[0]
 
-    found = lottery.iterative_pruning(train, init(first, data[0].shape[1]), rounds=5, rate=0.4, key=second).ticket
+    sparsities = [1 - 0.6**r for r in range(1, 6)]
+    found = lottery.iterative_pruning(train, init(first, data[0].shape[1]), rounds=sparsities, key=second).ticket
     return jax.tree.map(lambda leaf: leaf[-MEMBERS:], (found.params, found.masks))
 
 

@@ -41,13 +41,11 @@ def search(key: Any, data: Data, *, rounds: int, steps: int, look_every: int) ->
 
     first, own = jax.random.split(key)
     found = lottery.iterative_pruning(
-        train,
+        lottery.Training(train, evaluate, has_aux=True),
         draw(first),
         rounds=rounds,
         key=own,
         controls={"reinitialised": lottery.reinitialised(draw), "random masks": lottery.random_masks()},
-        evaluate=evaluate,
-        has_aux=True,
     )
     return {"ticket": found.ticket.metrics} | {name: control.metrics for name, control in found.controls.items()}
 

@@ -54,7 +54,7 @@ RATE = 3e-3
 """Adam's learning rate; chosen on digits held out of the training images, by `benchmarks/demo_rate.py`."""
 REVISIONS = 20
 """How often gradual pruning chooses its masks anew on its way."""
-TICKET_ROUNDS, TICKET_RATE = 3, 0.6
+TICKET_SPARSITIES = 0.6, 0.84, 0.936
 """60, 84 and 94 % sparse."""
 
 
@@ -103,8 +103,9 @@ def slim(model: Model, params: Any, times: float, image: Any) -> slimming.Slimme
     groups = jaxprune.find_groups(model.apply, params, image)
     scores = slimming.group_scores(groups, criteria.magnitude(params))
     cost = slimming.costs.flops(model.apply, params, image)
-    target = cost(slimming.choice_from(groups, {})) / times
-    return jaxprune.slim(model.apply, params, slimming.choose_budget(groups, scores, cost, target), image)
+    target = cost(slimming.Choice.remove(groups, {})) / times
+    choice = slimming.choose(groups, scores, cost=cost, target=target, scope="global")
+    return jaxprune.slim(model.apply, params, choice, image)
 
 
 class Plan(NamedTuple):
@@ -119,7 +120,7 @@ class Plan(NamedTuple):
     @property
     def total_steps(self) -> int:
         """The steps of all phases together, those of the ticket search among them."""
-        return self.steps * (2 + 3 * len(self.sparsities) + len(self.slimmer) + TICKET_ROUNDS + 1)
+        return self.steps * (2 + 3 * len(self.sparsities) + len(self.slimmer) + len(TICKET_SPARSITIES) + 1)
 
 
 class Network(NamedTuple):
@@ -224,14 +225,15 @@ class Experiment:
             return self._fit("fixed masks", fine_tune, params, masks, TICKET, phase=0).params
 
         found = lottery.iterative_pruning(
-            train,
+            lottery.Training(
+                train,
+                evaluate=lambda params, masks: {"right": (predict(apply, params, images).argmax(1) == labels).mean()},
+                traceable=False,
+            ),
             self.initial,
-            rounds=TICKET_ROUNDS,
-            rate=TICKET_RATE,
+            rounds=TICKET_SPARSITIES,
             key=jax.random.fold_in(jax.random.key(self._plan.seed), 2),
             allocation=allocation.erk,
-            evaluate=lambda params, masks: {"right": (predict(apply, params, images).argmax(1) == labels).mean()},
-            traceable=False,
             progress=False,
         )
         number = sparsest_good(np.asarray(found.ticket.metrics["right"]), len(labels))

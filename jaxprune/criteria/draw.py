@@ -13,7 +13,7 @@ from jaxprune.masks.axes import named_sharding
 PyTree = Any
 
 
-def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> PyTree:
+def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None, **signals: Any) -> PyTree:
     """Uniform random numbers.
 
         s ~ U[0, 1)
@@ -23,12 +23,13 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
     is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
     n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
     any number of devices (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes they lie where the
-    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. Under
-    `masks.sharded`, in a shard_map, each device draws the whole leaf and takes its part.
+    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With
+    `specs`, in a shard_map, each device draws the whole leaf and takes its part.
 
     Args:
       params: any tree.
       key: a key of `jax.random`, typed or raw.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
     Returns:
@@ -52,7 +53,7 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         return of_leaf(lambda w: _uniform(own, w, layout), leaf)
 
-    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params))
+    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params, specs))
     return _tree.map_named(draw, params, layouts)
 
 

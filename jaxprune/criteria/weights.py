@@ -15,7 +15,13 @@ _NORMS = ("l1", "l2", "mean", "max")
 
 
 def magnitude(
-    params: PyTree, *, power: int = 1, normalise: str | None = None, batch_axes: Any = 0, **signals: Any
+    params: PyTree,
+    *,
+    power: int = 1,
+    normalise: str | None = None,
+    batch_axes: Any = 0,
+    specs: PyTree = None,
+    **signals: Any,
 ) -> PyTree:
     r"""The absolute value of each weight or its square, as it is or relative to its leaf.
 
@@ -31,7 +37,7 @@ def magnitude(
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
     Entries that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so
-    that scores have the same bits on any layout; in a shard_map under `masks.sharded`.
+    that scores have the same bits on any layout; in a shard_map with `specs`.
 
     Args:
       params: any tree.
@@ -40,6 +46,7 @@ def magnitude(
       normalise: None, "l1", "l2", "mean" or "max".
       batch_axes: how many leading axes of a leaf are layers stacked by a scan, each with a norm of its own: an int, or
         a mapping from globs over names.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
     Returns:
@@ -67,7 +74,7 @@ def magnitude(
 
     leaves, treedef = jax.tree.flatten(params)
     batch = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    given = zip(leaves, batch, shards.layouts(params), strict=True)
+    given = zip(leaves, batch, shards.layouts(params, specs), strict=True)
     scores = [of_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)
 

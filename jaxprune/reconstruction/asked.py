@@ -103,7 +103,7 @@ def _check_patterns(asked: Sequence[tuple[Leaf, Any]]) -> None:
 def _problem(leaf: Leaf, pattern: Any) -> str | None:
     layout = leaf.inputs.layout
     if isinstance(pattern, NM):
-        inputs = tuple(f.axis for f in layout.inputs)
+        inputs = layout.input_axes
         axes = inputs if pattern.axis is None else tuple(np.atleast_1d(pattern.axis) % len(layout.shape))
         if axes != inputs:
             return f"{pattern} lies along other axes than its inputs, {inputs}; leave axis out"

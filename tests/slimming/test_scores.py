@@ -11,7 +11,7 @@ import pytest
 from jaxprune import criteria, slimming
 from jaxprune.calibration import calibrate
 from tests.slimming import checks
-from tests.slimming.test_choosing import net, scanned
+from tests.slimming.test_choose import net, scanned
 
 SHAPES = {"a": (3, 6), "b": (6, 5), "c": (5, 2)}
 X = np.random.default_rng(3).normal(size=(7, 3)).astype("f4")
@@ -105,9 +105,18 @@ def test_bad_input(params: Any) -> None:
     wrong: list[tuple[Any, Any, str]] = [
         ({"a": params["a"]}, {}, "parameters have 1 leaves, the parameters 3"),
         ({**params, "b": params["b"].T}, {}, r"parameters of b have shape \(5, 6\), the parameter \(6, 5\)"),
-        (params, {"normalise": "median"}, "normalise is one of .* got 'median'"),
+        (params, {"normalise": "median"}, "normalise must be one of .* got 'median'"),
         (params, {"where": "z"}, "where selects none of: a, b, c"),
     ]
     for given, options, message in wrong:
         with pytest.raises(ValueError, match=message):
             _ = slimming.geometric_median_scores(groups, given, **options)
+
+
+def test_scores_of_another_group_or_width_are_refused():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"group a\[1\] has 4 units; got scores \(3,\)"):
+        _ = slimming.unit_scores(groups, {"a[1]": np.ones(3)})
+    with pytest.raises(KeyError, match="no group 'z'"):
+        _ = slimming.unit_scores(groups, {"z": np.ones(4)})

@@ -1,0 +1,206 @@
+"""A function traced, with the labels of its parameters' axes."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from jax.extend.core import Literal
+
+from jaxprune import _tree
+from jaxprune._jaxprs import Traced, is_array, sub_jaxprs, trace
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes
+from jaxprune.slimming._labels.frames import Frame, follow
+from jaxprune.slimming._labels.labels import Ids, Labels
+from jaxprune.slimming._labels.rules import rule_of
+
+PyTree = Any
+_NEEDS_NUMBERS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One leaf of the parameters.
+
+    Attributes:
+      name: its path.
+      identity: its path as a tuple.
+      shape: its shape; None for a leaf that is not an array.
+      dtype: its dtype.
+      ids: for each axis its labels; (layers..., n) where a scan over layers takes it apart.
+    """
+
+    name: str
+    identity: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    dtype: Any
+    ids: tuple[Ids, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """A traced function and the labels in it.
+
+    Attributes:
+      labels: all labels, coupled as the function demands.
+      traced: the jaxpr, and where each leaf of (params, *inputs) goes.
+      frame: the axes of every value.
+      leaves: the leaves of the parameters.
+    """
+
+    labels: Labels
+    traced: Traced
+    frame: Frame
+    leaves: tuple[Leaf, ...]
+
+
+def analyse(
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    inputs: Sequence[Any],
+    *,
+    fix_outputs: bool,
+    also: Sequence[tuple[Any, ...]] = (),
+    fix_inputs: bool = True,
+) -> Analysis:
+    """Traces `fn(params, *inputs)` from shapes and couples the labels of the parameters.
+
+    Args:
+      fn: the function.
+      params: arrays or ShapeDtypeStructs; leaves that are neither are constants.
+      inputs: arrays or ShapeDtypeStructs.
+      fix_outputs: whether the outputs of `fn` must keep their shapes.
+      also: further functions of the same parameters, each as (function, *inputs); their outputs may shrink.
+      fix_inputs: whether the inputs of `fn` must keep their shapes; otherwise they have labels of their own.
+
+    Raises:
+      TypeError: a function needs numbers where there are only shapes.
+    """
+    others = [traced_from_shapes(other[0], params, other[1:]) for other in also]
+    traced = traced_from_shapes(fn, params, inputs)
+    return couple(traced, params, fix_outputs=fix_outputs, others=others, fix_inputs=fix_inputs)
+
+
+def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[Any]) -> Traced:
+    """Traces `fn(params, *inputs)`.
+
+    Raises:
+      TypeError: the function needs numbers where there are only shapes; the message names the leaves they depend on.
+    """
+    try:
+        return trace(fn, params, *inputs)
+    except _NEEDS_NUMBERS as error:
+        paths = [path for path, leaf in jax.tree_util.tree_flatten_with_path((params, *inputs))[0] if is_array(leaf)]
+        asked = {int(k) for k in re.findall(r"arrays\[(\d+)\]", str(error))}  # as JAX calls what it was given
+        leaves = ", ".join(_argument(paths[k]) for k in sorted(asked)) or "params or inputs"
+        raise TypeError(
+            f"{getattr(fn, '__name__', repr(fn))} cannot be traced from shapes: it asks for a number that depends on "
+            f"{leaves}. Write branches with jnp.where or lax.cond; what has to be a Python number must not be an "
+            f"array leaf of params or inputs. JAX says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _argument(path: Any) -> str:
+    # The arguments are (params, *inputs).
+    name = _tree.name(path[1:])
+    return name if path[0].idx == 0 else f"input {path[0].idx - 1}" + (f", leaf {name}" if name else "")
+
+
+def couple(
+    traced: Traced, params: PyTree, *, fix_outputs: bool, others: Sequence[Traced] = (), fix_inputs: bool = True
+) -> Analysis:
+    """Couples the labels of the parameters of a traced function, and of further functions of the same parameters."""
+    labels = Labels()
+    programs = (traced, *others)
+    layers = [_layers(program.closed.jaxpr) for program in programs]
+    used = [_used(program.closed.jaxpr) for program in programs]
+    given: list[list[Axes]] = [
+        [tuple(map(ax.fixed, v.aval.shape)) for v in program.closed.jaxpr.invars] for program in programs
+    ]
+    leaves = []
+    for k, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
+        ids: tuple[Ids, ...] = ()
+        if is_array(leaf):
+            places: list[Any] = [program.inputs[k] for program in programs]  # an array has a place in each
+            depth = max((own.get(place, ()) for own, place in zip(layers, places, strict=True)), key=len)
+            ids = _label(labels, leaf, depth, any(place in own for own, place in zip(used, places, strict=True)))
+            for own, place in zip(given, places, strict=True):
+                own[place] = tuple(map(ax.labelled, ids))
+        shape = tuple(leaf.shape) if is_array(leaf) else None
+        leaves.append(Leaf(_tree.name(path), _tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
+    if not fix_inputs:
+        for place in traced.inputs[len(leaves) :]:
+            if place is not None:
+                shape = traced.closed.jaxpr.invars[place].aval.shape
+                given[0][place] = tuple(
+                    ax.fixed(n) if export.is_symbolic_dim(n) else ax.labelled(labels.fresh(n)) for n in shape
+                )
+    frames = [
+        follow(labels, program.closed.jaxpr, program.closed.consts, own, (), rule_of)
+        for program, own in zip(programs, given, strict=True)
+    ]
+    if fix_outputs:
+        for k, var in enumerate(traced.closed.jaxpr.outvars):
+            for axis in frames[0].read(var):
+                ax.freeze(labels, axis, labels.reason(f"output {k} of the function"))
+    return Analysis(labels, traced, frames[0], tuple(leaves))
+
+
+def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tuple[Ids, ...]:
+    depth = len(layers)
+    ids = tuple(labels.fresh((n,) if i < depth else (*layers, n)) for i, n in enumerate(leaf.shape))
+    if not used:
+        for axis in ids:
+            labels.freeze(axis, labels.reason("not used by the function"))
+    elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        for axis in ids:
+            labels.freeze(axis, labels.reason("random keys"))
+    return ids
+
+
+def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
+    """For each input that goes straight into a scan as what it runs over: the lengths of the scans."""
+    source = {v: i for i, v in enumerate(jaxpr.invars)}
+    found: dict[int, tuple[int, ...]] = {}
+    for eqn in jaxpr.eqns:
+        rule = rule_of(eqn)
+        if rule is None or not rule.ragged:
+            continue
+        for sub in sub_jaxprs(eqn):
+            inner = _layers(sub.jaxpr)
+            for k, place in enumerate(sub.inputs):
+                var = None if place is None else eqn.invars[place]
+                if isinstance(var, Literal) or var not in source:
+                    continue
+                lengths = inner.get(k, ())
+                if k in sub.stacked_inputs:
+                    lengths = (int(eqn.params["length"]), *lengths)
+                if len(lengths) > len(found.get(source[var], ())):
+                    found[source[var]] = lengths
+        [*operands] = [v for v in eqn.invars if not isinstance(v, Literal)]
+        if len(eqn.invars) == len(operands) == 1 and operands[0] in source and not sub_jaxprs(eqn):
+            source[eqn.outvars[0]] = source[operands[0]]
+    return found
+
+
+def _used(jaxpr: Any) -> set[int]:
+    """The inputs that something is computed from, or that are returned."""
+    used = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    for eqn in jaxpr.eqns:
+        operands = [None if isinstance(v, Literal) else v for v in eqn.invars]
+        subs = sub_jaxprs(eqn)
+        if subs and all(sub.role == "call" for sub in subs):
+            places = [sub.inputs[k] for sub in subs for k in _used(sub.jaxpr)]
+            used |= {operands[place] for place in places if place is not None}
+        else:
+            used |= set(operands)
+    return {i for i, v in enumerate(jaxpr.invars) if v in used}
