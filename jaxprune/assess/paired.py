@@ -265,5 +265,6 @@ def _adjusted(
     p = lambda seen: (1 + (maxima[:, None] >= seen * (1 - 1e-5)).sum(0)) / (1 + flips)
     of_classes = np.ones(classes)
     of_classes[present] = p(of_present[0])
-    names = dict(zip(("accuracy", "nll", "brier"), np.where(finite, p(figures[0]), np.nan).tolist(), strict=True))
-    return names, of_classes, float(np.quantile(maxima, confidence))
+    names: tuple[str, ...] = ("accuracy", "nll", "brier")
+    by_name = {name: float(x) for name, x in zip(names, np.where(finite, p(figures[0]), np.nan), strict=True)}
+    return by_name, of_classes, float(np.quantile(maxima, confidence))

@@ -202,7 +202,7 @@ def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "eff
     return figure
 
 
-def style(settings: Mapping[str, Any]) -> Any:
+def style(settings: Mapping[Any, Any]) -> Any:
     """Changes Matplotlib's settings for the plots that are drawn inside the context.
 
     Args:

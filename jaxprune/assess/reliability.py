@@ -22,14 +22,14 @@ class Reliability(NamedTuple):
     """The bins of a reliability diagram.
 
     Attributes:
-      samples: how many samples fall in each bin, (bins,).
+      samples: how many samples fall in each bin, (bins,); JAX or NumPy arrays.
       confidence: their mean confidence; NaN in an empty bin.
       accuracy: the fraction of them that is right; NaN in an empty bin.
     """
 
-    samples: Array
-    confidence: Array
-    accuracy: Array
+    samples: Any
+    confidence: Any
+    accuracy: Any
 
 
 def calibration_error(

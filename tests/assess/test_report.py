@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jaxprune.assess import Interval, Labels, Predictions, complexity, page, ris
 from jaxprune.assess.verdict import verdict
 
 KEY = jax.random.key(0)
-OPTIONS = {"key": KEY, "draws": 400}
+OPTIONS: dict[str, Any] = {"key": KEY, "draws": 400}
 rng = np.random.default_rng(1)
 # The numbers of samples are those of test_risk.py: what is compiled there serves here.
 LABELS, TRAIN_LABELS = np.arange(120) % 3, np.arange(90) % 3
@@ -227,17 +228,16 @@ def test_confidence_that_is_off_on_average(factor, word):
 
 
 def test_verdicts_name_what_changed(report):
-    options = {"key": KEY}
-    nothing = assess.changes(CLEAN, CLEAN, LABELS, **options)
+    nothing = assess.changes(CLEAN, CLEAN, LABELS, key=KEY)
     words = verdict(report.risks["dense"], nothing)
     assert words["changes"].startswith("nothing changed beyond noise")
     assert words["classes"].startswith("no class changed beyond noise; 0 samples lost")
     lost = np.where((LABELS == 1)[:, None], np.roll(CLEAN, 1, axis=1), CLEAN)
-    words = verdict(report.risks["dense"], assess.changes(CLEAN, lost, LABELS, **options))
+    words = verdict(report.risks["dense"], assess.changes(CLEAN, lost, LABELS, key=KEY))
     assert "accuracy -33.3 points (-42" in words["changes"]
     assert words["classes"].startswith("worse in class 1 (-100.0 points); 40 samples lost")
     without = np.where(LABELS == 2, 0, LABELS)
-    words = verdict(report.risks["dense"], assess.changes(CLEAN, CLEAN, without, **options))
+    words = verdict(report.risks["dense"], assess.changes(CLEAN, CLEAN, without, key=KEY))
     assert "no test sample of class 2" in words["classes"]
 
 

@@ -26,12 +26,11 @@ LABELS_OF = Labels(LABELS, TRAIN_LABELS, LABELS)
 PREDICTIONS = Predictions(
     LOGITS, TRAIN, LOGITS, {"noise": FOREIGN}, {"blur": WORSE}, members=MEMBERS, foreign_members={"noise": STRANGE}
 )
-OPTIONS = {"key": KEY}
 
 
 @pytest.fixture(scope="module")
 def found():
-    return risk(PREDICTIONS, LABELS_OF, **OPTIONS)
+    return risk(PREDICTIONS, LABELS_OF, key=KEY)
 
 
 def softmax(logits):
@@ -92,7 +91,7 @@ def test_every_figure_lies_inside_its_interval_and_the_same_key_gives_the_same(f
     assert (low <= estimate).all()
     assert (estimate <= high).all()
     assert (low < high).any()
-    again = risk(PREDICTIONS, LABELS_OF, **OPTIONS)
+    again = risk(PREDICTIONS, LABELS_OF, key=KEY)
     np.testing.assert_array_equal(list(again.figures.values()), list(found.figures.values()))
 
 
@@ -122,7 +121,7 @@ def test_changes_by_hand():
     right, wrong = (np.eye(3, dtype=np.float32)[k % 3] for k in (labels, labels + 1))
     first = np.where((np.arange(120) >= 110)[:, None], wrong, right)
     second = np.where(((np.arange(120) >= 40) & (np.arange(120) < 60))[:, None], wrong, right)
-    got = changes(first, second, labels, **OPTIONS)
+    got = changes(first, second, labels, key=KEY)
     np.testing.assert_allclose([r.estimate for r in got.recall], [0, -0.5, 0.25], atol=1e-6)
     assert [got.beyond_noise(k) for k in range(3)] == [False, True, True]
     assert (got.regressions, got.gains) == (20, 10)
@@ -135,7 +134,7 @@ def test_changes_by_hand():
 
 
 def test_a_model_does_not_differ_from_itself():
-    got = changes(LOGITS, LOGITS, LABELS, **OPTIONS)
+    got = changes(LOGITS, LOGITS, LABELS, key=KEY)
     assert all(interval.estimate == 0 for interval in (*got.figures.values(), *got.recall))
     assert tuple(got.figures["nll"]) == tuple(got.figures["brier"]) == (0, 0, 0)
     # 120 equal answers do not show that the two never answer differently: 3.8416 / (120 + 3.8416)
@@ -167,7 +166,7 @@ def test_a_model_does_not_differ_from_itself():
 )
 def test_what_cannot_be_judged_is_named(outputs, truth, message):
     with pytest.raises(ValueError, match=message):
-        _ = risk(outputs, truth, **OPTIONS)
+        _ = risk(outputs, truth, key=KEY)
 
 
 def test_a_class_without_samples_is_left_out_and_the_rest_compared():
@@ -175,7 +174,7 @@ def test_a_class_without_samples_is_left_out_and_the_rest_compared():
     labels = np.arange(120) % 2
     right = np.eye(3, dtype=np.float32)[labels]
     lost = np.where((np.arange(120) % 10 == 1)[:, None], right[:, [1, 0, 2]], right)
-    got = changes(right, lost, labels, **OPTIONS)
+    got = changes(right, lost, labels, key=KEY)
     assert [each.estimate for each in got.recall[:2]] == [0, -0.2]
     assert np.isnan([*got.recall[2], got.recall_adjusted[2]]).all()
     assert [got.beyond_noise(k) for k in range(3)] == [False, True, False]
@@ -185,7 +184,7 @@ def test_an_infinite_loss_has_no_interval_and_no_p_value():
     sure = LOGITS.copy()
     sure[0] = [0.0, -np.inf, -np.inf]
     labels = np.where(np.arange(120) == 0, 1, LABELS)
-    got = changes(LOGITS, sure, labels, **OPTIONS)
+    got = changes(LOGITS, sure, labels, key=KEY)
     assert got.figures["nll"].estimate == np.inf
     assert np.isnan([*got.figures["nll"][1:], got.p_values["nll"], got.adjusted["nll"]]).all()
     assert not got.beyond_noise("nll")
@@ -196,7 +195,7 @@ def test_few_wrong_answers_make_no_interval_of_a_loss():
     labels = np.arange(120) % 3
     logits = (5 * np.eye(3)[labels]).astype(np.float32)
     logits[:4] = logits[:4, [1, 2, 0]]
-    figures = risk(Predictions(logits), Labels(labels), **OPTIONS).figures
+    figures = risk(Predictions(logits), Labels(labels), key=KEY).figures
     for name in ("nll", "brier", "aurc"):
         assert np.isnan([figures[name].low, figures[name].high]).all()
     for name in ("accuracy", "overconfidence", "ece"):
@@ -206,7 +205,7 @@ def test_few_wrong_answers_make_no_interval_of_a_loss():
 
 def test_other_errors():
     with pytest.raises(ValueError, match=r"one shape; got \(120, 3\) and \(119, 3\)"):
-        _ = changes(LOGITS, LOGITS[1:], LABELS, **OPTIONS)
+        _ = changes(LOGITS, LOGITS[1:], LABELS, key=KEY)
     with pytest.raises(ValueError, match=r"2 draws and a confidence in .* got 1 and 0.95"):
         _ = risk(PREDICTIONS, LABELS_OF, key=KEY, draws=1)
     with pytest.raises(TypeError, match=r"expected assess.Labels, got"):
