@@ -226,8 +226,8 @@ def _foreign(predictions: Predictions, confidence: float) -> dict[str, Interval]
             members = predictions.members, predictions.foreign_members[name]
             scores["epistemic_uncertainty"] = (selective.epistemic_uncertainty, *members)
         for score, (uncertainty, known, foreign) in scores.items():
-            known, foreign = (np.asarray(uncertainty(jnp.asarray(x))) for x in (known, foreign))
-            found[f"foreign/{name}/{score}"] = intervals.area_under_roc(known, foreign, confidence)
+            values = [np.asarray(uncertainty(jnp.asarray(x))) for x in (known, foreign)]
+            found[f"foreign/{name}/{score}"] = intervals.area_under_roc(values[0], values[1], confidence)
     return found
 
 
