@@ -143,7 +143,7 @@ class FolderWriter:
     """A new checkpoint, written part by part; a killed run goes on after its last finished part.
 
     Until it is complete the folder is called `PATH.unfinished`; leaving the `with` block without an error writes the
-    index and gives it its name. Nothing is ever written over.
+    index and gives it its name. An error before the first part leaves nothing. Nothing is ever written over.
 
     Args:
       path: the new folder.
@@ -189,6 +189,8 @@ class FolderWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             self._finish()
+        elif not any(map(self.has, range(self._parts))):
+            shutil.rmtree(self._unfinished)  # nothing is lost, and the corrected call need not resume
 
     def has(self, number: int) -> bool:
         """Whether the part of this number, from 0 on, is written."""

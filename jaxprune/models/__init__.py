@@ -6,7 +6,7 @@ function cut into embedding, block and head, for work that goes block by block.
 """
 
 from jaxprune.models.decoder import FAMILIES, Parts, block_params, decoder, parts
-from jaxprune.models.pruning import BlockResult, Perplexity, perplexity, prune_folder
+from jaxprune.models.pruning import BlockResult, Perplexity, is_pruned, perplexity, prune_folder
 
 __all__ = [
     "FAMILIES",
@@ -15,6 +15,7 @@ __all__ = [
     "Perplexity",
     "block_params",
     "decoder",
+    "is_pruned",
     "parts",
     "perplexity",
     "prune_folder",

@@ -25,6 +25,25 @@ from jaxprune.models.decoder import Parts, block_params, parts
 _ROUTERS = ("*mlp.gate.weight", "*block_sparse_moe.gate.weight", "*shared_expert_gate.weight")
 
 
+def is_pruned(name: str, leaf: Any) -> bool:
+    """Whether `prune_folder` prunes a parameter by default: the kernels of attention and MLPs in the blocks.
+
+    Args:
+      name: the parameter's name in the checkpoint.
+      leaf: an array or a ShapeDtypeStruct.
+
+    Returns:
+      False for embeddings, heads, norms, biases and the routers of experts.
+
+    Example:
+      >>> kernel = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+      >>> is_pruned('model.layers.0.mlp.up_proj.weight', kernel), is_pruned('lm_head.weight', kernel)
+      (True, False)
+    """
+    is_router = any(fnmatchcase(name, glob) for glob in _ROUTERS)
+    return name.startswith("model.layers.") and len(leaf.shape) == 2 and not is_router
+
+
 class BlockResult(NamedTuple):
     """What became of one block.
 
@@ -109,8 +128,6 @@ def prune_folder(
     run = _Runner(cut)
     results: list[BlockResult] = []
     with writer, _progress.bar(total=cut.blocks, progress=progress, what="blocks") as bar:
-        if not writer.has(cut.blocks):
-            writer.add(cut.blocks, folder.load(rest))
         outer = folder.load(rest, dtype=jnp.float32)
         hidden = [cut.embed(outer, row) for row in jnp.asarray(tokens)[:, None]]
         del outer
@@ -132,6 +149,8 @@ def prune_folder(
             params = block_params({name: x.astype(jnp.float32) for name, x in stored.items()}, index)
             hidden = [run.forward(index, params, x) for x in hidden]
             bar.update()
+        if not writer.has(cut.blocks):
+            writer.add(cut.blocks, folder.load(rest))
         writer.carry_over(folder)
     return results
 
@@ -235,10 +254,8 @@ def _of_block(sparsity: Any, names: Sequence[str], prefix: str) -> Any:
 
 def _predicate(where: Any, prefix: str) -> Callable[[str, Any], bool]:
     """Which leaves of a block are pruned, for names without the block's prefix."""
-    if callable(where):
-        return lambda name, leaf: bool(where(prefix + name, leaf))
-    globs = ["*"] if where is None else [where] if isinstance(where, str) else list(where)
-    is_router = lambda name: where is None and any(fnmatchcase(name, glob) for glob in _ROUTERS)
-    return lambda name, leaf: (
-        len(leaf.shape) == 2 and not is_router(name) and any(fnmatchcase(prefix + name, glob) for glob in globs)
-    )
+    if where is None or callable(where):
+        whole = where or is_pruned
+        return lambda name, leaf: bool(whole(prefix + name, leaf))
+    globs = [where] if isinstance(where, str) else list(where)
+    return lambda name, leaf: len(leaf.shape) == 2 and any(fnmatchcase(prefix + name, glob) for glob in globs)

@@ -12,6 +12,7 @@ from safetensors.flax import save_file
 
 from jaxprune import calibrate, masks, models, reconstruct
 from jaxprune.checkpoints import Folder
+from jaxprune.models import pruning
 
 from .test_decoder import _CASES, drawn
 
@@ -60,7 +61,7 @@ def test_a_killed_run_resumes_to_the_same_bits(llama: Path, tmp_path: Path, monk
     whole = lambda path, **more: models.prune_folder(llama, path, TOKENS, 0.5, options={"method": "wanda"}, **more)
     assert len(whole(tmp_path / "straight")) == 3
     calls: list[int] = []
-    forward = models.pruning._Runner.forward
+    forward = pruning._Runner.forward
 
     def stop_at_the_second(self: Any, index: int, params: Any, hidden: Any) -> Any:
         calls.append(index)
@@ -69,7 +70,7 @@ def test_a_killed_run_resumes_to_the_same_bits(llama: Path, tmp_path: Path, monk
         return forward(self, index, params, hidden)
 
     with monkeypatch.context() as patched:
-        patched.setattr(models.pruning._Runner, "forward", stop_at_the_second)
+        patched.setattr(pruning._Runner, "forward", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             _ = whole(tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
