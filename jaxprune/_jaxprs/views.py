@@ -144,6 +144,24 @@ def moved(view: View, move: Move, shape: Shape) -> View | None:
     return _MOVED[type(move)](view, move, shape)
 
 
+def one_of(view: View, loop: tuple[int, ...], length: int | None) -> View:
+    """The view of one entry along the first axis, as the rounds of a scan get it.
+
+    Args:
+      view: a view of what is scanned over.
+      loop: names the scan.
+      length: how many rounds it has.
+
+    Raises:
+      NotFollowed: the view holds something else than one entry for each round.
+    """
+    outer = view.axes[0]
+    if fx.size(outer) != length or len(outer) > 1:
+        raise NotFollowed("a scan over a part of it")
+    loops = tuple((loop, f) for f in outer if f.of is not None)
+    return view._replace(axes=view.axes[1:], start=view.start[1:], scanned=(*view.scanned, *loops))
+
+
 def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
     """How a weight takes part in a product or, as its kernel, in a convolution.
 
