@@ -162,18 +162,27 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
       dense/kernel  4x3    multiplied   input, output
       embed         9x4    embedding    indexed, output
     """
-    return roles_of(trace(fn, params, *inputs), params)
+    return roles_of(trace(fn, params, *inputs), leaves_of(params))
 
 
-def roles_of(traced: Traced, params: PyTree) -> Roles:
-    """The roles of the leaves of `params`, the first argument of a traced function.
+def leaves_of(params: PyTree) -> list[LeafRole]:
+    """The leaves of a tree, of which no role is known."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    shapes = [tuple(leaf.shape) if is_array(leaf) else () for _, leaf in flat]
+    return [
+        LeafRole(_tree.name(path), _tree.identity(path), shape, (), ("unknown",) * len(shape))
+        for (path, _), shape in zip(flat, shapes, strict=True)
+    ]
+
+
+def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
+    """The roles of the leaves of the first argument of a traced function.
 
     Args:
       traced: from `trace(fn, params, *inputs)`.
-      params: the parameters, or their shapes.
+      leaves: from `leaves_of(params)`.
     """
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    jaxpr, places = traced.closed.jaxpr, traced.inputs[: len(flat)]
+    jaxpr, places = traced.closed.jaxpr, traced.inputs[: len(leaves)]
     given: list[_Seen] = [_Seen(data=True) for _ in jaxpr.invars]
     for k, place in enumerate(places):
         if place is not None:
@@ -181,10 +190,10 @@ def roles_of(traced: Traced, params: PyTree) -> Roles:
     walker = _Walker([])
     results = walker.run(jaxpr, traced.closed.consts, given, ())
     returned = {leaf for value in results for leaf in value.leaves}
-    notes: dict[int, list[_Note]] = {k: [] for k in range(len(flat))}
+    notes: dict[int, list[_Note]] = {k: [] for k in range(len(leaves))}
     for note in walker.notes:
         notes[note.leaf].append(note)
-    return Roles(tuple(_leaf_role(path, leaf, notes[k], k in returned) for k, (path, leaf) in enumerate(flat)))
+    return Roles(tuple(_with_role(leaf, notes[k], k in returned) for k, leaf in enumerate(leaves)))
 
 
 class _Seen(NamedTuple):
@@ -247,27 +256,27 @@ class _Walker:
 
     def _alone(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
         """No data: parameters are moved, scaled and masked."""
-        leaves = frozenset(leaf for v in operands for leaf in v.leaves)
+        views, scales = self._unspread(eqn, operands)
+        leaves = frozenset(leaf for v in operands for leaf in v.leaves) - scales
         try:
-            seen = vw.results(eqn, self._unspread(eqn, operands), [v.number for v in operands])
+            seen = vw.results(eqn, views, [v.number for v in operands])
         except NotFollowed:
             seen = [()] * len(eqn.outvars)
         return [_Seen(views, leaves) for views in seen]
 
-    def _unspread(self, eqn: Equation, operands: list[_Seen]) -> list[tuple[View, ...]]:
+    def _unspread(self, eqn: Equation, operands: list[_Seen]) -> tuple[list[tuple[View, ...]], frozenset[int]]:
         """Of parameters that are multiplied or added, those that are repeated along an axis are scales and biases."""
         views = [v.views for v in operands]
-        what = PRIMITIVES.get(eqn.primitive.name)
-        if not isinstance(what, Entrywise) or sum(map(bool, views)) < 2:
-            return views
+        if not isinstance(PRIMITIVES.get(eqn.primitive.name), Entrywise) or sum(map(bool, views)) < 2:
+            return views, frozenset()
+        shape = tuple(eqn.outvars[0].aval.shape)
+        views = [tuple(vw.stretched(view, shape) for view in mine) for mine in views]
         full = [tuple(view for view in mine if not _is_spread(view)) for mine in views]
         if not any(full):
-            return views
-        for mine in views:
-            for view in mine:
-                if _is_spread(view):
-                    self.notes.append(_Note(view.leaf, "elementwise", view))
-        return full
+            return views, frozenset()
+        scales = [view for mine in views for view in mine if _is_spread(view)]
+        self.notes += [_Note(view.leaf, "elementwise", view) for view in scales]
+        return full, frozenset(view.leaf for view in scales)
 
     def _meet(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
         """Parameters meet data, not in a product."""
@@ -418,25 +427,22 @@ def _says_yes_or_no(eqn: Equation, var: Any) -> bool:
     return dtype == np.bool_ or (eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == np.bool_)
 
 
-def _leaf_role(path: Any, leaf: Any, notes: list[_Note], returned: bool) -> LeafRole:
-    name, identity = _tree.name(path), _tree.identity(path)
-    shape = tuple(leaf.shape) if is_array(leaf) else ()
+def _with_role(leaf: LeafRole, notes: list[_Note], returned: bool) -> LeafRole:
     if not notes:
-        why = "returned as it is" if returned else ""
-        return LeafRole(name, identity, shape, ("other",) if returned else (), ("unknown",) * len(shape), None, why)
+        return dataclasses.replace(leaf, uses=("other",), note="returned as it is") if returned else leaf
     multiplied = [note for note in notes if note.use == "multiplied"]
     if any(note.chosen for note in multiplied):  # experts, not an embedding
         notes = [note for note in notes if note.use != "embedding"]
     uses = tuple(use for use in ("multiplied", "embedding", "elementwise", "other") if use in {n.use for n in notes})
-    why = "; ".join(dict.fromkeys(note.why for note in notes if note.use == "other"))
-    if not multiplied:
-        return LeafRole(name, identity, shape, uses, _axes_of(shape, notes), None, why)
-    try:
-        layout = layout_of(shape, [note.site for note in multiplied if note.site])[0]
-    except NotFollowed as reason:
-        why = "; ".join(filter(None, [why, str(reason)]))
-        return LeafRole(name, identity, shape, uses, ("unknown",) * len(shape), None, why)
-    return LeafRole(name, identity, shape, uses, _axes_in(layout, any(n.grouped for n in multiplied)), layout, why)
+    why = list(dict.fromkeys(note.why for note in notes if note.use == "other"))
+    axes, layout = _axes_of(leaf.shape, notes), None
+    if multiplied:
+        try:
+            layout = layout_of(leaf.shape, [note.site for note in multiplied if note.site])[0]
+            axes = _axes_in(layout, any(note.grouped for note in multiplied))
+        except NotFollowed as reason:
+            axes, why = leaf.axes, [*why, str(reason)]
+    return dataclasses.replace(leaf, uses=uses, axes=axes, layout=layout, note="; ".join(filter(None, why)))
 
 
 def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Roles of leaves and axes, for every framework and every kind of layer."""
 
-import functools
 import time
 
 import equinox as eqx
@@ -54,13 +53,13 @@ MULTIPLIED = {
         "input stacked output",
     ),
     "unrolled": (
-        lambda w, x: functools.reduce(lambda c, i: c @ w[i], range(3), x),
+        lambda w, x: x @ w[0] @ w[1] @ w[2],
         (3, 4, 4),
         X,
         "stacked input output",
     ),
     "scan of experts": (
-        lambda w, x: lax.scan(lambda c, v: (jnp.einsum("bi,eio->bo", c, v), None), x, w)[0],
+        lambda w, x: lax.scan(lambda c, v: (jnp.einsum("bei,eio->bo", jnp.stack([c, c], 1), v), None), x, w)[0],
         (3, 2, 4, 4),
         X,
         "stacked input input output",
@@ -171,11 +170,7 @@ def test_an_int8_kernel_and_its_scales(per):
 
     def fn(p, x):
         kernel = p["q"].astype(jnp.float32)
-        if per == "block":
-            kernel = (kernel.reshape(2, 4, 6) * p["s"][:, None]).reshape(8, 6)
-        else:
-            kernel = kernel * p["s"]
-        return x @ kernel
+        return x @ ((kernel.reshape(2, 4, 6) * p["s"][:, None]).reshape(8, 6) if per == "block" else kernel * p["s"])
 
     found = find_roles(fn, {"q": shape(8, 6, dtype=jnp.int8), "s": scales}, shape(2, 8))
     assert (found["q"].role, found["q"].axes) == ("multiplied", ("input", "output"))
@@ -377,6 +372,6 @@ def test_an_unrolled_decoder_of_eight_billion_parameters_takes_less_than_a_secon
 
     traced = _jaxprs.trace(fn, params, shape(1, 64, 4096, dtype=jnp.bfloat16))
     began = time.process_time()
-    found = _jaxprs.roles_of(traced, params)
+    found = _jaxprs.roles_of(traced, _jaxprs.leaves_of(params))
     assert time.process_time() - began < 1
     assert [leaf.role for leaf in found].count("multiplied") == 32 * 7
