@@ -1,4 +1,4 @@
-"""New files that are whole or absent, optional packages, and the one message for a file of something else."""
+"""What all files share: `write_new` writes them whole, `check_same` compares them with what the caller expects."""
 
 import importlib
 import json

@@ -28,7 +28,7 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       slimmed: what `jaxprune.slim` returned; `dataclasses.replace(slimmed, params=trained)` after fine-tuning.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
         `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` leaves the batch free.
-      platforms: where the loaded function runs.
+      platforms: the kinds of devices that the loaded function can run on, as `jax.export` names them.
 
     Returns:
       The sizes.

@@ -262,6 +262,46 @@ def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
     assert widths == [(10, 7), (6, 5), (4, 5)]
 
 
+def test_groups_that_could_not_shrink_are_named_with_the_reason() -> None:
+    """Heads on an axis of their own count as one position each, so that 'half, rounded to 8' cannot halve 8 heads."""
+
+    def attention(p: Any, x: Any) -> Any:
+        q, k, v = (jnp.einsum("te,ehd->thd", x, p[name]) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+        out = jnp.einsum("hts,shd,hde->te", weights, v, p["o"])
+        out = out - out.mean(-1, keepdims=True)  # what a layer normalisation does
+        return jnp.square(out / jnp.sqrt((out**2).mean(-1, keepdims=True) + 1e-5)) @ p["out"]
+
+    params = {name: np.ones((16, 8, 8), np.float32) for name in "qkv"}
+    params |= {"o": np.ones((8, 8, 16), np.float32), "out": np.ones((16, 2), np.float32)}
+    groups = slimming.find_groups(attention, params, jnp.ones((5, 16)))
+    heads, width = groups["q[1]"].name, groups["o[2]"].name
+    scores = np.arange(float(groups.size))
+    with pytest.warns(UserWarning, match=r"because of round_to:(.|\n)*: the limits allow no width below its 8 units"):
+        choice = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(round_to=8))
+    assert choice.kept(heads).all() and "no width below its 8 units" in choice.untouched[heads]
+    assert "a sum over values that masking does not make zero" in choice.untouched[width]
+    assert f"{len(choice.untouched)} groups could not shrink" in repr(choice)
+    assert any(line.startswith(heads) and "8 of 8 units kept: the limits" in line for line in str(choice).splitlines())
+    halved = slimming.choose(groups, scores, 0.5)
+    assert halved.kept(heads).sum() == 4 and list(halved.untouched) == [width]
+    free = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(inexact=True, protect=width))
+    assert free.untouched == {width: "it is protected"}
+    some = slimming.choose(groups, scores, {heads: 0.5})
+    assert not some.untouched  # nothing was asked of the others
+    cost = slimming.costs.parameters
+    small = slimming.choose(groups, scores, cost=cost, target=0.7 * cost(slimming.Choice.remove(groups, {})))
+    assert list(small.untouched) == [width]
+
+
+def test_a_cost_or_a_sparsity(groups: slimming.Groups) -> None:
+    scores = np.arange(28.0)
+    wrong: list[Any] = [{}, {"sparsity": 0.5, "cost": costs.parameters, "target": 9}, {"cost": costs.parameters}]
+    for arguments in wrong:
+        with pytest.raises(ValueError, match="either sparsity, or cost and target"):
+            _ = slimming.choose(groups, scores, **arguments)
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
