@@ -51,11 +51,10 @@ class LeafRole:
     @property
     def role(self) -> Literal["multiplied", "embedding", "elementwise", "other", "several", "unused"]:
         """Its only use, "several" or "unused"."""
-        if not self.uses:
-            return "unused"
-        if len(self.uses) > 1 or ("multiplied" in self.uses and self.layout is None):
-            return "several"
-        return self.uses[0]
+        for use in self.uses:
+            alone = len(self.uses) == 1 and (use != "multiplied" or self.layout is not None)
+            return use if alone else "several"
+        return "unused"
 
     @property
     def inputs(self) -> tuple[int, ...]:
