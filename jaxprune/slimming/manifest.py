@@ -119,7 +119,7 @@ class Manifest:
         return [_mask(kept) for kept in self.leaves]
 
     def to_json(self) -> str:
-        """Plain JSON: the path of each leaf, its shapes before and after, and the positions kept of each axis that shrinks."""
+        """Plain JSON: for each leaf its path, its shapes before and after, and the positions that its axes keep."""
         leaves = [
             {
                 "path": list(kept.identity),
@@ -150,7 +150,8 @@ class Manifest:
             raise ValueError("this is not a manifest of jaxprune.slimming")
         if data["version"] > _VERSION:
             raise ValueError(
-                f"the manifest has version {data['version']}; this jaxprune reads versions up to {_VERSION}: install a later one"
+                f"the manifest has version {data['version']}; this jaxprune reads versions up to {_VERSION}: "
+                "install a later one"
             )
         return cls(tuple(_read(entry) for entry in data["leaves"]))
 

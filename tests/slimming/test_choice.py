@@ -107,9 +107,9 @@ def test_a_mistyped_group_is_named(params: Any, name: str, message: str) -> None
 
 def test_what_is_no_function_and_what_are_no_parameters(params: Any) -> None:
     swapped: Any = (params, net)
-    with pytest.raises(TypeError, match="fn must be a function .*; got dict: fn and params are swapped"):
+    with pytest.raises(TypeError, match=r"fn must be a function .*; got dict: fn and params are swapped"):
         _ = slimming.find_groups(*swapped, X)
-    with pytest.raises(TypeError, match="params must be a tree with arrays, .*; got function"):
+    with pytest.raises(TypeError, match=r"params must be a tree with arrays, .*; got function"):
         _ = slimming.slim(net, net, 0.5, X)
 
 
