@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
+from jaxprune.masks._exact import counts
 from jaxprune.prune import Selector
 from jaxprune.schedules.steps import check_interval, check_step
 from jaxprune.training import enforce
@@ -70,7 +71,7 @@ def acdc(
       >>> [step for step in range(12) if method.is_due(step)]
       [2, 4, 7]
     """
-    masks.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity)
     begin, end = check_interval(begin, end)
     compressed, dense = check_step(compressed, "compressed", least=1), check_step(dense, "dense", least=1)
     last_dense = check_step(last_dense, "last_dense")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jaxprune import _tree, masks, schedules
+from jaxprune import _tree, schedules
+from jaxprune.masks._exact import counts
 
 PyTree = Any
 
@@ -18,5 +19,5 @@ def as_schedule(sparsity: float | schedules.Schedule) -> schedules.Schedule:
     """A schedule as it is, and a number, which is checked, as a constant one."""
     if callable(sparsity):
         return sparsity
-    masks.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity)
     return lambda _: sparsity

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.masks._exact import counts
 from jaxprune.prune import Selector
 from jaxprune.training import enforce
 from jaxprune.training.choosing import as_schedule, check_plan
@@ -41,7 +42,7 @@ def sparse_params(params: PyTree, mask_tree: PyTree) -> PyTree:
       (2.0, [2.0, 3.0])
     """
     _tree.check_masks(params, mask_tree)
-    return jax.tree.map(lambda w, m: _pass_through(w, masks.as_bool(m, w)) if jnp.ndim(m) else w, params, mask_tree)
+    return jax.tree.map(lambda w, m: _pass_through(w, masks.unpack(m, w)) if jnp.ndim(m) else w, params, mask_tree)
 
 
 def straight_through(
@@ -200,8 +201,8 @@ def top_kast(
       >>> forward['w'].tolist(), backward['w'].tolist()
       ([[False, False, False, True]], [[True, False, False, True]])
     """
-    masks.check_sparsity(sparsity)
-    masks.check_sparsity(backward, "backward")
+    counts.check_sparsity(sparsity)
+    counts.check_sparsity(backward, "backward")
     _check_weight(penalty, "penalty")
     if backward > sparsity:
         raise ValueError(f"backward must be at most sparsity={sparsity}: B contains A; got {backward}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.masks._exact import counts
 from jaxprune.prune import Selector
 from jaxprune.training import enforce, growth
 from jaxprune.training.choosing import check_plan
@@ -52,7 +53,7 @@ def static(
       >>> int(start['w'].sum())
       4
     """
-    masks.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity)
     choose = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs).masks
 
     def init(params: PyTree) -> tuple[PyTree, None]:
@@ -113,7 +114,7 @@ def dynamic(
     Example:
       >>> method = dynamic(0.9, key=jax.random.key(0), grow=growth.gradient_growth, momentum=0.9)
     """
-    masks.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity)
     if not callable(fraction):
         check_fraction(fraction, "fraction")
     if momentum is not None and not 0 <= momentum < 1:

@@ -114,6 +114,6 @@ def check_params(params: PyTree | None, what: str) -> None:
 def _map(fn: Any, updates: PyTree, params: PyTree, mask_tree: PyTree) -> PyTree:
     def apply(update: Any, param: Any, mask: Any) -> Any:
         # Unpruned leaves are told by their shape, so they cost nothing; leaves without gradients are None.
-        return update if update is None or not jnp.ndim(mask) else fn(update, param, masks.as_bool(mask, param))
+        return update if update is None or not jnp.ndim(mask) else fn(update, param, masks.unpack(mask, param))
 
     return jax.tree.map(apply, updates, params, mask_tree, is_leaf=lambda x: x is None)

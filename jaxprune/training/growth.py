@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree, masks
-from jaxprune.masks import counts, shards
+from jaxprune.masks._exact import counts, shards
 from jaxprune.masks.select import keep_in_leaf
 
 PyTree = Any
@@ -60,7 +60,7 @@ def drop_and_grow(
     """
     check_pattern(drop, whole_leaf=whole_leaf, **units)
     chosen = _by_place(drop, **units)
-    held = jax.tree.map(lambda _, mask: masks.as_bool(mask), drop, held)
+    held = jax.tree.map(lambda _, mask: masks.unpack(mask), drop, held)
     worst = jax.tree.map(_drop_scores, drop, held)
 
     def of_leaves(fn: Any, otherwise: PyTree, *trees: PyTree) -> PyTree:

@@ -51,7 +51,7 @@ def zero_removed(state: PyTree, params: PyTree, mask_tree: PyTree) -> PyTree:
             if found:
                 shape, mask = found
                 mirrors = getattr(leaf, "shape", None) == shape and jnp.issubdtype(leaf.dtype, jnp.inexact)
-                return jnp.where(masks.as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype)) if mirrors else leaf
+                return jnp.where(masks.unpack(mask, leaf), leaf, jnp.zeros((), leaf.dtype)) if mirrors else leaf
         return leaf
 
     return jax.tree_util.tree_map_with_path(clean, state)

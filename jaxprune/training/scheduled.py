@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.masks._exact import counts
 from jaxprune.prune import Selector
 from jaxprune.training import enforce
 from jaxprune.training.choosing import check_plan
@@ -78,7 +79,7 @@ def one_shot(
       >>> [step for step in range(1000) if method.is_due(step)]
       [100]
     """
-    masks.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity)
     schedules.jump(sparsity, step)  # checks the step
     return _planned(
         lambda _: sparsity, lambda at: at == step, criterion, allocation, pattern, where, batch_axes, key, specs
@@ -170,5 +171,5 @@ def last_where_removed(scores: PyTree, held: PyTree) -> PyTree:
     A removed weight scores 0 by its magnitude, but a kept one may too; this breaks the tie for the kept one.
     """
     return jax.tree.map(
-        lambda score, mask: jnp.where(masks.as_bool(mask), score, jnp.nan) if jnp.ndim(mask) else score, scores, held
+        lambda score, mask: jnp.where(masks.unpack(mask), score, jnp.nan) if jnp.ndim(mask) else score, scores, held
     )

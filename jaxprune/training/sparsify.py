@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _tree, masks
-from jaxprune.masks import shards
-from jaxprune.masks.axes import place_like
+from jaxprune.masks._exact import shards
+from jaxprune.masks._exact.axes import place_like
 from jaxprune.training import enforce, finite, mismatch
 from jaxprune.training.method import Dense, Method, Signals
 from jaxprune.training.moments import zero_removed
