@@ -7,6 +7,7 @@ from jaxprune._tree.matching import check_function as check_function
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
 from jaxprune._tree.paths import identity as identity
+from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
