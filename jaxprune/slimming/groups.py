@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune._jaxprs import LeafRole, Roles, roles_of
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.units import Units, units_of
 
@@ -125,6 +127,15 @@ class Groups:
 
     def __repr__(self) -> str:
         return _table(self)
+
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """What each leaf is for, as `find_roles` finds it."""
+        shaped = [
+            LeafRole(leaf.name, leaf.identity, leaf.shape or (), (), ("unknown",) * len(leaf.shape or ()))
+            for leaf in self.analysis.leaves
+        ]
+        return roles_of(self.analysis.traced, shaped)
 
     @property
     def size(self) -> int:
