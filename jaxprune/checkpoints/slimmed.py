@@ -51,7 +51,8 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       >>> params['a'].shape, fn(params, jnp.ones((5, 3))).shape
       ((3, 2), (5, 2))
     """
-    _ = _disk.optional("flatbuffers", "saving a function")  # jax.export fails for want of it only after all the work
+    # Before the work of tracing and compiling: jax.export misses flatbuffers only at its end.
+    _ = _disk.check_new(path), _disk.optional("flatbuffers", "saving a function")
     structure = jax.tree.structure(slimmed.params)
 
     def flat(leaves: list[Any], *inputs: Any) -> PyTree:
