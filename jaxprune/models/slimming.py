@@ -113,8 +113,8 @@ def _check(folder: Folder, mlp: float, kv_heads: Any, drop_blocks: Any, heads: i
         raise ValueError(f"drop_blocks must leave one of the blocks 0 to {blocks - 1}, got {drop_blocks!r}")
     if kv_heads not in (None, heads) and folder.config["model_type"] == "phi3" and folder.config.get("rope_scaling"):
         raise ValueError(
-            f"{folder.path} is a Phi-3 with rope_scaling, whose heads cannot be removed: transformers derives the length "
-            "of the scaling factors from the number of heads; leave kv_heads out"
+            f"{folder.path} is a Phi-3 with rope_scaling, whose heads cannot be removed: transformers derives the "
+            "length of the scaling factors from the number of heads; leave kv_heads out"
         )
     if any(".experts." in name for name in folder.shapes):
         raise ValueError(f"{folder.path} has routed experts, which slim_folder does not remove; use prune_folder")
