@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.criteria.signals import differentiable, map_scores, need, wide
+from jaxprune.criteria._scores import differentiable, map_scores, need, wide
 
 PyTree = Any
 

@@ -1,4 +1,4 @@
-"""What criteria share: scores for floating leaves only, and errors that say which signal is missing."""
+"""Helpers of the criteria: scores of floating leaves, checked signals, and functions of the floating leaves alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ PyTree = Any
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype of scores that are products: float32 at least, for in 16 bits they would under- and overflow.
+    """Returns the dtype for scores that are products: at least float32, because products in 16 bits under- and overflow.
 
     Example:
       >>> wide(jnp.bfloat16).name
@@ -23,41 +23,41 @@ def wide(dtype: Any) -> Any:
 
 
 def map_scores(score: Callable[..., Any], params: PyTree, *signals: PyTree) -> PyTree:
-    """The tree of scores: `score(leaf, *signals' leaves)` where the leaf is floating, else a scalar zero.
+    """Applies `score(leaf, *signals)` to each floating leaf; every other leaf scores a scalar zero.
 
     Args:
-      score: arrays -> an array in the shape of the first.
+      score: a function of arrays that returns an array in the shape of the first.
       params: any tree.
-      signals: trees of the same structure, as `need` returns them.
+      signals: trees of the same structure, checked by `need`.
 
     Returns:
-      A tree of arrays with the structure of `params`.
+      A tree of scores with the structure of `params`.
     """
-    return _tree.map_named(lambda name, *xs: of_leaf(score, *xs), params, *signals)
+    return _tree.map_named(lambda name, *xs: score_leaf(score, *xs), params, *signals)
 
 
-def of_leaf(score: Callable[..., Any], leaf: Any, *signals: Any) -> jax.Array:
-    """`score(leaf, *signals)` of a floating leaf, else the zero that stands for no score."""
+def score_leaf(score: Callable[..., Any], leaf: Any, *signals: Any) -> jax.Array:
+    """Returns `score(leaf, *signals)` for a floating leaf, and a scalar zero for any other leaf."""
     if not _tree.is_floating(leaf):
         return jnp.zeros(())
     return score(jnp.asarray(leaf), *map(jnp.asarray, signals))
 
 
 def need(signal: PyTree, params: PyTree, *, criterion: str, argument: str, hint: str) -> PyTree:
-    """The signal, if it was passed and fits the parameters.
+    """Returns the signal after checking that it was passed and fits the parameters.
 
     Args:
-      signal: a tree of arrays in the shapes of the params, or None.
+      signal: a tree of arrays in the shapes of the parameters, or None.
       params: the parameters.
       criterion: the name of the criterion, for messages.
-      argument: the name of the argument.
-      hint: what to pass.
+      argument: the name of the argument, for messages.
+      hint: an expression that the user can pass, for messages.
 
     Returns:
       `signal`.
 
     Raises:
-      ValueError: it is None, has another structure, or a floating leaf of another shape.
+      ValueError: the signal is None, or its structure or the shape of a floating leaf differs from the parameters'.
     """
     if signal is None:
         raise ValueError(f"criteria.{criterion} needs {argument}: pass {argument}={hint}")
@@ -74,15 +74,15 @@ def need(signal: PyTree, params: PyTree, *, criterion: str, argument: str, hint:
 
 
 def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callable[[list], Any], list, Callable]:
-    """A function of the floating leaves alone, for integers and static leaves have no gradient.
+    """Rewrites a function of a tree as a function of the tree's floating leaves; other leaves have no gradient.
 
     Args:
       fn: a function of params.
       params: any tree.
 
     Returns:
-      `fn` as a function of the list of floating leaves; that list; and a function that takes one score for each
-      of them and returns the tree of scores.
+      Three values: `fn` as a function of the list of floating leaves; that list; and a function that takes one score
+      for each floating leaf and returns the tree of scores.
     """
     leaves, treedef = jax.tree.flatten(params)
     at = [i for i, leaf in enumerate(leaves) if _tree.is_floating(leaf)]

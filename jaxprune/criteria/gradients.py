@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.criteria.signals import differentiable, map_scores, need, wide
+from jaxprune.criteria._scores import differentiable, map_scores, need, wide
 
 PyTree = Any
 _GRADS = "jax.grad(loss)(params, batch)"

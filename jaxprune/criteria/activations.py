@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.criteria.signals import of_leaf, wide
+from jaxprune.criteria._scores import score_leaf, wide
 from jaxprune.masks import shards
 
 PyTree = Any
@@ -162,6 +162,6 @@ def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
     def of(leaf: Any, inputs: Any) -> jax.Array:
         if inputs is None:
             return jnp.zeros(())
-        return of_leaf(lambda w: score(w.astype(wide(w.dtype)), inputs), leaf)
+        return score_leaf(lambda w: score(w.astype(wide(w.dtype)), inputs), leaf)
 
     return jax.tree.unflatten(treedef, [of(*pair) for pair in zip(leaves, stats.leaves(params), strict=True)])
