@@ -1,6 +1,5 @@
 """Running data through a function to see what its parameters meet."""
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _jaxprs, _tree
+from jaxprune import _jaxprs, _progress, _tree
 from jaxprune.calibration import layouts, views
 from jaxprune.calibration.interpreter import Interpreter, Sums, Value
 from jaxprune.calibration.layouts import Layout, Place, Site
@@ -28,7 +27,7 @@ def calibrate(
     where: _tree.Where = None,
     dtype: Any = jnp.float32,
     max_bytes: int = 2**31,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Stats:
     r"""Sums up the activations that each parameter is multiplied by, over batches, for any function.
 
@@ -55,7 +54,7 @@ def calibrate(
       where: which leaves; see `_tree.prunable`.
       dtype: in which to sum. jnp.float64 needs `jax.config.update("jax_enable_x64", True)`.
       max_bytes: how large the Gram matrices of a single leaf may be.
-      progress: whether to show a bar (needs tqdm).
+      progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
       `Stats`.
@@ -64,7 +63,7 @@ def calibrate(
       TypeError: one batch in place of batches.
       ValueError: there are no batches; nothing is covered; a Gram matrix is larger than `max_bytes` (the message
         names the leaf); activations are not finite; `collect` is unknown; float64 without x64.
-      ImportError: `progress` without tqdm.
+      ImportError: `progress=True` and tqdm is not installed.
 
     Example:
       >>> params = {'dense': {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)}}
@@ -74,7 +73,8 @@ def calibrate(
       ([5.0, 5.0, 5.0], 6)
     """
     run = calibrator(fn, params, collect=collect, where=where, dtype=dtype, max_bytes=max_bytes)
-    return run(params, _with_bar(batches, progress))
+    _tree.check_batches(batches)  # before the bar hides what was given
+    return run(params, _progress.bar(batches, progress, what="calibrate"))
 
 
 def calibrator(
@@ -314,14 +314,3 @@ def _check_dtype(dtype: Any) -> None:
 def _shapes(batch: PyTree) -> Any:
     leaves, treedef = jax.tree.flatten(batch)
     return treedef, tuple((x.shape, str(x.dtype)) if _jaxprs.is_array(x) else repr(x) for x in leaves)
-
-
-def _with_bar(batches: Iterable[PyTree], progress: bool) -> Iterable[PyTree]:
-    if not progress:
-        return batches
-    try:
-        tqdm = importlib.import_module("tqdm.auto")
-    except ImportError as error:
-        raise ImportError("a progress bar needs tqdm: pip install jaxprune[examples]") from error
-    _tree.check_batches(batches)  # here too, for what was given cannot be told from its bar
-    return tqdm.tqdm(batches, desc="calibrate")

@@ -203,12 +203,12 @@ def test_progress_names_what_to_install(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install jaxprune\[examples\]"):
+    with pytest.raises(ImportError, match=r"pip install jaxprune\[progress\]"):
         _ = calibrate(two_layers, PARAMS, [X], progress=True)
 
 
 def test_progress_counts_the_batches(capsys):
-    _ = pytest.importorskip("tqdm", reason="the bar is in jaxprune[examples]")
+    _ = pytest.importorskip("tqdm", reason="the bar is in jaxprune[progress]")
     shown = calibrate(two_layers, PARAMS, [X, X, X], progress=True)
     assert "calibrate" in (said := capsys.readouterr().err)
     assert "3/3" in said
