@@ -13,7 +13,7 @@ PyTree = Any
 
 
 def wide(dtype: Any) -> Any:
-    """Returns the dtype for scores that are products: at least float32, because products in 16 bits under- and overflow.
+    """Returns the dtype for scores that are products: at least float32, because 16 bits under- and overflow.
 
     Example:
       >>> wide(jnp.bfloat16).name
