@@ -12,6 +12,7 @@ from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
 from jaxprune._tree.rules import resolve as resolve
 from jaxprune._tree.where import Where as Where
+from jaxprune._tree.where import differentiable as differentiable
 from jaxprune._tree.where import is_floating as is_floating
 from jaxprune._tree.where import is_prunable as is_prunable
 from jaxprune._tree.where import prunable as prunable

@@ -18,7 +18,6 @@ from jaxprune.criteria.flow import synflow as synflow
 from jaxprune.criteria.flow import synflow_masks as synflow_masks
 from jaxprune.criteria.gradients import fisher as fisher
 from jaxprune.criteria.gradients import gradient as gradient
-from jaxprune.criteria.gradients import mean_squared_grads as mean_squared_grads
 from jaxprune.criteria.gradients import snip as snip
 from jaxprune.criteria.second_order import hessian_diagonal as hessian_diagonal
 from jaxprune.criteria.second_order import obd as obd

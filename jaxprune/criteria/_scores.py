@@ -1,4 +1,4 @@
-"""Helpers of the criteria: scores of floating leaves, checked signals, and functions of the floating leaves alone."""
+"""Helpers of the criteria: scores of floating leaves, and checked signals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,29 +71,3 @@ def need(signal: PyTree, params: PyTree, *, criterion: str, argument: str, hint:
     if wrong:
         raise ValueError(f"criteria.{criterion}: {argument} must have the shapes of params:\n" + "\n".join(wrong))
     return signal
-
-
-def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callable[[list], Any], list, Callable]:
-    """Rewrites a function of a tree as a function of the tree's floating leaves; other leaves have no gradient.
-
-    Args:
-      fn: a function of params.
-      params: any tree.
-
-    Returns:
-      Three values: `fn` as a function of the list of floating leaves; that list; and a function that takes one score
-      for each floating leaf and returns the tree of scores.
-    """
-    leaves, treedef = jax.tree.flatten(params)
-    at = [i for i, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
-
-    def put(values: list, rest: list) -> PyTree:
-        filled = list(rest)
-        for i, value in zip(at, values, strict=True):
-            filled[i] = value
-        return jax.tree.unflatten(treedef, filled)
-
-    def scores(values: list) -> PyTree:
-        return put(values, [jnp.zeros(())] * len(leaves))
-
-    return lambda values: fn(put(values, leaves)), [jnp.asarray(leaves[i]) for i in at], scores

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree, masks
-from jaxprune.criteria._scores import differentiable, wide
+from jaxprune.criteria._scores import wide
 from jaxprune.masks import shards
 
 PyTree = Any
@@ -46,7 +46,7 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
 
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
-        fn, leaves, as_tree = differentiable(lambda p: loss(p, *inputs), params)
+        fn, leaves, as_tree = _tree.differentiable(lambda p: loss(p, *inputs), params)
         flags = zip(jax.tree.leaves(params), jax.tree.leaves(_tree.prunable(params, where)), strict=True)
         chosen = [flag for leaf, flag in flags if _tree.is_floating(leaf)]
         gradient = jax.grad(fn)
@@ -89,7 +89,7 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
 
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
-        total, leaves, as_tree = differentiable(lambda p: _sum_floating(fn(p, *ones)), params)
+        total, leaves, as_tree = _tree.differentiable(lambda p: _sum_floating(fn(p, *ones)), params)
         # 16 bits overflow at once: the sum over all paths is computed in float32 at least.
         absolute = [jnp.abs(w.astype(wide(w.dtype))) for w in leaves]
         slopes = jax.grad(total)(absolute)
