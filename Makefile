@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow gpu lint types imports coverage bench clean
+.PHONY: help demo test slow gpu lint types imports coverage docs bench clean
 
 # The first of these that is Python 3.11 or later and can make virtual environments; or say PYTHON=...
 PYTHONS := python3 python python3.13 python3.12 python3.11 python3.14
@@ -23,6 +23,7 @@ help:
 	@echo 'make test      the tests; make slow: those that take minutes; make gpu: those that need a GPU'
 	@echo 'make lint      style and format; make types: pyright; make imports: which room may import which'
 	@echo 'make coverage  branch coverage of the tests, at least 90 %'
+	@echo 'make docs      the documentation site, into docs/_build/html'
 	@echo 'make bench     the benchmarks, as tables and JSON in output/bench'
 	@echo 'make clean     remove .venv and the caches'
 
@@ -71,6 +72,9 @@ coverage: .coverage
 
 .coverage: $(SOURCES) | $(VENV)/dev
 	$(MAKE) test COVERAGE=1
+
+docs: $(VENV)/dev
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(VENV)/dev
 	@mkdir -p output/bench

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxprune import slimming
 from jaxprune._jaxprs import count_flops, trace
-from jaxprune.slimming.analysis import couple
+from jaxprune.slimming._labels.analysis import couple
 from jaxprune.slimming.groups import group
 
 Row = dict[str, Any]
@@ -241,7 +241,7 @@ def compare(
 def half(groups: slimming.Groups, globs: Any) -> slimming.Choice:
     """Removes every second unit of the groups that a predicate selects."""
     removed = {g.name: range(0, g.count, 2) for g in groups if globs(g)}
-    return slimming.choice_from(groups, removed)
+    return slimming.Choice.remove(groups, removed)
 
 
 def resnet18(rounds: int) -> list[Row]:

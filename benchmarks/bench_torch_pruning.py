@@ -25,7 +25,7 @@ from bench_slimming import ResNet, draw
 
 from jaxprune import criteria, slimming
 from jaxprune._jaxprs import trace
-from jaxprune.slimming.analysis import couple
+from jaxprune.slimming._labels.analysis import couple
 from jaxprune.slimming.groups import group
 
 BLOCKS = (3, 4, 6, 3)

@@ -15,24 +15,25 @@ from typing import Any
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from examples.main_job import data, methods, models
-from examples.main_job.fitting import Trainer, batches, predict, scaled
+from main_job import data, experiment, networks
+from main_job.networks import Trainer, batches, predict, scaled
+
 from jaxprune import assess
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def outcomes(model: models.Model, train: Pair, held: Pair, rate: float, seed: int, options: Any) -> list[list[float]]:
+def outcomes(model: networks.Model, train: Pair, held: Pair, rate: float, seed: int, options: Any) -> list[list[float]]:
     """Accuracy and NLL of the dense and of the pruned network."""
-    methods.RATE = rate
+    experiment.RATE = rate
     run = lambda optimizer, phase, start, choice: Trainer(model, partial(optimizer, options.steps)).run(
         start, choice, batches(*train, steps=options.steps, size=128, seed=[seed, phase]), lambda loss: None
     )
-    dense = run(methods.dense, 0, model.init(jax.random.key(seed)), None)
-    pruned = run(methods.gradual, 1, dense.params, options.sparsity)
-    scores = [assess.evaluate(predict(model, fit.params, held[0]), held[1]) for fit in (dense, pruned)]
+    dense = run(experiment.dense, 0, model.init(jax.random.key(seed)), None)
+    pruned = run(experiment.gradual, 1, dense.params, options.sparsity)
+    scores = [assess.evaluate(predict(model.apply, fit.params, held[0]), held[1]) for fit in (dense, pruned)]
     return [[float(s.accuracy), float(s.nll)] for s in scores]
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     cut = len(pixels) * 4 // 5
     train, held = (pixels[:cut], labels[:cut]), (pixels[cut:], labels[cut:])
     height, width, channels = pixels.shape[1:]
-    model = models.make("linen", (height, width, channels), images.classes)
+    model = networks.make("linen", (height, width, channels), images.classes)
     model = scaled(model, float(train[0].mean()), float(train[0].std()))
     print(f"{cut} digits trained on, {len(labels) - cut} held out, {options.seeds} seeds: accuracy, NLL (mean ± sd)")
     for rate in options.rates:

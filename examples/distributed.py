@@ -24,7 +24,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from main_job import data, fitting, models
+from main_job import data, networks
 
 import jaxprune
 from jaxprune import allocation, masks, schedules, training
@@ -69,7 +69,7 @@ def train(method: training.Method, images: data.Images, mesh: Mesh, options: arg
     """The masks after training, and the accuracy on the test images."""
     (train_images, train_labels), (test_images, test_labels), classes, _ = images
     mean, deviation = float(train_images.mean()), float(train_images.std())
-    model = fitting.scaled(models.make("linen", train_images.shape[1:], classes), mean, deviation)
+    model = networks.scaled(networks.make("linen", train_images.shape[1:], classes), mean, deviation)
     optimizer = jaxprune.sparsify(optax.adam(3e-3), method)  # the one line about pruning
 
     def start(seed: int | jax.Array) -> tuple[PyTree, PyTree]:
@@ -84,7 +84,7 @@ def train(method: training.Method, images: data.Images, mesh: Mesh, options: arg
     where = places(jax.eval_shape(start, options.seed), mesh, options.sharded)
     params, state = jax.jit(start, out_shardings=where)(options.seed)
     step = jax.jit(step, donate_argnums=(0, 1), out_shardings=where)
-    drawn = fitting.batches(train_images, train_labels, steps=options.steps, size=options.batch, seed=[options.seed])
+    drawn = networks.batches(train_images, train_labels, steps=options.steps, size=options.batch, seed=[options.seed])
     for x, y in drawn:
         params, state = step(params, state, share_out(mesh, x), share_out(mesh, y))
         # Simulated devices wait for each other with a time limit; many steps at once would run into it.

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from main_job import foreign, idx
+from main_job import data as bundled
+from main_job import idx
 
 import jaxprune
 from jaxprune import allocation, assess, ensembles, lottery, masks, schedules, training
@@ -96,7 +97,7 @@ def photographs(folder: Path | None, size: int) -> np.ndarray:
     from PIL import Image
 
     if folder is None:
-        return foreign.photographs(size)
+        return bundled.photographs(size)
     with np.load(folder / "cifar10_jpeg" / "half_a_5000.npz") as stored:
         blob, offset = stored["jpeg"].tobytes(), stored["offset"]
     resized = lambda image: np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
@@ -185,7 +186,8 @@ def ticket_rounds(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
     def train(params: PyTree, held: PyTree, key: Any) -> PyTree:
         return fit(jaxprune.sparsify(adam(steps), training.fixed(held)), params, key, data, steps)[0]
 
-    found = lottery.iterative_pruning(train, init(first, data[0].shape[1]), rounds=5, rate=0.4, key=second).ticket
+    sparsities = [1 - 0.6**r for r in range(1, 6)]
+    found = lottery.iterative_pruning(train, init(first, data[0].shape[1]), rounds=sparsities, key=second).ticket
     return jax.tree.map(lambda leaf: leaf[-MEMBERS:], (found.params, found.masks))
 
 
@@ -332,7 +334,9 @@ def measure(every: Any, members: ensembles.Members, combine: Any, data: Data) ->
         strange = every(members, images)
         values[f"{name} H"] = assess.auroc(assess.entropy(combine(logits)), assess.entropy(combine(strange)))
         if members.size > 1:
-            values[f"{name} MI"] = assess.auroc(assess.mutual_information(logits), assess.mutual_information(strange))
+            values[f"{name} MI"] = assess.auroc(
+                assess.epistemic_uncertainty(logits), assess.epistemic_uncertainty(strange)
+            )
     return {key: float(value) for key, value in values.items()}
 
 

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
             kept, found = row(name, sparsity)
             curves[name].append((sparsity, float(np.mean(found))))
             print(line(sparsity, name, kept, found, uniform), flush=True)
-    figure = assess.accuracy_by_sparsity(curves, dense=float(np.mean(dense)))
+    figure = assess.plots.accuracy_by_sparsity(curves, dense=float(np.mean(dense)))
     figure.savefig(options.output / "one_shot.png", dpi=150)
 
 

@@ -56,7 +56,7 @@ def unit_scores(groups: slimming.Groups, variables: PyTree, grads: PyTree, metho
     scores = criteria.magnitude(variables)
     if method == "l1":
         return slimming.group_scores(groups, scores, reduce="sum", where=kernels)
-    return slimming.group_scores(groups, scores, reduce="l2", where=lambda name: "running" not in name)
+    return slimming.group_scores(groups, scores, reduce="l2", where=lambda name, leaf: "running" not in name)
 
 
 def tune(small: slimming.Slimmed, x: np.ndarray, labels: np.ndarray, epochs: int, rate: float, seed: int) -> PyTree:
@@ -112,9 +112,9 @@ def cell(at: Setting, reduction: float, method: str, seed: int, epochs: int, rat
     """Removes channels and measures what is left."""
     shape = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
     cost = slimming.costs.flops(predict, at.variables, shape)
-    whole = cost(slimming.choice_from(at.groups, {}))
+    whole = cost(slimming.Choice.remove(at.groups, {}))
     scores = unit_scores(at.groups, at.variables, at.grads, method, seed)
-    choice = slimming.choose_budget(at.groups, scores, cost, whole / reduction, scope="group")
+    choice = slimming.choose(at.groups, scores, cost=cost, target=whole / reduction)
     small = slimming.slim(predict, at.variables, choice, shape)
     thin, forward = jax.jit(small.fn), small.rebind(train_mode)
     moved = recalibrate_statistics(
@@ -135,13 +135,13 @@ def latencies(at: Setting, reductions: list[float]) -> None:
     """FLOPs and measured time, with any widths and with widths that are multiples of 8."""
     shape = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
     cost = slimming.costs.flops(predict, at.variables, shape)
-    whole = cost(slimming.choice_from(at.groups, {}))
+    whole = cost(slimming.Choice.remove(at.groups, {}))
     scores = unit_scores(at.groups, at.variables, None, "l1", 0)
     print("fewer FLOPs  widths of  faster")
     for reduction in reductions:
         for multiple in (1, 8):
             limits = slimming.Limits(round_to=multiple)
-            choice = slimming.choose_budget(at.groups, scores, cost, whole / reduction, scope="group", limits=limits)
+            choice = slimming.choose(at.groups, scores, cost=cost, target=whole / reduction, limits=limits)
             small = slimming.slim(predict, at.variables, choice, shape)
             ratio = faster(at.run, at.variables, jax.jit(small.fn), small.params, at.held[0])
             print(f"{whole / cost(choice):11.2f}  {multiple:9}  {ratio:.2f}", flush=True)

@@ -108,7 +108,7 @@ def rows(params: PyTree, text: Any, size: Size, steps: int, seed: int) -> dict[s
     squares = accumulate_gradients(partial(loss, size.heads), params, batches).square
     scores = slimming.group_scores(groups, criteria.fisher(params, squared_grads=squares), reduce="sum")
     cost = slimming.costs.flops(fn, params, shape)
-    whole = slimming.choice_from(groups, {})
+    whole = slimming.Choice.remove(groups, {})
     table = {"whole": {"weights": slimming.costs.parameters(whole), "fewer FLOPs": 1.0}}
     table["whole"]["at once"] = table["whole"]["distilled"] = perplexity(fn, params, text.test, size)
     for name, shares in choices(kinds(groups)).items():

@@ -41,13 +41,11 @@ def search(key: Any, data: Data, *, rounds: int, steps: int, look_every: int) ->
 
     first, own = jax.random.split(key)
     found = lottery.iterative_pruning(
-        train,
+        lottery.Training(train, evaluate, has_aux=True),
         draw(first),
         rounds=rounds,
         key=own,
         controls={"reinitialised": lottery.reinitialised(draw), "random masks": lottery.random_masks()},
-        evaluate=evaluate,
-        has_aux=True,
     )
     return {"ticket": found.ticket.metrics} | {name: control.metrics for name, control in found.controls.items()}
 
@@ -82,7 +80,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for name in NAMES
     }
     dense = float(np.mean([seed["ticket"]["accuracy"][0] for seed in results.values()]))
-    figure = assess.accuracy_by_sparsity(curves, dense=dense, ylabel="test accuracy")
+    figure = assess.plots.accuracy_by_sparsity(curves, dense=dense, ylabel="test accuracy")
     rounds = len(next(iter(results.values()))["ticket"]["accuracy"])
     shown = [0.8**r for r in range(0, rounds, 3)]
     figure.axes[0].set_xticks(shown, [f"{100 * left:.3g}" for left in shown])

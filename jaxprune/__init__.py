@@ -21,6 +21,8 @@ from jaxprune import slimming as slimming
 from jaxprune import training as training
 from jaxprune.calibration import calibrate as calibrate
 from jaxprune.masks import Pruned as Pruned
+from jaxprune.prune import How as How
+from jaxprune.prune import Selector as Selector
 from jaxprune.prune import prune as prune
 from jaxprune.reconstruction import reconstruct as reconstruct
 from jaxprune.slimming import find_groups as find_groups

@@ -1,6 +1,12 @@
-"""Criterion, allocation and selection in one call."""
+"""Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Unpack
+
+import jax
+import numpy as np
 
 from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
@@ -8,60 +14,185 @@ from jaxprune import allocation as allocations
 PyTree = Any
 
 
+class How(masks.Units, total=False):
+    """How weights are chosen: the keyword arguments that `prune`, the training methods and the searches share.
+
+    Each is optional. What is pruned, `pattern`, `where`, `batch_axes` and `specs`, is described in `masks.Units`.
+
+    Attributes:
+      criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
+        keeping; `criteria.magnitude` by default. Bind options and signals of its own by `functools.partial`.
+      allocation: `(scores, sparsity, **units) -> Allocation`, how the leaves share the sparsity; `allocation.uniform`
+        by default, unless the function that takes it says otherwise.
+      key: a key of `jax.random` for criteria that draw; None by default.
+    """
+
+    criterion: criteria.Criterion
+    allocation: allocations.Allocate
+    key: Any
+
+
+@dataclass(frozen=True, init=False)
+class Selector:
+    """Chooses weights: computes scores, shares a sparsity among the leaves, and selects the masks.
+
+    Every function that takes `**how` makes one of it: `Selector(**how)`. Called with parameters and a sparsity it
+    returns masks; `scores` and `masks` are the two halves, for methods that change the scores between them.
+
+    Attributes:
+      criterion: see `How`.
+      allocation: see `How`.
+      pattern: see `masks.Units`.
+      where: see `masks.Units`.
+      batch_axes: see `masks.Units`.
+      key: see `How`.
+      specs: see `masks.Units`.
+
+    Example:
+      >>> select = Selector(allocation=allocations.erk)
+      >>> select({'w': jnp.array([[3.0, -1.0], [2.0, -4.0]])}, 0.5)['w'].tolist()
+      [[True, False], [False, True]]
+    """
+
+    criterion: criteria.Criterion
+    allocation: allocations.Allocate
+    pattern: masks.Patterns
+    where: _tree.Where
+    batch_axes: masks.BatchAxes
+    key: Any
+    specs: PyTree
+
+    def __init__(self, **how: Unpack[How]) -> None:
+        defaults: How = {
+            "criterion": criteria.magnitude,
+            "allocation": allocations.uniform,
+            "pattern": masks.Unstructured(),
+            "where": None,
+            "batch_axes": 0,
+            "key": None,
+            "specs": None,
+        }
+        for unknown in how.keys() - defaults.keys():
+            close = get_close_matches(unknown, defaults, n=1)
+            way_out = (
+                f"did you mean {close[0]}?"
+                if close
+                else f"for a signal of your own criterion pass criterion=functools.partial(criterion, {unknown}=...)"
+            )
+            raise TypeError(f"{unknown} is not one of the options {', '.join(defaults)}; {way_out}")
+        for name, value in {**defaults, **how}.items():
+            object.__setattr__(self, name, value)
+        _tree.check_function(self.criterion, "criterion", "criteria.magnitude")
+        _tree.check_function(self.allocation, "allocation", "allocation.erk")
+        criteria.check_key(self.key)
+
+    @property
+    def units(self) -> masks.Units:
+        """What is pruned, to pass on as `**selector.units`; `specs` is left out where there are none."""
+        units: masks.Units = {"pattern": self.pattern, "where": self.where, "batch_axes": self.batch_axes}
+        return units if self.specs is None else {**units, "specs": self.specs}
+
+    def scores(
+        self, params: PyTree, *, grads: PyTree = None, stats: PyTree = None, key: Any = None, **signals: Any
+    ) -> PyTree:
+        """The scores of the criterion, checked.
+
+        Args:
+          params: the parameters.
+          grads: gradients in the structure of `params`, or None.
+          stats: what `jaxprune.calibrate` returned, or None.
+          key: the key that the criterion gets; None for the selector's own.
+          **signals: passed on to the criterion.
+
+        Returns:
+          A tree of scores in the structure of `params`.
+
+        Raises:
+          ValueError: no leaf is selected by `where`; the scores have another structure or other shapes than `params`.
+          TypeError: scores of pruned leaves that are not floating arrays; a criterion without `**signals`.
+        """
+        sharding = {} if self.specs is None else {"specs": self.specs}
+        key = self.key if key is None else key
+        chosen = _tree.selected(params, self.where)
+        scores = self.criterion(params, **{"grads": grads, "stats": stats, "key": key, **sharding, **signals})
+        return _checked(scores, params, self.criterion, chosen, every=callable(self.where))
+
+    def masks(self, scores: PyTree, sparsity: Any) -> PyTree:
+        """The masks that remove the lowest scores: the allocation shares the sparsity, `masks.select` selects.
+
+        Args:
+          scores: a tree of scores.
+          sparsity: the total fraction to remove, in [0, 1): a number, or a floating scalar array.
+
+        Returns:
+          bool masks in the structure of the scores.
+        """
+        shared = self.allocation(scores, sparsity, **self.units)
+        return masks.select(scores, shared.sparsities, **self.units)
+
+    def __call__(
+        self, params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **signals: Any
+    ) -> PyTree:
+        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`."""
+        return self.masks(self.scores(params, grads=grads, stats=stats, **signals), sparsity)
+
+
 def prune(
-    params: PyTree,
-    sparsity: Any,
-    *,
-    criterion: criteria.Criterion = criteria.magnitude,
-    allocation: allocations.Allocate = allocations.uniform,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
-    grads: PyTree | None = None,
-    stats: PyTree | None = None,
-    key: Any = None,
-    specs: PyTree = None,
+    params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **how: Unpack[How]
 ) -> masks.Pruned:
-    """Removes the lowest-scoring weights: the parameters with exact zeros, and the masks.
+    """Removes the lowest-scoring weights: returns the parameters with exact zeros, and the masks.
 
     Args:
       params: any pytree of parameters. Of Flax variables pass `variables["params"]`: other collections, such as
         batch statistics, are leaves like others here.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced.
-      criterion: `(params, *, grads, stats, key, **signals) -> scores`, larger = more worth keeping.
-      allocation: `(scores, sparsity, *, where, pattern, batch_axes) -> Allocation`: how the leaves share the sparsity.
-      pattern: what is removed together; a mapping from globs gives each leaf its own.
-      where: which leaves are pruned: None (floating, two axes or more), a predicate, a glob or a list of globs.
-      batch_axes: leading axes that are slices of their own; a mapping from globs gives them by path.
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: what `jaxprune.calibrate` returned, for criteria on activations.
-      key: a JAX key, for random criteria.
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: all of this then sees
-        whole parameters, and each device gets its part of the result (`masks.sharded`).
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
 
     Returns:
       `Pruned(params, masks)`.
 
     Raises:
       ValueError: a sparsity outside [0, 1), a signal that the criterion misses, a pattern that does not fit a leaf, no
-        leaf to prune.
-      TypeError: `where` selects what is not floating; a criterion, allocation or pattern that is none.
+        leaf to prune, scores that do not fit the parameters.
+      TypeError: `where` selects a leaf that is not floating; a criterion, allocation or pattern that is none.
 
     Works under jit with all but params, arrays and keys static; the counts are exact, ties fall to the lowest index.
     Scores that are NaN, of gradients that diverged say, rank lowest and so fall like ties: look at them first.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> pruned = prune({'w': jnp.array([[3.0, -1.0], [2.0, -4.0]])}, 0.5)
       >>> pruned.params['w'].tolist()
       [[3.0, 0.0], [0.0, -4.0]]
     """
-    _tree.selected(params, where)  # here, for scores are floating where parameters may not be
-    _tree.check_function(criterion, "criterion", "criteria.magnitude")
-    _tree.check_function(allocation, "allocation", "allocation.erk")
-    with masks.sharded(specs):
-        scores = criterion(params, grads=grads, stats=stats, key=key)
-        shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
-        found = masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
-    return masks.Pruned(masks.apply(params, found), found)
+    chosen = Selector(**how)(params, sparsity, grads=grads, stats=stats)
+    return masks.Pruned(masks.apply(params, chosen), chosen)
+
+
+def _checked(
+    scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool], *, every: bool
+) -> PyTree:
+    """The scores in the containers of the parameters.
+
+    A scalar is no score: of leaves that it does not cover a criterion makes one, and they stay whole; unless a
+    predicate asked for `every` leaf, or no leaf is left.
+    """
+    name = getattr(criterion, "__qualname__", type(criterion).__name__)
+    scores = _tree.align(params, scores, what=f"the scores that criterion {name} returned")
+    leaves = zip(_tree.named_leaves(params), jax.tree.leaves(scores), chosen, strict=True)
+    pruned = [(name, leaf, score) for (name, leaf), score, yes in leaves if yes]
+    every = every or not any(np.ndim(score) for _, _, score in pruned)
+    kinds, shapes = [], []
+    for leaf_name, leaf, score in pruned:
+        if not _tree.is_floating(score) and not isinstance(score, float):
+            got = getattr(score, "dtype", type(score).__name__)
+            kinds.append(f"  {leaf_name or '(the tree itself)'}: {got}")
+        elif np.shape(score) != np.shape(leaf) and (every or np.ndim(score)):
+            shapes.append(f"  {leaf_name or '(the tree itself)'}: scores {np.shape(score)}, parameter {np.shape(leaf)}")
+    if kinds:
+        raise TypeError(f"criterion {name} must return floating arrays:\n" + "\n".join(kinds))
+    if shapes:
+        raise ValueError(f"criterion {name} must return scores in the shapes of the parameters:\n" + "\n".join(shapes))
+    return scores

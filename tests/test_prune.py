@@ -25,8 +25,9 @@ INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
     ],
 )
 def test_mistakes_are_named(params: Any, options: dict[str, Any], message: str):
+    arguments: Any = {"sparsity": 0.5, **options}
     with pytest.raises(ValueError, match=message):
-        _ = jaxprune.prune(params, **{"sparsity": 0.5, **options})
+        _ = jaxprune.prune(params, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -43,5 +44,6 @@ def test_mistakes_are_named(params: Any, options: dict[str, Any], message: str):
     ],
 )
 def test_wrong_kinds_are_named(params: Any, options: dict[str, Any], message: str):
+    arguments: Any = {"sparsity": 0.5, **options}
     with pytest.raises(TypeError, match=message):
-        _ = jaxprune.prune(params, **{"sparsity": 0.5, **options})
+        _ = jaxprune.prune(params, **arguments)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .problems import ProblemError
+from .files import ProblemError
 
 UNSIGNED_BYTES = 0x08
 FILES = {

@@ -1,17 +1,41 @@
-"""Walking a jaxpr: the jaxprs inside equations, tracing from shapes, following parameters, FLOPs."""
+"""One engine that walks jaxprs, for FLOPs, calibration, roles and slimming.
 
-from jaxprune._jaxprs.counts import MultiplyAdds as MultiplyAdds
-from jaxprune._jaxprs.counts import multiply_adds as multiply_adds
-from jaxprune._jaxprs.effective import Share as Share
-from jaxprune._jaxprs.effective import shares as shares
+A function is traced from shapes (`trace`), and a client learns something of every value in its jaxpr by going through
+the equations in order. What all clients need is here once:
+
+- The loop (`walk`). `Values` is the environment: it holds what the client knows of each variable, whatever that is,
+  and asks the client what a literal is. The client gives one function, from an equation and what is known of its
+  operands to what is known of its results. `walk(..., only_live=True)` leaves dead code out, `settle` repeats the body
+  of a loop until what goes round no longer changes, `scan_again` writes a scan once more with another body.
+- The table (`primitives.PRIMITIVES`). It says what each primitive does to the axes and entries of its operands:
+  entrywise (where is the result zero, in which operands is it linear, what does it cost), moving entries (as one of
+  the `moves`, which NumPy arrays understand too), a sum of products, a reduction, a mix along axes, picking or writing
+  by index. A primitive that nobody knew is described there, and every client follows it.
+- The jaxprs inside equations (`sub_jaxprs`): which operand is which input, what is stacked, what goes round, how often
+  it runs, for jit, remat, custom derivatives, scan, while, cond, shard_map, in every JAX version.
+- Axes as products of factors (`factors`): `Factor`, `split`, `merge` and `blocks` make reshapes exact.
+
+A client decides what it carries and what it does where values meet:
+
+| client | of each value it carries | at a product | at a loop |
+| --- | --- | --- | --- |
+| `weights`, `flops` | a `Weight`: how arrays of the leaf's shape become the value's | counts multiply-adds | settles |
+| `calibration` | the array, and `View`s: which axes of a leaf its axes are | sums the other operand | scans again |
+| `slimming` | labels of positions; then zeros; then smaller arrays | couples labels | all of these |
+
+Two things are written per client on purpose. `Weight` and `View` both follow a leaf: by entries, which every move and
+any mask survive, and by axes, which cost nothing in the size of the leaf but are lost where a reshape cuts unevenly.
+And slimming runs some primitives in a way of its own where shapes are among their parameters (`slimming._labels`).
+"""
+
 from jaxprune._jaxprs.flops import Flops as Flops
+from jaxprune._jaxprs.flops import MultiplyAdds as MultiplyAdds
 from jaxprune._jaxprs.flops import Operation as Operation
+from jaxprune._jaxprs.flops import Share as Share
 from jaxprune._jaxprs.flops import count_flops as count_flops
-from jaxprune._jaxprs.states import Constant as Constant
-from jaxprune._jaxprs.states import Data as Data
-from jaxprune._jaxprs.states import Lost as Lost
-from jaxprune._jaxprs.states import State as State
-from jaxprune._jaxprs.states import Weight as Weight
+from jaxprune._jaxprs.flops import is_product as is_product
+from jaxprune._jaxprs.flops import multiply_adds as multiply_adds
+from jaxprune._jaxprs.flops import shares as shares
 from jaxprune._jaxprs.subs import Sub as Sub
 from jaxprune._jaxprs.subs import is_jaxpr as is_jaxpr
 from jaxprune._jaxprs.subs import open_jaxpr as open_jaxpr
@@ -19,5 +43,11 @@ from jaxprune._jaxprs.subs import sub_jaxprs as sub_jaxprs
 from jaxprune._jaxprs.tracing import Traced as Traced
 from jaxprune._jaxprs.tracing import is_array as is_array
 from jaxprune._jaxprs.tracing import trace as trace
-from jaxprune._jaxprs.walk import Met as Met
-from jaxprune._jaxprs.walk import follow as follow
+from jaxprune._jaxprs.walk import live as live
+from jaxprune._jaxprs.weights import Constant as Constant
+from jaxprune._jaxprs.weights import Data as Data
+from jaxprune._jaxprs.weights import Lost as Lost
+from jaxprune._jaxprs.weights import Met as Met
+from jaxprune._jaxprs.weights import State as State
+from jaxprune._jaxprs.weights import Weight as Weight
+from jaxprune._jaxprs.weights import follow as follow

@@ -1,39 +1,18 @@
-"""The FLOPs of a traced function, one operation at a time, each with the parameter that it multiplies by."""
+"""The FLOPs of a traced function: `count_flops`, each operation with the parameter it multiplies by, and `shares`."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._jaxprs import counts
-from jaxprune._jaxprs.states import Lost, State, Weight
-from jaxprune._jaxprs.walk import Met, follow
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Mix, Product, Reduce
+from jaxprune._jaxprs.primitives import Flops as Cost
+from jaxprune._jaxprs.weights import Lost, Met, State, Weight, follow
 
-_ARITHMETIC = frozenset(
-    {"add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "pow", "integer_pow", "square"}
-    | {"sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos", "tan"}
-    | {"asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erf_inv", "clamp"}
-    | {"floor", "ceil", "round", "nextafter", "lgamma", "digamma"}
-)
-_REDUCTIONS = frozenset(
-    {"reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
-)
-_WINDOWS = frozenset({"reduce_window_sum", "reduce_window_max", "reduce_window_min"})
-_NO_FLOPS = frozenset(
-    {"reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice", "rev", "concatenate", "pad"}
-    | {"convert_element_type", "bitcast_convert_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "name"}
-    | {"gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_slice", "select_n", "iota", "split"}
-    | {"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor", "is_finite", "reduce_and", "reduce_or"}
-    | {"argmax", "argmin", "sort", "top_k", "shift_left", "shift_right_logical", "shift_right_arithmetic"}
-    | {"population_count", "clz", "real", "imag", "complex", "conj", "eq_to", "lt_to", "le_to", "reduce_xor"}
-    | {"optimization_barrier", "device_put", "sharding_constraint", "mesh_cast", "reshard", "pvary", "pcast"}
-    | {"axis_index", "ppermute", "all_gather", "all_to_all", "empty", "create_token", "debug_callback", "debug_print"}
-    | {"random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split", "threefry2x32"}
-    | {"layout_constraint", "random_clone", "tile"}
-)
+Equation = Any
 
 
 class Operation(NamedTuple):
@@ -102,10 +81,10 @@ def count_flops(closed: Any, params: Sequence[int] = (), *, elementwise: bool = 
       (60, 70)
     """
     met = follow(closed, params, choose=_most)
-    operations = tuple(_operation(m) for m in met if m.eqn.primitive.name in counts.PRIMITIVES)
+    operations = tuple(_operation(m) for m in met if is_product(m.eqn))
     uncounted = Counter[str]()
     for m in met:
-        if _is_uncounted(m):
+        if _cost(m.eqn) is Cost.UNKNOWN:
             uncounted[m.eqn.primitive.name] += m.repeats
     rest = sum(map(_elementwise, met)) if elementwise else None
     loops = dict.fromkeys("/".join(m.path) for m in met if "while" in m.path and (_flops(m) or _elementwise(m)))
@@ -117,13 +96,11 @@ def _most(branches: list[list[Met]]) -> list[Met]:
 
 
 def _flops(met: Met) -> int:
-    if met.eqn.primitive.name not in counts.PRIMITIVES:
-        return 0
-    return 2 * counts.multiply_adds(met.eqn).total * met.repeats
+    return 2 * multiply_adds(met.eqn).total * met.repeats if is_product(met.eqn) else 0
 
 
 def _operation(met: Met) -> Operation:
-    counted = counts.multiply_adds(met.eqn)
+    counted = multiply_adds(met.eqn)
     operation = Operation(met.eqn.primitive.name, met.path, 2 * counted.total * met.repeats, met.repeats)
     weights = [k for k, state in enumerate(met.states) if isinstance(state, Weight)]
     if weights:
@@ -139,16 +116,183 @@ def _preference(met: Met, state: State, k: int) -> tuple[bool, int]:
 
 
 def _elementwise(met: Met) -> int:
-    name = met.eqn.primitive.name
-    out = met.eqn.outvars[0].aval
-    if name not in _ARITHMETIC | _REDUCTIONS | _WINDOWS or not jnp.issubdtype(out.dtype, jnp.inexact):
+    cost, out = _cost(met.eqn), met.eqn.outvars[0].aval
+    if cost in (Cost.NONE, Cost.UNKNOWN) or not jnp.issubdtype(out.dtype, jnp.inexact):
         return 0
-    if name in _WINDOWS:
+    if cost is Cost.WINDOW:
         return met.repeats * math.prod(out.shape) * math.prod(met.eqn.params["window_dimensions"])
-    shape = met.eqn.invars[0].aval.shape if name in _REDUCTIONS else out.shape
-    return met.repeats * math.prod(shape)
+    return met.repeats * math.prod(met.eqn.invars[0].aval.shape if cost is Cost.OPERAND else out.shape)
 
 
-def _is_uncounted(met: Met) -> bool:
-    name = met.eqn.primitive.name
-    return name not in counts.PRIMITIVES | _ARITHMETIC | _REDUCTIONS | _WINDOWS | _NO_FLOPS
+def _cost(eqn: Equation) -> Cost:
+    """What an equation costs, apart from products."""
+    what = PRIMITIVES.get(eqn.primitive.name)
+    if what is None:
+        return Cost.UNKNOWN
+    return what.flops if isinstance(what, (Entrywise, Reduce, Mix)) else Cost.NONE
+
+
+class MultiplyAdds(NamedTuple):
+    """The multiply-adds of one run of an equation.
+
+    Attributes:
+      total: all of them.
+      per_entry: for each of the two operands an int64 array that broadcasts to its shape: how many each entry
+        takes part in. Over the whole operand these sum up to `total`.
+    """
+
+    total: int
+    per_entry: tuple[np.ndarray, np.ndarray]
+
+
+def is_product(eqn: Equation) -> bool:
+    """Whether an equation is a matrix product or a convolution."""
+    return isinstance(PRIMITIVES.get(eqn.primitive.name), (Product, Convolution))
+
+
+def multiply_adds(eqn: Equation) -> MultiplyAdds:
+    """Counts exactly.
+
+    A dot_general meets every entry of an operand equally often. In a convolution an entry of the kernel is met once
+    for each output position at which it falls on an entry of the input: not on padding and not into the holes of
+    a dilated input, so that the taps at the border of a SAME convolution count less often. That is what XLA's own
+    cost analysis counts. Zero times a number counts; complex numbers count as one.
+
+    Args:
+      eqn: a product or a convolution (`is_product`).
+
+    Returns:
+      The counts.
+
+    Example:
+      >>> import jax
+      >>> eqn = jax.make_jaxpr(jnp.dot)(jnp.ones((2, 3)), jnp.ones((3, 5))).jaxpr.eqns[0]
+      >>> counted = multiply_adds(eqn)
+      >>> counted.total, counted.per_entry[0].item(), counted.per_entry[1].item()
+      (30, 5, 2)
+    """
+    what = PRIMITIVES[eqn.primitive.name]
+    return _product_of(eqn, what) if isinstance(what, Product) else _conv(eqn)
+
+
+def _product_of(eqn: Equation, what: Product) -> MultiplyAdds:
+    lhs, rhs = (v.aval.shape for v in eqn.invars[:2])
+    (contract_l, contract_r), (batch_l, batch_r) = what.numbers(eqn)
+    free_l = _of_axes(lhs, {*range(len(lhs))} - {*contract_l} - {*batch_l})
+    free_r = _of_axes(rhs, {*range(len(rhs))} - {*contract_r} - {*batch_r})
+    total = free_l * free_r * _of_axes(lhs, {*contract_l}) * _of_axes(lhs, {*batch_l})
+    return MultiplyAdds(total, (_filled(len(lhs), free_r), _filled(len(rhs), free_l)))
+
+
+def _conv(eqn: Equation) -> MultiplyAdds:
+    lhs, rhs = (v.aval.shape for v in eqn.invars)
+    out = eqn.outvars[0].aval.shape
+    p = eqn.params
+    lhs_spec, rhs_spec, out_spec = p["dimension_numbers"]
+    met = []
+    for d in range(len(lhs) - 2):
+        sizes = lhs[lhs_spec[2 + d]], rhs[rhs_spec[2 + d]], out[out_spec[2 + d]]
+        steps = p["window_strides"][d], p["padding"][d][0], p["lhs_dilation"][d], p["rhs_dilation"][d]
+        met.append(met_1d(*sizes, *steps))
+    # Every kernel entry meets its input feature in each sample of its batch group; every input entry meets all
+    # the output features of its feature group and batch group.
+    samples = lhs[lhs_spec[0]] // p["batch_group_count"]
+    features = rhs[rhs_spec[0]] // (p["feature_group_count"] * p["batch_group_count"])
+    per_lhs = _outer(len(lhs), [(lhs_spec[2 + d], m.sum(0)) for d, m in enumerate(met)], features)
+    per_rhs = _outer(len(rhs), [(rhs_spec[2 + d], m.sum(1)) for d, m in enumerate(met)], samples)
+    pairs = math.prod(int(m.sum()) for m in met)
+    return MultiplyAdds(pairs * samples * rhs[rhs_spec[0]] * rhs[rhs_spec[1]], (per_lhs, per_rhs))
+
+
+def met_1d(
+    size: int, taps: int, positions: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
+) -> np.ndarray:
+    """How often each tap meets each input entry along one axis, (taps, size) of int64.
+
+    Output position o puts tap k on place o * stride + k * rhs_dilation - pad of the dilated input, of which only
+    the multiples of lhs_dilation hold entries.
+    """
+    place = np.arange(positions)[:, None] * stride + np.arange(taps) * rhs_dilation - pad  # (positions, taps)
+    entry, hole = np.divmod(place, lhs_dilation)
+    real = (hole == 0) & (entry >= 0) & (entry < size)
+    met = np.zeros((taps, size), np.int64)
+    np.add.at(met, (np.broadcast_to(np.arange(taps), place.shape)[real], entry[real]), 1)
+    return met
+
+
+def _of_axes(shape: tuple[int, ...], axes: set[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _filled(ndim: int, value: int) -> np.ndarray:
+    return np.full((1,) * ndim, value, np.int64)
+
+
+def _outer(ndim: int, factors: list[tuple[int, np.ndarray]], scale: int) -> np.ndarray:
+    result = _filled(ndim, scale)
+    for axis, factor in factors:
+        result = result * np.expand_dims(factor, [a for a in range(ndim) if a != axis])
+    return result
+
+
+class Share(NamedTuple):
+    """What one parameter leaf has to do with one operation.
+
+    Attributes:
+      leaf: its position among the inputs of the jaxpr.
+      dense: the operation's FLOPs that multiply by this leaf.
+      effective: those of them that multiply by a kept entry.
+    """
+
+    leaf: int
+    dense: int
+    effective: int
+
+
+def shares(
+    operation: Operation, shapes: Mapping[int, tuple[int, ...]], masks: Mapping[int, np.ndarray]
+) -> tuple[Share, ...]:
+    """An operation's FLOPs by parameter leaf, dense and effective.
+
+    Every kept entry counts with the multiply-adds that it takes part in: all alike in a matrix product, in a
+    convolution those at the border of a SAME kernel less often. A leaf that a scan slices counts slice by slice.
+
+    Args:
+      operation: one of `count_flops(...).operations`.
+      shapes: the shape of each input of the jaxpr that is a parameter.
+      masks: bool arrays that broadcast to these shapes, True = kept; a leaf without one is kept whole.
+
+    Returns:
+      One share for each leaf of the operation's weight; none if it has no weight.
+
+    Example:
+      >>> import jax
+      >>> closed = jax.make_jaxpr(lambda w, x: x @ w)(jnp.ones((3, 5)), jnp.ones((2, 3)))
+      >>> shares(count_flops(closed, [0]).operations[0], {0: (3, 5)}, {0: np.eye(3, 5, dtype=bool)})
+      (Share(leaf=0, dense=60, effective=12),)
+    """
+    if operation.weight is None:
+        return ()
+    leaves = operation.weight.leaves
+    whole = {leaf: np.broadcast_to(np.True_, shapes[leaf]) for leaf in leaves}
+    found = []
+    for leaf in leaves:
+        # Of a concatenation the other leaves count as absent.
+        others = {other: np.broadcast_to(np.False_, shapes[other]) for other in leaves if other != leaf}
+        dense = operation.flops if len(leaves) == 1 else _kept_flops(operation, {**others, leaf: whole[leaf]})
+        mask = masks.get(leaf)
+        kept = dense if mask is None else _kept_flops(operation, {**others, leaf: np.broadcast_to(mask, shapes[leaf])})
+        found.append(Share(leaf, dense, kept))
+    return tuple(found)
+
+
+def _kept_flops(operation: Operation, present: Mapping[int, np.ndarray]) -> int:
+    weight, per_entry = operation.weight, operation.per_entry
+    if weight is None or per_entry is None:
+        return 0
+    alike = tuple(axis for axis, size in enumerate(per_entry.shape) if size == 1)
+    met = 0
+    for view in weight.view(present):
+        counted = np.count_nonzero(view, axis=alike, keepdims=True) if alike else view
+        met += int((counted * per_entry).sum())
+    return 2 * met * operation.repeats // weight.slices

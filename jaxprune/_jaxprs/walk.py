@@ -1,174 +1,148 @@
-"""Following parameters through a jaxpr to the equations that they meet.
+"""The one loop over the equations of a jaxpr, and what loops inside a jaxpr have in common.
 
-Every value is a `Weight` (a parameter leaf in another shape), `Lost` (made of parameters in a way that cannot be
-followed), `Data` or `Constant`. Equations are met in order, inside sub-jaxprs too; a loop's body is gone through
-until the states that go round no longer change.
+`walk` goes through equations in order; `settle` repeats a loop's body until what goes round no longer changes;
+`scan_again` writes a scan once more with another body.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import jax.extend.core as jec
-import numpy as np
+from jax import lax
 
-from jaxprune._jaxprs import rules
-from jaxprune._jaxprs.states import Constant, Data, State, Weight, following, join, mix
-from jaxprune._jaxprs.subs import Sub, sub_jaxprs
+from jaxprune._jaxprs.subs import Sub
 
 Equation = Any
 Jaxpr = Any
-_SHOWN_ZERO = 1 << 16  # larger constants are not searched for something else than zeros
+V = TypeVar("V")
 
 
-class Met(NamedTuple):
-    """One equation without sub-jaxprs that can be entered.
+class Values(Generic[V]):
+    """What a client knows of each variable of a jaxpr: arrays, labels, views, zeros."""
 
-    Attributes:
-      eqn: the equation.
-      states: what each of its operands is.
-      repeats: how often it runs when the function runs once.
-      path: the equations it sits in, from the outside: `("scan", "jit:silu")`.
-    """
+    def __init__(self, literal: Callable[[Any], V]):
+        """Knows nothing yet; `literal` tells what a literal's number is."""
+        self._literal = literal
+        self._known: dict[Any, V] = {}
 
-    eqn: Equation
-    states: tuple[State, ...]
-    repeats: int
-    path: tuple[str, ...]
+    def __getitem__(self, var: Any) -> V:
+        return self._literal(var.val) if isinstance(var, jec.Literal) else self._known[var]
+
+    def update(self, variables: Sequence[Any], values: Sequence[V]) -> None:
+        """Notes the values of several variables."""
+        self._known.update(zip(variables, values, strict=True))
+
+    def of(self, variables: Sequence[Any]) -> list[V]:
+        """The values of several variables."""
+        return [self[v] for v in variables]
 
 
-Choose = Callable[[list[list[Met]]], list[Met]]
-
-
-def follow(closed: Any, params: Sequence[int], *, choose: Choose | None = None) -> list[Met]:
-    """Every equation that is met, with what its operands are.
-
-    Equations whose results nothing depends on are left out, as the compiler does. The body and the condition of a
-    `while` are counted as running once.
+def walk(
+    jaxpr: Jaxpr,
+    given: Sequence[V],
+    values: Values[V],
+    equation: Callable[[int, Equation, list[V]], Sequence[V]],
+    *,
+    only_live: bool = False,
+) -> list[V]:
+    """Goes through the equations of a jaxpr in order.
 
     Args:
-      closed: a closed jaxpr.
-      params: positions in its invars that are parameters; the others are data.
-      choose: which equations of a cond count, given those of each branch; all of them by default.
+      jaxpr: an open jaxpr.
+      given: the values of its constvars, then of its invars.
+      values: an empty environment; afterwards it knows every variable.
+      equation: `equation(index, eqn, operands)` returns the values of the results.
+      only_live: whether to leave out equations whose results nothing depends on, as the compiler does.
 
     Returns:
-      The equations in the order of execution.
+      The values of the results.
 
     Example:
       >>> import jax
-      >>> closed = jax.make_jaxpr(lambda w, x: x @ w.T)(jnp.ones((2, 3)), jnp.ones(3))
-      >>> dot = follow(closed, [0])[-1]
-      >>> dot.eqn.primitive.name, [type(state).__name__ for state in dot.states], dot.states[1].leaves
-      ('dot_general', ['Data', 'Weight'], (0,))
+      >>> jaxpr = jax.make_jaxpr(lambda x: (x + 1) * x)(2.0).jaxpr
+      >>> text = lambda index, eqn, operands: [f"{eqn.primitive.name}({', '.join(operands)})"]
+      >>> walk(jaxpr, ["x"], Values(str), text)
+      ['mul(add(x, 1.0), x)']
     """
-    jaxpr, chosen = closed.jaxpr, frozenset(params)
-    states = [following(i) if i in chosen else Data() for i in range(len(jaxpr.invars))]
-    walk = _Walk(choose or (lambda branches: list(chain.from_iterable(branches))))
-    return walk.run(jaxpr, closed.consts, states, 1, ())[1]
+    values.update([*jaxpr.constvars, *jaxpr.invars], given)
+    equations = live(jaxpr) if only_live else enumerate(jaxpr.eqns)
+    for index, eqn in equations:
+        values.update(eqn.outvars, equation(index, eqn, values.of(eqn.invars)))
+    return values.of(jaxpr.outvars)
 
 
-class _Walk(NamedTuple):
-    choose: Choose
+def settle(
+    sub: Sub, inputs: Sequence[V], run: Callable[[list[V]], Sequence[V]], join: Callable[[V, V], V]
+) -> tuple[list[V], list[V]]:
+    """Repeats the body of a loop until the values that go round no longer change.
 
-    def run(
-        self, jaxpr: Jaxpr, consts: Sequence[Any], states: Sequence[State], repeats: int, path: tuple[str, ...]
-    ) -> tuple[list[State], list[Met]]:
-        """The states of a jaxpr's results, and the equations met on the way."""
-        env: dict[Any, State] = dict(zip(jaxpr.constvars, map(_constant, consts), strict=True))
-        env.update(zip(jaxpr.invars, states, strict=True))
-        read = lambda v: _constant(v.val) if isinstance(v, jec.Literal) else env[v]
-        met: list[Met] = []
-        for eqn in _live(jaxpr):
-            operands = tuple(map(read, eqn.invars))
-            subs = sub_jaxprs(eqn)
-            if not subs or subs[0].role == "unknown":
-                met.append(Met(eqn, operands, repeats, path))
-                results = rules.result(eqn, operands)
-            else:
-                results, inside = self._enter(eqn, subs, operands, repeats, (*path, label(eqn)))
-                met += inside
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in jaxpr.outvars], met
+    Args:
+      sub: the body; one that carries nothing runs once.
+      inputs: the values of its inputs in the first round.
+      run: from the values of its inputs to those of its results.
+      join: the value of what is the one in one round and the other in the next; it may not go back and forth.
 
-    def _enter(
-        self, eqn: Equation, subs: Sequence[Sub], operands: Sequence[State], repeats: int, path: tuple[str, ...]
-    ) -> tuple[list[State], list[Met]]:
-        name, branches = eqn.primitive.name, []
-        reached: dict[int, list[State]] = {k: [] for k in range(len(eqn.outvars))}
-        for sub in subs:
-            states = [_into(sub, k, eqn, operands) for k in range(len(sub.inputs))]
-            times = 1 if sub.length is None else sub.length
-            outs, met = self._settle(sub, states, repeats * times, path, name)
-            branches.append(met)
-            for k, place in enumerate(sub.outputs):
-                if place is not None:
-                    reached[place].append(_out_of(sub, k, outs[k], name))
-        if subs[0].role == "branch":
-            return [_either(reached[k], operands[0], name) for k in reached], self.choose(branches)
-        return [reached[k][0] if reached[k] else Data() for k in reached], list(chain.from_iterable(branches))
-
-    def _settle(
-        self, sub: Sub, states: list[State], repeats: int, path: tuple[str, ...], name: str
-    ) -> tuple[list[State], list[Met]]:
-        # States only ever go up (constant, weight, lost, data), so this ends.
-        while True:
-            outs, met = self.run(sub.jaxpr, sub.consts, states, repeats, path)
-            after = list(states)
-            for out, inp in sub.carried:
-                after[inp] = join(states[inp], outs[out], name)
-            if all(a is b or a == b for a, b in zip(after, states, strict=True)):
-                for out, inp in sub.carried:  # no round at all leaves what came in
-                    outs[out] = states[inp]
-                return outs, met
-            states = after
+    Returns:
+      The values of the inputs and results of any round; a carried result is that of no round at all, too.
+    """
+    now = list(inputs)
+    while True:
+        outs, after = list(run(now)), list(now)
+        for out, into in sub.carried:
+            after[into] = join(now[into], outs[out])
+        if all(a is b or a == b for a, b in zip(after, now, strict=True)):
+            for out, into in sub.carried:
+                outs[out] = now[into]
+            return now, outs
+        now = after
 
 
-def label(eqn: Equation) -> str:
-    """How an equation is called in paths: its primitive, and the name of a jitted function."""
-    name = eqn.params.get("name")
-    return f"{eqn.primitive.name}:{name}" if isinstance(name, str) else eqn.primitive.name
+def scan_again(
+    sub: Sub,
+    operands: Sequence[Any],
+    body: Callable[[list[Any], Any], tuple[Sequence[Any], Any, Any]],
+    carry: Any = None,
+    *,
+    length: int | None,
+    unroll: int = 1,
+) -> tuple[list[Any], Any, Any]:
+    """Runs a scan with another body, a further carry and further stacked results.
+
+    Args:
+      sub: the scan.
+      operands: the arrays that go into the equation, one for each input of the body.
+      body: `body(inputs, carry)` returns the results of a round, the further carry and what is to be stacked.
+      carry: the further carry of the first round.
+      length: how many rounds.
+      unroll: how many rounds the compiler writes out.
+
+    Returns:
+      The results of the equation, the last further carry, the further stacked results.
+    """
+    turning, stacked = [into for _, into in sub.carried], sorted(sub.stacked_inputs)
+
+    def one(state: tuple[list[Any], Any], xs: list[Any]) -> tuple[tuple[list[Any], Any], tuple[list[Any], Any]]:
+        inputs = list(operands)
+        for place, value in [*zip(turning, state[0], strict=True), *zip(stacked, xs, strict=True)]:
+            inputs[place] = value
+        outs, more, each = body(inputs, state[1])
+        return ([outs[out] for out, _ in sub.carried], more), ([outs[k] for k in sorted(sub.stacked_outputs)], each)
+
+    start = ([operands[i] for i in turning], carry)
+    (last, more), (ys, each) = lax.scan(
+        one, start, [operands[i] for i in stacked], length=length, reverse=sub.reverse, unroll=unroll
+    )
+    found = dict(zip([out for out, _ in sub.carried], last, strict=True))
+    found |= dict(zip(sorted(sub.stacked_outputs), ys, strict=True))
+    return [found[k] for k in range(len(found))], more, each
 
 
-def _into(sub: Sub, k: int, eqn: Equation, operands: Sequence[State]) -> State:
-    """The state of a sub-jaxpr's input."""
-    place = sub.inputs[k]
-    if place is None:
-        return Data()
-    state = operands[place]
-    if not isinstance(state, Weight):
-        return state
-    if k in sub.stacked_inputs:
-        return state.split(list, sub.length) if sub.length else Constant()
-    if sub.role == "shard_map":
-        return rules.pieces(state, eqn.invars[place].aval.shape, sub.jaxpr.invars[k].aval.shape)
-    return state
-
-
-def _out_of(sub: Sub, k: int, state: State, name: str) -> State:
-    """The state of an equation's result; slices put together again are not followed."""
-    together = k in sub.stacked_outputs or sub.role == "shard_map"
-    return mix([state], name) if together and isinstance(state, Weight) else state
-
-
-def _either(states: Sequence[State], predicate: State, name: str) -> State:
-    """The state of a cond's result."""
-    state = reduce(lambda a, b: join(a, b, name), states)
-    by_data = isinstance(predicate, Data) and isinstance(state, Constant)
-    return Data() if by_data else state
-
-
-def _constant(value: Any) -> Constant:
-    if np.size(value) > _SHOWN_ZERO or not hasattr(value, "dtype") or value.dtype.kind not in "biuf":
-        return Constant(zero=np.isscalar(value) and value == 0)
-    return Constant(zero=not np.any(np.asarray(value)))
-
-
-def _live(jaxpr: Jaxpr) -> Iterator[Equation]:
+def live(jaxpr: Jaxpr) -> Iterator[tuple[int, Equation]]:
+    """The equations on which the results of a jaxpr depend, or that have effects, each with its index."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, jec.Literal)}
-    live = []
-    for eqn in reversed(jaxpr.eqns):
+    found = []
+    for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
         if eqn.effects or any(v in needed for v in eqn.outvars):
-            live.append(eqn)
+            found.append((index, eqn))
             needed.update(v for v in eqn.invars if not isinstance(v, jec.Literal))
-    return reversed(live)
+    return reversed(found)

@@ -1,7 +1,7 @@
 """Allocations: from a total sparsity to one for each leaf.
 
-An allocation is any function `allocation(scores, sparsity, *, where=None, pattern=masks.Unstructured(), batch_axes=0)`
-that returns an `Allocation`, whose `sparsities` go straight into `masks.select`.
+An allocation is any function `allocation(scores, sparsity, **units: Unpack[masks.Units])` that returns an `Allocation`,
+whose `sparsities` are those that `masks.select` takes. `masks.leaves(scores, **units)` lists the leaves that share.
 """
 
 from jaxprune.allocation.erdos_renyi import er as er

@@ -1,28 +1,20 @@
 """Erdos-Renyi: small and square leaves denser than large and flat ones."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _tree
-from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves, share
-from jaxprune.masks.patterns import UNSTRUCTURED
+from jaxprune import masks
+from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity, share
 
 PyTree = Any
 Shape = tuple[int, ...]
 
 
-def er(
-    scores: PyTree,
-    sparsity: Any,
-    *,
-    where: _tree.Where = None,
-    pattern: Any = UNSTRUCTURED,
-    batch_axes: Any = 0,
-) -> Allocation:
+def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
     """Densities as in a random bipartite graph: each neuron keeps about as many connections.
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
@@ -35,9 +27,8 @@ def er(
       scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar (in
         its own dtype); another value of the latter does not recompile.
-      where: the leaves that are pruned.
-      pattern: as in `masks.select`, for what is achieved.
-      batch_axes: as in `masks.select`: layers stacked along them count as so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
+        count as so many leaves of the shape that is left.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the others, and the total achieved: each leaf's count is rounded on
@@ -51,17 +42,10 @@ def er(
       >>> {name: round(s, 3) for name, s in sparsities.items()}, round(achieved, 3)
       ({'a': 0.778, 'b': 0.6}, 0.76)
     """
-    return _erdos_renyi(scores, sparsity, where, pattern, batch_axes, _er_density)
+    return _erdos_renyi(scores, sparsity, _er_density, **units)
 
 
-def erk(
-    scores: PyTree,
-    sparsity: Any,
-    *,
-    where: _tree.Where = None,
-    pattern: Any = UNSTRUCTURED,
-    batch_axes: Any = 0,
-) -> Allocation:
+def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
     """ER with the kernel's own size: of convolutions, the small ones are denser.
 
         1 - s_l = min(1, eps (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w))
@@ -72,9 +56,7 @@ def erk(
     Args:
       scores: as in `er`.
       sparsity: as in `er`.
-      where: as in `er`.
-      pattern: as in `er`.
-      batch_axes: as in `er`.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
       As `er`.
@@ -87,7 +69,7 @@ def erk(
       >>> {name: round(s, 3) for name, s in sparsities.items()}, round(achieved, 3)
       ({'conv': 0.569, 'head': 0.0}, 0.5)
     """
-    return _erdos_renyi(scores, sparsity, where, pattern, batch_axes, _erk_density)
+    return _erdos_renyi(scores, sparsity, _erk_density, **units)
 
 
 def _er_density(shape: Shape) -> float:
@@ -100,16 +82,16 @@ def _erk_density(shape: Shape) -> float:
 
 
 def _erdos_renyi(
-    scores: PyTree, sparsity: Any, where: Any, pattern: Any, batch_axes: Any, density: Callable[[Shape], float]
+    scores: PyTree, sparsity: Any, density: Callable[[Shape], float], **units: Unpack[masks.Units]
 ) -> Allocation:
     sparsity = as_sparsity(sparsity)
-    pruned = leaves(scores, where, pattern, batch_axes)
-    raw = np.array([density(leaf.shape) for leaf in pruned])
+    pruned = masks.leaves(scores, **units)
+    raw = np.array([density(leaf.shape[leaf.batch_axes :]) for leaf in pruned])
     sizes = np.array([leaf.entries for leaf in pruned], float)
     return allocation(scores, pruned, _solve(sparsity, raw, sizes, pruned))
 
 
-def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[Leaf]) -> list[Any]:
+def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[masks.Leaf]) -> list[Any]:
     """1 - min(1, eps raw) for each leaf, with the eps for which the total comes out.
 
     Sorted by falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /

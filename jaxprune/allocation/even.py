@@ -1,31 +1,21 @@
 """The same sparsity everywhere, or one ranking over everything."""
 
-from typing import Any
+from typing import Any, Unpack
 
-from jaxprune import _tree, masks
-from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity, leaves
+from jaxprune import masks
+from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity
 from jaxprune.masks import counts
-from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
 
 
-def uniform(
-    scores: PyTree,
-    sparsity: Any,
-    *,
-    where: _tree.Where = None,
-    pattern: Any = UNSTRUCTURED,
-    batch_axes: Any = 0,
-) -> Allocation:
+def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
     """Every leaf gets the total sparsity.
 
     Args:
       scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
-      where: the leaves that are pruned.
-      pattern: as in `masks.select`, for what is achieved.
-      batch_axes: as in `masks.select`.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
       The sparsity for each pruned leaf and 0.0 for the others, and the total achieved, which differs from the one
@@ -39,26 +29,18 @@ def uniform(
       Allocation(sparsities={'bias': 0.0, 'kernel': 0.25}, achieved=0.3)
     """
     sparsity = as_sparsity(sparsity)
-    pruned = leaves(scores, where, pattern, batch_axes)
+    pruned = masks.leaves(scores, **units)
     return allocation(scores, pruned, [sparsity] * len(pruned))
 
 
-def one_ranking(
-    scores: PyTree,
-    sparsity: Any,
-    *,
-    where: _tree.Where = None,
-    pattern: Any = UNSTRUCTURED,
-    batch_axes: Any = 0,
-) -> Allocation:
+def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
     """One ranking over all leaves; what each leaf loses comes out of the scores.
 
     Args:
       scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
-      where: the leaves that are pruned.
-      pattern: as in `masks.select_global`: not NM.
-      batch_axes: as in `masks.select_global`: each slice is ranked on its own, over all leaves.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
+        slice along `batch_axes` is ranked on its own, over all leaves.
 
     Returns:
       `masks.Global(sparsity)`, and the fraction of units removed. Where leaves have units of different size (blocks and
@@ -72,9 +54,9 @@ def one_ranking(
       Allocation(sparsities=Global(sparsity=0.5), achieved=0.5333333333333333)
     """
     sparsity = as_sparsity(sparsity)
-    pruned = leaves(scores, where, pattern, batch_axes)
-    units = sum(leaf.units for leaf in pruned)
-    count = masks.removed(sparsity, units)
+    pruned = masks.leaves(scores, **units)
+    total = sum(leaf.units for leaf in pruned)
+    count = masks.removed(sparsity, total)
     if isinstance(count.low, int):
-        return Allocation(masks.Global(sparsity), masks.as_int(count) / units if units else 0.0)
-    return Allocation(masks.Global(sparsity), counts.as_float(count) / max(units, 1))
+        return Allocation(masks.Global(sparsity), masks.as_int(count) / total if total else 0.0)
+    return Allocation(masks.Global(sparsity), counts.as_float(count) / max(total, 1))

@@ -2,16 +2,16 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune import _tree, masks
+from jaxprune import masks
 from jaxprune.allocation import levels, tails
-from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
-from jaxprune.masks import counts, shards
+from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity
+from jaxprune.masks import Leaf, counts, shards
 from jaxprune.masks.counts import Count
 from jaxprune.masks.patterns import UNSTRUCTURED
 from jaxprune.masks.shards import WHOLE, Layout
@@ -20,14 +20,7 @@ PyTree = Any
 _ROWS = 1 << 15  # what counts.sum_counts adds up, at most
 
 
-def lamp(
-    scores: PyTree,
-    sparsity: Any,
-    *,
-    where: _tree.Where = None,
-    pattern: Any = UNSTRUCTURED,
-    batch_axes: Any = 0,
-) -> Allocation:
+def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
     r"""One ranking over all leaves by each weight's share of what is left of its leaf.
 
         lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
@@ -44,9 +37,8 @@ def lamp(
     Args:
       scores: floating arrays, 0 or more: |w|, that is `criteria.magnitude`. Squares would be squared again.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      where: the leaves that are pruned.
-      pattern: `masks.Unstructured()`, or a mapping to such: the score is of single weights.
-      batch_axes: as in `masks.select`; each slice of stacked layers counts as a leaf of its own.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
+        `masks.Unstructured()`, for the score is of single weights. Each slice along `batch_axes` counts as a leaf.
 
     Returns:
       A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the total
@@ -62,15 +54,15 @@ def lamp(
       ({'a': 3, 'b': 1}, 0.5)
     """
     sparsity = as_sparsity(sparsity)
-    pruned = [leaf for leaf in leaves(scores, where, pattern, batch_axes) if leaf.entries]
+    pruned = [leaf for leaf in masks.leaves(scores, **units) if leaf.entries]
     _check(pruned)
     entries = sum(leaf.entries for leaf in pruned)
     removed = masks.removed(sparsity, entries)
     if not pruned:
         return allocation(scores, [], [])
     kept = Count(*(jnp.asarray(limb, jnp.int32) for limb in counts.subtract(counts.count(entries), removed)))
-    arrays = [jnp.asarray(leaf.scores) for leaf in pruned]
-    axes, layouts = tuple(leaf.batch_axes for leaf in pruned), tuple(leaf.layout for leaf in pruned)
+    arrays = [jnp.asarray(leaf.array) for leaf in pruned]
+    axes, layouts = tuple(leaf.batch_axes for leaf in pruned), tuple(leaf.shards for leaf in pruned)
     held, _ = keep(arrays, kept, batch_axes=axes, layouts=layouts)
     gone = [counts.subtract(counts.count(leaf.units), count) for leaf, count in zip(pruned, held, strict=True)]
     gone = [

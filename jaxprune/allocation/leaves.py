@@ -1,17 +1,14 @@
 """What allocations share: the leaves that are pruned, with their sizes, and the total that comes out."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _tree, masks
-from jaxprune.masks import counts
-from jaxprune.masks.fitting import Fitted, fitted
-from jaxprune.masks.shards import Layout
+from jaxprune import masks
+from jaxprune.masks import Leaf, counts
 
 PyTree = Any
 _LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
@@ -31,84 +28,9 @@ class Allocation(NamedTuple):
     achieved: Any
 
 
-class Allocate(Protocol):
-    """Any function that shares a total sparsity among leaves."""
-
-    def __call__(
-        self, scores: PyTree, sparsity: Any, *, where: Any = None, pattern: Any = ..., batch_axes: Any = 0
-    ) -> Allocation:
-        """Shares `sparsity`, in [0, 1), a Python number or a traced scalar."""
-        ...
-
-
-class Leaf(NamedTuple):
-    """A leaf that is pruned.
-
-    Attributes:
-      name: its name.
-      place: its place among all leaves.
-      scores: an array or a ShapeDtypeStruct; of a leaf that devices of a shard_map share, this one's part.
-      pattern: how it is pruned.
-      batch_axes: how many leading axes are slices that get the same count each.
-      slices: how many such slices it has, as the pattern sees it.
-      units: how many units each has.
-      layout: how devices share it; all sizes are of the whole.
-    """
-
-    name: str
-    place: int
-    scores: Any
-    pattern: Any
-    batch_axes: int
-    slices: int
-    units: int
-    layout: Layout
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        """The shape of the whole leaf."""
-        return self.layout.whole(tuple(self.scores.shape))
-
-    @property
-    def entries(self) -> int:
-        """How many entries the whole leaf has."""
-        return int(np.prod(self.whole))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape without the batch axes."""
-        return self.whole[self.batch_axes :]
-
-
-def leaves(scores: PyTree, where: _tree.Where, pattern: Any, batch_axes: Any) -> list[Leaf]:
-    """The leaves that are pruned.
-
-    Raises:
-      ValueError: a leaf that its pattern does not fit, named; globs that match nothing.
-    """
-    return [_leaf(own) for own in fitted(scores, pattern, where, batch_axes)]
-
-
-def _leaf(own: Fitted) -> Leaf:
-    sizes = _units(jax.ShapeDtypeStruct(own.shape, own.leaf.dtype), own.pattern, own.batch_axes)
-    return Leaf(own.name, own.place, own.leaf, own.pattern, own.batch_axes, *sizes, own.layout)
-
-
-def _units(scores: Any, pattern: Any, batch_axes: int) -> tuple[int, int]:
-    if isinstance(pattern, masks.Unstructured):
-        axes = pattern.batch_axes(scores.shape, batch_axes)
-        slices = int(np.prod(pattern_shape(scores, pattern, batch_axes)[:axes]))
-        return slices, int(np.prod(scores.shape)) // max(slices, 1)
-    if isinstance(pattern, masks.NM):
-        return int(np.prod(scores.shape)) // pattern.m, pattern.m
-    shape = pattern_shape(scores, pattern, batch_axes)
-    return int(np.prod(shape[:batch_axes])), int(np.prod(shape[batch_axes:]))
-
-
-def pattern_shape(scores: Any, pattern: Any, batch_axes: int) -> tuple[int, ...]:
-    """The shape of a leaf's units."""
-    struct = jax.ShapeDtypeStruct(scores.shape, scores.dtype)
-    return tuple(jax.eval_shape(partial(pattern.units, batch_axes=batch_axes), struct).shape)
+# `(scores, sparsity, **units: Unpack[masks.Units]) -> Allocation`, with `sparsity` a number in [0, 1) or a traced
+# scalar. Options of an allocation's own may stand before `**units`, which no protocol can say.
+Allocate = Callable[..., Allocation]
 
 
 def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) -> Allocation:

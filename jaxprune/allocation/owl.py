@@ -1,16 +1,16 @@
 """OWL: layers with more outliers among their scores stay denser."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import _tree, masks
-from jaxprune.allocation.leaves import Allocation, Leaf, allocation, as_sparsity, leaves
-from jaxprune.masks import counts, shards
+from jaxprune import masks
+from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity
+from jaxprune.masks import Leaf, counts, shards
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
@@ -20,12 +20,10 @@ def owl(
     scores: PyTree,
     sparsity: Any,
     *,
-    where: _tree.Where = None,
-    pattern: Any = UNSTRUCTURED,
-    batch_axes: Any = 0,
     threshold: float = 5.0,
     spread: float = 0.08,
     layer_of: Callable[[str], Hashable] | None = None,
+    **units: Unpack[masks.Units],
 ) -> Allocation:
     r"""Shares a sparsity by how many of a layer's scores are outliers.
 
@@ -40,13 +38,12 @@ def owl(
     Args:
       scores: floating arrays, 0 or more.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      where: the leaves that are pruned.
-      pattern: `masks.Unstructured()`, or a mapping to such.
-      batch_axes: as in `masks.select`; each slice of stacked layers is a layer with a sparsity of its own.
       threshold: M in the paper, 3 to 10 there.
       spread: $\lambda$ in the paper: sparsities differ by twice this at most.
       layer_of: from a leaf's name to the layer that it belongs to (the paper: a transformer block, of which all
         matrices count together and get one sparsity); None: every leaf is a layer. Slices stay apart.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
+        `masks.Unstructured()`. Each slice along `batch_axes` is a layer with a sparsity of its own.
 
     Returns:
       A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others, and the total
@@ -64,7 +61,7 @@ def owl(
     if not threshold > 0 or not 0 <= spread < 0.5:
         raise ValueError(f"owl needs threshold > 0 and 0 <= spread < 0.5, got {threshold} and {spread}")
     sparsity = as_sparsity(sparsity)
-    pruned = leaves(scores, where, pattern, batch_axes)
+    pruned = masks.leaves(scores, **units)
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
         raise ValueError("owl shares single entries: pattern must be Unstructured():\n" + "\n".join(wrong))
@@ -106,23 +103,23 @@ def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, thresh
 
 def _sums(leaf: Leaf) -> jax.Array:
     """The sum of each slice, in the leaf's own shape and exact: the same bits on any layout."""
-    scores, axes = jnp.asarray(leaf.scores), leaf.batch_axes
-    found = masks.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.layout).reshape(scores.shape[:axes])
-    if leaf.layout.along(range(axes)):
-        found = jax.lax.psum(leaf.layout.spread(found, scores.shape[:axes]), leaf.layout.along(range(axes)))
+    scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
+    found = masks.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.shards).reshape(scores.shape[:axes])
+    if leaf.shards.along(range(axes)):
+        found = jax.lax.psum(leaf.shards.spread(found, scores.shape[:axes]), leaf.shards.along(range(axes)))
     return found.reshape(-1)
 
 
 def _number_above(leaf: Leaf, limit: jax.Array) -> jax.Array:
-    scores, axes = jnp.asarray(leaf.scores), leaf.batch_axes
+    scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
     batch = scores.shape[:axes]
-    own = leaf.layout.own(limit.reshape(leaf.layout.whole(batch)), batch)
+    own = leaf.shards.own(limit.reshape(leaf.shards.whole(batch)), batch)
     hits = scores.astype(jnp.float32) > own.reshape(*batch, *[1] * (scores.ndim - axes))
     number = hits.sum(-1, dtype=jnp.int32)
     found = counts.normalise(masks.Count(jnp.zeros_like(number), number))
     while found.low.ndim > axes:
         found = counts.sum_counts(found, found.low.ndim - 1)
-    return counts.as_float(shards.total_slices(found, leaf.layout, batch))
+    return counts.as_float(shards.total_slices(found, leaf.shards, batch))
 
 
 def _sparsities(shares: jax.Array, sizes: np.ndarray, sparsity: Any, spread: float) -> jax.Array:

@@ -1,24 +1,15 @@
 """Sparsities by path: some leaves fixed, the others share what is left of the total."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree, masks
 from jaxprune.allocation.even import uniform
-from jaxprune.allocation.leaves import (
-    Allocate,
-    Allocation,
-    Leaf,
-    allocation,
-    as_sparsity,
-    leaves,
-    removed_entries,
-    share,
-)
-from jaxprune.masks.patterns import UNSTRUCTURED
+from jaxprune.allocation.leaves import Allocate, Allocation, allocation, as_sparsity, removed_entries, share
+from jaxprune.masks import Leaf
 
 PyTree = Any
 
@@ -52,15 +43,8 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
         raise TypeError(f"rules must be a mapping from globs to sparsities; got {rules!r}")
     rules = {glob: as_sparsity(value) for glob, value in rules.items()}
 
-    def allocate(
-        scores: PyTree,
-        sparsity: Any,
-        *,
-        where: _tree.Where = None,
-        pattern: Any = UNSTRUCTURED,
-        batch_axes: Any = 0,
-    ) -> Allocation:
-        pruned = leaves(scores, where, pattern, batch_axes)
+    def allocate(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
+        pruned = masks.leaves(scores, **units)
         matched = _tree.resolve(rules, scores, default=None, what="rules")
         fixed = [leaf for leaf in pruned if matched[leaf.place] is not None]
         free = [leaf for leaf in pruned if matched[leaf.place] is None]
@@ -68,9 +52,7 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
         rest = _rest(as_sparsity(sparsity), fixed, free, matched)
         if free:
             names = {leaf.name for leaf in free}
-            shared = default(
-                scores, rest, where=lambda name, _: name in names, pattern=pattern, batch_axes=batch_axes
-            ).sparsities
+            shared = default(scores, rest, **{**units, "where": lambda name, _: name in names}).sparsities
             values |= _of_leaves(scores, shared, free)
         return allocation(scores, pruned, [values[leaf.place] for leaf in pruned])
 

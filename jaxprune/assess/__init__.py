@@ -1,61 +1,53 @@
-"""What a network costs and how far to trust it: complexity, metrics, comparisons and plots."""
+"""What a network costs and how far to trust it: complexity, metrics, intervals, paired comparisons, the risk report."""
 
-from jaxprune.assess.changes import Changes as Changes
-from jaxprune.assess.changes import changes as changes
-from jaxprune.assess.comparison import Report as Report
-from jaxprune.assess.comparison import Result as Result
-from jaxprune.assess.comparison import table as table
-from jaxprune.assess.complexity import Complexity as Complexity
-from jaxprune.assess.complexity import LeafComplexity as LeafComplexity
-from jaxprune.assess.complexity import Unattributed as Unattributed
-from jaxprune.assess.complexity import complexity as complexity
-from jaxprune.assess.corruptions import Corruption as Corruption
-from jaxprune.assess.corruptions import blur as blur
-from jaxprune.assess.corruptions import contrast as contrast
-from jaxprune.assess.corruptions import corrupted_logits as corrupted_logits
-from jaxprune.assess.corruptions import corruptions as corruptions
-from jaxprune.assess.corruptions import noise as noise
-from jaxprune.assess.forgetting import Exemplars as Exemplars
-from jaxprune.assess.forgetting import Forgotten as Forgotten
-from jaxprune.assess.forgetting import agreement as agreement
-from jaxprune.assess.forgetting import exemplars as exemplars
-from jaxprune.assess.forgetting import forgotten as forgotten
-from jaxprune.assess.forgetting import recall_by_class as recall_by_class
-from jaxprune.assess.intervals import Interval as Interval
-from jaxprune.assess.intervals import bootstrap as bootstrap
-from jaxprune.assess.intervals import bootstrap_apart as bootstrap_apart
-from jaxprune.assess.metrics import Metrics as Metrics
-from jaxprune.assess.metrics import evaluate as evaluate
-from jaxprune.assess.paired import McNemar as McNemar
-from jaxprune.assess.paired import brier_losses as brier_losses
-from jaxprune.assess.paired import log_losses as log_losses
-from jaxprune.assess.paired import mcnemar as mcnemar
-from jaxprune.assess.paired import sign_flip_test as sign_flip_test
-from jaxprune.assess.plots import accuracy_by_level as accuracy_by_level
-from jaxprune.assess.plots import accuracy_by_sparsity as accuracy_by_sparsity
-from jaxprune.assess.plots import reliability_diagram as reliability_diagram
-from jaxprune.assess.plots import risk_coverage_curves as risk_coverage_curves
-from jaxprune.assess.plots import sparsity_by_leaf as sparsity_by_leaf
-from jaxprune.assess.predictions import logits_of as logits_of
-from jaxprune.assess.reliability import Binning as Binning
-from jaxprune.assess.reliability import Reliability as Reliability
-from jaxprune.assess.reliability import calibration_error as calibration_error
-from jaxprune.assess.reliability import reliability as reliability
-from jaxprune.assess.report import RiskReport as RiskReport
-from jaxprune.assess.report import risk_report as risk_report
-from jaxprune.assess.risk import FIGURES as FIGURES
-from jaxprune.assess.risk import Outputs as Outputs
-from jaxprune.assess.risk import Risk as Risk
-from jaxprune.assess.risk import Truth as Truth
-from jaxprune.assess.risk import risk as risk
-from jaxprune.assess.selective import RiskCoverage as RiskCoverage
-from jaxprune.assess.selective import auroc as auroc
-from jaxprune.assess.selective import entropy as entropy
-from jaxprune.assess.selective import max_probability as max_probability
-from jaxprune.assess.selective import mutual_information as mutual_information
-from jaxprune.assess.selective import risk_coverage as risk_coverage
-from jaxprune.assess.sizes import LeafSize as LeafSize
-from jaxprune.assess.sizes import leaf_sizes as leaf_sizes
-from jaxprune.assess.temperature import fit_temperature as fit_temperature
-from jaxprune.assess.verdict import excludes_zero as excludes_zero
-from jaxprune.assess.verdict import verdict as verdict
+from jaxprune.assess import plots
+from jaxprune.assess.comparison import ModelResult, comparison_table
+from jaxprune.assess.complexity import Complexity, complexity
+from jaxprune.assess.corruptions import Corruption, blur, contrast, corrupted_logits, corruptions, noise
+from jaxprune.assess.forgetting import exemplars, recall_by_class
+from jaxprune.assess.intervals import Interval, bootstrap
+from jaxprune.assess.metrics import Metrics, brier_losses, evaluate, log_losses, logits_from_probabilities
+from jaxprune.assess.paired import changes, mcnemar, sign_flip_test
+from jaxprune.assess.reliability import calibration_error, fit_temperature, reliability
+from jaxprune.assess.report import RiskReport, risk_report
+from jaxprune.assess.risk import Labels, Predictions, risk
+from jaxprune.assess.selective import auroc, entropy, epistemic_uncertainty, max_probability, risk_coverage
+
+__all__ = [
+    "Complexity",
+    "Corruption",
+    "Interval",
+    "Labels",
+    "Metrics",
+    "ModelResult",
+    "Predictions",
+    "RiskReport",
+    "auroc",
+    "blur",
+    "bootstrap",
+    "brier_losses",
+    "calibration_error",
+    "changes",
+    "comparison_table",
+    "complexity",
+    "contrast",
+    "corrupted_logits",
+    "corruptions",
+    "entropy",
+    "epistemic_uncertainty",
+    "evaluate",
+    "exemplars",
+    "fit_temperature",
+    "log_losses",
+    "logits_from_probabilities",
+    "max_probability",
+    "mcnemar",
+    "noise",
+    "plots",
+    "recall_by_class",
+    "reliability",
+    "risk",
+    "risk_coverage",
+    "risk_report",
+    "sign_flip_test",
+]

@@ -12,7 +12,7 @@ from jaxprune.assess.metrics import Metrics
 
 
 @dataclass(frozen=True)
-class Result:
+class ModelResult:
     """One model of a comparison.
 
     Attributes:
@@ -29,7 +29,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Report:
+class ComparisonTable:
     """A comparison: columns and rows of plain values, and sentences that must be read with them.
 
     Attributes:
@@ -60,7 +60,7 @@ class Report:
         return self.to_text()
 
 
-def table(results: Sequence[Result], *, notes: Sequence[str] = ()) -> Report:
+def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = ()) -> ComparisonTable:
     """Puts results side by side.
 
     Args:
@@ -75,7 +75,8 @@ def table(results: Sequence[Result], *, notes: Sequence[str] = ()) -> Report:
       ValueError: no results, two of the same name, or an extra column with the name of one of ours.
 
     Example:
-      >>> print(table([Result('dense', extra={'seconds': 1.5}), Result('pruned', extra={'seconds': 2})]))
+      >>> results = [ModelResult('dense', extra={'seconds': 1.5}), ModelResult('pruned', extra={'seconds': 2})]
+      >>> print(comparison_table(results))
       model   seconds
       ------  -------
       dense       1.5
@@ -91,7 +92,7 @@ def table(results: Sequence[Result], *, notes: Sequence[str] = ()) -> Report:
         raise ValueError(f"extra columns may not be called {', '.join(taken)}: metrics and complexity have these")
     rows = tuple((result.name, _values(result)) for result in results)
     columns = [key for key in (*_LABELS, *extra) if any(key in values for _, values in rows)]
-    return Report(tuple(columns), rows, tuple(notes))
+    return ComparisonTable(tuple(columns), rows, tuple(notes))
 
 
 _LABELS = {
@@ -112,7 +113,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def _values(result: Result) -> dict[str, Any]:
+def _values(result: ModelResult) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if result.complexity is not None:
         values.update({key: getattr(result.complexity, key) for key in ("sparsity", "kept", "effective_flops")})

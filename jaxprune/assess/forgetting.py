@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.assess import predictions, scores
+from jaxprune.assess import metrics
 
 Array = jax.Array
 
@@ -137,13 +137,13 @@ def recall_by_class(logits: Any, labels: Any) -> Array:
       >>> recall_by_class(jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 1, 1])).tolist()
       [1.0, 0.5]
     """
-    logits, labels = predictions.check(logits, labels)
+    logits, labels = metrics.check(logits, labels)
     classes = logits.shape[1]
     if not isinstance(labels, Tracer):
         empty = np.flatnonzero(np.bincount(np.asarray(labels), minlength=classes) == 0)
         if empty.size:
             raise ValueError(f"no sample of class {', '.join(map(str, empty))}: it has no recall; add samples of it")
-    hits = scores.correct(logits, labels).astype(jnp.float32)
+    hits = metrics.correct(logits, labels).astype(jnp.float32)
     return jax.ops.segment_sum(hits, labels, classes) / jax.ops.segment_sum(jnp.ones_like(hits), labels, classes)
 
 

@@ -1,12 +1,16 @@
-"""Accuracy, likelihood and calibration of a classifier, in one call."""
+"""Accuracy, likelihood, Brier score and calibration error of a classifier: `evaluate`, `log_losses`, `brier_losses`.
+
+The functions of single samples take logits; logarithms of probabilities serve as well.
+"""
 
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-
-from jaxprune.assess import predictions, scores
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 Array = jax.Array
 
@@ -64,7 +68,7 @@ def evaluate(logits: Any, labels: Any, *, bins: int = 15, probabilities: bool = 
       {'accuracy': 0.6667, 'nll': 1.1629, 'brier': 0.6626, 'ece': 0.4469}
     """
     check_bins(bins)
-    logits, labels = predictions.check(predictions.logits_of(logits) if probabilities else logits, labels)
+    logits, labels = check(logits_from_probabilities(logits) if probabilities else logits, labels)
     return _evaluate(logits, labels, bins)
 
 
@@ -76,13 +80,206 @@ def check_bins(bins: int) -> None:
 
 @partial(jax.jit, static_argnums=2)
 def _evaluate(logits: Array, labels: Array, bins: int) -> Metrics:
-    hits = scores.correct(logits, labels).astype(logits.dtype)
-    top = scores.confidences(logits)
+    hits = correct(logits, labels).astype(logits.dtype)
+    top = confidences(logits)
     return Metrics(
         accuracy=hits.mean(),
-        nll=scores.log_losses(logits, labels).mean(),
-        brier=scores.brier_losses(logits, labels).mean(),
-        ece=scores.binned_error(top, hits, scores.equal_width(top, bins), bins),
+        nll=log_losses(logits, labels).mean(),
+        brier=brier_losses(logits, labels).mean(),
+        ece=binned_error(top, hits, equal_width(top, bins), bins),
         samples=logits.shape[0],
         bins=bins,
     )
+
+
+def check(logits: Any, labels: Any) -> tuple[Array, Array]:
+    """Logits (n, classes) in float32 at least, and labels (n,), after checks.
+
+    Shapes and dtypes are checked always, values only where they are concrete: inside jit they cannot be seen.
+
+    Args:
+      logits: floating, (n, classes); -inf excludes a class.
+      labels: integers in [0, classes), (n,).
+
+    Returns:
+      Both as arrays.
+
+    Raises:
+      TypeError: labels are not integers or logits not floating.
+      ValueError: shapes do not fit, no sample, fewer than two classes, NaN or +inf, labels out of range.
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(f"logits must be floating; got {logits.dtype}")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, one class index a sample; got {labels.dtype}")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must have shape (n, classes) and labels (n,); got {logits.shape} and {labels.shape}. "
+            "Reshape further axes into the first; turn one-hot labels into indices with argmax"
+        )
+    if logits.shape[0] == 0 or logits.shape[1] < 2:
+        raise ValueError(f"metrics need a sample and two classes; logits have shape {logits.shape}")
+    if not isinstance(logits, Tracer):
+        _check_logits(np.asarray(logits))
+    if not isinstance(labels, Tracer):
+        check_labels(np.asarray(labels), logits.shape[1])
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels
+
+
+def logits_from_probabilities(probabilities: Any) -> Array:
+    """Probabilities as logits: their logarithms, which the softmax takes back to them.
+
+    Args:
+      probabilities: (n, classes), each row summing to one.
+
+    Returns:
+      Logits in float32 at least; -inf where the probability is 0.
+
+    Raises:
+      TypeError: not floating.
+      ValueError: not a matrix; where values are concrete: NaN, negative, or a row that does not sum to one within
+        100 machine epsilons of the dtype times the square root of the number of classes.
+
+    Example:
+      >>> logits_from_probabilities(jnp.array([[0.25, 0.75], [1.0, 0.0]])).tolist()[1]
+      [0.0, -inf]
+    """
+    probabilities = jnp.asarray(probabilities)
+    if not jnp.issubdtype(probabilities.dtype, jnp.floating):
+        raise TypeError(f"probabilities must be floating; got {probabilities.dtype}")
+    if probabilities.ndim != 2:
+        raise ValueError(f"probabilities must have shape (n, classes); got {probabilities.shape}")
+    if not isinstance(probabilities, Tracer):
+        _check_probabilities(probabilities)
+    return jnp.log(probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32)))
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises ValueError if a label is not in [0, classes)."""
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"labels must lie in [0, {classes}), the number of columns of the logits; "
+            f"{int(wrong.sum())} do not, the first at {first}: {int(labels[first])}"
+        )
+
+
+def _check_logits(logits: np.ndarray) -> None:
+    values = logits.astype(np.float64)
+    wrong = np.isnan(values).any(1) | np.isposinf(values).any(1) | np.isneginf(values).all(1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"logits hold NaN, +inf or nothing but -inf in {int(wrong.sum())} of {len(values)} samples, "
+            f"the first at {first}: {logits[first][:8]}"
+        )
+
+
+def _check_probabilities(probabilities: Array) -> None:
+    values = np.asarray(probabilities).astype(np.float64)
+    tolerance = 100 * float(jnp.finfo(probabilities.dtype).eps) * max(1, values.shape[1]) ** 0.5
+    off = ~(np.abs(values.sum(1) - 1) <= tolerance)  # so that NaN is off too
+    wrong = off | (values < 0).any(1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"each row of probabilities must be non-negative and sum to one within {tolerance:.1g}; "
+            f"{int(wrong.sum())} of {len(values)} do not, the first at {first}: sum {values[first].sum():.6g}. "
+            "Pass logits as they are, without probabilities=True"
+        )
+
+
+def correct(logits: Array, labels: Array) -> Array:
+    """Whether the largest logit is the label's; of equal ones the class of the lowest index counts.
+
+    Args:
+      logits: (n, classes).
+      labels: (n,).
+
+    Returns:
+      bool (n,).
+    """
+    return jnp.argmax(logits, axis=1) == labels
+
+
+def log_losses(logits: Any, labels: Any) -> Array:
+    """The negative log-likelihood -log p_y of each sample, in nats; inf where p_y = 0.
+
+    Args:
+      logits: floating, (n, classes).
+      labels: integers in [0, classes), (n,).
+
+    Returns:
+      (n,).
+
+    Example:
+      >>> round(float(log_losses(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
+      1.3863
+    """
+    logits, labels = check(logits, labels)
+    log_p = jax.nn.log_softmax(logits, axis=1)
+    return -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+
+
+def brier_losses(logits: Any, labels: Any) -> Array:
+    """The squared distance sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
+
+    For two classes this is twice the one-sided form that some texts use.
+
+    Args:
+      logits: floating, (n, classes).
+      labels: integers in [0, classes), (n,).
+
+    Returns:
+      (n,).
+
+    Example:
+      >>> brier_losses(jnp.zeros((1, 4)), jnp.array([2])).tolist()
+      [0.75]
+    """
+    logits, labels = check(logits, labels)
+    targets = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+    return ((jax.nn.softmax(logits, axis=1) - targets) ** 2).sum(1)
+
+
+def confidences(logits: Array) -> Array:
+    """The largest probability of each sample, (n,)."""
+    return jax.nn.softmax(logits, axis=1).max(1)
+
+
+def equal_width(values: Array, bins: int) -> Array:
+    """The bin of each probability: bin m of M holds ((m - 1)/M, m/M], and the first also 0.
+
+    Args:
+      values: probabilities, (n,).
+      bins: M, static.
+
+    Returns:
+      int32 (n,) in [0, bins).
+
+    Example:
+      >>> equal_width(jnp.array([0.0, 0.25, 0.26, 1.0]), 4).tolist()
+      [0, 0, 1, 3]
+    """
+    edges = jnp.arange(1, bins, dtype=values.dtype) / bins
+    return jnp.searchsorted(edges, values, side="left").astype(jnp.int32)
+
+
+def binned_error(values: Array, outcomes: Array, index: Array, bins: int) -> Array:
+    """The calibration error sum_m n_m/n |mean outcome in m - mean value in m| over bins.
+
+    Naeini et al. 2015 (AAAI), Guo et al. 2017 (arXiv:1706.04599, eq. 3). Empty bins add nothing.
+
+    Args:
+      values: predicted probabilities, (n,).
+      outcomes: what happened, 0 or 1, (n,).
+      index: the bin of each, (n,).
+      bins: how many bins, static.
+
+    Returns:
+      A scalar in [0, 1].
+    """
+    gaps = jax.ops.segment_sum(outcomes - values, index, bins)
+    return jnp.abs(gaps).sum() / values.shape[0]

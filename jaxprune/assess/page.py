@@ -1,14 +1,21 @@
 """The risk report as one HTML page: tables, plots as SVG, pictures as PNG, nothing from elsewhere."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jaxprune.assess import pictures, plots
-from jaxprune.assess.changes import Changes
+import numpy as np
+
+from jaxprune.assess import plots
 from jaxprune.assess.forgetting import Forgotten
+from jaxprune.assess.paired import Changes
 from jaxprune.assess.risk import Risk
 from jaxprune.assess.verdict import excludes_zero
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -123,8 +130,7 @@ def _plots(report: Reported, names: Sequence[str]) -> list[str]:
         levels = {name: each.corruption[way] for name, each in risks.items() if way in each.corruption}
         figures[f"Accuracy under {way}, with intervals."] = plots.accuracy_by_level(levels, xlabel=f"level of {way}")
     return [
-        f"<figure>{pictures.svg(figure)}<figcaption>{escape(words)}</figcaption></figure>"
-        for words, figure in figures.items()
+        f"<figure>{svg(figure)}<figcaption>{escape(words)}</figcaption></figure>" for words, figure in figures.items()
     ]
 
 
@@ -150,6 +156,77 @@ def _samples(report: Reported, most: int) -> list[str]:
 
 
 def _sample(sample: Forgotten) -> str:
-    image = "" if sample.pixels is None else f'<img alt="" src="{pictures.data_uri(sample.pixels)}"><br>'
+    image = "" if sample.pixels is None else f'<img alt="" src="{data_uri(sample.pixels)}"><br>'
     words = f"no. {sample.index}: {sample.label}<br>{sample.reference} → {sample.others}"
     return f'<figure class="sample">{image}<figcaption>{words}</figcaption></figure>'
+
+
+def png(pixels: np.ndarray) -> bytes:
+    r"""Encodes an image as a PNG file with Pillow.
+
+    Args:
+      pixels: uint8, (height, width) grey or (height, width, 3) RGB.
+
+    Returns:
+      The bytes of the file.
+
+    Raises:
+      ImportError: Pillow is not installed.
+      ValueError: another dtype or other axes.
+
+    Example:
+      >>> png(np.zeros((2, 3), np.uint8))[:8]
+      b'\x89PNG\r\n\x1a\n'
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError('pictures in the page need Pillow: pip install "jaxprune[report]"') from error
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(
+            f"pixels must be uint8, (height, width) or (height, width, 3); got {pixels.dtype} {pixels.shape}"
+        )
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format="png", optimize=True)
+    return out.getvalue()
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """An image as the `src` of an `<img>` that needs no file and no network."""
+    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
+
+
+def to_pixels(images: Any) -> np.ndarray:
+    """Images as uint8 for `png`.
+
+    Args:
+      images: (n, height, width) or (n, height, width, channels) with 1 or 3 channels; uint8, or floating in [0, 1].
+
+    Returns:
+      uint8 (n, height, width) or (n, height, width, 3).
+
+    Raises:
+      ValueError: other axes or channels, or values outside [0, 1].
+    """
+    images = np.asarray(images)
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise ValueError(f"images must be (n, height, width) with 1 or 3 channels last; got {images.shape}")
+    if images.dtype == np.uint8:
+        return images
+    if not (np.issubdtype(images.dtype, np.floating) and (images >= 0).all() and (images <= 1).all()):
+        raise ValueError(f"images must be uint8, or floating in [0, 1]; got {images.dtype}")
+    return np.rint(255 * images).astype(np.uint8)
+
+
+def svg(figure: "Figure") -> str:
+    """A Matplotlib figure as an `<svg>` element to stand in HTML: no header, no metadata, the same text each time."""
+    import matplotlib as mpl
+
+    none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "jaxprune"}):
+        figure.savefig(out, format="svg", metadata=none)
+    text = out.getvalue()
+    return text[text.index("<svg") :]

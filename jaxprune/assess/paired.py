@@ -1,5 +1,7 @@
 """Two models on the same samples: do they differ beyond chance, where, and on what."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from scipy import special
 
-from jaxprune.assess import predictions, scores
+from jaxprune.assess import forgetting, intervals, metrics
+from jaxprune.assess.forgetting import Exemplars
+from jaxprune.assess.intervals import Interval
 
 Array = jax.Array
 
@@ -49,14 +54,10 @@ def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
       McNemar(only_first=6, only_second=0, p_value=0.03125)
     """
     first, second, labels = _pair(first, second, labels)
-    a, b = (np.asarray(scores.correct(logits, labels)) for logits in (first, second))
+    a, b = (np.asarray(metrics.correct(logits, labels)) for logits in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    n, least = only_first + only_second, min(only_first, only_second)
-    term, tail = 1, 0  # binomial coefficients as integers: exact however many samples
-    for k in range(least + 1):
-        tail += term
-        term = term * (n - k) // (k + 1)
-    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n))
+    n = only_first + only_second
+    return McNemar(only_first, only_second, min(1.0, 2 * float(special.bdtr(min(only_first, only_second), n, 0.5))))
 
 
 def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: int = 9999) -> Array:
@@ -92,19 +93,9 @@ def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: 
     return _sign_flip(difference.astype(jnp.promote_types(difference.dtype, jnp.float32)), key, flips)
 
 
-def log_losses(logits: Any, labels: Any) -> Array:
-    """The negative log-likelihood of each sample, checked, (n,)."""
-    return scores.log_losses(*predictions.check(logits, labels))
-
-
-def brier_losses(logits: Any, labels: Any) -> Array:
-    """The Brier score of each sample, checked, (n,)."""
-    return scores.brier_losses(*predictions.check(logits, labels))
-
-
 def _pair(first: Any, second: Any, labels: Any) -> tuple[Array, Array, Array]:
-    first, checked = predictions.check(first, labels)
-    second, _ = predictions.check(second, labels)
+    first, checked = metrics.check(first, labels)
+    second, _ = metrics.check(second, labels)
     if first.shape != second.shape:
         raise ValueError(f"both models need logits of one shape; got {first.shape} and {second.shape}")
     return first, second, checked
@@ -120,3 +111,108 @@ def _sign_flip(difference: Array, key: Array, flips: int) -> Array:
         return jnp.abs((signs * difference).sum()) >= size * (1 - 1e-6)
 
     return (1 + lax.map(larger, jax.random.split(key, flips), batch_size=64).sum()) / (1 + flips)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A model less its reference, on the same samples.
+
+    Attributes:
+      figures: the differences of accuracy, nll and brier, each with its interval.
+      p_values: of McNemar's exact test of the accuracy, of sign flips of the other two.
+      recall: by class the difference of the accuracy within it; the intervals hold for all classes together
+        (Bonferroni), so that one that excludes 0 is a change beyond noise.
+      agreement: the fraction answered alike.
+      exemplars: the samples on which the two, or the majorities of two populations, answer differently.
+      regressions: of these, how many the reference has right.
+      gains: of these, how many the model has right.
+    """
+
+    figures: Mapping[str, Interval]
+    p_values: Mapping[str, float]
+    recall: tuple[Interval, ...]
+    agreement: Interval
+    exemplars: Exemplars
+    regressions: int
+    gains: int
+
+
+def changes(
+    reference: Any,
+    model: Any,
+    labels: Any,
+    *,
+    key: Array,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    flips: int = 1999,
+    batch: int = 16,
+) -> Changes:
+    """Compares a model with its reference, such as a pruned network with the dense one.
+
+    Args:
+      reference: logits (n, classes).
+      model: logits (n, classes) of the same samples.
+      labels: integers, (n,); each class must have a sample.
+      key: a JAX key.
+      resamples: of the intervals; samples are drawn together, and within classes for the recall.
+      confidence: of the intervals.
+      flips: of the tests of losses; the least p-value is 1 / (1 + flips).
+      batch: resamples computed at once.
+
+    Returns:
+      The changes, on the host.
+
+    Raises:
+      TypeError: see `evaluate`.
+      ValueError: see `evaluate`; logits of different shapes; a class without samples.
+
+    Example:
+      >>> dense, pruned = jnp.array([[1.0, 0.0], [0.0, 1.0]] * 3), jnp.array([[1.0, 0.0], [1.0, 0.0]] * 3)
+      >>> found = changes(dense, pruned, jnp.array([0, 1] * 3), key=jax.random.key(0), resamples=99)
+      >>> float(found.figures['accuracy'].estimate), found.regressions, [round(r.estimate, 2) for r in found.recall]
+      (-0.5, 3, [0.0, -1.0])
+    """
+    a, checked = metrics.check(reference, labels)
+    b, _ = metrics.check(model, labels)
+    test = mcnemar(a, b, checked)
+    forgetting.recall_by_class(a, checked)  # says which class has no sample
+    options: dict[str, Any] = {"key": key, "resamples": resamples, "batch": batch}
+    found = intervals.bootstrap(_differences, a, b, checked, confidence=confidence, **options)
+    figures = {name: Interval(*(float(part[name]) for part in found)) for name in found.estimate}
+    recall = intervals.bootstrap(
+        _recalls, a, b, checked, confidence=1 - (1 - confidence) / a.shape[1], strata=np.asarray(checked), **options
+    )
+    losses = {"nll": metrics.log_losses, "brier": metrics.brier_losses}
+    p_values = {
+        name: float(sign_flip_test(loss(a, checked), loss(b, checked), key=key, flips=flips))
+        for name, loss in losses.items()
+        if np.isfinite([np.asarray(loss(x, checked)).sum() for x in (a, b)]).all()
+    }
+    exemplars = forgetting.exemplars(a, b)
+    right = [np.asarray(metrics.correct(x, checked)) for x in (a, b)]
+    return Changes(
+        figures={name: figures[name] for name in ("accuracy", "nll", "brier")},
+        p_values={"accuracy": test.p_value, **p_values},
+        recall=tuple(Interval(*map(float, ends)) for ends in zip(*map(np.asarray, recall), strict=True)),
+        agreement=figures["agreement"],
+        exemplars=exemplars,
+        regressions=int((right[0] & ~right[1]).sum()),
+        gains=int((right[1] & ~right[0]).sum()),
+    )
+
+
+@jax.jit
+def _differences(a: Array, b: Array, labels: Array) -> dict[str, Array]:
+    hits = [metrics.correct(x, labels).astype(jnp.float32) for x in (a, b)]
+    return {
+        "accuracy": (hits[1] - hits[0]).mean(),
+        "nll": (metrics.log_losses(b, labels) - metrics.log_losses(a, labels)).mean(),
+        "brier": (metrics.brier_losses(b, labels) - metrics.brier_losses(a, labels)).mean(),
+        "agreement": (a.argmax(1) == b.argmax(1)).mean(),
+    }
+
+
+@jax.jit
+def _recalls(a: Array, b: Array, labels: Array) -> Array:
+    return forgetting.recall_by_class(b, labels) - forgetting.recall_by_class(a, labels)

@@ -177,7 +177,7 @@ def new_figure(width: float, height: float) -> tuple["Figure", Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "jaxprune[examples]"') from error
+        raise ImportError('plots need matplotlib: pip install "jaxprune[report]"') from error
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     axes = figure.subplots()
     axes.grid(alpha=0.3)

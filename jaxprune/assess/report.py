@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.assess import formatting, page, pictures
-from jaxprune.assess.changes import Changes, changes
+from jaxprune.assess import formatting, page
 from jaxprune.assess.forgetting import Forgotten, forgotten
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.risk import FIGURES, Outputs, Risk, Truth, risk
-from jaxprune.assess.verdict import FITTED, SHARE, verdict
+from jaxprune.assess.paired import Changes, changes
+from jaxprune.assess.risk import FIGURES, Labels, Predictions, Risk, risk
+from jaxprune.assess.verdict import verdict
 
 Array = jax.Array
 
@@ -140,8 +140,8 @@ class RiskReport:
 
 
 def risk_report(
-    models: Mapping[str, Outputs],
-    truth: Truth,
+    models: Mapping[str, Predictions],
+    labels: Labels,
     *,
     key: Array,
     reference: str | None = None,
@@ -149,8 +149,6 @@ def risk_report(
     notes: Sequence[str] = (),
     resamples: int = 1000,
     confidence: float = 0.95,
-    fitted: float = FITTED,
-    share: float = SHARE,
 ) -> RiskReport:
     """The report of one model, or of several against a reference.
 
@@ -159,15 +157,13 @@ def risk_report(
 
     Args:
       models: by name what each says.
-      truth: the labels.
+      labels: the labels.
       key: a JAX key.
       reference: the name of the dense model, say; None compares nothing.
       images: the test images for pictures, (n, height, width) or with 1 or 3 channels; uint8, or floating in [0, 1].
       notes: which data, which seeds, what was chosen how.
       resamples: of every interval.
       confidence: of every interval.
-      fitted: see `verdict`.
-      share: see `verdict`.
 
     Returns:
       A report: `print(report)`, `report.to_json()`, `report.to_html()`.
@@ -180,23 +176,23 @@ def risk_report(
     if not models or (reference is not None and reference not in models):
         raise ValueError(f"reference must be one of the models, {', '.join(models) or 'of which there are none'}; "
                          f"got {reference!r}")  # fmt: skip
-    pixels = None if images is None else pictures.to_pixels(images)
-    if pixels is not None and len(pixels) != len(truth.test):
-        raise ValueError(f"images must be those of the {len(truth.test)} test samples; got {len(pixels)}")
+    pixels = None if images is None else page.to_pixels(images)
+    if pixels is not None and len(pixels) != len(labels.test):
+        raise ValueError(f"images must be those of the {len(labels.test)} test samples; got {len(pixels)}")
     risks, changed = {}, {}
     options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence}
-    for name, outputs in models.items():
+    for name, predictions in models.items():
         try:
-            risks[name] = risk(outputs, truth, **options)
+            risks[name] = risk(predictions, labels, **options)
             if reference is not None and name != reference:
-                changed[name] = changes(models[reference].test, outputs.test, truth.test, **options)
+                changed[name] = changes(models[reference].test, predictions.test, labels.test, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-    verdicts = {name: verdict(each, changed.get(name), fitted=fitted, share=share) for name, each in risks.items()}
+    verdicts = {name: verdict(each, changed.get(name)) for name, each in risks.items()}
     lost: tuple[Forgotten, ...] = ()
     if reference is not None and changed:
         others = np.stack([np.asarray(models[name].test) for name in changed])
-        lost = forgotten(models[reference].test, others, truth.test, pixels)
+        lost = forgotten(models[reference].test, others, labels.test, pixels)
     return RiskReport(risks, reference, changed, verdicts, lost, tuple(notes))
 
 

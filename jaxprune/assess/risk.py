@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.assess import intervals, metrics, predictions, scores, selective, temperature
+from jaxprune.assess import intervals, metrics, selective
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.reliability import calibration_error, reliability
+from jaxprune.assess.reliability import calibration_error, fit_temperature, reliability
 
 Array = jax.Array
 _BINS = 15
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """What one model says about the samples that it is judged by: logits (`logits_of` takes probabilities).
+class Predictions:
+    """The logits of one model on the samples that it is judged by.
+
+    `logits_from_probabilities` turns probabilities into logits.
 
     Attributes:
       test: (n, classes) of the test samples.
@@ -44,8 +46,8 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The labels, integers (n,), of the samples of `Outputs`."""
+class Labels:
+    """The labels, integers (n,), of the samples of `Predictions`."""
 
     test: Any
     train: Any = None
@@ -99,7 +101,13 @@ FIGURES = {
 
 
 def risk(
-    outputs: Outputs, truth: Truth, *, key: Array, resamples: int = 1000, confidence: float = 0.95, batch: int = 16
+    predictions: Predictions,
+    labels: Labels,
+    *,
+    key: Array,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    batch: int = 16,
 ) -> Risk:
     """Everything that can be said of one model from what it said.
 
@@ -107,8 +115,8 @@ def risk(
     the held-out samples, so that the intervals of what is scaled hold its own uncertainty too.
 
     Args:
-      outputs: its logits; what is None or empty is left out.
-      truth: the labels.
+      predictions: its logits; what is None or empty is left out.
+      labels: the labels.
       key: a JAX key.
       resamples: of every interval, static.
       confidence: of every interval, in (0, 1).
@@ -124,30 +132,30 @@ def risk(
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
-      >>> found = risk(Outputs(logits), Truth(jnp.array([0, 1, 1, 1])), key=jax.random.key(0), resamples=50)
+      >>> found = risk(Predictions(logits), Labels(jnp.array([0, 1, 1, 1])), key=jax.random.key(0), resamples=50)
       >>> float(found.figures['accuracy'].estimate)
       0.75
     """
-    checked = _check(outputs, truth)
+    checked = _check(predictions, labels)
     options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence, "batch": batch}
-    logits, labels = checked["test"]
-    figures = _floats(intervals.bootstrap(_figures, logits, labels, **options))
+    logits, targets = checked["test"]
+    figures = _floats(intervals.bootstrap(_figures, logits, targets, **options))
     if "held_out" in checked:
         figures |= _floats(intervals.bootstrap_apart(_scaled, checked["held_out"], checked["test"], **options))
     if "train" in checked:
         figures |= _floats(intervals.bootstrap_apart(_gap, checked["train"], checked["test"], **options))
-    figures |= _foreign(outputs, logits, options)
+    figures |= _foreign(predictions, logits, options)
     corruption = {}
-    for name, worse in outputs.corrupted.items():
-        hits = (jnp.argmax(jnp.asarray(worse), -1) == labels).astype(jnp.float32).T  # (n, levels)
+    for name, worse in predictions.corrupted.items():
+        hits = (jnp.argmax(jnp.asarray(worse), -1) == targets).astype(jnp.float32).T  # (n, levels)
         corruption[name] = _levels(hits, options)
         figures[f"corrupted/{name}"] = _float(intervals.bootstrap(jnp.mean, hits, **options))
     return Risk(
         figures=figures,
-        reliability=_bins(logits, labels, options),
-        coverage=selective.risk_coverage(logits, labels),
+        reliability=_bins(logits, targets, options),
+        coverage=selective.risk_coverage(logits, targets),
         corruption=corruption,
-        complexity=outputs.complexity,
+        complexity=predictions.complexity,
         samples=logits.shape[0],
         resamples=resamples,
         confidence=confidence,
@@ -156,7 +164,7 @@ def risk(
 
 def overconfidence(logits: Array, labels: Array) -> Array:
     """The mean confidence less the accuracy: positive where a model promises more than it keeps."""
-    return scores.confidences(logits).mean() - scores.correct(logits, labels).mean()
+    return metrics.confidences(logits).mean() - metrics.correct(logits, labels).mean()
 
 
 @jax.jit
@@ -174,28 +182,28 @@ def _figures(logits: Array, labels: Array) -> dict[str, Array]:
 
 @jax.jit
 def _scaled(held_out: Array, held_out_labels: Array, test: Array, labels: Array) -> dict[str, Array]:
-    factor = temperature.fit_temperature(held_out, held_out_labels)
+    factor = fit_temperature(held_out, held_out_labels)
     found = metrics.evaluate(test / factor, labels, bins=_BINS)
     return {"temperature": factor, "scaled_nll": found.nll, "scaled_ece": found.ece}
 
 
 @jax.jit
 def _gap(train: Array, train_labels: Array, test: Array, test_labels: Array) -> dict[str, Array]:
-    seen = scores.correct(train, train_labels).mean(), scores.log_losses(train, train_labels).mean()
-    new = scores.correct(test, test_labels).mean(), scores.log_losses(test, test_labels).mean()
+    seen = metrics.correct(train, train_labels).mean(), metrics.log_losses(train, train_labels).mean()
+    new = metrics.correct(test, test_labels).mean(), metrics.log_losses(test, test_labels).mean()
     names = ("train_accuracy", "train_nll", "accuracy_gap", "nll_gap")
     return dict(zip(names, (*seen, seen[0] - new[0], new[1] - seen[1]), strict=True))
 
 
-def _foreign(outputs: Outputs, test: Array, options: dict[str, Any]) -> dict[str, Interval]:
+def _foreign(predictions: Predictions, test: Array, options: dict[str, Any]) -> dict[str, Interval]:
     """AUROC of telling foreign samples by each score."""
     found = {}
-    for name, logits in outputs.foreign.items():
+    for name, logits in predictions.foreign.items():
         ways = {"max_probability": selective.max_probability, "entropy": selective.entropy}
         pairs = {way: (score(test), score(jnp.asarray(logits))) for way, score in ways.items()}
-        if outputs.members is not None and name in outputs.foreign_members:
-            every = (outputs.members, outputs.foreign_members[name])
-            known, foreign = (selective.mutual_information(jnp.asarray(x)) for x in every)
+        if predictions.members is not None and name in predictions.foreign_members:
+            every = (predictions.members, predictions.foreign_members[name])
+            known, foreign = (selective.epistemic_uncertainty(jnp.asarray(x)) for x in every)
             pairs["mutual_information"] = known, foreign
         for way, (known, foreign) in pairs.items():
             area = intervals.bootstrap_apart(selective.auroc, (known,), (foreign,), **options)
@@ -229,35 +237,35 @@ def _float(found: Interval) -> Interval:
     return Interval(*map(float, found))
 
 
-def _check(outputs: Outputs, truth: Truth) -> dict[str, tuple[Array, Array]]:
-    for given, kind in ((outputs, Outputs), (truth, Truth)):
+def _check(predictions: Predictions, labels: Labels) -> dict[str, tuple[Array, Array]]:
+    for given, kind in ((predictions, Predictions), (labels, Labels)):
         if not isinstance(given, kind):
             name = kind.__name__
             raise TypeError(f"expected assess.{name}, got {type(given).__name__}; pass assess.{name}(...)")
     checked = {}
     for part in ("test", "train", "held_out"):
-        logits, labels = getattr(outputs, part), getattr(truth, part)
+        logits, targets = getattr(predictions, part), getattr(labels, part)
         if logits is None:
             continue
-        if labels is None:
-            raise ValueError(f"{part}: logits without labels; give truth.{part}, or leave outputs.{part} out")
+        if targets is None:
+            raise ValueError(f"{part}: logits without labels; give labels.{part}, or leave predictions.{part} out")
         try:
-            checked[part] = predictions.check(logits, labels)
+            checked[part] = metrics.check(logits, targets)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{part}: {error}") from error
-    _check_others(outputs, checked["test"][0].shape)
+    _check_others(predictions, checked["test"][0].shape)
     return checked
 
 
-def _check_others(outputs: Outputs, shape: tuple[int, ...]) -> None:
-    for name, logits in outputs.foreign.items():
+def _check_others(predictions: Predictions, shape: tuple[int, ...]) -> None:
+    for name, logits in predictions.foreign.items():
         if jnp.ndim(logits) != 2 or jnp.shape(logits)[1] != shape[1]:
             raise ValueError(f"foreign {name}: logits must be (m, {shape[1]}); got {jnp.shape(logits)}")
-    for name, logits in (*outputs.corrupted.items(), ("members", outputs.members)):
+    for name, logits in (*predictions.corrupted.items(), ("members", predictions.members)):
         if logits is not None and jnp.shape(logits)[1:] != shape:
             raise ValueError(f"{name}: logits must be of the {shape[0]} test samples, (k, {shape[0]}, {shape[1]}); "
                              f"got {jnp.shape(logits)}")  # fmt: skip
-    for what, every in (("foreign", outputs.foreign), ("corrupted", outputs.corrupted)):
+    for what, every in (("foreign", predictions.foreign), ("corrupted", predictions.corrupted)):
         for name, logits in every.items():
             if np.isnan(np.asarray(logits, np.float64)).any():
                 raise ValueError(f"{what} {name}: logits hold NaN")

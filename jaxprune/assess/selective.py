@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.assess import predictions, scores
+from jaxprune.assess import metrics
 
 Array = jax.Array
 
@@ -52,12 +52,12 @@ def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskC
       >>> curve.risk.round(2).tolist() == jnp.array([0, 0, 1 / 3, 1 / 4]).round(2).tolist()
       True
     """
-    logits, labels = predictions.check(logits, labels)
+    logits, labels = metrics.check(logits, labels)
     given = max_probability(logits) if uncertainty is None else jnp.asarray(uncertainty)
     if given.shape != labels.shape:
         raise ValueError(f"uncertainty must have one value a sample, {labels.shape}; got {given.shape}")
     _check_values(given, "uncertainty")
-    return _risk_coverage(given, ~scores.correct(logits, labels))
+    return _risk_coverage(given, ~metrics.correct(logits, labels))
 
 
 def auroc(known: Any, foreign: Any) -> Array:
@@ -103,7 +103,7 @@ def max_probability(logits: Array) -> Array:
       >>> max_probability(jnp.zeros((1, 4))).tolist()
       [0.75]
     """
-    return 1 - scores.confidences(logits)
+    return 1 - metrics.confidences(logits)
 
 
 def entropy(logits: Array) -> Array:
@@ -123,7 +123,7 @@ def entropy(logits: Array) -> Array:
     return -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum(-1)
 
 
-def mutual_information(members: Array) -> Array:
+def epistemic_uncertainty(members: Array) -> Array:
     """What members disagree about: the entropy of their mean prediction less their mean entropy, in nats.
 
     Args:
@@ -133,7 +133,7 @@ def mutual_information(members: Array) -> Array:
       (n,), 0 where all members say the same.
 
     Example:
-      >>> mutual_information(jnp.zeros((3, 2, 4))).tolist()
+      >>> epistemic_uncertainty(jnp.zeros((3, 2, 4))).tolist()
       [0.0, 0.0]
     """
     mean = jnp.log(jax.nn.softmax(members, axis=-1).mean(0))

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 
 from jaxprune.assess import formatting
-from jaxprune.assess.changes import Changes
 from jaxprune.assess.intervals import Interval
+from jaxprune.assess.paired import Changes
 from jaxprune.assess.risk import Risk
 
 FITTED = 0.95

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jec
 import jax.numpy as jnp
-from jax import lax
+from jax.core import Tracer
 
-from jaxprune._jaxprs import Sub, sub_jaxprs
-from jaxprune.calibration import meeting, rules, views
-from jaxprune.calibration.layouts import Layout, Site
-from jaxprune.calibration.meeting import Moments
-from jaxprune.calibration.views import NotFollowed, View
+from jaxprune._jaxprs import Sub, factors, is_product, layouts, sub_jaxprs, views
+from jaxprune._jaxprs.factors import Factor
+from jaxprune._jaxprs.layouts import Layout, Site
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution
+from jaxprune._jaxprs.views import NotFollowed, View
+from jaxprune._jaxprs.walk import Values, scan_again, walk
+from jaxprune.calibration.moments import Moments, moments, patches, samples_of
 
 Equation = Any
 Key = tuple[int, ...]
@@ -53,24 +54,22 @@ class Interpreter:
         """Sums up what `collect` says, in `dtype`."""
         self.sites: dict[Key, Site] = {}
         self.lost: dict[int, list[str]] = {}
-        self._scans: dict[Key, tuple[tuple[Key, views.Factor], ...]] = {}
+        self._scans: dict[Key, tuple[tuple[Key, Factor], ...]] = {}
         self._collect, self._dtype = collect, dtype
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value], path: Key = ()
     ) -> tuple[list[Value], Sums]:
         """The results of a jaxpr and the sums of the sites in it."""
-        env: dict[Any, Value] = {
-            v: Value(c, name=(path, "c", i)) for i, (v, c) in enumerate(zip(jaxpr.constvars, consts, strict=True))
-        }
-        env.update(zip(jaxpr.invars, inputs, strict=True))
-        read = lambda v: Value(v.val) if isinstance(v, jec.Literal) else env[v]
         sums: Sums = {}
-        for i, eqn in enumerate(jaxpr.eqns):
-            results, more = self._equation(eqn, [read(v) for v in eqn.invars], (*path, i))
-            sums |= more
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in jaxpr.outvars], sums
+
+        def equation(index: int, eqn: Equation, operands: list[Value]) -> list[Value]:
+            results, more = self._equation(eqn, operands, (*path, index))
+            sums.update(more)
+            return results
+
+        given = [Value(c, name=(path, "c", i)) for i, c in enumerate(consts)]
+        return walk(jaxpr, [*given, *inputs], Values[Value](Value), equation), sums
 
     def loop(self, key: Key, layout: Layout) -> Key | None:
         """The scan over whose rounds the matrices of a leaf are stacked, if they are and nothing else is."""
@@ -78,18 +77,17 @@ class Interpreter:
         return scans[0][0] if len(scans) == 1 and layout.batch == (scans[0][1],) else None
 
     def _equation(self, eqn: Equation, operands: list[Value], path: Key) -> tuple[list[Value], Sums]:
-        name = eqn.primitive.name
         if any(v.views for v in operands):
             subs = sub_jaxprs(eqn)
             if subs and subs[0].role == "call":
                 return self.run(subs[0].jaxpr, subs[0].consts, [operands[i] for i in _all(subs[0].inputs)], path)
             if subs and subs[0].role == "scan":
                 return self._scan(subs[0], operands, path)
-            if name in ("dot_general", "conv_general_dilated"):
+            if is_product(eqn):
                 return self._results(eqn, operands, path, None), self._product(eqn, operands, path)
             if not subs:
                 return self._results(eqn, operands, path, self._follow(eqn, operands)), {}
-            self._lose(operands, f"`{name}`")
+            self._lose(operands, f"`{eqn.primitive.name}`")
         return self._results(eqn, operands, path, None), {}
 
     def _results(self, eqn: Equation, operands: list[Value], path: Key, found: list[tuple] | None) -> list[Value]:
@@ -104,32 +102,31 @@ class Interpreter:
             self._lose(operands, f"`{eqn.primitive.name}` with data")
             return None
         try:
-            return rules.follow(eqn, [v.views for v in operands], [v.array for v in operands])
+            numbers = [None if isinstance(v.array, Tracer) else v.array for v in operands]
+            return views.results(eqn, [v.views for v in operands], numbers)
         except NotFollowed as reason:
             self._lose(operands, str(reason) if " " in str(reason) else f"`{reason}`")
             return None
 
     def _product(self, eqn: Equation, operands: list[Value], path: Key) -> Sums:
         sums: Sums = {}
-        dot = eqn.primitive.name == "dot_general"
-        if not dot:
-            self._lose(operands[:1], "a convolution as its image")
-        for mine in (0, 1) if dot else (1,):
+        for mine in (0, 1):
             other = operands[1 - mine]
             for k, view in enumerate(operands[mine].views):
-                key, met = (*path, mine, k), (other.name, eqn.primitive.name)
+                key, kernel = (*path, mine, k), isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
                 try:
-                    if dot:
-                        site, samples = meeting.dot(eqn, view, mine, other.array, met)
-                    else:
-                        site, samples = meeting.convolution(eqn, view, other.array, (*met, str(eqn.params)))
+                    meeting = views.meeting(eqn, view, mine)
+                    site = layouts.site_of(meeting)
                 except NotFollowed as reason:
                     self._lose(operands[mine : mine + 1], str(reason))
                     continue
-                self.sites[key], self._scans[key] = site, view.scanned
+                met = samples_of(meeting, patches(eqn, other.array) if kernel else other.array)
+                name = (other.name, eqn.primitive.name, *([str(eqn.params)] if kernel else []))
+                self.sites[key] = site._replace(samples=met.number, met=name)
+                self._scans[key] = view.scanned
                 if not other.data:  # an activation that is the same for all data, or half of a product of weights
                     self._lose(operands[mine : mine + 1], f"`{eqn.primitive.name}` with what holds no data")
-                sums[key] = meeting.moments(samples, self._collect, self._dtype)
+                sums[key] = moments(met, self._collect, self._dtype)
         return sums
 
     def _lose(self, operands: Sequence[Value], reason: str) -> None:
@@ -140,36 +137,28 @@ class Interpreter:
     def _scan(self, sub: Sub, operands: list[Value], path: Key) -> tuple[list[Value], Sums]:
         data = any(v.data for v in operands)
         inputs = [self._into(sub, k, operands, data, path) for k in range(len(sub.inputs))]
-        round_ = {i: o for o, i in sub.carried}
-        carried = sorted(round_)
-        stacked_in, stacked_out = sorted(sub.stacked_inputs), sorted(sub.stacked_outputs)
 
-        def one(carry: list[Any], xs: list[Any]) -> tuple[list[Value], Sums]:
-            arrays = dict(zip(carried, carry, strict=True)) | dict(zip(stacked_in, xs, strict=True))
-            values = [v._replace(array=arrays.get(k, v.array)) for k, v in enumerate(inputs)]
+        def one(arrays: Sequence[Any]) -> tuple[list[Value], Sums]:
+            values = [v._replace(array=x) for v, x in zip(inputs, arrays, strict=True)]
             return self.run(sub.jaxpr, sub.consts, values, path)
 
-        first = [inputs[k].array for k in carried]
-        xs = [inputs[k].array for k in stacked_in]
-        shapes = jax.eval_shape(lambda c, x: one(c, x)[1], first, [jax.eval_shape(lambda y: y[0], x) for x in xs])
+        arrays = [v.array for v in inputs]
+        first = [jax.eval_shape(lambda y: y[0], x) if k in sub.stacked_inputs else x for k, x in enumerate(arrays)]
+        shapes = jax.eval_shape(lambda xs: one(xs)[1], first)
         ours = [key for key in shapes if any(loop == path for loop, _ in self._scans[key])]
         start = {
             key: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[key]) for key in shapes if key not in ours
         }
 
-        def body(state: tuple[list[Any], Sums], x: list[Any]) -> tuple[tuple[list[Any], Sums], tuple[list[Any], Sums]]:
-            outs, sums = one(state[0], x)
-            total = {key: jax.tree.map(jnp.add, state[1][key], sums[key]) for key in state[1]}
-            return ([outs[round_[k]].array for k in carried], total), (
-                [outs[k].array for k in stacked_out],
-                {key: sums[key] for key in ours},
-            )
+        def body(arrays: list[Any], total: Sums) -> tuple[list[Any], Sums, Sums]:
+            outs, sums = one(arrays)
+            total = {key: jax.tree.map(jnp.add, total[key], sums[key]) for key in total}
+            return [v.array for v in outs], total, {key: sums[key] for key in ours}
 
-        (last, total), (ys, each) = lax.scan(body, (first, start), xs, length=sub.length, reverse=sub.reverse)
+        results, total, each = scan_again(sub, arrays, body, start, length=sub.length)
         self._leave(path, ours, list(start), sub.length or 1)
-        final = {round_[k]: (x, self._carried_views(sub, k, operands)) for k, x in zip(carried, last, strict=True)}
-        final |= {k: (x, ()) for k, x in zip(stacked_out, ys, strict=True)}
-        return [Value(*final[k], data, (path, k)) for k in range(len(final))], total | each
+        kept = {out: self._carried_views(sub, into, operands) for out, into in sub.carried}
+        return [Value(x, kept.get(k, ()), data, (path, k)) for k, x in enumerate(results)], total | each
 
     def _into(self, sub: Sub, k: int, operands: list[Value], data: bool, path: Key) -> Value:
         """An input of a scan's body; of a scanned operand the whole array, but the views of one entry."""
@@ -184,10 +173,10 @@ class Interpreter:
         entries = []
         for view in value.views:
             outer = view.axes[0]
-            if views.length(outer) != sub.length or len(outer) > 1:
+            if factors.size(outer) != sub.length or len(outer) > 1:
                 self._lose([value], "a scan over a part of it")
                 continue
-            loops = tuple((path, f) for f in outer if f.axis != views.SPREAD)
+            loops = tuple((path, f) for f in outer if f.of is not None)
             entries.append(view._replace(axes=view.axes[1:], start=view.start[1:], scanned=(*view.scanned, *loops)))
         return value._replace(views=tuple(entries))
 

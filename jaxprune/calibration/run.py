@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _jaxprs, _progress, _tree
-from jaxprune.calibration import layouts, views
+from jaxprune._jaxprs import layouts, views
+from jaxprune._jaxprs.layouts import Layout, Place, Site
 from jaxprune.calibration.interpreter import Interpreter, Sums, Value
-from jaxprune.calibration.layouts import Layout, Place, Site
-from jaxprune.calibration.meeting import Moments
+from jaxprune.calibration.moments import Moments
 from jaxprune.calibration.stats import Inputs, Stats, Together
 
 PyTree = Any

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.calibration.layouts import Layout
+from jaxprune._jaxprs.layouts import Layout
 
 PyTree = Any
 Identity = tuple[str, ...]

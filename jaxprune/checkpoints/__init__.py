@@ -1,9 +1,12 @@
-"""Saving: sparse parameters in safetensors files, and whole training states from Orbax checkpoints."""
+"""Files: networks in safetensors, training states in Orbax checkpoints, runs that can be resumed.
 
-from jaxprune.checkpoints.checkpoints import restore as restore
-from jaxprune.checkpoints.files import optional as optional
-from jaxprune.checkpoints.files import write_new as write_new
-from jaxprune.checkpoints.sparse import Loaded as Loaded
-from jaxprune.checkpoints.sparse import Saved as Saved
-from jaxprune.checkpoints.sparse import load as load
-from jaxprune.checkpoints.sparse import save as save
+What is on disk is whole or absent, whenever the process ends, and nothing is overwritten. What is read is checked
+against what the caller expects, leaf by leaf, before it is used.
+"""
+
+from jaxprune.checkpoints.networks import Loaded, Saved, load, save
+from jaxprune.checkpoints.runs import Run
+from jaxprune.checkpoints.slimmed import load_slim, save_slim
+from jaxprune.checkpoints.states import restore
+
+__all__ = ["Loaded", "Run", "Saved", "load", "load_slim", "restore", "save", "save_slim"]

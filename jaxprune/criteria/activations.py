@@ -46,7 +46,7 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
     return _scores(params, stats, "wanda", lambda w, inputs: jnp.abs(w) * inputs.layout.along_inputs(inputs.norm))
 
 
-def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, **signals: Any) -> PyTree:
+def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree = None, **signals: Any) -> PyTree:
     r"""Relative importance: the share of a weight among those of its input and of its output, times its input's norm.
 
         s_ij = (|w_ij| / \sum_i |w_ij| + |w_ij| / \sum_j |w_ij|) ||x_i||^a
@@ -58,6 +58,7 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, **signals: Any
       params: any tree.
       stats: as for `wanda`.
       power: a, 0.5 in the paper; 0 leaves the activations out.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; leaves that devices share are refused.
       **signals: ignored.
 
     Returns:
@@ -75,7 +76,7 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, **signals: Any
       [[1.5, 3.0], [1.0, 0.75]]
     """
     del signals
-    shards.refuse_cut(params, "criteria.ria")
+    shards.refuse_cut(params, specs, "criteria.ria")
 
     def score(w: jax.Array, inputs: Any) -> jax.Array:
         size = jnp.abs(inputs.layout.matrices(w))

@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxprune import _tree, masks
 from jaxprune.criteria._scores import wide
-from jaxprune.masks import shards
 
 PyTree = Any
 Criterion = Callable[..., PyTree]
@@ -148,7 +147,6 @@ def synflow_masks(
     masks.check_sparsity(sparsity)
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
-    shards.refuse_cut(params, "criteria.synflow_masks")
     chosen = jax.tree.leaves(_tree.prunable(params, where))
     entries = sum(math.prod(x.shape) for x, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     criterion = synflow(fn, *inputs)
@@ -160,7 +158,7 @@ def synflow_masks(
         return masks.select_global(scores, removed, where=lambda name, _: name in names), None
 
     names = {name for (name, _), c in zip(_tree.named_leaves(params), chosen, strict=True) if c}
-    start = masks.ones(params, where)
+    start = masks.ones(params, where=where)
     if not entries:
         return start
     return jax.lax.scan(remove, start, _removed(sparsity, iterations, entries))[0]

@@ -17,7 +17,13 @@ _NORMS = ("l1", "l2", "mean", "max")
 
 
 def magnitude(
-    params: PyTree, *, power: int = 1, normalise: str | None = None, batch_axes: Any = 0, **signals: Any
+    params: PyTree,
+    *,
+    power: int = 1,
+    normalise: str | None = None,
+    batch_axes: Any = 0,
+    specs: PyTree = None,
+    **signals: Any,
 ) -> PyTree:
     r"""The absolute value of each weight or its square, as it is or relative to its leaf.
 
@@ -33,7 +39,7 @@ def magnitude(
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
     Entries that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so
-    that scores have the same bits on any layout; in a shard_map under `masks.sharded`.
+    that scores have the same bits on any layout; in a shard_map with `specs`.
 
     Args:
       params: any tree.
@@ -42,6 +48,7 @@ def magnitude(
       normalise: None, "l1", "l2", "mean" or "max".
       batch_axes: how many leading axes of a leaf are layers stacked by a scan, each with a norm of its own: an int, or
         a mapping from globs over names.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
     Returns:
@@ -69,7 +76,7 @@ def magnitude(
 
     leaves, treedef = jax.tree.flatten(params)
     batch = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    given = zip(leaves, batch, shards.layouts(params), strict=True)
+    given = zip(leaves, batch, shards.layouts(params, specs), strict=True)
     scores = [score_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)
 
@@ -99,7 +106,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     return scaled / lax.optimization_barrier(jnp.where(largest > 0, divisor, 1))
 
 
-def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> PyTree:
+def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None, **signals: Any) -> PyTree:
     """Uniform random numbers.
 
         s ~ U[0, 1)
@@ -109,12 +116,13 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
     is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
     n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
     any number of devices (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes they lie where the
-    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. Under
-    `masks.sharded`, in a shard_map, each device draws the whole leaf and takes its part.
+    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With
+    `specs`, in a shard_map, each device draws the whole leaf and takes its part.
 
     Args:
       params: any tree.
       key: a key of `jax.random`, typed or raw.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
     Returns:
@@ -138,7 +146,7 @@ def random(params: PyTree, *, key: jax.Array | None = None, **signals: Any) -> P
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         return score_leaf(lambda w: _uniform(own, w, layout), leaf)
 
-    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params))
+    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params, specs))
     return _tree.map_named(draw, params, layouts)
 
 

@@ -62,7 +62,7 @@ def stack(networks: Sequence[Any]) -> Members:
     every = []
     for i, (params, held) in enumerate(networks):
         _tree.check_same(first, params, what=f"member {i}", of="member 0")
-        every.append(masks_.ones(params, lambda name, leaf: False) if held is None else masks_.unpack(held))
+        every.append(masks_.ones(params, where=lambda name, leaf: False) if held is None else masks_.unpack(held))
         _tree.check_masks(params, every[-1])
     _check_shapes([params for params, _ in networks])
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in networks))

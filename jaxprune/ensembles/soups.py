@@ -22,7 +22,7 @@ def soup(members: Members, weights: Any = None) -> masks_.Pruned:
     averaged; members of different initialisations can not.
 
     Their Sparse Model Soups prune the average further, train copies of it and average again. As the `train` of
-    `lottery.iterative_pruning(..., rewind=lottery.learning_rate())`:
+    `lottery.iterative_pruning(..., rewind=lottery.learning_rate_only())`:
 
         def train(params, held, key):
             tuned = jax.vmap(lambda key: fine_tune(params, held, key))(jax.random.split(key, 3))

@@ -45,7 +45,7 @@ def uncertainty(logits: Any) -> Uncertainty:
       ([0.0], 0.6931)
     """
     logits = check(logits)
-    epistemic = assess.mutual_information(logits)
+    epistemic = assess.epistemic_uncertainty(logits)
     aleatoric = assess.entropy(logits).mean(0)
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 

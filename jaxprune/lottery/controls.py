@@ -1,13 +1,15 @@
-"""Control experiments: what a ticket is without its weights, or without its masks."""
+"""Control experiments beside a ticket: `reinitialised` weights, `random_masks` and `shuffled_masks`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from jaxprune import criteria, masks
+from jaxprune import criteria
+from jaxprune import masks as masks_
 
 PyTree = Any
+# `(start, masks, key of the round, key of the search) -> (start, masks)`
 Control = Callable[[PyTree, PyTree, Any, Any], tuple[PyTree, PyTree]]
 
 
@@ -15,34 +17,27 @@ def reinitialised(init: Callable[[Any], PyTree]) -> Control:
     """The ticket's masks with other first weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
 
     Args:
-      init: `key -> params`, as the network was initialised.
+      init: `key -> params`, the initialisation of the network.
 
     Returns:
-      A control; it draws anew in every round.
+      A control for `iterative_pruning(..., controls={...})`. It draws new weights in every round.
 
     Example:
       >>> control = reinitialised(lambda key: {'w': jax.random.normal(key, (2, 2))})
     """
-
-    def control(start: PyTree, held: PyTree, key: Any, fixed: Any) -> tuple[PyTree, PyTree]:
-        del start, fixed
-        return init(key), held
-
-    return control
+    return lambda start, masks, key, search_key: (init(key), masks)
 
 
 def random_masks() -> Control:
-    """The ticket's weights with random masks of the same number in each leaf, nested from round to round.
+    """The ticket's weights with random masks that keep as many weights of each leaf, nested from round to round.
 
     Returns:
       A control for `iterative_pruning(..., controls={...})`.
+
+    Example:
+      >>> controls = {'random masks': random_masks()}
     """
-
-    def control(start: PyTree, held: PyTree, key: Any, fixed: Any) -> tuple[PyTree, PyTree]:
-        del key
-        return start, shuffle(held, fixed)
-
-    return control
+    return lambda start, masks, key, search_key: (start, shuffle(masks, search_key))
 
 
 def shuffled_masks() -> Control:
@@ -52,42 +47,36 @@ def shuffled_masks() -> Control:
 
     Returns:
       A control for `iterative_pruning(..., controls={...})`.
+
+    Example:
+      >>> controls = {'shuffled masks': shuffled_masks()}
     """
-
-    def control(start: PyTree, held: PyTree, key: Any, fixed: Any) -> tuple[PyTree, PyTree]:
-        del fixed
-        return start, shuffle(held, key)
-
-    return control
+    return lambda start, masks, key, search_key: (start, shuffle(masks, key))
 
 
-def shuffle(held: PyTree, key: Any) -> PyTree:
-    """Random masks with exactly as many True in each leaf as `held` has.
+def shuffle(masks: PyTree, key: Any) -> PyTree:
+    """Draws random masks with exactly as many True in each leaf.
 
-    Those of one key are nested: fewer True are a subset of more. Channels stay channels; N:M and blocks do not stay
-    such, and layers stacked in one leaf are shuffled as one.
+    The masks of one key are nested: fewer True are a subset of more. Channels stay channels. N:M groups and blocks do
+    not stay such, and layers that are stacked in one leaf are shuffled as one.
 
     Args:
-      held: bool masks.
+      masks: bool masks.
       key: a JAX key.
 
     Returns:
       bool masks in the same shapes.
 
     Raises:
-      ValueError: no leaf of `held` has axes.
+      ValueError: no mask has axes.
 
     Example:
       >>> import jax.numpy as jnp
       >>> int(shuffle({'w': jnp.array([[True, False, False, True]])}, jax.random.key(0))['w'].sum())
       2
     """
-    like = jax.tree.map(lambda mask: jax.ShapeDtypeStruct(mask.shape, "float32"), held)
-    scores = criteria.random(jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), like), key=key)
-    removed = jax.tree.map(lambda mask, count: count if mask.ndim else 0.0, held, _removed(held))
-    return masks.select(scores, removed, where=lambda name, leaf: leaf.ndim > 0)
-
-
-def _removed(held: PyTree) -> PyTree:
-    gone = jax.tree.map(lambda mask: ~mask, held)
-    return masks.count_kept(gone, gone)
+    zeros = jax.tree.map(lambda mask: jax.numpy.zeros(mask.shape, "float32"), masks)
+    removed = jax.tree.map(lambda mask: ~mask, masks)
+    counts = masks_.count_kept(removed, removed)
+    sparsities = jax.tree.map(lambda mask, count: count if mask.ndim else 0.0, masks, counts)
+    return masks_.select(criteria.random(zeros, key=key), sparsities, where=lambda name, leaf: leaf.ndim > 0)

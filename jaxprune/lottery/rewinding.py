@@ -1,4 +1,4 @@
-"""Where a round starts from: the first weights, early ones, or those just trained."""
+"""Rewinding between rounds: `initial_weights`, `early_weights`, `learning_rate_only`, `fine_tuning`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ Train = Callable[[PyTree, PyTree, Any], Any]
 
 
 class Rewinding(NamedTuple):
-    """How weights are rewound. Any such functions are one.
+    """How weights are rewound between rounds. Three functions of these signatures are a rewinding.
 
     Attributes:
-      anchor: `(params, key) -> params`: the weights to go back to, made once before the first round, which starts from
-        them too.
+      anchor: `(params, key) -> params`: the weights to rewind to. It is called once, before the first round, which
+        starts from them too.
       start: `(anchor, trained) -> params`: the weights that the next round starts from, before its masks.
-      later: the train function of all rounds but the first; None for the same.
+      later: the train function of all rounds but the first; None uses the same one.
     """
 
     anchor: Callable[[PyTree, Any], PyTree]
@@ -22,50 +22,61 @@ class Rewinding(NamedTuple):
     later: Train | None = None
 
 
-def initial() -> Rewinding:
-    """Back to the first weights: Frankle and Carbin 2019, arXiv 1803.03635, strategy 1.
+def initial_weights() -> Rewinding:
+    """Rewinds to the first weights: Frankle and Carbin 2019, arXiv 1803.03635, strategy 1.
 
     Returns:
       A rewinding: each round starts from the weights that the search was given.
+
+    Example:
+      >>> initial_weights().start('first', 'trained')
+      'first'
     """
     return Rewinding(lambda params, key: params, lambda anchor, trained: anchor)
 
 
-def early(train: Callable[[PyTree, Any], PyTree]) -> Rewinding:
-    """Back to the weights at step k: Frankle et al. 2020, arXiv 1912.05671 (late or weight rewinding).
+def early_weights(train: Callable[[PyTree, Any], PyTree]) -> Rewinding:
+    """Rewinds to the weights at step k (weight rewinding): Frankle et al. 2020, arXiv 1912.05671.
 
     Args:
-      train: `(params, key) -> params`: the first k steps, dense. The train function of the rounds does the others, from
-        step k on, in the first round too.
+      train: `(params, key) -> params`: the first k steps, dense. The train function of the search does the steps from
+        k on, in the first round too.
 
     Returns:
       A rewinding.
 
     Example:
-      >>> rewinding = early(lambda params, key: jax.tree.map(lambda w: 0.9 * w, params))
+      >>> early_weights(lambda params, key: 0.5 * params).anchor(3.0, None)
+      1.5
     """
     return Rewinding(train, lambda anchor, trained: anchor)
 
 
-def learning_rate() -> Rewinding:
-    """On from the trained weights, with the schedule from its start: Renda et al. 2020, arXiv 2003.02389.
+def learning_rate_only() -> Rewinding:
+    """Keeps the trained weights and rewinds the schedule of the learning rate: Renda et al. 2020, arXiv 2003.02389.
 
     Returns:
       A rewinding: each round starts from the weights that the last one ended with, under the new masks.
+
+    Example:
+      >>> learning_rate_only().start('first', 'trained')
+      'trained'
     """
     return Rewinding(lambda params, key: params, lambda anchor, trained: trained)
 
 
-def continued(finetune: Train) -> Rewinding:
-    """On from the trained weights with another train function: fine-tuning at the last learning rate, say.
+def fine_tuning(train: Train) -> Rewinding:
+    """Rewinds nothing: keeps the trained weights and trains them by another function from the second round on.
 
     Args:
-      finetune: `(params, masks, key) -> params`, as the train function of the rounds, which only the first round uses.
+      train: `(params, masks, key) -> params`, such as a training at the last learning rate. The train function of the
+        search is used in the first round only.
 
     Returns:
       A rewinding.
 
     Example:
-      >>> rewinding = continued(lambda params, masks, key: params)
+      >>> fine_tuning(lambda params, masks, key: params).start('first', 'trained')
+      'trained'
     """
-    return Rewinding(lambda params, key: params, lambda anchor, trained: trained, finetune)
+    return Rewinding(lambda params, key: params, lambda anchor, trained: trained, train)

@@ -1,4 +1,4 @@
-"""Whether two trainings end in the same valley: the error on the straight line between them."""
+"""Stability to the noise of SGD: `error_barrier` and `instability` on the straight line between two networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,19 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _tree, masks
+from jaxprune import _tree
+from jaxprune import masks as masks_
 from jaxprune.lottery.rewinding import Train
 
 PyTree = Any
 
 
 class Line(NamedTuple):
-    """The straight line between two networks.
+    """The error along the straight line between two networks.
 
     Attributes:
-      positions: float32 [points], 0 for the first network and 1 for the second.
-      errors: [points], what was measured there.
-      barrier: the instability, a scalar.
+      positions: float32 (points,), 0 at the first network and 1 at the second.
+      errors: (points,), the error at each position.
+      barrier: the largest error minus the mean of the errors at both ends; a scalar, 0 or more.
     """
 
     positions: jax.Array
@@ -27,13 +28,13 @@ class Line(NamedTuple):
 
 
 def interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
-    """`(1 - a) params + a other` of the floating leaves; the others are those of `params`.
+    """The network between two networks: `(1 - a) params + a other` for floating leaves.
 
-    Two networks under the same masks have a sparse one between them: zeros stay exact.
+    Other leaves are taken from `params`. Between two networks with the same masks zeros stay exactly zero.
 
     Args:
-      params: at position 0, which gives its bits.
-      other: at position 1, in the same structure.
+      params: the network at position 0, where its bits are returned.
+      other: the network at position 1, in the same structure.
       position: a, a number or a traced scalar.
 
     Returns:
@@ -62,18 +63,18 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
 
         barrier = max_a error((1 - a) W_1 + a W_2) - (error(W_1) + error(W_2)) / 2
 
-    Frankle et al. 2020, arXiv 1912.05671, section 2: tickets are found where training is stable to its noise, that is
-    where the barrier is about 0. Batch normalisation needs its statistics of each point; what is in the trees is
-    interpolated like the weights.
+    Frankle et al. 2020, arXiv 1912.05671, section 2: a ticket trains to full accuracy where training is stable to the
+    noise of SGD, that is where the barrier is about 0. Batch statistics in the trees are interpolated like weights; a
+    network with batch normalisation needs new statistics at each point, which `error` must compute.
 
     Args:
       error: `params -> scalar`, such as the error on test data; traceable.
       params: W_1.
       other: W_2, in the same structure.
-      points: how many positions, evenly spaced with both ends, 2 or more.
+      points: number of evenly spaced positions, both ends included; 2 or more.
 
     Returns:
-      A `Line`; its barrier is 0 or more, since both ends are among the points.
+      A `Line`.
 
     Raises:
       ValueError: fewer than 2 points, structures that differ.
@@ -91,35 +92,35 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
 
 
 def instability(
-    train: Train, error: Callable[[PyTree], Any], params: PyTree, mask_tree: PyTree, key: Any, *, points: int = 11
+    train: Train, error: Callable[[PyTree], Any], params: PyTree, masks: PyTree, key: Any, *, points: int = 11
 ) -> Line:
-    """The barrier between two trainings of the same ticket that differ in nothing but the noise of SGD.
+    """Trains the same ticket twice with different noise of SGD, and returns the error barrier between both networks.
 
-    Frankle et al. 2020, arXiv 1912.05671, section 2: W_1 and W_2 of `error_barrier` are trained here, from the same
-    weights under the same masks, with two keys split from one.
+    Frankle et al. 2020, arXiv 1912.05671, section 2. Both trainings start from the same weights under the same masks;
+    their keys are split from one.
 
     Args:
-      train: `(params, masks, key) -> params`, as in `iterative_pruning`; the order of the data comes from the key.
-      error: as in `error_barrier`.
-      params: the weights that both start from.
-      mask_tree: the masks of both; `masks.ones(params)` for the dense network.
+      train: `(params, masks, key) -> params`, a whole training; the order of its data depends on the key.
+      error: `params -> scalar`, such as the error on test data; traceable.
+      params: the weights that both trainings start from.
+      masks: the masks of both; `masks.ones(params)` for the dense network.
       key: a JAX key.
-      points: as in `error_barrier`.
+      points: number of evenly spaced positions, both ends included; 2 or more.
 
     Returns:
-      A `Line`: the network is stable to the noise of SGD if its barrier is about 0.
+      A `Line`. The network is stable to the noise of SGD if the barrier is about 0.
 
     Raises:
-      ValueError: as in `error_barrier`; masks that do not fit.
+      ValueError: fewer than 2 points; masks that do not fit.
 
     Example:
-      >>> train = lambda params, held, key: {'w': jax.random.normal(key)}
-      >>> same = lambda params, held, key: params
+      >>> train = lambda params, masks, key: {'w': jax.random.normal(key)}
+      >>> same = lambda params, masks, key: params
       >>> error = lambda params: -params['w'] ** 2
-      >>> start, held = {'w': jnp.ones(())}, {'w': jnp.array(True)}
-      >>> [float(instability(f, error, start, held, jax.random.key(0)).barrier) > 0 for f in (train, same)]
+      >>> start, masks = {'w': jnp.ones(())}, {'w': jnp.array(True)}
+      >>> [float(instability(f, error, start, masks, jax.random.key(0)).barrier) > 0 for f in (train, same)]
       [True, False]
     """
-    start = masks.apply(params, mask_tree)
-    ends = (masks.apply(train(start, mask_tree, one), mask_tree) for one in jax.random.split(key))
+    start = masks_.apply(params, masks)
+    ends = (masks_.apply(train(start, masks, one), masks) for one in jax.random.split(key))
     return error_barrier(error, *ends, points=points)

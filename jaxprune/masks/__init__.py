@@ -14,6 +14,9 @@ from jaxprune.masks.counts import as_int as as_int
 from jaxprune.masks.counts import check_sparsity as check_sparsity
 from jaxprune.masks.counts import count as count
 from jaxprune.masks.counts import removed as removed
+from jaxprune.masks.leaves import Leaf as Leaf
+from jaxprune.masks.leaves import Units as Units
+from jaxprune.masks.leaves import leaves as leaves
 from jaxprune.masks.packing import Packed as Packed
 from jaxprune.masks.packing import as_bool as as_bool
 from jaxprune.masks.packing import is_packed as is_packed
@@ -30,5 +33,4 @@ from jaxprune.masks.pruned import Pruned as Pruned
 from jaxprune.masks.select import Global as Global
 from jaxprune.masks.select import select as select
 from jaxprune.masks.select import select_global as select_global
-from jaxprune.masks.shards import sharded as sharded
 from jaxprune.masks.sums import exact_sum as exact_sum

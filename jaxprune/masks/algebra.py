@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from jax import core
 from jaxprune import _tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
-from jaxprune.masks.fitting import check_patterns
+from jaxprune.masks.leaves import Units, check_patterns
 from jaxprune.masks.packing import as_bool, is_packed
-from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Pattern, Patterns
+from jaxprune.masks.patterns import UNSTRUCTURED, Pattern
 
 PyTree = Any
 
@@ -45,16 +45,12 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(_zero, params, masks)
 
 
-def ones(
-    params: PyTree, where: _tree.Where = None, *, pattern: Patterns = UNSTRUCTURED, batch_axes: BatchAxes = 0
-) -> PyTree:
+def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
     """Masks that keep everything, in the shapes that `select` gives: a scalar True for a leaf that is not pruned.
 
     Args:
       params: any pytree, or its shapes.
-      where: as in `select`; it may select nothing.
-      pattern: as in `select`.
-      batch_axes: as in `select`.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. `where` may select nothing.
 
     Returns:
       bool masks, all True, in the structure of `params`.
@@ -68,10 +64,10 @@ def ones(
       {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
     leaves, treedef = jax.tree.flatten(params)
-    chosen = jax.tree.leaves(_tree.prunable(params, where))
-    patterns = _tree.resolve(pattern, params, default=UNSTRUCTURED, what="pattern")
+    chosen = jax.tree.leaves(_tree.prunable(params, units.get("where")))
+    patterns = _tree.resolve(units.get("pattern", UNSTRUCTURED), params, default=UNSTRUCTURED, what="pattern")
     check_patterns(patterns)
-    axes = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
+    axes = _tree.resolve(units.get("batch_axes", 0), params, default=0, what="batch_axes")
     made = [
         _ones(leaf, p, a) if yes else jnp.ones((), bool)
         for leaf, yes, p, a in zip(leaves, chosen, patterns, axes, strict=True)

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from jaxprune import _tree
 from jaxprune.masks import counts, cutting
 from jaxprune.masks.axes import place_like
 from jaxprune.masks.counts import Count
-from jaxprune.masks.fitting import Fitted, fitted
 from jaxprune.masks.groups import keep_in_groups
+from jaxprune.masks.leaves import Leaf, Units, leaves
 from jaxprune.masks.patterns import NM, UNSTRUCTURED, BatchAxes, Pattern, Patterns, Unstructured
 from jaxprune.masks.ranking import keep_largest
 from jaxprune.masks.shards import Layout
@@ -52,7 +52,7 @@ def select(
       batch_axes: how many leading axes of a leaf are slices of their own (layers stacked by a scan), each of which gets
         the exact count; a mapping from globs gives it by path (and 0 where none matches).
       specs: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: scores are then parts
-        of arrays that are ranked whole, and each device gets its part of the masks (`masks.sharded`).
+        of arrays that are ranked whole, and each device gets its part of the masks.
 
     Returns:
       bool masks, True = kept, in the structure of `scores`; each has the shape of its leaf, or broadcasts to it for
@@ -72,18 +72,20 @@ def select(
       [[True, False], [False, True]]
     """
     if isinstance(sparsities, Global):
-        return select_global(scores, sparsities.sparsity, pattern, where=where, batch_axes=batch_axes, specs=specs)
-    chosen = _choose(scores, pattern, where, batch_axes, specs)
+        return select_global(
+            scores, sparsities.sparsity, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs
+        )
+    chosen = _choose(scores, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
     wanted = _per_leaf(scores, sparsities)
     found: dict[int, jax.Array] = {}
     for own in chosen:
         if isinstance(own.pattern, NM):
             kept = _kept_of_group(own.pattern, wanted[own.place], own.name)
-            found[own.place] = _keep_groups(own.leaf, kept, own.pattern, own.batch_axes)
+            found[own.place] = _keep_groups(own.array, kept, own.pattern, own.batch_axes)
     ranked = [own for own in chosen if not isinstance(own.pattern, NM)]
     if ranked:
         specs = _specs(ranked)
-        arrays = [own.leaf for own in ranked]
+        arrays = [own.array for own in ranked]
         slices, entries = _sizes(arrays, specs)
         kept = _kept([wanted[own.place] for own in ranked], entries, slices, [own.name for own in ranked])
         masks = _keep(arrays, kept, specs=specs, shared=False)
@@ -91,15 +93,7 @@ def select(
     return _assemble(scores, found)
 
 
-def select_global(
-    scores: PyTree,
-    sparsity: Any,
-    pattern: Patterns = UNSTRUCTURED,
-    *,
-    where: _tree.Where = None,
-    batch_axes: BatchAxes = 0,
-    specs: PyTree = None,
-) -> PyTree:
+def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTree:
     r"""Masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
 
     The scores of all leaves are ranked together; of equal scores those of the first leaf, in the order of
@@ -109,11 +103,10 @@ def select_global(
     Args:
       scores: as in `select`.
       sparsity: in [0, 1): a Python number, a floating scalar array, or the `Count` removed.
-      pattern: as in `select`, but not NM, which removes the same number of every group.
-      where: as in `select`.
-      batch_axes: as in `select`; each slice is ranked on its own over all leaves (members of an ensemble, say), so all
-        leaves need the same number of slices. Layers stacked by a scan are ranked with the rest: leave it 0.
-      specs: as in `select`.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM, which
+        removes the same number of every group. Each slice along `batch_axes` is ranked on its own over all leaves
+        (members of an ensemble, say), so all leaves need the same number of slices; layers stacked by a scan are
+        ranked with the rest if `batch_axes` is 0.
 
     Returns:
       Masks, as `select`.
@@ -126,39 +119,40 @@ def select_global(
       >>> {name: mask.tolist() for name, mask in select_global(scores, 0.5).items()}
       {'a': [[False, True]], 'b': [[False, True]]}
     """
-    chosen = _choose(scores, pattern, where, batch_axes, specs)
+    chosen = _choose(scores, **units)
     _check_global(chosen)
     if not chosen:
         return _assemble(scores, {})
     specs = _specs(chosen)
-    arrays = [own.leaf for own in chosen]
+    arrays = [own.array for own in chosen]
     slices, entries = _sizes(arrays, specs)
     if len(set(slices)) > 1:
         raise ValueError(
-            f"select_global: all leaves need the same number of slices, got {sorted(set(slices))}: {batch_axes}"
+            "select_global ranks slice by slice over all leaves, so all leaves need the same number of slices, got "
+            f"{sorted(set(slices))} from batch_axes={units.get('batch_axes', 0)!r}; for layers stacked by a scan leave "
+            "batch_axes at 0"
         )
     kept = _kept([sparsity], [sum(entries)], slices[:1], ["all leaves"])
     masks = _keep(arrays, kept, specs=specs, shared=True)
     return _assemble(scores, {own.place: mask for own, mask in zip(chosen, masks, strict=True)})
 
 
-def _choose(
-    scores: PyTree, pattern: Patterns, where: _tree.Where, batch_axes: BatchAxes, specs: PyTree
-) -> list[Fitted]:
-    _tree.selected(scores, where)  # an allocation may share nothing among no leaf; a selection is asked to prune
-    chosen = fitted(scores, pattern, where, batch_axes, specs)
+def _choose(scores: PyTree, **units: Unpack[Units]) -> list[Leaf]:
+    # An allocation may share nothing among no leaf; a selection is asked to prune.
+    _tree.selected(scores, units.get("where"))
+    chosen = leaves(scores, **units)
     _check_alike(chosen)
     return chosen
 
 
-def _specs(chosen: list[Fitted]) -> Specs:
-    return tuple((own.pattern, own.batch_axes, own.layout) for own in chosen)
+def _specs(chosen: list[Leaf]) -> Specs:
+    return tuple((own.pattern, own.batch_axes, own.shards) for own in chosen)
 
 
-def _check_alike(chosen: list[Fitted]) -> None:
+def _check_alike(chosen: list[Leaf]) -> None:
     """Raises where types tell that a score is another one on each device of a shard_map."""
-    arrays = [own for own in chosen if isinstance(own.leaf, jax.Array)]
-    varying = [(own.name, set(_varying(own.leaf)) - set(own.layout.all_names)) for own in arrays]
+    arrays = [own for own in chosen if isinstance(own.array, jax.Array)]
+    varying = [(own.name, set(_varying(own.array)) - set(own.shards.all_names)) for own in arrays]
     lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
     if lines:
         raise ValueError(
@@ -225,7 +219,7 @@ def _kept_of_group(pattern: NM, sparsity: Any, name: str) -> jax.Array | None:
     return None
 
 
-def _check_global(chosen: list[Fitted]) -> None:
+def _check_global(chosen: list[Leaf]) -> None:
     wrong = [f"  {own.name}: {own.pattern}" for own in chosen if isinstance(own.pattern, NM)]
     if wrong:
         raise ValueError(
@@ -235,8 +229,8 @@ def _check_global(chosen: list[Fitted]) -> None:
 
 def _assemble(scores: PyTree, found: dict[int, jax.Array]) -> PyTree:
     """The tree of masks, by place; a scalar True at all others."""
-    leaves, treedef = jax.tree.flatten(scores)
-    return jax.tree.unflatten(treedef, [found.get(i, jnp.ones((), bool)) for i in range(len(leaves))])
+    structure = jax.tree.structure(scores)
+    return jax.tree.unflatten(structure, [found.get(i, jnp.ones((), bool)) for i in range(structure.num_leaves)])
 
 
 def _sizes(scores: list[jax.Array], specs: Specs) -> tuple[list[int], list[int]]:

@@ -6,9 +6,7 @@ here what the whole looks like, and adds up over the axes of the mesh what each 
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,33 +99,6 @@ class Layout:
 
 
 WHOLE = Layout()
-_given: ContextVar[PyTree] = ContextVar("specs", default=None)
-
-
-@contextmanager
-def sharded(specs: PyTree) -> Iterator[None]:
-    """Says, for calls inside a `jax.shard_map`, how its devices share the parameters; they are pruned as a whole.
-
-        with masks.sharded(specs):
-            scores = criteria.random(params, key=key)
-            masks = masks.select_global(scores, 0.9)
-
-    The same as the argument `specs` of `select`, `select_global`, `prune` and `sparsify`, for calls that have no
-    such argument: allocations, `criteria.random`, `criteria.magnitude` with a norm, `training.drop_and_grow`.
-
-    Args:
-      specs: a tree of `PartitionSpec` in the structure of the parameters, or the beginning of it, as the `in_specs`
-        of the `shard_map` are: one alone holds for all leaves. They name the axes of the mesh that cut each axis of a
-        leaf. None changes nothing.
-
-    It is in force while functions are traced. Outside of a `shard_map` arrays are whole, and it has no effect. What
-    counts masks (`masks.sparsity`) counts those of the part.
-    """
-    token = _given.set(_given.get() if specs is None else specs)
-    try:
-        yield
-    finally:
-        _given.reset(token)
 
 
 def layouts(params: PyTree, specs: PyTree = None) -> list[Layout]:
@@ -135,13 +106,13 @@ def layouts(params: PyTree, specs: PyTree = None) -> list[Layout]:
 
     Args:
       params: parameters, or a tree in their structure.
-      specs: as in `sharded`; None: what that said.
+      specs: a tree of `PartitionSpec` in the structure of the parameters, or a prefix of it, as the `in_specs` of a
+        `shard_map` are. None: the leaves are whole, as they are outside of a `shard_map` whatever `specs` says.
 
     Raises:
       TypeError: what is no tree of PartitionSpecs.
       ValueError: it is no beginning of the tree, or some of its axes are not bound where others are.
     """
-    specs = _given.get() if specs is None else specs
     size = len(jax.tree.leaves(params))
     if specs is None:
         return [WHOLE] * size
@@ -227,13 +198,13 @@ def _bound(names: set[str]) -> dict[str, int]:
     return sizes
 
 
-def refuse_cut(params: PyTree, what: str) -> None:
+def refuse_cut(params: PyTree, specs: PyTree, what: str) -> None:
     """Raises where leaves are cut, for what needs them whole.
 
     Raises:
       ValueError: naming the leaves.
     """
-    pairs = zip(_tree.named_leaves(params), layouts(params), strict=True)
+    pairs = zip(_tree.named_leaves(params), layouts(params, specs), strict=True)
     lines = [f"  {name}: {layout.names}" for (name, _), layout in pairs if layout.is_cut]
     if lines:
         raise ValueError(f"{what} needs whole leaves; call it outside of the shard_map:\n" + "\n".join(lines))

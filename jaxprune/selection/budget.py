@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune import _tree, assess, criteria, masks
 from jaxprune.selection.sensitivity import Sensitivity
-from jaxprune.slimming import Choice, Groups, choice_from, choose
+from jaxprune.slimming import Choice, Groups, choose
 
 PyTree = Any
 
@@ -189,7 +189,7 @@ def group_costs(groups: Groups, scores: np.ndarray, found: Sensitivity, cost: Ca
     Returns:
       (groups, levels); the sum over groups at level 0 is the cost of the whole network.
     """
-    whole = cost(choice_from(groups, {}))
+    whole = cost(Choice.remove(groups, {}))
     alone = [
         [cost(choose(groups, scores, {name: level})) - whole for level in found.levels[1:]] for name in found.names
     ]
@@ -236,7 +236,7 @@ def choose_levels(
 
     def chosen(levels: Levels) -> Choice:
         rules = {name: level for name, level in levels.sparsities(found).items() if level}
-        return choose(groups, scores, rules) if rules else choice_from(groups, {})
+        return choose(groups, scores, rules) if rules else Choice.remove(groups, {})
 
     least = _levels(costs.argmin(1), losses, costs, False)
     best = (chosen(least), least)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.criteria.geometric import distance_sums
 from jaxprune.selection.correlation import correlations
 from jaxprune.slimming import Groups
 
@@ -132,7 +133,7 @@ def median_distance(kernel: Any, *, axis: int = -1) -> Array:
     if not -kernel.ndim <= axis < kernel.ndim:
         raise ValueError(f"the kernel has shape {kernel.shape} and no axis {axis}")
     filters = jnp.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-    return _median_distance(filters.astype(jnp.promote_types(kernel.dtype, jnp.float32)))
+    return distance_sums(filters)
 
 
 def unit_scores(groups: Groups, scores: Mapping[str, Any]) -> np.ndarray:
@@ -165,12 +166,6 @@ def _map_rank(values: Array, batch: int) -> Array:
     maps = jnp.transpose(values, (0, 3, 1, 2)).reshape(-1, height, width)
     ranks = jax.lax.map(jnp.linalg.matrix_rank, maps, batch_size=min(batch, n * channels))
     return ranks.reshape(n, channels).astype(values.dtype).mean(0)
-
-
-@jax.jit
-def _median_distance(filters: Array) -> Array:
-    # One filter against all at a time: differences, not Gram matrices, so that equal filters are at 0 exactly.
-    return jax.lax.map(lambda own: jnp.linalg.norm(filters - own, axis=1).sum(), filters)
 
 
 def _activations(values: Any) -> Array:

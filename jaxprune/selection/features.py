@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.slimming import Manifest, choice_from, find_groups, smaller
+from jaxprune.slimming import Choice, Manifest, find_groups, smaller
 
 PyTree = Any
 _INPUT, _PARAMS = "input", "params"
@@ -100,7 +100,7 @@ def _decide(
     # The input is one more leaf of the parameters, the first: its features are units as the channels of a layer are.
     groups = find_groups(joint, {_INPUT: jax.ShapeDtypeStruct(x.shape, x.dtype), _PARAMS: params}, *rest)
     if mask.all():
-        return choice_from(groups, {}).manifest(), None
+        return Choice.remove(groups, {}).manifest(), None
     units = groups.units[0][axis]
     gone = units[~mask].ravel()
     if units.shape[-1] != 1 or (units < 0).any() or np.isin(units[mask], gone).any():
@@ -108,7 +108,7 @@ def _decide(
     removed = {g.name: gone[(gone >= g.first) & (gone < g.first + g.count)] - g.first for g in groups}
     removed = {name: np.unique(numbers) for name, numbers in removed.items() if numbers.size}
     inexact = next((groups[name].inexact for name in removed if groups[name].inexact), None)
-    return choice_from(groups, removed).manifest(), inexact
+    return Choice.remove(groups, removed).manifest(), inexact
 
 
 def _narrowed(joint: Callable[..., PyTree], manifest: Manifest, axis: int) -> Callable[..., PyTree]:

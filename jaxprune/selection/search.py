@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import checkpoints
+from jaxprune import _progress
 from jaxprune.selection.journal import Journal
 
 Evaluate = Callable[[Any, float, Any], float]
@@ -52,7 +52,7 @@ def successive_halving(
     most: float,
     factor: float = 3,
     journal: Any = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Found:
     """Evaluates all candidates on the least budget, the best 1/factor of them on factor times it, up to the most.
 
@@ -70,14 +70,14 @@ def successive_halving(
         least. Of equal losses the earlier candidate goes on.
       journal: a file in which every evaluation is noted as it ends. A call with the same arguments goes on after the
         last one noted, to the same result as without a break. None keeps nothing.
-      progress: whether to show a progress bar; needs tqdm.
+      progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
       The best trial on the largest budget, and all trials.
 
     Raises:
       ValueError: no candidate, budgets or factor out of range, every candidate failed, a journal of another search.
-      ImportError: tqdm is missing.
+      ImportError: `progress=True` and tqdm is not installed.
 
     Example:
       >>> loss = lambda c, budget, key: abs(c - 3) + 1 / budget
@@ -99,7 +99,7 @@ def hyperband(
     most: float,
     factor: float = 3,
     journal: Any = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Found:
     r"""Successive halving several times, from many candidates on little to few on much.
 
@@ -123,7 +123,7 @@ def hyperband(
 
     Raises:
       ValueError: as `successive_halving` does, or `draw` gives another number of candidates.
-      ImportError: tqdm is missing.
+      ImportError: `progress=True` and tqdm is not installed.
     """
     rungs = _rungs(least, most, factor)
     s_max = len(rungs) - 1
@@ -146,7 +146,7 @@ class _Bracket(NamedTuple):
 
 
 def _search(
-    evaluate: Evaluate, brackets: list[_Bracket], key: Any, factor: float, journal: Any, progress: bool
+    evaluate: Evaluate, brackets: list[_Bracket], key: Any, factor: float, journal: Any, progress: bool | None
 ) -> Found:
     if not all(bracket.candidates for bracket in brackets):
         raise ValueError("a search needs a candidate")
@@ -156,7 +156,7 @@ def _search(
     notes = Journal(journal, identity)
     trials: list[Trial] = []
     total = sum(_survivors(len(b.candidates), factor, rung) for b in brackets for rung in range(len(b.budgets)))
-    with _bar(total, progress) as bar:
+    with _progress.bar(progress=progress, what="candidates", total=total) as bar:
         for bracket in brackets:
             left = list(range(len(bracket.candidates)))
             for rung, budget in enumerate(bracket.budgets):
@@ -191,20 +191,3 @@ def _rungs(least: float, most: float, factor: float) -> list[float]:
         raise ValueError(f"needs 0 < least <= most and a factor above 1; got {least}, {most} and {factor}")
     count = int(math.log(most / least) / math.log(factor) + 1e-9)
     return [most / factor**k for k in range(count, -1, -1)]
-
-
-class _Silent:
-    def __enter__(self) -> "_Silent":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        return None
-
-    def update(self, n: int) -> None:
-        """Shows nothing."""
-
-
-def _bar(total: int, progress: bool) -> Any:
-    if not progress:
-        return _Silent()
-    return checkpoints.optional("tqdm", "progress=True", extra="examples").tqdm(total=total, desc="candidates")

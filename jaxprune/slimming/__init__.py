@@ -1,30 +1,45 @@
-"""Slimming: coupled channels found in any JAX function, removed, and the smaller function."""
+"""Slimming: the units of any JAX function that go together, which of them go, and the physically smaller function.
 
-from jaxprune.slimming import costs as costs
-from jaxprune.slimming.choice import Choice as Choice
-from jaxprune.slimming.choice import choice_from as choice_from
-from jaxprune.slimming.choice import choice_from_masks as choice_from_masks
-from jaxprune.slimming.choosing import Limits as Limits
-from jaxprune.slimming.choosing import Step as Step
-from jaxprune.slimming.choosing import choose as choose
-from jaxprune.slimming.choosing import choose_budget as choose_budget
-from jaxprune.slimming.choosing import removal_order as removal_order
-from jaxprune.slimming.distillation import distillation_loss as distillation_loss
-from jaxprune.slimming.geometric import geometric_median_scores as geometric_median_scores
-from jaxprune.slimming.groups import Frozen as Frozen
-from jaxprune.slimming.groups import Group as Group
-from jaxprune.slimming.groups import Groups as Groups
-from jaxprune.slimming.groups import Member as Member
-from jaxprune.slimming.groups import find_groups as find_groups
-from jaxprune.slimming.hyperparameters import Rebuilt as Rebuilt
-from jaxprune.slimming.hyperparameters import hyperparameters as hyperparameters
-from jaxprune.slimming.manifest import Kept as Kept
-from jaxprune.slimming.manifest import Manifest as Manifest
-from jaxprune.slimming.regularise import group_lasso as group_lasso
-from jaxprune.slimming.regularise import growing_penalty as growing_penalty
-from jaxprune.slimming.regularise import unit_norms as unit_norms
-from jaxprune.slimming.regularise import zero_units as zero_units
-from jaxprune.slimming.scores import group_scores as group_scores
-from jaxprune.slimming.slim import Slimmed as Slimmed
-from jaxprune.slimming.slim import slim as slim
-from jaxprune.slimming.slim import smaller as smaller
+    find_groups --> group_scores --> choose --> slim --> Slimmed(fn, params, manifest)
+
+`jaxprune.slim(fn, params, 0.5, x)` does all of it in one call.
+"""
+
+from jaxprune.slimming import costs
+from jaxprune.slimming.choice import Choice
+from jaxprune.slimming.choose import Limits, Removal, choose, removal_order
+from jaxprune.slimming.distillation import distillation_loss
+from jaxprune.slimming.groups import Frozen, Group, Groups, Member, find_groups
+from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
+from jaxprune.slimming.manifest import Kept, Manifest
+from jaxprune.slimming.regularise import group_lasso, growing_penalty, unit_norms, zero_units
+from jaxprune.slimming.scores import geometric_median_scores, group_scores
+from jaxprune.slimming.slim import Slimmed, slim, smaller
+
+__all__ = [
+    "Choice",
+    "Frozen",
+    "Group",
+    "Groups",
+    "Kept",
+    "Limits",
+    "Manifest",
+    "Member",
+    "Rebuilt",
+    "Removal",
+    "Slimmed",
+    "choose",
+    "costs",
+    "distillation_loss",
+    "find_groups",
+    "geometric_median_scores",
+    "group_lasso",
+    "group_scores",
+    "growing_penalty",
+    "hyperparameters",
+    "removal_order",
+    "slim",
+    "smaller",
+    "unit_norms",
+    "zero_units",
+]

@@ -1,7 +1,8 @@
-"""A choice: which units stay."""
+"""`Choice`: which units of which groups stay, made from unit numbers or from masks, and turned into masks again."""
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,50 +16,153 @@ from jaxprune.slimming.manifest import Kept, Manifest
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """Which units of which groups stay.
+    """Which units of which groups stay. `print` shows how many units each group keeps.
 
     Attributes:
       groups: the groups.
-      keep: one bool for each unit of all groups.
-      empty: whether a group may lose all its units. Where it is the inside of a residual branch the branch then adds
-        no more than its last bias: this is how whole blocks go.
+      keep: one bool for each unit of all groups; True keeps the unit.
+      empty: whether a group may lose all its units. A residual branch whose inner group is empty adds no more than its
+        last bias: this is how whole blocks go.
+      untouched: the groups that `choose` could not shrink although it was asked to, by name, each with the reason.
+
+    Raises:
+      ValueError: `keep` is not one bool for each unit, a group would be empty, or the layers of a stacked group would
+        keep different numbers of units.
     """
 
     groups: Groups
     keep: np.ndarray
     empty: bool = False
+    untouched: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.keep.shape != (self.groups.size,) or self.keep.dtype != np.bool_:
             raise ValueError(
-                f"keep must be {self.groups.size} bools, one a unit; got {self.keep.dtype} {self.keep.shape}"
+                f"keep must be {self.groups.size} bools, one for each unit; got {self.keep.dtype} {self.keep.shape}"
             )
         wrong = [problem for group in self.groups if (problem := _problem(group, self.keep[group.span], self.empty))]
         if wrong:
             raise ValueError("this choice cannot be carried out:\n" + "\n".join(wrong))
 
+    def __repr__(self) -> str:
+        untouched = f"; {len(self.untouched)} groups could not shrink" if self.untouched else ""
+        return f"Choice({len(self.groups)} groups, {self.keep.sum()} of {self.keep.size} units kept{untouched})"
+
+    def __str__(self) -> str:
+        width = max((len(group.name) for group in self.groups), default=0)
+        lines = [
+            f"{group.name:{width}}  {self.kept(group.name).sum()} of {group.count} units kept"
+            + (f": {self.untouched[group.name]}" if group.name in self.untouched else "")
+            for group in self.groups
+        ]
+        return "\n".join(lines) or "no groups: nothing can be removed"
+
+    @classmethod
+    def remove(cls, groups: Groups, removed: Mapping[str, Any], *, empty: bool = False) -> "Choice":
+        """Removes units by their numbers.
+
+        Args:
+          groups: the groups.
+          removed: the numbers of the units to remove, whole numbers from 0 on, for each group by its name or by any of
+            its members ("layer/kernel[3]"). An empty mapping removes nothing.
+          empty: whether a group may lose all its units. Default: False.
+
+        Returns:
+          The choice.
+
+        Raises:
+          KeyError: there is no such group.
+          TypeError: the numbers of units are bools or floats.
+          ValueError: a number is out of range, a group would be empty, or layers would lose different numbers of units.
+
+        Example:
+          >>> from jaxprune.slimming import find_groups
+          >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
+          >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((5, 3)))
+          >>> Choice.remove(groups, {'a[1]': [0, 2]}).kept('a[1]').tolist()
+          [False, True, False, True]
+        """
+        keep = np.ones(groups.size, bool)
+        for name, numbers in removed.items():
+            group, units = groups[name], np.asarray(numbers)
+            if units.size and not np.issubdtype(units.dtype, np.integer):
+                way = "give np.flatnonzero(remove) for a mask of units" if units.dtype == np.bool_ else "round them"
+                raise TypeError(
+                    f"group {name}: units are removed by their numbers, integers from 0 to {group.count - 1}; got "
+                    f"{units.dtype}: {way}"
+                )
+            if units.size and (units.min() < 0 or units.max() >= group.count):
+                raise ValueError(f"group {name} has units 0 to {group.count - 1}; got {units.tolist()}")
+            keep[group.first + units.astype(int)] = False
+        return cls(groups, keep, empty)
+
+    @classmethod
+    def from_masks(cls, groups: Groups, masks: PyTree, *, partial: str = "raise") -> "Choice":
+        """Removes the units that masks remove.
+
+        Args:
+          groups: the groups.
+          masks: bools that broadcast to the parameters; True is kept, also for whole leaves.
+          partial: what happens where the masks remove positions without the rest of their unit, as the masks of
+            `prune(pattern=Channel())` do, which choose each leaf's channels without the leaves that are tied to them.
+            "raise" raises an error. "complete" lets the leaves vote: of the axes in which the masks remove whole units
+            of a group, more than half must remove a unit for it to go, in all leaves of its group; a warning says what
+            was completed. "keep" keeps units that are not removed whole. "remove" removes every unit of which the
+            masks remove an entire position of some axis. Default: "raise".
+
+        Returns:
+          The choice.
+
+        Raises:
+          ValueError: the masks remove parts of units, remove what is frozen, or empty a group.
+
+        Example:
+          >>> from jaxprune.slimming import find_groups
+          >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
+          >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((5, 3)))
+          >>> masks = {'a': jnp.array([[True, False, True, True]]), 'b': jnp.array(True)}
+          >>> Choice.from_masks(groups, masks, partial='remove').kept('a[1]').tolist()
+          [True, False, True, True]
+        """
+        if partial not in ("raise", "complete", "keep", "remove"):
+            raise ValueError(f'partial must be "raise", "complete", "keep" or "remove"; got {partial!r}')
+        _tree.check_masks(_shapes(groups), masks)
+        leaves = [np.asarray(mask) for mask in jax.tree.leaves(masks)]
+        touched, whole, votes = _unit_votes(groups, leaves)
+        if partial == "remove":
+            return cls(groups, ~_closed(groups, touched))
+        choice = cls(groups, ~(touched & whole))
+        wrong = _differing(choice, leaves) if partial in ("raise", "complete") else []
+        if wrong and partial == "complete":
+            return _completed(groups, votes, leaves, wrong)
+        if wrong:
+            raise ValueError(
+                "the masks remove parts of units; a unit is removed whole or not at all (Choice.from_masks with "
+                'partial="complete", "keep" or "remove" rounds them):\n' + "\n".join(wrong)
+            )
+        return choice
+
     def kept(self, group: str | int) -> np.ndarray:
-        """For each unit of a group whether it stays."""
+        """Whether each unit of a group stays: (units,) bools. A group is found by its name, a member or its number."""
         return self.keep[self.groups[group].span]
 
     def masks(self) -> PyTree:
-        """The same choice as masks: a tree of bools with the structure of the parameters; True for whole leaves.
+        """The choice as masks: bools in the structure of the parameters, each broadcasting to its parameter.
 
-        Each mask broadcasts to its parameter.
+        A leaf that loses nothing has the scalar mask True.
         """
-        analysis = self.groups.analysis
         leaves = []
-        for k in range(len(analysis.leaves)):
+        for k, leaf in enumerate(self.groups.analysis.leaves):
             mask = np.ones((), bool)
             for axis, stay in self._axes(k).items():
-                mask = mask & _spread(stay, axis, len(analysis.leaves[k].shape or ()))
+                mask = mask & _spread(stay, axis, len(leaf.shape or ()))
             leaves.append(jnp.asarray(mask))
         return jax.tree.unflatten(_params_tree(self.groups), leaves)
 
     def manifest(self) -> Manifest:
-        """What stays of each leaf, as plain data.
+        """The positions of each leaf that stay, as plain data.
 
         Raises:
           ValueError: the layers of a stacked leaf keep different numbers of positions.
@@ -79,63 +183,48 @@ class Choice:
         return found
 
 
-def choice_from(groups: Groups, removed: Mapping[str, Any], *, empty: bool = False) -> Choice:
-    """A choice from the units to be removed.
-
-    Args:
-      groups: the groups.
-      removed: for each group, by its name, the numbers of the units to be removed.
-      empty: whether a group may lose all its units.
-
-    Raises:
-      KeyError: there is no such group.
-      ValueError: a number is out of range, a group would be empty, or layers would lose different numbers of units.
-
-    Example:
-      >>> from jaxprune.slimming import find_groups
-      >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
-      >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((5, 3)))
-      >>> choice_from(groups, {'a[1]': [0, 2]}).kept('a[1]').tolist()
-      [False, True, False, True]
-    """
-    keep = np.ones(groups.size, bool)
-    for name, numbers in removed.items():
-        group, units = groups[name], np.asarray(numbers, int)
-        if units.size and (units.min() < 0 or units.max() >= group.count):
-            raise ValueError(f"group {name} has units 0 to {group.count - 1}; got {units.tolist()}")
-        keep[group.first + units] = False
-    return Choice(groups, keep, empty)
-
-
-def choice_from_masks(groups: Groups, masks: PyTree, *, partial: str = "raise") -> Choice:
-    """A choice from masks: a unit goes if the masks remove all of it.
-
-    Args:
-      groups: the groups.
-      masks: bools that broadcast to the parameters; True, also for whole leaves, is kept.
-      partial: what to do with positions that the masks remove without the rest of their unit: "raise"; "keep"
-        keeps such units whole; "remove" removes every unit of which the masks remove an entire position of some
-        axis.
-
-    Raises:
-      ValueError: the masks cut a unit in part, remove what is frozen, or empty a group.
-    """
-    if partial not in ("raise", "keep", "remove"):
-        raise ValueError(f'partial must be "raise", "keep" or "remove"; got {partial!r}')
-    _tree.check_masks(_shapes(groups), masks)
-    leaves = [np.asarray(mask) for mask in jax.tree.leaves(masks)]
+def _unit_votes(groups: Groups, masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each unit: whether the masks remove some position of it, all positions, and whether most axes remove it."""
     touched, whole = np.zeros(groups.size, bool), np.ones(groups.size, bool)
-    for k, (mask, leaf) in enumerate(zip(leaves, groups.analysis.leaves, strict=True)):
+    group_of = np.repeat(np.arange(len(groups)), [group.count for group in groups])
+    votes, voters = np.zeros(groups.size, int), np.zeros(len(groups), int)
+    for k, (mask, leaf) in enumerate(zip(masks, groups.analysis.leaves, strict=True)):
         for axis, units in enumerate(groups.units[k]):
             gone = _gone(mask, axis, leaf.shape or (), units.shape[:-1])
-            kept = np.unique(units[~gone])
-            whole[kept[kept >= 0]] = False
-            lost = units[gone]
-            touched[lost[lost >= 0]] = True
-    remove = _closed(groups, touched) if partial == "remove" else touched & whole
-    choice = Choice(groups, ~remove)
-    if partial == "raise":
-        _check_masks(choice, leaves)
+            stays, goes = np.zeros((2, groups.size), bool)
+            stays[units[~gone][units[~gone] >= 0]] = True
+            goes[units[gone][units[gone] >= 0]] = True
+            touched |= goes
+            whole &= ~stays
+            removed = goes & ~stays
+            votes += removed
+            voters[np.unique(group_of[removed])] += 1
+    return touched, whole, 2 * votes > voters[group_of]
+
+
+def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], wrong: list[str]) -> Choice:
+    """The choice that the leaves vote for; warns of the removed positions that stay."""
+    choice, stay = Choice(groups, ~remove), []
+    for k, (mask, leaf) in enumerate(zip(masks, groups.analysis.leaves, strict=True)):
+        removed = np.zeros(leaf.shape or (), bool)
+        for axis, units in enumerate(groups.units[k]):
+            gone = _gone(mask, axis, leaf.shape or (), units.shape[:-1])
+            removed |= _spread(gone, axis, len(leaf.shape or ()))
+            still = gone & np.append(choice.keep, True)[units].all(-1)
+            if still.any():
+                stay.append(f"  {leaf.name}[{axis}]: {still.sum()} of the {gone.sum()} removed positions stay")
+        if (~np.broadcast_to(mask, removed.shape) & ~removed).any():
+            remove = np.zeros_like(remove)  # single entries, which no unit is made of
+    if not remove.any():
+        raise ValueError(
+            "the masks remove parts of units, and no unit by a majority of the leaves it lies in; choose units with "
+            "slimming.choose, or round the masks by Choice.from_masks(groups, masks, partial=...):\n" + "\n".join(wrong)
+        )
+    text = f"the masks remove parts of units and were completed: {remove.sum()} of {groups.size} units go, each in "
+    text += "all leaves of its group"
+    if stay:
+        text += ". Positions that the masks remove stay where most leaves of their unit keep it or it is frozen:\n"
+    warnings.warn(text + "\n".join(stay), UserWarning, stacklevel=2)
     return choice
 
 
@@ -149,19 +238,16 @@ def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
     return touched & alone
 
 
-def _check_masks(choice: Choice, leaves: list[np.ndarray]) -> None:
+def _differing(choice: Choice, masks: Sequence[np.ndarray]) -> list[str]:
+    """The leaves whose masks are not those of the choice, with their groups."""
     groups, wrong = choice.groups, []
     wanted = [np.asarray(mask) for mask in jax.tree.leaves(choice.masks())]
-    for k, (mask, want, leaf) in enumerate(zip(leaves, wanted, groups.analysis.leaves, strict=True)):
+    for k, (mask, want, leaf) in enumerate(zip(masks, wanted, groups.analysis.leaves, strict=True)):
         shape = leaf.shape or ()
         if (np.broadcast_to(mask, shape) != np.broadcast_to(want, shape)).any():
             names = [g.name for g in groups if any(m.leaf == k for m in g.members)]
             wrong.append(f"  {leaf.name}: of {', '.join(names) if names else 'no group: it is frozen'}")
-    if wrong:
-        raise ValueError(
-            "the masks remove parts of units; a unit is removed whole or not at all (choice_from_masks with "
-            'partial="keep" or "remove" rounds them):\n' + "\n".join(wrong)
-        )
+    return wrong
 
 
 def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Groups: units of slices that have to be removed together."""
+"""`find_groups`: the units of a function's parameters that must be removed together, as `Groups`, a table in print."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.slimming import report
-from jaxprune.slimming.analysis import Analysis, analyse
-from jaxprune.slimming.axes import Axis, flat
-from jaxprune.slimming.labels import Labels
-from jaxprune.slimming.rules import RULES
-from jaxprune.slimming.zeros import Zeros, follow_zeros
+from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.axes import Axis, flat
+from jaxprune.slimming._labels.labels import Labels
+from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming._labels.zeros import Zeros, follow_zeros
 
 PyTree = Any
+_SHOWN_MEMBERS = 6
 
 
 class Member(NamedTuple):
     """An axis of a leaf that loses positions when units of a group go.
 
     Attributes:
-      leaf: the place of the leaf in `Groups.leaves`.
-      name: its path.
+      leaf: the place of the leaf in `jax.tree.leaves(params)`.
+      name: the leaf's path.
       axis: the axis.
       positions: how many positions of the axis one unit holds (of one layer, in stacked parameters).
     """
@@ -34,24 +34,26 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Units of one kind: the channels of one layer, its heads, the dimensions of its heads.
+    """Units of one kind: the channels of one layer, its heads, or the dimensions of its heads.
 
     Attributes:
-      name: the leaf and axis it is named after, and the form of a unit where an axis has units of several kinds.
-      first: the index of its first unit among all units.
+      name: the leaf and axis that the group is named after, and the form of a unit where an axis has units of several
+        kinds.
+      first: the index of the group's first unit among all units.
       count: the number of units.
       members: the axes that lose positions.
-      layer: for each unit the layer it is in, where layers that a scan runs over may lose other units; each
-        layer must then lose as many. None elsewhere.
+      layer: the layer of each unit, where each layer of a scan may lose units of its own, as many as the other layers;
+        None where the group is not stacked.
       inexact: why removing units is not the same as masking them; None if it is the same.
-      block: how many neighbouring positions a unit holds at least, in each of its axes; 1 but for heads and such.
+      block: the smallest number of neighbouring positions that a unit holds on an axis; more than 1 for units such as
+        fused heads.
     """
 
     name: str
     first: int
     count: int
     members: tuple[Member, ...]
-    layer: np.ndarray | None
+    layer: np.ndarray | None = dataclasses.field(repr=False)
     inexact: str | None
     block: int = 1
 
@@ -62,12 +64,12 @@ class Group:
 
     @property
     def layers(self) -> int:
-        """The number of layers that each lose as many units; 1 if the group is not stacked."""
+        """The number of layers, which all lose the same number of units; 1 if the group is not stacked."""
         return 1 if self.layer is None else int(self.layer.max()) + 1
 
     @property
     def span(self) -> slice:
-        """Where its units are among all units."""
+        """The slice of the group's units among all units."""
         return slice(self.first, self.first + self.count)
 
 
@@ -81,17 +83,18 @@ class Frozen(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Groups:
     """What of a function's parameters can be removed together.
 
-    Iterate over it, or take a group by its name or number; `print` shows a table.
+    Iterate over the groups, or take one by its number, by its name, or by any member: `groups["layer/kernel[3]"]` is
+    the group that holds axis 3 of that leaf. `print` shows a table.
 
     Attributes:
       groups: the groups.
       frozen: what cannot be removed, with the reason.
       analysis: the traced function and its labels.
-      units: for each leaf and axis the units of each position, shape (layers..., n, k), -1 fills up.
+      units: for each leaf and axis the units of each position, shape (layers..., n, k); -1 fills up.
     """
 
     groups: tuple[Group, ...]
@@ -106,15 +109,20 @@ class Groups:
         return len(self.groups)
 
     def __getitem__(self, key: str | int) -> Group:
-        if isinstance(key, str):
-            for group in self.groups:
-                if group.name == key:
-                    return group
-            raise KeyError(f"no group {key!r}; there are: {', '.join(g.name for g in self.groups)}")
-        return self.groups[key]
+        if not isinstance(key, str):
+            return self.groups[key]
+        named = [group for group in self.groups if group.name == key]
+        found = named or [group for group in self.groups if any(f"{m.name}[{m.axis}]" == key for m in group.members)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise KeyError(f"several groups hold {key!r}; name one of: {', '.join(g.name for g in found)}")
+        frozen = [f.reason for f in self.frozen if f"{f.name}[{f.axis}]" == key]
+        why = f" (it is frozen: {frozen[0]})" if frozen else ""
+        raise KeyError(f"no group {key!r}{why}; there are: {', '.join(g.name for g in self.groups)}")
 
-    def __str__(self) -> str:
-        return report.table(self)
+    def __repr__(self) -> str:
+        return _table(self)
 
     @property
     def size(self) -> int:
@@ -122,8 +130,17 @@ class Groups:
         return sum(group.count for group in self.groups)
 
     def to_dot(self) -> str:
-        """The groups and the leaves they hold as a graph in Graphviz' language."""
-        return report.dot(self)
+        """The groups (boxes) and the leaves they hold (ellipses) as a graph in Graphviz' language."""
+        lines = ["graph groups {", "  rankdir=LR;"]
+        for k, group in enumerate(self.groups):
+            colour = "black" if group.exact else "orange"
+            lines.append(f'  g{k} [shape=box, color={colour}, label="{_quoted(group.name)}\\n{group.count} units"];')
+        for k, leaf in enumerate(self.analysis.leaves):
+            if leaf.shape is not None:
+                lines.append(f'  p{k} [label="{_quoted(leaf.name)}\\n{"x".join(map(str, leaf.shape))}"];')
+        for k, group in enumerate(self.groups):
+            lines += [f'  g{k} -- p{m.leaf} [label="{m.axis}"];' for m in group.members]
+        return "\n".join([*lines, "}"])
 
 
 def find_groups(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Groups:
@@ -341,3 +358,34 @@ def _frozen(analysis: Analysis, atoms: Any) -> tuple[Frozen, ...]:
                     share = counts[reason] // max(1, int(np.prod(ids.shape[:-1])))
                     found.append(Frozen(leaf.name, axis, int(share), ids.shape[-1], analysis.labels.reasons[reason]))
     return tuple(found)
+
+
+def _table(groups: Groups) -> str:
+    """The groups with their members, then what is frozen and why."""
+    rows = [("group", "units", "exact", "members: positions of a unit")]
+    for group in groups:
+        layers = f" in each of {group.layers} layers" if group.layer is not None else ""
+        shown = [f"{m.name}[{m.axis}]:{m.positions}" for m in group.members[:_SHOWN_MEMBERS]]
+        more = len(group.members) - _SHOWN_MEMBERS
+        shown += [f"and {more} more"] if more > 0 else []
+        exact = "yes" if group.exact else f"no: {group.inexact}"
+        rows.append((group.name, f"{group.count // group.layers}{layers}", exact, ", ".join(shown)))
+    lines = _aligned(rows) if len(groups) else ["no groups: nothing can be removed"]
+    # The axes of a leaf that are frozen for one reason share a line.
+    shared: dict[tuple[str, str], list[Frozen]] = {}
+    for found in groups.frozen:
+        shared.setdefault((found.name, found.reason), []).append(found)
+    frozen = [
+        (f"{name}[{', '.join(str(f.axis) for f in axes)}]", ", ".join(f"{f.positions} of {f.of}" for f in axes), reason)
+        for (name, reason), axes in shared.items()
+    ]
+    return "\n".join(lines + (["", *_aligned([("frozen", "positions", "reason"), *frozen])] if frozen else []))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

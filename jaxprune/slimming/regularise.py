@@ -1,7 +1,7 @@
-"""Driving whole units to zero in training: group lasso, and a penalty that grows on the units chosen to go."""
+"""Driving whole units to zero in training: `group_lasso`, and `growing_penalty` on the units chosen to go."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,7 @@ from jaxprune.slimming.groups import Groups
 
 PyTree = Any
 Schedule = Callable[[Any], Any]
-
-
-class StepState(NamedTuple):
-    """The number of steps made, an int32 scalar."""
-
-    step: jax.Array
+Units = Sequence[Sequence[np.ndarray]]  # for each leaf and axis the units of each position, as in `Groups.units`
 
 
 def unit_norms(groups: Groups, params: PyTree) -> jax.Array:
@@ -30,18 +25,34 @@ def unit_norms(groups: Groups, params: PyTree) -> jax.Array:
 
     Returns:
       (units,) float32 norms. An entry of which a unit holds both row and column counts twice.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': jnp.array([[3.0, 1.0]]), 'b': jnp.array([[4.0], [0.0]])}
+      >>> unit_norms(find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1))), params).tolist()
+      [5.0, 1.0]
     """
-    total = jnp.zeros(groups.size, jnp.float32)
-    for leaf, axes in zip(jax.tree.leaves(params), groups.units, strict=True):
-        for axis, units in enumerate(axes):
-            others = tuple(i for i in range(np.ndim(leaf)) if i != axis and i >= units.ndim - 2)
-            per_position = None
-            for column in np.moveaxis(units, -1, 0):
-                if per_position is None:
-                    per_position = jnp.sum(jnp.square(jnp.asarray(leaf, jnp.float32)), others)
-                held = np.where(column >= 0, column, groups.size)  # out of range is dropped
-                total = total.at[held].add(per_position, mode="drop")
-    return jnp.sqrt(total)
+    return _norms(groups.units, groups.size, params)
+
+
+def zero_units(groups: Groups, params: PyTree) -> np.ndarray:
+    """Whether all entries of a unit are exactly zero, as group lasso leaves them.
+
+    Args:
+      groups: the groups.
+      params: the parameters.
+
+    Returns:
+      (units,) bools; `Choice(groups, ~zero_units(groups, params))` removes the zero units, if no group is empty and all
+      layers of a stack have the same number of them.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': jnp.array([[3.0, 0.0]]), 'b': jnp.array([[4.0], [0.0]])}
+      >>> zero_units(find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1))), params).tolist()
+      [False, True]
+    """
+    return np.asarray(unit_norms(groups, params)) == 0
 
 
 def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTransformation:
@@ -54,102 +65,140 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 
     Args:
       groups: the groups, found on parameters of these shapes.
-      strength: t, a step's shrinkage: the learning rate times the penalty; or a function of the step.
+      strength: t, the shrinkage of a step, 0 or more: the learning rate times the penalty; or a function of the step.
 
     Returns:
       A transformation whose update needs `params`.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': jnp.array([[3.0, 0.1]]), 'b': jnp.array([[4.0], [0.1]])}
+      >>> groups = find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1)))
+      >>> lasso = group_lasso(groups, 1.0)
+      >>> updates, _ = lasso.update(jax.tree.map(jnp.zeros_like, params), lasso.init(params), params)
+      >>> optax.apply_updates(params, updates)['a'][0, 1].item()
+      0.0
     """
-    sizes = _unit_sizes(groups)
-
-    def init(params: PyTree) -> StepState:
-        del params
-        return StepState(jnp.zeros((), jnp.int32))
-
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        if params is None:
-            raise ValueError("group_lasso needs params: call update(updates, state, params)")
-        amount = strength(state.step) if callable(strength) else strength
-        stepped = optax.apply_updates(params, updates)
-        norms = unit_norms(groups, stepped)
-        factors = jnp.maximum(0.0, 1.0 - amount * jnp.sqrt(sizes) / jnp.maximum(norms, 1e-30))
-        scaled = _scale(groups, stepped, factors)
-        # Where nothing is left the update is -w itself, not cast, so that w + update is exactly zero.
-        new = jax.tree.map(lambda s, p, u: jnp.where(s == 0, -p, jnp.asarray(s - p, u.dtype)), scaled, params, updates)
-        return new, StepState(state.step + 1)
-
-    return optax.GradientTransformation(init, update)
+    return proximal_lasso(lambda params: groups.units, strength, "group_lasso")
 
 
 def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 1.0) -> optax.GradientTransformation:
     """An L2 penalty on the units that a choice removes, growing from step to step.
 
     Adds c_t w to the gradient of their entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
-    GReg-1; as DepGraph trains before it prunes). What stays is not penalised. Put it before the optimizer.
+    GReg-1; as DepGraph trains before it prunes). Units that stay are not penalised. Put it before the optimizer.
 
     Args:
-      choice: which units are to go.
-      growth: what the coefficient grows by in a step; or a function of the step that gives the coefficient.
-      limit: the largest coefficient.
+      choice: the units to remove.
+      growth: how much the coefficient grows in a step; or a function of the step that returns the coefficient.
+      limit: the largest coefficient. Default: 1.
+
+    Returns:
+      A transformation whose update needs `params`.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': jnp.ones((1, 2)), 'b': jnp.ones((2, 1))}
+      >>> groups = find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1)))
+      >>> penalty = growing_penalty(Choice.remove(groups, {'a[1]': [1]}), lambda step: 0.5)
+      >>> grads, _ = penalty.update(jax.tree.map(jnp.zeros_like, params), penalty.init(params), params)
+      >>> grads['a'].tolist()
+      [[0.0, 0.5]]
+    """
+    masks = choice.masks()
+
+    def change(step: Any, updates: PyTree, params: PyTree) -> PyTree:
+        amount = jnp.minimum(growth(step) if callable(growth) else growth * step, limit)
+        add = lambda u, p, m: jnp.where(m, u, u + jnp.asarray(amount * p, u.dtype))
+        return jax.tree.map(add, updates, params, masks)
+
+    return _counting(change, "growing_penalty")
+
+
+def proximal_lasso(
+    units_of: Callable[[PyTree], Units], strength: float | Schedule, name: str
+) -> optax.GradientTransformation:
+    """Group lasso over any units, by its proximal step; see `group_lasso`.
+
+    Args:
+      units_of: `params -> units`: for each leaf and axis the units of each position, (layers..., n, k) whole numbers
+        from 0 on; -1 is no unit.
+      strength: the shrinkage of a step, or a function of the step.
+      name: the name of the transformation, for errors.
 
     Returns:
       A transformation whose update needs `params`.
     """
-    masks = choice.masks()
 
-    def init(params: PyTree) -> StepState:
+    def change(step: Any, updates: PyTree, params: PyTree) -> PyTree:
+        units = units_of(params)
+        sizes = _sizes(units, params)
+        stepped = optax.apply_updates(params, updates)
+        amount = strength(step) if callable(strength) else strength
+        norms = _norms(units, sizes.size, stepped)
+        factors = jnp.maximum(0.0, 1.0 - amount * jnp.sqrt(sizes) / jnp.maximum(norms, 1e-30))
+        scaled = _scale(units, stepped, factors)
+        # Where nothing is left the update is -w itself, not cast, so that w + update is exactly zero.
+        new = lambda s, p, u: jnp.where(s == 0, -p, jnp.asarray(s - p, u.dtype))
+        return jax.tree.map(new, scaled, params, updates)
+
+    return _counting(change, name)
+
+
+def _counting(change: Callable[[Any, PyTree, PyTree], PyTree], name: str) -> optax.GradientTransformation:
+    """A transformation `change(step, updates, params) -> updates` that counts its steps."""
+
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
         del params
-        return StepState(jnp.zeros((), jnp.int32))
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         if params is None:
-            raise ValueError("growing_penalty needs params: call update(updates, state, params)")
-        amount = growth(state.step) if callable(growth) else growth * state.step
-        amount = jnp.minimum(amount, limit)
-        new = jax.tree.map(
-            lambda u, p, m: jnp.where(m, u, u + jnp.asarray(amount * p, u.dtype)), updates, params, masks
-        )
-        return new, StepState(state.step + 1)
+            raise ValueError(f"{name} needs params: call update(updates, state, params)")
+        return change(state.count, updates, params), optax.ScaleByScheduleState(state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
 
-def zero_units(groups: Groups, params: PyTree) -> np.ndarray:
-    """For each unit whether all its entries are exactly zero: what group lasso has driven out.
+def _norms(units: Units, size: int, params: PyTree) -> jax.Array:
+    total = jnp.zeros(size, jnp.float32)
+    for leaf, axes in zip(jax.tree.leaves(params), units, strict=True):
+        for axis, places in enumerate(axes):
+            others = tuple(i for i in range(np.ndim(leaf)) if i != axis and i >= places.ndim - 2)
+            per_position = None
+            for column in np.moveaxis(places, -1, 0):
+                if per_position is None:
+                    per_position = jnp.sum(jnp.square(jnp.asarray(leaf, jnp.float32)), others)
+                held = np.where(column >= 0, column, size)  # out of range is dropped
+                total = total.at[held].add(per_position, mode="drop")
+    return jnp.sqrt(total)
 
-    Args:
-      groups: the groups.
-      params: the parameters.
 
-    Returns:
-      (units,) bools; `Choice(groups, ~zero_units(groups, params))` removes them, if no group is empty and layers of a
-      stack have as many.
-    """
-    return np.asarray(unit_norms(groups, params)) == 0
-
-
-def _unit_sizes(groups: Groups) -> np.ndarray:
-    sizes = np.zeros(groups.size)
-    for leaf, axes in zip(groups.analysis.leaves, groups.units, strict=True):
-        for units in axes:
-            layers = max(1, int(np.prod(units.shape[:-2])))
-            each = int(np.prod(leaf.shape or ())) // max(1, layers * units.shape[-2])
-            np.add.at(sizes, units[units >= 0], each)
+def _sizes(units: Units, params: PyTree) -> np.ndarray:
+    """The number of entries of each unit."""
+    sizes = np.zeros(1 + max((int(places.max()) for axes in units for places in axes if places.size), default=-1))
+    for leaf, axes in zip(jax.tree.leaves(params), units, strict=True):
+        for places in axes:
+            layers = max(1, int(np.prod(places.shape[:-2])))
+            each = int(np.size(leaf)) // max(1, layers * places.shape[-2])
+            np.add.at(sizes, places[places >= 0], each)
     return sizes
 
 
-def _scale(groups: Groups, params: PyTree, factors: jax.Array) -> PyTree:
+def _scale(units: Units, params: PyTree, factors: jax.Array) -> PyTree:
+    """Each entry times the factors of all units it belongs to; exactly zero where one is."""
     padded = jnp.append(factors, 1.0)
     leaves, structure = jax.tree.flatten(params)
     result = []
-    for given, axes in zip(leaves, groups.units, strict=True):
+    for given, axes in zip(leaves, units, strict=True):
         leaf = given
-        for axis, units in enumerate(axes):
-            if (units >= 0).any():
+        for axis, places in enumerate(axes):
+            if (places >= 0).any():
                 shape = [1] * np.ndim(leaf)
-                for i in range(units.ndim - 2):
-                    shape[i] = units.shape[i]
-                shape[axis] = units.shape[-2]
-                factor = jnp.prod(padded[units], -1).reshape(shape)
+                for i in range(places.ndim - 2):
+                    shape[i] = places.shape[i]
+                shape[axis] = places.shape[-2]
+                factor = jnp.prod(padded[places], -1).reshape(shape)
                 leaf = jnp.where(factor == 0, jnp.zeros_like(leaf), leaf * jnp.asarray(factor, leaf.dtype))
         result.append(leaf)
     return jax.tree.unflatten(structure, result)

@@ -1,4 +1,4 @@
-"""Scores of units from scores of leaves."""
+"""Scores of units: `group_scores` adds up any criterion's scores, `geometric_median_scores` compares units (FPGM)."""
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -8,36 +8,35 @@ import jax
 import numpy as np
 
 from jaxprune import _tree
-from jaxprune.slimming.groups import Groups
+from jaxprune.criteria.geometric import distance_sums
+from jaxprune.slimming._labels.analysis import Leaf
+from jaxprune.slimming.groups import Groups, Member
 
 PyTree = Any
+Leaves = str | Sequence[str] | Callable[[str, Any], bool]
 _REDUCE = ("sum", "mean", "l2", "max")
 _NORMALISE = (None, "mean", "max", "sum")
 
 
 def group_scores(
-    groups: Groups,
-    scores: PyTree,
-    *,
-    reduce: str = "l2",
-    normalise: str | None = "mean",
-    where: str | Sequence[str] | Callable[[str], bool] = "*",
+    groups: Groups, scores: PyTree, *, reduce: str = "l2", normalise: str | None = "mean", where: Leaves = "*"
 ) -> np.ndarray:
     """Scores of units from the scores of the entries they hold.
 
-    With |w| for scores and "l2" it is the group norm of DepGraph (Fang et al., 2023, arXiv:2301.12900, eq. 4):
+    With magnitudes as scores and "l2" this is the group norm of DepGraph (Fang et al., 2023, arXiv:2301.12900, eq. 4):
     the root of the sum of squares over all entries that go with the unit. With the scales of normalisation layers
     alone (`where="*scale"`) it is network slimming (Liu et al., 2017, arXiv:1708.06519).
 
     Args:
       groups: the groups.
-      scores: a tree of the parameters' structure, of their shapes or broadcasting to them: what any criterion gives.
-        A single number for a leaf that is not single is a leaf without scores.
+      scores: what any criterion returns: a tree of the parameters' structure, its arrays of the parameters' shapes or
+        broadcasting to them. A single number for a leaf that is not single means that the leaf has no scores.
       reduce: "sum", "mean", "l2" or "max" over the entries of a unit, in all leaves that `where` selects. An entry
-        of which a unit holds both row and column counts twice.
-      normalise: divides the scores of each group by their "mean", "max" or "sum", so that groups can be compared;
-        in stacked layers each layer by its own. None leaves them.
-      where: which leaves count: a glob over paths, several, or a predicate.
+        of which a unit holds both row and column counts twice. Default: "l2".
+      normalise: divides the scores of each group by the "mean", "max" or "sum" of their absolute values, so that groups
+        can be compared; each layer of a stacked group by its own. The order within a group never changes. None leaves
+        the scores as they are. Default: "mean".
+      where: the leaves that count: a glob over paths, several, or a predicate `(path, leaf) -> bool`. Default: all.
 
     Returns:
       (units,) float64 scores of all units of all groups; units without a scored entry have 0.
@@ -45,17 +44,67 @@ def group_scores(
     Raises:
       ValueError: the scores have another structure or shape, `reduce` or `normalise` is unknown, or `where`
         selects no leaf.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': np.array([[3.0, 1.0]]), 'b': np.array([[4.0], [1.0]])}
+      >>> groups = find_groups(lambda p, x: x @ p['a'] @ p['b'], params, np.ones((5, 1)))
+      >>> group_scores(groups, params, normalise=None).round(3).tolist()
+      [5.0, 1.414]
     """
     if reduce not in _REDUCE:
-        raise ValueError(f"reduce is one of {_REDUCE}; got {reduce!r}")
+        raise ValueError(f"reduce must be one of {_REDUCE}; got {reduce!r}")
     total, count = np.zeros(groups.size), np.zeros(groups.size)
-    for k, values in arrays_of(groups, scores, where, "scores").items():
+    for k, values in _arrays(groups, scores, where, "scores").items():
         _add_leaf(total, count, values, groups.units[k], reduce)
     if reduce == "l2":
         total = np.sqrt(total)
     if reduce == "mean":
         total = total / np.maximum(count, 1)
-    return normalised(groups, total, normalise)
+    return _normalised(groups, total, normalise)
+
+
+def geometric_median_scores(
+    groups: Groups, params: PyTree, *, normalise: str | None = "mean", where: Leaves = "*"
+) -> np.ndarray:
+    """FPGM: the sum of a unit's distances to the other units of its group (He et al., 2019, arXiv:1811.00250, eq. 5).
+
+    g(u) = sum_v ||w_u - w_v||, with w_u all entries that go with unit u. The unit of the smallest sum is nearest to
+    the geometric median of its group: the other units can replace it best, however large its norm is.
+
+    Args:
+      groups: the groups.
+      params: the parameters.
+      normalise: divides the scores of each group by their "mean", "max" or "sum", each layer of a stacked group by its
+        own. None leaves them as they are. Default: "mean".
+      where: the leaves that count: a glob over paths, several, or a predicate `(path, leaf) -> bool`; the kernels of
+        convolutions in the paper. Default: all.
+
+    Returns:
+      (units,) float64 scores of all units; 0 in groups without an entry that counts. Units of stacked layers are
+      compared within their layer.
+
+    Raises:
+      ValueError: the parameters are of another tree, `normalise` is unknown, or `where` selects no leaf.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': np.array([[0.0, 1.0, 5.0]]), 'b': np.zeros((3, 2))}
+      >>> groups = find_groups(lambda p, x: x @ p['a'] @ p['b'], params, np.ones((4, 1)))
+      >>> geometric_median_scores(groups, params, normalise=None).tolist()
+      [6.0, 5.0, 9.0]
+    """
+    arrays = _arrays(groups, params, where, "parameters")
+    total = np.zeros(groups.size)
+    for group in groups:
+        layer = np.zeros(group.count, int) if group.layer is None else group.layer
+        for k in range(group.layers):
+            units = group.first + np.flatnonzero(layer == k)
+            members = [member for member in group.members if member.leaf in arrays]
+            rows = [_entries(groups, units, arrays[member.leaf], member) for member in members]
+            if rows:
+                total[units] = distance_sums(np.concatenate(rows, 1))
+    return _normalised(groups, total, normalise)
 
 
 def _add_leaf(
@@ -76,24 +125,34 @@ def _add_leaf(
             np.add.at(count, column[held], size)
 
 
-def arrays_of(
-    groups: Groups, scores: PyTree, where: str | Sequence[str] | Callable[[str], bool], what: str
-) -> dict[int, np.ndarray]:
-    """By the place of the leaf the float64 arrays that `where` selects, in the shapes of the parameters.
+def _entries(groups: Groups, units: np.ndarray, values: np.ndarray, member: Member) -> np.ndarray:
+    """(units, entries) what each unit holds of one leaf along one axis, in ascending order of the positions."""
+    held = groups.units[member.leaf][member.axis]
+    lead = held.ndim - 2
+    rows = np.moveaxis(values, member.axis, lead).reshape(
+        -1, held.shape[-2], values[(0,) * lead].size // held.shape[-2]
+    )
+    number = np.full(groups.size + 1, -1)
+    number[units] = np.arange(units.size)
+    row, position, part = np.nonzero(number[held.reshape(len(rows), *held.shape[-2:])] >= 0)
+    of = number[held.reshape(len(rows), *held.shape[-2:])[row, position, part]]
+    order = np.argsort(of, kind="stable")
+    return rows[row[order], position[order]].reshape(units.size, -1)
+
+
+def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int, np.ndarray]:
+    """The float64 arrays of the leaves that `where` selects, in the shapes of the parameters, by the leaf's place.
 
     A single number for a leaf that is not single, and leaves that are no arrays, are left out.
-
-    Raises:
-      ValueError: the tree has another structure or shape, or `where` selects no leaf.
     """
     leaves = groups.analysis.leaves
-    given = _tree.named_leaves(scores)
+    given = _tree.named_leaves(tree)
     if len(given) != len(leaves):
         raise ValueError(f"{what} have {len(given)} leaves, the parameters {len(leaves)}")
     other = [(name, leaf.name) for (name, _), leaf in zip(given, leaves, strict=True) if name != leaf.name]
     if other:
         raise ValueError(f"{what} have a leaf {other[0][0]} where the parameters have {other[0][1]}")
-    counted = [_selects(where, leaf.name) for leaf in leaves]
+    counted = [_selects(where, leaf) for leaf in leaves]
     if not any(counted):
         raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")
     found = {}
@@ -109,14 +168,10 @@ def arrays_of(
     return found
 
 
-def normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.ndarray:
-    """Scores divided by the mean, maximum or sum of their group, of stacked layers by that of their layer.
-
-    Raises:
-      ValueError: `normalise` is unknown.
-    """
+def _normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.ndarray:
+    """Scores divided by the mean, maximum or sum of the absolute scores of their group, of their layer if stacked."""
     if normalise not in _NORMALISE:
-        raise ValueError(f"normalise is one of {_NORMALISE}; got {normalise!r}")
+        raise ValueError(f"normalise must be one of {_NORMALISE}; got {normalise!r}")
     if normalise is None:
         return total
     result = total.copy()
@@ -124,12 +179,13 @@ def normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.n
         layer = np.zeros(group.count, int) if group.layer is None else group.layer
         for k in range(group.layers):
             own = group.first + np.flatnonzero(layer == k)
-            by = getattr(np, normalise)(total[own])
+            # Scores may be negative (OBD with the diagonal of the Hessian): a signed mean would turn the order round.
+            by = getattr(np, normalise)(np.abs(total[own]))
             result[own] = total[own] / by if by else total[own]
     return result
 
 
-def _selects(where: str | Sequence[str] | Callable[[str], bool], name: str) -> bool:
+def _selects(where: Leaves, leaf: Leaf) -> bool:
     if callable(where):
-        return bool(where(name))
-    return any(fnmatchcase(name, glob) for glob in ([where] if isinstance(where, str) else where))
+        return bool(where(leaf.name, jax.ShapeDtypeStruct(leaf.shape or (), leaf.dtype or np.float32)))
+    return any(fnmatchcase(leaf.name, glob) for glob in ([where] if isinstance(where, str) else where))

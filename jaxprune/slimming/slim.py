@@ -1,4 +1,4 @@
-"""The smaller function and its parameters."""
+"""`slim`: the smaller function and its parameters, `Slimmed`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,14 +9,17 @@ import numpy as np
 from jax import export
 from jax.core import Tracer
 
+from jaxprune import criteria
 from jaxprune._jaxprs import is_array
-from jaxprune.slimming.analysis import Analysis, analyse
-from jaxprune.slimming.choice import Choice, choice_from, choice_from_masks
-from jaxprune.slimming.decide import Piece, labels_that_go
-from jaxprune.slimming.evaluate import Decision, evaluate
-from jaxprune.slimming.groups import find_groups
+from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.decide import Piece, labels_that_go
+from jaxprune.slimming._labels.evaluate import Decision, evaluate
+from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming.choice import Choice
+from jaxprune.slimming.choose import choose
+from jaxprune.slimming.groups import Groups, find_groups
 from jaxprune.slimming.manifest import Manifest
-from jaxprune.slimming.rules import RULES
+from jaxprune.slimming.scores import group_scores
 
 PyTree = Any
 
@@ -59,50 +62,86 @@ class Slimmed:
         return smaller(fn, self.manifest, fix_outputs=False)
 
 
-def slim(fn: Callable[..., PyTree], params: PyTree, choice: Any, *inputs: Any) -> Slimmed:
+def slim(
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    what: Any,
+    *inputs: Any,
+    criterion: criteria.Criterion = criteria.magnitude,
+    grads: PyTree | None = None,
+    stats: PyTree | None = None,
+    key: Any = None,
+) -> Slimmed:
     """Removes units from a function's parameters, and makes the smaller function.
 
     The smaller function runs the traced program of `fn` with smaller shapes; for inputs of other shapes than it
     has seen it traces `fn` again. Constants (the scale of attention, the count in a mean) stay what they were, so
-    that for exact groups it equals `fn` of the masked parameters. Random bits are drawn in the whole shape and
-    what stays of them is taken, so dropout agrees too.
+    that for exact groups it equals `fn` of the masked parameters. Random bits are drawn in the whole shape and the
+    positions that stay are taken, so dropout agrees too.
 
     Args:
-      fn: a function `fn(params, *inputs)`, with the outputs that have to keep their shapes.
+      fn: a function `fn(params, *inputs)`, with the outputs that must keep their shapes.
       params: arrays, or ShapeDtypeStructs.
-      choice: a `Choice`; masks (a tree of bools like params, True is kept) which remove whole units; a mapping
-        from group names to the units to be removed; or a `Manifest`.
+      what: what to remove, one of
+        a sparsity in [0, 1]: this fraction of the units of each exact group, those of the lowest scores, which are the
+        group norms of what `criterion` returns (`group_scores`, then `choose`);
+        a `Choice`;
+        a mapping from groups, by name or member, to the numbers of the units to remove;
+        masks, a tree of bools like params, True is kept: masks that remove only parts of units, as those of
+        `prune(pattern=Channel())`, are completed to whole units with a warning (`Choice.from_masks`);
+        a `Manifest`.
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
+      criterion: for a sparsity: `criterion(params, *, grads, stats, key) -> scores`. Default: magnitude.
+      grads: for a criterion: gradients like params.
+      stats: for a criterion: what `jaxprune.calibrate` returned.
+      key: for a random criterion: a JAX key.
 
     Returns:
       The function, its parameters and the manifest.
 
     Raises:
-      ValueError: the choice belongs to other parameters, empties a group, removes what is frozen, or the masks
-        cut a unit in part.
+      KeyError: a mapping names a group that does not exist.
+      TypeError: `what` is nothing of the above, or numbers of units are not integers.
+      ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes what
+        is frozen; or the masks remove no whole unit.
 
     Example:
-      >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
+      >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
       >>> fn = lambda p, x: jnp.tanh(x @ p['a']) @ p['b']
-      >>> small = slim(fn, params, {'a[1]': [0, 2]}, jnp.ones((5, 3)))
-      >>> small.params['a'].shape, small.fn(small.params, jnp.ones((7, 3))).shape
-      ((3, 2), (7, 2))
+      >>> small = slim(fn, params, 0.33, jnp.ones((5, 1)))
+      >>> small.params['a'].tolist(), small.fn(small.params, jnp.ones((7, 1))).shape
+      ([[3.0, 2.0]], (7, 2))
+      >>> slim(fn, params, {'a[1]': [0, 2]}, jnp.ones((5, 1))).params['a'].tolist()
+      [[1.0]]
     """
-    manifest = _manifest(fn, params, choice, inputs)
+    manifest = _manifest(fn, params, what, inputs, lambda: criterion(params, grads=grads, stats=stats, key=key))
     _check_shapes(params, manifest, smaller=False)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
 
-def _manifest(fn: Callable[..., PyTree], params: PyTree, choice: Any, inputs: tuple[Any, ...]) -> Manifest:
-    if isinstance(choice, Manifest):
-        return choice
-    if isinstance(choice, Choice):
-        return choice.manifest()
+def _manifest(
+    fn: Callable[..., PyTree], params: PyTree, what: Any, inputs: tuple[Any, ...], scores: Callable[[], PyTree]
+) -> Manifest:
+    if isinstance(what, Manifest):
+        return what
+    if isinstance(what, Choice):
+        return what.manifest()
     groups = find_groups(fn, params, *inputs)
-    names = {group.name for group in groups}
-    if isinstance(choice, Mapping) and choice and names.issuperset(choice):
-        return choice_from(groups, choice).manifest()
-    return choice_from_masks(groups, choice).manifest()
+    if isinstance(what, int | float) and not isinstance(what, bool):
+        return choose(groups, group_scores(groups, scores()), float(what)).manifest()
+    if isinstance(what, Mapping) and _names_units(groups, params, what):
+        return Choice.remove(groups, what).manifest()
+    return Choice.from_masks(groups, what, partial="complete").manifest()
+
+
+def _names_units(groups: Groups, params: PyTree, what: Mapping[Any, Any]) -> bool:
+    """Whether a mapping says which units go, rather than being a tree of masks."""
+    members = {f"{m.name}[{m.axis}]" for group in groups for m in group.members}
+    if members.union(group.name for group in groups).intersection(what):
+        return True
+    # No key names a group: numbers of units under a mistyped name, or masks, perhaps of another structure.
+    masks = any(getattr(np.asarray(leaf), "dtype", None) == np.bool_ for leaf in jax.tree.leaves(what))
+    return not masks and jax.tree.structure(dict(what)) != jax.tree.structure(params)
 
 
 def smaller(fn: Callable[..., PyTree], manifest: Manifest, *, fix_outputs: bool) -> Callable[..., PyTree]:
@@ -143,14 +182,27 @@ def _decide(
         for leaf, kept in zip(leaves, manifest.leaves, strict=True)
     ]
     analysis = analyse(fn, jax.tree.unflatten(structure, whole), inputs, fix_outputs=fix_outputs)
+    return analysis, decided(analysis, manifest)
+
+
+def decided(analysis: Analysis, manifest: Manifest) -> Decision:
+    """The labels that must go so that exactly the positions go that the manifest removes.
+
+    Args:
+      analysis: a function traced with the whole parameters.
+      manifest: what stays of the parameters. Leaves that the function does not use may be smaller in any way.
+
+    Raises:
+      ValueError: some position goes although no label of it goes; the message names the arrays.
+    """
+    unused = analysis.labels.reason("not used by the function")
     pieces = []
     for leaf, kept in zip(analysis.leaves, manifest.leaves, strict=True):
         for axis, ids in enumerate(leaf.ids):
-            stay = np.ones(ids.shape[-1], bool)
-            if axis in kept.axes:
-                stay = kept.stay(axis)
-            pieces.append(Piece(f"{leaf.name}, axis {axis}", ids, stay))
-    return analysis, Decision(analysis.labels, labels_that_go(analysis.labels, pieces), RULES)
+            if not (analysis.labels.why(ids) == unused).all():
+                stay = kept.stay(axis) if axis in kept.axes else np.ones(ids.shape[-1], bool)
+                pieces.append(Piece(f"{leaf.name}, axis {axis}", ids, stay))
+    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces), RULES)
 
 
 def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
+from jaxprune.prune import Selector
 from jaxprune.schedules.steps import check_interval, check_step
 from jaxprune.training import enforce
-from jaxprune.training.choosing import chooser
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -28,6 +28,7 @@ def acdc(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
     key: Any = None,
 ) -> Method:
     """Alternating compressed and decompressed training.
@@ -55,6 +56,7 @@ def acdc(
       pattern: as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
       key: a JAX key, for random criteria; kept in the state.
 
     Returns:
@@ -72,8 +74,15 @@ def acdc(
     begin, end = check_interval(begin, end)
     compressed, dense = check_step(compressed, "compressed", least=1), check_step(dense, "dense", least=1)
     last_dense = check_step(last_dense, "last_dense")
-    _tree.check_function(criterion, "criterion", "criteria.magnitude")
-    choose = chooser(allocation, pattern, where, batch_axes)
+    select = Selector(
+        criterion=criterion,
+        allocation=allocation,
+        pattern=pattern,
+        where=where,
+        batch_axes=batch_axes,
+        key=key,
+        specs=specs,
+    )
 
     def is_compressed(step: Any) -> Any:
         inside = ((step - begin) % (compressed + dense) < compressed) & (step < end - last_dense)
@@ -84,14 +93,13 @@ def acdc(
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         _tree.selected(params, where)
-        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
+        return masks.ones(params, **select.units), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         del held
         enforce.check_own_key(state, key)
-        scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
-        found = choose(scores, sparsity)
+        found = select(signals.params, sparsity, **{"grads": signals.grads, "key": state, **signals.extra})
         all_kept = ~jnp.asarray(is_compressed(signals.step))
         return jax.tree.map(lambda mask: mask | all_kept if mask.ndim else mask, found), state
 
-    return Method(init, is_due, revise)
+    return Method(init, is_due, revise, specs=specs)

@@ -1,25 +1,10 @@
-"""From scores to masks, as several methods make them anew at every revision."""
+"""What several methods ask of their arguments: a criterion that is a function, a schedule made of a number."""
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxprune import _tree, masks, schedules
-from jaxprune import allocation as allocations
 
 PyTree = Any
-
-
-def chooser(
-    allocation: allocations.Allocate, pattern: masks.Patterns, where: _tree.Where, batch_axes: masks.BatchAxes
-) -> Callable[[PyTree, Any], PyTree]:
-    """`(scores, sparsity) -> masks`: shares the sparsity among the leaves and keeps the highest of each."""
-    _tree.check_function(allocation, "allocation", "allocation.erk")
-
-    def choose(scores: PyTree, sparsity: Any) -> PyTree:
-        shares = allocation(scores, sparsity, where=where, pattern=pattern, batch_axes=batch_axes)
-        return masks.select(scores, shares.sparsities, pattern, where=where, batch_axes=batch_axes)
-
-    return choose
 
 
 def check_plan(when: Any, criterion: Any = None) -> None:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.prune import Selector
 from jaxprune.training import enforce
-from jaxprune.training.choosing import as_schedule, check_plan, chooser
+from jaxprune.training.choosing import as_schedule, check_plan
 from jaxprune.training.method import Dense, Method, Signals
 
 PyTree = Any
@@ -52,6 +53,7 @@ def straight_through(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
     key: Any = None,
 ) -> Method:
     """Masks by the dense weights' own scores; all weights are trained, removed ones may come back with their value.
@@ -68,6 +70,7 @@ def straight_through(
       pattern: as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
       key: a JAX key, for random criteria; kept in the state.
 
     Returns:
@@ -83,17 +86,25 @@ def straight_through(
     """
     schedule = as_schedule(sparsity)
     check_plan(when, criterion)
-    choose = chooser(allocation, pattern, where, batch_axes)
+    select = Selector(
+        criterion=criterion,
+        allocation=allocation,
+        pattern=pattern,
+        where=where,
+        batch_axes=batch_axes,
+        key=key,
+        specs=specs,
+    )
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        return choose(criterion(params, key=key), schedule(0)), enforce.own_key(key)
+        return select(params, schedule(0)), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         enforce.check_own_key(state, key)
-        scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
-        return choose(scores, schedule(signals.step)), state
+        signs = {"grads": signals.grads, "key": state, **signals.extra}
+        return select(signals.params, schedule(signals.step), **signs), state
 
-    return Method(init, when, revise, Dense(lambda grads, params, held, state: grads, unchanged))
+    return Method(init, when, revise, Dense(lambda grads, params, held, state: grads, unchanged), specs)
 
 
 def sr_ste(
@@ -103,6 +114,7 @@ def sr_ste(
     when: schedules.Update = schedules.every(1),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
 ) -> Method:
     """N:M from scratch: straight-through, with a decay of the weights that are removed.
 
@@ -117,6 +129,7 @@ def sr_ste(
       when: as in `straight_through`.
       where: as in `jaxprune.prune`; a leaf that m does not divide must be left out.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`, which keeps dense weights.
@@ -138,7 +151,7 @@ def sr_ste(
         return of_pruned(lambda g, w, m: jnp.where(m, g, g + (decay * w).astype(g.dtype)), grads, params, held)
 
     sparsity = 1 - pattern.n / pattern.m
-    base = straight_through(sparsity, when=when, pattern=pattern, where=where, batch_axes=batch_axes)
+    base = straight_through(sparsity, when=when, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
     return base._replace(dense=Dense(gradients, unchanged))
 
 
@@ -152,6 +165,7 @@ def top_kast(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
 ) -> Method:
     """Top-KAST: the largest weights A in the forward pass, a larger set B of the largest is updated.
 
@@ -173,6 +187,7 @@ def top_kast(
       pattern: as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`, which keeps dense weights; its state is B.
@@ -191,7 +206,7 @@ def top_kast(
     if backward > sparsity:
         raise ValueError(f"backward must be at most sparsity={sparsity}: B contains A; got {backward}")
     check_plan(when)
-    choose = chooser(allocation, pattern, where, batch_axes)
+    choose = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs).masks
 
     def both(params: PyTree) -> tuple[PyTree, PyTree]:
         scores = criteria.magnitude(params)
@@ -208,7 +223,7 @@ def top_kast(
     def updates(moved: PyTree, held: PyTree, state: Any) -> PyTree:
         return of_pruned(lambda u, b: jnp.where(b, u, jnp.zeros((), u.dtype)), moved, state)
 
-    return Method(both, when, lambda held, state, signals: both(signals.params), Dense(gradients, updates))
+    return Method(both, when, lambda held, state, signals: both(signals.params), Dense(gradients, updates), specs)
 
 
 @jax.custom_jvp

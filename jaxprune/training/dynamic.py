@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.prune import Selector
 from jaxprune.training import enforce, growth
-from jaxprune.training.choosing import check_plan, chooser
+from jaxprune.training.choosing import check_plan
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -24,6 +25,7 @@ def static(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
 ) -> Method:
     """Random masks, drawn where training starts and never changed.
 
@@ -37,6 +39,7 @@ def static(
       pattern: any, as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`.
@@ -50,12 +53,12 @@ def static(
       4
     """
     masks.check_sparsity(sparsity)
-    choose = chooser(allocation, pattern, where, batch_axes)
+    choose = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs).masks
 
     def init(params: PyTree) -> tuple[PyTree, None]:
-        return choose(criteria.random(params, key=key), sparsity), None
+        return choose(criteria.random(params, key=key, specs=specs), sparsity), None
 
-    return Method(init, None, lambda held, state, signals: (held, state))
+    return Method(init, None, lambda held, state, signals: (held, state), specs=specs)
 
 
 def dynamic(
@@ -71,6 +74,7 @@ def dynamic(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
     whole_leaf: bool = False,
 ) -> Method:
     """Dynamic sparse training: drops the worst of the kept weights and grows as many others, now and then.
@@ -97,6 +101,7 @@ def dynamic(
       pattern: `masks.Unstructured`, also with axes; with `whole_leaf` also `masks.NM`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
       whole_leaf: as in `training.drop_and_grow`.
 
     Returns:
@@ -116,18 +121,18 @@ def dynamic(
     check_plan(when, drop)
     _tree.check_function(grow, "grow", "training.gradient_growth")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
-    options = {"pattern": pattern, "where": where, "batch_axes": batch_axes, "whole_leaf": whole_leaf}
-    choose = chooser(allocation, pattern, where, batch_axes)
+    select = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
+    sharding = {} if specs is None else {"specs": specs}
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        growth.check_pattern(params, pattern, where, whole_leaf=whole_leaf)
-        start = choose(criteria.random(params, key=key), sparsity)
+        growth.check_pattern(params, whole_leaf=whole_leaf, **select.units)
+        start = select.masks(criteria.random(params, key=key, specs=specs), sparsity)
         return start, (enforce.own_key(key), None if momentum is None else jax.tree.map(_zeros, params))
 
     def move(held: PyTree, own: Any, grads: PyTree, signals: Signals) -> PyTree:
-        seen = {"grads": grads, "key": jax.random.fold_in(own, signals.step), **signals.extra}
+        seen = {"grads": grads, "key": jax.random.fold_in(own, signals.step), **sharding, **signals.extra}
         scores = drop(signals.params, **seen), grow(signals.params, **seen)
-        return growth.drop_and_grow(held, *scores, fraction_at(signals.step), **options)
+        return growth.drop_and_grow(held, *scores, fraction_at(signals.step), whole_leaf=whole_leaf, **select.units)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         own, average = state
@@ -138,7 +143,7 @@ def dynamic(
         moved = jax.lax.cond(due, lambda kept: move(kept, own, average, signals), lambda kept: kept, held)
         return moved, (own, average)
 
-    return Method(init, when if momentum is None else lambda _: True, revise)
+    return Method(init, when if momentum is None else lambda _: True, revise, specs=specs)
 
 
 def check_fraction(value: float, what: str) -> None:

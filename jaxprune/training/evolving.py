@@ -54,6 +54,7 @@ def set_(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: Any = None,
 ) -> Method:
     """Sparse evolutionary training: drops the smallest weights and grows random ones.
 
@@ -69,6 +70,7 @@ def set_(
       pattern: as in `dynamic`.
       where: as in `dynamic`.
       batch_axes: as in `dynamic`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`.
@@ -83,7 +85,7 @@ def set_(
     """
     return dynamic(
         sparsity, key=key, when=when, fraction=fraction, allocation=allocation,
-        pattern=pattern, where=where, batch_axes=batch_axes,
+        pattern=pattern, where=where, batch_axes=batch_axes, specs=specs,
     )  # fmt: skip
 
 
@@ -99,6 +101,7 @@ def rigl(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: Any = None,
 ) -> Method:
     """RigL: drops the smallest weights and grows those of the largest gradients.
 
@@ -118,6 +121,7 @@ def rigl(
       pattern: as in `dynamic`.
       where: as in `dynamic`.
       batch_axes: as in `dynamic`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`.
@@ -133,7 +137,7 @@ def rigl(
     when, fractions = _rigl_steps(steps, every, fraction, end)
     return dynamic(
         sparsity, key=key, when=when, fraction=fractions, grow=growth.gradient_growth,
-        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes,
+        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs,
     )  # fmt: skip
 
 
@@ -149,6 +153,7 @@ def srigl(
     pattern: masks.Patterns = _FAN_IN,
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: Any = None,
 ) -> Method:
     """SRigL: RigL whose outputs all have the same number of inputs, or whose groups all keep n of m.
 
@@ -169,6 +174,7 @@ def srigl(
         images; or `masks.NM(n, m)`.
       where: as in `dynamic`.
       batch_axes: as in `dynamic`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`.
@@ -184,7 +190,7 @@ def srigl(
     when, fractions = _rigl_steps(steps, every, fraction, end)
     return dynamic(
         sparsity, key=key, when=when, fraction=fractions, grow=growth.gradient_growth, whole_leaf=True,
-        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes,
+        allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxprune import _tree, masks
 from jaxprune.masks import counts, shards
 from jaxprune.masks.cutting import unit_layout
-from jaxprune.masks.shards import Layout
 
 PyTree = Any
 _LEAF = masks.Unstructured()
@@ -22,10 +21,8 @@ def drop_and_grow(
     grow: PyTree,
     fraction: Any,
     *,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
     whole_leaf: bool = False,
+    **units: Unpack[masks.Units],
 ) -> PyTree:
     r"""Removes the k worst of the kept weights of each leaf, and keeps k that were removed before instead.
 
@@ -43,12 +40,11 @@ def drop_and_grow(
       drop: scores of the kept weights: of these the lowest are dropped. A NaN among them goes first.
       grow: scores of the removed weights: of these the highest are grown. A NaN among them comes last.
       fraction: f in [0, 1], a number or a traced scalar.
-      pattern: `masks.Unstructured`; with `axes=-2` the number is conserved for every output (constant fan-in); with
-        `whole_leaf` also `masks.NM`, which `held` must have. A mapping from globs gives each leaf its own.
-      where: the leaves that are pruned.
-      batch_axes: leading axes of a leaf, each slice of which conserves its own number.
       whole_leaf: whether the worst are those of the whole leaf. No part loses more than it can grow: of those beyond
         that the best stay.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern is
+        `masks.Unstructured`; with `axes=-2` the number is conserved for every output (constant fan-in); with
+        `whole_leaf` also `masks.NM`, which `held` must have. Each slice along `batch_axes` conserves its own number.
 
     Returns:
       New masks. Ties fall to the lowest index: of equal scores it is the one kept, and the one grown.
@@ -62,43 +58,33 @@ def drop_and_grow(
       >>> drop_and_grow(held, drop, grow, 0.5)['w'].tolist()
       [[True, False, False, True]]
     """
-    check_pattern(drop, pattern, where, whole_leaf=whole_leaf)
-    chosen = _tree.prunable(drop, where)
-    patterns = jax.tree.unflatten(
-        jax.tree.structure(drop), _tree.resolve(pattern, drop, default=masks.Unstructured(), what="pattern")
-    )
-    axes = jax.tree.unflatten(jax.tree.structure(drop), _tree.resolve(batch_axes, drop, default=0, what="batch_axes"))
-    layouts = jax.tree.unflatten(jax.tree.structure(drop), shards.layouts(drop))
+    check_pattern(drop, whole_leaf=whole_leaf, **units)
+    chosen = _by_place(drop, **units)
     held = jax.tree.map(lambda _, mask: masks.as_bool(mask), drop, held)
     worst = jax.tree.map(_drop_scores, drop, held)
 
-    def of_chosen(fn: Any, *trees: PyTree) -> PyTree:
-        return jax.tree.map(lambda yes, *leaf: fn(*leaf) if yes else 0.0, chosen, *trees)
+    def of_leaves(fn: Any, otherwise: PyTree, *trees: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, leaf, *xs: x if leaf is None else fn(leaf, *xs), otherwise, chosen, *trees)
 
-    def select(scores: PyTree, removed: PyTree, pattern: masks.Patterns) -> PyTree:
-        return masks.select(scores, removed, pattern, where=where, batch_axes=batch_axes)
-
-    drop_pattern, droppable, after_grow = pattern, held, of_chosen(_removed, held, patterns, axes, layouts)
+    zeros = jax.tree.map(lambda _: 0.0, drop)
+    drop_units: masks.Units = units
+    droppable, after_grow = held, of_leaves(_removed, zeros, held)
     if whole_leaf:
-        safe = of_chosen(_not_to_replace, worst, held, patterns, axes, layouts)
-        worst = jax.tree.map(lambda yes, s, kept: _last_where(kept, s) if yes else s, chosen, worst, safe)
-        droppable = jax.tree.map(lambda yes, mask, kept: mask & ~kept if yes else mask, chosen, held, safe)
-        drop_pattern, patterns = _LEAF, jax.tree.map(lambda _: _LEAF, chosen)
-    after_drop = of_chosen(partial(_removed_and_dropped, fraction), held, droppable, patterns, axes, layouts)
-    stay = select(worst, after_drop, drop_pattern)
-    return select(jax.tree.map(_grow_scores, grow, held, stay), after_grow, pattern)
+        safe = of_leaves(_not_to_replace, zeros, worst, held)
+        worst = of_leaves(lambda _, s, kept: _last_where(kept, s), worst, worst, safe)
+        droppable = of_leaves(lambda _, mask, kept: mask & ~kept, held, held, safe)
+        drop_units = {**units, "pattern": _LEAF}
+        chosen = _by_place(drop, **drop_units)
+    after_drop = of_leaves(partial(_removed_and_dropped, fraction), zeros, held, droppable)
+    stay = masks.select(worst, after_drop, **drop_units)
+    return masks.select(jax.tree.map(_grow_scores, grow, held, stay), after_grow, **units)
 
 
-def check_pattern(params: PyTree, pattern: masks.Patterns, where: _tree.Where, *, whole_leaf: bool) -> None:
+def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[masks.Units]) -> None:
     """Raises unless the units of every pruned leaf are single entries."""
-    patterns = _tree.resolve(pattern, params, default=masks.Unstructured(), what="pattern")
-    chosen = jax.tree.leaves(_tree.prunable(params, where))
     covered = (masks.Unstructured, masks.NM) if whole_leaf else masks.Unstructured
-    wrong = [
-        f"  {name}: {p}"
-        for (name, _), p, yes in zip(_tree.named_leaves(params), patterns, chosen, strict=True)
-        if yes and not isinstance(p, covered)
-    ]
+    leaves = masks.leaves(params, **units)
+    wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in leaves if not isinstance(leaf.pattern, covered)]
     if wrong:
         raise ValueError(
             "drop and grow is for masks.Unstructured; for as many inputs of every output use "
@@ -134,23 +120,22 @@ def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> 
     return jax.tree.map(lambda p, g: jnp.abs(g) if _tree.is_floating(p) else jnp.zeros(()), params, grads)
 
 
-def _removed(mask: jax.Array, pattern: Any, batch_axes: int, layout: Layout) -> Any:
+def _by_place(params: PyTree, **units: Unpack[masks.Units]) -> PyTree:
+    """A tree of `masks.Leaf`, and None at the leaves that are not pruned."""
+    structure, leaves = jax.tree.structure(params), {leaf.place: leaf for leaf in masks.leaves(params, **units)}
+    return structure.unflatten([leaves.get(i) for i in range(structure.num_leaves)])
+
+
+def _removed(leaf: masks.Leaf, mask: jax.Array) -> Any:
     """How many units of each part are removed, for selection."""
-    if isinstance(pattern, masks.NM):
-        return 1 - pattern.n / pattern.m
-    return _count(~mask, pattern, batch_axes, layout)
+    if isinstance(leaf.pattern, masks.NM):
+        return 1 - leaf.pattern.n / leaf.pattern.m
+    return _count(~mask, leaf)
 
 
-def _removed_and_dropped(
-    fraction: Any,
-    mask: jax.Array,
-    droppable: jax.Array,
-    pattern: masks.Unstructured,
-    batch_axes: int,
-    layout: Layout,
-) -> masks.Count:
-    """And with those that are to drop."""
-    kept, removed, most = (_count(x, pattern, batch_axes, layout) for x in (mask, ~mask, droppable))
+def _removed_and_dropped(fraction: Any, leaf: masks.Leaf, mask: jax.Array, droppable: jax.Array) -> masks.Count:
+    """The number of units removed after the drop step, including those already removed."""
+    kept, removed, most = (_count(x, leaf) for x in (mask, ~mask, droppable))
     wished = jnp.floor(jnp.float32(fraction) * counts.as_float(kept) + 0.5)
     high = jnp.floor(wished / (1 << 16))
     number = masks.Count(high.astype(jnp.int32), (wished - high * (1 << 16)).astype(jnp.int32))
@@ -158,17 +143,18 @@ def _removed_and_dropped(
     return counts.normalise(masks.Count(removed.high + number.high, removed.low + number.low))
 
 
-def _not_to_replace(scores: jax.Array, mask: jax.Array, pattern: Any, batch_axes: int, layout: Layout) -> jax.Array:
+def _not_to_replace(leaf: masks.Leaf, scores: jax.Array, mask: jax.Array) -> jax.Array:
     """What stays even where each part drops all that it can grow again: its best, beyond its removed ones."""
+    pattern = leaf.pattern
     if isinstance(pattern, masks.NM):
         least = 2 * pattern.n - pattern.m
         if least < 1:
             return jnp.zeros_like(mask)
         removed, pattern = 1 - least / pattern.m, dataclasses.replace(pattern, n=least)
     else:
-        removed = _removed_and_dropped(1.0, mask, mask, pattern, batch_axes, layout)
+        removed = _removed_and_dropped(1.0, leaf, mask, mask)
     every = lambda *_: True
-    return masks.select(scores, removed, pattern, where=every, batch_axes=batch_axes, specs=layout)
+    return masks.select(scores, removed, pattern, where=every, batch_axes=leaf.batch_axes, specs=leaf.shards)
 
 
 def _least(a: masks.Count, b: masks.Count) -> masks.Count:
@@ -176,14 +162,17 @@ def _least(a: masks.Count, b: masks.Count) -> masks.Count:
     return masks.Count(jnp.where(smaller, a.high, b.high), jnp.where(smaller, a.low, b.low))
 
 
-def _count(mask: jax.Array, pattern: masks.Unstructured, batch_axes: int, layout: Layout) -> masks.Count:
+def _count(mask: jax.Array, leaf: masks.Leaf) -> masks.Count:
     """The number of True, or of each part if there are many; no axis is merged with another before it is counted."""
-    units, axes = pattern.units(mask, batch_axes), pattern.batch_axes(mask.shape, batch_axes)
+    pattern: Any = leaf.pattern
+    units, axes = pattern.units(mask, leaf.batch_axes), pattern.batch_axes(mask.shape, leaf.batch_axes)
     rows = units.sum(-1, dtype=jnp.int32)
     total = counts.normalise(masks.Count(jnp.zeros_like(rows), rows))
     while total.low.ndim > axes:
         total = counts.sum_counts(total, total.low.ndim - 1)
-    total = shards.total_slices(total, unit_layout(pattern, mask.ndim, batch_axes, layout), units.shape[:axes])
+    total = shards.total_slices(
+        total, unit_layout(pattern, mask.ndim, leaf.batch_axes, leaf.shards), units.shape[:axes]
+    )
     return jax.tree.map(lambda limb: limb.reshape(-1 if limb.size > 1 else ()), total)
 
 

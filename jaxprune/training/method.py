@@ -49,9 +49,11 @@ class Method(NamedTuple):
       dense: None holds removed weights, their gradients and moments at zero. Otherwise all weights are trained, the
         masks are for the forward pass (`training.sparse_params`), and they are revised after the update, from the
         parameters that it leads to and for the next step: `is_due` and `signals.step` have that step's number.
+      specs: the `PartitionSpec`s of the parameters that the method was made with, for training inside `jax.shard_map`.
     """
 
     init: Callable[[PyTree], tuple[PyTree, Any]]
     is_due: Callable[[jax.Array], Any] | None
     revise: Callable[[PyTree, Any, Signals], tuple[PyTree, Any]]
     dense: Dense | None = None
+    specs: PyTree = None

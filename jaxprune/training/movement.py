@@ -8,8 +8,9 @@ import optax
 
 from jaxprune import _tree, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.prune import Selector
 from jaxprune.training import dense
-from jaxprune.training.choosing import as_schedule, check_plan, chooser
+from jaxprune.training.choosing import as_schedule, check_plan
 from jaxprune.training.method import Dense, Method, Signals
 
 PyTree = Any
@@ -25,6 +26,7 @@ def movement(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
 ) -> Method:
     """Keeps the weights of the highest learned scores: those that moved away from zero.
 
@@ -45,6 +47,7 @@ def movement(
       pattern: as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`, which keeps dense weights; its state is the scores, in float32 at least, and
@@ -59,7 +62,7 @@ def movement(
     """
     schedule = as_schedule(sparsity)
     check_plan(when)
-    choose = chooser(allocation, pattern, where, batch_axes)
+    choose = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs).masks
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         scores = jax.tree.map(_no_score, params)
@@ -77,7 +80,7 @@ def movement(
         del params, state
         return dense.of_pruned(lambda g, m: jnp.where(m, g, jnp.zeros((), g.dtype)), grads, held)
 
-    return Method(init, lambda _: True, revise, Dense(gradients, dense.unchanged))
+    return Method(init, lambda _: True, revise, Dense(gradients, dense.unchanged), specs)
 
 
 def _no_score(leaf: Any) -> jax.Array:

@@ -65,7 +65,8 @@ def phases(*parts: tuple[int, Method]) -> Method:
                 held, states[i] = jax.lax.cond(due(i, signals.step), revised, lambda own: own, own)
         return held, tuple(states)
 
-    return Method(init, is_due, revise)
+    specs = next((method.specs for method in methods if method.specs is not None), None)
+    return Method(init, is_due, revise, specs=specs)
 
 
 def _check(parts: tuple[Any, ...]) -> None:

@@ -7,19 +7,21 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria, masks, schedules
 from jaxprune import allocation as allocations
+from jaxprune.prune import Selector
 from jaxprune.training import enforce
-from jaxprune.training.choosing import check_plan, chooser
+from jaxprune.training.choosing import check_plan
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
 
 
-def fixed(mask_tree: PyTree) -> Method:
+def fixed(mask_tree: PyTree, *, specs: PyTree = None) -> Method:
     """Masks that never change: fine-tuning, tickets, static sparse training.
 
     Args:
       mask_tree: masks in the structure of the parameters, or of the same leaves in other containers. They are copied
         into the optimizer's state.
+      specs: as in `jaxprune.How`.
 
     Returns:
       A method for `jaxprune.sparsify`. The parameters are zero at removed places from the first update on; start with
@@ -36,7 +38,7 @@ def fixed(mask_tree: PyTree) -> Method:
     def init(params: PyTree) -> tuple[PyTree, None]:
         return enforce.own_masks(params, mask_tree), None
 
-    return Method(init, None, lambda held, state, signals: (held, state))
+    return Method(init, None, lambda held, state, signals: (held, state), specs=specs)
 
 
 def one_shot(
@@ -48,6 +50,7 @@ def one_shot(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
     key: Any = None,
 ) -> Method:
     """Dense before `step`, then pruned once, then trained with fixed masks.
@@ -60,6 +63,7 @@ def one_shot(
       pattern: as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
       key: a JAX key, for random criteria; kept in the state.
 
     Returns:
@@ -76,7 +80,9 @@ def one_shot(
     """
     masks.check_sparsity(sparsity)
     schedules.jump(sparsity, step)  # checks the step
-    return _planned(lambda _: sparsity, lambda at: at == step, criterion, allocation, pattern, where, batch_axes, key)
+    return _planned(
+        lambda _: sparsity, lambda at: at == step, criterion, allocation, pattern, where, batch_axes, key, specs
+    )
 
 
 def gradual(
@@ -88,6 +94,7 @@ def gradual(
     pattern: masks.Patterns = masks.Unstructured(),
     where: _tree.Where = None,
     batch_axes: masks.BatchAxes = 0,
+    specs: PyTree = None,
     key: Any = None,
 ) -> Method:
     """Prunes along a schedule while training, as gradual magnitude pruning does (Zhu and Gupta 2017, arXiv 1710.01878).
@@ -104,6 +111,7 @@ def gradual(
       pattern: as in `jaxprune.prune`.
       where: as in `jaxprune.prune`.
       batch_axes: as in `jaxprune.prune`.
+      specs: as in `jaxprune.How`.
       key: a JAX key, for random criteria; kept in the state and the same at every revision, so that masks are nested.
 
     Returns:
@@ -118,7 +126,7 @@ def gradual(
       >>> method = gradual(schedules.cubic(0, 1000, 0.9), when=schedules.every(50, 0, 1000))
     """
     _tree.check_function(schedule, "schedule", "schedules.cubic(begin=0, end=1000, final=0.9)")
-    return _planned(schedule, when, criterion, allocation, pattern, where, batch_axes, key)
+    return _planned(schedule, when, criterion, allocation, pattern, where, batch_axes, key, specs)
 
 
 def _planned(
@@ -130,21 +138,30 @@ def _planned(
     where: _tree.Where,
     batch_axes: masks.BatchAxes,
     key: Any,
+    specs: PyTree,
 ) -> Method:
     check_plan(when, criterion)
-    choose = chooser(allocation, pattern, where, batch_axes)
+    select = Selector(
+        criterion=criterion,
+        allocation=allocation,
+        pattern=pattern,
+        where=where,
+        batch_axes=batch_axes,
+        key=key,
+        specs=specs,
+    )
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         _tree.selected(params, where)
-        return masks.ones(params, where, pattern=pattern, batch_axes=batch_axes), enforce.own_key(key)
+        return masks.ones(params, **select.units), enforce.own_key(key)
 
     def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         enforce.check_own_key(state, key)
-        scores = criterion(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
+        scores = select.scores(signals.params, **{"grads": signals.grads, "key": state, **signals.extra})
         scores = last_where_removed(scores, held)
-        return choose(scores, schedule(signals.step)), state
+        return select.masks(scores, schedule(signals.step)), state
 
-    return Method(init, when, revise)
+    return Method(init, when, revise, specs=specs)
 
 
 def last_where_removed(scores: PyTree, held: PyTree) -> PyTree:

@@ -46,7 +46,7 @@ class SparsifyState(NamedTuple):
 
 
 def sparsify(
-    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False, specs: PyTree = None
+    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that what the method removes stays exactly zero.
 
@@ -58,11 +58,6 @@ def sparsify(
       method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
       packed: whether the state holds the masks as `masks.Packed`, a bit an entry instead of a byte, with the same
         results. What the method itself remembers (the second masks of `top_kast`) stays as it is.
-      specs: for an `update` inside `jax.shard_map` whose devices share the parameters: their `PartitionSpec`s, as
-        in its `in_specs`, a tree in the structure of the parameters or the beginning of it. The method then sees whole
-        parameters, and masks are those of one device; `init` may be called inside or outside. Gradients must be of
-        the whole loss. Not for optimizers that look at all parameters at once (`clip_by_global_norm`,
-        `apply_if_finite`): these see the part that the device holds.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -82,6 +77,11 @@ def sparsify(
     Leaves that the optimizer freezes (`set_to_zero`, `masked`) are pruned like others: leave them out by `where`, or
     wrap the optimizer of the others alone. Gradients that the optimizer takes itself, as `sam(opaque_mode=True)` does,
     are not masked.
+
+    For an `update` inside `jax.shard_map` whose devices share the parameters, make the method with `specs`, the
+    `PartitionSpec`s in its `in_specs`. The method then sees whole parameters, and masks are those of one device; `init`
+    may be called inside or outside. Gradients must be those of the whole loss. Optimizers that look at all parameters
+    at once (`clip_by_global_norm`, `apply_if_finite`) see the part that the device holds, so they do not go with it.
 
     The masks are revised from the parameters before the update. All steps are one compiled program.
 
@@ -103,7 +103,6 @@ def sparsify(
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     inner = optax.with_extra_args_support(optimizer)
     method = _packing(method) if packed else method
-    method = method if specs is None else _on_shards(method, specs)
 
     def init(params: PyTree) -> SparsifyState:
         found, state = method.init(params)
@@ -113,8 +112,8 @@ def sparsify(
         enforce.check_params(params, "sparsify")
         _check_state(state)
         _tree.check_masks(params, state.masks)
-        if specs is not None:
-            _check_shards(params, state, specs)
+        if method.specs is not None:
+            _check_shards(params, state, method.specs)
         try:
             return step(updates, state, params, extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -256,25 +255,12 @@ def _packing(method: Method) -> Method:
     return method._replace(init=init, revise=revise, dense=dense)
 
 
-def _on_shards(method: Method, specs: PyTree) -> Method:
-    """The method, for parameters that devices of a shard_map share; its own functions hear of it where they ask."""
-
-    def within(fn: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            with masks.sharded(specs):
-                return fn(*arguments)
-
-        return call
-
-    return method._replace(init=within(method.init), revise=within(method.revise))
-
-
 def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
     """Raises for what would go another way on each device."""
     cut = shards.layouts(params, specs)
     if finite.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
-            "sparsify(specs=...): optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
+            "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
             "device holds, and would skip a step on some devices only; put it around a shard_map, or check before"
         )
     held = jax.tree.structure(params).flatten_up_to(state.masks)

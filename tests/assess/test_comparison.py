@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.assess import Metrics, Result, complexity, table
+from jaxprune.assess import Metrics, ModelResult, comparison_table, complexity
 
 METRICS = Metrics(accuracy=jnp.float32(0.9), nll=jnp.float32(jnp.inf), brier=0.25, ece=0.0123, samples=10, bins=15)
 COST = complexity(jnp.matmul, jnp.ones((4, 4)), jnp.eye(4, dtype=bool), jnp.ones((4, 2)))
@@ -14,11 +14,11 @@ COST = complexity(jnp.matmul, jnp.ones((4, 4)), jnp.eye(4, dtype=bool), jnp.ones
 
 def report():
     rows = [
-        Result("dense", METRICS),
-        Result("gradual", METRICS, COST, {"seconds": np.float32(1.5), "rounds": 12345}),
-        Result("random", None, COST, {"rounds": 3, "note": "control"}),
+        ModelResult("dense", METRICS),
+        ModelResult("gradual", METRICS, COST, {"seconds": np.float32(1.5), "rounds": 12345}),
+        ModelResult("random", None, COST, {"rounds": 3, "note": "control"}),
     ]
-    return table(rows, notes=["data: digits, 10 samples"])
+    return comparison_table(rows, notes=["data: digits, 10 samples"])
 
 
 def test_text():
@@ -45,8 +45,8 @@ def test_json_is_strict_and_keeps_precision():
 
 def test_errors():
     with pytest.raises(ValueError, match="no results"):
-        _ = table([])
+        _ = comparison_table([])
     with pytest.raises(ValueError, match="twice: a"):
-        _ = table([Result("a"), Result("a")])
+        _ = comparison_table([ModelResult("a"), ModelResult("a")])
     with pytest.raises(ValueError, match="may not be called nll"):
-        _ = table([Result("a", extra={"nll": 1.0})])
+        _ = comparison_table([ModelResult("a", extra={"nll": 1.0})])

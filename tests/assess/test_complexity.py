@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from jaxprune.assess import complexity, leaf_sizes
+from jaxprune.assess.complexity import complexity, leaf_sizes
 from jaxprune.masks import pack, sparsity
 
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import recall_score
 
-from jaxprune.assess import agreement, exemplars, log_losses, mcnemar, recall_by_class, sign_flip_test
+from jaxprune.assess import exemplars, log_losses, mcnemar, recall_by_class, sign_flip_test
+from jaxprune.assess.forgetting import agreement
 
 KEY = jax.random.key(0)
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.assess import accuracy_by_sparsity, complexity, sparsity_by_leaf
+from jaxprune.assess import complexity
+from jaxprune.assess.plots import accuracy_by_sparsity, sparsity_by_leaf
 
 CURVES = {"gradual": [(0.9, 0.8), (0.8, 0.9), (0.9, 0.6)], "random": [(0.98, 0.5)]}
 
@@ -60,5 +61,5 @@ def test_without_matplotlib(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(ImportError, match=r'pip install "jaxprune\[examples\]"'):
+    with pytest.raises(ImportError, match=r'pip install "jaxprune\[report\]"'):
         _ = accuracy_by_sparsity(CURVES)

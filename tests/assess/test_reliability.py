@@ -10,7 +10,8 @@ import pytest
 from matplotlib.collections import LineCollection
 from sklearn.calibration import calibration_curve
 
-from jaxprune.assess import bootstrap, calibration_error, evaluate, fit_temperature, reliability, reliability_diagram
+from jaxprune.assess import bootstrap, calibration_error, evaluate, fit_temperature, reliability
+from jaxprune.assess.plots import reliability_diagram
 
 rng = np.random.default_rng(0)
 KEY = jax.random.key(4)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from jaxprune import assess
-from jaxprune.assess import Interval, Outputs, Truth, complexity, pictures, risk_report, verdict
+from jaxprune.assess import Interval, Labels, Predictions, complexity, page, risk_report
+from jaxprune.assess.verdict import verdict
 
 KEY = jax.random.key(0)
 OPTIONS = {"key": KEY, "resamples": 48}
@@ -30,7 +31,7 @@ def noisy(scale, n=120):
 def outputs(scale):
     cost = complexity(lambda p, x: x @ p, np.ones((4, 3), np.float32), None, np.ones((1, 4), np.float32))
     logits = noisy(scale)
-    return Outputs(
+    return Predictions(
         logits,
         noisy(0.1, 90),
         noisy(scale),
@@ -45,7 +46,7 @@ MODELS = {"dense": outputs(1), "pruned & small": outputs(4), "worse": outputs(4)
 
 @pytest.fixture(scope="module")
 def report():
-    truth = Truth(LABELS, TRAIN_LABELS, LABELS)
+    truth = Labels(LABELS, TRAIN_LABELS, LABELS)
     return risk_report(
         MODELS, truth, reference="dense", images=IMAGES, notes=["data: drawn", "map:\n#.\n.#"], **OPTIONS
     )
@@ -131,13 +132,13 @@ def test_forgotten_samples_are_shown_as_they_are(report):
     by_hand = assess.exemplars(dense, np.stack(others))
     assert [x.index for x in report.forgotten] == np.flatnonzero(np.asarray(by_hand.is_exemplar)).tolist()
     first = report.forgotten[0]
-    decoded = np.asarray(Image.open(io.BytesIO(pictures.png(first.pixels))))
+    decoded = np.asarray(Image.open(io.BytesIO(page.png(first.pixels))))
     np.testing.assert_array_equal(decoded, np.rint(255 * IMAGES[first.index, ..., 0]))
 
 
 def test_colour_png():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(pictures.png(pixels)))), pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(page.png(pixels)))), pixels)
 
 
 def risk_with(report, **figures):
@@ -179,20 +180,20 @@ def test_verdicts_name_what_changed(report):
 
 def test_errors(report):
     with pytest.raises(ValueError, match="must be one of the models, a; got 'b'"):
-        _ = risk_report({"a": Outputs(CLEAN)}, Truth(LABELS), key=KEY, reference="b")
+        _ = risk_report({"a": Predictions(CLEAN)}, Labels(LABELS), key=KEY, reference="b")
     with pytest.raises(ValueError, match="of which there are none"):
-        _ = risk_report({}, Truth(LABELS), key=KEY)
+        _ = risk_report({}, Labels(LABELS), key=KEY)
     with pytest.raises(ValueError, match="a: test: logits hold NaN"):
-        _ = risk_report({"a": Outputs(CLEAN * np.nan)}, Truth(LABELS), key=KEY)
+        _ = risk_report({"a": Predictions(CLEAN * np.nan)}, Labels(LABELS), key=KEY)
     with pytest.raises(ValueError, match="those of the 120 test samples; got 119"):
-        _ = risk_report({"a": Outputs(CLEAN)}, Truth(LABELS), images=IMAGES[1:], **OPTIONS)
+        _ = risk_report({"a": Predictions(CLEAN)}, Labels(LABELS), images=IMAGES[1:], **OPTIONS)
     with pytest.raises(ValueError, match="not in it: x"):
         _ = report.to_html(draw=["x"])
     with pytest.raises(ValueError, match="fitted must be in"):
         _ = verdict(report.risks["dense"], fitted=0)
     with pytest.raises(ValueError, match=r"with 1 or 3 channels last; got \(2, 2\)"):
-        _ = pictures.to_pixels(np.zeros((2, 2)))
+        _ = page.to_pixels(np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"floating in \[0, 1\]; got int64"):
-        _ = pictures.to_pixels(np.zeros((1, 2, 2), np.int64))
+        _ = page.to_pixels(np.zeros((1, 2, 2), np.int64))
     with pytest.raises(ValueError, match="pixels must be uint8"):
-        _ = pictures.png(np.zeros((2, 2)))
+        _ = page.png(np.zeros((2, 2)))

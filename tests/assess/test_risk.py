@@ -7,7 +7,10 @@ import pytest
 from sklearn import metrics as reference
 
 from jaxprune import assess
-from jaxprune.assess import Outputs, Truth, bootstrap_apart, changes, risk
+from jaxprune.assess import Labels, Predictions, changes, risk
+from jaxprune.assess.intervals import bootstrap_apart
+from jaxprune.assess.risk import FIGURES
+from jaxprune.assess.verdict import excludes_zero
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -19,8 +22,8 @@ FOREIGN = rng.normal(size=(70, 3)).astype(np.float32)
 MEMBERS = np.stack([LOGITS, LOGITS + rng.normal(size=LOGITS.shape).astype(np.float32)])
 STRANGE = rng.normal(size=(2, 70, 3)).astype(np.float32) * 3
 WORSE = np.stack([LOGITS, LOGITS + 2 * rng.normal(size=LOGITS.shape).astype(np.float32)])
-TRUTH = Truth(LABELS, TRAIN_LABELS, LABELS)
-OUTPUTS = Outputs(
+TRUTH = Labels(LABELS, TRAIN_LABELS, LABELS)
+OUTPUTS = Predictions(
     LOGITS, TRAIN, LOGITS, {"noise": FOREIGN}, {"blur": WORSE}, members=MEMBERS, foreign_members={"noise": STRANGE}
 )
 OPTIONS = {"key": KEY, "resamples": 48}
@@ -78,7 +81,7 @@ def test_figures_are_those_of_the_functions_that_stand_alone(found):
 
 
 def test_every_figure_has_an_interval_and_the_same_key_the_same(found):
-    assert set(assess.FIGURES) | {"corrupted/blur"} < set(found.figures)
+    assert set(FIGURES) | {"corrupted/blur"} < set(found.figures)
     for name, interval in found.figures.items():
         assert interval.low <= interval.high, name
         assert all(isinstance(end, float) for end in interval), name
@@ -119,7 +122,7 @@ def test_changes_by_hand():
     second = np.where(((np.arange(120) >= 40) & (np.arange(120) < 60))[:, None], wrong, right)
     got = changes(first, second, labels, **OPTIONS)
     np.testing.assert_allclose([r.estimate for r in got.recall], [0, -0.5, 0.25], atol=1e-6)
-    assert [assess.excludes_zero(r) for r in got.recall] == [False, True, True]
+    assert [excludes_zero(r) for r in got.recall] == [False, True, True]
     assert (got.regressions, got.gains) == (20, 10)
     assert got.figures["accuracy"].estimate == pytest.approx(-10 / 120)
     assert got.agreement.estimate == pytest.approx(90 / 120)
@@ -136,15 +139,23 @@ def test_a_model_does_not_differ_from_itself():
 @pytest.mark.parametrize(
     ("outputs", "truth", "message"),
     [
-        (Outputs(LOGITS * np.nan), TRUTH, "test: logits hold NaN"),
-        (Outputs(LOGITS, TRAIN), Truth(LABELS), "train: logits without labels"),
-        (Outputs(LOGITS, TRAIN[:, :1]), TRUTH, "train: metrics need a sample and two classes"),
-        (Outputs(LOGITS, held_out=TRAIN), TRUTH, r"held_out: logits must have shape"),
-        (Outputs(LOGITS, foreign={"x": FOREIGN[:, :2]}), TRUTH, r"foreign x: logits must be \(m, 3\); got \(70, 2\)"),
-        (Outputs(LOGITS, foreign={"x": FOREIGN * np.nan}), TRUTH, "foreign x: logits hold NaN"),
-        (Outputs(LOGITS, corrupted={"x": LOGITS}), TRUTH, r"x: logits must be of the 120 test samples, \(k, 120, 3\)"),
-        (Outputs(LOGITS, members=MEMBERS[:, 1:]), TRUTH, "members: logits must be of the 120"),
-        (Outputs(LOGITS), Truth(np.full(120, 7)), "test: labels must lie in"),
+        (Predictions(LOGITS * np.nan), TRUTH, "test: logits hold NaN"),
+        (Predictions(LOGITS, TRAIN), Labels(LABELS), "train: logits without labels"),
+        (Predictions(LOGITS, TRAIN[:, :1]), TRUTH, "train: metrics need a sample and two classes"),
+        (Predictions(LOGITS, held_out=TRAIN), TRUTH, r"held_out: logits must have shape"),
+        (
+            Predictions(LOGITS, foreign={"x": FOREIGN[:, :2]}),
+            TRUTH,
+            r"foreign x: logits must be \(m, 3\); got \(70, 2\)",
+        ),
+        (Predictions(LOGITS, foreign={"x": FOREIGN * np.nan}), TRUTH, "foreign x: logits hold NaN"),
+        (
+            Predictions(LOGITS, corrupted={"x": LOGITS}),
+            TRUTH,
+            r"x: logits must be of the 120 test samples, \(k, 120, 3\)",
+        ),
+        (Predictions(LOGITS, members=MEMBERS[:, 1:]), TRUTH, "members: logits must be of the 120"),
+        (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must lie in"),
     ],
 )
 def test_what_cannot_be_judged_is_named(outputs, truth, message):

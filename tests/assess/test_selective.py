@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import entropy as reference_entropy
 from sklearn.metrics import roc_auc_score
 
-from jaxprune.assess import auroc, entropy, max_probability, mutual_information, risk_coverage
+from jaxprune.assess import auroc, entropy, epistemic_uncertainty, max_probability, risk_coverage
 
 rng = np.random.default_rng(0)
 LOGITS = jnp.asarray(rng.normal(size=(60, 3)), jnp.float32)
@@ -51,7 +51,7 @@ def test_uncertainties():
     assert entropy(jnp.array([[0.0, -jnp.inf]])) == 0
     # Two sure members that contradict each other: log 2; two that agree: 0.
     sure = jnp.array([[[50.0, 0.0], [50.0, 0.0]], [[0.0, 50.0], [50.0, 0.0]]])
-    np.testing.assert_allclose(mutual_information(sure), [np.log(2), 0], atol=1e-6)
+    np.testing.assert_allclose(epistemic_uncertainty(sure), [np.log(2), 0], atol=1e-6)
 
 
 def test_errors():

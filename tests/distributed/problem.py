@@ -26,22 +26,24 @@ _STACKED: Any = {"layers/*": 1}
 _WHEN = schedules.every(2)
 
 METHODS: dict[str, Any] = {
-    "gradual": lambda: training.gradual(_CUBIC, when=_WHEN, batch_axes=_STACKED, **_ON),
-    "gradual global": lambda: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.one_ranking, **_ON),
-    "gradual lamp": lambda: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.lamp, **_ON),
-    "gradual channels": lambda: training.gradual(_CUBIC, when=_WHEN, pattern=masks.Channel(), **_ON),
-    "gradual random": lambda: training.gradual(
-        _CUBIC, when=_WHEN, criterion=criteria.random, key=jax.random.key(2), **_ON
+    "gradual": lambda **on: training.gradual(_CUBIC, when=_WHEN, batch_axes=_STACKED, **_ON, **on),
+    "gradual global": lambda **on: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.one_ranking, **_ON, **on),
+    "gradual lamp": lambda **on: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.lamp, **_ON, **on),
+    "gradual channels": lambda **on: training.gradual(_CUBIC, when=_WHEN, pattern=masks.Channel(), **_ON, **on),
+    "gradual random": lambda **on: training.gradual(
+        _CUBIC, when=_WHEN, criterion=criteria.random, key=jax.random.key(2), **_ON, **on
     ),
-    "one_shot snip": lambda: training.one_shot(0.5, step=2, criterion=criteria.snip, **_ON),
-    "static": lambda: training.static(0.5, key=jax.random.key(0), **_ON),
-    "set": lambda: training.set_(0.5, key=jax.random.key(0), when=_WHEN, **_ON),
-    "rigl": lambda: training.rigl(0.5, 8, key=jax.random.key(0), every=2, **_ON),
-    "rigl stacked": lambda: training.rigl(0.5, 8, key=jax.random.key(0), every=2, batch_axes=_STACKED, **_ON),
-    "acdc": lambda: training.acdc(0.5, begin=1, end=5, compressed=1, dense=1, **_ON),
-    "straight_through": lambda: training.straight_through(0.5, when=_WHEN, **_ON),
-    "sr_ste": lambda: training.sr_ste(where="layers/*", batch_axes=1),
-    "top_kast": lambda: training.top_kast(0.5, 0.25, when=_WHEN, **_ON),
+    "one_shot snip": lambda **on: training.one_shot(0.5, step=2, criterion=criteria.snip, **_ON, **on),
+    "static": lambda **on: training.static(0.5, key=jax.random.key(0), **_ON, **on),
+    "set": lambda **on: training.set_(0.5, key=jax.random.key(0), when=_WHEN, **_ON, **on),
+    "rigl": lambda **on: training.rigl(0.5, 8, key=jax.random.key(0), every=2, **_ON, **on),
+    "rigl stacked": lambda **on: training.rigl(
+        0.5, 8, key=jax.random.key(0), every=2, batch_axes=_STACKED, **_ON, **on
+    ),
+    "acdc": lambda **on: training.acdc(0.5, begin=1, end=5, compressed=1, dense=1, **_ON, **on),
+    "straight_through": lambda **on: training.straight_through(0.5, when=_WHEN, **_ON, **on),
+    "sr_ste": lambda **on: training.sr_ste(where="layers/*", batch_axes=1, **on),
+    "top_kast": lambda **on: training.top_kast(0.5, 0.25, when=_WHEN, **_ON, **on),
 }
 
 

@@ -19,19 +19,21 @@ PRUNE = partial(jaxprune.prune, where=layouts.WHERE, key=jax.random.key(0))
 STACKED = {"layers/*": 1}
 # Every pattern and every allocation; `params` is both the parameters and, turned round, their gradients.
 CASES: dict[str, Any] = {
-    "leaf": lambda p: PRUNE(p, 0.9),
-    "leaf stacked": lambda p: PRUNE(p, 0.7, batch_axes=STACKED),
-    "fan-in": lambda p: PRUNE(p, 0.5, pattern=masks.Unstructured(axes=-2), batch_axes=STACKED),
-    "n of m": lambda p: PRUNE(p, 0.5, pattern=masks.NM(2, 4), batch_axes=STACKED),
-    "n of m along outputs": lambda p: PRUNE(p, 0.5, pattern=masks.NM(2, 4, axis=-1)),
-    "block": lambda p: PRUNE(p, 0.5, pattern=masks.Block((4, 2))),
-    "channel": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(), batch_axes=STACKED),
-    "channel, global": lambda p: PRUNE(p, 0.5, pattern=masks.Channel(-2), allocation=allocation.one_ranking),
-    "global": lambda p: PRUNE(p, 0.8, allocation=allocation.one_ranking),
-    "er": lambda p: PRUNE(p, 0.8, allocation=allocation.er),
-    "erk": lambda p: PRUNE(p, 0.8, allocation=allocation.erk),
-    "lamp": lambda p: PRUNE(p, 0.8, allocation=allocation.lamp),
-    "random": lambda p: PRUNE(p, 0.9, criterion=criteria.random, allocation=allocation.one_ranking),
+    "leaf": lambda p, **on: PRUNE(p, 0.9, **on),
+    "leaf stacked": lambda p, **on: PRUNE(p, 0.7, batch_axes=STACKED, **on),
+    "fan-in": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Unstructured(axes=-2), batch_axes=STACKED, **on),
+    "n of m": lambda p, **on: PRUNE(p, 0.5, pattern=masks.NM(2, 4), batch_axes=STACKED, **on),
+    "n of m along outputs": lambda p, **on: PRUNE(p, 0.5, pattern=masks.NM(2, 4, axis=-1), **on),
+    "block": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Block((4, 2)), **on),
+    "channel": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Channel(), batch_axes=STACKED, **on),
+    "channel, global": lambda p, **on: PRUNE(
+        p, 0.5, pattern=masks.Channel(-2), allocation=allocation.one_ranking, **on
+    ),
+    "global": lambda p, **on: PRUNE(p, 0.8, allocation=allocation.one_ranking, **on),
+    "er": lambda p, **on: PRUNE(p, 0.8, allocation=allocation.er, **on),
+    "erk": lambda p, **on: PRUNE(p, 0.8, allocation=allocation.erk, **on),
+    "lamp": lambda p, **on: PRUNE(p, 0.8, allocation=allocation.lamp, **on),
+    "random": lambda p, **on: PRUNE(p, 0.9, criterion=criteria.random, allocation=allocation.one_ranking, **on),
 }
 CRITERIA: dict[str, Any] = {
     "magnitude": criteria.magnitude,

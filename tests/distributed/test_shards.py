@@ -21,10 +21,10 @@ STACKED = {"layers/*": 1}
 PRUNE = partial(jaxprune.prune, where=layouts.WHERE)
 MORE: dict[str, Any] = {
     **CASES,
-    "lamp stacked": lambda p: PRUNE(p, 0.8, allocation=allocation.lamp, batch_axes=STACKED),
-    "owl": lambda p: PRUNE(p, 0.7, allocation=allocation.owl, batch_axes=STACKED),
-    "global of slices": lambda p: jaxprune.prune(
-        p, 0.7, allocation=allocation.one_ranking, where="layers/[du]*", batch_axes=1
+    "lamp stacked": lambda p, **on: PRUNE(p, 0.8, allocation=allocation.lamp, batch_axes=STACKED, **on),
+    "owl": lambda p, **on: PRUNE(p, 0.7, allocation=allocation.owl, batch_axes=STACKED, **on),
+    "global of slices": lambda p, **on: jaxprune.prune(
+        p, 0.7, allocation=allocation.one_ranking, where="layers/[du]*", batch_axes=1, **on
     ),
 }
 
@@ -53,8 +53,7 @@ def check_masks(layout: str, kind: str, names: Any, devices: list[Any]) -> None:
     expected = {name: MORE[name](params).masks for name in names}
 
     def prune(p: Any) -> Any:
-        with masks.sharded(specs):
-            return {name: MORE[name](p).masks for name in names}
+        return {name: MORE[name](p, specs=specs).masks for name in names}
 
     out_specs = specs_like(expected, params, specs)
     found = jax.jit(jax.shard_map(prune, mesh=mesh, in_specs=(specs,), out_specs=out_specs))(placed)
@@ -82,8 +81,7 @@ def test_scores_are_those_of_one_device(devices):
     }
 
     def scores(p: Any) -> Any:
-        with masks.sharded(specs):
-            return {name: score(p) for name, score in norms.items()}
+        return {name: score(p, specs=specs) for name, score in norms.items()}
 
     expected = jax.jit(scores)(params)  # outside of a shard_map nothing is cut
     mapped = jax.shard_map(scores, mesh=mesh, in_specs=(specs,), out_specs=specs_like(expected, params, specs))
@@ -112,7 +110,7 @@ def _over(value: jax.Array, spec: P) -> jax.Array:
 
 def check_training(name: str, layout: str, devices: list[Any]) -> None:
     mesh, specs, params = layouts.make_mesh("auto", devices), layouts.LAYOUTS[layout], layouts.init_params()
-    optimizer = jaxprune.sparsify(optax.sgd(0.125, momentum=0.5), problem.METHODS[name](), specs=specs)
+    optimizer = jaxprune.sparsify(optax.sgd(0.125, momentum=0.5), problem.METHODS[name](specs=specs))
     state = optimizer.init(params)
     state_specs = specs_like(state, params, specs)
     examples = jax.tree.map(lambda spec: P(None, *spec), specs, is_leaf=lambda s: isinstance(s, P))
@@ -198,8 +196,7 @@ def test_an_axis_name_that_does_not_fit_is_refused(specs, error, message, device
 
 def test_what_needs_whole_leaves_refuses_parts(devices):
     def prune(p: Any) -> Any:
-        with masks.sharded({"w": P("x")}):
-            return criteria.ria(p)
+        return criteria.ria(p, specs={"w": P("x")})
 
     with pytest.raises(ValueError, match=r"(?s)criteria\.ria needs whole leaves.*w: "):
         in_shards(prune, {"w": P("x")}, {"w": jnp.ones((8, 8))}, devices)
@@ -214,7 +211,7 @@ def test_what_needs_whole_leaves_refuses_parts(devices):
 )
 def test_what_would_go_another_way_on_each_device_is_refused(optimizer, packed, message, devices):
     specs = {"w": P(None, "x")}
-    pruned = jaxprune.sparsify(optimizer, training.one_shot(0.5), packed=packed, specs=specs)
+    pruned = jaxprune.sparsify(optimizer, training.one_shot(0.5, specs=specs), packed=packed)
     step = lambda p: pruned.update(p, pruned.init(p), p)[0]
     with pytest.raises(ValueError, match=message):
         in_shards(step, specs, {"w": jnp.ones((8, 32))}, devices)

@@ -45,7 +45,7 @@ def test_soups_of_every_round_of_pruning_are_better_than_single_trainings():
     ends = []
     for train in (tune, souped):
         found = lottery.iterative_pruning(
-            train, target, rounds=2, rate=0.5, key=KEY, rewind=lottery.learning_rate(), traceable=True
+            train, target, rounds=[0.5, 0.75], key=KEY, rewind=lottery.learning_rate_only()
         ).ticket
         kept = np.asarray(found.masks["w"][-1])
         assert kept.sum() == 16

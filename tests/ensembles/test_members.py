@@ -75,7 +75,7 @@ def test_packed_masks_and_channels_stack():
 
 def test_rounds_of_a_ticket_search_are_members():
     train = lambda params, held, key: jax.tree.map(lambda w: w + 0.1, params)
-    found = lottery.iterative_pruning(train, init(KEY), rounds=3, rate=0.5, key=KEY).ticket
+    found = lottery.iterative_pruning(train, init(KEY), rounds=[0.5, 0.75, 0.875], key=KEY).ticket
     members = ensembles.take(ensembles.make(found.params, found.masks), [1, -1])
     assert members.size == 2
     alone = jax.tree.map(lambda leaf: leaf[3], found.params)

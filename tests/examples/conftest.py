@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from examples.main_job import idx
+from main_job import idx
 
 
 @pytest.fixture(scope="session")

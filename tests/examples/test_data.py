@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from main_job import data, idx, prepared
+from main_job.files import ProblemError
 from sklearn.datasets import load_digits
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.utils import Size
-
-from examples.main_job import builders, data, idx, network
-from examples.main_job.problems import ProblemError
 
 
 def test_digits_are_those_of_scikit_learn(cache: Path):
@@ -39,7 +38,7 @@ def test_digits_are_those_of_scikit_learn(cache: Path):
 
 def test_prepared_data_are_read_and_not_prepared_again(cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = data.load("digits", cache=cache)
-    monkeypatch.setattr(builders.Digits, "arrays", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr(prepared.Digits, "arrays", lambda *_: pytest.fail("prepared again"))
     again = data.load("digits", cache=cache)
     assert again.origin == first.origin
 
@@ -166,7 +165,7 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     answered = threading.Event()
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: _refuse(answered.wait(30)))
     began = time.monotonic()
-    assert not network.reachable("https://example.org/file", seconds=0.1)
+    assert not data.reachable("https://example.org/file", seconds=0.1)
     assert time.monotonic() - began < 5
     answered.set()
 
@@ -177,7 +176,7 @@ def test_a_proxy_is_asked_in_place_of_the_host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert network.reachable("https://example.org/file")
+    assert data.reachable("https://example.org/file")
     assert asked == [("proxy.example", 3128)]
 
 
@@ -212,11 +211,11 @@ def test_the_catalogue_is_downloaded_and_prepared_without_tensorflow(
     with served(folder) as url:
         infos = url_infos(folder, url)
         broken = dict.fromkeys(infos, checksums.UrlInfo(size=Size(1), checksum="0" * 64, filename="x"))
-        monkeypatch.setattr(builders.Mnist.ORIGINAL, "URL", url)
-        monkeypatch.setattr(builders.Mnist, "url_infos", broken)
+        monkeypatch.setattr(prepared.Mnist.ORIGINAL, "URL", url)
+        monkeypatch.setattr(prepared.Mnist, "url_infos", broken)
         with pytest.raises(ProblemError, match=r"Preparing mnist 3.0.1 of .* failed .*checksum"):
             _ = data.load("mnist", cache=tmp_path / "cache")
-        monkeypatch.setattr(builders.Mnist, "url_infos", infos)
+        monkeypatch.setattr(prepared.Mnist, "url_infos", infos)
         images = data.load("mnist", cache=tmp_path / "cache")
     np.testing.assert_array_equal(images.train[0][..., 0], idx.read(idx.find(folder)["train", "images"]))
     again = data.load("mnist", cache=tmp_path / "cache")  # the server is gone
@@ -229,12 +228,12 @@ def test_a_damaged_cache_that_cannot_be_fetched_again_is_kept_and_explained(
 ):
     folder, cache = idx_folder(size=28), tmp_path / "cache"
     with served(folder) as url:
-        monkeypatch.setattr(builders.Mnist.ORIGINAL, "URL", url)
-        monkeypatch.setattr(builders.Mnist, "url_infos", url_infos(folder, url))
+        monkeypatch.setattr(prepared.Mnist.ORIGINAL, "URL", url)
+        monkeypatch.setattr(prepared.Mnist, "url_infos", url_infos(folder, url))
         assert data.load("mnist", cache=cache).classes == 3
-    (record,) = builders.Mnist.folder(cache).glob("*-train.array_record-*")
+    (record,) = prepared.Mnist.folder(cache).glob("*-train.array_record-*")
     _cut(record)
-    monkeypatch.setattr(network, "reachable", lambda _: False)
+    monkeypatch.setattr(data, "reachable", lambda _: False)
     with pytest.raises(
         ProblemError, match=r"are damaged .* and cannot be prepared again now: mnist has to be downloaded"
     ):
@@ -255,7 +254,7 @@ def test_cifar10_comes_out_of_its_archive(tmp_path: Path, monkeypatch: pytest.Mo
             member.size = len(raw)
             archive.addfile(member, io.BytesIO(raw))
     with served(folder) as url:
-        monkeypatch.setattr(builders.Cifar10, "url_infos", url_infos(folder, url))
+        monkeypatch.setattr(prepared.Cifar10, "url_infos", url_infos(folder, url))
         images = data.load("cifar10", cache=tmp_path / "cache")
     np.testing.assert_array_equal(images.train[0], pixels[:10])
     np.testing.assert_array_equal(images.test[0], pixels[10:])
@@ -276,6 +275,6 @@ def test_what_is_prepared_is_a_dataset_that_tfds_itself_can_open(cache: Path):
     import tensorflow_datasets as tfds
 
     assert data.load("digits", cache=cache).classes == 10
-    opened: Any = tfds.builder_from_directory(builders.Digits.folder(cache))
+    opened: Any = tfds.builder_from_directory(prepared.Digits.folder(cache))
     assert len(opened.as_data_source("train[:80%]")) == 1150
-    assert json.loads((builders.Digits.folder(cache) / "metadata.json").read_text()).keys() == {"sha256"}
+    assert json.loads((prepared.Digits.folder(cache) / "metadata.json").read_text()).keys() == {"sha256"}

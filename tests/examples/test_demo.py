@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,22 +12,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import demo
 import jax
 import numpy as np
 import pytest
+from main_job import data, experiment, files, networks
 
-from examples.main_job import checkpoints, command, data, experiment, models
 from jaxprune import _tree
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+PROGRAM = Path(__file__).parents[2] / "examples" / "demo.py"
 SPARSITIES = experiment.Plan().sparsities
 NAMES = ["dense", "dense, trained on"]
 NAMES += [f"{m} {s:.0%}" for s in SPARSITIES for m in ("gradual", "one-shot, not trained on")]
 NAMES += [f"{m} {s:.0%}" for s in SPARSITIES for m in ("one-shot, fine-tuned", "random, fine-tuned")]
+SLIM = [f"slim, fine-tuned {times:g}x" for times in experiment.Plan().slimmer]
+NAMES += SLIM
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The parameters and the masks of one of the demo's networks on digits that is not slim."""
+    model = networks.make("linen", (8, 8, 1), 10)
+    return files.load_network(folder, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def run(*arguments: Any) -> int:
-    return command.main([str(argument) for argument in arguments])
+    return demo.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def test_every_network_is_on_the_report_once(results: Path, report: dict[str, An
     text = (results / "report.txt").read_text()
     assert all(name in text for name in NAMES)
     assert len(list((results / "checkpoints").iterdir())) == len(NAMES) + 1
-    for plot in ("accuracy.png", "layers.png"):
+    for plot in ("accuracy.png", "layers.png", "latency.png"):
         assert (results / plot).read_bytes().startswith(b"\x89PNG")
     assert not list(results.parent.glob("*.unfinished-*"))
 
@@ -61,7 +71,7 @@ def test_the_report_says_which_data_which_plan_and_that_the_comparison_is_fair(r
     assert "the linen CNN, seed 0, 12 steps of 128 images" in text
     assert "the same number of steps" in text
     assert len(report["data"]["sha256"]) == 64
-    assert report["plan"] == {"seed": 0, "steps": 12, "batch": 128, "sparsities": list(SPARSITIES)}
+    assert report["plan"] == {"seed": 0, "steps": 12, "batch": 128, "sparsities": list(SPARSITIES), "slimmer": [2, 4]}
 
 
 def test_the_risk_report_has_every_network_and_the_ensemble(results: Path, report: dict[str, Any]):
@@ -115,17 +125,42 @@ def test_all_start_from_one_dense_network_and_take_the_same_steps(results: Path,
     steps = {row["name"]: row["steps"] for row in report["models"]}
     for name in NAMES:
         assert steps[name] == (12 if name == "dense" or "not trained on" in name else 24)
-    dense, _, _ = checkpoints.load(results / "checkpoints" / "dense")
-    pruned, masks, _ = checkpoints.load(results / "checkpoints" / "one-shot-not-trained-on-90")
+    dense, _ = load(results / "checkpoints" / "dense")
+    pruned, masks = load(results / "checkpoints" / "one-shot-not-trained-on-90")
     for (name, before), after, mask in zip(
         _tree.named_leaves(dense), jax.tree.leaves(pruned), jax.tree.leaves(masks), strict=True
     ):
         np.testing.assert_array_equal(np.where(mask, before, 0), after, err_msg=name)
 
 
+def test_slim_networks_are_smaller_in_every_count(results: Path, report: dict[str, Any]):
+    rows = {row["name"]: row for row in report["models"]}
+    dense, costs = rows["dense, trained on"], report["complexity"]
+    for name, times in zip(SLIM, experiment.Plan().slimmer, strict=True):
+        assert rows[name]["effective_flops"] <= dense["effective_flops"] / times
+        assert rows[name]["kept"] == sum(leaf["total"] for leaf in costs[name]["leaves"])
+        assert rows[name]["kept"] < dense["kept"] / times**0.5
+        assert rows[name]["milliseconds"] > 0
+        assert rows[name]["kB"] < dense["kB"]
+        shapes = {leaf["name"]: leaf["total"] for leaf in costs[name]["leaves"]}
+        assert shapes["conv_1/kernel"] == 9 * shapes["conv_0/bias"] * shapes["conv_1/bias"]
+    # The masks of a pruned network make its file smaller, not its arrays.
+    assert rows["gradual 90%"]["kB"] < dense["kB"] / 4
+    assert {name for name, row in rows.items() if row["milliseconds"]} == {"dense, trained on", "gradual 90%", *SLIM}
+
+
+def test_a_slim_checkpoint_evaluates_to_the_numbers_of_the_report(
+    results: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run("--evaluate", results / "checkpoints" / "slim-fine-tuned-2x", "--cache", cache) == 0
+    assert "The numbers are those of the report, to the last bit." in capsys.readouterr().out
+
+
 def test_removed_weights_are_saved_as_exact_zeros(results: Path):
     for folder in (results / "checkpoints").iterdir():
-        params, masks, _ = checkpoints.load(folder)
+        if folder.name.startswith("slim"):
+            continue
+        params, masks = load(folder)
         for leaf, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
             assert not np.asarray(leaf)[~np.broadcast_to(mask, leaf.shape)].any()
 
@@ -137,13 +172,15 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_the_report(
     shown = capsys.readouterr().out
     assert "The numbers are those of the report, to the last bit." in shown
     line = next(line for line in (results / "report.txt").read_text().splitlines() if line.startswith("gradual 95%"))
-    assert line.split()[:-2] == next(line for line in shown.splitlines() if line.startswith("gradual 95%")).split()
+    # Without the columns that only a run has: steps, seconds, kB, milliseconds.
+    assert line.split()[:-4] == next(line for line in shown.splitlines() if line.startswith("gradual 95%")).split()
 
 
 def test_the_accuracy_of_the_report_is_that_of_the_saved_numbers(results: Path, cache: Path, report: dict[str, Any]):
     images, labels = data.load("digits", cache=cache).test
-    params, _, about = checkpoints.load(results / "checkpoints" / "one-shot-fine-tuned-80")
-    network = models.make("linen", (8, 8, 1), 10)
+    folder = results / "checkpoints" / "one-shot-fine-tuned-80"
+    (params, _), about = load(folder), files.load_about(folder)
+    network = networks.make("linen", (8, 8, 1), 10)
     logits = jax.jit(network.apply)(params, (images - about["mean"]) / np.float32(about["deviation"]))
     (row,) = (row for row in report["models"] if row["name"] == "one-shot, fine-tuned 80%")
     assert row["accuracy"] == pytest.approx(np.mean(np.argmax(np.asarray(logits), -1) == labels), abs=1e-6)
@@ -157,7 +194,9 @@ def test_nnx_runs_the_same_experiment(results: Path, cache: Path, tmp_path: Path
     assert shown.split("pixels stay:")[1].partition("\nmodel")[0].count("#") == 32
     linen, nnx = (json.loads((f / "report.json").read_text()) for f in (results, folder))
     assert [row["name"] for row in linen["models"]] == [row["name"] for row in nnx["models"]]
-    assert [row["kept"] for row in linen["models"]] == [row["kept"] for row in nnx["models"]]
+    # The widths of slim networks follow from the trained weights; all other counts from the shapes.
+    kept = lambda report: [row["kept"] for row in report["models"] if row["name"] not in SLIM]
+    assert kept(linen) == kept(nnx)
     assert "the nnx CNN" in (folder / "report.txt").read_text()
     assert run("--evaluate", folder / "checkpoints" / "random-fine-tuned-80", "--cache", cache) == 0
     assert "to the last bit" in capsys.readouterr().out
@@ -241,11 +280,15 @@ def test_a_damaged_checkpoint_is_explained(
     (copy / "about.json").write_text("{")  # pyright: ignore[reportUnusedCallResult]
     assert "is damaged" in problem(capsys, "--evaluate", copy, "--cache", cache)
     shutil.copy(results / "checkpoints" / "dense" / "about.json", copy)  # pyright: ignore[reportUnusedCallResult]
-    file = copy / "state" / "manifest.ocdbt"
+    file = copy / "network.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-3] ^= 1
+    _ = file.write_bytes(damaged)
+    assert re.search(r"is damaged \(.*checksum", problem(capsys, "--evaluate", copy, "--cache", cache))
     os.truncate(file, 10)
-    assert "is damaged (manifest.ocdbt is not what was saved)" in problem(capsys, "--evaluate", copy, "--cache", cache)
+    assert "is damaged (" in problem(capsys, "--evaluate", copy, "--cache", cache)
     file.unlink()
-    assert "is damaged (manifest.ocdbt is missing)" in problem(capsys, "--evaluate", copy, "--cache", cache)
+    assert re.search(r"is damaged \(.*No such file", problem(capsys, "--evaluate", copy, "--cache", cache))
 
 
 def test_other_data_must_fit_the_network_and_are_named(
@@ -260,8 +303,8 @@ def test_other_data_must_fit_the_network_and_are_named(
 
 
 def test_the_program_itself_says_what_is_wrong(tmp_path: Path):
-    arguments = [sys.executable, str(DEMO), "--dataset", "minst", "--output", str(tmp_path / "results")]
-    environment = {**os.environ, "PYTHONPATH": str(DEMO.parents[1])}
+    arguments = [sys.executable, str(PROGRAM), "--dataset", "minst", "--output", str(tmp_path / "results")]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("demo.py: There is no data set 'minst'")
@@ -271,8 +314,8 @@ def test_the_program_itself_says_what_is_wrong(tmp_path: Path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killing_it_leaves_nothing_that_looks_finished(number: signal.Signals, cache: Path, tmp_path: Path):
     output = tmp_path / "results"
-    arguments = [sys.executable, str(DEMO), "--output", str(output), "--cache", str(cache)]
-    environment = {**os.environ, "PYTHONPATH": str(DEMO.parents[1])}
+    arguments = [sys.executable, str(PROGRAM), "--output", str(output), "--cache", str(cache)]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*/checkpoints/dense")) and time.monotonic() < deadline:

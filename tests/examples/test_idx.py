@@ -3,9 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from examples.main_job import idx
-from examples.main_job.problems import ProblemError
+from main_job import idx
+from main_job.files import ProblemError
 
 from .conftest import encoded
 

@@ -77,7 +77,7 @@ def test_sets():
         (lambda s: masks.select(s, 0.5, masks.Block((3, 3))), r"w: shape \(8, 4\) is not divided"),
         (lambda s: masks.select(s, 0.5, masks.Channel(4)), r"w: axes \(4,\) are not distinct axes"),
         (lambda s: masks.select(s, 0.5, batch_axes=2), "w: 2 batch axes do not leave an axis"),
-        (lambda s: masks.select_global(s, 0.5, masks.NM(2, 4), where="w"), "use select:\n  w"),
+        (lambda s: masks.select_global(s, 0.5, pattern=masks.NM(2, 4), where="w"), "use select:\n  w"),
         (lambda s: masks.select_global(s, 0.5, batch_axes=1), "same number of slices"),
         (lambda s: masks.NM(5, 4), "needs 1 <= n <= m"),
         (lambda s: masks.Block((2,)), "one positive size for each axis"),

@@ -68,7 +68,7 @@ def test_every_layer_loses_exactly_its_share_and_errs_no_more_than_its_mask(stat
         layers = 3 if name == "layers" and method == "magnitude" else 1
         wanted = layers * int(0.6 * PARAMS[name].size / layers + 0.5)
         if method in ("wanda", "least_squares"):
-            per_output = (~masks[name]).sum(tuple(f.axis for f in stats[name].layout.inputs))
+            per_output = (~masks[name]).sum(stats[name].layout.input_axes)
             assert int(per_output.max()) - int(per_output.min()) <= 1
         else:
             assert int((~masks[name]).sum()) == wanted

@@ -153,7 +153,7 @@ def test_candidates_are_drawn_in_their_ranges_and_again_the_same():
 
 
 def test_the_progress_bar_counts_evaluations(capsys):
-    _ = selection.successive_halving(lambda c, b, k: c, range(4), key=KEY, least=1, most=2, factor=2)
+    _ = selection.successive_halving(lambda c, b, k: c, range(4), key=KEY, least=1, most=2, factor=2, progress=True)
     assert "6/6" in capsys.readouterr().err
 
 

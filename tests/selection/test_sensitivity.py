@@ -122,7 +122,7 @@ def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
     found = selection.group_sensitivity(evaluate, params, groups, scores, [0.2, 0.4, 0.6, 0.8])
     cost = slimming.costs.flops(network, params, x)
-    whole = cost(slimming.choice_from(groups, {}))
+    whole = cost(slimming.Choice.remove(groups, {}))
     choice, levels = selection.choose_levels(groups, scores, found, found.changes, cost, 0.4 * whole)
     assert cost(choice) <= 0.4 * whole
     assert selection.group_costs(groups, scores, found, cost)[:, 0].sum() == pytest.approx(whole)
@@ -180,7 +180,7 @@ def _tiled(choice):
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
 def test_the_levels_of_groups_meet_memory_and_a_latency_of_steps(groups_of, cost, by_hand, share):
     groups, scores, found = groups_of
-    target = share * by_hand(slimming.choice_from(groups, {}))
+    target = share * by_hand(slimming.Choice.remove(groups, {}))
     choice, levels = selection.choose_levels(groups, scores, found, found.changes, cost, target)
     assert by_hand(choice) <= target
     pairs = list(itertools.product(range(5), repeat=2))
@@ -201,7 +201,7 @@ def test_a_latency_that_trembles_is_measured_once_and_held_to_the_target(groups_
         measured.append((choice.keep.tobytes(), _tiled(choice) * rng.uniform(0.7, 1.3)))
         return measured[-1][1]
 
-    target = 0.5 * _tiled(slimming.choice_from(groups, {}))
+    target = 0.5 * _tiled(slimming.Choice.remove(groups, {}))
     choice, _ = selection.choose_levels(groups, scores, found, found.changes, latency, target)
     assert len({keep for keep, _ in measured}) == len(measured) <= 25
     assert dict(measured)[choice.keep.tobytes()] <= target
@@ -213,12 +213,12 @@ def test_measured_latency_is_the_median_by_the_clock(problem, monkeypatch):
     ticks = np.cumsum([0, 5, 1, 1, 1, 3, 1, 9, 1, 2])  # calls of 5, 1, 3, 9 and 2, and 1 between them
     monkeypatch.setattr(slimming.costs, "time", SimpleNamespace(perf_counter=iter(ticks.tolist()).__next__))
     cost = slimming.costs.latency(network, params, x, repeats=5)
-    assert cost(slimming.choice_from(groups, {})) == 3
+    assert cost(slimming.Choice.remove(groups, {})) == 3
 
 
 def _pair(groups, scores, found, i, j):
     rules = {n: float(found.levels[k]) for n, k in zip(found.names, (i, j), strict=True) if k}
-    return slimming.choose(groups, scores, rules) if rules else slimming.choice_from(groups, {})
+    return slimming.choose(groups, scores, rules) if rules else slimming.Choice.remove(groups, {})
 
 
 def test_the_plot_has_a_line_for_each_leaf():

@@ -29,10 +29,10 @@ def groups(params: Any) -> slimming.Groups:
 
 
 def test_masks_go_there_and_back(groups: slimming.Groups, params: Any) -> None:
-    choice = slimming.choice_from(groups, {"a[1]": [1], "b[1]": [0, 5]})
+    choice = slimming.Choice.remove(groups, {"a[1]": [1], "b[1]": [0, 5]})
     masks = choice.masks()
     assert jax.tree.map(jnp.shape, masks) == {"a": (1, 4), "b": (4, 6), "c": (6, 1)}
-    again = slimming.choice_from_masks(groups, masks)
+    again = slimming.Choice.from_masks(groups, masks)
     np.testing.assert_array_equal(again.keep, choice.keep)
     small = slimming.slim(net, params, masks, X)
     assert jax.tree.map(np.shape, small.params) == {"a": (3, 3), "b": (3, 4), "c": (4, 2)}
@@ -41,12 +41,12 @@ def test_masks_go_there_and_back(groups: slimming.Groups, params: Any) -> None:
 def test_masks_that_cut_a_unit_in_part(groups: slimming.Groups) -> None:
     part = {"a": jnp.asarray([[True, False, True, True]]), "b": jnp.ones((), bool), "c": jnp.ones((), bool)}
     with pytest.raises(ValueError, match=r"parts of units.*\n  a: of a\[1\]"):
-        _ = slimming.choice_from_masks(groups, part)
-    assert slimming.choice_from_masks(groups, part, partial="keep").keep.all()
-    assert slimming.choice_from_masks(groups, part, partial="remove").kept("a[1]").tolist() == [True, False, True, True]
+        _ = slimming.Choice.from_masks(groups, part)
+    assert slimming.Choice.from_masks(groups, part, partial="keep").keep.all()
+    assert slimming.Choice.from_masks(groups, part, partial="remove").kept("a[1]").tolist() == [True, False, True, True]
     frozen = {"a": jnp.ones((), bool), "b": jnp.ones((), bool), "c": jnp.asarray([[True, False]])}
     with pytest.raises(ValueError, match="  c: of"):
-        _ = slimming.choice_from_masks(groups, frozen)
+        _ = slimming.Choice.from_masks(groups, frozen)
 
 
 @pytest.mark.parametrize(
@@ -59,36 +59,36 @@ def test_masks_that_cut_a_unit_in_part(groups: slimming.Groups) -> None:
 )
 def test_bad_choices(groups: slimming.Groups, removed: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        _ = slimming.choice_from(groups, removed)
+        _ = slimming.Choice.remove(groups, removed)
 
 
 def test_choices_that_are_not_choices(groups: slimming.Groups) -> None:
-    with pytest.raises(ValueError, match=r"keep must be 10 bools, one a unit; got bool \(3,\)"):
+    with pytest.raises(ValueError, match=r"keep must be 10 bools, one for each unit; got bool \(3,\)"):
         _ = slimming.Choice(groups, np.ones(3, bool))
-    with pytest.raises(ValueError, match=r"keep must be 10 bools, one a unit; got float64 \(10,\)"):
+    with pytest.raises(ValueError, match=r"keep must be 10 bools, one for each unit; got float64 \(10,\)"):
         _ = slimming.Choice(groups, np.ones(10))
     masks = {name: jnp.ones((), bool) for name in "abc"}
-    with pytest.raises(ValueError, match=r'partial must be "raise", "keep" or "remove"; got \'drop\''):
-        _ = slimming.choice_from_masks(groups, masks, partial="drop")
+    with pytest.raises(ValueError, match=r'partial must be "raise", "complete", "keep" or "remove"; got \'drop\''):
+        _ = slimming.Choice.from_masks(groups, masks, partial="drop")
     with pytest.raises(ValueError, match=r"a\[1\]: no unit would be left, of a, b"):
-        _ = slimming.choice_from_masks(groups, masks | {"a": jnp.zeros((1, 4), bool), "b": jnp.zeros((4, 1), bool)})
+        _ = slimming.Choice.from_masks(groups, masks | {"a": jnp.zeros((1, 4), bool), "b": jnp.zeros((4, 1), bool)})
     stack = {"a": np.ones((2, 3, 4), np.float32), "b": np.ones((2, 4, 3), np.float32)}
     fn = lambda p, x: jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w["a"]) @ w["b"], None), x, p)[0]
     stacked = slimming.find_groups(fn, stack, X)
     with pytest.raises(ValueError, match=r"a\[2\]: layers would keep from 3 to 4 units, of a, b"):
-        _ = slimming.choice_from(stacked, {"a[2]": [0]})
+        _ = slimming.Choice.remove(stacked, {"a[2]": [0]})
 
 
 def test_masks_and_parameters_of_another_tree(groups: slimming.Groups, params: Any) -> None:
     with pytest.raises(ValueError, match="masks must have the structure of params"):
-        _ = slimming.choice_from_masks(groups, {"a": jnp.ones((), bool)})
-    choice = slimming.choice_from(groups, {"a[1]": [0]})
+        _ = slimming.Choice.from_masks(groups, {"a": jnp.ones((), bool)})
+    choice = slimming.Choice.remove(groups, {"a[1]": [0]})
     with pytest.raises(ValueError, match="not the parameters that the choice was made for"):
         _ = slimming.slim(net, params | {"a": np.ones((3, 5), np.float32)}, choice, X)
 
 
 def test_a_function_that_does_not_couple_what_was_removed(params: Any, groups: slimming.Groups) -> None:
-    manifest = slimming.choice_from(groups, {"a[1]": [0]}).manifest()
+    manifest = slimming.Choice.remove(groups, {"a[1]": [0]}).manifest()
     other = lambda p, x: net(p, x) + jnp.sum(p["a"] @ np.ones((4, 1), np.float32))
     small = slimming.slim(net, params, manifest, X)
     loose = small.rebind(lambda p, x: jnp.cumsum(x @ p["a"], -1))
@@ -169,8 +169,8 @@ def test_a_whole_residual_block_goes() -> None:
     heads = next(g for g in groups if g.block == 4)
     removed = {"a[1]": range(6), heads.name: range(2)}
     with pytest.raises(ValueError, match="no unit would be left"):
-        _ = slimming.choice_from(groups, removed)
-    choice = slimming.choice_from(groups, removed, empty=True)
+        _ = slimming.Choice.remove(groups, removed)
+    choice = slimming.Choice.remove(groups, removed, empty=True)
     small = slimming.slim(fn, params, choice, x)
     expected = (x @ params["in"] + params["bias"]) @ params["out"]
     np.testing.assert_allclose(small.fn(small.params, x), expected, rtol=1e-4, atol=1e-5)
@@ -178,7 +178,7 @@ def test_a_whole_residual_block_goes() -> None:
     assert checks.difference(checks.masked(params, choice), small.expand(small.params)) == 0  # zeros in place of all
     gone = jax.jit(lambda p: small.manifest.expand(p, fill=7))(small.params)["a"]
     assert gone.shape == (8, 6) and (gone == 7).all()
-    chosen = slimming.choose(groups, np.ones(groups.size), {"a[1]": 1.0}, limits=slimming.Limits(floor={"a[1]": 0}))
+    chosen = slimming.choose(groups, np.ones(groups.size), {"a[1]": 1.0}, limits=slimming.Limits(min_units={"a[1]": 0}))
     assert not chosen.kept("a[1]").any()
 
 
@@ -189,7 +189,7 @@ def test_a_convolution_without_channels() -> None:
     fn = lambda p, x: x + conv(jax.nn.relu(conv(x, p["a"])), p["b"])
     x = rng.normal(size=(2, 5, 3)).astype("f4")
     groups = slimming.find_groups(fn, params, x)
-    small = slimming.slim(fn, params, slimming.choice_from(groups, {"a[2]": range(4)}, empty=True), x)
+    small = slimming.slim(fn, params, slimming.Choice.remove(groups, {"a[2]": range(4)}, empty=True), x)
     np.testing.assert_array_equal(small.fn(small.params, x), x)
 
 
@@ -208,4 +208,4 @@ def test_cuts_that_leave_nothing_to_choose_are_one_unit() -> None:
     assert slimming.group_scores(groups, params, reduce="sum", normalise=None).tolist() == [3 * 6 + 6 * 2]
     assert slimming.choose(groups, np.ones(1), 1.0).keep.all()
     with pytest.raises(ValueError, match="no unit would be left, of a, b"):
-        _ = slimming.choice_from(groups, {group.name: [0]})
+        _ = slimming.Choice.remove(groups, {group.name: [0]})

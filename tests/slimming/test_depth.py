@@ -58,7 +58,7 @@ def test_layers_of_a_scan_are_units(groups: slimming.Groups) -> None:
 @pytest.mark.parametrize("layers", [[0, 2, 3], [1], [0, 3]])
 def test_what_is_left_is_the_net_of_those_layers(params: Any, groups: slimming.Groups, layers: list[int]) -> None:
     gone = [k for k in range(LAYERS) if k not in layers]
-    small = slimming.slim(stack, params, slimming.choice_from(groups, {"down[0]": gone}), X)
+    small = slimming.slim(stack, params, slimming.Choice.remove(groups, {"down[0]": gone}), X)
     assert small.params["up"].shape == (len(layers), WIDTH, HIDDEN)
     np.testing.assert_allclose(jax.jit(small.fn)(small.params, X), by_hand(params, X, layers), rtol=1e-4, atol=1e-5)
 
@@ -68,10 +68,10 @@ def test_layers_go_together_with_units_within_them(params: Any, groups: slimming
     units = [HIDDEN * k + i for k in range(LAYERS) for i in rng.permutation(HIDDEN)[:3]]
     [inside] = [g.name for g in groups if g.count == LAYERS * HIDDEN]
     removed = {"down[0]": [1], inside: units, "down[2]": [0, 4]}
-    choice = slimming.choice_from(groups, removed)
+    choice = slimming.Choice.remove(groups, removed)
     small = slimming.slim(stack, params, choice, X)
     assert jax.tree.map(np.shape, small.params) == {"in": (3, 4), "up": (3, 4, 5), "down": (3, 5, 4), "out": (4, 2)}
-    others = slimming.choice_from(groups, {k: v for k, v in removed.items() if k != "down[0]"})
+    others = slimming.Choice.remove(groups, {k: v for k, v in removed.items() if k != "down[0]"})
     expected = by_hand(checks.masked(params, others), X, [0, 2, 3])
     np.testing.assert_allclose(small.fn(small.params, X), expected, rtol=1e-4, atol=1e-5)
     # Back into the whole shapes, from JSON; masks; and a second round.
@@ -85,7 +85,7 @@ def test_layers_go_together_with_units_within_them(params: Any, groups: slimming
 
 
 def test_gradients_of_the_layers_that_are_left(params: Any, groups: slimming.Groups) -> None:
-    small = slimming.slim(stack, params, slimming.choice_from(groups, {"down[0]": [0, 3]}), X)
+    small = slimming.slim(stack, params, slimming.Choice.remove(groups, {"down[0]": [0, 3]}), X)
     got = jax.grad(lambda p: jnp.sum(small.fn(p, X) ** 2))(small.params)
     loss = lambda p: float((by_hand({k: np.asarray(v, np.float64) for k, v in p.items()}, X, [1, 2]) ** 2).sum())
     step = 1e-5 * (np.arange(WIDTH)[:, None] == 2)

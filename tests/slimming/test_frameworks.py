@@ -45,7 +45,9 @@ def test_equinox_module() -> None:
     assert small.params.layers[0].weight.shape == (8, 3)
     # The module itself, whose leaves are arrays, functions and numbers, is a tree of parameters as well.
     fn = lambda model, x: jax.vmap(model)(x)
-    whole = slimming.slim(fn, model, slimming.choice_from(slimming.find_groups(fn, model, x), {groups[0].name: [0]}), x)
+    whole = slimming.slim(
+        fn, model, slimming.Choice.remove(slimming.find_groups(fn, model, x), {groups[0].name: [0]}), x
+    )
     assert whole.params.layers[0].weight.shape == (15, 3)
     assert whole.fn(whole.params, x).shape == (5, 2)
     assert choice.keep.sum() == 16

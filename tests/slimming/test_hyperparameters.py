@@ -52,7 +52,7 @@ def slimmed(model: Any, x: Any, keep: Any = None) -> slimming.Slimmed:
     params = checks.random_params(jax.eval_shape(model.init, jax.random.key(0), x))
     groups = slimming.find_groups(model.apply, params, x)
     removed = {g.name: range(0, g.count, 2) for g in groups if keep is None or keep(g)}
-    return slimming.slim(model.apply, params, slimming.choice_from(groups, removed), x)
+    return slimming.slim(model.apply, params, slimming.Choice.remove(groups, removed), x)
 
 
 def test_a_linen_model_rebuilt_so_has_these_parameters() -> None:
@@ -126,7 +126,7 @@ def test_an_nnx_model() -> None:
     fn = lambda state, x: nnx.merge(graph, state)(x)
     groups = slimming.find_groups(fn, state, x)
     removed = {g.name: range(0, g.count, 4) for g in groups}
-    small = slimming.slim(fn, state, slimming.choice_from(groups, removed), x)
+    small = slimming.slim(fn, state, slimming.Choice.remove(groups, removed), x)
     found = slimming.hyperparameters(small.manifest, model)
     assert changes(found) == {
         "conv: Conv": {"out_features": (8, 6)},

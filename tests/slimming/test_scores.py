@@ -11,7 +11,7 @@ import pytest
 from jaxprune import criteria, slimming
 from jaxprune.calibration import accumulate_gradients, calibrate
 from tests.slimming import checks
-from tests.slimming.test_choosing import net, scanned
+from tests.slimming.test_choose import net, scanned
 
 SHAPES = {"a": (3, 6), "b": (6, 5), "c": (5, 2)}
 X = np.random.default_rng(3).normal(size=(7, 3)).astype("f4")
@@ -105,7 +105,7 @@ def test_bad_input(params: Any) -> None:
     wrong: list[tuple[Any, Any, str]] = [
         ({"a": params["a"]}, {}, "parameters have 1 leaves, the parameters 3"),
         ({**params, "b": params["b"].T}, {}, r"parameters of b have shape \(5, 6\), the parameter \(6, 5\)"),
-        (params, {"normalise": "median"}, "normalise is one of .* got 'median'"),
+        (params, {"normalise": "median"}, "normalise must be one of .* got 'median'"),
         (params, {"where": "z"}, "where selects none of: a, b, c"),
     ]
     for given, options, message in wrong:

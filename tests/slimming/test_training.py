@@ -57,14 +57,14 @@ def test_one_proximal_step_is_the_formula(params: Any) -> None:
     updates, state = link.update(zero, link.init(params), params)
     norms = np.sqrt((params["a"] ** 2).sum(0) + (params["b"] ** 2).sum(1))
     np.testing.assert_allclose(updates["a"], -params["a"] * 0.01 * np.sqrt(5) / norms, rtol=1e-4, atol=1e-7)
-    assert int(state.step) == 1
+    assert int(state.count) == 1
     with pytest.raises(ValueError, match="group_lasso needs params"):
         _ = link.update(zero, state)
 
 
 def test_growing_penalty_shrinks_only_what_is_to_go(params: Any) -> None:
     groups = slimming.find_groups(FN, params, X)
-    choice = slimming.choice_from(groups, {"a[1]": [0, 3]})
+    choice = slimming.Choice.remove(groups, {"a[1]": [0, 3]})
     after = train(params, optax.chain(slimming.growing_penalty(choice, 0.05, limit=5.0), optax.sgd(0.1)), 200)
     norms = np.asarray(slimming.unit_norms(groups, after))
     assert norms[[0, 3]].max() < 1e-3 and norms[[1, 2, 4, 5, 6, 7]].min() > 0.05

@@ -62,11 +62,11 @@ def test_grouped_queries_go_with_their_keys_or_evenly() -> None:
     evenly = held[frozenset({("q", kv * dim), ("o", kv * dim)})]
     assert (heads.count, evenly.count, len(groups)) == (kv, queries, 4)
     removed = {heads.name: [0], evenly.name: [1]}
-    small = slimming.slim(fn, params, slimming.choice_from(groups, removed), X[0])
+    small = slimming.slim(fn, params, slimming.Choice.remove(groups, removed), X[0])
     assert jax.tree.map(np.shape, small.params) == {"q": (3, 8), "k": (3, 4), "v": (3, 4), "o": (8, 2)}
     kept = np.arange(wide).reshape(kv, queries, dim)[1:, [0, 2]].ravel()
     np.testing.assert_array_equal(small.params["q"], params["q"][:, kept])
     # At least one head stays, whatever the ratio.
-    chosen = slimming.choose(groups, np.ones(groups.size), {heads.name: 1.0}, limits=slimming.Limits(floor=1))
+    chosen = slimming.choose(groups, np.ones(groups.size), {heads.name: 1.0}, limits=slimming.Limits(min_units=1))
     assert chosen.kept(heads.name).tolist() == [True, False]
     _ = checks.check_agrees(fn, params, (X[0],))

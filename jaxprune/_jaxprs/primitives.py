@@ -1,0 +1,280 @@
+"""The table of primitives: `PRIMITIVES` says what each one does to the axes and entries of its operands.
+
+A primitive is described here once, by a value of one of the kinds below; FLOPs, calibration, roles and slimming read
+the description and do what they each have to. A primitive that nobody knew is added here:
+
+    PRIMITIVES["softcap"] = Entrywise(Zero.FIRST)                                  # f(0) = 0, entry by entry
+    PRIMITIVES["swap"] = Moves(lambda eqn: [Transpose((1, 0))])                    # moves entries
+    PRIMITIVES["my_matmul"] = Product(lambda eqn: (((1,), (0,)), ((), ())))        # sums products over axes
+
+Equations with jaxprs inside are described by `subs` instead. A primitive in neither place is unknown: FLOPs name it as
+uncounted, calibration and roles lose the parameters that enter it, slimming removes nothing that it touches.
+"""
+
+import enum
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from jaxprune._jaxprs.moves import (
+    Broadcast,
+    Concatenate,
+    Move,
+    Pad,
+    Reshape,
+    Reverse,
+    Same,
+    Slice,
+    Squeeze,
+    Stack,
+    Tile,
+    Transpose,
+)
+
+Equation = Any
+Axes = tuple[int, ...]
+
+
+class Flops(enum.Enum):
+    """What an equation costs, apart from products."""
+
+    NONE = enum.auto()  # nothing
+    RESULT = enum.auto()  # one for each entry of the result
+    OPERAND = enum.auto()  # one for each entry of the operand
+    WINDOW = enum.auto()  # one for each entry of each window
+    UNKNOWN = enum.auto()  # there is no count; the primitive is named
+
+
+class Zero(enum.Enum):
+    """At which entries the result of an entrywise function is zero because its operands are."""
+
+    FIRST = enum.auto()  # where the first operand is
+    ANY = enum.auto()  # where one operand is
+    ALL = enum.auto()  # where all operands are
+    CASES = enum.auto()  # where all but the first are
+    NEVER = enum.auto()  # nothing is known
+    POLE = enum.auto()  # nowhere: infinite where the operand is zero
+    DIVIDE = enum.auto()  # where the first is, unless the second is too
+    POWER = enum.auto()  # where the first is, if the exponent is positive
+    LARGER = enum.auto()  # where all are, a constant of at most zero aside
+    SMALLER = enum.auto()  # where all are, a constant of at least zero aside
+    CLAMP = enum.auto()  # where the second is, if zero lies within the bounds
+
+
+class Entrywise(NamedTuple):
+    """Each entry of the result depends on the operands' entries at the same place, and on operands without axes.
+
+    Attributes:
+      zero: where the result is zero.
+      linear: the operands in each of which the result is linear while the others stay; empty if in none.
+      flops: what it costs.
+    """
+
+    zero: Zero
+    linear: slice = slice(0)
+    flops: Flops = Flops.RESULT
+
+
+class Moves(NamedTuple):
+    """Entries are moved, repeated and left out, but not changed.
+
+    Attributes:
+      moves: for an equation one move for each result. It applies to the first operand, Concatenate and Stack to all.
+      each: whether result k is made of operand k instead.
+    """
+
+    moves: Callable[[Equation], list[Move]]
+    each: bool = False
+
+
+class Product(NamedTuple):
+    """A sum of products of two operands over axes; the result has batch axes, then those of the left, of the right.
+
+    Attributes:
+      numbers: for an equation ((contracted axes of the left, of the right), (batch axes of the left, of the right)).
+    """
+
+    numbers: Callable[[Equation], tuple[tuple[Axes, Axes], tuple[Axes, Axes]]]
+
+
+class Convolution(NamedTuple):
+    """A convolution with the parameters of `conv_general_dilated`."""
+
+
+class Reduce(NamedTuple):
+    """Some axes of the operands are dropped, each entry of the result depends on all entries along them.
+
+    Attributes:
+      axes: for an equation the axes.
+      sums: whether entries that are zero make no difference.
+      keeps_zero: whether the result is zero where all entries are.
+      flops: what it costs.
+    """
+
+    axes: Callable[[Equation], Axes]
+    sums: bool = False
+    keeps_zero: bool = True
+    flops: Flops = Flops.OPERAND
+
+
+class Mix(NamedTuple):
+    """Along some axes each entry of the result depends on several entries; along the others on the one.
+
+    Attributes:
+      axes: for an equation the axes.
+      keeps_zero: whether the result is zero where all entries along these axes are.
+      flops: what it costs.
+    """
+
+    axes: Callable[[Equation], Axes]
+    keeps_zero: bool = True
+    flops: Flops = Flops.OPERAND
+
+
+class Pick(NamedTuple):
+    """Operands tell which entries of the first are taken."""
+
+
+class Write(NamedTuple):
+    """Operands tell at which places of the first others are written."""
+
+
+class Make(NamedTuple):
+    """The result has no axes of operands: each position gets its own value."""
+
+
+class Other(NamedTuple):
+    """Nothing is known but that it costs no FLOPs."""
+
+
+Primitive: TypeAlias = Entrywise | Moves | Product | Convolution | Reduce | Mix | Pick | Write | Make | Other
+
+_FIRST, _ALL, _CASES = slice(1), slice(None), slice(1, None)
+
+
+def _named(names: str, primitive: Primitive) -> dict[str, Primitive]:
+    return dict.fromkeys(names.split(), primitive)
+
+
+def _slices(eqn: Equation) -> list[Move]:
+    starts = tuple(eqn.params["start_indices"])
+    return [Slice(starts, tuple(eqn.params["limit_indices"]), tuple(eqn.params["strides"] or (1,) * len(starts)))]
+
+
+def _parts(eqn: Equation) -> list[Move]:
+    axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
+    ends = list(itertools.accumulate(eqn.params["sizes"]))
+    bounds = [(end - size, end) for end, size in zip(ends, eqn.params["sizes"], strict=True)]
+    ones = (1,) * len(shape)
+    starts = [tuple(a if k == axis else 0 for k in range(len(shape))) for a, _ in bounds]
+    limits = [tuple(b if k == axis else n for k, n in enumerate(shape)) for _, b in bounds]
+    return [Slice(a, b, ones) for a, b in zip(starts, limits, strict=True)]
+
+
+def _reshape(eqn: Equation) -> list[Move]:
+    order = eqn.params.get("dimensions")
+    return [Reshape(tuple(eqn.outvars[0].aval.shape), None if order is None else tuple(order))]
+
+
+def _broadcast(eqn: Equation) -> list[Move]:
+    return [Broadcast(tuple(eqn.outvars[0].aval.shape), tuple(eqn.params["broadcast_dimensions"]))]
+
+
+def _axes(eqn: Equation) -> Axes:
+    return tuple(eqn.params["axes"])
+
+
+def _along(eqn: Equation) -> Axes:
+    axis = eqn.params.get("axis", eqn.params.get("dimension", -1))
+    return (axis % len(eqn.invars[0].aval.shape),)
+
+
+def _window(eqn: Equation) -> Axes:
+    params, ones = eqn.params, ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
+    alone = lambda i: all((params.get(key) or {i: 1})[i] == 1 for key in ones)
+    rank = len(eqn.invars[0].aval.shape)
+    return tuple(i for i in range(rank) if not (alone(i) and tuple(params["padding"][i]) == (0, 0)))
+
+
+def _fft(eqn: Equation) -> Axes:
+    rank = len(eqn.invars[0].aval.shape)
+    return tuple(range(rank - len(eqn.params["fft_lengths"]), rank))
+
+
+PRIMITIVES: dict[str, Primitive] = {
+    # The value itself, up to sign, precision and place.
+    **_named(
+        "convert_element_type copy copy_p stop_gradient reduce_precision name sharding_constraint mesh_cast reshard "
+        "pvary pcast layout_constraint real conj",
+        Entrywise(Zero.FIRST, _FIRST, Flops.NONE),
+    ),
+    "neg": Entrywise(Zero.FIRST, _FIRST),
+    **_named("optimization_barrier device_put", Moves(lambda eqn: [Same()] * len(eqn.outvars), each=True)),
+    # Entry by entry.
+    **_named("add add_any sub", Entrywise(Zero.ALL, _ALL)),
+    "mul": Entrywise(Zero.ANY, _ALL),
+    "div": Entrywise(Zero.DIVIDE, _FIRST),
+    "select_n": Entrywise(Zero.CASES, _CASES, Flops.NONE),
+    **_named(
+        "abs asin asinh atan atanh bessel_i1e cbrt ceil erf erf_inv expm1 floor log1p rem round sign sin sinh sqrt "
+        "square tan tanh",
+        Entrywise(Zero.FIRST),
+    ),
+    **_named(
+        "imag population_count shift_left shift_right_arithmetic shift_right_logical",
+        Entrywise(Zero.FIRST, flops=Flops.NONE),
+    ),
+    **_named("log rsqrt", Entrywise(Zero.POLE)),
+    **_named("pow integer_pow", Entrywise(Zero.POWER)),
+    "max": Entrywise(Zero.LARGER),
+    "min": Entrywise(Zero.SMALLER),
+    "clamp": Entrywise(Zero.CLAMP),
+    **_named("atan2 nextafter", Entrywise(Zero.ALL)),
+    **_named("complex or xor", Entrywise(Zero.ALL, flops=Flops.NONE)),
+    "and": Entrywise(Zero.ANY, flops=Flops.NONE),
+    **_named(
+        "acos acosh bessel_i0e cos cosh digamma erfc exp exp2 igamma igammac lgamma logistic polygamma "
+        "regularized_incomplete_beta zeta",
+        Entrywise(Zero.NEVER),
+    ),
+    **_named("bitcast_convert_type clz is_finite not eq ne ge gt le lt", Entrywise(Zero.NEVER, flops=Flops.NONE)),
+    # Moving entries.
+    "reshape": Moves(_reshape),
+    "squeeze": Moves(lambda eqn: [Squeeze(tuple(eqn.params["dimensions"]))]),
+    "transpose": Moves(lambda eqn: [Transpose(tuple(eqn.params["permutation"]))]),
+    "broadcast_in_dim": Moves(_broadcast),
+    "slice": Moves(_slices),
+    "split": Moves(_parts),
+    "rev": Moves(lambda eqn: [Reverse(tuple(eqn.params["dimensions"]))]),
+    "tile": Moves(lambda eqn: [Tile(tuple(eqn.params["reps"]))]),
+    "pad": Moves(lambda eqn: [Pad(tuple(eqn.params["padding_config"]))]),
+    "concatenate": Moves(lambda eqn: [Concatenate(eqn.params["dimension"])]),
+    "stack": Moves(lambda eqn: [Stack(eqn.params["axis"])]),
+    # Sums of products.
+    "dot_general": Product(lambda eqn: eqn.params["dimension_numbers"]),
+    "conv_general_dilated": Convolution(),
+    # Over axes.
+    "reduce_sum": Reduce(_axes, sums=True),
+    **_named("reduce_max reduce_min reduce_prod", Reduce(_axes)),
+    **_named("reduce_and reduce_or reduce_xor", Reduce(_axes, flops=Flops.NONE)),
+    **_named("argmax argmin", Reduce(_axes, keeps_zero=False, flops=Flops.NONE)),
+    **_named("cumsum cumprod cummax cummin", Mix(_along)),
+    "cumlogsumexp": Mix(_along, keeps_zero=False),
+    **_named("sort top_k", Mix(_along, keeps_zero=False, flops=Flops.NONE)),
+    **_named("reduce_window_sum reduce_window_max reduce_window_min", Mix(_window, flops=Flops.WINDOW)),
+    "reduce_window": Mix(_window, keeps_zero=False, flops=Flops.UNKNOWN),
+    "fft": Mix(_fft, flops=Flops.UNKNOWN),
+    # By index.
+    **_named("gather dynamic_slice", Pick()),
+    **_named(
+        "dynamic_update_slice scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max scatter_add "
+        "scatter_sub scatter_mul scatter_min scatter_max",
+        Write(),
+    ),
+    **_named("iota random_bits", Make()),
+    **_named(
+        "axis_index all_gather all_to_all create_token debug_callback debug_print empty eq_to le_to lt_to ppermute "
+        "random_clone random_fold_in random_seed random_split random_unwrap random_wrap threefry2x32",
+        Other(),
+    ),
+}

@@ -1,0 +1,337 @@
+"""A parameter leaf seen through moves, axis by axis: `View`, what primitives make of views, and how products meet them.
+
+Symbolic, where `weights.follow` looks at entries: to know which axes of a leaf are summed over must not cost an array
+of the leaf's size. A factor of a view's axis is a `Run` along one axis of the leaf; one without a run repeats entries.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxprune._jaxprs import factors as fx
+from jaxprune._jaxprs.factors import Axis, Factor
+from jaxprune._jaxprs.moves import (
+    Broadcast,
+    Concatenate,
+    Move,
+    Pad,
+    Reshape,
+    Reverse,
+    Same,
+    Shape,
+    Slice,
+    Squeeze,
+    Stack,
+    Tile,
+    Transpose,
+)
+from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Product
+
+Equation = Any
+Pairs = Sequence[tuple[int, int]]  # (axis of the weight, axis of the other operand)
+
+
+class Run(NamedTuple):
+    """Entries of a leaf, `stride` apart along one of its axes."""
+
+    axis: int
+    stride: int = 1
+
+
+class View(NamedTuple):
+    """Part of a value that is (part of) a parameter leaf.
+
+    Attributes:
+      leaf: which leaf.
+      axes: for each axis of the value, what it runs along, the slowest first; its length is the factors' product.
+      start: for each axis of the value, where the part starts (a concatenation has parts that start elsewhere).
+      offset: for each axis of the leaf, where the view starts.
+      scanned: what loops around have taken one entry of: pairs (loop, factor), outermost first.
+    """
+
+    leaf: int
+    axes: tuple[Axis, ...]
+    start: Shape
+    offset: Shape
+    scanned: tuple[tuple[tuple[int, ...], Factor], ...] = ()
+
+
+class Meeting(NamedTuple):
+    """How a weight takes part in a product.
+
+    Attributes:
+      view: the weight; of a convolution's kernel the output axis comes last, and is (groups, outputs) if grouped.
+      batch: pairs of batch axes, of the weight and of what it meets.
+      contract: pairs of axes that are summed over. What a kernel meets are patches, with axes (batch, *positions,
+        groups if more than one, channels, *kernel positions).
+    """
+
+    view: View
+    batch: Pairs
+    contract: Pairs
+
+
+class NotFollowed(Exception):
+    """What happens to a parameter cannot be told as a view; the message says what it is."""
+
+
+def run(axis: int, size: int, stride: int = 1) -> Factor:
+    """The factor of `size` entries of a leaf, `stride` apart along an axis."""
+    return Factor(size, Run(axis, stride))
+
+
+def whole(leaf: int, shape: Shape) -> View:
+    """A leaf as it is.
+
+    Example:
+      >>> whole(0, (3, 1)).axes
+      ((Factor(size=3, of=Run(axis=0, stride=1)),), ())
+    """
+    axes = tuple((run(a, n),) if n != 1 else () for a, n in enumerate(shape))
+    return View(leaf, axes, (0,) * len(shape), (0,) * len(shape))
+
+
+def results(eqn: Equation, operands: Sequence[Sequence[View]], numbers: Sequence[Any]) -> list[tuple[View, ...]]:
+    """The views of the results of an equation without jaxprs, none of whose operands depends on data.
+
+    A factor or summand beside a weight (a mask, a scale, a low-rank correction) leaves it a weight; the sum of two
+    weights, or their product, meets what each of them meets.
+
+    Args:
+      eqn: the equation.
+      operands: the views of each operand.
+      numbers: the integers that an operand is known to be, else None; slices need them.
+
+    Returns:
+      The views of each result.
+
+    Raises:
+      NotFollowed: the primitive neither moves entries nor is linear in them.
+    """
+    name = eqn.primitive.name
+    what = PRIMITIVES.get(name)
+    if isinstance(what, Moves) and what.each:
+        return [tuple(views) for views in operands]
+    shape = tuple(eqn.invars[0].aval.shape)
+    if isinstance(what, Moves):
+        moves = what.moves(eqn)
+    elif name == "dynamic_slice":
+        moves = [_known_slice(eqn, shape, numbers[1 : 1 + len(shape)])]
+    elif isinstance(what, Entrywise) and any(operands[what.linear]):
+        if sum(map(len, operands)) > sum(map(len, operands[what.linear])):
+            raise NotFollowed(name)
+        return [tuple(view for views in operands[what.linear] for view in views)] * len(eqn.outvars)
+    else:
+        raise NotFollowed(name)
+    if isinstance(moves[0], (Concatenate, Stack)):
+        return [_joined(eqn, moves[0], operands)]
+    return [tuple(v for view in operands[0] if (v := moved(view, move, shape)) is not None) for move in moves]
+
+
+def moved(view: View, move: Move, shape: Shape) -> View | None:
+    """The view of a moved value.
+
+    Args:
+      view: a view of the value.
+      move: any move of one operand.
+      shape: the shape of the value.
+
+    Returns:
+      The view; None if the result holds nothing of the leaf.
+
+    Raises:
+      NotFollowed: the result is no view.
+    """
+    return _MOVED[type(move)](view, move, shape)
+
+
+def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
+    """How a weight takes part in a product or, as its kernel, in a convolution.
+
+    Args:
+      eqn: the equation.
+      view: a view of one operand.
+      operand: 0 or 1, which operand that is.
+
+    Raises:
+      NotFollowed: it is the image of a convolution, or one with batch_group_count, or a kernel of which the view holds
+        only some outputs of a group.
+    """
+    what = PRIMITIVES[eqn.primitive.name]
+    if isinstance(what, Product):
+        contract, batch = what.numbers(eqn)
+        pair = lambda axes: list(zip(axes[operand], axes[1 - operand], strict=True))
+        return Meeting(view, pair(batch), pair(contract))
+    if operand == 0:
+        raise NotFollowed("a convolution as its image")
+    if eqn.params["batch_group_count"] != 1:
+        raise NotFollowed("a convolution with batch_group_count")
+    groups, numbers = eqn.params["feature_group_count"], eqn.params["dimension_numbers"]
+    shape = tuple(eqn.invars[1].aval.shape)
+    out_axis, in_axis, *spatial = numbers.rhs_spec
+    order = [a for a in range(len(shape)) if a != out_axis] + [out_axis]
+    view = _transpose(view, Transpose(tuple(order)), shape)
+    if groups > 1:
+        kept = tuple(shape[a] for a in order)
+        view = _reshape(view, Reshape((*kept[:-1], groups, kept[-1] // groups)), kept)
+    channels = len(shape) - 1 + (groups > 1)
+    contract = [(order.index(a), channels + i) for i, a in enumerate([in_axis, *spatial])]
+    return Meeting(view, [(len(shape) - 1, channels - 1)] if groups > 1 else [], contract)
+
+
+def _known_slice(eqn: Equation, shape: Shape, starts: Sequence[Any]) -> Slice:
+    if any(start is None for start in starts):
+        raise NotFollowed("an index that is computed")
+    sizes = tuple(eqn.params["slice_sizes"])
+    first = tuple(min(max(int(i), 0), n - s) for i, n, s in zip(starts, shape, sizes, strict=True))
+    return Slice(first, tuple(a + s for a, s in zip(first, sizes, strict=True)), (1,) * len(shape))
+
+
+def _joined(eqn: Equation, move: Concatenate | Stack, operands: Sequence[Sequence[View]]) -> tuple[View, ...]:
+    begin, out = 0, []
+    for var, views in zip(eqn.invars, operands, strict=True):
+        for view in views:
+            if isinstance(move, Stack):
+                axes, start = list(view.axes), list(view.start)
+                axes.insert(move.axis, ())
+                start.insert(move.axis, begin)
+                out.append(view._replace(axes=tuple(axes), start=tuple(start)))
+            else:
+                out.append(_shift(view, move.axis, begin))
+        begin += 1 if isinstance(move, Stack) else var.aval.shape[move.axis]
+    return tuple(out)
+
+
+def _same(view: View, move: Same, shape: Shape) -> View:
+    del move, shape
+    return view
+
+
+def _transpose(view: View, move: Transpose, shape: Shape) -> View:
+    del shape
+    order = move.permutation
+    return view._replace(axes=tuple(view.axes[p] for p in order), start=tuple(view.start[p] for p in order))
+
+
+def _squeeze(view: View, move: Squeeze, shape: Shape) -> View:
+    return _transpose(view, Transpose(tuple(a for a in range(len(shape)) if a not in move.dimensions)), shape)
+
+
+def _broadcast(view: View, move: Broadcast, shape: Shape) -> View:
+    axes: list[Axis] = [(Factor(n),) if n != 1 else () for n in move.shape]
+    start = [0] * len(axes)
+    for i, to in enumerate(move.dimensions):
+        if shape[i] == move.shape[to]:
+            axes[to], start[to] = view.axes[i], view.start[i]
+    return view._replace(axes=tuple(axes), start=tuple(start))
+
+
+def _tile(view: View, move: Tile, shape: Shape) -> View:
+    axes = list(view.axes)
+    for axis, n in enumerate(move.reps):
+        if n != 1:
+            if fx.size(axes[axis]) != shape[axis]:
+                raise NotFollowed("a repetition of a concatenation")
+            axes[axis] = fx.merge([(Factor(n),), axes[axis]])
+    return view._replace(axes=tuple(axes))
+
+
+def _reverse(view: View, move: Reverse, shape: Shape) -> View:
+    if any(view.axes[a] for a in move.dimensions):
+        raise NotFollowed("rev")
+    return view._replace(start=tuple(shape[a] - 1 - s if a in move.dimensions else s for a, s in enumerate(view.start)))
+
+
+def _pad(view: View, move: Pad, shape: Shape) -> View:
+    del shape
+    if any(low < 0 or high < 0 or inner for low, high, inner in move.config):
+        raise NotFollowed("a pad that cuts off or spreads")
+    for axis, (low, _, _) in enumerate(move.config):
+        view = _shift(view, axis, low)
+    return view
+
+
+def _shift(view: View, axis: int, by: int) -> View:
+    return view._replace(start=_put(view.start, axis, view.start[axis] + by))
+
+
+def _reshape(view: View, move: Reshape, shape: Shape) -> View:
+    if move.order is not None:
+        raise NotFollowed("a reshape in another order")
+    if 0 in shape:
+        raise NotFollowed("a reshape of an empty array")
+    axes: list[Axis] = []
+    start: list[int] = []
+    for old, new in fx.blocks(shape, move.shape):
+        if len(old) == len(new) == 1:
+            axes.append(view.axes[old[0]])
+            start.append(view.start[old[0]])
+            continue
+        if any(fx.size(view.axes[a]) != shape[a] for a in old):
+            raise NotFollowed("a reshape of a concatenation")
+        pieces = fx.split(fx.merge([view.axes[a] for a in old]), [move.shape[a] for a in new], _cut)
+        if pieces is None:
+            raise NotFollowed("a reshape that splits an axis unevenly")
+        axes += pieces
+        start += [0] * len(new)
+    return view._replace(axes=tuple(axes), start=tuple(start))
+
+
+def _cut(factor: Factor, fast: int) -> tuple[Factor, Factor]:
+    slow = factor.size // fast
+    if factor.of is None:
+        return Factor(slow), Factor(fast)
+    return Factor(slow, Run(factor.of.axis, factor.of.stride * fast)), Factor(fast, factor.of)
+
+
+def _slice(view: View, move: Slice, shape: Shape) -> View | None:
+    for axis, (begin, end, step) in enumerate(zip(*move, strict=True)):
+        if (begin, end, step) == (0, shape[axis], 1):
+            continue
+        cut = _slice_axis(view, axis, begin, end, step)
+        if cut is None:
+            return None
+        view = cut
+    return view
+
+
+def _slice_axis(view: View, axis: int, begin: int, end: int, step: int) -> View | None:
+    factors, first = view.axes[axis], view.start[axis]
+    have = fx.size(factors)
+    low, high = max(begin, first), min(end, first + have)
+    if low >= high:
+        return None
+    if step != 1 and (first != 0 or have < end):
+        raise NotFollowed("a strided slice of a concatenation")
+    skip, count = low - first, -(-(high - low) // step)
+    view = view._replace(start=_put(view.start, axis, max(first - begin, 0)))
+    if skip == 0 and count == have:
+        return view
+    outer, inner = factors[0], fx.size(factors[1:])
+    if inner > 1 and (step != 1 or skip % inner or count % inner):
+        raise NotFollowed("a slice through merged axes")
+    skip, count = skip // inner, count // inner
+    kept: Axis = ()
+    if outer.of is not None:
+        at = outer.of.axis
+        view = view._replace(offset=_put(view.offset, at, view.offset[at] + skip * outer.of.stride))
+        kept = (run(at, count, outer.of.stride * step),)
+    elif count != 1:
+        kept = (Factor(count),)
+    return view._replace(axes=_put(view.axes, axis, (kept if count != 1 else ()) + factors[1:]))
+
+
+def _put(values: tuple, index: int, value: object) -> tuple:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+_MOVED: dict[type, Callable[[View, Any, Shape], View | None]] = {
+    Same: _same,
+    Transpose: _transpose,
+    Reshape: _reshape,
+    Squeeze: _squeeze,
+    Broadcast: _broadcast,
+    Slice: _slice,
+    Reverse: _reverse,
+    Tile: _tile,
+    Pad: _pad,
+}

@@ -1,0 +1,133 @@
+"""The activations that a parameter meets at a matrix product or a convolution, and their moments."""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxprune._jaxprs import factors
+from jaxprune._jaxprs.factors import Axis, Factor
+from jaxprune._jaxprs.views import Meeting
+
+Equation = Any
+Moments = dict[str, jax.Array]
+
+
+class Samples(NamedTuple):
+    """Activations in the order of a site: [*batch, *samples, *inputs].
+
+    Attributes:
+      values: the array.
+      batch: how many leading axes are batch axes.
+      inputs: how many trailing axes are inputs.
+    """
+
+    values: jax.Array
+    batch: int
+    inputs: int
+
+    @property
+    def number(self) -> int:
+        """How many samples there are."""
+        return math.prod(self.values.shape[self.batch : self.values.ndim - self.inputs])
+
+
+def samples_of(meeting: Meeting, other: jax.Array) -> Samples:
+    """What a weight meets in a product: the other operand (of a kernel, the patches under it) in the order of a site.
+
+    The operand is cut to the part that the view covers, its axes are split into the view's factors and ordered.
+
+    Args:
+      meeting: how the weight takes part.
+      other: the other operand, or the patches.
+    """
+    view, batch, contract = meeting
+    for mine, yours in (*batch, *contract):
+        n = factors.size(view.axes[mine])
+        if n != other.shape[yours]:
+            other = lax.slice_in_dim(other, view.start[mine], view.start[mine] + n, axis=yours)
+    roles: dict[int, tuple[str, Axis]] = {yours: ("batch", view.axes[mine]) for mine, yours in batch}
+    roles |= {yours: ("inputs", view.axes[mine]) for mine, yours in contract}
+    split: list[tuple[str, Factor]] = []
+    for axis, size in enumerate(other.shape):
+        kind, own = roles.get(axis, ("samples", (Factor(size),)))
+        split += [(kind, f) for f in own]
+    x = other.reshape([f.size for _, f in split])
+    # One entry of the weight for several of x: samples where they lie in a batch, a sum where they are summed over.
+    summed = [i for i, (kind, f) in enumerate(split) if kind == "inputs" and f.of is None]
+    x = x.sum(summed)
+    split = [entry for i, entry in enumerate(split) if i not in summed]
+    places: dict[str, list[int]] = {"batch": [], "samples": [], "inputs": []}
+    for i, (kind, f) in enumerate(split):
+        places[kind if f.of is not None else "samples"].append(i)
+    places["inputs"].sort(key=lambda i: (split[i][1].of.axis, -split[i][1].of.stride))
+    x = x.transpose(*places["batch"], *places["samples"], *places["inputs"])
+    return Samples(x, len(places["batch"]), len(places["inputs"]))
+
+
+def patches(eqn: Equation, x: jax.Array) -> jax.Array:
+    """What the kernel of a convolution meets, one sample for each output position.
+
+    Args:
+      eqn: the convolution.
+      x: its image.
+
+    Returns:
+      [batch, *positions, groups if more than one, channels, *kernel positions].
+    """
+    params, numbers, groups = eqn.params, eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    kernel = [eqn.invars[1].aval.shape[a] for a in numbers.rhs_spec[2:]]
+    batch, channel, *spatial = numbers.lhs_spec
+    x = x.transpose(batch, *spatial, channel)
+    pads = [
+        (lo, hi, dilation - 1) for (lo, hi), dilation in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    positions = [eqn.outvars[0].aval.shape[a] for a in numbers.out_spec[2:]]
+    strides, dilation = params["window_strides"], params["rhs_dilation"]
+    pieces = []
+    for at in itertools.product(*map(range, kernel)):
+        start = [k * d for k, d in zip(at, dilation, strict=True)]
+        limit = [s + (n - 1) * step + 1 for s, n, step in zip(start, positions, strides, strict=True)]
+        pieces.append(lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *strides, 1)))
+    stacked = jnp.stack(pieces, -1)
+    split = (groups, stacked.shape[-2] // groups) if groups > 1 else stacked.shape[-2:-1]
+    return stacked.reshape(*stacked.shape[:-2], *split, *kernel)
+
+
+def moments(samples: Samples, collect: frozenset[str], dtype: Any) -> Moments:
+    """Sums over the samples.
+
+    Args:
+      samples: the activations.
+      collect: what of "gram", "square", "total" and "zeros".
+      dtype: in which to sum.
+
+    Returns:
+      "gram" [*batch, *inputs, *inputs]; "square" (of squares), "total" and "zeros" (how many) [*batch, *inputs].
+    """
+    x, first = samples.values.astype(dtype), samples.batch
+    over = tuple(range(first, x.ndim - samples.inputs))
+    batch = tuple(range(first))
+    out: Moments = {}
+    if "gram" in collect:
+        numbers = ((over, over), (batch, batch))
+        out["gram"] = lax.dot_general(x, x, numbers, precision=lax.Precision.HIGHEST, out_sharding=_everywhere(x))
+    elif "square" in collect:
+        out["square"] = (x * x).sum(over)
+    if "total" in collect:
+        out["total"] = x.sum(over)
+    if "zeros" in collect:
+        out["zeros"] = (x == 0).astype(dtype).sum(over)
+    return out
+
+
+def _everywhere(x: jax.Array) -> NamedSharding | None:
+    # On a mesh with explicit axes a sum over a sharded axis must say where its result lies; elsewhere the compiler
+    # knows.
+    mesh = jax.typeof(x).sharding.mesh
+    return NamedSharding(mesh, PartitionSpec()) if AxisType.Explicit in mesh.axis_types else None

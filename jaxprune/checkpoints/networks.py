@@ -1,0 +1,289 @@
+"""Networks in safetensors files: `save` and `load` parameters, their masks, and what is known about them.
+
+The file format. A pruned leaf `a/b` is two arrays: `a/b.mask`, its mask at one bit an entry, the first entry in the
+lowest bit of the first byte, and `a/b.values`, its kept values in row-major order and its own dtype. A leaf that is not
+pruned is one array `a/b`. The metadata entry `jaxprune` is JSON: the path, shape and dtype of each leaf, `about`, and a
+SHA-256 of all of it. Nothing is pickled, and every safetensors reader can open the file.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _tree
+from jaxprune import masks as masks_
+from jaxprune.checkpoints import _disk
+
+PyTree = Any
+_KIND = "jaxprune.network/1"
+# Names of dtypes in safetensors files.
+_DTYPES = {
+    "BOOL": jnp.bool_, "U8": jnp.uint8, "I8": jnp.int8, "U16": jnp.uint16, "I16": jnp.int16, "U32": jnp.uint32,
+    "I32": jnp.int32, "U64": jnp.uint64, "I64": jnp.int64, "F16": jnp.float16, "BF16": jnp.bfloat16,
+    "F32": jnp.float32, "F64": jnp.float64, "C64": jnp.complex64,
+    "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2,
+}  # fmt: skip
+
+
+class Saved(NamedTuple):
+    """The sizes of a file that `save` or `save_slim` wrote. `print` it.
+
+    Attributes:
+      path: the file.
+      bytes: its size.
+      dense: the bytes of the parameters in memory.
+      masks: the bytes of the masks in the file.
+      values: the bytes of the kept values in the file, those of unpruned leaves included.
+    """
+
+    path: Path
+    bytes: int
+    dense: int
+    masks: int
+    values: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.bytes:,} bytes, {self.bytes / max(1, self.dense):.1%} of the dense parameters"
+            f" ({self.masks:,} masks, {self.values:,} values, {self.bytes - self.masks - self.values:,} other)"
+        )
+
+
+class Loaded(NamedTuple):
+    """A network from a file.
+
+    Attributes:
+      params: the parameters, zero where the masks are False.
+      masks: bool masks; a scalar True for a leaf that is not pruned.
+      about: the JSON value that was saved with the network, or None.
+    """
+
+    params: PyTree
+    masks: PyTree
+    about: Any
+
+
+def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = None) -> Saved:
+    """Writes a network to a new safetensors file: kept values, masks as bits, a checksum.
+
+    It saves whatever consists of these parts: `save(path, *pruned)` for a `Pruned`, `save(path, *ticket)` for a
+    `lottery.Ticket`. A slim network with its function has `save_slim`.
+
+    Args:
+      path: a file that does not exist, in a folder that does.
+      params: any pytree of arrays, zero where the masks are False (`masks.apply`).
+      masks: bool or packed masks of the same leaves, in the same containers or others, as an `nnx.Optimizer` has them.
+        None: the network is not pruned, or is slim.
+      about: anything that JSON can hold: where the network comes from, its metrics.
+
+    Returns:
+      The sizes.
+
+    Raises:
+      FileExistsError: the file exists; nothing is overwritten.
+      ValueError: masks that do not fit; parameters that are not zero where the masks are False, which would be lost;
+        arrays that no single process holds.
+      TypeError: leaves that are not arrays of numbers; `about` is not JSON.
+      ImportError: the package safetensors is missing.
+
+    Example:
+      >>> import tempfile
+      >>> params, masks = {'w': jnp.array([[0.0, 2.0]])}, {'w': jnp.array([[False, True]])}
+      >>> path = tempfile.mkdtemp() + '/net.safetensors'
+      >>> save(path, params, masks).values
+      4
+      >>> load(path, params).params['w'].tolist()
+      [[0.0, 2.0]]
+    """
+    return write(path, params, masks, about, {})
+
+
+def load(path: Any, like: PyTree = None) -> Loaded:
+    """Reads a network from a file that `save` or `save_slim` wrote.
+
+    Args:
+      path: the file.
+      like: arrays or ShapeDtypeStructs in the structure of the parameters, such as `jax.eval_shape(model.init, ...)`.
+        The result has this structure. Where a leaf has a sharding, the parameter is put there, and so is a mask of full
+        shape. None returns nested dicts, keyed by the parts of each leaf's path.
+
+    Returns:
+      The parameters, bit for bit, their masks, and `about`.
+
+    Raises:
+      ValueError: `save` did not write the file, the file is damaged (any bit of it), or it holds other leaves, shapes
+        or dtypes than `like`.
+      ImportError: the package safetensors is missing.
+
+    Example:
+      >>> import tempfile
+      >>> path = tempfile.mkdtemp() + '/net.safetensors'
+      >>> _ = save(path, {'dense': {'kernel': jnp.ones((2, 3))}}, about={'accuracy': 0.9})
+      >>> network = load(path)
+      >>> network.params['dense']['kernel'].shape, network.about
+      ((2, 3), {'accuracy': 0.9})
+    """
+    return read(path, like)[0]
+
+
+def write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str, np.ndarray]) -> Saved:
+    """`save` with more arrays in the file, whose names must not be those of leaves."""
+    package = _disk.optional("safetensors.numpy", "saving a network")
+    if masks is None:
+        masks = jax.tree.map(lambda _: True, params)
+    masks = _tree.align(params, masks, what="masks", is_leaf=masks_.is_packed)
+    _tree.check_masks(params, masks)
+    arrays, leaves = _split(params, masks_.unpack(masks), [*extra])
+    arrays |= extra
+    described = json.dumps({"kind": _KIND, "leaves": leaves, "about": about})
+    # One entry: the package writes several in an order of its own, and equal networks should be equal files.
+    metadata = {"jaxprune": json.dumps({"sha256": _digest(described, arrays), "content": described})}
+    written = _disk.write_new(path, lambda part: package.save_file(arrays, part, metadata))
+    sizes = {"mask": 0, "values": 0}
+    for name, array in arrays.items():
+        if name not in extra:
+            sizes["mask" if name.endswith(".mask") else "values"] += array.nbytes
+    dense = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return Saved(written, written.stat().st_size, dense, sizes["mask"], sizes["values"])
+
+
+def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
+    """`load`, with all arrays of the file by name and the paths of the leaves in the order of the file."""
+    package = _disk.optional("safetensors", "loading a network")
+    data = Path(path).read_bytes()
+    try:
+        arrays = {name: _as_array(**found) for name, found in package.deserialize(data)}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (package.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, truncated, or no safetensors file: {error}") from error
+    metadata = header.get("__metadata__", {})
+    if "jaxprune" not in metadata:
+        raise ValueError(f"{path} is not from jaxprune.checkpoints.save: its metadata have no entry `jaxprune`")
+    try:
+        noted = json.loads(metadata["jaxprune"])
+        whole = noted["sha256"] == _digest(noted["content"], arrays)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: its metadata cannot be read: {error}") from error
+    if not whole:
+        raise ValueError(f"{path} is damaged: its content does not have the checksum that was saved with it")
+    content = json.loads(noted["content"])
+    if content["kind"] != _KIND:
+        raise ValueError(f"{path} is of the kind {content['kind']!r}; this version reads {_KIND!r}")
+    entries = {tuple(entry["path"]): entry for entry in content["leaves"]}
+    if like is None:
+        like = _disk.nested({p: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"]) for p, entry in entries.items()})
+    wanted = [(_tree.identity(p), leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]]
+    saved = {p: f"{entry['dtype']}{list(entry['shape'])}" for p, entry in entries.items()}
+    _disk.check_same(Path(path), "network", saved, {p: _kind(leaf) for p, leaf in wanted})
+    pairs = [_join(entries[p], arrays) for p, _ in wanted]
+    params, masks = (
+        [_place(pair[part], leaf) for pair, (_, leaf) in zip(pairs, wanted, strict=True)] for part in (0, 1)
+    )
+    structure = jax.tree.structure(like)
+    loaded = Loaded(jax.tree.unflatten(structure, params), jax.tree.unflatten(structure, masks), content["about"])
+    return loaded, arrays, [*entries]
+
+
+def _split(params: PyTree, masks: PyTree, taken: list[str]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The arrays of the file by name, and a description of each leaf in the order of `jax.tree.leaves`."""
+    pairs = jax.tree_util.tree_flatten_with_path(params)[0]
+    _check_leaves([(_tree.name(path), leaf) for path, leaf in pairs], taken)
+    arrays: dict[str, np.ndarray] = {}
+    leaves, lost = [], []
+    for (path, leaf), mask in zip(pairs, jax.tree.structure(params).flatten_up_to(masks), strict=True):
+        name, array, bits = _tree.name(path), np.asarray(leaf), np.asarray(mask)
+        entry = {"name": name, "path": _tree.identity(path), "shape": array.shape, "dtype": str(array.dtype)}
+        if not bits.ndim and bits:
+            arrays[name] = np.asarray(array, order="C")
+            leaves.append(entry | {"mask": None, "kept": array.size})
+            continue
+        full = np.broadcast_to(bits, array.shape)
+        arrays[f"{name}.mask"], arrays[f"{name}.values"] = np.packbits(bits, bitorder="little"), array[full]
+        leaves.append(entry | {"mask": bits.shape, "kept": int(full.sum())})
+        removed = array[~full]
+        if np.any(removed != np.zeros((), array.dtype)):
+            lost.append(f"  {name}: {np.count_nonzero(removed)} of {removed.size}")
+    if lost:
+        raise ValueError(
+            "only kept values are saved, but these leaves are not zero everywhere where their masks are False; zero "
+            "them first (masks.apply(params, masks)), or save without masks:\n" + "\n".join(lost)
+        )
+    return arrays, leaves
+
+
+def _join(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """One leaf and its mask."""
+    name, shape = entry["name"], tuple(entry["shape"])
+    if entry["mask"] is None:
+        return arrays[name], np.array(True)
+    size = int(np.prod(entry["mask"]))
+    mask = np.unpackbits(arrays[f"{name}.mask"], count=size, bitorder="little").astype(bool).reshape(entry["mask"])
+    full = np.broadcast_to(mask, shape)
+    values = arrays[f"{name}.values"]
+    if int(full.sum()) != len(values) or len(values) != entry["kept"]:
+        raise ValueError(f"{name}: its mask keeps {int(full.sum())} values, the file has {len(values)} of them")
+    array = np.zeros(shape, values.dtype)
+    array[full] = values
+    return array, mask
+
+
+def _place(value: np.ndarray, leaf: Any) -> jax.Array:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None or value.shape != tuple(leaf.shape):
+        return jnp.asarray(value)
+    return jax.device_put(value, sharding)
+
+
+def _digest(described: str, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        # Name, dtype and shape too: the same bytes in another shape are other weights.
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _as_array(*, dtype: str, shape: list[int], data: Any) -> np.ndarray:
+    return np.frombuffer(data, np.dtype(_DTYPES[dtype])).reshape(shape)
+
+
+def _check_leaves(named: list[tuple[str, Any]], taken: list[str]) -> None:
+    known = {np.dtype(dtype) for dtype in _DTYPES.values()}
+    _refuse(
+        TypeError,
+        "only arrays of numbers are saved; leave other leaves out (eqx.filter), and save keys as "
+        "jax.random.key_data(key)",
+        [f"{name}: {_kind(leaf, shape=False)}" for name, leaf in named if getattr(leaf, "dtype", None) not in known],
+    )
+    _refuse(
+        ValueError,
+        "arrays on the devices of several processes must be gathered first "
+        "(jax.experimental.multihost_utils.process_allgather(params, tiled=True)) and saved by one process",
+        [name for name, leaf in named if not getattr(leaf, "is_fully_addressable", True)],
+    )
+    names = [name for name, _ in named]
+    counts = Counter([*names, *(f"{name}.{part}" for name in names for part in ("mask", "values")), *taken])
+    _refuse(
+        ValueError,
+        "leaves whose names would be the same in the file; rename one of each",
+        sorted(name for name, count in counts.items() if count > 1),
+    )
+
+
+def _refuse(error: Callable[[str], Exception], message: str, lines: list[str]) -> None:
+    if lines:
+        raise error(f"{message}:\n  " + "\n  ".join(lines))
+
+
+def _kind(leaf: Any, *, shape: bool = True) -> str:
+    if not hasattr(leaf, "dtype"):
+        return type(leaf).__name__
+    return f"{leaf.dtype}{list(leaf.shape)}" if shape else str(leaf.dtype)

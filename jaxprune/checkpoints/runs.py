@@ -1,0 +1,106 @@
+"""Resumable runs: `Run` is a folder that belongs to one run, keeps its finished steps and never overwrites."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune import _tree
+from jaxprune.checkpoints import _disk
+
+PyTree = Any
+
+
+class Run:
+    """The folder of one long computation that can be killed at any time and goes on after its last finished step.
+
+    A JSON file in the folder describes the run: its options, its key, and the shapes and bits of its first parameters.
+    Each step is an Orbax checkpoint of named arrays. File and steps appear under their names only once they are whole.
+
+    Args:
+      folder: made if it does not exist. It must be empty or hold this very run.
+      options: what else makes the run the same: names, and anything that JSON can hold.
+      params: the first parameters.
+      key: the JAX key.
+      kind: what the run is, in one word: it names the JSON file and stands in messages.
+      step: what a step is, in one word: it names the folders of the steps.
+
+    Raises:
+      FileExistsError: the folder holds something else.
+      ValueError: the folder holds another run (the message says what differs), or its description is damaged.
+      ImportError: the package orbax-checkpoint is missing.
+
+    Example:
+      >>> import tempfile
+      >>> folder, params, key = tempfile.mkdtemp(), {'w': np.ones(2)}, jax.random.key(0)
+      >>> Run(folder, {'rate': 0.1}, params=params, key=key).save(0, {'loss': np.array(0.5)})
+      >>> again = Run(folder, {'rate': 0.1}, params=params, key=key)
+      >>> float(again.load(0)['loss']), again.load(1)
+      (0.5, None)
+      >>> Run(folder, {'rate': 0.2}, params=params, key=key)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: /... holds another run; they differ in:
+        rate: saved 0.1, expected 0.2
+    """
+
+    def __init__(
+        self, folder: Any, options: dict[str, Any], *, params: PyTree, key: Any, kind: str = "run", step: str = "step"
+    ) -> None:
+        self._orbax = _disk.optional("orbax.checkpoint", f"saving a {kind}")
+        self._folder, self._step = Path(folder).absolute(), step
+        identity = json.loads(json.dumps({"kind": f"jaxprune.{kind}/1", **_fingerprint(params, key), **options}))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        note = self._folder / f"{kind}.json"
+        if not note.exists():
+            # A process that was killed before it could name its file has left it under a hidden name.
+            if any(not path.match(f".{note.name}.*.part") for path in self._folder.iterdir()):
+                raise FileExistsError(f"{self._folder} holds files of no {kind}; pass an empty or a new folder")
+            text = json.dumps(identity, indent=1)
+            _ = _disk.write_new(note, lambda part: part.write_text(text))
+            return
+        try:
+            saved = json.loads(note.read_text())
+        except ValueError as error:
+            raise ValueError(f"{note} is damaged: {_disk.first_line(error)}; pass a new folder") from error
+        if not isinstance(saved, dict):
+            raise ValueError(f"{note} does not describe a {kind}; pass a new folder")
+        _disk.check_same(self._folder, kind, saved, identity)
+
+    def load(self, number: int) -> dict[str, np.ndarray] | None:
+        """Returns the arrays of a finished step, or None.
+
+        Raises:
+          ValueError: the step is damaged. The message names its folder.
+        """
+        path = self._path(number)
+        if not path.exists():
+            return None
+        with self._orbax.StandardCheckpointer() as checkpointer:
+            try:
+                return {name: np.asarray(array) for name, array in checkpointer.restore(path).items()}
+            except Exception as error:  # Orbax documents no type
+                raise ValueError(
+                    f"{path} is damaged: {_disk.first_line(error)}; remove this folder to run this {self._step} again"
+                ) from error
+
+    def save(self, number: int, arrays: dict[str, np.ndarray]) -> None:
+        """Writes a finished step and returns once it is on the disk."""
+        with self._orbax.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self._path(number), arrays)
+            checkpointer.wait_until_finished()
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._step}_{number:04d}"
+
+
+def _fingerprint(params: PyTree, key: Any) -> dict[str, Any]:
+    data = jax.random.key_data(key) if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    digest, shapes = hashlib.sha256(), {}
+    for name, leaf in _tree.named_leaves(params):
+        array = np.asarray(leaf)
+        shapes[name] = f"{array.dtype}{list(array.shape)}"
+        digest.update(name.encode() + array.tobytes())
+    return {"key": np.asarray(data).tolist(), "params": shapes, "bits": digest.hexdigest()}

@@ -1,0 +1,268 @@
+"""Iterative magnitude pruning (IMP): `iterative_pruning` searches lottery tickets and returns all its `Rounds`."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _progress, _tree, checkpoints, criteria
+from jaxprune import allocation as allocations
+from jaxprune import masks as masks_
+from jaxprune.lottery.controls import Control
+from jaxprune.lottery.rewinding import Rewinding, Train, initial_weights
+
+PyTree = Any
+Evaluate = Callable[[PyTree, PyTree], Mapping[str, Any]]
+_METRICS = "metrics"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the networks of a search are trained and measured.
+
+    Attributes:
+      train: `(params, masks, key) -> params`, a whole training. It should hold removed weights at zero (with
+        `sparsify(optimizer, training.fixed(masks))`); the search sets them to zero after it in any case.
+      evaluate: `(params, masks) -> metrics`, a dict of arrays or numbers, of the trained weights. None: no metrics.
+      has_aux: whether `train` returns `(params, metrics)`: for what is known only while training, such as the step of
+        the lowest validation loss. The metrics, a dict of arrays, join those of `evaluate`.
+      traceable: whether JAX can trace `train` and `evaluate`.
+    """
+
+    train: Train
+    evaluate: Evaluate | None = None
+    has_aux: bool = False
+    traceable: bool = True
+
+
+class Trained(NamedTuple):
+    """One trained network of a search.
+
+    Attributes:
+      masks: its masks.
+      params: the trained weights, exactly zero where the masks are False.
+      metrics: what `evaluate` returned, joined with the metrics of a training with `has_aux`.
+    """
+
+    masks: PyTree
+    params: PyTree
+    metrics: dict[str, Any]
+
+
+class Rounds(NamedTuple):
+    """All rounds of a search. Each array has a leading axis of rounds; round 0 is the dense network.
+
+    Attributes:
+      sparsity: float32, the total sparsity asked for in each round.
+      start: the weights that each round started from, zero where its masks are False.
+      ticket: the trained tickets.
+      controls: the trained control experiments, by name.
+    """
+
+    sparsity: jax.Array
+    start: PyTree
+    ticket: Trained
+    controls: dict[str, Trained]
+
+
+class _Carry(NamedTuple):
+    """The weights that the next round starts from, before its masks, and the masks."""
+
+    start: PyTree
+    masks: PyTree
+
+
+class _Search(NamedTuple):
+    training: Training
+    choose: Callable[[PyTree, PyTree, Any, Any], PyTree]
+    rewind: Rewinding
+    controls: Mapping[str, Control]
+    levels: jax.Array
+    anchor: PyTree
+    key: Any
+
+
+def iterative_pruning(
+    train: Train | Training,
+    params: PyTree,
+    *,
+    rounds: int | Sequence[float],
+    key: Any,
+    rewind: Rewinding = initial_weights(),
+    controls: Mapping[str, Control] | None = None,
+    criterion: criteria.Criterion = criteria.magnitude,
+    allocation: allocations.Allocate = allocations.one_ranking,
+    pattern: masks_.Patterns = masks_.Unstructured(),
+    where: _tree.Where = None,
+    batch_axes: masks_.BatchAxes = 0,
+    folder: Any = None,
+    progress: bool | None = None,
+) -> Rounds:
+    """Searches winning tickets: trains, prunes, rewinds the weights that are left, and trains again.
+
+        m_r = the largest scores among the weights that m_{r-1} keeps, at the sparsity s_r, in round r = 1, ..., rounds
+
+    Frankle and Carbin 2019, arXiv 1803.03635. Round 0 trains the dense network. Each round trains the rewound weights
+    under its masks, and the trained weights are scored for the masks of the next. Round r uses `fold_in(key, r)`: the
+    same key gives the same bits.
+
+    Without a folder and with a traceable training the whole search is one `lax.scan`: it may be jitted, and vmapped
+    over keys and parameters. Otherwise it runs round by round. With a folder each round is saved as it ends
+    (`checkpoints.Run`), and a call with the same arguments goes on after the last finished round, to the same bits as
+    without a break. The folder belongs to this search. The check compares numbers, names and the first weights; it
+    cannot see what is inside functions.
+
+    Args:
+      train: `(params, masks, key) -> params`, a whole training, or a `Training` that also says how to measure.
+      params: the first weights.
+      rounds: the number of rounds, 0 or more, each of which removes a fifth of the weights that are left; or the total
+        sparsity of each round, ascending, in (0, 1), such as `[0.5, 0.75, 0.9]`. The dense network is trained first.
+      key: a JAX key.
+      rewind: where a round starts from: `initial_weights()`, `early_weights(train)`, `learning_rate_only()` or
+        `fine_tuning(train)`.
+      controls: control experiments by name, such as `{"random": random_masks()}`. Each is trained beside the ticket in
+        every round, and has no influence on it.
+      criterion: see `jaxprune.prune`.
+      allocation: see `jaxprune.prune`.
+      pattern: see `jaxprune.prune`.
+      where: see `jaxprune.prune`.
+      batch_axes: see `jaxprune.prune`.
+      folder: an empty or new folder, or one of this very search; None saves nothing.
+      progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
+
+    Returns:
+      `Rounds`, each array with a leading axis of one entry for each training.
+
+    Raises:
+      ValueError: sparsities out of range or not ascending; a folder of another search, or a damaged one; metrics of the
+        same name from `train` and `evaluate`.
+      FileExistsError: a folder with other things in it.
+      ImportError: the package orbax-checkpoint is missing, or tqdm for `progress=True`.
+
+    Example:
+      >>> train = lambda params, masks, key: jax.tree.map(lambda w: 2 * w, params)
+      >>> found = iterative_pruning(train, {'w': jnp.arange(1.0, 5).reshape(2, 2)}, rounds=[0.5], key=jax.random.key(0))
+      >>> found.ticket.params['w'].tolist()
+      [[[2.0, 4.0], [6.0, 8.0]], [[0.0, 0.0], [6.0, 8.0]]]
+    """
+    sparsities = _sparsities(rounds)
+    training = train if isinstance(train, Training) else Training(train)
+    options = {"where": where, "pattern": pattern, "batch_axes": batch_axes}
+
+    def choose(params: PyTree, masks: PyTree, sparsity: Any, key: Any) -> PyTree:
+        scores = jax.tree.map(_keep_removed_last, criterion(params, key=key), masks)
+        return masks_.select(scores, allocation(scores, sparsity, **options).sparsities, **options)
+
+    _tree.selected(params, where)
+    first = masks_.ones(params, where=where, pattern=pattern, batch_axes=batch_axes)
+    run = None
+    if folder is not None:
+        asked = {"criterion": criterion, "allocation": allocation, **options}
+        described = {name: getattr(value, "__qualname__", repr(value)) for name, value in asked.items()}
+        described |= {"train": getattr(training.train, "__qualname__", type(training.train).__name__)}
+        described |= {"sparsities": sparsities, "controls": sorted(controls or {})}
+        run = checkpoints.Run(folder, described, params=params, key=key, kind="search", step="round")
+    anchor = rewind.anchor(params, _fold_name(key, "anchor"))
+    # In float32, traced or not, so that all ways to run count alike.
+    search = _Search(training, choose, rewind, dict(controls or {}), jnp.asarray(sparsities, jnp.float32), anchor, key)
+    if training.traceable and run is None:
+        return jax.lax.scan(lambda c, r: _round(search, c, r), _Carry(anchor, first), jnp.arange(len(sparsities)))[1]
+    return _loop(search, _Carry(anchor, first), run, progress)
+
+
+def _loop(search: _Search, carry: _Carry, run: checkpoints.Run | None, progress: bool | None) -> Rounds:
+    def step(anchor: PyTree, carry: _Carry, r: Any) -> tuple[_Carry, Rounds]:
+        return _round(search._replace(anchor=anchor), carry, r)
+
+    step = jax.jit(step) if search.training.traceable else step
+    done = []
+    for r in _progress.bar(range(len(search.levels)), progress, what="rounds"):
+        arrays = run.load(r) if run else None
+        if arrays is None:
+            found = jax.tree.map(
+                np.asarray, step(search.anchor, carry, jnp.int32(r) if search.training.traceable else r)
+            )
+            if run:
+                run.save(r, _pack(found))
+        else:
+            found = _unpack(arrays, search.anchor, search.controls)
+        carry = _Carry(*jax.tree.map(jnp.asarray, tuple(found[0])))
+        done.append(found[1])
+    return jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *done)
+
+
+def _round(search: _Search, carry: _Carry, r: Any) -> tuple[_Carry, Rounds]:
+    own = jax.random.fold_in(search.key, r)
+    start = masks_.apply(carry.start, carry.masks)
+    ticket = _train(search, start, carry.masks, _fold_name(own, "train"), r)
+    controls = {}
+    for name, control in search.controls.items():
+        other, masks = control(carry.start, carry.masks, _fold_name(own, name), _fold_name(search.key, name))
+        controls[name] = _train(search, masks_.apply(other, masks), masks, _fold_name(own, "train"), r)
+    sparsity = search.levels[jnp.minimum(r + 1, len(search.levels) - 1)]
+    following = search.choose(ticket.params, carry.masks, sparsity, _fold_name(own, "criterion"))
+    made = Rounds(search.levels[r], start, ticket, controls)
+    return _Carry(search.rewind.start(search.anchor, ticket.params), following), made
+
+
+def _train(search: _Search, start: PyTree, masks: PyTree, key: Any, r: Any) -> Trained:
+    training, later = search.training, search.rewind.later
+    if later is None:
+        trained = training.train(start, masks, key)
+    elif training.traceable:
+        trained = jax.lax.cond(r > 0, later, training.train, start, masks, key)
+    else:
+        trained = (later if r > 0 else training.train)(start, masks, key)
+    trained, noted = trained if training.has_aux else (trained, {})
+    _tree.check_same(start, trained, what="what train returned")
+    trained = masks_.apply(trained, masks)
+    metrics = {} if training.evaluate is None else training.evaluate(trained, masks)
+    twice = sorted({*metrics} & {*noted})
+    if twice:
+        raise ValueError(f"train and evaluate both return metrics named {', '.join(twice)}; rename one of each")
+    return Trained(masks, trained, {name: jnp.asarray(value) for name, value in {**noted, **metrics}.items()})
+
+
+def _keep_removed_last(score: Any, mask: Any) -> Any:
+    """Scores with NaN at removed weights, which rank lowest, and -inf at kept weights whose score is NaN."""
+    if not mask.ndim:
+        return score
+    return jnp.where(mask, jnp.where(jnp.isnan(score), -jnp.inf, score), jnp.nan)
+
+
+def _sparsities(rounds: int | Sequence[float]) -> list[float]:
+    """The total sparsity of each training, 0 for the dense one first."""
+    if isinstance(rounds, int):
+        if rounds < 0:
+            raise ValueError(f"rounds must be 0 or more, got {rounds}")
+        return [1 - (1 - 0.2) ** r for r in range(rounds + 1)]
+    levels = [float(sparsity) for sparsity in rounds]
+    if not all(0 < level < 1 for level in levels) or levels != sorted(levels):
+        raise ValueError(f"rounds as sparsities must be ascending numbers in (0, 1), got {levels}")
+    return [0.0, *levels]
+
+
+def _fold_name(key: Any, name: str) -> Any:
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _pack(found: tuple[_Carry, Rounds]) -> dict[str, np.ndarray]:
+    """A finished round as named arrays."""
+    arrays = {f"{i:06d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(found))}
+    names = json.dumps(sorted(found[1].ticket.metrics)).encode()
+    return arrays | {_METRICS: np.frombuffer(names, np.uint8)}
+
+
+def _unpack(arrays: dict[str, Any], params: PyTree, controls: Mapping[str, Control]) -> tuple[_Carry, Rounds]:
+    """The round of which `_pack` made the arrays."""
+    metrics = dict.fromkeys(json.loads(bytes(arrays[_METRICS])), 0)
+    one = Trained(params, params, metrics)
+    like = (_Carry(params, params), Rounds(jnp.zeros(()), params, one, dict.fromkeys(controls, one)))
+    leaves = [arrays[name] for name in sorted(arrays) if name != _METRICS]
+    carry, made = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return carry, made

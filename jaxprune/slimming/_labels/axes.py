@@ -1,0 +1,219 @@
+"""Axes as products of factors, so that reshapes are exact.
+
+An axis is a tuple of factors, from the slowest to the fastest. A factor is a size with the labels of its positions,
+or with None if none of them can go. Labels have shape (..., size): the leading axes are the layers of the scans
+around, each of which may remove other positions. (heads, dimensions) merged into one axis keeps its two factors, so
+cutting it again costs nothing; an axis of one factor is cut by writing its labels as conjunctions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprune.slimming._labels.labels import Ids, Labels
+
+
+class Factor(NamedTuple):
+    """Positions 0 .. size - 1 and their labels (..., size); None: all of them stay.
+
+    The size may be a symbolic dimension (a batch, for jax.export): of such an axis nothing can go.
+    """
+
+    size: int
+    ids: Ids | None
+
+
+Axis = tuple[Factor, ...]
+Axes = tuple[Axis, ...]
+
+
+def fixed(size: Any) -> Axis:
+    """An axis of which nothing can be removed; its size is an int or a symbolic dimension."""
+    return (Factor(size, None),)
+
+
+def labelled(ids: Ids) -> Axis:
+    """An axis with labels of shape (..., size)."""
+    return (Factor(ids.shape[-1], ids),)
+
+
+def size(axis: Axis) -> int:
+    """The number of positions."""
+    total = 1
+    for factor in axis:
+        total *= factor.size
+    return total
+
+
+def is_fixed(axis: Axis) -> bool:
+    """Whether the axis carries no labels at all (labels may still be frozen)."""
+    return all(factor.ids is None for factor in axis)
+
+
+def merge(axes: Sequence[Axis]) -> Axis:
+    """One axis of several, the last the fastest."""
+    factors: list[Factor] = []
+    for factor in (f for axis in axes for f in axis):
+        if factor.ids is None and factors and factors[-1].ids is None:
+            factors[-1] = Factor(factors[-1].size * factor.size, None)
+        elif factor.size != 1 or factor.ids is not None:
+            factors.append(factor)
+    return tuple(factors) or fixed(1)
+
+
+def flat(labels: Labels, axis: Axis) -> Ids | None:
+    """The labels of all positions of an axis, or None if it has none."""
+    if is_fixed(axis):
+        return None
+    total = np.full((1,), Labels.FIXED)
+    for factor in axis:
+        ids = factor.ids if factor.ids is not None else np.full((factor.size,), Labels.FIXED)
+        total, ids = _same_depth(total, ids)
+        joined = labels.both(total[..., :, None], ids[..., None, :])
+        total = joined.reshape(*joined.shape[:-2], -1)
+    return total
+
+
+def split(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Cuts an axis into several, the last the fastest.
+
+    Args:
+      labels: the labels, which may be rewritten as conjunctions.
+      axis: the axis.
+      sizes: the sizes of the new axes; their product is the axis' size.
+
+    Returns:
+      One axis for each size.
+    """
+    rest, found = list(axis), []
+    for wanted in reversed(sizes):
+        taken: list[Factor] = []
+        count = wanted
+        while count != 1 or (rest and rest[-1].size == 1):
+            factor = rest.pop()
+            if count % factor.size == 0:
+                taken.insert(0, factor)
+                count //= factor.size
+            elif factor.size % count == 0:
+                slow, fast = _cut(labels, factor, count)
+                rest.append(slow)
+                taken.insert(0, fast)
+                count = 1
+            else:
+                return _split_flat(labels, axis, sizes)
+        found.insert(0, merge([tuple(taken)]))
+    return found
+
+
+def unify(labels: Labels, a: Axis, b: Axis, why: int) -> None:
+    """Makes two axes of one size lose the same positions; what meets a fixed position is frozen for `why`."""
+    if a is b:
+        return
+    left, right = list(a), list(b)
+    while left and right:
+        f, g = left.pop(), right.pop()
+        if f.size == g.size:
+            _unify_factors(labels, f, g, why)
+        elif f.size % g.size == 0:
+            slow, fast = _cut(labels, f, g.size)
+            left.append(slow)
+            _unify_factors(labels, fast, g, why)
+        elif g.size % f.size == 0:
+            slow, fast = _cut(labels, g, f.size)
+            right.append(slow)
+            _unify_factors(labels, f, fast, why)
+        else:
+            ids, others = flat(labels, a), flat(labels, b)
+            _unify_factors(labels, Factor(size(a), ids), Factor(size(b), others), why)
+            return
+    for factor in left + right:
+        if factor.ids is not None and factor.size == 1:
+            labels.freeze(factor.ids, why)
+
+
+def freeze(labels: Labels, axis: Axis, why: int) -> None:
+    """Freezes every label of an axis."""
+    for factor in axis:
+        if factor.ids is not None:
+            labels.freeze(factor.ids, why)
+
+
+def take(labels: Labels, axis: Axis, positions: slice | np.ndarray) -> Axis:
+    """The axis at some of its positions."""
+    if isinstance(positions, slice) and len(axis) > 1:
+        # Whole runs of the slowest factor: the other factors stay as they are.
+        start, stop, step = positions.indices(size(axis))
+        inner = size(axis) // axis[0].size
+        if step == 1 and start % inner == 0 and stop % inner == 0:
+            return merge([take(labels, axis[:1], slice(start // inner, stop // inner)), axis[1:]])
+    ids = flat(labels, axis)
+    if ids is None:
+        return fixed(len(np.arange(size(axis))[positions]))
+    return labelled(ids[..., positions])
+
+
+def concatenate(labels: Labels, axes: Sequence[Axis]) -> Axis:
+    """The axes one after another."""
+    if all(is_fixed(axis) for axis in axes):
+        return fixed(sum(size(axis) for axis in axes))
+    parts = [flat(labels, axis) for axis in axes]
+    ids = [np.full((size(axis),), Labels.FIXED) if p is None else p for axis, p in zip(axes, parts, strict=True)]
+    depth = max(p.ndim for p in ids)
+    ids = [p.reshape((1,) * (depth - p.ndim) + p.shape) for p in ids]
+    lead = np.broadcast_shapes(*(p.shape[:-1] for p in ids))
+    return labelled(np.concatenate([np.broadcast_to(p, (*lead, p.shape[-1])) for p in ids], -1))
+
+
+def _unify_factors(labels: Labels, a: Factor, b: Factor, why: int) -> None:
+    if a.ids is None and b.ids is None:
+        return
+    if a.ids is None or b.ids is None:
+        labels.freeze(b.ids if a.ids is None else a.ids, why)  # pyright: ignore[reportArgumentType]
+        return
+    labels.unify(a.ids, b.ids)
+
+
+def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
+    """Cuts a factor into (size / fast, fast), by conjunctions where a position depends on both."""
+    slow = factor.size // fast
+    if factor.ids is None:
+        return Factor(slow, None), Factor(fast, None)
+    if slow == 1 or fast == 1:
+        one = Factor(1, None)
+        return (one, factor) if slow == 1 else (factor, one)
+    grid = factor.ids.reshape(*factor.ids.shape[:-1], slow, fast)
+    atoms = labels.atoms(grid)
+    lead = grid.shape[:-2]
+    rows = np.full((*lead, slow), Labels.FIXED)
+    columns = np.full((*lead, fast), Labels.FIXED)
+    for atom in np.moveaxis(atoms, -1, 0):
+        if (atom == atom[..., :, :1]).all():
+            rows = labels.both(rows, atom[..., :, 0])
+        elif (atom == atom[..., :1, :]).all():
+            columns = labels.both(columns, atom[..., 0, :])
+        else:
+            row, column = labels.fresh((*lead, slow)), labels.fresh((*lead, fast))
+            labels.unify(atom, labels.both(row[..., :, None], column[..., None, :]))
+            rows, columns = labels.both(rows, row), labels.both(columns, column)
+    return _simple(slow, rows), _simple(fast, columns)
+
+
+def _simple(count: int, ids: Ids) -> Factor:
+    return Factor(count, None if (ids == Labels.FIXED).all() else ids)
+
+
+def _split_flat(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    ids = flat(labels, axis)
+    if ids is None:
+        return [fixed(count) for count in sizes]
+    rest, found = Factor(ids.shape[-1], ids), []
+    for count in reversed(sizes[1:]):
+        rest, fast = _cut(labels, rest, count)
+        found.insert(0, (fast,))
+    return [(rest,), *found]
+
+
+def _same_depth(a: Ids, b: Ids) -> tuple[Ids, Ids]:
+    depth = max(a.ndim, b.ndim)
+    return a.reshape((1,) * (depth - a.ndim) + a.shape), b.reshape((1,) * (depth - b.ndim) + b.shape)

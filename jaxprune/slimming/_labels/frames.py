@@ -1,0 +1,174 @@
+"""Following labels through a jaxpr: which axis of which value carries which labels."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax import export
+from jax.extend.core import Literal
+
+from jaxprune._jaxprs import Sub, open_jaxpr
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.labels import Labels
+
+Equation = Any
+Jaxpr = Any
+
+
+@dataclasses.dataclass
+class Frame:
+    """The axes of every value of one jaxpr at one call, and the frames of the jaxprs it calls.
+
+    Attributes:
+      jaxpr: an open jaxpr.
+      consts: the values of its constvars.
+      layers: the lengths of the scans around that run over stacked parameters; labels have these leading axes.
+      axes: the axes of each variable.
+      children: by the index of an equation, the frames of its jaxprs.
+    """
+
+    jaxpr: Jaxpr
+    consts: tuple[Any, ...]
+    layers: tuple[int, ...]
+    axes: dict[Any, Axes] = dataclasses.field(default_factory=dict)
+    children: dict[int, list["Frame"]] = dataclasses.field(default_factory=dict)
+
+    def read(self, var: Any) -> Axes:
+        """The axes of a variable or literal."""
+        if isinstance(var, Literal):
+            return tuple(ax.fixed(n) for n in np.shape(var.val))
+        return self.axes[var]
+
+
+@dataclasses.dataclass
+class Site:
+    """One equation while its labels are followed: what a rule may use.
+
+    Attributes:
+      labels: all labels.
+      frame: the frame that the equation is in.
+      index: its place among the frame's equations.
+      rules: the table of rules, for the jaxprs inside.
+    """
+
+    labels: Labels
+    frame: Frame
+    index: int
+    rules: Any
+
+    @property
+    def eqn(self) -> Equation:
+        """The equation."""
+        return self.frame.jaxpr.eqns[self.index]
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.eqn.primitive.name
+
+    def out_shape(self, k: int = 0) -> tuple[int, ...]:
+        """The shape of the k-th result."""
+        return tuple(self.eqn.outvars[k].aval.shape)
+
+    def free(self, count: int) -> Axis:
+        """A new axis of which anything may be removed, in each layer something else."""
+        if export.is_symbolic_dim(count):
+            return ax.fixed(count)
+        return ax.labelled(self.labels.fresh((*self.frame.layers, count)))
+
+    def shared(self, count: int) -> Axis:
+        """A new axis of which anything may be removed, the same in every layer."""
+        if export.is_symbolic_dim(count):
+            return ax.fixed(count)
+        return ax.labelled(self.labels.fresh((count,)))
+
+    def freeze(self, axis: Axis, text: str) -> None:
+        """Keeps all positions of an axis, for a reason."""
+        if not ax.is_fixed(axis):
+            ax.freeze(self.labels, axis, self.labels.reason(text))
+
+    def unify(self, a: Axis, b: Axis) -> Axis:
+        """Couples two axes and returns one of them."""
+        if a is not b and not (ax.is_fixed(a) and ax.is_fixed(b)):
+            # (T, C) + (T, C): one position each; what meets an axis of fixed meaning stays.
+            ax.unify(self.labels, a, b, self.labels.reason(f"{self.name} with an axis that cannot shrink"))
+        return b if ax.is_fixed(a) else a
+
+    def mark(self, axis: Axis) -> None:
+        """Notes that positions were singled out: each layer of a scan must then keep as many of them."""
+        if any(f.ids is not None and f.ids.ndim > 1 for f in axis):
+            self.labels.marks += [f.ids for f in axis if f.ids is not None]
+
+    def child(self, sub: Sub, inputs: Sequence[Axes], layers: tuple[int, ...] | None = None) -> Frame:
+        """Follows labels through a jaxpr inside the equation."""
+        depth = self.frame.layers if layers is None else layers
+        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.rules)
+        self.frame.children.setdefault(self.index, []).append(frame)
+        return frame
+
+
+def follow(
+    labels: Labels, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Axes], layers: tuple[int, ...], rules: Any
+) -> Frame:
+    """Follows labels through a jaxpr.
+
+    Args:
+      labels: all labels; coupled as the equations demand.
+      jaxpr: an open or closed jaxpr.
+      consts: the values of its constvars.
+      inputs: the axes of each of its inputs.
+      layers: the lengths of the scans over stacked parameters around it.
+      rules: the rule of each primitive by its name.
+
+    Returns:
+      The axes of all its values.
+    """
+    jaxpr, own = open_jaxpr(jaxpr)
+    frame = Frame(jaxpr, tuple(consts) or own, layers)
+    for var in jaxpr.constvars:
+        frame.axes[var] = tuple(ax.labelled(labels.fresh((n,))) for n in var.aval.shape)
+    frame.axes.update(zip(jaxpr.invars, inputs, strict=True))
+    for index, eqn in enumerate(jaxpr.eqns):
+        site = Site(labels, frame, index, rules)
+        rule = rules.get(eqn.primitive.name)
+        operands = [frame.read(v) for v in eqn.invars]
+        if rule is None:
+            results = unknown(site, operands)
+        else:
+            if not rule.ragged:
+                operands = [tuple(even(labels, a, len(layers)) for a in axes) for axes in operands]
+            results = rule.follow(site, operands)
+        for var, axes in zip(eqn.outvars, results, strict=True):
+            if tuple(map(ax.size, axes)) != tuple(getattr(var.aval, "shape", ())):
+                sizes, shape = tuple(map(ax.size, axes)), var.aval.shape
+                raise RuntimeError(
+                    f"{site.name}: axes of sizes {sizes} for the shape {shape}; a bug in jaxprune.slimming"
+                )
+            frame.axes[var] = axes
+    return frame
+
+
+def unknown(site: Site, operands: list[Axes]) -> list[Axes]:
+    """For a primitive without a rule: nothing it touches can shrink."""
+    for axis in (axis for axes in operands for axis in axes):
+        site.freeze(axis, f"primitive {site.name}, which slimming does not know")
+    return [tuple(ax.fixed(n) for n in getattr(v.aval, "shape", ())) for v in site.eqn.outvars]
+
+
+def even(labels: Labels, axis: Axis, depth: int) -> Axis:
+    """Ties the layers of stacked parameters that are used outside the scan over them.
+
+    They can then no longer lose different positions.
+    """
+    if all(f.ids is None or f.ids.ndim - 1 <= depth for f in axis):
+        return axis
+    factors = []
+    for factor in axis:
+        ids = factor.ids
+        while ids is not None and ids.ndim - 1 > depth:
+            labels.unify(ids, ids[..., :1, :])
+            ids = ids[..., 0, :]
+        factors.append(ax.Factor(factor.size, ids))
+    return tuple(factors)

@@ -1,0 +1,239 @@
+"""Labels of positions: union-find over integers, with conjunctions.
+
+Each position of an axis carries a label. Two positions with one label are removed together or not at all. A label is
+an atom, or the conjunction of two labels: a position so labelled stays only if both stay. Conjunctions arise when an
+axis that holds heads times head dimensions is cut into the two: position (i, j) then stays if head i and dimension j
+stay. An atom can be frozen, for a reason that is kept: it never goes, and drops out of conjunctions.
+
+Everything works on whole arrays of labels; there is no loop over positions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxprune.slimming._labels import grids
+
+Ids = np.ndarray  # integer labels, any shape
+_CAPACITY = 2**23  # memory is not touched before it is used
+_DEPTH = 12  # conjunctions of more parts than this many levels are circular
+
+
+class Labels:
+    """A growing set of labels.
+
+    Attributes:
+      reasons: why atoms are frozen; `why` holds indices into it, 0 for an atom that is free.
+      marks: labels that were singled out from those of their axis.
+    """
+
+    FIXED = 0
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(_CAPACITY, np.int64)
+        self._left = np.zeros(_CAPACITY, np.int64)  # 0: an atom; FIXED is no part of a conjunction
+        self._right = np.zeros(_CAPACITY, np.int64)
+        self._why = np.zeros(_CAPACITY, np.int32)
+        self._size = 1
+        self.reasons: list[str] = ["", "fixed"]
+        self._why[self.FIXED] = 1
+        self.marks: list[Ids] = []
+
+    @property
+    def size(self) -> int:
+        """One more than the largest label."""
+        return self._size
+
+    def fresh(self, shape: int | Sequence[int]) -> Ids:
+        """New free atoms in an array of the given shape."""
+        count = int(np.prod(shape))
+        self._reserve(count)
+        first, self._size = self._size, self._size + count
+        self._parent[first : self._size] = np.arange(first, self._size)
+        return np.arange(first, self._size).reshape(shape)
+
+    def reason(self, text: str) -> int:
+        """The index of a reason, added if it is new."""
+        if text not in self.reasons:
+            self.reasons.append(text)
+        return self.reasons.index(text)
+
+    def find(self, ids: Ids) -> Ids:
+        """The representatives of the labels."""
+        roots = self._parent[ids]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                return roots
+            roots = above
+
+    def why(self, ids: Ids) -> np.ndarray:
+        """For each label's representative the index of the reason it is frozen for, 0 if it is not."""
+        return self._why[self.find(ids)]
+
+    def why_any(self, ids: Ids) -> np.ndarray:
+        """The reasons of labels that are frozen, those of conjunctions by one of their parts."""
+        ids = self.find(ids)
+        for _ in range(_DEPTH):
+            parts = (self._left[ids] > 0) & (self._why[ids] == 0)
+            if not parts.any():
+                break
+            ids = np.where(parts, self.find(np.where(parts, self._left[ids], ids)), ids)
+        return self._why[ids]
+
+    def has_parts(self, ids: Ids) -> np.ndarray:
+        """For each label whether its representative is a conjunction."""
+        return self._left[self.find(ids)] > 0
+
+    def both(self, a: Ids, b: Ids) -> Ids:
+        """Labels of positions that stay only if `a` and `b` stay (arrays that broadcast together)."""
+        a, b = np.broadcast_arrays(self.find(a), self.find(b))
+        result = np.where(self._why[a] > 0, b, a)
+        pairs = (self._why[a] == 0) & (self._why[b] == 0) & (a != b)
+        if pairs.any():
+            new = self.fresh(int(pairs.sum()))
+            self._left[new], self._right[new] = a[pairs], b[pairs]
+            result = result.copy()
+            result[pairs] = new
+        return result
+
+    def atoms(self, ids: Ids) -> Ids:
+        """The free atoms of each label, in a new last axis; FIXED fills up.
+
+        The last axis is empty where nothing is free.
+        """
+        pending, done = [(self.find(ids), 0)], []
+        while pending:
+            column, depth = pending.pop()
+            parts = self._left[column] > 0
+            if not parts.any():
+                done.append(np.where(self._why[column] > 0, self.FIXED, column))
+                continue
+            if depth > _DEPTH:
+                self._break_circle(ids)
+                return self.atoms(ids)
+            pending.append((self.find(np.where(parts, self._right[column], self.FIXED)), depth + 1))
+            pending.append((self.find(np.where(parts, self._left[column], column)), depth + 1))
+        return _tidy(done)
+
+    def freeze(self, ids: Ids, why: int) -> None:
+        """Freezes labels, and every part of those that are conjunctions."""
+        roots = self.find(ids)
+        if not (self._left[roots] > 0).any():
+            self._why[roots] = np.where(self._why[roots] > 0, self._why[roots], why)
+            return
+        atoms = self.atoms(roots)
+        self._why[atoms[atoms != self.FIXED]] = why
+
+    def unify(self, a: Ids, b: Ids) -> None:
+        """Makes each label of `a` the same as its partner in `b` (arrays that broadcast together).
+
+        Where conjunctions meet, their parts are matched by how they vary over the positions, which is exact for
+        grids such as heads times dimensions; what cannot be matched is frozen.
+        """
+        if a is b:
+            return
+        a, b = np.broadcast_arrays(a, b)
+        work = [(a.ravel(), b.ravel())]
+        while work:
+            u, v = work.pop()
+            u, v = self.find(u), self.find(v)
+            differ = u != v
+            u, v = u[differ], v[differ]
+            if not u.size:
+                continue
+            parts_u, parts_v = self._left[u] > 0, self._left[v] > 0
+            work += self._link(u, v, ~parts_u & ~parts_v)
+            mixed = parts_u != parts_v
+            if mixed.any():
+                atom = np.where(parts_u, v, u)[mixed]
+                whole = np.where(parts_u, u, v)[mixed]
+                work += self._define(atom, whole)
+            if (parts_u & parts_v).any():
+                work += self._match(u[parts_u & parts_v], v[parts_u & parts_v])
+
+    def _link(self, u: Ids, v: Ids, where: np.ndarray) -> list[tuple[Ids, Ids]]:
+        if not where.any():
+            return []
+        low, high = np.minimum(u, v)[where], np.maximum(u, v)[where]
+        passed = (self._why[high] > 0) & (self._why[low] == 0)
+        self._why[low[passed]] = self._why[high[passed]]
+        self._parent[high] = low  # of several partners one wins here; the others come round again
+        while True:
+            above = self._parent[self._parent[high]]
+            if np.array_equal(above, self._parent[high]):
+                break
+            self._parent[high] = above
+        return [(low, high)]
+
+    def _define(self, atom: Ids, whole: Ids) -> list[tuple[Ids, Ids]]:
+        # An atom becomes a conjunction. A frozen atom freezes its parts; an atom that is one of the parts cannot
+        # be defined by them: then the other parts never go.
+        parts = self.atoms(whole)
+        frozen = self._why[atom] > 0
+        own = (parts == atom[:, None]).any(-1)
+        for i in np.flatnonzero(frozen)[:1]:
+            self.freeze(parts[frozen], int(self._why[atom[i]]))
+        if own.any():
+            others = parts[own][parts[own] != atom[own][:, None]]
+            self.freeze(others, self.reason("a position that would have to be part of itself"))
+        rest = ~frozen & ~own
+        self._parent[atom[rest]] = whole[rest]
+        done = frozen | own
+        if done.any():  # equal from now on: both never go, or the conjunction is the atom alone
+            self._left[whole[done]] = 0
+            self._parent[whole[done]] = atom[done]
+        return [(atom[rest], whole[rest])]
+
+    def _match(self, u: Ids, v: Ids) -> list[tuple[Ids, Ids]]:
+        parts_u, parts_v = self.atoms(u), self.atoms(v)
+        found = grids.match(parts_u, parts_v, self.FIXED)
+        equations = list(found.equal)
+        for column, columns in found.products:
+            product = columns[0]
+            for other in columns[1:]:
+                product = self.both(product, other)
+            equations.append((column, product))
+        if found.unmatched.size:
+            self.freeze(found.unmatched, self.reason("two ways of cutting one axis that do not fit together"))
+        return equations
+
+    def _break_circle(self, ids: Ids) -> None:
+        why = self.reason("an axis that would have to be a part of itself")
+        reached = np.unique(self.find(ids))
+        while True:
+            parts = reached[self._left[reached] > 0]
+            more = np.unique(np.concatenate([reached, self.find(self._left[parts]), self.find(self._right[parts])]))
+            if more.size == reached.size:
+                break
+            reached = more
+        self._left[reached] = 0
+        self._why[reached] = np.where(self._why[reached] > 0, self._why[reached], why)
+
+    def _reserve(self, count: int) -> None:
+        if self._size + count <= self._parent.size:
+            return
+        capacity = max(2 * self._parent.size, self._size + count)
+        self._parent = _grown(self._parent, capacity)
+        self._left, self._right = _grown(self._left, capacity), _grown(self._right, capacity)
+        self._why = _grown(self._why, capacity)
+
+
+def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
+    grown = np.zeros(capacity, array.dtype)
+    grown[: array.size] = array
+    return grown
+
+
+def _tidy(columns: list[Ids]) -> Ids:
+    # Drops columns without atoms and an atom's second appearance in a row.
+    kept: list[Ids] = []
+    for found in columns:
+        column = found
+        for other in kept:
+            column = np.where(column == other, Labels.FIXED, column)
+        if (column != Labels.FIXED).any():
+            kept.append(column)
+    if not kept:
+        return np.zeros((*columns[0].shape, 0), np.int64)
+    return np.stack(kept, -1)

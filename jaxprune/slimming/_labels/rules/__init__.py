@@ -1,0 +1,3 @@
+"""What slimming knows of each primitive: how labels pass, whether zero stays zero, how it runs when smaller."""
+
+from jaxprune.slimming._labels.rules.table import RULES as RULES

@@ -1,0 +1,109 @@
+"""Whether what is removed would have been zero: the difference between removing and masking.
+
+Masking sets the removed slices of the parameters to zero. The masked function then equals the smaller one if what
+the removed positions still contribute is zero wherever positions meet: in a contraction, a sum. `Zeros` says for each
+axis of a value whether it is zero at the positions whose parameters are masked. Where positions meet that are not
+zero, the labels are marked inexact with the reason.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import Literal
+
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.frames import Frame
+from jaxprune.slimming._labels.labels import Labels
+
+
+class Zeros(NamedTuple):
+    """What is known of one value.
+
+    Attributes:
+      axes: for each axis whether masking a position makes the value zero there.
+      value: the number that the value is everywhere, if that is known.
+    """
+
+    axes: tuple[bool, ...]
+    value: float | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether the value is zero everywhere."""
+        return self.value == 0
+
+
+@dataclasses.dataclass
+class ZeroSite:
+    """One equation while zeros are followed: what a rule may use."""
+
+    labels: Labels
+    frame: Frame
+    index: int
+    rules: Any
+    marks: list[tuple[Axis, str]]
+
+    @property
+    def eqn(self) -> Any:
+        """The equation."""
+        return self.frame.jaxpr.eqns[self.index]
+
+    def operand(self, k: int) -> Axes:
+        """The axes of the k-th operand."""
+        return self.frame.read(self.eqn.invars[k])
+
+    def rank(self, k: int = 0) -> int:
+        """The number of axes of the k-th result."""
+        return len(self.eqn.outvars[k].aval.shape)
+
+    def inexact(self, axis: Axis, text: str) -> None:
+        """Marks the labels of an axis: removing them is not the same as masking them."""
+        if not ax.is_fixed(axis):
+            self.marks.append((axis, text))
+
+    def child(self, k: int, inputs: Sequence[Zeros]) -> list[Zeros]:
+        """Follows zeros through the k-th jaxpr inside the equation."""
+        return follow_zeros(self.labels, self.frame.children[self.index][k], inputs, self.rules, self.marks)
+
+
+def follow_zeros(
+    labels: Labels, frame: Frame, inputs: Sequence[Zeros], rules: Any, marks: list[tuple[Axis, str]]
+) -> list[Zeros]:
+    """Follows zeros through a jaxpr whose labels are known.
+
+    Args:
+      labels: all labels.
+      frame: the axes of its values.
+      inputs: what is known of each input.
+      rules: the rule of each primitive by its name.
+      marks: gets the axes at which values that are not zero meet, with the reason.
+
+    Returns:
+      What is known of each output.
+    """
+    known: dict[Any, Zeros] = {}
+    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
+        known[var] = of_constant(const, len(var.aval.shape))
+    known.update(zip(frame.jaxpr.invars, inputs, strict=True))
+
+    def read(var: Any) -> Zeros:
+        return of_constant(var.val, np.ndim(var.val)) if isinstance(var, Literal) else known[var]
+
+    for index, eqn in enumerate(frame.jaxpr.eqns):
+        rule = rules.get(eqn.primitive.name)
+        if rule is None:
+            results = [Zeros((False,) * len(getattr(v.aval, "shape", ()))) for v in eqn.outvars]
+        else:
+            results = rule.zero(ZeroSite(labels, frame, index, rules, marks), [read(v) for v in eqn.invars])
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in frame.jaxpr.outvars]
+
+
+def of_constant(value: Any, rank: int) -> Zeros:
+    """What is known of a constant: a single number is known by value, an array by whether it is all zero."""
+    if rank == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
+        return Zeros((), float(np.real(value)))
+    return Zeros((False,) * rank)

@@ -1,0 +1,309 @@
+"""`choose`: which units go, by a sparsity of each group, by one ranking over all groups, or down to a cost."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import gcd
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprune.slimming.choice import Choice
+from jaxprune.slimming.groups import Group, Groups
+
+Rules = float | int | Mapping[str, Any]
+
+
+class Limits(NamedTuple):
+    """What a choice must respect. Each number may be a mapping from globs over group names to numbers.
+
+    Attributes:
+      round_to: the kept width of a group is a multiple of this whole number: 8, say, or 128 for TPU lanes. The width
+        is the number of units; for units that are blocks of positions on one axis, such as fused heads, it is the
+        number of positions. A group too narrow to be rounded stays whole. Default: 1.
+      min_units: at least this many units of a group, of each layer of a stacked group, stay. 0 lets all go; see
+        `Choice.empty`. Default: 1.
+      max_sparsity: at most this fraction of a group's units goes, in [0, 1]. Default: 1.
+      protect: groups and leaves that stay whole: a glob or several, over names of groups and paths of leaves.
+      inexact: whether groups may lose units where removing is not the same as masking (`Group.inexact` says why).
+        Default: False.
+    """
+
+    round_to: Rules = 1
+    min_units: Rules = 1
+    max_sparsity: Rules = 1.0
+    protect: str | Sequence[str] = ()
+    inexact: bool = False
+
+
+class Removal(NamedTuple):
+    """Units of one group that go at once: one, or one of each layer, or as many as keep the width rounded.
+
+    Attributes:
+      key: removals happen in ascending order of their keys.
+      units: the numbers of the units among all units.
+    """
+
+    key: float
+    units: np.ndarray
+
+
+def choose(
+    groups: Groups,
+    scores: np.ndarray,
+    sparsity: Rules | None = None,
+    *,
+    cost: Callable[[Choice], float] | None = None,
+    target: float | None = None,
+    scope: str = "group",
+    limits: Limits | None = None,
+) -> Choice:
+    """Chooses the units to remove, those of the lowest scores: to a sparsity, or down to a cost.
+
+    Give either `sparsity`, or `cost` and `target`.
+
+    Args:
+      groups: the groups.
+      scores: (units,) scores, from `group_scores` or your own; larger is kept. Of equal scores the first is kept.
+      sparsity: the fraction of units to remove, in [0, 1]. With scope "group" it holds for each group:
+        floor(sparsity x units + 1/2) go, then fewer if the limits demand it; a mapping from globs over group names
+        gives groups their own, and 0 to all others. With scope "global" it is one number, for all units that may go.
+      cost: `cost(choice) -> number`: see `costs` (parameters, memory, FLOPs, measured latency), or any function.
+      target: the cost to come down to.
+      scope: "group" removes from each group by its own ranking; with a target every group shrinks by the same
+        fraction. "global" ranks the units of all groups together: normalise the scores then. Default: "group".
+      limits: what to respect. Default: `Limits()`.
+
+    Returns:
+      The choice; all layers of a stacked group lose the same number of units. `Choice.untouched` names the groups that
+      could not shrink, with the reason; a warning does so where `round_to` is the reason.
+
+      With a target, the choice is the one after the removal at which the cost crosses the target: one removal fewer
+      costs more. If the cost never rises as units go (parameters, memory, FLOPs), it is the first choice that meets
+      the target. A measured time may rise at odd widths and is never the same twice: the choice is then one of those
+      where the time crosses the target, and measured again it may exceed the target by as much as the measurement
+      varies. `cost` is called for about log2(removals) + 2 choices, once for each.
+
+    Raises:
+      ValueError: neither or both of sparsity and cost are given, the scores have another shape or NaN, a sparsity is
+        out of range, a glob matches no group, or removing all that may go costs more than the target.
+
+    Example:
+      >>> from jaxprune.slimming import costs, find_groups
+      >>> params = {'a': np.ones((3, 4)), 'b': np.ones((4, 2))}
+      >>> groups = find_groups(lambda p, x: x @ p['a'] @ p['b'], params, np.ones((5, 3)))
+      >>> choose(groups, np.array([3.0, 1.0, 2.0, 4.0]), 0.5).keep.tolist()
+      [True, False, False, True]
+      >>> choose(groups, np.array([3.0, 1.0, 2.0, 4.0]), cost=costs.parameters, target=15).keep.tolist()
+      [True, False, True, True]
+    """
+    if (sparsity is None) == (cost is None) or (cost is None) != (target is None):
+        raise ValueError("choose needs either sparsity, or cost and target")
+    if scope not in ("group", "global") or (scope == "global" and isinstance(sparsity, Mapping)):
+        raise ValueError(
+            f'scope is "group" or "global", the latter with one sparsity; got {scope!r}, sparsity {sparsity!r}'
+        )
+    limits = _checked(groups, limits)
+    if np.shape(scores) != (groups.size,) or np.isnan(scores).any():
+        raise ValueError(
+            f"scores must be {groups.size} numbers, one for each unit, none of them NaN; got {np.shape(scores)}"
+        )
+    if cost is not None and target is not None:
+        return _to_cost(groups, scores, cost, target, scope, limits)
+    if scope == "group":
+        return _by_group(groups, scores, sparsity or 0.0, limits)
+    _check_sparsity(sparsity)
+    removals = removal_order(groups, scores, scope="global", limits=limits)
+    allowed = sum(g.count for g in groups if _obstacle(g, limits) is None)
+    keep = _after(groups, _upto(removals, int(np.floor(float(sparsity or 0) * allowed + 0.5))))  # pyright: ignore[reportArgumentType]
+    return Choice(groups, keep, True, _untouched(groups, limits) if sparsity else {})
+
+
+def removal_order(
+    groups: Groups, scores: np.ndarray, *, scope: str = "group", limits: Limits | None = None
+) -> list[Removal]:
+    """The order in which `choose` removes units on the way to a target.
+
+    Args:
+      groups: the groups.
+      scores: (units,) scores; larger is kept.
+      scope: "global" goes by score, and for a removal of several units (one of each stacked layer) by their mean;
+        "group" shrinks all groups by the same fraction. Default: "group".
+      limits: what to respect. Default: `Limits()`.
+
+    Returns:
+      The removals; those of one group follow its scores.
+
+    Raises:
+      ValueError: the scope or a limit is unknown or out of range, or a glob matches no group.
+
+    Example:
+      >>> from jaxprune.slimming import find_groups
+      >>> params = {'a': np.ones((3, 4)), 'b': np.ones((4, 2))}
+      >>> groups = find_groups(lambda p, x: x @ p['a'] @ p['b'], params, np.ones((5, 3)))
+      >>> [removal.units.tolist() for removal in removal_order(groups, np.array([3.0, 1.0, 2.0, 4.0]))]
+      [[1], [2], [0]]
+    """
+    if scope not in ("group", "global"):
+        raise ValueError(f'scope is "group" or "global"; got {scope!r}')
+    ordered: list[Removal] = []
+    limits = _checked(groups, limits)
+    for group in groups:
+        gone = 0
+        for removal in _removals(groups, group, scores, limits):
+            gone += len(removal.units)
+            ordered.append(removal if scope == "global" else removal._replace(key=gone / group.count))
+    return sorted(ordered, key=lambda removal: removal.key)
+
+
+def _by_group(groups: Groups, scores: np.ndarray, sparsity: Rules, limits: Limits) -> Choice:
+    removed, untouched, narrow = [], {}, []
+    for group, own in zip(groups, _resolve(groups, sparsity, 0.0, "sparsity"), strict=True):
+        _check_sparsity(own)
+        count = int(np.floor(own * (group.count // group.layers) + 0.5))
+        removals = _removals(groups, group, scores, limits)
+        taken = _upto(removals, count * group.layers)
+        removed += taken
+        if own and not taken:
+            untouched[group.name] = _obstacle(group, limits) or _too_narrow(groups, group, limits, count)
+            free = _removals(groups, group, scores, limits._replace(round_to=1))
+            narrow += [group.name] if _upto(free, count * group.layers) else []
+    if narrow:
+        reasons = "".join(f"\n  {name}: {untouched[name]}" for name in narrow)
+        warnings.warn(f"these groups stay whole because of round_to:{reasons}", UserWarning, stacklevel=3)
+    return Choice(groups, _after(groups, removed), True, untouched)
+
+
+def _to_cost(
+    groups: Groups, scores: np.ndarray, cost: Callable[[Choice], float], target: float, scope: str, limits: Limits
+) -> Choice:
+    removals = removal_order(groups, scores, scope=scope, limits=limits)
+    after = lambda count: Choice(groups, _after(groups, removals[:count]), True, untouched)
+    untouched: dict[str, str] = {}
+    if cost(after(0)) <= target:
+        return after(0)
+    untouched = _untouched(groups, limits)
+    least = cost(after(len(removals)))
+    if least > target:
+        raise ValueError(
+            f"removing all that may go still costs {least:g}, more than the target {target:g}: "
+            "raise the target, or loosen the limits"
+        )
+    low, high = 0, len(removals)  # cost(low) > target >= cost(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(after(middle)) <= target else (middle, high)
+    return after(high)
+
+
+def _upto(removals: Sequence[Removal], count: int) -> list[Removal]:
+    """The first removals that take no more than `count` units."""
+    sizes = np.cumsum([len(removal.units) for removal in removals])
+    return list(removals[: int(np.searchsorted(sizes, count, side="right"))])
+
+
+def _after(groups: Groups, removals: Sequence[Removal]) -> np.ndarray:
+    keep = np.ones(groups.size, bool)
+    for removal in removals:
+        keep[removal.units] = False
+    return keep
+
+
+def _removals(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) -> list[Removal]:
+    """The removals of one group, in their order."""
+    if _obstacle(group, limits) is not None:
+        return []
+    own = scores[group.span]
+    layer = np.zeros(group.count, int) if group.layer is None else group.layer
+    # Ascending; of equal scores the last goes first.
+    rows = [np.flatnonzero(layer == k)[::-1] for k in range(group.layers)]
+    rows = np.stack([row[np.argsort(own[row], kind="stable")] for row in rows])
+    removals, before, highest = [], rows.shape[1], -np.inf
+    for width in _widths(groups, group, limits):
+        units = rows[:, rows.shape[1] - before : rows.shape[1] - width].ravel()
+        highest = max(highest, float(own[units].mean()))  # never before the removal that makes it possible
+        removals.append(Removal(highest, group.first + units))
+        before = width
+    return removals
+
+
+def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
+    """The numbers of units, of each layer, that a group may keep, falling."""
+    width = group.count // group.layers
+    k = groups.groups.index(group)
+    multiple, units, sparsity = (
+        _resolve(groups, getattr(limits, what), default, what)[k]
+        for what, default in (("round_to", 1), ("min_units", 1), ("max_sparsity", 1.0))
+    )
+    multiple = int(multiple) // gcd(int(multiple), group.block)
+    least = max(int(units), int(np.ceil(width * (1 - sparsity) - 1e-9)))
+    return [w for w in range(width - 1, least - 1, -1) if w % multiple == 0]
+
+
+def _obstacle(group: Group, limits: Limits) -> str | None:
+    """Why a group must stay whole whatever is asked for, or None."""
+    globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
+    if any(_matches(name, glob) for name in (group.name, *(m.name for m in group.members)) for glob in globs):
+        return "it is protected"
+    if group.inexact is not None and not limits.inexact:
+        return (
+            f"removing its units is not the same as masking them, {group.inexact} (Limits(inexact=True) removes them)"
+        )
+    return None
+
+
+def _too_narrow(groups: Groups, group: Group, limits: Limits, count: int | None = None) -> str:
+    width = group.count // group.layers
+    widths = _widths(groups, group, limits)
+    if not widths:
+        return f"the limits allow no width below its {width} units"
+    return f"the sparsity removes {count} of its {width} units, and the next width that the limits allow is {widths[0]}"
+
+
+def _untouched(groups: Groups, limits: Limits) -> dict[str, str]:
+    """The groups that no ranking can shrink, with the reason."""
+    reasons = {
+        group.name: _obstacle(group, limits)
+        or ("" if _widths(groups, group, limits) else _too_narrow(groups, group, limits))
+        for group in groups
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _checked(groups: Groups, limits: Limits | None) -> Limits:
+    limits = limits or Limits()
+    for what, lowest in (("round_to", 1), ("min_units", 0)):
+        values = _resolve(groups, getattr(limits, what), lowest, what)
+        wrong = [v for v in values if v < lowest or v != int(v)]
+        if wrong:
+            raise ValueError(f"{what} must be a whole number from {lowest} on; got {wrong[0]}")
+    wrong = [v for v in _resolve(groups, limits.max_sparsity, 1.0, "max_sparsity") if not 0 <= v <= 1]
+    if wrong:
+        raise ValueError(f"max_sparsity must be in [0, 1]; got {wrong[0]}")
+    globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
+    names = [name for group in groups for name in (group.name, *(m.name for m in group.members))]
+    unknown = [glob for glob in globs if not any(_matches(name, glob) for name in names)]
+    if unknown:
+        raise ValueError(f"protect: no group or leaf of a group matches {', '.join(map(repr, unknown))}")
+    return limits
+
+
+def _resolve(groups: Groups, rules: Rules, default: Any, what: str) -> list[Any]:
+    if not isinstance(rules, Mapping):
+        return [rules] * len(groups)
+    unmatched = [glob for glob in rules if not any(_matches(g.name, glob) for g in groups)]
+    if unmatched:
+        raise ValueError(
+            f"{what}: no group matches {', '.join(map(repr, unmatched))}; there are {[g.name for g in groups]}"
+        )
+    return [next((v for glob, v in rules.items() if _matches(g.name, glob)), default) for g in groups]
+
+
+def _matches(name: str, glob: str) -> bool:
+    # A group's name holds brackets, which a glob reads as a set: the name itself is tried first.
+    return name == glob or fnmatchcase(name, glob)
+
+
+def _check_sparsity(sparsity: Any) -> None:
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity must be in [0, 1]; got {sparsity}")

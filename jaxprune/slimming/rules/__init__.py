@@ -1,3 +1,0 @@
-"""What slimming knows of each primitive: how labels pass, whether zero stays zero, how it runs when smaller."""
-
-from jaxprune.slimming.rules.table import RULES as RULES

@@ -1,0 +1,85 @@
+"""A slim network in one file: the same function, wherever it is loaded."""
+
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+import jaxprune
+from jaxprune import checkpoints, slimming
+
+X = jax.random.normal(jax.random.key(1), (5, 3))
+
+
+def network(params: Any, x: jax.Array) -> dict[str, jax.Array]:
+    return {"logits": jnp.tanh(x @ params["in"]["kernel"]) @ params["out"]}
+
+
+def params() -> Any:
+    keys = jax.random.split(jax.random.key(0), 2)
+    return {"in": {"kernel": jax.random.normal(keys[0], (3, 8))}, "out": jax.random.normal(keys[1], (8, 2))}
+
+
+def slim(params: Any) -> slimming.Slimmed:
+    return jaxprune.slim(network, params, {"in/kernel[1]": [0, 2, 5]}, X)
+
+
+@pytest.mark.parametrize("kind", [dict, FrozenDict])
+def test_what_is_saved_is_loaded(tmp_path, kind):
+    small = slim(kind(params()))
+    saved = checkpoints.save_slim(tmp_path / "slim", small, X)
+    assert saved.values == 4 * (3 * 5 + 5 * 2)
+    found = checkpoints.load_slim(tmp_path / "slim", small.params)
+    assert jax.tree.structure(found.params) == jax.tree.structure(small.params)
+    for read in (found, checkpoints.load_slim(tmp_path / "slim")):
+        expected = small.fn(small.params, X)["logits"]
+        np.testing.assert_allclose(read.fn(read.params, X)["logits"], expected, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(read.fn)(read.params, X)["logits"], expected, rtol=1e-6)
+        assert read.manifest.to_json() == small.manifest.to_json()
+    again = jaxprune.slim(network, kind(params()), found.manifest, X)
+    np.testing.assert_array_equal(again.params["out"], checkpoints.load(tmp_path / "slim").params["out"])
+
+
+def test_the_batch_may_stay_open(tmp_path):
+    small = slim(params())
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
+    _ = checkpoints.save_slim(tmp_path / "slim", small, shape)
+    found = checkpoints.load_slim(tmp_path / "slim")
+    for x in (X, X[:2]):
+        np.testing.assert_allclose(found.fn(found.params, x)["logits"], small.fn(small.params, x)["logits"], rtol=1e-6)
+
+
+def test_another_process_needs_no_code_of_the_network(tmp_path, root):
+    small = slim(params())
+    _ = checkpoints.save_slim(tmp_path / "slim", small, X)
+    source = (
+        "import sys, numpy as np, jaxprune; fn, params, _ = jaxprune.checkpoints.load_slim(sys.argv[1]);"
+        "print(float(fn(params, np.ones((5, 3), 'float32'))['logits'][0, 0]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(tmp_path / "slim")], cwd=root, capture_output=True, text=True, check=True
+    )
+    np.testing.assert_allclose(float(done.stdout), small.fn(small.params, jnp.ones((5, 3)))["logits"][0, 0], rtol=1e-5)
+
+
+def test_what_cannot_be_saved_or_loaded_is_told(tmp_path, monkeypatch):
+    small = slim(params())
+    path = tmp_path / "slim"
+    odd = slimming.Slimmed(lambda p, x: FrozenDict(small.fn(p, x)), small.params, small.manifest)
+    with pytest.raises(ValueError, match="the function cannot be exported"):
+        _ = checkpoints.save_slim(path, odd, X)
+    _ = checkpoints.save(path, small.params)
+    with pytest.raises(ValueError, match=r"without its function; read it with checkpoints\.load"):
+        _ = checkpoints.load_slim(path)
+    with pytest.raises(FileExistsError):
+        _ = checkpoints.save_slim(path, small, X)
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    for call in (lambda: checkpoints.save_slim(tmp_path / "new", small, X), lambda: checkpoints.load_slim(path)):
+        with pytest.raises(ImportError, match=r"needs flatbuffers: pip install jaxprune\[storage\]"):
+            _ = call()
+    assert [p.name for p in tmp_path.iterdir()] == ["slim"]

@@ -1,0 +1,312 @@
+"""Scores of units, sparsities, limits, costs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import slimming
+from jaxprune.slimming import costs
+from tests.slimming import checks
+
+SHAPES = {"a": (3, 16), "b": (16, 12), "c": (12, 2)}
+
+
+def net(p: Any, x: Any) -> Any:
+    return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in SHAPES.items()})
+
+
+@pytest.fixture(scope="module")
+def groups(params: Any) -> slimming.Groups:
+    return slimming.find_groups(net, params, jnp.ones((5, 3)))
+
+
+def scanned() -> tuple[slimming.Groups, Any]:
+    shapes = {"a": (3, 4, 8), "b": (3, 8, 4), "c": (4, 4)}
+    params = checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
+    step = lambda x, w: (x + jnp.tanh(x @ w["a"]) @ w["b"], None)
+    fn = lambda p, x: jax.lax.scan(step, x @ p["c"], {k: p[k] for k in "ab"})[0].sum(-1)
+    return slimming.find_groups(fn, params, jnp.ones((2, 4))), params
+
+
+def test_scores_are_norms_over_all_members(params: Any, groups: slimming.Groups) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params), normalise=None)
+    p = jax.tree.map(np.asarray, params)
+    first = np.sqrt((p["a"] ** 2).sum(0) + (p["b"] ** 2).sum(1))
+    np.testing.assert_allclose(scores[groups["a[1]"].span], first, rtol=1e-6)
+    total = slimming.group_scores(groups, p, reduce="sum", normalise=None, where="c")
+    np.testing.assert_allclose(total[groups["b[1]"].span], p["c"].sum(1), rtol=1e-6)
+    assert not total[groups["a[1]"].span].any()
+    highest = slimming.group_scores(groups, p, reduce="max", normalise=None, where=["b"])
+    np.testing.assert_allclose(highest[groups["a[1]"].span], np.maximum(p["b"].max(1), 0), rtol=1e-6)
+    mean = slimming.group_scores(groups, jax.tree.map(jnp.abs, params), normalise="mean")
+    np.testing.assert_allclose(mean[groups["a[1]"].span], first / first.mean(), rtol=1e-6)
+
+
+def test_sparsity_of_each_group_removes_the_lowest(params: Any, groups: slimming.Groups) -> None:
+    scores = np.arange(28.0)[::-1]
+    choice = slimming.choose(groups, scores, 0.5)
+    assert choice.kept("a[1]").tolist() == [True] * 8 + [False] * 8
+    assert choice.kept("b[1]").tolist() == [True] * 6 + [False] * 6
+    own = slimming.choose(groups, scores, {"b[1]": 0.25})
+    assert own.kept("a[1]").all() and own.kept("b[1]").sum() == 9
+    ties = slimming.choose(groups, np.ones(28), 0.5)
+    assert ties.kept("a[1]").tolist() == [True] * 8 + [False] * 8
+
+
+def test_one_ranking_over_all_groups(groups: slimming.Groups) -> None:
+    scores = np.concatenate([np.arange(16.0), np.arange(12.0) + 100])
+    choice = slimming.choose(groups, scores, 0.5, scope="global")
+    assert (~choice.keep).sum() == 14 and choice.kept("b[1]").all()
+    most = slimming.choose(groups, scores, 0.5, scope="global", limits=slimming.Limits(max_sparsity=0.5))
+    assert (~most.kept("a[1]")).sum() == 8 and (~most.kept("b[1]")).sum() == 6
+
+
+def test_limits(groups: slimming.Groups) -> None:
+    scores = np.arange(28.0)
+    with pytest.warns(
+        UserWarning, match=r"because of round_to:\n  a\[1\]: the sparsity removes 6 of its 16 units.* is 8"
+    ):
+        rounded = slimming.choose(groups, scores, 0.4, limits=slimming.Limits(round_to=8))
+    assert rounded.kept("a[1]").sum() == 16 and rounded.kept("b[1]").sum() == 8
+    floor = slimming.choose(groups, scores, 1.0, limits=slimming.Limits(min_units={"a[1]": 5}))
+    assert floor.kept("a[1]").sum() == 5 and floor.kept("b[1]").sum() == 1
+    protected = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(protect="a"))
+    assert protected.kept("a[1]").all() and not protected.kept("b[1]").all()
+    with pytest.raises(ValueError, match="protect: no group or leaf of a group matches 'z'"):
+        _ = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(protect="z"))
+
+
+def test_stacked_layers_lose_as_many_units() -> None:
+    groups, params = scanned()
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    choice = slimming.choose(groups, scores, 0.5)
+    group = groups["a[2]"]
+    assert group.layers == 3 and group.count == 24
+    kept = choice.kept("a[2]").reshape(3, 8)
+    assert (kept.sum(1) == 4).all() and len({tuple(k) for k in kept}) > 1
+    for k in range(3):
+        own = scores[group.span][8 * k : 8 * k + 8]
+        assert own[kept[k]].min() > own[~kept[k]].max()
+
+
+def test_budget_is_met_within_one_unit(params: Any, groups: slimming.Groups) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    for cost in (costs.parameters, costs.memory, costs.flops(net, params, x)):
+        whole = cost(slimming.Choice(groups, np.ones(28, bool)))
+        for scope in ("global", "group"):
+            choice = slimming.choose(groups, scores, cost=cost, target=0.5 * whole, scope=scope)
+            assert cost(choice) <= 0.5 * whole
+            gone = np.flatnonzero(~choice.keep)
+            one_back = [cost(slimming.Choice(groups, choice.keep | (np.arange(28) == u))) for u in gone]
+            assert max(one_back) > 0.5 * whole
+    assert costs.flops(net, params, x)(slimming.Choice(groups, np.ones(28, bool))) == 2 * 5 * (
+        3 * 16 + 16 * 12 + 12 * 2
+    )
+    with pytest.raises(ValueError, match="still costs 6"):
+        _ = slimming.choose(groups, scores, cost=costs.parameters, target=5)
+
+
+def test_measured_latency_is_a_cost(params: Any, groups: slimming.Groups) -> None:
+    cost = costs.latency(net, params, jnp.ones((5, 3)), repeats=3)
+    assert 0 < cost(slimming.Choice(groups, np.ones(28, bool))) < 10
+    with pytest.raises(ValueError, match="repeats must be 1 or more; got 0"):
+        _ = costs.latency(net, params, jnp.ones((5, 3)), repeats=0)
+
+
+def seconds(p: Any, slow: float = 1.0) -> float:
+    """A clock without noise: microseconds by the two widths, `slow` times as many where one is no multiple of 4."""
+    first, second = p["a"].shape[1], p["b"].shape[1]
+    return 1e-6 * (5 + first * (slow if first % 4 else 1) + 2 * second * (slow if second % 4 else 1))
+
+
+def stepwise(groups: slimming.Groups, steps: list[slimming.Removal], count: int) -> slimming.Choice:
+    keep = np.ones(groups.size, bool)
+    for step in steps[:count]:
+        keep[step.units] = False
+    return slimming.Choice(groups, keep, empty=True)
+
+
+def timed(params: Any, slow: float, asked: list[float] | None = None) -> costs.Cost:
+    def measure(fn: Any, p: Any, x: Any) -> float:
+        assert jax.eval_shape(fn, p, x).shape == (5, 2)
+        found = seconds(p, slow)
+        if asked is not None:
+            asked.append(found)
+        return found
+
+    return costs.latency(net, params, jnp.ones((5, 3)), measure=measure)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_steady_latency_is_met_at_the_first_step_that_meets_it(
+    params: Any, groups: slimming.Groups, scope: str
+) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    steps = slimming.removal_order(groups, scores, scope=scope)
+    every = [timed(params, 1.0)(stepwise(groups, steps, n)) for n in range(len(steps) + 1)]
+    assert every == sorted(every, reverse=True)
+    for target in (every[0], 30e-6, 21.5e-6, every[-1]):
+        asked: list[float] = []
+        choice = slimming.choose(groups, scores, cost=timed(params, 1.0, asked), target=target, scope=scope)
+        first = next(n for n, cost in enumerate(every) if cost <= target)
+        np.testing.assert_array_equal(choice.keep, stepwise(groups, steps, first).keep)
+        assert len(asked) <= 2 + np.ceil(np.log2(len(steps)))
+
+
+def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: Any, groups: slimming.Groups) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    cost = timed(params, 1.6)
+    steps = slimming.removal_order(groups, scores, scope="global")
+    every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
+    assert (np.diff(every) > 0).any()  # fewer channels, more time
+    for target in every[np.argsort(every)][::3]:
+        choice = slimming.choose(groups, scores, cost=cost, target=target, scope="global")
+        gone = int((~choice.keep).sum())
+        assert every[gone] <= target and (gone == 0 or every[gone - 1] > target)
+    # In widths that the machine likes it does not rise, and the first that meets the target is found.
+    even = slimming.Limits(round_to=4)
+    steps = slimming.removal_order(groups, scores, scope="global", limits=even)
+    every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
+    assert (np.diff(every) < 0).all() and len(steps) == 5
+    for target in (*every, 26e-6):
+        choice = slimming.choose(groups, scores, cost=cost, target=target, scope="global", limits=even)
+        np.testing.assert_array_equal(
+            choice.keep, stepwise(groups, steps, int(np.flatnonzero(every <= target)[0])).keep
+        )
+
+
+def test_noisy_latency_is_met_to_its_noise(params: Any, groups: slimming.Groups) -> None:
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    steps = slimming.removal_order(groups, scores, scope="global")
+    true = np.array([timed(params, 1.0)(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
+    for seed in range(20):
+        rng, asked = np.random.default_rng(seed), {}
+
+        def noisy(choice: slimming.Choice, rng: Any = rng, asked: dict[int, float] = asked) -> float:
+            gone = int((~choice.keep).sum())
+            assert gone not in asked  # each choice is measured once
+            asked[gone] = true[gone] * rng.uniform(0.9, 1.1)
+            return asked[gone]
+
+        gone = int((~slimming.choose(groups, scores, cost=noisy, target=25e-6, scope="global").keep).sum())
+        assert asked[gone] <= 25e-6 < asked[gone - 1]
+        assert true[gone] <= 25e-6 / 0.9 and true[gone - 1] > 25e-6 / 1.1
+
+
+def test_limits_of_each_group(groups: slimming.Groups) -> None:
+    scores = np.arange(28.0)
+    widths = lambda choice: (int(choice.kept("a[1]").sum()), int(choice.kept("b[1]").sum()))
+    choose = lambda what, **limits: widths(slimming.choose(groups, scores, what, limits=slimming.Limits(**limits)))
+    # By the name itself, whose brackets would be a set to a glob; by a glob; the others keep the default.
+    assert choose({"a[1]": 0.5, "b*": 0.25}) == (8, 9)
+    assert choose(0.6, round_to={"a[1]": 8}) == (8, 5)
+    assert choose(0.6, max_sparsity={"b*": 0.25}) == (6, 9)
+    assert choose(1.0, min_units={"a[1]": 5}, round_to=4) == (8, 4)  # the least multiple of 4 that is 5 or more
+    assert choose(1.0, min_units=3, max_sparsity=0.5) == (8, 6)
+    assert choose(1.0, min_units={"a*": 99, "b*": 0}) == (16, 0)
+    assert choose(0.5, protect=["a[1]"]) == (16, 6)
+    assert choose(0.5, protect="c") == (8, 12)  # by a leaf that is in the group
+    assert choose(0.5, max_sparsity=0) == (16, 12)
+    for limits in (
+        slimming.Limits(max_sparsity={"a[1]": 0.25}),
+        slimming.Limits(min_units={"a[1]": 12}),
+        slimming.Limits(round_to={"a[1]": 12}),
+    ):
+        assert widths(slimming.choose(groups, scores, 1.0, scope="global", limits=limits)) == (12, 1)
+        budget = slimming.choose(groups, scores, cost=costs.parameters, target=52, scope="global", limits=limits)
+        assert widths(budget) == (12, 1)  # 3 x 12 + 12 + 2 = 50; with one more column 64
+
+
+def test_heads_are_rounded_by_their_positions() -> None:
+    def attention(p: Any, x: Any) -> Any:
+        q, k, v = (t.reshape(5, 6, 4) for t in jnp.split(x @ p["qkv"], 3, -1))
+        weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+        return jnp.einsum("hts,shd->thd", weights, v).reshape(5, 24) @ p["o"]
+
+    params = {"qkv": np.ones((3, 72), np.float32), "o": np.ones((24, 2), np.float32)}
+    groups = slimming.find_groups(attention, params, jnp.ones((5, 3)))
+    heads = next(g for g in groups if g.count == 6)
+    assert heads.block == 4
+    chosen = lambda **limits: int(
+        slimming.choose(groups, np.arange(float(groups.size)), {heads.name: 0.5}, limits=slimming.Limits(**limits))
+        .kept(heads.name)
+        .sum()
+    )
+    assert chosen() == 3
+    assert chosen(round_to=8) == 4  # two heads of four dimensions each
+    assert chosen(round_to=16) == 4
+    assert chosen(min_units=5) == 5
+
+
+def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
+    fn, p, x = net, params, jnp.ones((5, 3))
+    widths = []
+    for _ in range(3):
+        groups = slimming.find_groups(fn, p, x)
+        scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, p))
+        limits = slimming.Limits(min_units={groups[1].name: 5}, round_to={groups[0].name: 2})
+        small = slimming.slim(fn, p, slimming.choose(groups, scores, 0.4, limits=limits), x)
+        fn, p = small.fn, small.params
+        widths.append((p["a"].shape[1], p["b"].shape[1]))
+        assert fn(p, x).shape == (5, 2)
+    # floor(0.4 x 16 + 1/2) = 6, then 4 of 10, then 2 of 6; floor(0.4 x 12 + 1/2) = 5, then 3 of 7 but down to 5 only.
+    assert widths == [(10, 7), (6, 5), (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"round_to": 0}, "round_to must be a whole number from 1 on; got 0"),
+        ({"round_to": {"a*": 2.5}}, "round_to must be a whole number from 1 on; got 2.5"),
+        ({"min_units": -1}, "min_units must be a whole number from 0 on; got -1"),
+        ({"max_sparsity": 1.5}, r"max_sparsity must be in \[0, 1\]; got 1.5"),
+        ({"min_units": {"z": 1}}, "min_units: no group matches 'z'"),
+        ({"max_sparsity": {"z": 1}}, "max_sparsity: no group matches 'z'"),
+    ],
+)
+def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
+    scores = np.arange(28.0)
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(**limits))
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.choose(groups, scores, cost=costs.parameters, target=9, limits=slimming.Limits(**limits))
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.removal_order(groups, scores, scope="group", limits=slimming.Limits(**limits))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\]; got 1.5"),
+        ({"sparsity": {"z": 0.5}}, "sparsity: no group matches 'z'"),
+        ({"scores": np.ones(3)}, "scores must be 28 numbers"),
+        ({"scores": np.full(28, np.nan)}, "none of them NaN"),
+        ({"scope": "all"}, "scope is"),
+    ],
+)
+def test_bad_choices(groups: slimming.Groups, change: Any, message: str) -> None:
+    arguments: Any = {"scores": np.arange(28.0), "sparsity": 0.5} | change
+    with pytest.raises(ValueError, match=message):
+        _ = slimming.choose(groups, **arguments)
+
+
+def test_bad_scores(groups: slimming.Groups, params: Any) -> None:
+    with pytest.raises(ValueError, match="reduce must be one of"):
+        _ = slimming.group_scores(groups, params, reduce="median")
+    with pytest.raises(ValueError, match="where selects none"):
+        _ = slimming.group_scores(groups, params, where="z")
+    with pytest.raises(ValueError, match="scores have 1 leaves"):
+        _ = slimming.group_scores(groups, {"a": params["a"]})
+    with pytest.raises(ValueError, match="scores have a leaf z where the parameters have c"):
+        _ = slimming.group_scores(groups, {"a": params["a"], "b": params["b"], "z": params["c"]})
+    with pytest.raises(ValueError, match=r"scores of b have shape \(16, 3\)"):
+        _ = slimming.group_scores(groups, params | {"b": jnp.ones((16, 3))})
