@@ -8,6 +8,8 @@ these. In the returned scores:
 - |w| keeps the dtype of the parameter; products are at least float32, because 16 bits under- and overflow.
 """
 
+from jaxprune.criteria._scores import is_within_outputs as is_within_outputs
+from jaxprune.criteria._scores import within_outputs as within_outputs
 from jaxprune.criteria.activations import activation_mean as activation_mean
 from jaxprune.criteria.activations import apoz as apoz
 from jaxprune.criteria.activations import ria as ria

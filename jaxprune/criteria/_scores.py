@@ -1,5 +1,6 @@
-"""Helpers of the criteria: scores of floating leaves, and checked signals."""
+"""Helpers of the criteria: scores of floating leaves, checked signals, and `within_outputs`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxprune import _tree
 
 PyTree = Any
+_MARK = "_compares_within_outputs"
 
 
 def wide(dtype: Any) -> Any:
@@ -20,6 +22,36 @@ def wide(dtype: Any) -> Any:
       'float32'
     """
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def within_outputs(criterion: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Marks a criterion whose scores are compared with those of the same output only, as Wanda's are.
+
+    Where statistics tell which axes of a leaf are inputs, `prune` and `reconstruct` then remove the same number of
+    weights from each output of a leaf, unless `pattern` names other axes, or `allocation.one_ranking` compares all leaves.
+
+    Args:
+      criterion: any criterion of your own; `wanda` is marked.
+
+    Returns:
+      The same function.
+
+    Example:
+      >>> @within_outputs
+      ... def squares(params, **signals):
+      ...     return jax.tree.map(jnp.square, params)
+      >>> is_within_outputs(squares), is_within_outputs(jnp.abs)
+      (True, False)
+    """
+    setattr(criterion, _MARK, True)
+    return criterion
+
+
+def is_within_outputs(criterion: Any) -> bool:
+    """Whether a criterion, or the function that a `functools.partial` binds, is marked by `within_outputs`."""
+    while isinstance(criterion, functools.partial):
+        criterion = criterion.func
+    return getattr(criterion, _MARK, False)
 
 
 def map_scores(score: Callable[..., Any], params: PyTree, *signals: PyTree) -> PyTree:

@@ -67,6 +67,10 @@ class Unstructured:
         order = self.order(len(shape))
         return units.transpose(sorted(range(len(order)), key=order.__getitem__))
 
+    def along(self, inputs: tuple[int, ...], within_outputs: bool) -> "Unstructured":
+        """The pattern for a leaf whose inputs lie along these axes: each output on its own, if that is asked for."""
+        return Unstructured(inputs) if self.axes is None and within_outputs else self
+
     def batch_axes(self, shape: Shape, batch_axes: int) -> int:
         """How many leading axes of `units` are ranked apart."""
         return batch_axes if self.axes is None else len(shape) - len(_positive(self.axes, len(shape)))
@@ -218,6 +222,15 @@ class NM:
     def _splits(self, shape: Shape, together: tuple[int, ...]) -> bool:
         # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
         return shape[together[-1]] % self.m == 0
+
+    def along(self, inputs: tuple[int, ...], within_outputs: bool) -> "NM":
+        """The pattern for a leaf whose inputs lie along these axes: its groups do, unless `axis` says otherwise."""
+        return NM(self.n, self.m, inputs) if self.axis is None else self
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction that the pattern removes."""
+        return 1 - self.n / self.m
 
     def reduction_axes(self, ndim: int, batch_axes: int) -> tuple[int, ...]:
         """The axes along which neighbours lie, the last of them fastest."""

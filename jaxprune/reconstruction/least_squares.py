@@ -50,7 +50,9 @@ def least_squares(
       [[2.0], [0.0]]
     """
     if not isinstance(target, removal.Given):
-        raise ValueError(f"least_squares repairs the weights that a mask keeps: pass criterion= or masks=, not {target}")
+        raise ValueError(
+            f"least_squares repairs the weights that a mask keeps: pass criterion= or masks=, not {target}"
+        )
     removal.check(weight, gram_matrix, target)
     mask = target.mask
     system = gram.damped(gram_matrix, damping)

@@ -1,5 +1,6 @@
 """What reconstruction removes from each leaf: the calibrated leaves, and a plan of targets or of masks for them."""
 
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -115,7 +116,8 @@ def plan(
             raise ValueError(f"masks say what is removed: leave {' and '.join(given or ['sparsity'])} out")
         return Plan(_all_given(params, leaves, kept))
     own = "criterion" not in how
-    selector = Selector(**{**how, "where": among(leaves)}).following(params, stats)
+    chosen: How = {"batch_axes": _scanned(leaves), **how, "where": among(leaves)}
+    selector = Selector(**chosen).following(params, stats)
     patterns = _tree.resolve(selector.pattern, params, default=masks.Unstructured(), what="pattern")
     if own:
         _check_patterns(leaves, patterns, method)
@@ -135,6 +137,17 @@ def plan(
     shared = allocation.Allocation(values, None)
     selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
     return Plan(selector=selector, ranks_all=isinstance(values, masks.Global))
+
+
+def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
+    """How many leading axes of each leaf are scanned layers: one matrix for each index, and none of an input or output."""
+    axes = {}
+    for leaf in leaves:
+        layout, n = leaf.inputs.layout, 0
+        while n < len(layout.batch) and (layout.batch[n].axis, layout.batch[n].size) == (n, layout.shape[n]):
+            n += 1
+        axes[glob.escape(leaf.name)] = n
+    return axes
 
 
 def _all_given(params: PyTree, leaves: Sequence[Leaf], kept: PyTree) -> dict[int, Target | None]:
@@ -164,7 +177,7 @@ def _sparsities(
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
-        fixed = {leaf.position: patterns[leaf.position].sparsity for leaf in leaves}
+        fixed = {leaf.position: getattr(patterns[leaf.position], "sparsity", None) for leaf in leaves}
         missing = [leaf.name for leaf in leaves if fixed[leaf.position] is None]
         if missing:
             raise ValueError(f"{missing[0]}: pass a sparsity, n of m as its pattern, or masks")
@@ -200,7 +213,7 @@ def _check_patterns(leaves: Sequence[Leaf], patterns: list[Any], method: str) ->
 def _problem(leaf: Leaf, pattern: Any, method: str) -> str | None:
     layout = leaf.inputs.layout
     if isinstance(pattern, masks.NM):
-        inputs = tuple(f.axis for f in layout.inputs)
+        inputs = layout.input_axes
         if tuple(np.atleast_1d(pattern.axis) % len(layout.shape)) != inputs:
             return f"{pattern} lies along other axes than its inputs, {inputs}; leave axis out"
         if layout.sizes[1] % pattern.m:

@@ -49,8 +49,8 @@ class Method(NamedTuple):
 
 _NAMED = (
     Method("sparsegpt", sparsegpt),
-    Method("alps", alps),
     Method("obs", obs),
+    Method("alps", alps),
     Method("least_squares", least_squares, criteria.wanda),
     Method("wanda", _leave, criteria.wanda, "layout"),
     Method("magnitude", _leave, criteria.magnitude, "layout"),

@@ -83,9 +83,7 @@ def test_every_layer_loses_exactly_its_share_and_errs_no_more_than_its_mask(stat
 
 
 def test_methods_order_as_they_should_on_small_layers(stats):
-    errors = {
-        m: relative_errors(PARAMS, reconstruct(PARAMS, stats, 0.5, method=m).params, stats) for m in METHODS
-    }
+    errors = {m: relative_errors(PARAMS, reconstruct(PARAMS, stats, 0.5, method=m).params, stats) for m in METHODS}
     for name in LAYERS:
         assert errors["obs"][name] <= errors["sparsegpt"][name] * (1 + 1e-5)
         assert errors["obs"][name] < errors["magnitude"][name]
