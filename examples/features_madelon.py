@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune import selection
+from jaxprune import features
 
 PyTree = Any
 KEEP, WIDTH, BATCH, RATE = 20, 128, 250, 1e-3
+GATES = features.StochasticGates()
 LASSO_STRENGTHS, GATE_STRENGTHS = (0.1, 0.2, 0.4), (6e-3, 1.2e-2)
 
 
@@ -95,14 +96,14 @@ def train(key: jax.Array, x: jax.Array, y: jax.Array, strength: Any, *, kind: st
     adam = optax.adamw(rate, weight_decay=1e-2)
     if kind == "lasso":
         # A step's shrinkage falls with the learning rate; one that stayed would have the last word, and leave no row.
-        adam = optax.chain(adam, selection.input_lasso(lambda step: strength * rate(step), "first/kernel"))
+        adam = optax.chain(adam, features.input_lasso(lambda step: strength * rate(step), "first/kernel"))
     if kind == "gates":
-        params["gates"] = selection.start_gates(x.shape[1])
-        adam = optax.chain(selection.add_gate_penalty(lambda _: strength, "gates"), optax.adam(3 * RATE))
+        params["gates"] = GATES.start(x.shape[1])
+        adam = optax.chain(GATES.add_penalty(lambda _: strength, "gates"), optax.adam(3 * RATE))
 
     def loss(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         if kind == "gates":
-            x = x * selection.draw(params["gates"], key, len(x))
+            x = x * GATES.draw(params["gates"], key, len(x))
         if kind == "lasso":
             x = x + 0.5 * jax.random.normal(key, x.shape)  # against learning rows by heart
         return losses(network(params, x), y).mean()
@@ -130,44 +131,44 @@ def tuned(
     """The scores at the strength whose 20 features serve a held-out fifth of the training rows best."""
     inner = int(0.8 * len(data.x))
     part = Split(data.x[:inner], data.y[:inner], data.x[inner:], data.y[inner:])
-    found = [accuracy(part, selection.top(score(part, s), KEEP), key, steps) for s in strengths]
+    found = [accuracy(part, features.top(score(part, s), KEEP), key, steps) for s in strengths]
     best = strengths[int(np.argmax(found))]
     return score(data, best), best
 
 
-def methods(data: Split, key: jax.Array, seed: int, steps: int) -> dict[str, Callable[[], Any]]:
+def methods(data: Split, key: jax.Array, steps: int) -> dict[str, Callable[[], Any]]:
     """By name a function that gives a mask from training rows alone, and the strength if one was chosen."""
     x, y = data.x, data.y
     inner = int(0.8 * len(x))
-    relevance, alike = np.asarray(selection.pearson(x, y)), np.asarray(selection.correlations(x))
+    relevance, alike = np.asarray(features.pearson(x, y)), np.asarray(features.correlations(x))
     plain = cache(lambda: train(key, x, y, 0.0, kind="plain", steps=steps))
     held = cache(lambda: train(key, x[:inner], y[:inner], 0.0, kind="plain", steps=steps))
-    one_each = selection.one_of_each(relevance, selection.clusters(alike, 0.5))
+    one_each = features.one_of_each(relevance, features.clusters(alike, 0.5))
 
     def lasso(data: Split, strength: float) -> Any:
         params = train(key, data.x, data.y, strength, kind="lasso", steps=2 * steps)
-        return selection.input_norms(params["first"]["kernel"])
+        return features.input_norms(params["first"]["kernel"])
 
     gate = lambda data, strength: train(key, data.x, data.y, strength, kind="gates", steps=2 * steps)["gates"]
     gates = cache(lambda: tuned(gate, data, GATE_STRENGTHS, key, steps))
-    top = lambda scores: (selection.top(scores, KEEP), None)
-    best = lambda found: (selection.top(found[0], KEEP), found[1])
+    top = lambda scores: (features.top(scores, KEEP), None)
+    best = lambda found: (features.top(found[0], KEEP), found[1])
     return {
         "Pearson": lambda: top(relevance),
-        "Spearman": lambda: top(selection.spearman(x, y)),
-        "ANOVA F": lambda: top(selection.anova_f(x, y)),
-        "mutual information": lambda: top(selection.mutual_information(x, y, seed=seed)),
-        "mRMR": lambda: (np.isin(np.arange(x.shape[1]), selection.mrmr(relevance, alike, KEEP)), None),
+        "Spearman": lambda: top(features.spearman(x, y)),
+        "ANOVA F": lambda: top(features.anova_f(x, y)),
+        "mutual information": lambda: top(features.mutual_information(x, y)),
+        "mRMR": lambda: (np.isin(np.arange(x.shape[1]), features.mrmr(relevance, alike, KEEP)), None),
         "one of each cluster": lambda: top(np.where(one_each, relevance, -1)),
-        "gradient": lambda: top(selection.gradient(network, plain(), x, y, losses)),
+        "gradient": lambda: top(features.gradient_saliency(network, plain(), x, y, losses)),
         "permutation, held-out rows": lambda: top(
-            selection.permutation(network, held(), x[inner:], y[inner:], losses, key=key)
+            features.permutation(network, held(), x[inner:], y[inner:], losses, key=key)
         ),
-        "first-layer norm": lambda: top(selection.input_norms(plain()["first"]["kernel"])),
+        "first-layer norm": lambda: top(features.input_norms(plain()["first"]["kernel"])),
         "first-layer lasso": lambda: best(tuned(lasso, data, LASSO_STRENGTHS, key, steps)),
         "stochastic gates": lambda: best(gates()),
-        "gates that are open": lambda: ((np.asarray(gates()[0]) > 0) | selection.top(gates()[0], 1), gates()[1]),
-        "relatedness (no labels)": lambda: top(selection.relatedness(alike)),
+        "gates that are open": lambda: ((np.asarray(gates()[0]) > 0) | features.top(gates()[0], 1), gates()[1]),
+        "relatedness (no labels)": lambda: top(features.relatedness(alike)),
     }
 
 
@@ -178,7 +179,7 @@ def run_seed(x: np.ndarray, y: np.ndarray, truth: np.ndarray, seed: int, path: P
     data, key = split(x, y, seed, options.train), jax.random.key(seed)
     random = np.isin(np.arange(len(truth)), np.random.default_rng(seed).permutation(len(truth))[:KEEP])
     fixed = {"20 random": random, "the true 20": truth, "all 500": np.ones_like(truth), "the other 480": ~truth}
-    wanted = methods(data, key, seed, options.steps)
+    wanted = methods(data, key, options.steps)
     wanted |= {name: lambda mask=mask: (mask, None) for name, mask in fixed.items()}
     rows = json.loads(path.read_text()) if path.exists() else {}
     for name, find in wanted.items():
@@ -194,7 +195,7 @@ def run_seed(x: np.ndarray, y: np.ndarray, truth: np.ndarray, seed: int, path: P
 def smaller_by(mask: np.ndarray, x: np.ndarray) -> str:
     """The network made smaller: its first layer has fewer rows, and gives what zeros at the others give."""
     params = start(jax.random.key(0), len(mask))
-    small = selection.narrow(network, params, mask, x[:1])
+    small = features.narrow(network, params, mask, x[:1])
     off = np.abs(small.fn(small.params, small.take(x)) - network(params, np.where(mask, x, 0))).max()
     shape = small.params["first"]["kernel"].shape
     return f"made smaller by the gates' choice: a first layer of {shape}, off by {off:.1e} from zeros at the others"

@@ -2,23 +2,23 @@
 
     python examples/structures_digits.py --output output/structures
 
-trains a residual network on 1,200 of the 1,797 real images, chooses everything on 297 others, and looks at the last 300
-once for each row of the tables. It prints, and draws into the folder:
+It trains a residual network on 1,200 of the 1,797 real images, makes every choice on 297 others, and evaluates each row
+of the tables once on the last 300. It prints, and draws into the folder:
 
-1. the loss when each leaf is pruned alone (sensitivity.png), and the levels that keep a fifth of the weights: one
-   level for all leaves, greedy, dynamic programming;
-2. which block changes least (ShortGPT's influence) and what the network loses without each; which layers say the same;
-3. Hyperband over width, depth and learning rate, of candidates that are trained and pruned (search.png). Kill it and
-   start it again: it goes on where it was;
+1. the loss with each leaf pruned alone (sensitivity.png), and sparsities that keep a fifth of the weights: one sparsity
+   for all leaves, greedy levels, levels by dynamic programming;
+2. the influence of each block (ShortGPT), the accuracy without it, and the layers that represent digits alike;
+3. a search over width, depth and learning rate of networks that are trained and pruned, by Optuna with its Hyperband
+   pruner (search.png). Every trial is stored in search.db (SQLite): a search that was killed goes on when the same
+   command is run again, and `optuna-dashboard sqlite:///output/structures/search.db` shows it in a browser;
 4. the models at several sparsities by held-out loss, AIC, BIC and description length, and the Pareto front
    (pareto.png).
 
-With several `--seeds` (of the split, of all weights and batches) each has a folder of its own, and a last table holds
-the mean, the least and the most of every figure.
+With several `--seeds` (of the split, the weights and the batches) each seed has its own folder, and a last table has
+the mean, the least and the greatest value of every figure.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optuna
+from matplotlib.figure import Figure
 
 import jaxprune
-from jaxprune import _tree, criteria, masks, selection
+from jaxprune import _tree, assess, criteria, features, masks, sensitivity, slimming
 
 PyTree = Any
 PIXELS, CLASSES, BATCH = 64, 10, 100
@@ -66,19 +68,19 @@ def loss(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(network(params, x), y).mean()
 
 
-@partial(jax.jit, static_argnames="steps")
-def train(key: jax.Array, params: PyTree, held: PyTree, x: jax.Array, y: jax.Array, rate: Any, *, steps: int) -> PyTree:
-    """Adam with a cosine; removed weights stay removed."""
+@jax.jit
+def train(key: jax.Array, params: PyTree, held: PyTree, x: jax.Array, y: jax.Array, rate: Any, *, steps: Any) -> PyTree:
+    """Adam with a cosine; removed weights stay removed. One function is compiled for all numbers of steps."""
     adam = optax.adam(lambda step: rate * (0.5 + 0.5 * jnp.cos(jnp.pi * step / steps)))
     optimizer = jaxprune.sparsify(adam, jaxprune.training.fixed(held))
 
-    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+    def step(i: Any, carry: Any) -> Any:
         params, state = carry
-        rows = jax.random.randint(key, (BATCH,), 0, len(x))
+        rows = jax.random.randint(jax.random.fold_in(key, i), (BATCH,), 0, len(x))
         updates, state = optimizer.update(jax.grad(loss)(params, x[rows], y[rows]), state, params)
-        return (optax.apply_updates(params, updates), state), None
+        return optax.apply_updates(params, updates), state
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
+    return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
 
 
 def accuracy(params: PyTree, rows: Any) -> float:
@@ -92,17 +94,17 @@ def pruned_at(key: jax.Array, params: PyTree, held: PyTree, rows: Any, steps: in
 
 def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> dict[str, float]:
     evaluate = lambda p: loss(p, *splits["choose"])
-    found = selection.sensitivity(evaluate, params, options.levels, batch_axes={"blocks/*": 1})
-    selection.sensitivity_curves(found).savefig(options.output / "sensitivity.png")
+    found = sensitivity.leaf_sensitivity(evaluate, params, options.levels, batch_axes={"blocks/*": 1})
+    sensitivity.sensitivity_curves(found).savefig(options.output / "sensitivity.png")
     print("\nloss on the rows to choose by, with one leaf pruned alone:")
     print(f"{'leaf':12}" + "".join(f"{level:8.0%}" for level in found.levels))
     for name, values in zip(found.names, found.values, strict=True):
         print(f"{name:12}" + "".join(f"{value:8.3f}" for value in values))
-    costs = selection.leaf_costs(network, params, found, splits["choose"][0][:1], batch_axes={"blocks/*": 1})
+    costs = sensitivity.leaf_costs(network, params, found, splits["choose"][0][:1], batch_axes={"blocks/*": 1})
     budget = options.density * costs[:, 0].sum()
     chosen = {
-        "greedy": selection.greedy(found.changes, costs, budget),
-        "dynamic programming": selection.cheapest_loss(found.changes, costs, budget),
+        "greedy": sensitivity.greedy_levels(found.changes, costs, budget),
+        "dynamic programming": sensitivity.cheapest_loss(found.changes, costs, budget),
     }
     sparsities = {"one level for all": dict.fromkeys(found.names, 1 - options.density)}
     sparsities |= {name: levels.sparsities(found) for name, levels in chosen.items()}
@@ -122,62 +124,77 @@ def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any
 
 def depth(params: PyTree, splits: dict[str, Any]) -> dict[str, float]:
     hidden = hidden_states(params, splits["choose"][0])
-    influence = np.asarray(selection.block_influence(hidden))
+    influence = np.asarray(slimming.block_influence(hidden))
     whole = accuracy(params, splits["test"])
     print(f"\nblock  influence  accuracy without it ({whole:.1%} with all)")
     figures = {"accuracy with all blocks": whole}
     for i, value in enumerate(influence):
-        blocks = selection.keep_blocks(params["blocks"], np.arange(len(influence)) != i)
+        blocks = slimming.keep_blocks(params["blocks"], np.arange(len(influence)) != i)
         without = accuracy({**params, "blocks": blocks}, splits["test"])
         print(f"{i:5}  {value:9.3f}  {without:.1%}")
         figures |= {f"block {i}: influence": float(value), f"block {i}: accuracy without": without}
     layers = {f"before block {i}": h for i, h in enumerate(hidden[:-1])} | {"after the last": hidden[-1]}
-    for pair in selection.similar_layers(layers, threshold=0.9):
+    for pair in features.similar_layers(layers, threshold=0.9):
         print(f"alike: {pair.first} and {pair.second}, CKA {pair.cka:.3f}")
     return figures
 
 
 def search(key: jax.Array, splits: dict[str, Any], options: Any) -> dict[str, float]:
-    space = {
-        "width": selection.one_of([8, 16, 32]),
-        "depth": selection.integers(1, 3),
-        "rate": selection.log_uniform(1e-4, 1e-1),
-    }
+    budgets = [round(options.most / 9), round(options.most / 3), round(options.most)]
 
-    def evaluate(candidate: Any, budget: float, key: jax.Array) -> float:
-        params = start(key, candidate["width"], candidate["depth"])
-        whole = masks.ones(params)
-        params = train(key, params, whole, *splits["train"], candidate["rate"], steps=round(budget))
-        held = jaxprune.prune(params, options.sparsity).masks
-        return float(loss(pruned_at(key, params, held, splits["train"], round(budget / 2)), *splits["choose"]))
+    def objective(trial: optuna.Trial) -> float:
+        width, depth = trial.suggest_categorical("width", [8, 16, 32]), trial.suggest_int("depth", 1, 3)
+        rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+        own = jax.random.fold_in(key, trial.number)
+        value = np.inf
+        for steps in budgets:  # each time from the start, so that every budget has a whole learning-rate schedule
+            params = start(own, width, depth)
+            params = train(own, params, masks.ones(params), *splits["train"], rate, steps=steps)
+            held = jaxprune.prune(params, options.sparsity).masks
+            value = float(loss(pruned_at(own, params, held, splits["train"], steps // 2), *splits["choose"]))
+            trial.report(value, steps)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value
 
-    found = selection.hyperband(
-        evaluate,
-        lambda count: selection.draw_candidates(space, count, seed=0),
-        key=key,
-        least=options.most / 9,
-        most=options.most,
-        journal=options.output / "search.jsonl",
+    study = optuna.create_study(
+        storage=f"sqlite:///{options.output / 'search.db'}",
+        study_name="structure",
+        load_if_exists=True,
+        pruner=optuna.pruners.HyperbandPruner(min_resource=budgets[0], max_resource=budgets[-1], reduction_factor=3),
     )
-    selection.halving_curves(found.trials).savefig(options.output / "search.png")
-    print(f"\n{len(found.trials)} trials; the best, pruned to {options.sparsity:.0%}: {found.best.candidate}")
-    print(f"loss on the rows to choose by {found.best.loss:.3f}")
-    return {f"search: {name} of the best": float(value) for name, value in found.best.candidate.items()}
+    for killed in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        _ = study.tell(killed.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(killed.params)
+    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED])
+    # A sampler that starts anew with an old seed would draw the candidates again that it has drawn before.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
+    study.optimize(objective, n_trials=max(0, options.trials - len(done)))
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for trial in study.trials:
+        _ = axes.plot(*zip(*trial.intermediate_values.items(), strict=True), marker="o", markersize=3, alpha=0.7)
+    axes.set(xlabel="steps", ylabel="loss", xscale="log")
+    figure.savefig(options.output / "search.png")
+    print(f"\n{len(done)} trials were there, {len(study.trials)} are; the best, pruned to {options.sparsity:.0%}:")
+    print(f"{study.best_params}, loss on the rows to choose by {study.best_value:.3f}")
+    return {f"search: {name} of the best": float(value) for name, value in study.best_params.items()}
 
 
 def models(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any) -> dict[str, float]:
-    candidates = {"dense": selection.Candidate(params, None, network)}
+    candidates = {"dense": assess.Candidate(params, None, network)}
     for sparsity in options.models:
         held = jaxprune.prune(params, sparsity).masks
         tuned = pruned_at(key, params, held, splits["train"], options.tune)
-        candidates[f"{sparsity:.0%}"] = selection.Candidate(tuned, held, network)
-    scores = selection.hold_out(candidates, splits["train"], splits["choose"])
-    print("\n" + selection.model_table(scores))
+        candidates[f"{sparsity:.0%}"] = assess.Candidate(tuned, held, network)
+    scores = assess.hold_out(candidates, splits["train"], splits["choose"])
+    print("\n" + assess.model_table(scores))
     errors = [1 - accuracy(c.params, splits["test"]) for c in candidates.values()]
     costs = [s.flops for s in scores]
-    print("\non the rows for the test:\n" + selection.pareto_table(list(candidates), errors, costs))
+    print("\non the rows for the test:\n" + assess.pareto_table(list(candidates), errors, costs))
     points = {name: (float(c), e) for name, c, e in zip(candidates, costs, errors, strict=True)}
-    selection.pareto_plot(points).savefig(options.output / "pareto.png")
+    assess.plots.pareto_plot(points).savefig(options.output / "pareto.png")
     figures = {}
     for score, error in zip(scores, errors, strict=True):
         own = {"gap": score.gap, "held-out loss": score.test, "held-out error": score.error, "test error": error}
@@ -208,7 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=600, help="of the first training")
     parser.add_argument("--tune", type=int, default=200, help="steps after pruning")
-    parser.add_argument("--most", type=float, default=360, help="the largest budget of the search, in steps")
+    parser.add_argument("--trials", type=int, default=17, help="candidates of the search")
+    parser.add_argument("--most", type=int, default=360, help="the largest budget of a candidate, in steps")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--sparsity", type=float, default=0.8, help="of the candidates of the search")

@@ -12,11 +12,13 @@ from jaxprune import calibration as calibration
 from jaxprune import checkpoints as checkpoints
 from jaxprune import criteria as criteria
 from jaxprune import ensembles as ensembles
+from jaxprune import features as features
 from jaxprune import lottery as lottery
 from jaxprune import masks as masks
+from jaxprune import models as models
 from jaxprune import reconstruction as reconstruction
 from jaxprune import schedules as schedules
-from jaxprune import selection as selection
+from jaxprune import sensitivity as sensitivity
 from jaxprune import slimming as slimming
 from jaxprune import training as training
 from jaxprune.calibration import calibrate as calibrate

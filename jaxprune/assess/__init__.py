@@ -1,4 +1,4 @@
-"""What a network costs and how far to trust it: complexity, metrics, intervals, paired comparisons, the risk report."""
+"""What a network costs and how far to trust it: complexity, metrics, comparisons, the risk report, choice of models."""
 
 from jaxprune.assess import plots
 from jaxprune.assess.comparison import ModelResult, comparison_table
@@ -11,9 +11,22 @@ from jaxprune.assess.paired import changes, mcnemar, sign_flip_test
 from jaxprune.assess.reliability import calibration_error, fit_temperature, reliability
 from jaxprune.assess.report import RiskReport, risk_report
 from jaxprune.assess.risk import Labels, Predictions, risk
+from jaxprune.assess.selection import (
+    Candidate,
+    aic,
+    bic,
+    description_length,
+    hold_out,
+    k_fold,
+    model_table,
+    one_standard_error,
+    pareto_front,
+    pareto_table,
+)
 from jaxprune.assess.selective import auroc, entropy, epistemic_uncertainty, max_probability, risk_coverage
 
 __all__ = [
+    "Candidate",
     "Complexity",
     "Corruption",
     "Interval",
@@ -22,7 +35,9 @@ __all__ = [
     "ModelResult",
     "Predictions",
     "RiskReport",
+    "aic",
     "auroc",
+    "bic",
     "blur",
     "bootstrap",
     "brier_losses",
@@ -33,16 +48,23 @@ __all__ = [
     "contrast",
     "corrupted_logits",
     "corruptions",
+    "description_length",
     "entropy",
     "epistemic_uncertainty",
     "evaluate",
     "exemplars",
     "fit_temperature",
+    "hold_out",
+    "k_fold",
     "log_losses",
     "logits_from_probabilities",
     "max_probability",
     "mcnemar",
+    "model_table",
     "noise",
+    "one_standard_error",
+    "pareto_front",
+    "pareto_table",
     "plots",
     "recall_by_class",
     "reliability",

@@ -8,6 +8,7 @@ import numpy as np
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.reliability import Reliability
+from jaxprune.assess.selection import pareto_front
 from jaxprune.assess.selective import RiskCoverage
 
 if TYPE_CHECKING:
@@ -169,6 +170,35 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
     axes.set(xlabel=xlabel, ylabel="accuracy in %")
     axes.set_xticks(range(1, 1 + max(len(levels) for levels in models.values())))
     axes.legend(fontsize="small")
+    return figure
+
+
+def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "effective FLOPs") -> "Figure":
+    """Error against cost: a point for each model, and the Pareto front as a line.
+
+    Args:
+      models: by the name of a model its (cost, error), the error as a fraction.
+      xlabel: the name of the cost; its axis is logarithmic.
+
+    Returns:
+      A figure; `figure.savefig(path)` writes it.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: there is no model, or a cost that is not positive.
+    """
+    costs, errors = (np.asarray([pair[k] for pair in models.values()], float) for k in (0, 1))
+    front = pareto_front(errors, costs)
+    if (costs <= 0).any():
+        raise ValueError(f"costs must be positive on a logarithmic axis; got {costs.min():g}")
+    figure, axes = new_figure(6.4, 4.2)
+    order = np.flatnonzero(front)[np.argsort(costs[front])]
+    _ = axes.step(costs[order], 100 * errors[order], where="post", color="black", linewidth=1)
+    for name, cost, error, best in zip(models, costs, errors, front, strict=True):
+        _ = axes.scatter([cost], [100 * error], color="C0" if best else "C7")
+        _ = axes.annotate(name, (cost, 100 * error), xytext=(4, 4), textcoords="offset points", fontsize="small")
+    axes.set_xscale("log")
+    axes.set(xlabel=xlabel, ylabel="error in %")
     return figure
 
 

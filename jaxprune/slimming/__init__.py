@@ -8,12 +8,13 @@
 from jaxprune.slimming import costs
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, Removal, choose, removal_order
+from jaxprune.slimming.depth import block_influence, keep_blocks, keep_influential
 from jaxprune.slimming.distillation import distillation_loss
 from jaxprune.slimming.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
 from jaxprune.slimming.manifest import Kept, Manifest
 from jaxprune.slimming.regularise import group_lasso, growing_penalty, unit_norms, zero_units
-from jaxprune.slimming.scores import geometric_median_scores, group_scores
+from jaxprune.slimming.scores import geometric_median_scores, group_scores, unit_scores
 from jaxprune.slimming.slim import Slimmed, slim, smaller
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Rebuilt",
     "Removal",
     "Slimmed",
+    "block_influence",
     "choose",
     "costs",
     "distillation_loss",
@@ -37,9 +39,12 @@ __all__ = [
     "group_scores",
     "growing_penalty",
     "hyperparameters",
+    "keep_blocks",
+    "keep_influential",
     "removal_order",
     "slim",
     "smaller",
     "unit_norms",
+    "unit_scores",
     "zero_units",
 ]

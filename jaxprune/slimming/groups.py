@@ -1,7 +1,8 @@
 """`find_groups`: the units of a function's parameters that must be removed together, as `Groups`, a table in print."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,11 @@ class Groups:
             raise KeyError(f"several groups hold {key!r}; name one of: {', '.join(g.name for g in found)}")
         frozen = [f.reason for f in self.frozen if f"{f.name}[{f.axis}]" == key]
         why = f" (it is frozen: {frozen[0]})" if frozen else ""
-        raise KeyError(f"no group {key!r}{why}; there are: {', '.join(g.name for g in self.groups)}")
+        names = [g.name for g in self.groups]
+        close = difflib.get_close_matches(key, names, 1)
+        raise KeyError(
+            f"no group {key!r}{why}{f'; did you mean {close[0]!r}?' if close else ''}; there are: {', '.join(names)}"
+        )
 
     def __repr__(self) -> str:
         return _table(self)
@@ -143,34 +148,45 @@ class Groups:
         return "\n".join([*lines, "}"])
 
 
-def find_groups(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Groups:
+def find_groups(
+    fn: Callable[..., PyTree], params: PyTree, *inputs: Any, also: Sequence[tuple[Any, ...]] = ()
+) -> Groups:
     """Finds which slices of the parameters of any JAX function have to be removed together.
 
     The function is traced from shapes; nothing is computed. Labels of positions are followed through its jaxpr:
     an addition couples the channels of both operands, a contraction those of a layer with the next layer's rows,
     a reshape of heads times dimensions makes heads and dimensions units of their own (Fang et al., DepGraph,
-    2023, arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). What the outputs, the
+    2023, arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). Whatever the outputs, the
     inputs, a softmax, a sort, an index or an unknown primitive needs whole is frozen, and the reason is reported.
 
-    Batch statistics belong into `params`. A function that returns them freezes their channels, as it freezes
-    all it returns: find the groups on the function without them, and use `Slimmed.rebind` for training.
+    Batch statistics belong into `params`. A function that returns them freezes their channels, as it freezes all
+    outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the
+    training mode reads follow where it is named in `also`.
 
     Args:
       fn: a function `fn(params, *inputs)`.
       params: any tree of arrays or ShapeDtypeStructs.
       *inputs: arrays or ShapeDtypeStructs in any trees; anything else is a constant.
+      also: further functions of the same parameters that must run with fewer units too, each as a tuple
+        (function, *inputs), such as [(train, x, key)]. They tie leaves that `fn` does not use; their outputs may
+        shrink. Default: none.
 
     Returns:
       The groups.
 
+    Raises:
+      TypeError: a function needs numbers where there are only shapes.
+
     Example:
-      >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
-      >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((5, 3)))
-      >>> [(g.name, g.count, g.exact) for g in groups]
-      [('a[1]', 4, True)]
+      >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2)), 'mean': jnp.ones(4)}
+      >>> hidden = lambda p, x: jnp.tanh(x @ p['a'])
+      >>> train = lambda p, x: 0.9 * p['mean'] + 0.1 * hidden(p, x).mean(0)
+      >>> fn, x = lambda p, x: hidden(p, x) @ p['b'], jnp.ones((5, 3))
+      >>> groups = find_groups(fn, params, x, also=[(train, x)])
+      >>> [(g.name, g.count, [m.name for m in g.members]) for g in groups]
+      [('a[1]', 4, ['a', 'b', 'mean'])]
     """
-    analysis = analyse(fn, params, inputs, fix_outputs=True)
-    return group(analysis)
+    return group(analyse(fn, params, inputs, fix_outputs=True, also=also))
 
 
 def group(analysis: Analysis) -> Groups:

@@ -1,4 +1,4 @@
-"""The manifest: what stays of each leaf, as plain data; the way to smaller trees and back."""
+"""`Manifest`: which positions of each leaf stay, as plain data; makes trees smaller and puts them back, is JSON."""
 
 import dataclasses
 import json
@@ -55,15 +55,21 @@ class Kept(NamedTuple):
         return stay
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
-    """What stays of each leaf of a tree of parameters.
+    """The positions of each leaf of a tree of parameters that stay.
 
     Attributes:
       leaves: one entry for each leaf, in the order of `jax.tree.leaves`.
     """
 
     leaves: tuple[Kept, ...]
+
+    def __repr__(self) -> str:
+        sizes = [[int(np.prod(shape)) for shape in (k.small, k.shape)] for k in self.leaves if k.shape is not None]
+        small, whole = np.sum(sizes, 0, dtype=int) if sizes else (0, 0)
+        shrunk = sum(bool(kept.axes) for kept in self.leaves)
+        return f"Manifest({shrunk} of {len(self.leaves)} leaves smaller, {small:,} of {whole:,} entries kept)"
 
     def shrink(self, mirror: PyTree) -> PyTree:
         """The part that stays of any tree that mirrors the parameters.

@@ -1,6 +1,7 @@
 """`slim`: the smaller function and its parameters, `Slimmed`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 from jax import export
 from jax.core import Tracer
 
-from jaxprune import criteria
+from jaxprune import _tree, criteria
 from jaxprune._jaxprs import is_array
 from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
 from jaxprune.slimming._labels.evaluate import Decision, evaluate
 from jaxprune.slimming._labels.rules import RULES
@@ -24,14 +26,15 @@ from jaxprune.slimming.scores import group_scores
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Slimmed:
     """A smaller function, its parameters, and what was removed.
 
     Attributes:
-      fn: an ordinary JAX function `fn(params, *inputs)` of the smaller parameters.
+      fn: an ordinary JAX function `fn(params, *inputs)` of the smaller parameters. State that the function updates in
+        place, such as the running statistics of an NNX module, is updated in the parameters it is called with.
       params: the smaller parameters.
-      manifest: what stays of each leaf.
+      manifest: the positions of each leaf that stay.
     """
 
     fn: Callable[..., PyTree]
@@ -49,17 +52,31 @@ class Slimmed:
         """Puts smaller arrays back where they were, zeros elsewhere; see `Manifest.expand`."""
         return self.manifest.expand(mirror)
 
-    def rebind(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """Another function of the same parameters, smaller: a loss, the training mode with its batch statistics.
+    def __repr__(self) -> str:
+        return f"Slimmed({self.manifest})"
+
+    def rebind(self, fn: Callable[..., PyTree], *inputs: Any) -> Callable[..., PyTree]:
+        """Another function of the same parameters, smaller: a loss, the training mode, one step of decoding.
 
         Args:
-          fn: a function `fn(params, *inputs)` of the whole parameters. Of outputs that hold what was removed
-            (new batch statistics) the rest comes out.
+          fn: a function `fn(params, *inputs)` of the whole parameters, or of some of their leaves. Outputs that hold
+            removed units (new batch statistics) come out smaller.
+          *inputs: arrays or ShapeDtypeStructs that `fn` takes before slimming. Give them where inputs hold removed
+            units as well, such as the heads of a key-value cache: these axes shrink as the parameters do, and the
+            function takes smaller inputs. Without them the inputs keep their shapes.
 
         Returns:
           The function of the smaller parameters.
+
+        Example:
+          >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
+          >>> encode, decode = lambda p, x: jnp.tanh(x @ p['a']), lambda p, h: h @ p['b']
+          >>> small = slim(lambda p, x: decode(p, encode(p, x)), params, {'a[1]': [0]}, jnp.ones((5, 3)))
+          >>> hidden = small.rebind(encode)(small.params, jnp.ones((5, 3)))
+          >>> hidden.shape, small.rebind(decode, jnp.ones((5, 4)))(small.params, hidden).shape
+          ((5, 3), (5, 2))
         """
-        return smaller(fn, self.manifest, fix_outputs=False)
+        return smaller(fn, self.manifest, fix_outputs=False, whole=inputs)
 
 
 def slim(
@@ -144,44 +161,154 @@ def _names_units(groups: Groups, params: PyTree, what: Mapping[Any, Any]) -> boo
     return not masks and jax.tree.structure(dict(what)) != jax.tree.structure(params)
 
 
-def smaller(fn: Callable[..., PyTree], manifest: Manifest, *, fix_outputs: bool) -> Callable[..., PyTree]:
+def smaller(
+    fn: Callable[..., PyTree], manifest: Manifest, *, fix_outputs: bool, whole: tuple[Any, ...] = ()
+) -> Callable[..., PyTree]:
     """The function `fn` of smaller parameters.
 
     Args:
       fn: a function `fn(params, *inputs)` of the whole parameters.
-      manifest: what stays of them.
-      fix_outputs: whether to insist that no output loses positions.
+      manifest: the positions of each leaf that stay.
+      fix_outputs: whether all outputs must keep their shapes.
+      whole: the inputs before slimming, where they may shrink with the parameters.
 
     Returns:
       A function of the smaller parameters.
     """
     traced: dict[Any, tuple[Analysis, Decision]] = {}
+    given: dict[Any, Any] = {}  # for the structure of parameters the inputs' axes that shrink
+    stateful = _with_state(fn)
 
     def slimmed(params: PyTree, *inputs: Any) -> PyTree:
         _check_shapes(params, manifest, smaller=True)
         key = _signature((params, inputs))
         found = traced.get(key) if key is not None else None
         if found is None:
-            found = _decide(fn, manifest, params, inputs, fix_outputs)
+            before = inputs
+            if whole:
+                structure = jax.tree.structure(params)
+                if structure not in given:
+                    given[structure] = _shrinking(*_decide(stateful, manifest, params, whole, fix_outputs, False))
+                before = _whole_inputs(inputs, given[structure], whole)
+            found = _decide(stateful, manifest, params, before, fix_outputs, not whole)
             if key is not None and not _leaks(found[0]):
                 traced[key] = found
         analysis, decision = found
         arrays = [leaf for leaf in jax.tree.leaves((params, *inputs)) if is_array(leaf)]
-        outputs = evaluate(decision, analysis.frame, arrays)
-        return jax.tree.unflatten(analysis.traced.out_tree, outputs)
+        results = evaluate(decision, analysis.frame, arrays)
+        outputs, state = jax.tree.unflatten(analysis.traced.out_tree, results)
+        if state:
+            _update_in_place((params, *inputs), state)
+        return outputs
 
     return slimmed
 
 
+def _with_state(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function that also returns the leaves of its arguments that `fn` replaces in place, by their places."""
+
+    @functools.wraps(fn)
+    def run(*args: Any) -> tuple[PyTree, dict[int, Any]]:
+        before = _leaves_by_path(args)
+        outputs = fn(*args)
+        after = _leaves_by_path(args)
+        return outputs, {
+            k: after[path]
+            for k, (path, leaf) in enumerate(before.items())
+            if is_array(leaf) and after.get(path, leaf) is not leaf
+        }
+
+    return run
+
+
+def _leaves_by_path(tree: PyTree) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def _update_in_place(args: tuple[Any, ...], state: dict[int, Any]) -> None:
+    """Replaces leaves as the function did, which shows that their containers can be changed."""
+    for k, path in enumerate(_leaves_by_path(args)):
+        if k in state:
+            try:
+                parent: Any = args
+                for step in path[:-1]:
+                    parent = getattr(parent, step.name) if hasattr(step, "name") else parent[_key(step)]
+                if hasattr(parent, "set_value"):  # a variable of NNX
+                    parent.set_value(state[k])
+                elif hasattr(path[-1], "name"):
+                    setattr(parent, path[-1].name, state[k])
+                else:
+                    parent[_key(path[-1])] = state[k]
+            except (TypeError, AttributeError) as error:
+                name = jax.tree_util.keystr(path[1:])
+                raise TypeError(
+                    f"the function replaces {name} of its argument {path[0].idx} in place, which the smaller function "
+                    "cannot do with this container; return the new value instead"
+                ) from error
+
+
+def _key(step: Any) -> Any:
+    return step.key if hasattr(step, "key") else step.idx
+
+
+def _shrinking(analysis: Analysis, decision: Decision) -> list[dict[int, tuple[int, int]]]:
+    """For each leaf of the inputs the axes that shrink, with their sizes before and after."""
+    found: list[dict[int, tuple[int, int]]] = []
+    for place in analysis.traced.inputs[len(analysis.leaves) :]:
+        axes = () if place is None else analysis.frame.read(analysis.frame.jaxpr.invars[place])
+        keeps = [decision.keep(axis) for axis in axes]
+        found.append({axis: (keep.full, keep.size) for axis, keep in enumerate(keeps) if keep is not None})
+    return found
+
+
+def _whole_inputs(inputs: tuple[Any, ...], shrinking: list[dict[int, tuple[int, int]]], whole: tuple[Any, ...]) -> Any:
+    """The inputs in the shapes that the function took before slimming."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(inputs)
+    if structure != jax.tree.structure(whole):
+        raise ValueError(
+            f"the inputs must have the structure of those given to rebind, {jax.tree.structure(whole)}; got {structure}"
+        )
+    leaves, wrong = [], []
+    for (path, leaf), axes in zip(paths, shrinking, strict=True):
+        name = f"input {path[0].idx}" + (f", leaf {_tree.name(path[1:])}" if path[1:] else "")
+        wrong += [
+            f"  {name}: expected {small} of {full} positions on axis {axis}, got shape {tuple(leaf.shape)}"
+            for axis, (full, small) in axes.items()
+            if len(leaf.shape) <= axis or leaf.shape[axis] != small
+        ]
+        full = [axes[axis][0] if axis in axes else n for axis, n in enumerate(leaf.shape)] if axes else []
+        leaves.append(jax.ShapeDtypeStruct(tuple(full), leaf.dtype) if axes else leaf)
+    if wrong:
+        raise ValueError("these inputs hold units that were removed, and must be smaller:\n" + "\n".join(wrong))
+    return jax.tree.unflatten(structure, leaves)
+
+
 def _decide(
-    fn: Callable[..., PyTree], manifest: Manifest, params: PyTree, inputs: tuple[Any, ...], fix_outputs: bool
+    fn: Callable[..., PyTree],
+    manifest: Manifest,
+    params: PyTree,
+    inputs: tuple[Any, ...],
+    fix_outputs: bool,
+    fix_inputs: bool,
 ) -> tuple[Analysis, Decision]:
+    """Traces a function that returns (outputs, state) with the whole parameters, and decides which labels go."""
     leaves, structure = jax.tree.flatten(params)
     whole = [
         jax.ShapeDtypeStruct(kept.shape, leaf.dtype) if is_array(leaf) and kept.shape is not None else leaf
         for leaf, kept in zip(leaves, manifest.leaves, strict=True)
     ]
-    analysis = analyse(fn, jax.tree.unflatten(structure, whole), inputs, fix_outputs=fix_outputs)
+    analysis = analyse(fn, jax.tree.unflatten(structure, whole), inputs, fix_outputs=False, fix_inputs=fix_inputs)
+    labels, results = analysis.labels, analysis.traced.closed.jaxpr.outvars
+    outputs, state = jax.tree.unflatten(analysis.traced.out_tree, range(len(results)))
+    if fix_outputs:
+        for k in jax.tree.leaves(outputs):
+            for axis in analysis.frame.read(results[k]):
+                freeze(labels, axis, labels.reason(f"output {k} of the function"))
+    for place, k in state.items():  # what replaces a leaf in place loses the positions that the leaf loses
+        why = labels.reason(f"the new state of leaf {place} of the arguments")
+        old = analysis.frame.jaxpr.invars[analysis.traced.inputs[place]]
+        for a, b in zip(analysis.frame.read(old), analysis.frame.read(results[k]), strict=True):
+            unify(labels, a, b, why)
     return analysis, decided(analysis, manifest)
 
 

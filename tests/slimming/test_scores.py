@@ -111,3 +111,12 @@ def test_bad_input(params: Any) -> None:
     for given, options, message in wrong:
         with pytest.raises(ValueError, match=message):
             _ = slimming.geometric_median_scores(groups, given, **options)
+
+
+def test_scores_of_another_group_or_width_are_refused():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"group a\[1\] has 4 units; got scores \(3,\)"):
+        _ = slimming.unit_scores(groups, {"a[1]": np.ones(3)})
+    with pytest.raises(KeyError, match="no group 'z'"):
+        _ = slimming.unit_scores(groups, {"z": np.ones(4)})

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.extend.core import Literal
 
 from jaxprune import _tree
@@ -62,19 +63,31 @@ class Analysis:
     leaves: tuple[Leaf, ...]
 
 
-def analyse(fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[Any], *, fix_outputs: bool) -> Analysis:
+def analyse(
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    inputs: Sequence[Any],
+    *,
+    fix_outputs: bool,
+    also: Sequence[tuple[Any, ...]] = (),
+    fix_inputs: bool = True,
+) -> Analysis:
     """Traces `fn(params, *inputs)` from shapes and couples the labels of the parameters.
 
     Args:
       fn: the function.
       params: arrays or ShapeDtypeStructs; leaves that are neither are constants.
       inputs: arrays or ShapeDtypeStructs.
-      fix_outputs: whether the outputs have to keep their shapes.
+      fix_outputs: whether the outputs of `fn` must keep their shapes.
+      also: further functions of the same parameters, each as (function, *inputs); their outputs may shrink.
+      fix_inputs: whether the inputs of `fn` must keep their shapes; otherwise they have labels of their own.
 
     Raises:
-      TypeError: the function needs numbers where there are only shapes.
+      TypeError: a function needs numbers where there are only shapes.
     """
-    return couple(traced_from_shapes(fn, params, inputs), params, fix_outputs=fix_outputs)
+    others = [traced_from_shapes(other[0], params, other[1:]) for other in also]
+    traced = traced_from_shapes(fn, params, inputs)
+    return couple(traced, params, fix_outputs=fix_outputs, others=others, fix_inputs=fix_inputs)
 
 
 def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[Any]) -> Traced:
@@ -102,27 +115,44 @@ def _argument(path: Any) -> str:
     return name if path[0].idx == 0 else f"input {path[0].idx - 1}" + (f", leaf {name}" if name else "")
 
 
-def couple(traced: Traced, params: PyTree, *, fix_outputs: bool) -> Analysis:
-    """Couples the labels of the parameters of a traced function."""
+def couple(
+    traced: Traced, params: PyTree, *, fix_outputs: bool, others: Sequence[Traced] = (), fix_inputs: bool = True
+) -> Analysis:
+    """Couples the labels of the parameters of a traced function, and of further functions of the same parameters."""
     labels = Labels()
-    jaxpr = traced.closed.jaxpr
-    layers, used = _layers(jaxpr), _used(jaxpr)
-    given: list[Axes] = [tuple(ax.fixed(n) for n in v.aval.shape) for v in jaxpr.invars]
+    programs = (traced, *others)
+    layers = [_layers(program.closed.jaxpr) for program in programs]
+    used = [_used(program.closed.jaxpr) for program in programs]
+    given: list[list[Axes]] = [
+        [tuple(map(ax.fixed, v.aval.shape)) for v in program.closed.jaxpr.invars] for program in programs
+    ]
     leaves = []
     for k, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
-        place = traced.inputs[k]
         ids: tuple[Ids, ...] = ()
-        if place is not None:
-            ids = _label(labels, leaf, layers.get(place, ()), place in used)
-            given[place] = tuple(ax.labelled(i) for i in ids)
+        if is_array(leaf):
+            places: list[Any] = [program.inputs[k] for program in programs]  # an array has a place in each
+            depth = max((own.get(place, ()) for own, place in zip(layers, places, strict=True)), key=len)
+            ids = _label(labels, leaf, depth, any(place in own for own, place in zip(used, places, strict=True)))
+            for own, place in zip(given, places, strict=True):
+                own[place] = tuple(map(ax.labelled, ids))
         shape = tuple(leaf.shape) if is_array(leaf) else None
         leaves.append(Leaf(_tree.name(path), _tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
-    frame = follow(labels, jaxpr, traced.closed.consts, given, (), RULES)
+    if not fix_inputs:
+        for place in traced.inputs[len(leaves) :]:
+            if place is not None:
+                shape = traced.closed.jaxpr.invars[place].aval.shape
+                given[0][place] = tuple(
+                    ax.fixed(n) if export.is_symbolic_dim(n) else ax.labelled(labels.fresh(n)) for n in shape
+                )
+    frames = [
+        follow(labels, program.closed.jaxpr, program.closed.consts, own, (), RULES)
+        for program, own in zip(programs, given, strict=True)
+    ]
     if fix_outputs:
-        for k, var in enumerate(jaxpr.outvars):
-            for axis in frame.read(var):
+        for k, var in enumerate(traced.closed.jaxpr.outvars):
+            for axis in frames[0].read(var):
                 ax.freeze(labels, axis, labels.reason(f"output {k} of the function"))
-    return Analysis(labels, traced, frame, tuple(leaves))
+    return Analysis(labels, traced, frames[0], tuple(leaves))
 
 
 def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tuple[Ids, ...]:

@@ -1,0 +1,54 @@
+"""Features: which inputs of a network matter, which hidden channels and layers tell the same, and a network of fewer.
+
+A score is larger for a feature that is more worth keeping; `top` and `eliminate` turn scores into a mask, and `narrow`
+turns a mask into a smaller network.
+
+| what the score sees | scores |
+|---|---|
+| one feature and the target | `pearson`, `spearman`, `anova_f`, `mutual_information` |
+| features and each other | `mrmr`, `one_of_each` (remove redundancy), `relatedness` (looks for it) |
+| a trained network | `gradient_saliency`, `permutation`, `input_norms` |
+| a network while it trains | `StochasticGates`, `input_lasso` |
+| hidden channels and layers | `distinctness`, `alive`, `map_rank`, `cka`, `channel_similarity`, `layer_similarity` |
+
+Targets of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
+"""
+
+from jaxprune.features.alignment import Alike, channel_similarity, cka, layer_similarity, similar_layers
+from jaxprune.features.elimination import Round, eliminate, top
+from jaxprune.features.gates import StochasticGates, input_lasso
+from jaxprune.features.hidden import alive, distinctness, map_rank
+from jaxprune.features.narrowing import Narrowed, narrow
+from jaxprune.features.redundancy import clusters, correlations, mrmr, one_of_each, relatedness
+from jaxprune.features.saliency import gradient_saliency, input_norms, permutation
+from jaxprune.features.scores import anova_f, mutual_information, pearson, spearman
+
+__all__ = [
+    "Alike",
+    "Narrowed",
+    "Round",
+    "StochasticGates",
+    "alive",
+    "anova_f",
+    "channel_similarity",
+    "cka",
+    "clusters",
+    "correlations",
+    "distinctness",
+    "eliminate",
+    "gradient_saliency",
+    "input_lasso",
+    "input_norms",
+    "layer_similarity",
+    "map_rank",
+    "mrmr",
+    "mutual_information",
+    "narrow",
+    "one_of_each",
+    "pearson",
+    "permutation",
+    "relatedness",
+    "similar_layers",
+    "spearman",
+    "top",
+]

@@ -1,0 +1,142 @@
+"""`narrow` makes a network physically smaller that uses only some of its input features."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.slimming import Choice, Manifest, find_groups, smaller
+
+PyTree = Any
+_INPUT, _PARAMS = "input", "params"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Narrowed:
+    """A network that takes fewer input features.
+
+    Attributes:
+      fn: the smaller function `fn(params, x, *rest)`; its `x` has only the kept features.
+      params: the smaller parameters.
+      mask: (features,) bool, True = kept.
+      kept: the names of the kept features, in order.
+      axis: the axis of `x` that the features lie on.
+      manifest: what is kept of each leaf of the parameters; `manifest.shrink` makes optimizer states smaller too.
+      inexact: None if the smaller function equals `fn` with zeros for the removed weights; otherwise the reason.
+    """
+
+    fn: Callable[..., PyTree]
+    params: PyTree
+    mask: np.ndarray
+    kept: tuple[str, ...]
+    axis: int
+    manifest: Manifest
+    inexact: str | None
+
+    def take(self, x: Any) -> Any:
+        """Takes the kept features out of an array that has all features on `axis`."""
+        if x.shape[self.axis] != len(self.mask):
+            raise ValueError(f"x must have all {len(self.mask)} features on axis {self.axis}; it has shape {x.shape}")
+        return x.take(np.flatnonzero(self.mask), axis=self.axis)
+
+
+def narrow(
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    mask: Any,
+    x: Any,
+    *rest: Any,
+    axis: int = -1,
+    names: Sequence[str] | None = None,
+) -> Narrowed:
+    """Makes a network physically smaller that no longer uses some of its input features.
+
+    The weights of the first layer that meet a removed feature are removed, wherever the traced program has them: in
+    a dense layer after images were flattened, in several layers that read the input, after a normalisation by
+    constants. On the kept features the smaller function equals `fn` with zeros for the removed weights, whatever the
+    removed features are. Where the features are combined before the first layer (a normalisation over the features)
+    it cannot, and `inexact` says why.
+
+    Args:
+      fn: a function `fn(params, x, *rest)`.
+      params: its parameters, any pytree.
+      mask: (features,) bool, True = kept.
+      x: the input, or its ShapeDtypeStruct.
+      *rest: further inputs, or their ShapeDtypeStructs.
+      axis: the axis of `x` that the features lie on.
+      names: the names of the features; their numbers by default.
+
+    Returns:
+      A `Narrowed`: the smaller function, its parameters, and the names of the kept features.
+
+    Raises:
+      ValueError: `mask` does not have one bool per feature or keeps none, `names` has another length, or `fn` needs
+        its input whole: it convolves over the axis, or returns the input itself.
+
+    Example:
+      >>> net = lambda w, x: jnp.tanh(x @ w['first']) @ w['second']
+      >>> w = {'first': jnp.ones((3, 4)), 'second': jnp.ones((4, 2))}
+      >>> small = narrow(net, w, [True, False, True], jnp.ones((5, 3)), names=['age', 'day', 'dose'])
+      >>> small.kept, small.params['first'].shape, small.fn(small.params, jnp.ones((5, 2))).shape
+      (('age', 'dose'), (2, 4), (5, 2))
+    """
+    mask = np.asarray(mask)
+    if not hasattr(x, "shape") or not -len(x.shape) <= axis < len(x.shape):
+        raise ValueError(f"x must be an array or its shape, with an axis {axis}; got {getattr(x, 'shape', type(x))}")
+    if mask.dtype != np.bool_ or mask.shape != (x.shape[axis],):
+        raise ValueError(
+            f"mask must be {x.shape[axis]} bools, one for each feature on axis {axis} of x; "
+            f"got {mask.dtype} {mask.shape}"
+        )
+    if not mask.any():
+        raise ValueError("mask keeps no feature; a network needs one at least")
+    labels = [str(i) for i in range(len(mask))] if names is None else list(map(str, names))
+    if len(labels) != len(mask):
+        raise ValueError(f"there are {len(mask)} features and {len(labels)} names")
+    joint = lambda both, *rest: fn(both[_PARAMS], both[_INPUT], *rest)
+    manifest, inexact = _removed(joint, params, mask, x, rest, axis % len(x.shape))
+    kept = tuple(label for label, stays in zip(labels, mask, strict=True) if stays)
+    # The user's manifest has no input, and paths from the root of the parameters.
+    paths = [(leaf, leaf.identity[1:]) for leaf in manifest.leaves[1:]]
+    own = Manifest(tuple(leaf._replace(name="/".join(path), identity=path) for leaf, path in paths))
+    return Narrowed(_smaller(joint, manifest, axis % len(x.shape)), own.shrink(params), mask, kept, axis, own, inexact)
+
+
+def _removed(
+    joint: Callable[..., PyTree], params: PyTree, mask: np.ndarray, x: Any, rest: tuple[Any, ...], axis: int
+) -> tuple[Manifest, str | None]:
+    # The input becomes the first leaf of the parameters, so that its features are units as the channels of a layer are.
+    groups = find_groups(joint, {_INPUT: jax.ShapeDtypeStruct(x.shape, x.dtype), _PARAMS: params}, *rest)
+    if mask.all():
+        return Choice.remove(groups, {}).manifest(), None
+    units = groups.units[0][axis]
+    gone = units[~mask].ravel()
+    if units.shape[-1] != 1 or (units < 0).any() or np.isin(units[mask], gone).any():
+        raise ValueError(f"features cannot go from axis {axis} of x, {tuple(x.shape)}:\n" + _why(groups, axis))
+    removed = {g.name: gone[(gone >= g.first) & (gone < g.first + g.count)] - g.first for g in groups}
+    removed = {name: np.unique(numbers) for name, numbers in removed.items() if numbers.size}
+    inexact = next((groups[name].inexact for name in removed if groups[name].inexact), None)
+    return Choice.remove(groups, removed).manifest(), inexact
+
+
+def _smaller(joint: Callable[..., PyTree], manifest: Manifest, axis: int) -> Callable[..., PyTree]:
+    made: dict[tuple[int, ...], Callable[..., PyTree]] = {}
+    features = (manifest.leaves[0].shape or ())[axis]
+
+    def narrowed(params: PyTree, x: Any, *rest: Any) -> PyTree:
+        # A manifest has one shape for each leaf, and the input has batches of any size.
+        shape = (*x.shape[:axis], features, *x.shape[axis + 1 :])
+        if shape not in made:
+            leaves = (manifest.leaves[0]._replace(shape=shape), *manifest.leaves[1:])
+            made[shape] = smaller(joint, Manifest(leaves), fix_outputs=True)
+        return made[shape]({_INPUT: x, _PARAMS: params}, *rest)
+
+    return narrowed
+
+
+def _why(groups: Any, axis: int) -> str:
+    own = [f for f in groups.frozen if (f.name, f.axis) == (_INPUT, axis)]
+    reasons = [f"  {f.positions} of {f.of} positions: {f.reason}" for f in own]
+    return "\n".join(reasons) or "  a feature stands for several units; choose units with find_groups and use slim"

@@ -1,0 +1,188 @@
+"""What features share with each other: `correlations`, `mrmr`, `clusters`, `one_of_each` and `relatedness`.
+
+Whether redundant features should be removed or looked for depends on the data. One of several copies is enough, and of
+smooth inputs (neighbouring pixels, spectra) the best few by any single score are neighbours that tell the same: `mrmr`
+and `one_of_each` remove them. But where the target is a joint function of several directions, and each direction is
+measured by several features among much noise, the noise stands alone and the informative features are correlated:
+there `mrmr` and `one_of_each` remove what matters, and `relatedness` finds it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.features import _checks
+from jaxprune.features.scores import ranks, standard
+
+Array = jax.Array
+
+
+def correlations(x: Any, *, ranked: bool = False) -> Array:
+    """The size of the correlation of each feature with each other feature, or of each channel with each other.
+
+    Args:
+      x: (n, features) numbers, or activations (n, ..., channels), of which every position counts as a sample.
+      ranked: whether to correlate ranks (Spearman) instead of values (Pearson).
+
+    Returns:
+      (features, features) in [0, 1], symmetric; 1 on the diagonal, and 0 for a feature that does not vary.
+
+    Raises:
+      ValueError: `x` has fewer than two axes or samples, or NaN or infinite values.
+
+    Example:
+      >>> correlations(jnp.array([[1.0, -1.0], [2.0, -2.0], [0.0, 0.0]])).round(4).tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+    """
+    x = jnp.asarray(x)
+    x = _checks.samples(x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x)
+    return _correlations(ranks(x) if ranked else x)
+
+
+def mrmr(
+    relevance: Any,
+    similarity: Any,
+    count: int,
+    *,
+    quotient: bool = False,
+    pool: Callable[..., np.ndarray] = np.mean,
+) -> np.ndarray:
+    r"""Minimum redundancy, maximum relevance: chooses features one by one, each relevant and unlike those before it.
+
+        next = argmax_j  relevance_j - mean_{i chosen} similarity_ij          (or the quotient of the two)
+
+    Peng, Long and Ding 2005, IEEE TPAMI 27(8), eq. 6, with mutual informations for both. Any two scores of one scale
+    serve: `pearson(x, y)`, which treats class labels as classes, with `correlations(x)`; both are in [0, 1].
+
+    The mean forgets: among fifty chosen features a copy of one of them has a redundancy of about 1/50. With
+    `pool=np.max` the redundancy of a feature is its largest similarity with a chosen feature, which keeps copies out
+    however many features are chosen (as CMIM does, Fleuret 2004). Take it where features come in groups that tell the
+    same.
+
+    Args:
+      relevance: (features,) scores, larger is better.
+      similarity: (features, features) symmetric.
+      count: the number of features to choose, 1 to `features`.
+      quotient: whether to divide the relevance by the redundancy instead of subtracting it.
+      pool: reduces the similarities with the chosen features, (chosen, features), along `axis=0`: `np.mean` or
+        `np.max`.
+
+    Returns:
+      (count,) the numbers of the chosen features, in the order in which they were chosen. Of equal features the first
+      is chosen.
+
+    Raises:
+      ValueError: shapes do not fit, values are NaN, or `count` is out of range.
+
+    Example:
+      >>> copies = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+      >>> mrmr([0.9, 0.8, 0.1], copies, 2).tolist()
+      [0, 2]
+    """
+    relevance, similarity = _checks.scores(relevance, what="relevance"), _checks.similarity(similarity)
+    if len(similarity) != len(relevance):
+        raise ValueError(f"similarity is of {len(similarity)} features, relevance of {len(relevance)}")
+    _checks.count(count, len(relevance))
+    chosen = [int(np.argmax(relevance))]
+    while len(chosen) < count:
+        shared = pool(similarity[chosen], axis=0)
+        # A feature that shares nothing would have an infinite quotient.
+        value = relevance / np.maximum(shared, 1e-12) if quotient else relevance - shared
+        value[chosen] = -np.inf
+        chosen.append(int(np.argmax(value)))
+    return np.asarray(chosen)
+
+
+def clusters(similarity: Any, threshold: float) -> np.ndarray:
+    """Groups features that are connected by similarities of at least `threshold` (single linkage).
+
+    Args:
+      similarity: (features, features) symmetric, such as `correlations(x)`.
+      threshold: the similarity from which on two features are connected.
+
+    Returns:
+      (features,) the number of the cluster of each feature. Clusters are numbered 0, 1, 2, ... by their first feature.
+
+    Raises:
+      ValueError: the similarity is not square, not symmetric, or has NaN.
+
+    Example:
+      >>> clusters([[1.0, 0.2, 0.9], [0.2, 1.0, 0.1], [0.9, 0.1, 1.0]], 0.8).tolist()
+      [0, 1, 0]
+    """
+    linked = _checks.similarity(similarity) >= threshold
+    found = np.full(len(linked), -1)
+    number = 0
+    for first in range(len(linked)):
+        if found[first] >= 0:
+            continue
+        front = [first]
+        while front:
+            found[front] = number
+            front = list(np.flatnonzero(linked[front].any(0) & (found < 0)))
+        number += 1
+    return found
+
+
+def one_of_each(scores: Any, clusters: Any) -> np.ndarray:
+    """Keeps the best feature of each cluster.
+
+    Args:
+      scores: (features,) larger is kept; of equal scores the first feature is kept.
+      clusters: (features,) integers, from `clusters`.
+
+    Returns:
+      (features,) bool mask, True = kept.
+
+    Raises:
+      ValueError: shapes do not fit, or scores are NaN.
+
+    Example:
+      >>> one_of_each([0.1, 0.5, 0.3], [0, 1, 0]).tolist()
+      [False, True, True]
+    """
+    scores, clusters = _checks.scores(scores), np.asarray(clusters)
+    if clusters.shape != scores.shape:
+        raise ValueError(f"clusters must have the shape of scores, {scores.shape}; got {clusters.shape}")
+    mask = np.zeros(scores.shape, bool)
+    for cluster in np.unique(clusters):
+        own = np.flatnonzero(clusters == cluster)
+        mask[own[np.argmax(scores[own])]] = True
+    return mask
+
+
+def relatedness(similarity: Any) -> np.ndarray:
+    """The largest similarity of each feature with another feature: looks for redundancy instead of removing it.
+
+    It needs no target. It finds several measurements of the same directions among features of independent noise, and
+    nothing else: where all features are informative (pixels, spectra) it chooses those that tell the same, which is
+    worse than choosing at random.
+
+    Args:
+      similarity: (features, features) symmetric, such as `correlations(x)`; two features or more.
+
+    Returns:
+      (features,) scores.
+
+    Raises:
+      ValueError: the similarity is not square, not symmetric, has NaN, or has one feature alone.
+
+    Example:
+      >>> relatedness([[1.0, 0.2, 0.9], [0.2, 1.0, 0.1], [0.9, 0.1, 1.0]]).tolist()
+      [0.9, 0.2, 0.9]
+    """
+    others = _checks.similarity(similarity).copy()
+    if len(others) < 2:
+        raise ValueError("relatedness compares a feature with others; there is one feature alone")
+    np.fill_diagonal(others, -np.inf)
+    return others.max(0)
+
+
+@jax.jit
+def _correlations(x: Array) -> Array:
+    unit = standard(x)
+    sizes = jnp.clip(jnp.abs(unit.T @ unit), 0.0, 1.0)
+    return jnp.where(jnp.eye(x.shape[1], dtype=bool), 1.0, sizes)

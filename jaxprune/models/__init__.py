@@ -1,0 +1,10 @@
+"""Models: decoders of the Llama family as plain JAX functions over the names of a Hugging Face checkpoint.
+
+`decoder(config)` returns a function `fn(params, tokens) -> logits`, where `params` is the flat dict of a checkpoint as
+it lies on disk (`model.layers.0.self_attn.q_proj.weight`, kernels [outputs, inputs]). `parts(config)` returns the same
+function cut into embedding, block and head, for work that goes block by block.
+"""
+
+from jaxprune.models.decoder import FAMILIES, Parts, block_params, decoder, parts
+
+__all__ = ["FAMILIES", "Parts", "block_params", "decoder", "parts"]

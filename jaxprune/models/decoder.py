@@ -1,0 +1,288 @@
+"""The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLPs and routed experts, by `config.json`.
+
+Every width is read from the arrays and not from the config: heads from the rows of the projections, experts from the
+names that are there, the MLP's width from its kernels. So a checkpoint whose layers were pruned to different widths is
+computed by the same function. What arrays cannot tell comes from the config: the size of a head, norms' epsilon,
+rotary frequencies, windows, soft caps, how many experts a token takes.
+
+Kernels are [outputs, inputs] as PyTorch stores them. Norms and softmax are computed in float32 and cast back to the
+dtype of the hidden states, as transformers does.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune.models.rotary import frequencies, rotate
+
+Params = Mapping[str, jax.Array]
+
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+)
+"""The `model_type`s that `decoder` knows."""
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+class Parts(NamedTuple):
+    """A decoder cut into three functions.
+
+    Attributes:
+      embed: `(params, tokens) -> hidden`: int tokens [batch, time] to hidden states [batch, time, width].
+      block: `(params, hidden, index) -> hidden`: the block of number `index`, a Python int; `params` are those of
+        `block_params(params, index)`, with the prefix `model.layers.{index}.` removed.
+      head: `(params, hidden) -> logits`: the last norm and the output projection, [batch, time, vocabulary].
+      blocks: how many blocks the config names.
+    """
+
+    embed: Callable[[Params, jax.Array], jax.Array]
+    block: Callable[[Params, jax.Array, int], jax.Array]
+    head: Callable[[Params, jax.Array], jax.Array]
+    blocks: int
+
+
+def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Array]:
+    """The function of a Hugging Face decoder.
+
+    Use it to calibrate, prune, slim or evaluate a language model from a folder: the parameters keep their names, so
+    that they can be written back.
+
+    Args:
+      config: the content of `config.json`; `model_type` is one of `FAMILIES`.
+
+    Returns:
+      `fn(params, tokens) -> logits`. `params` is a flat dict of arrays by their names in the checkpoint, kernels
+      [outputs, inputs], all of one floating dtype; `tokens` are integers [batch, time]; `logits` are
+      [batch, time, vocabulary] in the dtype of the parameters. The function has no cache: each call reads the whole
+      text. Layers are unrolled; for large models compile one block at a time (`parts`).
+
+    Raises:
+      ValueError: an unknown `model_type`, activation or kind of rotary scaling; the message names what is known, and
+        says how to go on with a function of your own.
+
+    Example:
+      >>> config = {'model_type': 'llama', 'hidden_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 0}
+      >>> params = {'model.embed_tokens.weight': jnp.eye(4, 8), 'model.norm.weight': jnp.ones(8)}
+      >>> decoder(config)(params, jnp.array([[0, 3]])).shape
+      (1, 2, 4)
+    """
+    embed, block, head, blocks = parts(config)
+
+    def fn(params: Params, tokens: jax.Array) -> jax.Array:
+        hidden = embed(params, tokens)
+        for index in range(blocks):
+            hidden = block(block_params(params, index), hidden, index)
+        return head(params, hidden)
+
+    return fn
+
+
+def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The parameters of one block, without the prefix `model.layers.{index}.`.
+
+    Args:
+      params: all parameters by their names in the checkpoint, arrays or anything else.
+      index: the number of the block.
+
+    Returns:
+      A dict by names such as `self_attn.q_proj.weight`.
+
+    Raises:
+      ValueError: no parameter belongs to the block.
+
+    Example:
+      >>> block_params({'model.layers.3.mlp.up_proj.weight': 1, 'model.norm.weight': 2}, 3)
+      {'mlp.up_proj.weight': 1}
+    """
+    prefix = f"model.layers.{index}."
+    found = {name.removeprefix(prefix): x for name, x in params.items() if name.startswith(prefix)}
+    if not found:
+        raise ValueError(f"params has no leaf whose name begins with {prefix!r}: is num_hidden_layers right?")
+    return found
+
+
+def parts(config: Mapping[str, Any]) -> Parts:
+    """The function of `decoder`, as embedding, block and head.
+
+    Use it to prune block by block, where only one block's weights have to be in memory.
+
+    Args:
+      config: the content of `config.json`.
+
+    Returns:
+      The three functions and the number of blocks.
+
+    Raises:
+      ValueError: what `decoder` raises.
+
+    Example:
+      >>> parts({'model_type': 'llama', 'hidden_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 3}).blocks
+      3
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"config.json has model_type {family!r}; decoder knows {', '.join(FAMILIES)}. For another architecture "
+            "pass a function of your own, fn(params, tokens) -> logits, to calibrate, prune, slim and reconstruct"
+        )
+    activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"config.json has hidden_act {activation!r}; decoder knows {', '.join(_ACTIVATIONS)}")
+    is_gemma = family.startswith("gemma")
+    norm = _norm(float(config.get("rms_norm_eps", 1e-6)), offset=1.0 if is_gemma else 0.0)
+    attend = _attention(config, norm)
+    feed = _feed_forward(config, _ACTIVATIONS[activation])
+    cap = config.get("final_logit_softcapping")
+
+    def embed(params: Params, tokens: jax.Array) -> jax.Array:
+        table = params["model.embed_tokens.weight"]
+        hidden = table[tokens]
+        return hidden * jnp.asarray(table.shape[1] ** 0.5, table.dtype) if is_gemma else hidden
+
+    def block(params: Params, hidden: jax.Array, index: int) -> jax.Array:
+        # Gemma 2 and 3 norm what attention and MLP put out as well; post_attention_layernorm means that norm there.
+        after = "pre_feedforward_layernorm.weight" in params
+        out = attend(params, norm(hidden, params["input_layernorm.weight"]), index)
+        hidden = hidden + (norm(out, params["post_attention_layernorm.weight"]) if after else out)
+        before = "pre_feedforward_layernorm.weight" if after else "post_attention_layernorm.weight"
+        out = feed(params, norm(hidden, params[before]))
+        return hidden + (norm(out, params["post_feedforward_layernorm.weight"]) if after else out)
+
+    def head(params: Params, hidden: jax.Array) -> jax.Array:
+        # A tied head is stored once, as the embedding.
+        weight = params.get("lm_head.weight", params["model.embed_tokens.weight"])
+        logits = norm(hidden, params["model.norm.weight"]) @ weight.T
+        return jnp.tanh(logits / cap) * cap if cap else logits
+
+    return Parts(embed, block, head, int(config["num_hidden_layers"]))
+
+
+def _norm(eps: float, *, offset: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * lax.rsqrt((wide * wide).mean(-1, keepdims=True) + eps)
+        if offset:  # Gemma stores the difference from one and multiplies before it casts
+            return (wide * (offset + weight.astype(jnp.float32))).astype(x.dtype)
+        return weight * wide.astype(x.dtype)
+
+    return norm
+
+
+def _linear(params: Params, name: str, x: jax.Array) -> jax.Array:
+    y = x @ params[f"{name}.weight"].T
+    bias = params.get(f"{name}.bias")
+    return y if bias is None else y + bias
+
+
+def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, jax.Array, int], jax.Array]:
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    scale = float(config.get("query_pre_attn_scalar") or size) ** -0.5
+    cap, clip = config.get("attn_logit_softcapping"), config.get("clip_qkv")
+    turns = frequencies(config, size)
+    local = frequencies({**config, "rope_theta": config.get("rope_local_base_freq"), "rope_scaling": None}, size)
+    is_local = _windowed(config)
+
+    def project(params: Params, x: jax.Array) -> list[jax.Array]:
+        if "self_attn.qkv_proj.weight" in params:  # Phi-3 keeps the three in one kernel, in the config's proportions
+            y = _linear(params, "self_attn.qkv_proj", x)
+            first, second = (y.shape[-1] * n // (heads + 2 * shared) for n in (heads, heads + shared))
+            found = [y[..., :first], y[..., first:second], y[..., second:]]
+        else:
+            found = [_linear(params, f"self_attn.{name}_proj", x) for name in "qkv"]
+        for i, name in enumerate(("self_attn.q_norm.weight", "self_attn.k_norm.weight")):
+            # OLMoE norms the whole projection, Qwen 3 and Gemma 3 each head.
+            if name in params and params[name].shape[0] == found[i].shape[-1] != size:
+                found[i] = norm(found[i], params[name])
+        if clip:
+            found = [jnp.clip(y, -clip, clip) for y in found]
+        found = [y.reshape(*y.shape[:-1], -1, size) for y in found]
+        for i, name in enumerate(("self_attn.q_norm.weight", "self_attn.k_norm.weight")):
+            if name in params and params[name].shape[0] == size:
+                found[i] = norm(found[i], params[name])
+        return found
+
+    def attend(params: Params, x: jax.Array, index: int) -> jax.Array:
+        batch, time, _ = x.shape
+        window = config.get("sliding_window") if is_local(index) else None
+        wave = local if window and config.get("rope_local_base_freq") else turns
+        q, k, v = project(params, x)  # [batch, time, heads, size]
+        q, k = rotate(q, wave(time)), rotate(k, wave(time))
+        q = q.reshape(batch, time, k.shape[2], -1, size)  # queries beside the key-value head that they share
+        scores = jnp.einsum("btgrd,bsgd->bgrts", q, k).astype(jnp.float32) * scale
+        scores = jnp.tanh(scores / cap) * cap if cap else scores
+        ago = jnp.arange(time)[:, None] - jnp.arange(time)
+        seen = (ago >= 0) & (ago < window) if window else ago >= 0
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(x.dtype)
+        out = jnp.einsum("bgrts,bsgd->btgrd", weights, v).reshape(batch, time, -1)
+        return _linear(params, "self_attn.o_proj", out)
+
+    return attend
+
+
+def _windowed(config: Mapping[str, Any]) -> Callable[[int], bool]:
+    """Which blocks see only a window of the text."""
+    family, kinds = config["model_type"], config.get("layer_types")
+    if not config.get("sliding_window"):
+        return lambda index: False
+    if kinds:
+        return lambda index: kinds[index] == "sliding_attention"
+    if family == "gemma2":
+        return lambda index: index % 2 == 0
+    if family == "gemma3_text":
+        every = config.get("sliding_window_pattern", 6)
+        return lambda index: (index + 1) % every != 0
+    if family.startswith("qwen"):
+        first = config.get("max_window_layers", 28)
+        return lambda index: bool(config.get("use_sliding_window")) and index >= first
+    return lambda index: True
+
+
+def _feed_forward(config: Mapping[str, Any], activation: Callable) -> Callable[[Params, jax.Array], jax.Array]:
+    def gated(params: Params, x: jax.Array, prefix: str, gate: str, up: str, down: str) -> jax.Array:
+        hidden = activation(_linear(params, f"{prefix}.{gate}", x)) * _linear(params, f"{prefix}.{up}", x)
+        return _linear(params, f"{prefix}.{down}", hidden)
+
+    def routed(params: Params, x: jax.Array, prefix: str, names: tuple[str, str, str]) -> jax.Array:
+        pattern = re.compile(re.escape(prefix) + r"\.experts\.(\d+)\.")
+        experts = sorted({int(found[1]) for name in params if (found := pattern.match(name))})
+        logits = _linear(params, f"{prefix}.gate", x)
+        gates = jax.nn.softmax(logits.astype(jnp.float32))
+        top, chosen = lax.top_k(gates, min(config["num_experts_per_tok"], len(experts)))
+        if config.get("norm_topk_prob", config["model_type"] == "mixtral"):
+            top = top / top.sum(-1, keepdims=True)
+        # Every expert reads every token; tokens that did not choose it get it with weight zero.
+        weight = jnp.zeros_like(gates).at[(*jnp.indices(chosen.shape)[:-1], chosen)].set(top).astype(x.dtype)
+        out = jnp.zeros_like(x)
+        for place, expert in enumerate(experts):
+            out = out + weight[..., place : place + 1] * gated(params, x, f"{prefix}.experts.{expert}", *names)
+        return out
+
+    def feed(params: Params, x: jax.Array) -> jax.Array:
+        if "block_sparse_moe.gate.weight" in params:
+            return routed(params, x, "block_sparse_moe", ("w1", "w3", "w2"))
+        if "mlp.gate.weight" in params:
+            out = routed(params, x, "mlp", ("gate_proj", "up_proj", "down_proj"))
+            if "mlp.shared_expert_gate.weight" not in params:
+                return out
+            shared = gated(params, x, "mlp.shared_expert", "gate_proj", "up_proj", "down_proj")
+            return out + jax.nn.sigmoid(_linear(params, "mlp.shared_expert_gate", x)) * shared
+        if "mlp.gate_up_proj.weight" in params:  # Phi-3: both halves in one kernel
+            gate, up = jnp.split(_linear(params, "mlp.gate_up_proj", x), 2, axis=-1)
+            return _linear(params, "mlp.down_proj", activation(gate) * up)
+        return gated(params, x, "mlp", "gate_proj", "up_proj", "down_proj")
+
+    return feed

@@ -1,0 +1,21 @@
+"""Sensitivity: how much pruning each leaf or group bears alone, and sparsities that meet a budget at the least loss.
+
+leaf_sensitivity --changes--> cheapest_loss(changes, leaf_costs, budget) --sparsities--> prune or select
+group_sensitivity --changes--> choose_levels --a Choice--> slim
+"""
+
+from jaxprune.sensitivity.levels import Levels, cheapest_loss, choose_levels, greedy_levels, group_costs, leaf_costs
+from jaxprune.sensitivity.losses import Sensitivity, group_sensitivity, leaf_sensitivity, sensitivity_curves
+
+__all__ = [
+    "Levels",
+    "Sensitivity",
+    "cheapest_loss",
+    "choose_levels",
+    "greedy_levels",
+    "group_costs",
+    "group_sensitivity",
+    "leaf_costs",
+    "leaf_sensitivity",
+    "sensitivity_curves",
+]

@@ -1,0 +1,313 @@
+"""Sparsities that meet a budget at the least loss: `cheapest_loss` and `greedy_levels`, with the costs they need."""
+
+import heapq
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprune import _tree, assess, criteria, masks
+from jaxprune.sensitivity.losses import Sensitivity
+from jaxprune.slimming import Choice, Groups, choose
+
+PyTree = Any
+
+
+class Levels(NamedTuple):
+    """One level, that is one sparsity, for each leaf or group.
+
+    Attributes:
+      chosen: (leaves,) the number of the level of each leaf.
+      loss: the sum of the losses of the leaves.
+      cost: the sum of the costs of the leaves.
+      exact: whether no other levels lose less within the budget.
+    """
+
+    chosen: np.ndarray
+    loss: float
+    cost: float
+    exact: bool
+
+    def sparsities(self, found: Sensitivity) -> dict[str, float]:
+        """The sparsity of each leaf or group by its name, for `jaxprune.prune`, `masks.select` or `slimming.choose`."""
+        return {name: float(found.levels[i]) for name, i in zip(found.names, self.chosen, strict=True)}
+
+
+def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_000) -> Levels:
+    r"""The levels of the least total loss within a budget, by dynamic programming.
+
+        min \sum_i loss[i, l_i]    such that    \sum_i cost[i, l_i] <= budget
+
+    After each leaf the pairs (cost, loss) are kept that no other pair beats in both. This is exact, for any real costs,
+    as long as there are at most `states` pairs. Of more pairs the one of the least loss is kept in each cell of a grid
+    over the costs: the result still meets the budget, and `exact` is False. The method assumes that the losses of
+    leaves pruned alone add up; evaluate the pruned network afterwards.
+
+    Args:
+      losses: (leaves, levels) losses, such as `Sensitivity.changes` of a loss, or its negative of an accuracy.
+      costs: (leaves, levels) the cost of each leaf at each level, such as `leaf_costs` returns.
+      budget: the largest total cost.
+      states: the largest number of pairs that are kept.
+
+    Returns:
+      The levels. Of equal losses the cheaper levels are chosen.
+
+    Raises:
+      ValueError: shapes do not fit, values are NaN, or the cheapest levels cost more than the budget.
+
+    Example:
+      >>> cheapest_loss([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
+      [1, 0]
+    """
+    losses, costs = _checked(losses, costs, budget)
+    rest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0.0)  # the least cost of the leaves that follow
+    slack = 1e-9 * max(1.0, abs(budget))
+    cost, loss, exact = np.zeros(1), np.zeros(1), True
+    steps: list[tuple[np.ndarray, np.ndarray]] = []
+    for i in range(len(losses)):
+        total = (cost[:, None] + costs[i]).ravel()
+        lost = (loss[:, None] + losses[i]).ravel()
+        fits = np.flatnonzero(total + rest[i + 1] <= budget + slack)
+        kept = fits[_front(total[fits], lost[fits])]
+        if len(kept) > states:
+            exact = False
+            grid = np.ceil((total[kept] - total[kept][0]) / max(budget - total[kept][0], 1e-300) * states)
+            # The last pair of a cell has the least loss, and it keeps its own cost, so the budget holds.
+            kept = kept[np.flatnonzero(np.diff(grid, append=np.inf))]
+        steps.append((kept // costs.shape[1], kept % costs.shape[1]))
+        cost, loss = total[kept], lost[kept]
+    at = len(loss) - 1  # along the front costs rise and losses fall
+    index = np.zeros(len(losses), int)
+    for i in reversed(range(len(losses))):
+        before, level = steps[i]
+        index[i], at = level[at], before[at]
+    return _levels(index, losses, costs, exact)
+
+
+def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
+    """Levels within a budget, step by step: each step is the one that adds the least loss per cost saved.
+
+    A step takes one leaf from its level to any later level. This is fast, and close to `cheapest_loss` where the losses
+    are convex in the costs; the last step may save more than was needed.
+
+    Args:
+      losses: (leaves, levels) losses; every leaf starts at level 0.
+      costs: (leaves, levels) the cost of each leaf at each level.
+      budget: the largest total cost.
+
+    Returns:
+      The levels; `exact` is False.
+
+    Raises:
+      ValueError: shapes do not fit, values are NaN, the cheapest levels cost more than the budget, or no further step
+        saves anything.
+
+    Example:
+      >>> greedy_levels([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
+      [1, 0]
+    """
+    losses, costs = _checked(losses, costs, budget)
+    index = np.zeros(len(losses), int)
+
+    def best(i: int) -> tuple[float, int, int, int] | None:
+        found = [
+            ((losses[i, l] - losses[i, index[i]]) / (costs[i, index[i]] - costs[i, l]), i, l, int(index[i]))
+            for l in range(index[i] + 1, losses.shape[1])
+            if costs[i, l] < costs[i, index[i]]
+        ]
+        return min(found) if found else None
+
+    queue = [step for i in range(len(losses)) if (step := best(i)) is not None]
+    heapq.heapify(queue)
+    total, slack = costs[:, 0].sum(), 1e-9 * max(1.0, abs(budget))
+    while total > budget + slack:
+        if not queue:
+            raise ValueError(f"no further step saves anything, at a cost of {total:g}, above the budget {budget:g}")
+        _, i, level, _ = heapq.heappop(queue)
+        total += costs[i, level] - costs[i, index[i]]
+        index[i] = level
+        if (step := best(i)) is not None:
+            heapq.heappush(queue, step)
+    return _levels(index, losses, costs, False)
+
+
+def leaf_costs(
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    found: Sensitivity,
+    *inputs: Any,
+    of: str = "parameters",
+    scores: PyTree | None = None,
+    pattern: masks.Patterns = masks.Unstructured(),
+    where: _tree.Where = None,
+    batch_axes: masks.BatchAxes = 0,
+) -> np.ndarray:
+    """The cost of each leaf at each level, unstructured or by any pattern, counted on the masks of that level.
+
+    Args:
+      fn: the network, `fn(params, *inputs)`.
+      params: its parameters, any pytree.
+      found: the result of `leaf_sensitivity`; its leaves and levels are used.
+      *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are those of this batch.
+      of: the cost: "parameters"; "memory", in bytes: the kept values, and one bit per entry for the mask of a pruned
+        leaf; or "flops", the effective FLOPs. Masks do not change the time that a network takes: for latency see
+        `choose_levels`.
+      scores: a tree of scores, larger is kept; by default the magnitudes. The FLOPs of padded convolutions depend on
+        which weights are kept.
+      pattern: the pattern of the removed entries.
+      where: which leaves are pruned.
+      batch_axes: the number of leading axes of a leaf that are stacked.
+
+    Returns:
+      (leaves, levels) float64.
+
+    Raises:
+      ValueError: `of` is another string, or `params` lacks a leaf of `found`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params, x = {'w': jnp.ones((4, 2))}, jnp.ones((1, 4))
+      >>> found = Sensitivity(('w',), np.array([0.0, 0.5]), np.zeros((1, 2)))
+      >>> leaf_costs(lambda p, x: x @ p['w'], params, found, x).tolist()
+      [[8.0, 4.0]]
+    """
+    if of not in ("parameters", "memory", "flops"):
+        raise ValueError(f'of is "parameters", "memory" or "flops"; got {of!r}')
+    ranked = criteria.magnitude(params) if scores is None else scores
+    columns = []
+    for level in found.levels:
+        kept = masks.select(ranked, float(level), pattern, where=where, batch_axes=batch_axes)
+        cost = assess.complexity(fn, params, kept, *inputs)
+        by_name = {leaf.size.name: leaf for leaf in cost.leaves}
+        lacking = [name for name in found.names if name not in by_name]
+        if lacking:
+            raise ValueError(f"these parameters have no leaf {', '.join(lacking)}; `found` is of another network")
+        columns.append([_cost(by_name[name], of, masked=level > 0) for name in found.names])
+    return np.asarray(columns, np.float64).T
+
+
+def group_costs(groups: Groups, scores: np.ndarray, found: Sensitivity, cost: Callable[[Choice], float]) -> np.ndarray:
+    """The cost of each group at each level: the change of the whole cost, plus an equal part of the whole cost.
+
+    Args:
+      groups: the groups of the network, from `find_groups`.
+      scores: (units,) larger is kept.
+      found: the result of `group_sensitivity`; its groups and levels are used.
+      cost: the cost of a choice: `slimming.costs.parameters`, `memory`, `flops(...)` or `latency(...)`, or a function
+        `Choice -> float`.
+
+    Returns:
+      (groups, levels) float64; column 0 sums to the cost of the whole network.
+    """
+    whole = cost(Choice.remove(groups, {}))
+    alone = [
+        [cost(choose(groups, scores, {name: level})) - whole for level in found.levels[1:]] for name in found.names
+    ]
+    costs = np.concatenate([np.zeros((len(alone), 1)), np.asarray(alone, np.float64)], 1)
+    return costs + whole / len(costs)
+
+
+def choose_levels(
+    groups: Groups,
+    scores: np.ndarray,
+    found: Sensitivity,
+    losses: Any,
+    cost: Callable[[Choice], float],
+    target: float,
+    *,
+    rounds: int = 12,
+) -> tuple[Choice, Levels]:
+    """Levels for groups of units such that the slim network's own cost is within a target, by `cheapest_loss`.
+
+    Groups share weights, so that two groups save less together than the sum of what each saves alone. The budget of
+    the sum is therefore lowered, by bisection, until the cost of the whole network is within the target. The result
+    loses no more than the best choice with one level for all groups; another choice may lose less, for a cost of
+    products is harder to minimise than a sum.
+
+    Args:
+      groups: the groups of the network, from `find_groups`.
+      scores: (units,) larger is kept.
+      found: the result of `group_sensitivity`.
+      losses: (groups, levels), such as `found.changes`.
+      cost: the cost of a choice, `Choice -> float`. It is called once for each choice, so that a measured latency is
+        compared with the target as it was measured.
+      target: the largest cost of the network.
+      rounds: the number of bisections of the budget.
+
+    Returns:
+      The choice for `slim`, and its levels; their `cost` is the sum over groups, and `exact` is False.
+
+    Raises:
+      ValueError: the network costs more than the target with each group at its cheapest level, shapes do not fit, or
+        values are NaN.
+    """
+    cost = _measured_once(cost)
+    costs = group_costs(groups, scores, found, cost)
+    losses, costs = _checked(losses, costs, np.inf)
+
+    def chosen(levels: Levels) -> Choice:
+        rules = {name: level for name, level in levels.sparsities(found).items() if level}
+        return choose(groups, scores, rules) if rules else Choice.remove(groups, {})
+
+    least = _levels(costs.argmin(1), losses, costs, False)
+    best = (chosen(least), least)
+    if (reached := cost(best[0])) > target:
+        raise ValueError(f"with each group at its cheapest level the network costs {reached:g}, above {target:g}")
+    for level in range(costs.shape[1]):
+        alike = _levels(np.full(len(costs), level), losses, costs, False)
+        if alike.loss < best[1].loss and cost(tried := chosen(alike)) <= target:
+            best = (tried, alike)
+    low, high = least.cost, max(costs[:, 0].sum(), target)
+    budget = max(target, low)
+    for _ in range(rounds):
+        levels = cheapest_loss(losses, costs, budget)
+        tried = chosen(levels)
+        if cost(tried) <= target:
+            low = budget
+            best = (tried, levels._replace(exact=False)) if levels.loss <= best[1].loss else best
+        else:
+            high = budget
+        budget = (low + high) / 2
+    return best
+
+
+def _cost(leaf: Any, of: str, *, masked: bool) -> float:
+    if of == "flops":
+        return leaf.effective_flops
+    return leaf.size.kept if of == "parameters" else leaf.size.kept_bytes + masked * leaf.size.mask_bytes
+
+
+def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]:
+    """Remembers the cost of each choice: a second measurement takes time, and may contradict the first."""
+    known: dict[bytes, float] = {}
+
+    def once(choice: Choice) -> float:
+        which = np.packbits(choice.keep).tobytes()
+        if which not in known:
+            known[which] = float(cost(choice))
+        return known[which]
+
+    return once
+
+
+def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """The pairs that no other pair beats in both, in order of rising cost; of equal pairs the first."""
+    order = np.lexsort((loss, cost))
+    before = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
+    return order[loss[order] < before]
+
+
+def _levels(index: np.ndarray, losses: np.ndarray, costs: np.ndarray, exact: bool) -> Levels:
+    rows = np.arange(len(index))
+    return Levels(index, float(losses[rows, index].sum()), float(costs[rows, index].sum()), exact)
+
+
+def _checked(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, np.ndarray]:
+    losses, costs = np.asarray(losses, np.float64), np.asarray(costs, np.float64)
+    if losses.ndim != 2 or losses.shape != costs.shape or not losses.size:
+        raise ValueError(f"losses and costs must both be (leaves, levels); got {losses.shape} and {costs.shape}")
+    if np.isnan(losses).any() or np.isnan(costs).any():
+        raise ValueError("losses and costs must not hold NaN; give a level that is impossible an infinite loss")
+    if (least := costs.min(1).sum()) > budget:
+        raise ValueError(f"the cheapest levels cost {least:g}, more than the budget {budget:g}: allow higher levels")
+    return losses, costs

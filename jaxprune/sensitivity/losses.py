@@ -1,0 +1,213 @@
+"""`leaf_sensitivity` and `group_sensitivity`: what a network loses when one leaf or group of units is pruned alone."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune import _tree, criteria, masks
+from jaxprune.assess.plots import new_figure
+from jaxprune.slimming import Groups, choose
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PyTree = Any
+Evaluate = Callable[[PyTree], Any]
+
+
+class Sensitivity(NamedTuple):
+    """The value of a network with one leaf or group pruned alone, for each leaf and level.
+
+    Attributes:
+      names: the names of the leaves, or of the groups.
+      levels: (levels,) the sparsities, ascending; the first is 0.
+      values: (leaves, levels) the values that `evaluate` returned, float64; column 0 has the dense network's value.
+    """
+
+    names: tuple[str, ...]
+    levels: np.ndarray
+    values: np.ndarray
+
+    @property
+    def changes(self) -> np.ndarray:
+        """(leaves, levels) the values minus the dense network's value."""
+        return self.values - self.values[:, :1]
+
+
+def leaf_sensitivity(
+    evaluate: Evaluate,
+    params: PyTree,
+    levels: Sequence[float],
+    *,
+    criterion: Callable[..., PyTree] = criteria.magnitude,
+    pattern: masks.Patterns = masks.Unstructured(),
+    where: _tree.Where = None,
+    batch_axes: masks.BatchAxes = 0,
+    batch: int | None = None,
+    **signals: Any,
+) -> Sensitivity:
+    """Prunes each leaf alone to several sparsities, and evaluates the network each time.
+
+    One function is compiled for all leaves and levels: it is vmapped over levels and loops over leaves.
+
+    Args:
+      evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
+      params: the trained parameters, any pytree.
+      levels: sparsities in [0, 1); 0 is added. Entries are counted for the float32 number nearest to each.
+      criterion: the function that scores entries, `criterion(params, **signals) -> scores`.
+      pattern: the pattern of the removed entries; one that can have any sparsity (`NM` cannot).
+      where: which leaves are pruned, each alone; the others stay whole.
+      batch_axes: the number of leading axes of a leaf that are stacked.
+      batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
+      **signals: passed to the criterion: `grads`, `stats`, `key`.
+
+    Returns:
+      A `Sensitivity` with one row for each leaf that may be pruned.
+
+    Raises:
+      ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, or the scores do not fit.
+
+    Example:
+      >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[3.0, 9.0]])}
+      >>> found = leaf_sensitivity(lambda p: p['a'].sum() + p['b'].sum(), params, [0.5])
+      >>> found.names, found.changes.tolist()
+      (('a', 'b'), [[0.0, -1.0], [0.0, -3.0]])
+    """
+    asked = _levels(levels)
+    _check_scalar(evaluate, params)
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    names = [name for (name, _), looked in zip(_tree.named_leaves(params), chosen, strict=True) if looked]
+    places = np.cumsum(chosen) - 1
+    scores = criterion(params, **signals)
+    options = {"where": where, "batch_axes": batch_axes}
+
+    def value(leaf: Any, level: Any, params: PyTree, scores: PyTree) -> Any:
+        wanted = [jnp.where((place == leaf) & looked, level, 0.0) for place, looked in zip(places, chosen, strict=True)]
+        kept = masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), wanted), pattern, **options)
+        return evaluate(masks.apply(params, kept))
+
+    table = _table(value, np.arange(len(names)), jnp.asarray(asked[1:], jnp.float32), (params, scores), batch)
+    dense = np.full((len(names), 1), float(evaluate(params)))
+    return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
+
+
+def group_sensitivity(
+    evaluate: Evaluate,
+    params: PyTree,
+    groups: Groups,
+    scores: np.ndarray,
+    levels: Sequence[float],
+    *,
+    batch: int | None = None,
+) -> Sensitivity:
+    """Masks the lowest units of each group alone, to several sparsities, and evaluates the network each time.
+
+    One function is compiled for all groups and levels.
+
+    Args:
+      evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
+      params: the trained parameters, any pytree.
+      groups: the groups of the network, from `find_groups`. Groups that cannot lose units exactly are left out.
+      scores: (units,) larger is kept.
+      levels: sparsities in [0, 1), of the units of the group; 0 is added. Every group keeps at least one unit.
+      batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
+
+    Returns:
+      A `Sensitivity` with one row for each exact group.
+
+    Raises:
+      ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, no group is exact, or the
+        scores have another shape or NaN.
+
+    Example:
+      >>> from jaxprune import find_groups
+      >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[1.0], [1.0]])}
+      >>> network = lambda p, x: jnp.tanh(x @ p['a']) @ p['b']
+      >>> groups = find_groups(network, params, jnp.ones((1, 1)))
+      >>> found = group_sensitivity(lambda p: network(p, jnp.ones((1, 1)))[0, 0], params, groups, np.arange(2.0), [0.5])
+      >>> found.names, found.changes.round(4).tolist()
+      (('a[1]',), [[0.0, -0.7616]])
+    """
+    asked = _levels(levels)
+    _check_scalar(evaluate, params)
+    names = [group.name for group in groups if group.exact]
+    if not names:
+        raise ValueError("there is no group whose units can be removed exactly")
+    keep = np.stack([[choose(groups, scores, {name: level}).keep for level in asked[1:]] for name in names])
+
+    def value(group: Any, level: Any, params: PyTree, keep: Any) -> Any:
+        return evaluate(masks.apply(params, _unit_masks(groups, params, keep[group, level])))
+
+    columns = jnp.arange(len(asked) - 1)
+    table = _table(value, np.arange(len(names)), columns, (params, jnp.asarray(keep)), batch)
+    dense = np.full((len(names), 1), float(evaluate(params)))
+    return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
+
+
+def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
+    """Plots the value of the network against the sparsity of one leaf or group alone, one line for each.
+
+    Args:
+      found: the result of `leaf_sensitivity` or `group_sensitivity`.
+      ylabel: the name of the values.
+
+    Returns:
+      A figure; `figure.savefig(path)` writes it. The dotted line is the dense network's value.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure, axes = new_figure(7.2, 4.4)
+    for name, values in zip(found.names, found.values, strict=True):
+        _ = axes.plot(100 * found.levels, values, marker="o", markersize=3, label=name)
+    _ = axes.axhline(found.values[0, 0], color="black", linestyle=":")
+    axes.set(xlabel="sparsity of this one alone, in %", ylabel=ylabel)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _unit_masks(groups: Groups, params: PyTree, keep: jax.Array) -> PyTree:
+    """The masks of (units,) bools that may be traced, where `Choice.masks` needs concrete ones."""
+    padded = jnp.append(keep, True)
+    leaves = []
+    for leaf, axes in zip(jax.tree.leaves(params), groups.units, strict=True):
+        mask = jnp.ones((), bool)
+        for axis, units in enumerate(axes):
+            if (units >= 0).any():
+                shape = [*units.shape[:-2], *[1] * (jnp.ndim(leaf) - units.ndim + 2)]
+                shape[axis] = units.shape[-2]
+                mask = mask & padded[units].all(-1).reshape(shape)
+        leaves.append(mask)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _table(
+    value: Callable[..., Any], rows: np.ndarray, columns: jax.Array, args: tuple[PyTree, PyTree], batch: int | None
+) -> np.ndarray:
+    size = len(columns) if batch is None else batch
+    if size < 1:
+        raise ValueError(f"batch must be 1 or more levels; got {batch}")
+
+    @jax.jit
+    def table(columns: jax.Array, params: PyTree, scores: PyTree) -> jax.Array:
+        of = lambda row: lax.map(lambda column: value(row, column, params, scores), columns, batch_size=size)
+        return lax.map(of, jnp.asarray(rows))
+
+    return np.asarray(table(columns, *args), np.float64)
+
+
+def _levels(levels: Sequence[float]) -> np.ndarray:
+    found = sorted({0.0, *map(float, levels)})
+    if len(found) < 2 or not all(0 <= level < 1 for level in found):
+        raise ValueError(f"levels are sparsities in [0, 1), one above 0 at least; got {list(levels)}")
+    return np.asarray(found)
+
+
+def _check_scalar(evaluate: Evaluate, params: PyTree) -> None:
+    shape = getattr(jax.eval_shape(evaluate, params), "shape", None)
+    if shape != ():
+        raise ValueError(f"evaluate(params) must be a scalar, such as a mean loss; got shape {shape}")
