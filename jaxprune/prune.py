@@ -12,6 +12,7 @@ import numpy as np
 from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
 from jaxprune.calibration import Stats
+from jaxprune.criteria._scores import is_within_outputs
 
 PyTree = Any
 
@@ -86,7 +87,7 @@ class Selector:
             object.__setattr__(self, name, value)
         _tree.check_function(self.criterion, "criterion", "criteria.magnitude")
         _tree.check_function(self.allocation, "allocation", "allocation.erk")
-        criteria.check_key(self.key)
+        _tree.check_key(self.key)
 
     @property
     def units(self) -> masks.Units:
@@ -160,7 +161,7 @@ class Selector:
             return self
         names = [name for name, _ in _tree.named_leaves(params)]
         patterns = _tree.resolve(self.pattern, params, default=masks.Unstructured(), what="pattern")
-        within = criteria.is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking
+        within = is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking
         followed = {
             name: pattern if inputs is None else _along(pattern, name, inputs.layout, within)
             for name, pattern, inputs in zip(names, patterns, stats.leaves(params), strict=True)
@@ -170,10 +171,10 @@ class Selector:
 
 def _along(pattern: Any, name: str, layout: Any, within_outputs: bool) -> Any:
     along = pattern.along(layout.input_axes, within_outputs) if hasattr(pattern, "along") else pattern
-    if along != pattern and any(factor.size != layout.shape[factor.axis] for factor in layout.inputs):
+    if along != pattern and any(factor.size != layout.shape[factor.of.axis] for factor in layout.inputs):
         raise ValueError(
-            f"{name}: its inputs are a part of an axis of {layout.shape}, so {pattern} cannot follow them; name the axes "
-            "in the pattern, or give the leaf a shape with an axis of its own for the inputs"
+            f"{name}: its inputs are a part of an axis of {layout.shape}, so {pattern} cannot follow them; name "
+            "axes in the pattern, or give the leaf a shape in which the inputs have an axis of their own"
         )
     return along
 

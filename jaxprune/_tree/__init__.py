@@ -4,6 +4,7 @@ from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_batches as check_batches
 from jaxprune._tree.matching import check_bool as check_bool
 from jaxprune._tree.matching import check_function as check_function
+from jaxprune._tree.matching import check_key as check_key
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
 from jaxprune._tree.paths import identity as identity

@@ -17,16 +17,16 @@ class Gradients(NamedTuple):
     Attributes:
       mean: the mean of the gradients, in float32 at least.
       square: the mean of their squares; over gradients of single examples, the diagonal of the empirical Fisher matrix.
-      count: how many gradients the means are over.
+      samples: how many gradients the means are over.
     """
 
     mean: PyTree
     square: PyTree
-    count: int
+    samples: int
 
 
 def accumulate_gradients(
-    loss: Callable[[PyTree, PyTree], jax.Array],
+    loss: Callable[[PyTree, PyTree], Any],
     params: PyTree,
     batches: Iterable[PyTree],
     *,
@@ -56,7 +56,7 @@ def accumulate_gradients(
     Example:
       >>> loss = lambda w, x: (w * x).sum()
       >>> found = accumulate_gradients(loss, jnp.ones(2), [jnp.array([1.0, 0.0]), jnp.array([3.0, 0.0])])
-      >>> found.mean.tolist(), found.square.tolist(), found.count
+      >>> found.mean.tolist(), found.square.tolist(), found.samples
       ([2.0, 0.0], [5.0, 0.0], 2)
     """
     _, floating, as_tree = _tree.differentiable(lambda p: p, params)
@@ -84,7 +84,8 @@ def accumulate_gradients(
     bad = [f"  {name}" for name, fine in zip(named, finite, strict=True) if not fine]
     if bad:
         raise ValueError("gradients are not finite for:\n" + "\n".join(bad))
-    return Gradients(*(as_tree([x / count for x in part]) for part in sums), count)
+    mean, square = (as_tree([x / count for x in part]) for part in sums)
+    return Gradients(mean, square, count)
 
 
 def _examples(batch: PyTree) -> int:

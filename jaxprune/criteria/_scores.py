@@ -27,8 +27,9 @@ def wide(dtype: Any) -> Any:
 def within_outputs(criterion: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Marks a criterion whose scores are compared with those of the same output only, as Wanda's are.
 
-    Where statistics tell which axes of a leaf are inputs, `prune` and `reconstruct` then remove the same number of
-    weights from each output of a leaf, unless `pattern` names other axes, or `allocation.one_ranking` compares all leaves.
+    `prune` and `reconstruct` then remove the same number of weights from each output of a leaf, whose inputs lie along
+    the axes that the statistics know. Two arguments say otherwise: a `pattern` that names axes, and
+    `allocation.one_ranking`, which compares all weights.
 
     Args:
       criterion: any criterion of your own; `wanda` is marked.

@@ -1,6 +1,5 @@
 """First-order saliency: what the loss is estimated to change by when a weight is removed."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -140,7 +140,7 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
     del signals
     if key is None:
         raise ValueError("criteria.random needs key: pass key=jax.random.key(seed)")
-    check_key(key)
+    _tree.check_key(key)
 
     def draw(name: str, leaf: Any, layout: shards.Layout) -> jax.Array:
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
@@ -148,22 +148,6 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
 
     layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params, specs))
     return _tree.map_named(draw, params, layouts)
-
-
-def check_key(key: Any) -> None:
-    """Raises where a seed was passed for a key; None is none.
-
-    Args:
-      key: a key of `jax.random`, typed or raw, or None.
-
-    Raises:
-      TypeError: it is neither.
-
-    Example:
-      >>> check_key(jax.random.key(0))
-    """
-    if key is not None and not hasattr(key, "dtype"):
-        raise TypeError(f"key must be a key of jax.random: pass jax.random.key(seed); got {key!r}")
 
 
 def _uniform(key: jax.Array, w: jax.Array, layout: shards.Layout) -> jax.Array:

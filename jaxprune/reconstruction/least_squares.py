@@ -19,7 +19,7 @@ _CHUNK = 1 << 24  # entries of all the systems that are solved at once
 def least_squares(
     weight: jax.Array,
     gram_matrix: jax.Array,
-    target: removal.Given,
+    target: removal.Target,
     *,
     damping: float | jax.Array = 1e-4,
     direct: bool | None = None,
@@ -51,7 +51,7 @@ def least_squares(
     """
     if not isinstance(target, removal.Given):
         raise ValueError(
-            f"least_squares repairs the weights that a mask keeps: pass criterion= or masks=, not {target}"
+            f"least_squares repairs the weights that a mask keeps: pass criterion= or masks=; got {target}"
         )
     removal.check(weight, gram_matrix, target)
     mask = target.mask

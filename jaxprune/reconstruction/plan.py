@@ -125,7 +125,7 @@ def plan(
     if own:
         if isinstance(values, masks.Global):
             raise ValueError(
-                f"{method} finds its own masks, leaf by leaf, and allocation.one_ranking gives no leaf a sparsity; pass "
+                f"{method} finds its own masks leaf by leaf; allocation.one_ranking gives no leaf a sparsity. Pass "
                 "criterion=criteria.magnitude or another, which then gives the masks"
             )
         return Plan({leaf.position: _target(leaf, patterns[leaf.position], values[leaf.position]) for leaf in leaves})
@@ -140,11 +140,11 @@ def plan(
 
 
 def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
-    """How many leading axes of each leaf are scanned layers: one matrix for each index, and none of an input or output."""
+    """How many leading axes of each leaf are scanned layers, that is whole axes with one matrix for each index."""
     axes = {}
     for leaf in leaves:
         layout, n = leaf.inputs.layout, 0
-        while n < len(layout.batch) and (layout.batch[n].axis, layout.batch[n].size) == (n, layout.shape[n]):
+        while n < len(layout.batch) and (layout.batch[n].of.axis, layout.batch[n].size) == (n, layout.shape[n]):
             n += 1
         axes[glob.escape(leaf.name)] = n
     return axes
@@ -214,7 +214,7 @@ def _problem(leaf: Leaf, pattern: Any, method: str) -> str | None:
     layout = leaf.inputs.layout
     if isinstance(pattern, masks.NM):
         inputs = layout.input_axes
-        if tuple(np.atleast_1d(pattern.axis) % len(layout.shape)) != inputs:
+        if pattern.reduction_axes(len(layout.shape), 0) != inputs:
             return f"{pattern} lies along other axes than its inputs, {inputs}; leave axis out"
         if layout.sizes[1] % pattern.m:
             return f"m = {pattern.m} does not divide its {layout.sizes[1]} inputs; leave it out by `where`"

@@ -101,9 +101,9 @@ def reconstruct(
         finds its own masks removes exactly $\lfloor s n + 1/2 \rfloor$ of a leaf's n entries, spread evenly over its
         matrices; a criterion's masks have the counts that `prune` gives them. May be None with `masks`, and with n of
         m as the pattern.
-      method: a name from the table; the function of that name with options, `functools.partial(reconstruction.sparsegpt,
-        block=64)`; or a function of your own, `(weight [inputs, outputs], gram, target) -> (weight, mask)`, which is
-        traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`.
+      method: a name from the table; the function of that name with options, such as `functools.partial(
+        reconstruction.sparsegpt, block=64)`; or a function of your own, `(weight [inputs, outputs], gram, target) ->
+        (weight, mask)`, which is traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`.
       masks: masks to use as they are, for instance from `masks.select`; a leaf whose mask is a scalar True is left
         alone. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see `jaxprune.How`. By
@@ -197,8 +197,8 @@ def with_criterion(how: How, method: Method, masks: PyTree | None) -> How:
     """
     if "criterion" in how and method.needs == "layout":
         raise ValueError(
-            f"method={method.name!r} is a criterion without repair, and criterion= another; for masks of that criterion "
-            'without repair use jaxprune.prune, to repair the weights method="least_squares"'
+            f"method={method.name!r} is a criterion without repair, and criterion= is another; to leave the weights as "
+            'they are call jaxprune.prune, to repair them pass method="least_squares" or another'
         )
     if "criterion" in how or masks is not None or method.criterion is None:
         return how

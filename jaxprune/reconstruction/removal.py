@@ -1,4 +1,4 @@
-"""What a method removes from one weight matrix: `Entries`, `Grouped` or `Given`, and the exact choice of what is kept."""
+"""What a method removes from one weight matrix: `Entries`, `Grouped` or `Given`, and the exact choice of the rest."""
 
 from typing import NamedTuple
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import _tree, criteria, masks
+from jaxprune import _tree, masks
 
 PyTree = Any
 
@@ -92,7 +92,7 @@ def own_masks(params: PyTree, mask_tree: PyTree) -> PyTree:
 
 def own_key(key: Any) -> Any:
     """A copy of the user's key, for a state: donating the state must not delete it. None stays."""
-    criteria.check_key(key)
+    _tree.check_key(key)
     return None if key is None else jnp.copy(key)
 
 

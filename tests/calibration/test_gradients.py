@@ -23,7 +23,7 @@ def test_means_of_gradients_and_of_their_squares():
     np.testing.assert_allclose(got.mean["short"], [5.5 / 3] * 2, rtol=1e-2)
     assert got.mean["short"].dtype == jnp.float32
     assert got.mean["step"].shape == ()
-    assert got.count == 3
+    assert got.samples == 3
 
 
 def test_refusals():
@@ -42,7 +42,7 @@ def test_gradients_of_examples():
     each = np.asarray((x @ PARAMS["w"].T) * x, np.float64)
     np.testing.assert_allclose(got.square["w"][0], (each**2).mean(0), rtol=1e-5)
     np.testing.assert_allclose(got.mean["w"][0], each.mean(0), rtol=1e-5)
-    assert got.count == 7
+    assert got.samples == 7
     # Jensen: the mean of squares is no less than the mean square of the batches' gradients.
     whole = accumulate_gradients(lambda p, x: own(p, x) / len(x), values, [x[:4], x[4:]])
     assert (np.asarray(got.square["w"]) >= np.asarray(whole.square["w"]) * (1 - 1e-5)).all()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.reconstruction import gram as grams
 from jaxprune.reconstruction import Entries, Given
+from jaxprune.reconstruction import gram as grams
 from jaxprune.reconstruction import least_squares as kernel
 from tests.reconstruction import problems, twins
 
