@@ -200,7 +200,13 @@ def free_tickets(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
     first, second, third = jax.random.split(key, 3)
     every = max(steps // 25, 1)
     tickets = ensembles.free_tickets(
-        SPARSITY, members=MEMBERS, explore=steps, refine=steps // 2, key=first, every=every, rates=RATES
+        SPARSITY,
+        members=MEMBERS,
+        explore=steps,
+        refine=steps // 2,
+        updates=ensembles.Updates(every=every),
+        rates=RATES,
+        key=first,
     )
     optimizer = jaxprune.sparsify(optax.adam(lambda step: RATE * tickets.rate(step)), tickets.method)
     params, state, found = init(second, data[0].shape[1]), None, []
@@ -223,8 +229,10 @@ def fine_tuned(steps: int, key: Any, *data: Any) -> tuple[PyTree, PyTree]:
 def student(steps: int, key: Any, x: Any, y: Any, teacher: Any) -> tuple[PyTree, PyTree]:
     """One network, pruned gradually while it learns from the pruned ensemble's logits, (members, n, classes)."""
     first, second = jax.random.split(key)
-    distil = ensembles.distillation(apply)
-    loss = lambda params, x, y, soft: distil(params, x, jnp.swapaxes(soft, 0, 1), y)
+
+    def loss(params: PyTree, x: Any, y: Any, logits: Any) -> Any:
+        return ensembles.distillation_loss(apply(params, x), jnp.swapaxes(logits, 0, 1), y, weight=0.9)
+
     params, state = fit(
         gradual(steps), init(first, x.shape[1]), second, (x, y, jnp.swapaxes(teacher, 0, 1)), steps, loss
     )
@@ -235,7 +243,7 @@ def choose(name: str, data: Data, offered: tuple[int, ...], folder: Path) -> str
     """By the number of steps the NLL on the validation images of two seeds that are not reported; the least is best."""
     keys = jax.vmap(lambda k: jax.random.split(k, MEMBERS))(jax.random.split(jax.random.key(100), 2)).reshape(-1)
     (x, y), (seen, labels) = data.validation, (part[: len(data.validation[0])] for part in data.train)
-    every, lines = ensembles.logits_of(apply), []
+    every, lines = ensembles.member_logits(apply), []
     nll = lambda logits, labels: float(assess.evaluate(ensembles.mean_probability(logits), labels).nll)
     for way, train in (("dense", dense_member), ("pruned 90%", pruned_member)):
         for steps in offered:
@@ -253,7 +261,7 @@ def train_all(
     name: str, data: Data, steps: Steps, seeds: int, folder: Path, *, independent: bool
 ) -> dict[str, list[ensembles.Members]]:
     """For each way of making members those of each seed; from the folder where they lie there already."""
-    every = ensembles.logits_of(apply)
+    every = ensembles.member_logits(apply)
 
     def made(way: str, train: Callable, length: int, keys: Any, *more: Any) -> ensembles.Members:
         return kept(folder / f"{name}-{length}-{seeds}-{way}.npz", partial(train, length), keys, data, *more)
@@ -295,7 +303,7 @@ def kept(file: Path, train: Callable, keys: Any, data: Data, *more: Any) -> ense
 
 def rows_of(ways: dict[str, list[ensembles.Members]], data: Data, seed: int) -> dict[str, Any]:
     """By row of the table, what is measured of one seed."""
-    every = ensembles.logits_of(apply)
+    every = ensembles.member_logits(apply)
     combine = ensembles.mean_probability
     members = {way: found[seed] for way, found in ways.items()}
     members |= {f"one {way}": ensembles.take(found, [0]) for way, found in members.items()}
@@ -303,7 +311,7 @@ def rows_of(ways: dict[str, list[ensembles.Members]], data: Data, seed: int) -> 
         members["soup"] = ensembles.stack([ensembles.soup(members["fine_tuned"])])
         pool = [members[way] for way in ("pruned", "ticket_rounds", "free_tickets")]
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pool)
-        chosen = ensembles.greedy(every(together, data.validation[0]), data.validation[1], MEMBERS)
+        chosen = ensembles.greedy_selection(every(together, data.validation[0]), data.validation[1], MEMBERS)
         members["greedy"] = ensembles.take(together, np.asarray(chosen.order))
     rows = {
         "one dense": ("one dense", combine),
@@ -327,7 +335,12 @@ def measure(every: Any, members: ensembles.Members, combine: Any, data: Data) ->
     x, labels = data.test
     logits = every(members, x)
     metrics = assess.evaluate(combine(logits), labels)
-    values = {"kept": ensembles.kept(members), "accuracy": metrics.accuracy, "nll": metrics.nll, "ece": metrics.ece}
+    values = {
+        "kept": ensembles.kept_weights(members),
+        "accuracy": metrics.accuracy,
+        "nll": metrics.nll,
+        "ece": metrics.ece,
+    }
     if members.size > 1:
         values["disagreement"] = ensembles.disagreement(logits).mean()
     for name, images in data.foreign.items():

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from sparsegpt_shakespeare import Size, forward, loss, read, trained, windows
 
-from jaxprune import criteria, slimming
+from jaxprune import criteria, ensembles, slimming
 from jaxprune.calibration import accumulate_gradients
 
 PyTree = Any
@@ -79,7 +79,7 @@ def distil(
     @jax.jit
     def step(params: PyTree, state: PyTree, batch: jax.Array) -> tuple[PyTree, PyTree]:
         tokens, labels = batch[:, :-1], batch[:, 1:]
-        objective = lambda p: slimming.distillation_loss(small.fn(p, tokens), teacher(tokens), labels, weight=0.5)
+        objective = lambda p: ensembles.distillation_loss(small.fn(p, tokens), teacher(tokens), labels, weight=0.5)
         updates, state = optimizer.update(jax.grad(objective)(params), state, params)
         return optax.apply_updates(params, updates), state
 

@@ -170,7 +170,7 @@ class Selector:
 
 
 def _along(pattern: Any, name: str, layout: Any, within_outputs: bool) -> Any:
-    along = pattern.along(layout.input_axes, within_outputs) if hasattr(pattern, "along") else pattern
+    along = pattern.along(layout.input_axes, within_outputs)
     if along != pattern and any(factor.size != layout.shape[factor.of.axis] for factor in layout.inputs):
         raise ValueError(
             f"{name}: its inputs are a part of an axis of {layout.shape}, so {pattern} cannot follow them; name "

@@ -251,7 +251,7 @@ def _ensemble(
 ) -> assess.Predictions:
     apply = chosen[0].apply
     members = ensembles.stack([(network.params, network.masks) for network in chosen])
-    every = ensembles.logits_of(apply)
+    every = ensembles.member_logits(apply)
     in_parts = lambda images: jnp.concatenate(
         [every(members, part) for part in np.array_split(np.asarray(images), math.ceil(len(images) / 1000))], axis=1
     )

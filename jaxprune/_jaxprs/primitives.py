@@ -48,6 +48,7 @@ class Flops(enum.Enum):
 class Zero(enum.Enum):
     """At which entries the result of an entrywise function is zero because its operands are."""
 
+    SAME = enum.auto()  # the result is the operand, up to precision and place
     FIRST = enum.auto()  # where the first operand is
     ANY = enum.auto()  # where one operand is
     ALL = enum.auto()  # where all operands are
@@ -202,12 +203,13 @@ def _fft(eqn: Equation) -> Axes:
 
 
 PRIMITIVES: dict[str, Primitive] = {
-    # The value itself, up to sign, precision and place.
+    # The value itself, up to precision and place.
     **_named(
         "convert_element_type copy copy_p stop_gradient reduce_precision name sharding_constraint mesh_cast reshard "
-        "pvary pcast layout_constraint real conj",
-        Entrywise(Zero.FIRST, _FIRST, Flops.NONE),
+        "pvary pcast layout_constraint",
+        Entrywise(Zero.SAME, _FIRST, Flops.NONE),
     ),
+    **_named("real conj", Entrywise(Zero.FIRST, _FIRST, Flops.NONE)),
     "neg": Entrywise(Zero.FIRST, _FIRST),
     **_named("optimization_barrier device_put", Moves(lambda eqn: [Same()] * len(eqn.outvars), each=True)),
     # Entry by entry.

@@ -340,6 +340,7 @@ def _pick(eqn: Equation, states: Sequence[State]) -> State:
 
 
 _ENTRYWISE: dict[Zero, Callable[[Equation, Sequence[State]], State]] = {
+    Zero.SAME: _first,
     Zero.FIRST: _first,
     Zero.DIVIDE: _first,
     Zero.ANY: _multiply,

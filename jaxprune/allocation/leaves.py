@@ -60,9 +60,9 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
 def removed_entries(leaf: Leaf, value: Any) -> Any:
     """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
     count = value if isinstance(value, masks.Count) else masks.removed(value, leaf.units)
-    if isinstance(leaf.pattern, masks.NM):
+    if group := leaf.pattern.group(leaf):
         # The pattern, not the sparsity, has the last word on how many of a group stay.
-        most = leaf.pattern.m - leaf.pattern.n
+        most = group.size - group.kept
         count = masks.count(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
     each = leaf.entries // (leaf.slices * leaf.units)
     if isinstance(count.low, int):

@@ -1,4 +1,4 @@
-"""Members of an ensemble: parameters and masks with a leading axis of members."""
+"""Members of an ensemble as one value: `stack`, `from_stacked`, `from_keys`, `take`, `kept_weights`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ PyTree = Any
 
 
 class Members(NamedTuple):
-    """Several networks of one shape.
+    """Several networks of one shape, for `jax.vmap`.
 
     Attributes:
       params: the parameters, each leaf with a leading axis of members.
-      masks: their masks, likewise: a leaf that is not pruned has shape (members,). Under vmap each is what it was.
+      masks: bool masks, each with the same leading axis; (members,) for a leaf that is not pruned.
     """
 
     params: PyTree
@@ -27,23 +27,24 @@ class Members(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many members there are."""
+        """The number of members."""
         return jax.tree.leaves(self.params)[0].shape[0]
 
 
 def stack(networks: Sequence[Any]) -> Members:
-    """Puts networks of one shape on top of each other.
+    """Stacks networks of one shape.
 
     Args:
-      networks: pairs (params, masks), such as `Pruned`, all in one structure; masks None for a dense one. Masks may be
-        packed, and of one leaf one member's may be a scalar and another's an array.
+      networks: pairs (params, masks), such as `Pruned`, all in one structure, with None for the masks of a dense
+        network. Masks may be packed, and shapes of masks may differ between members.
 
     Returns:
-      Members in the order given.
+      The members, in the order of `networks`.
 
     Raises:
-      ValueError: none, or networks that differ in structure or shapes, or masks that do not fit; named.
-      TypeError: masks that are not bool; parameters without their masks.
+      ValueError: no network, networks that differ in structure or shapes, or masks that do not fit. The message names
+        the leaves.
+      TypeError: masks that are not bool; a network that is no pair.
 
     Example:
       >>> two = stack([({'w': jnp.ones((2, 2))}, None), ({'w': jnp.zeros((2, 2))}, {'w': jnp.eye(2, dtype=bool)})])
@@ -69,25 +70,27 @@ def stack(networks: Sequence[Any]) -> Members:
     return Members(params, jax.tree.map(_stack_masks, *every))
 
 
-def make(params: PyTree, masks: PyTree = None) -> Members:
-    """Members from trees that are stacked already, such as `vmap` over seeds or the rounds of a ticket search return.
+def from_stacked(params: PyTree, masks: PyTree = None) -> Members:
+    """Takes trees that are stacked already, as `jax.vmap` and the rounds of a ticket search return them.
 
         rounds = lottery.iterative_pruning(...)
-        members = take(make(rounds.ticket.params, rounds.ticket.masks), [3, 4, 5])
+        members = take(from_stacked(rounds.ticket.params, rounds.ticket.masks), [3, 4, 5])
 
     Args:
       params: leaves with one leading axis of members.
-      masks: bool, each with the same leading axis and otherwise broadcasting to its leaf; None for dense members.
+      masks: bool masks, each with the same leading axis, the rest of which broadcasts to the leaf; None for dense
+        members.
 
     Returns:
-      Members.
+      The members.
 
     Raises:
-      ValueError: leaves without that axis, of different lengths, or masks that do not fit; named.
+      ValueError: leaves without a leading axis or with leading axes of different lengths, or masks that do not fit. The
+        message names the leaves.
       TypeError: masks that are not bool.
 
     Example:
-      >>> make({'w': jnp.ones((3, 2))}).masks['w'].tolist()
+      >>> from_stacked({'w': jnp.ones((3, 2))}).masks['w'].tolist()
       [True, True, True]
     """
     sizes = {name: np.shape(leaf)[:1] for name, leaf in _tree.named_leaves(params)}
@@ -111,20 +114,20 @@ def make(params: PyTree, masks: PyTree = None) -> Members:
 
 
 def take(members: Members, which: Any) -> Members:
-    """Some of the members, in the order asked for; one may come twice.
+    """Takes some of the members, in the order of `which`. A member may be taken more than once.
 
     Args:
       members: the members.
-      which: their numbers, integers in [-size, size), static.
+      which: numbers of members, integers in [-size, size), static.
 
     Returns:
-      Members.
+      The chosen members.
 
     Raises:
-      ValueError: none is asked for, or a number out of range.
+      ValueError: `which` is empty, or a number is out of range.
 
     Example:
-      >>> take(make({'w': jnp.arange(3.0)}), [2, 0]).params['w'].tolist()
+      >>> take(from_stacked({'w': jnp.arange(3.0)}), [2, 0]).params['w'].tolist()
       [2.0, 0.0]
     """
     rows = np.asarray(which)
@@ -135,39 +138,46 @@ def take(members: Members, which: Any) -> Members:
     return jax.tree.map(lambda leaf: leaf[rows], members)
 
 
-def from_seeds(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: Any) -> Members:
-    """Trains one member a key, all at once: `train` under vmap and jit.
+def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: Any) -> Members:
+    """Trains one member for each key, all at once: `train` under vmap and jit.
 
-    On a CPU this pays for networks of matrix products; convolutions with a kernel for each member are slow there.
+    On a CPU this is fast for networks of matrix products, and slow for convolutions: each member has its own kernel.
 
     Args:
       train: `(key, *data) -> (params, masks)`, a whole training with its initialisation; traceable.
       keys: JAX keys, (members,).
-      *data: what all members share, such as the training images. As arguments they are not copied into the program,
-        as arrays that `train` closes over would be.
+      *data: arrays that all members share, such as the training images. Arrays that `train` closes over would be copied
+        into the compiled program; arguments are not.
 
     Returns:
-      Members.
+      The members.
 
     Raises:
-      ValueError: keys without an axis; see `make`.
+      ValueError: `keys` has no axis.
 
     Example:
       >>> from jaxprune import prune
       >>> train = lambda key, x: prune({'w': x * jax.random.normal(key, (4, 4))}, 0.5)
-      >>> from_seeds(train, jax.random.split(jax.random.key(0), 3), 2.0).masks['w'].sum((1, 2)).tolist()
+      >>> from_keys(train, jax.random.split(jax.random.key(0), 3), 2.0).masks['w'].sum((1, 2)).tolist()
       [8, 8, 8]
     """
     if jnp.ndim(keys) != 1:
         raise ValueError(f"keys must have one axis, of members; got shape {jnp.shape(keys)}. Use jax.random.split")
-    return make(*jax.jit(jax.vmap(train, in_axes=(0, *[None] * len(data))))(keys, *data))
+    return from_stacked(*jax.jit(jax.vmap(train, in_axes=(0, *[None] * len(data))))(keys, *data))
 
 
-def kept(members: Members) -> int:
-    """How many weights all members keep together, biases and other leaves that are not pruned included; on the host.
+def kept_weights(members: Members) -> int:
+    """Counts the weights that all members keep together, on the host.
+
+    Args:
+      members: the members.
+
+    Returns:
+      The number of floating parameters where the masks are True, biases and other unpruned leaves included.
 
     Example:
-      >>> kept(make({'w': jnp.ones((2, 3))}, {'w': jnp.array([[True, False, True], [True, True, True]])}))
+      >>> masks = {'w': jnp.array([[True, False, True], [True, True, True]])}
+      >>> kept_weights(from_stacked({'w': jnp.ones((2, 3))}, masks))
       5
     """
     total = 0

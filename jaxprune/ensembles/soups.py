@@ -1,4 +1,4 @@
-"""Soups: members that share their masks averaged into one network, as sparse as each of them."""
+"""Model soups: `soup` averages the weights of members that share their masks into one network."""
 
 from typing import Any
 
@@ -15,33 +15,34 @@ PyTree = Any
 
 
 def soup(members: Members, weights: Any = None) -> masks_.Pruned:
-    """The weighted mean of the members' parameters (Zimmer et al. 2024, arXiv:2306.16788).
+    """The weighted mean of the members' parameters, sum_m a_m w_m / sum_m a_m: Zimmer et al. 2024, arXiv 2306.16788.
 
-    w = sum_m a_m w_m / sum_m a_m. The mean of different masks would be denser than each; so they must be the same.
-    Members that were fine-tuned from one pruned network, under other seeds or rates, lie in one basin and can be
-    averaged; members of different initialisations can not.
+    Members that were fine-tuned from one pruned network, with other seeds or learning rates, lie in one basin, and
+    their mean is about as good as each. Members from different initialisations do not. The members must share their
+    masks: the mean of networks with different masks would be denser than each.
 
-    Their Sparse Model Soups prune the average further, train copies of it and average again. As the `train` of
+    Sparse Model Soups prune the mean further, train copies of it and average again. As the `train` of
     `lottery.iterative_pruning(..., rewind=lottery.learning_rate_only())`:
 
-        def train(params, held, key):
-            tuned = jax.vmap(lambda key: fine_tune(params, held, key))(jax.random.split(key, 3))
-            return soup(make(tuned, jax.tree.map(lambda mask: jnp.stack([mask] * 3), held))).params
+        def train(params, masks, key):
+            tuned = jax.vmap(lambda key: fine_tune(params, masks, key))(jax.random.split(key, 3))
+            return soup(from_stacked(tuned, jax.tree.map(lambda mask: jnp.stack([mask] * 3), masks))).params
 
     Args:
-      members: members with one mask.
-      weights: (members,), non-negative, with a positive sum; None for equal ones.
+      members: members that share their masks.
+      weights: a_m, (members,), non-negative, with a positive sum; None for equal weights.
 
     Returns:
-      `Pruned(params, masks)`; leaves that are not floating are those of the first member.
+      `Pruned(params, masks)`. Leaves that are not floating are those of the first member.
 
     Raises:
-      ValueError: masks that differ (where they are concrete), named; weights that are no weights.
+      ValueError: masks that differ, where their values are known (the message names the leaves); weights that are
+        negative, sum to zero, or are not one for each member.
 
     Example:
-      >>> from jaxprune.ensembles import make
+      >>> from jaxprune.ensembles import from_stacked
       >>> mask = jnp.array([[True, False]] * 2)
-      >>> soup(make({'w': jnp.array([[1.0, 9.0], [3.0, 0.0]])}, {'w': mask})).params['w'].tolist()
+      >>> soup(from_stacked({'w': jnp.array([[1.0, 9.0], [3.0, 0.0]])}, {'w': mask})).params['w'].tolist()
       [2.0, 0.0]
     """
     size = members.size

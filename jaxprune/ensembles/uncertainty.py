@@ -1,4 +1,4 @@
-"""What members are unsure about: what all of them see as open, and what they disagree on."""
+"""How members differ: `uncertainty` splits the entropy, `disagreement` counts differing answers."""
 
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ Array = jax.Array
 
 
 class Uncertainty(NamedTuple):
-    """Entropies of each sample in nats; total = aleatoric + epistemic.
+    """Entropies of the prediction for each sample, in nats; total = aleatoric + epistemic.
 
     Attributes:
       total: the entropy of the mean prediction, H(1/M sum_m p_m).
-      aleatoric: the mean entropy of the members, 1/M sum_m H(p_m): what more members do not resolve.
-      epistemic: their difference, the mutual information of answer and member; 0 where all say the same.
+      aleatoric: the mean entropy of the members, 1/M sum_m H(p_m); more members do not lower it.
+      epistemic: the mutual information of prediction and member; 0 where all members predict the same.
     """
 
     total: Array
@@ -27,16 +27,16 @@ class Uncertainty(NamedTuple):
 
 
 def uncertainty(logits: Any) -> Uncertainty:
-    """Splits the entropy of the mean prediction (Depeweg et al. 2018, arXiv:1710.07283, eq. 1 and 2).
+    """Splits the entropy of the mean prediction: Depeweg et al. 2018, arXiv 1710.07283, equations 1 and 2.
 
     Args:
-      logits: (members, n, classes); -inf excludes a class.
+      logits: (members, n, classes); -inf gives a class probability 0.
 
     Returns:
-      Three arrays (n,).
+      `Uncertainty`, three arrays (n,).
 
     Raises:
-      ValueError: not three axes, or one of them empty; where values are concrete, NaN.
+      ValueError: logits without three axes, or with an empty axis; NaN, where values are known.
 
     Example:
       >>> sure = jnp.array([[[0.0, -jnp.inf]], [[-jnp.inf, 0.0]]])  # each member sure, of different answers
@@ -44,16 +44,17 @@ def uncertainty(logits: Any) -> Uncertainty:
       >>> found.aleatoric.tolist(), round(float(found.epistemic[0]), 4)  # log 2
       ([0.0], 0.6931)
     """
-    logits = check(logits)
+    logits = check_logits(logits)
     epistemic = assess.epistemic_uncertainty(logits)
     aleatoric = assess.entropy(logits).mean(0)
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 
 def disagreement(logits: Any) -> Array:
-    """The fraction of pairs of members that answer differently, of each sample.
+    """For each sample, the fraction of pairs of members that answer differently.
 
-    With votes v_k of M members: (M^2 - sum_k v_k^2) / (M (M - 1)). Of equal logits the lowest class is the answer.
+    With v_k votes for class k from M members: (M^2 - sum_k v_k^2) / (M (M - 1)). Where logits tie, the lowest class is
+    the answer.
 
     Args:
       logits: (members, n, classes), two members at least.
@@ -62,37 +63,43 @@ def disagreement(logits: Any) -> Array:
       (n,), in [0, 1].
 
     Raises:
-      ValueError: see `uncertainty`; fewer than two members.
+      ValueError: logits without three axes, or with an empty axis; NaN, where values are known; fewer than two members.
 
     Example:
       >>> answers = jnp.array([[0, 1], [0, 2], [1, 0]])
       >>> [round(float(d), 4) for d in disagreement(jax.nn.one_hot(answers, 3))]
       [0.6667, 1.0]
     """
-    logits = check(logits, least=2)
+    logits = check_logits(logits, least=2)
     members = logits.shape[0]
     votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)
     return (members**2 - (votes**2).sum(-1)) / (members * (members - 1))
 
 
 def pairwise_disagreement(logits: Any) -> Array:
-    """The fraction of samples on which each pair of members answers differently.
+    """For each pair of members, the fraction of samples on which they answer differently.
 
     Args:
       logits: (members, n, classes).
 
     Returns:
-      (members, members), symmetric, with zeros on the diagonal; the mean off the diagonal is that of `disagreement`.
+      (members, members), symmetric, with zeros on the diagonal. Its mean off the diagonal is the mean of
+      `disagreement` over the samples.
 
     Raises:
-      ValueError: see `uncertainty`.
+      ValueError: logits without three axes, or with an empty axis; NaN, where values are known.
+
+    Example:
+      >>> answers = jnp.array([[0, 1], [0, 2]])
+      >>> pairwise_disagreement(jax.nn.one_hot(answers, 3)).tolist()
+      [[0.0, 0.5], [0.5, 0.0]]
     """
-    answers = check(logits).argmax(-1)
+    answers = check_logits(logits).argmax(-1)
     return jax.vmap(lambda one: (one[None] != answers).mean(-1))(answers)
 
 
-def check(logits: Any, *, least: int = 1) -> Array:
-    """The logits of members in float32 at least; raises where they are none."""
+def check_logits(logits: Any, *, least: int = 1) -> Array:
+    """Returns the logits of members in float32 at least; raises where shape, dtype or values are wrong."""
     logits = jnp.asarray(logits)
     if logits.ndim != 3 or not logits.size or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating, (members, n, classes); got {logits.dtype} {logits.shape}")

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.stats import norm
 
 from jaxprune import _tree
+from jaxprune.slimming.regularise import proximal_lasso
 
 Array = jax.Array
 PyTree = Any
@@ -121,10 +123,18 @@ class StochasticGates:
           [0.7979, 0.0]
         """
 
-        def change(amount: Any, mu: Array, grad: Array) -> Array:
+        def add(step: Any, mu: Array, grad: Array) -> Array:
+            amount = strength(step) if callable(strength) else strength
             return grad + jnp.asarray(amount * norm.pdf(mu / self.sigma) / self.sigma, grad.dtype)
 
-        return _change_some(strength, where, change, "add_penalty")
+        def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+            if params is None:
+                raise ValueError("add_penalty needs params: call update(updates, state, params)")
+            new = jax.tree.map(lambda mu, grad: add(state.count, mu, grad), params, updates)
+            return new, optax.ScaleByScheduleState(state.count + 1)
+
+        init = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        return optax.masked(optax.GradientTransformation(init, update), _leaves_at(where, "add_penalty"))
 
 
 def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0) -> optax.GradientTransformation:
@@ -156,43 +166,29 @@ def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0
       [0.0, 0.0]
     """
 
-    def change(amount: Any, w: Array, update: Array) -> Array:
-        if not -w.ndim <= axis < w.ndim:
-            raise ValueError(f"input_lasso: a kernel of shape {w.shape} has no axis {axis}")
-        stepped = w + update
-        others = tuple(i for i in range(w.ndim) if i != axis % w.ndim)
-        length = jnp.sqrt(jnp.sum(jnp.square(stepped), others, keepdims=True))
-        threshold = amount * (w.size / w.shape[axis]) ** 0.5
-        # The update of a removed row is -w itself, so that w plus its update is exactly zero.
-        kept = stepped * (1.0 - threshold / jnp.maximum(length, 1e-30)) - w
-        return jnp.where(length <= threshold, -w, jnp.asarray(kept, update.dtype))
+    def inputs(params: PyTree) -> list[list[np.ndarray]]:
+        units, first = [], 0
+        for w in jax.tree.leaves(params):
+            if not -w.ndim <= axis < w.ndim:
+                raise ValueError(f"input_lasso: a kernel of shape {w.shape} has no axis {axis}")
+            own = [np.full((size, 1), -1) for size in w.shape]
+            own[axis] = first + np.arange(w.shape[axis])[:, None]
+            units, first = [*units, own], first + w.shape[axis]
+        return units
 
-    return _change_some(strength, where, change, "input_lasso")
+    return optax.masked(proximal_lasso(inputs, strength, "input_lasso"), _leaves_at(where, "input_lasso"))
 
 
-def _change_some(
-    strength: float | Schedule, where: _tree.Where, change: Callable[[Any, Array, Array], Array], what: str
-) -> optax.GradientTransformation:
-    """A transformation that changes the updates of the leaves that `where` selects, by a strength or a schedule."""
+def _leaves_at(where: _tree.Where, what: str) -> Callable[[PyTree], PyTree]:
+    """A function from parameters to the leaves that `where` selects, as bools."""
+    if where is None:
+        raise ValueError(f'{what}: where must name the leaf, such as "gates" or "first/kernel"; got None')
 
-    def chosen(params: PyTree) -> PyTree:
-        if where is None:
-            raise ValueError(f"{what}: say which leaf, by its name: {[name for name, _ in _tree.named_leaves(params)]}")
+    def selected(params: PyTree) -> PyTree:
         if callable(where):
             return _tree.prunable(params, where)
         # Gates have one axis, so the default rule of `where` (two axes or more) must not narrow a glob here.
         rules = dict.fromkeys([where] if isinstance(where, str) else where, True)
         return jax.tree.unflatten(jax.tree.structure(params), _tree.resolve(rules, params, default=False, what=what))
 
-    def init(params: PyTree) -> optax.ScaleByScheduleState:
-        _ = chosen(params)
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
-
-    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
-        if params is None:
-            raise ValueError(f"{what} needs params: call update(updates, state, params)")
-        amount = strength(state.count) if callable(strength) else strength
-        new = jax.tree.map(lambda c, p, u: change(amount, p, u) if c else u, chosen(params), params, updates)
-        return new, optax.ScaleByScheduleState(state.count + 1)
-
-    return optax.GradientTransformation(init, update)
+    return selected

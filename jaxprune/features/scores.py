@@ -1,8 +1,10 @@
 r"""Scores of features by the target alone: `pearson`, `spearman`, `anova_f` and `mutual_information`.
 
-Each looks at one feature at a time, so none sees what features tell only together (an exclusive or), and none sees
-that two features tell the same. For the first take what a trained network makes of its inputs (`permutation`,
-`gradient_saliency`, `input_lasso`, `StochasticGates`); for the second, `mrmr`.
+Each score looks at one feature at a time. It misses what features tell only together (an exclusive or): there take a
+score of a trained network (`permutation`, `gradient_saliency`, `input_lasso`, `StochasticGates`). It does not see that
+two features tell the same: where many features measure few directions (spectra, pixels of high resolution), the
+features of the largest scores are copies of each other and serve worse than random ones: there take `mrmr` or
+`one_of_each`.
 
 Targets `y` of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
 """
@@ -28,8 +30,9 @@ def pearson(x: Any, y: Any) -> Array:
 
     The second is the correlation ratio (Pearson 1905; Fisher 1925): the share of the feature's variance that lies
     between the classes. For two classes it is the size of the correlation with a label of 0 and 1; for one-hot labels
-    the third is equal to it. All classes count by their share of the samples: a feature that sets one class of many
-    apart scores lower than one that sets all classes apart by as much.
+    the third is equal to it. Distances between classes count squared: a feature that sets a few of many classes far
+    apart scores higher than one that tells all classes a little. Where that chooses features of a few easy classes
+    only, take `spearman` or `mutual_information`, which no distance dominates.
 
     Args:
       x: (n, features) numbers.
@@ -56,8 +59,9 @@ def pearson(x: Any, y: Any) -> Array:
 def spearman(x: Any, y: Any) -> Array:
     """The rank correlation of each feature with the target: `pearson` of the ranks of `x` (and of `y`, of numbers).
 
-    It finds any monotone relation and is not moved by outliers. Equal values share the mean of their ranks (Spearman
-    1904). For classes it is the square root of H / (n - 1), with Kruskal and Wallis's H (1952).
+    It finds any monotone relation; neither outliers nor a class far from the others dominate it. Equal values share the
+    mean of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), with the H of Kruskal and
+    Wallis (1952).
 
     Args:
       x: (n, features) numbers.
@@ -81,8 +85,8 @@ def spearman(x: Any, y: Any) -> Array:
 def anova_f(x: Any, y: Any) -> np.ndarray:
     """The F statistic of each feature, by scikit-learn in float64: variance between classes over variance within.
 
-    It orders features as `pearson` does, and its size is a test statistic: F has 1 in the mean where a feature says
-    nothing. For floats it is the F statistic of the slope.
+    It orders features as `pearson` does, and fails where `pearson` fails. Its size is a test statistic, about 1 for a
+    feature that is independent of the target. For floats it is the F statistic of the slope.
 
     Args:
       x: (n, features) numbers.
@@ -129,7 +133,7 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
     The last term is what independent features have in the mean (Miller 1955), with the B_j bins that are not empty.
 
     The cost is a sort of each feature and one pass over the samples. The nearest-neighbour estimate of scikit-learn's
-    `mutual_info_classif` needs no bins, resolves finer structure, and takes some hundred times as long.
+    `mutual_info_classif` needs no bins and resolves finer structure; it takes about twenty times as long.
 
     Args:
       x: (n, features) numbers.

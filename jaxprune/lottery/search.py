@@ -4,17 +4,17 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _progress, _tree, checkpoints, criteria
-from jaxprune import allocation as allocations
+from jaxprune import _progress, _tree, allocation, checkpoints
 from jaxprune import masks as masks_
 from jaxprune.lottery.controls import Control
 from jaxprune.lottery.rewinding import Rewinding, Train, initial_weights
+from jaxprune.prune import How, Selector
 
 PyTree = Any
 Evaluate = Callable[[PyTree, PyTree], Mapping[str, Any]]
@@ -79,7 +79,7 @@ class _Carry(NamedTuple):
 
 class _Search(NamedTuple):
     training: Training
-    choose: Callable[[PyTree, PyTree, Any, Any], PyTree]
+    select: Selector
     rewind: Rewinding
     controls: Mapping[str, Control]
     levels: jax.Array
@@ -92,16 +92,11 @@ def iterative_pruning(
     params: PyTree,
     *,
     rounds: int | Sequence[float],
-    key: Any,
     rewind: Rewinding = initial_weights(),
     controls: Mapping[str, Control] | None = None,
-    criterion: criteria.Criterion = criteria.magnitude,
-    allocation: allocations.Allocate = allocations.one_ranking,
-    pattern: masks_.Patterns = masks_.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks_.BatchAxes = 0,
     folder: Any = None,
     progress: bool | None = None,
+    **how: Unpack[How],
 ) -> Rounds:
     """Searches winning tickets: trains, prunes, rewinds the weights that are left, and trains again.
 
@@ -122,18 +117,15 @@ def iterative_pruning(
       params: the first weights.
       rounds: the number of rounds, 0 or more, each of which removes a fifth of the weights that are left; or the total
         sparsity of each round, ascending, in (0, 1), such as `[0.5, 0.75, 0.9]`. The dense network is trained first.
-      key: a JAX key.
       rewind: where a round starts from: `initial_weights()`, `early_weights(train)`, `learning_rate_only()` or
         `fine_tuning(train)`.
       controls: control experiments by name, such as `{"random": random_masks()}`. Each is trained beside the ticket in
         every round, and has no influence on it.
-      criterion: see `jaxprune.prune`.
-      allocation: see `jaxprune.prune`.
-      pattern: see `jaxprune.prune`.
-      where: see `jaxprune.prune`.
-      batch_axes: see `jaxprune.prune`.
       folder: an empty or new folder, or one of this very search; None saves nothing.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        `key` is required: everything random in the search depends on it. `allocation` is `allocation.one_ranking` by
+        default.
 
     Returns:
       `Rounds`, each array with a leading axis of one entry for each training.
@@ -141,6 +133,7 @@ def iterative_pruning(
     Raises:
       ValueError: sparsities out of range or not ascending; a folder of another search, or a damaged one; metrics of the
         same name from `train` and `evaluate`.
+      TypeError: no key.
       FileExistsError: a folder with other things in it.
       ImportError: the package orbax-checkpoint is missing, or tqdm for `progress=True`.
 
@@ -152,24 +145,23 @@ def iterative_pruning(
     """
     sparsities = _sparsities(rounds)
     training = train if isinstance(train, Training) else Training(train)
-    options = {"where": where, "pattern": pattern, "batch_axes": batch_axes}
-
-    def choose(params: PyTree, masks: PyTree, sparsity: Any, key: Any) -> PyTree:
-        scores = jax.tree.map(_keep_removed_last, criterion(params, key=key), masks)
-        return masks_.select(scores, allocation(scores, sparsity, **options).sparsities, **options)
-
-    _tree.selected(params, where)
-    first = masks_.ones(params, where=where, pattern=pattern, batch_axes=batch_axes)
+    how.setdefault("allocation", allocation.one_ranking)
+    select, key = Selector(**how), how.get("key")
+    if key is None:
+        raise TypeError(
+            "iterative_pruning needs key=, a key of jax.random: all that is random in it depends on the key"
+        )
+    _tree.selected(params, select.where)
+    first = masks_.ones(params, **select.units)
     run = None
     if folder is not None:
-        asked = {"criterion": criterion, "allocation": allocation, **options}
-        described = {name: getattr(value, "__qualname__", repr(value)) for name, value in asked.items()}
-        described |= {"train": getattr(training.train, "__qualname__", type(training.train).__name__)}
+        named = {"train": training.train, "criterion": select.criterion, "allocation": select.allocation}
+        described = {name: getattr(v, "__qualname__", repr(v)) for name, v in {**named, **select.units}.items()}
         described |= {"sparsities": sparsities, "controls": sorted(controls or {})}
         run = checkpoints.Run(folder, described, params=params, key=key, kind="search", step="round")
     anchor = rewind.anchor(params, _fold_name(key, "anchor"))
     # In float32, traced or not, so that all ways to run count alike.
-    search = _Search(training, choose, rewind, dict(controls or {}), jnp.asarray(sparsities, jnp.float32), anchor, key)
+    search = _Search(training, select, rewind, dict(controls or {}), jnp.asarray(sparsities, jnp.float32), anchor, key)
     if training.traceable and run is None:
         return jax.lax.scan(lambda c, r: _round(search, c, r), _Carry(anchor, first), jnp.arange(len(sparsities)))[1]
     return _loop(search, _Carry(anchor, first), run, progress)
@@ -205,7 +197,8 @@ def _round(search: _Search, carry: _Carry, r: Any) -> tuple[_Carry, Rounds]:
         other, masks = control(carry.start, carry.masks, _fold_name(own, name), _fold_name(search.key, name))
         controls[name] = _train(search, masks_.apply(other, masks), masks, _fold_name(own, "train"), r)
     sparsity = search.levels[jnp.minimum(r + 1, len(search.levels) - 1)]
-    following = search.choose(ticket.params, carry.masks, sparsity, _fold_name(own, "criterion"))
+    scores = search.select.scores(ticket.params, key=_fold_name(own, "criterion"))
+    following = search.select.masks(jax.tree.map(_rank_removed_last, scores, carry.masks), sparsity)
     made = Rounds(search.levels[r], start, ticket, controls)
     return _Carry(search.rewind.start(search.anchor, ticket.params), following), made
 
@@ -228,7 +221,7 @@ def _train(search: _Search, start: PyTree, masks: PyTree, key: Any, r: Any) -> T
     return Trained(masks, trained, {name: jnp.asarray(value) for name, value in {**noted, **metrics}.items()})
 
 
-def _keep_removed_last(score: Any, mask: Any) -> Any:
+def _rank_removed_last(score: Any, mask: Any) -> Any:
     """Scores with NaN at removed weights, which rank lowest, and -inf at kept weights whose score is NaN."""
     if not mask.ndim:
         return score

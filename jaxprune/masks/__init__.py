@@ -14,7 +14,6 @@ from jaxprune.masks.counts import as_int as as_int
 from jaxprune.masks.counts import check_sparsity as check_sparsity
 from jaxprune.masks.counts import count as count
 from jaxprune.masks.counts import removed as removed
-from jaxprune.masks.leaves import Leaf as Leaf
 from jaxprune.masks.leaves import Units as Units
 from jaxprune.masks.leaves import leaves as leaves
 from jaxprune.masks.packing import Packed as Packed
@@ -26,6 +25,7 @@ from jaxprune.masks.patterns import NM as NM
 from jaxprune.masks.patterns import BatchAxes as BatchAxes
 from jaxprune.masks.patterns import Block as Block
 from jaxprune.masks.patterns import Channel as Channel
+from jaxprune.masks.patterns import Leaf as Leaf
 from jaxprune.masks.patterns import Pattern as Pattern
 from jaxprune.masks.patterns import Patterns as Patterns
 from jaxprune.masks.patterns import Unstructured as Unstructured

@@ -13,9 +13,9 @@ from jax import core
 from jaxprune import _tree
 from jaxprune.masks import counts
 from jaxprune.masks.counts import Count
-from jaxprune.masks.leaves import Units, check_patterns
+from jaxprune.masks.leaves import Units, assemble, leaves
 from jaxprune.masks.packing import as_bool, is_packed
-from jaxprune.masks.patterns import UNSTRUCTURED, Pattern
+from jaxprune.masks.patterns import Leaf
 
 PyTree = Any
 
@@ -56,23 +56,14 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
       bool masks, all True, in the structure of `params`.
 
     Raises:
-      ValueError: globs that match no leaf.
-      TypeError: what is no pattern; `where` selects what is not floating.
+      ValueError: globs that match no leaf; a pattern that does not fit its leaf.
+      TypeError: an object that is not a pattern; `where` selects a leaf that is not floating.
 
     Example:
       >>> ones({'w': jnp.zeros((1, 2)), 'b': jnp.zeros(2)})
       {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
-    leaves, treedef = jax.tree.flatten(params)
-    chosen = jax.tree.leaves(_tree.prunable(params, units.get("where")))
-    patterns = _tree.resolve(units.get("pattern", UNSTRUCTURED), params, default=UNSTRUCTURED, what="pattern")
-    check_patterns(patterns)
-    axes = _tree.resolve(units.get("batch_axes", 0), params, default=0, what="batch_axes")
-    made = [
-        _ones(leaf, p, a) if yes else jnp.ones((), bool)
-        for leaf, yes, p, a in zip(leaves, chosen, patterns, axes, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, made)
+    return assemble(params, {leaf.place: _ones(leaf) for leaf in leaves(params, **units)})
 
 
 def invert(masks: PyTree, params: PyTree) -> PyTree:
@@ -233,9 +224,10 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
       0.5
     """
     masks = _fitted(params, masks)
-    leaves, mask_leaves = jax.tree.leaves(params), _leaves(params, masks)
+    mask_leaves = _leaves(params, masks)
     chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(_tree.prunable(params, where))
-    pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in zip(leaves, mask_leaves, chosen, strict=True) if yes]
+    triples = zip(jax.tree.leaves(params), mask_leaves, chosen, strict=True)
+    pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in triples if yes]
     if not pairs:
         return jnp.float32(0)
     entries = counts.count(sum(math.prod(shape) for shape, _ in pairs))
@@ -243,13 +235,13 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
     return counts.as_float(counts.subtract(entries, kept)) / counts.as_float(entries)
 
 
-def _ones(leaf: Any, pattern: Pattern, batch_axes: int) -> jax.Array:
+def _ones(leaf: Leaf) -> jax.Array:
     def expanded(x: jax.Array) -> jax.Array:
-        return pattern.expand(jnp.ones_like(pattern.units(x, batch_axes), dtype=bool), x.shape, batch_axes)
+        return leaf.pattern.expand(jnp.ones_like(leaf.pattern.units(x, leaf), dtype=bool), leaf)
 
-    shape = jax.eval_shape(expanded, leaf).shape
+    shape = jax.eval_shape(expanded, leaf.array).shape
     # Made like the leaf where it can be, to lie on the same devices.
-    return jnp.ones_like(leaf, dtype=bool) if shape == tuple(leaf.shape) else jnp.ones(shape, bool)
+    return jnp.ones_like(leaf.array, dtype=bool) if shape == leaf.part else jnp.ones(shape, bool)
 
 
 def _zero(leaf: Any, mask: Any) -> Any:

@@ -1,16 +1,14 @@
-"""The leaves of a tree that are pruned: `Leaf`, `leaves`, and `Units`, the options that say what is pruned in them."""
+"""Which leaves of a tree are pruned, and how: `Units`, the options that say so, and `leaves`, which resolves them."""
 
-import math
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.masks import cutting
-from jaxprune.masks.patterns import NM, BatchAxes, Pattern, Patterns, Unstructured
-from jaxprune.masks.shards import WHOLE, Layout, layouts
+from jaxprune.masks.patterns import BatchAxes, Leaf, Pattern, Patterns, Unstructured
+from jaxprune.masks.shards import layouts
 
 PyTree = Any
 
@@ -37,58 +35,6 @@ class Units(TypedDict, total=False):
     specs: PyTree
 
 
-@dataclass(frozen=True, eq=False)
-class Leaf:
-    """A leaf that is pruned. All sizes are those of the whole array, also where devices hold parts of it.
-
-    Attributes:
-      name: its name, `encoder/layer_0/kernel`.
-      place: its index among all leaves of the tree.
-      array: an array or a `jax.ShapeDtypeStruct`; inside `jax.shard_map` the part that this device holds.
-      pattern: how it is pruned.
-      batch_axes: how many leading axes are slices of their own.
-      shards: how the devices of a `jax.shard_map` share the array.
-    """
-
-    name: str
-    place: int
-    array: Any
-    pattern: Pattern
-    batch_axes: int
-    shards: Layout = WHOLE
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole array."""
-        return self.shards.whole(tuple(self.array.shape))
-
-    @property
-    def entries(self) -> int:
-        """How many entries the whole array has."""
-        return math.prod(self.shape)
-
-    @property
-    def slices(self) -> int:
-        """How many slices the array has, each of which is ranked on its own and loses the same number of units."""
-        return self._sizes[0]
-
-    @property
-    def units(self) -> int:
-        """How many units each slice has."""
-        return self._sizes[1]
-
-    @cached_property
-    def _sizes(self) -> tuple[int, int]:
-        if isinstance(self.pattern, NM):
-            return self.entries // self.pattern.m, self.pattern.m
-        whole = jax.ShapeDtypeStruct(self.shape, self.array.dtype)
-        shape = jax.eval_shape(partial(self.pattern.units, batch_axes=self.batch_axes), whole).shape
-        axes = self.batch_axes
-        if isinstance(self.pattern, Unstructured):
-            axes = self.pattern.batch_axes(self.shape, axes)
-        return math.prod(shape[:axes]), math.prod(shape[axes:])
-
-
 def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     """The leaves of a tree that are pruned, in the order of `jax.tree.leaves`.
 
@@ -113,8 +59,9 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     """
     patterns = _tree.resolve(units.get("pattern", Unstructured()), params, default=Unstructured(), what="pattern")
     axes = _tree.resolve(units.get("batch_axes", 0), params, default=0, what="batch_axes")
+    for pattern in patterns:
+        _check_pattern(pattern)
     selected = jax.tree.leaves(_tree.prunable(params, units.get("where")))
-    check_patterns(patterns)
     cut = layouts(params, units.get("specs"))
     found = [
         Leaf(name, i, leaf, patterns[i], axes[i], cut[i])
@@ -127,21 +74,41 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     return found
 
 
-def check_patterns(patterns: list[Any]) -> None:
-    """Raises where something else was given for a pattern: its name, or the class without its numbers."""
-    for pattern in patterns:
-        if isinstance(pattern, type) or not hasattr(pattern, "check"):
-            raise TypeError(
-                "pattern must be masks.Unstructured(), masks.NM(2, 4), masks.Block(...), masks.Channel(), or a mapping "
-                f"from globs to such; got {pattern!r}"
-            )
+def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
+    """The tree of masks, from the masks of leaves by their place; a scalar True for all other leaves."""
+    structure = jax.tree.structure(tree)
+    return structure.unflatten([masks.get(i, jnp.ones((), bool)) for i in range(structure.num_leaves)])
+
+
+_QUESTIONS = ("check", "units", "expand", "slice_axes", "fixed_sparsity", "group", "unit_shards")
+
+
+def _check_pattern(pattern: Any) -> None:
+    """Raises for something that is no pattern: its name, the class without its numbers, a class that lacks a part."""
+    answers = [name for name in _QUESTIONS if hasattr(pattern, name)]
+    if isinstance(pattern, type) or not {"units", "expand"}.issubset(answers):
+        raise TypeError(
+            "pattern must be masks.Unstructured(), masks.NM(2, 4), masks.Block(...), masks.Channel(), or a mapping "
+            f"from globs to such; got {pattern!r}"
+        )
+    own = [name for name in ("units", "expand") if getattr(type(pattern), name, None) is getattr(Pattern, name)]
+    missing = [name for name in _QUESTIONS if name not in answers] + own
+    if missing:
+        raise TypeError(
+            f"pattern {pattern!r} lacks {', '.join(missing)}; derive its class from masks.Pattern, and define units "
+            "and expand"
+        )
 
 
 def _problem(leaf: Leaf) -> str | None:
-    part = tuple(leaf.array.shape)
-    if not 0 <= leaf.batch_axes < len(part):
+    if not 0 <= leaf.batch_axes < leaf.ndim:
         return f"{leaf.batch_axes} batch axes do not leave an axis of {leaf.shape} to prune"
-    if len(leaf.shards.names) > len(part):
-        return f"specs is for {len(leaf.shards.names)} axes, and the leaf has {len(part)}: {part}"
-    wrong = leaf.pattern.check(leaf.shape, leaf.batch_axes)
-    return wrong or cutting.problem(leaf.pattern, part, leaf.batch_axes, leaf.shards)
+    if len(leaf.shards.names) > leaf.ndim:
+        return f"specs is for {len(leaf.shards.names)} axes, and the leaf has {leaf.ndim}: {leaf.part}"
+    if wrong := leaf.pattern.check(leaf):
+        return wrong
+    if leaf.shards.is_cut and leaf.pattern.unit_shards(leaf) is None:
+        return (
+            f"{leaf.pattern} does not say what its units are in a part of an array; prune it outside of the shard_map"
+        )
+    return None

@@ -1,5 +1,6 @@
 """Masks at one bit a weight."""
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ class Packed:
     """A mask of which eight neighbours along the last axis share a byte, the first in the lowest bit.
 
     Every function of jaxprune that takes masks takes packed ones. The other axes stay, so a packed mask is sharded
-    along them as its parameter is.
+    along them as its parameter is. `flax.serialization`, imported before masks are packed, saves and restores them.
 
     Attributes:
       bits: uint8[..., ceil(width / 8)].
@@ -29,6 +30,11 @@ class Packed:
 
     bits: jax.Array
     width: int
+
+    def __post_init__(self) -> None:
+        # Not on import: it would load Flax for users who do without it.
+        if "flax.serialization" in sys.modules and not _REGISTERED:
+            _register_with_flax()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,3 +138,19 @@ def _pack(mask: Any) -> Any:
     bytes_ = cut.squeeze(tuple(range(1, 2 * mask.ndim - 1, 2))).astype(jnp.uint8)
     weights = jnp.left_shift(jnp.uint8(1), jnp.arange(8, dtype=jnp.uint8))
     return Packed((bytes_ * weights).sum(-1, dtype=jnp.uint8), width)
+
+
+_REGISTERED: list[bool] = []
+
+
+def _register_with_flax() -> None:
+    serialization = sys.modules["flax.serialization"]
+
+    def restore(mask: Packed, state: dict[str, Any]) -> Packed:
+        if state["width"] != mask.width:
+            raise ValueError(f"a packed mask of width {state['width']} was saved, expected width {mask.width}")
+        return Packed(serialization.from_state_dict(mask.bits, state["bits"]), mask.width)
+
+    save = lambda mask: {"bits": mask.bits, "width": mask.width}
+    serialization.register_serialization_state(Packed, save, restore, override=True)
+    _REGISTERED.append(True)

@@ -1,13 +1,15 @@
-"""Patterns: what is removed together. Single entries, n of m, blocks, channels.
+"""Patterns, what is removed together: `Unstructured`, `NM`, `Block`, `Channel`, and the protocol `Pattern`.
 
-A pattern turns scores into scores of units and a mask of units into a mask of entries; ranking knows of units only.
-All of them leave leading batch axes (layers stacked by a scan, members of an ensemble) to themselves.
+A pattern turns the scores of a leaf into scores of units, and a mask of units into a mask of entries. Selection ranks
+units only. Every pattern leaves leading batch axes (layers stacked by a scan, members of an ensemble) to themselves.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Integral
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +20,181 @@ from jaxprune.masks.shards import WHOLE, Layout
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A leaf that is pruned. All sizes are those of the whole array, also where devices hold parts of it.
+
+    Attributes:
+      name: its name, `encoder/layer_0/kernel`.
+      place: its index among all leaves of the tree.
+      array: an array or a `jax.ShapeDtypeStruct`; inside `jax.shard_map` the part that this device holds.
+      pattern: how it is pruned.
+      batch_axes: how many leading axes are slices of their own.
+      shards: how the devices of a `jax.shard_map` share the array.
+    """
+
+    name: str
+    place: int
+    array: Any
+    pattern: "Pattern"
+    batch_axes: int
+    shards: Layout = WHOLE
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.array.shape)
+
+    @property
+    def part(self) -> Shape:
+        """The shape of the part that this device holds: the shape of the array outside of `jax.shard_map`."""
+        return tuple(self.array.shape)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the whole array."""
+        return self.shards.whole(self.part)
+
+    @property
+    def entries(self) -> int:
+        """The number of entries of the whole array."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> int:
+        """The number of slices, each of which is ranked on its own and loses the same number of units."""
+        return self._sizes[0]
+
+    @property
+    def units(self) -> int:
+        """The number of units in each slice."""
+        return self._sizes[1]
+
+    @property
+    def has_single_units(self) -> bool:
+        """Whether every unit is a single entry."""
+        return self.slices * self.units == self.entries
+
+    @property
+    def unit_shards(self) -> Layout:
+        """How the devices of a `jax.shard_map` share the array of units."""
+        shards = self.pattern.unit_shards(self) if self.shards.is_cut else WHOLE
+        return WHOLE if shards is None else shards
+
+    def sum(self, scores: jax.Array, along: Sequence[int]) -> jax.Array:
+        """The sum of scores over some axes, which stay with size 1: the scores of units.
+
+        The sum is exact before it is rounded to float32, so it has the same bits on any number of devices, and covers
+        the whole array inside `jax.shard_map`.
+
+        Args:
+          scores: the scores of the leaf, or a reshaped array of them where no devices share the leaf.
+          along: the axes of `scores` to sum over.
+
+        Returns:
+          float32. NaN if a NaN or both infinities take part, else an infinity if one takes part.
+        """
+        return sums.exact_sum(scores, tuple(along), self.shards)
+
+    @cached_property
+    def _sizes(self) -> tuple[int, int]:
+        whole = replace(self, array=jax.ShapeDtypeStruct(self.shape, self.array.dtype), shards=WHOLE)
+        shape = jax.eval_shape(lambda scores: self.pattern.units(scores, whole), whole.array).shape
+        if group := self.pattern.group(whole):
+            return math.prod(shape) // group.size, group.size
+        first = self.pattern.slice_axes(whole)
+        return math.prod(shape[:first]), math.prod(shape[first:])
+
+
+class Group(NamedTuple):
+    """Small groups of units, in each of which the same number is kept.
+
+    Attributes:
+      kept: how many units of each group are kept.
+      size: how many units a group has.
+      axis: the axis of the array of units that the members of a group lie along.
+      along: the axes of the leaf that a group lies along, the last of them fastest; None if it follows no axes.
+    """
+
+    kept: int
+    size: int
+    axis: int
+    along: Shape | None = None
+
+
 class Pattern(Protocol):
-    """What ranking asks of a pattern. Any hashable object with these three is a pattern."""
+    """What is removed together. Selection, allocations and training ask a pattern these questions, about one leaf.
 
-    def check(self, shape: Shape, batch_axes: int) -> str | None:
-        """What is wrong with an array of this shape, and what to do; None if nothing is."""
+    A pattern of your own is a hashable object that derives from `masks.Pattern` and answers `units` and `expand`; the
+    other questions have answers that suit most patterns. It then works wherever `pattern=` is an argument.
+
+    Example:
+      >>> @dataclass(frozen=True)
+      ... class Head(Pattern):  # one unit per head of an (inputs, heads, head size) kernel
+      ...     def units(self, scores, leaf):
+      ...         return leaf.sum(scores, (0, 2))
+      ...     def expand(self, kept, leaf):
+      ...         return kept
+      >>> from jaxprune import masks
+      >>> kernel = jnp.arange(24.0).reshape(2, 3, 4)
+      >>> masks.select({'query': kernel}, 0.34, Head())['query'].ravel().tolist()
+      [False, True, True]
+    """
+
+    def check(self, leaf: Leaf) -> str | None:
+        """What is wrong with a leaf of this shape, and what to do; None if the pattern fits. Fits by default."""
+        del leaf
+        return None
+
+    def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
+        """The scores of the units, in an array of any shape whose leading axes are the batch axes of the leaf.
+
+        Args:
+          scores: floating, or a bool mask to count, in the shape of `leaf.array`.
+          leaf: the leaf.
+        """
         ...
 
-    def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
-        """The scores of the units. The leading batch axes stay."""
+    def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
+        """The mask of the entries, which has the shape of `leaf.array` or broadcasts to it.
+
+        Args:
+          kept: a bool for each unit, in the shape that `units` returns.
+          leaf: the leaf.
+        """
         ...
 
-    def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
-        """The mask of the entries, which broadcasts to `shape`, from a bool for each unit."""
-        ...
+    def slice_axes(self, leaf: Leaf) -> int:
+        """How many leading axes of the units are slices that are ranked on their own; the batch axes by default."""
+        return leaf.batch_axes
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The only sparsity that the pattern can have; None, the default, if it can have any."""
+        return None
+
+    def group(self, leaf: Leaf) -> Group | None:
+        """The small groups that units are ranked within; None, the default, if they are ranked within slices."""
+        del leaf
+        return None
+
+    def along(self, inputs: Shape, within_outputs: bool) -> "Pattern":
+        """The pattern for a leaf of which a caller knows the axes of the inputs; the pattern itself by default.
+
+        Args:
+          inputs: the axes of the leaf that a weight's inputs lie along.
+          within_outputs: whether the scores can be compared among the inputs of one output only.
+        """
+        del inputs, within_outputs
+        return self
+
+    def unit_shards(self, leaf: Leaf) -> Layout | None:
+        """How devices share the units of a leaf that they share; None, the default, if the pattern cannot say.
+
+        Without an answer the pattern is refused inside `jax.shard_map` for leaves that devices share.
+        """
+        del leaf
+        return None
 
 
 Patterns = Pattern | Mapping[str, Pattern]
@@ -39,7 +202,7 @@ BatchAxes = int | Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Unstructured:
+class Unstructured(Pattern):
     """Single entries, ranked over the whole leaf, or within parts of it.
 
     Attributes:
@@ -49,43 +212,39 @@ class Unstructured:
 
     axes: int | tuple[int, ...] | None = None
 
-    def check(self, shape: Shape, batch_axes: int) -> str | None:
-        """What is wrong with an array of this shape; None if nothing is."""
-        return None if self.axes is None else _check_axes(self.axes, shape, batch_axes)
+    def check(self, leaf: Leaf) -> str | None:
+        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        return None if self.axes is None else _check_axes(self.axes, leaf)
 
-    def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
+    def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
         """The scores of the units."""
-        if self.axes is None:
-            return scores
-        order = self.order(scores.ndim)
-        return scores.transpose(order)
+        return scores if self.axes is None else scores.transpose(self._order(leaf))
 
-    def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+    def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
         """The mask of the entries."""
-        if self.axes is None:
-            return units
-        order = self.order(len(shape))
-        return units.transpose(sorted(range(len(order)), key=order.__getitem__))
+        return kept if self.axes is None else kept.transpose(_inverse(self._order(leaf)))
 
-    def along(self, inputs: tuple[int, ...], within_outputs: bool) -> "Unstructured":
-        """The pattern for a leaf whose inputs lie along these axes: each output on its own, if that is asked for."""
-        return Unstructured(inputs) if self.axes is None and within_outputs else self
+    def slice_axes(self, leaf: Leaf) -> int:
+        """How many leading axes of the units are ranked on their own."""
+        return leaf.batch_axes if self.axes is None else leaf.ndim - len(_positive(self.axes, leaf.ndim))
 
-    def batch_axes(self, shape: Shape, batch_axes: int) -> int:
-        """How many leading axes of `units` are ranked apart."""
-        return batch_axes if self.axes is None else len(shape) - len(_positive(self.axes, len(shape)))
+    def along(self, inputs: Shape, within_outputs: bool) -> "Unstructured":
+        """Entries ranked within each output where scores can be compared there only, unless `axes` says otherwise."""
+        return Unstructured(inputs) if within_outputs and self.axes is None else self
 
-    def order(self, ndim: int) -> tuple[int, ...]:
-        """Which axis of the array each axis of the units is."""
-        together = () if self.axes is None else _positive(self.axes, ndim)
-        return tuple(a for a in range(ndim) if a not in together) + together
+    def unit_shards(self, leaf: Leaf) -> Layout:
+        """How devices share the units: as the entries."""
+        return leaf.shards.take(self._order(leaf))
+
+    def _order(self, leaf: Leaf) -> Shape:
+        return _last(() if self.axes is None else _positive(self.axes, leaf.ndim), leaf.ndim)
 
 
 UNSTRUCTURED = Unstructured()
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Pattern):
     """Blocks of neighbouring entries, each kept or removed as a whole; its score is the sum of its entries'.
 
     Attributes:
@@ -97,35 +256,43 @@ class Block:
     axes: tuple[int, ...] = (-2, -1)
 
     def __post_init__(self) -> None:
+        for name, value in (("shape", self.shape), ("axes", self.axes)):
+            if not isinstance(value, tuple) or not all(isinstance(x, Integral) for x in value):
+                raise TypeError(f"Block: {name} must be a tuple of integers, such as Block((4, 4)); got {value!r}")
         if len(self.shape) != len(self.axes) or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: needs one positive size for each axis, got shape={self.shape}, axes={self.axes}")
 
-    def check(self, shape: Shape, batch_axes: int) -> str | None:
-        """What is wrong with an array of this shape; None if nothing is."""
-        wrong = _check_axes(self.axes, shape, batch_axes)
+    def check(self, leaf: Leaf) -> str | None:
+        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        wrong = _check_axes(self.axes, leaf)
         if wrong:
             return wrong
-        sizes = self.sizes(len(shape))
-        if any(n % size for n, size in zip(shape, sizes, strict=True)):
-            return f"shape {shape} is not divided by blocks of {sizes}; choose sizes that divide it, or leave it out"
+        sizes = self._sizes(leaf.ndim)
+        if any(n % size for n, size in zip(leaf.shape, sizes, strict=True)):
+            return (
+                f"shape {leaf.shape} is not divided by blocks of {sizes}; choose sizes that divide it, or leave it out"
+            )
+        if any(n % size for n, size in zip(leaf.part, sizes, strict=True)):
+            return f"blocks of {sizes} do not divide the parts {leaf.part} that devices hold; shard it along other axes"
         return None
 
-    def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
+    def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
         """The scores of the units."""
-        within = tuple(range(1, 2 * scores.ndim, 2))
-        return sums.exact_sum(axes.split(scores, self.sizes(scores.ndim)), within).squeeze(within)
+        within = tuple(range(1, 2 * leaf.ndim, 2))
+        return sums.exact_sum(axes.split(scores, self._sizes(leaf.ndim)), within).squeeze(within)
 
-    def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+    def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
         """The mask of the entries."""
-        within = tuple(range(1, 2 * units.ndim, 2))
-        sizes = self.sizes(units.ndim)
-        blocks = jnp.expand_dims(units, within)
-        return axes.join(
-            jnp.broadcast_to(blocks, [part for n, size in zip(units.shape, sizes, strict=True) for part in (n, size)])
-        )
+        within = tuple(range(1, 2 * leaf.ndim, 2))
+        pairs = zip(kept.shape, self._sizes(leaf.ndim), strict=True)
+        blocks = jnp.expand_dims(kept, within)
+        return axes.join(jnp.broadcast_to(blocks, [part for n, size in pairs for part in (n, size)]))
 
-    def sizes(self, ndim: int) -> tuple[int, ...]:
-        """The size of a block along each axis."""
+    def unit_shards(self, leaf: Leaf) -> Layout:
+        """How devices share the units: as the entries."""
+        return leaf.shards
+
+    def _sizes(self, ndim: int) -> Shape:
         sizes = [1] * ndim
         for axis, size in zip(self.axes, self.shape, strict=True):
             sizes[axis] = size
@@ -133,7 +300,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Channel(Pattern):
     """Whole slices at a position along one axis; a channel's score is the sum of its entries'.
 
     With scores |w| that ranks by the L1 norm, with w^2 by the L2 norm.
@@ -144,22 +311,26 @@ class Channel:
 
     axis: int = -1
 
-    def check(self, shape: Shape, batch_axes: int) -> str | None:
-        """What is wrong with an array of this shape; None if nothing is."""
-        return _check_axes(self.axis, shape, batch_axes)
+    def check(self, leaf: Leaf) -> str | None:
+        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        return _check_axes(self.axis, leaf)
 
-    def units(self, scores: jax.Array, batch_axes: int, layout: Layout = WHOLE) -> jax.Array:
+    def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
         """The scores of the units, with what other devices hold of them where the array is cut."""
-        axis = self.axis % scores.ndim
-        return sums.exact_sum(scores, tuple(a for a in range(batch_axes, scores.ndim) if a != axis), layout)
+        return leaf.sum(scores, [a for a in range(leaf.batch_axes, leaf.ndim) if a != self.axis % leaf.ndim])
 
-    def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+    def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
         """The mask of the entries."""
-        return units
+        return kept
+
+    def unit_shards(self, leaf: Leaf) -> Layout:
+        """How devices share the units: along the batch axes and the axis of the channels."""
+        stay = [*range(leaf.batch_axes), self.axis % leaf.ndim]
+        return leaf.shards.take([axis if axis in stay else None for axis in range(leaf.ndim)])
 
 
 @dataclass(frozen=True)
-class NM:
+class NM(Pattern):
     """n kept of every m neighbours along the reduction axis: 2 of 4 is what sparse tensor cores read.
 
     Attributes:
@@ -175,81 +346,102 @@ class NM:
     axis: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.n, Integral) or not isinstance(self.m, Integral):
+            raise TypeError(f"NM(n, m) takes integers, such as NM(2, 4); got n={self.n!r}, m={self.m!r}")
         if not 1 <= self.n <= self.m:
             raise ValueError(f"NM(n, m) keeps n of m and needs 1 <= n <= m, got n={self.n}, m={self.m}")
 
-    def check(self, shape: Shape, batch_axes: int) -> str | None:
-        """What is wrong with an array of this shape; None if nothing is."""
-        if self.axis is not None:
-            wrong = _check_axes(self.axis, shape, batch_axes)
-            if wrong:
-                return wrong
-        length = math.prod(shape[a] for a in self.reduction_axes(len(shape), batch_axes))
+    def check(self, leaf: Leaf) -> str | None:
+        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        if self.axis is not None and (wrong := _check_axes(self.axis, leaf)):
+            return wrong
+        length = math.prod(leaf.shape[a] for a in self.reduction_axes(leaf))
         if length % self.m:
             return (
-                f"its length {length} along the reduction axes of {shape} is not divided by m={self.m}; "
+                f"its length {length} along the reduction axes of {leaf.shape} is not divided by m={self.m}; "
                 "leave it out by `where`, or give it another pattern or axis by path"
+            )
+        if leaf.shards.is_cut and not self._groups_are_whole(leaf):
+            return (
+                f"groups of m={self.m} along the reduction axes lie on several devices, whose parts are {leaf.part}; "
+                "shard it along other axes, or give it another axis by path"
             )
         return None
 
-    def units(self, scores: jax.Array, batch_axes: int) -> jax.Array:
-        """The scores with an axis more, at `member_axis`, along which lie the m members of a group."""
-        together = self.reduction_axes(scores.ndim, batch_axes)
+    def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
+        """The scores with an axis more, `group(leaf).axis`, along which lie the m members of a group."""
+        together = self.reduction_axes(leaf)
         last = together[-1]
-        if self._splits(scores.shape, together):
-            sizes = [1] * scores.ndim
-            sizes[last] = self.m
-            return axes.split(scores, tuple(sizes)).squeeze(tuple(2 * a + 1 for a in range(scores.ndim) if a != last))
-        order = self._order(scores.ndim, together)
-        moved = axes.replicate(scores).transpose(order)
-        first = scores.ndim - len(together)
-        return moved.reshape(*moved.shape[:first], -1, self.m)
+        if self._splits(leaf):
+            sizes = tuple(self.m if a == last else 1 for a in range(leaf.ndim))
+            return axes.split(scores, sizes).squeeze(tuple(2 * a + 1 for a in range(leaf.ndim) if a != last))
+        moved = axes.replicate(scores).transpose(_last(together, leaf.ndim))
+        return moved.reshape(*moved.shape[: leaf.ndim - len(together)], -1, self.m)
 
-    def expand(self, units: jax.Array, shape: Shape, batch_axes: int) -> jax.Array:
+    def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
         """The mask of the entries."""
-        together = self.reduction_axes(len(shape), batch_axes)
-        if self._splits(shape, together):
-            last = together[-1]
-            return axes.join(jnp.expand_dims(units, tuple(2 * a + 1 for a in range(len(shape)) if a != last)))
-        order = self._order(len(shape), together)
-        return units.reshape([shape[a] for a in order]).transpose(sorted(range(len(order)), key=order.__getitem__))
-
-    def member_axis(self, shape: Shape, batch_axes: int) -> int:
-        """The axis of the units along which the members of a group lie."""
-        together = self.reduction_axes(len(shape), batch_axes)
-        return together[-1] + 1 if self._splits(shape, together) else len(shape) - len(together) + 1
-
-    def _splits(self, shape: Shape, together: tuple[int, ...]) -> bool:
-        # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
-        return shape[together[-1]] % self.m == 0
-
-    def along(self, inputs: tuple[int, ...], within_outputs: bool) -> "NM":
-        """The pattern for a leaf whose inputs lie along these axes: its groups do, unless `axis` says otherwise."""
-        return NM(self.n, self.m, inputs) if self.axis is None else self
+        together = self.reduction_axes(leaf)
+        if self._splits(leaf):
+            return axes.join(jnp.expand_dims(kept, tuple(2 * a + 1 for a in range(leaf.ndim) if a != together[-1])))
+        order = _last(together, leaf.ndim)
+        return kept.reshape([leaf.part[a] for a in order]).transpose(_inverse(order))
 
     @property
-    def sparsity(self) -> float:
-        """The fraction that the pattern removes."""
+    def fixed_sparsity(self) -> float:
+        """1 - n / m."""
         return 1 - self.n / self.m
 
-    def reduction_axes(self, ndim: int, batch_axes: int) -> tuple[int, ...]:
+    def group(self, leaf: Leaf) -> Group:
+        """N kept of m along the axis that `units` adds."""
+        together = self.reduction_axes(leaf)
+        axis = together[-1] + 1 if self._splits(leaf) else leaf.ndim - len(together) + 1
+        return Group(self.n, self.m, axis, together)
+
+    def along(self, inputs: Shape, within_outputs: bool) -> "NM":
+        """Groups along the inputs, unless `axis` says otherwise."""
+        del within_outputs
+        return NM(self.n, self.m, inputs) if self.axis is None else self
+
+    def unit_shards(self, leaf: Leaf) -> Layout:
+        """How devices share the groups: as the entries."""
+        return leaf.shards
+
+    def reduction_axes(self, leaf: Leaf) -> Shape:
         """The axes along which neighbours lie, the last of them fastest."""
         if self.axis is not None:
-            return _positive(self.axis, ndim)
-        return tuple(range(batch_axes, max(batch_axes + 1, ndim - 1)))
+            return _positive(self.axis, leaf.ndim)
+        return tuple(range(leaf.batch_axes, max(leaf.batch_axes + 1, leaf.ndim - 1)))
 
-    def _order(self, ndim: int, together: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(a for a in range(ndim) if a not in together) + together
+    def _splits(self, leaf: Leaf) -> bool:
+        # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
+        return leaf.part[self.reduction_axes(leaf)[-1]] % self.m == 0
+
+    def _groups_are_whole(self, leaf: Leaf) -> bool:
+        """Whether every group is on one device."""
+        together = self.reduction_axes(leaf)
+        if leaf.shape[together[-1]] % self.m == 0:
+            return leaf.part[together[-1]] % self.m == 0
+        # Groups run through all of the axes: a part holds a stretch of them only if just the first axis is cut.
+        return not leaf.shards.along(together[1:]) and math.prod(leaf.part[a] for a in together) % self.m == 0
 
 
-def _positive(axes: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def _positive(axes: int | tuple[int, ...], ndim: int) -> Shape:
     return tuple(a % ndim for a in ((axes,) if isinstance(axes, int) else axes))
 
 
-def _check_axes(axes: int | tuple[int, ...], shape: Shape, batch_axes: int) -> str | None:
+def _last(together: Shape, ndim: int) -> Shape:
+    """The order of axes in which `together` come last."""
+    return tuple(a for a in range(ndim) if a not in together) + together
+
+
+def _inverse(order: Shape) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _check_axes(axes: int | tuple[int, ...], leaf: Leaf) -> str | None:
     given = (axes,) if isinstance(axes, int) else tuple(axes)
-    outside = [a for a in given if not -len(shape) <= a < len(shape) or a % len(shape) < batch_axes]
-    if outside or len(set(_positive(given, len(shape)))) != len(given):
-        batched = f" after {batch_axes} batch axes" if batch_axes else ""
-        return f"axes {given} are not distinct axes of {shape}{batched}; give it its own pattern by path"
+    outside = [a for a in given if not -leaf.ndim <= a < leaf.ndim or a % leaf.ndim < leaf.batch_axes]
+    if outside or len(set(_positive(given, leaf.ndim))) != len(given):
+        batched = f" after {leaf.batch_axes} batch axes" if leaf.batch_axes else ""
+        return f"axes {given} are not distinct axes of {leaf.shape}{batched}; give it its own pattern by path"
     return None

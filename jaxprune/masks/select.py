@@ -1,6 +1,5 @@
 """Trees of scores to trees of masks: exactly so many removed, leaf by leaf or ranked over all leaves."""
 
-import math
 from functools import partial
 from typing import Any, NamedTuple, Unpack
 
@@ -9,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree
-from jaxprune.masks import counts, cutting
+from jaxprune.masks import counts
 from jaxprune.masks.axes import place_like
 from jaxprune.masks.counts import Count
 from jaxprune.masks.groups import keep_in_groups
-from jaxprune.masks.leaves import Leaf, Units, leaves
-from jaxprune.masks.patterns import NM, UNSTRUCTURED, BatchAxes, Pattern, Patterns, Unstructured
+from jaxprune.masks.leaves import Units, assemble, leaves
+from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Group, Leaf, Pattern, Patterns
 from jaxprune.masks.ranking import keep_largest
 from jaxprune.masks.shards import Layout
 
 PyTree = Any
-Specs = tuple[tuple[Pattern, int, Layout], ...]
+Way = tuple[Pattern, int, Layout]
 
 
 class Global(NamedTuple):
@@ -75,22 +74,20 @@ def select(
         return select_global(
             scores, sparsities.sparsity, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs
         )
-    chosen = _choose(scores, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
+    chosen = _chosen(scores, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
     wanted = _per_leaf(scores, sparsities)
-    found: dict[int, jax.Array] = {}
-    for own in chosen:
-        if isinstance(own.pattern, NM):
-            kept = _kept_of_group(own.pattern, wanted[own.place], own.name)
-            found[own.place] = _keep_groups(own.array, kept, own.pattern, own.batch_axes)
-    ranked = [own for own in chosen if not isinstance(own.pattern, NM)]
+    ranked, masks = [], {}
+    for leaf in chosen:
+        group = leaf.pattern.group(leaf)
+        if group is None:
+            ranked.append(leaf)
+        else:
+            masks[leaf.place] = keep_in_leaf(leaf, _kept_of_group(leaf, group, wanted[leaf.place]))
     if ranked:
-        specs = _specs(ranked)
-        arrays = [own.array for own in ranked]
-        slices, entries = _sizes(arrays, specs)
-        kept = _kept([wanted[own.place] for own in ranked], entries, slices, [own.name for own in ranked])
-        masks = _keep(arrays, kept, specs=specs, shared=False)
-        found |= {own.place: mask for own, mask in zip(ranked, masks, strict=True)}
-    return _assemble(scores, found)
+        sizes, slices = [leaf.units for leaf in ranked], [leaf.slices for leaf in ranked]
+        kept = _kept([wanted[leaf.place] for leaf in ranked], sizes, slices, [leaf.name for leaf in ranked])
+        masks |= _keep_largest(ranked, kept, shared=False)
+    return assemble(scores, masks)
 
 
 def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTree:
@@ -119,34 +116,28 @@ def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTr
       >>> {name: mask.tolist() for name, mask in select_global(scores, 0.5).items()}
       {'a': [[False, True]], 'b': [[False, True]]}
     """
-    chosen = _choose(scores, **units)
-    _check_global(chosen)
-    if not chosen:
-        return _assemble(scores, {})
-    specs = _specs(chosen)
-    arrays = [own.array for own in chosen]
-    slices, entries = _sizes(arrays, specs)
-    if len(set(slices)) > 1:
+    chosen = _chosen(scores, **units)
+    wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in chosen if leaf.pattern.group(leaf) is not None]
+    if wrong:
+        raise ValueError(
+            "NM removes the same of every group, so it has no global ranking; use select:\n" + "\n".join(wrong)
+        )
+    slices = sorted({leaf.slices for leaf in chosen})
+    if len(slices) > 1:
         raise ValueError(
             "select_global ranks slice by slice over all leaves, so all leaves need the same number of slices, got "
-            f"{sorted(set(slices))} from batch_axes={units.get('batch_axes', 0)!r}; for layers stacked by a scan leave "
-            "batch_axes at 0"
+            f"{slices} from batch_axes={units.get('batch_axes', 0)!r}; for layers stacked by a scan leave it at 0"
         )
-    kept = _kept([sparsity], [sum(entries)], slices[:1], ["all leaves"])
-    masks = _keep(arrays, kept, specs=specs, shared=True)
-    return _assemble(scores, {own.place: mask for own, mask in zip(chosen, masks, strict=True)})
+    kept = _kept([sparsity], [sum(leaf.units for leaf in chosen)], slices, ["all leaves"])
+    return assemble(scores, _keep_largest(chosen, kept, shared=True))
 
 
-def _choose(scores: PyTree, **units: Unpack[Units]) -> list[Leaf]:
+def _chosen(scores: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     # An allocation may share nothing among no leaf; a selection is asked to prune.
     _tree.selected(scores, units.get("where"))
     chosen = leaves(scores, **units)
     _check_alike(chosen)
     return chosen
-
-
-def _specs(chosen: list[Leaf]) -> Specs:
-    return tuple((own.pattern, own.batch_axes, own.shards) for own in chosen)
 
 
 def _check_alike(chosen: list[Leaf]) -> None:
@@ -206,70 +197,58 @@ def _given(sparsities: list[Any], slices: list[int]) -> Count:
     return Count(*(jnp.concatenate([jnp.broadcast_to(x, n) for x, n in zip(xs, slices, strict=True)]) for xs in limbs))
 
 
-def _kept_of_group(pattern: NM, sparsity: Any, name: str) -> jax.Array | None:
-    """How many of each group stay; None for the pattern's own n, which is static."""
+def _kept_of_group(leaf: Leaf, group: Group, sparsity: Any) -> int | jax.Array:
+    """How many of each group stay: the pattern's own number, or more where the sparsity is traced."""
     if isinstance(sparsity, jax.Array):
-        return jnp.maximum(pattern.n, pattern.m - counts.removed(sparsity, pattern.m).low)
+        return jnp.maximum(group.kept, group.size - counts.removed(sparsity, group.size).low)
     if isinstance(sparsity, Count):
-        raise ValueError(f"{name}: a Count does not go with {pattern}, which removes the same of every group")
-    counts.check_sparsity(sparsity, f"{name}: sparsity")
-    exact = 1 - pattern.n / pattern.m
+        raise ValueError(f"{leaf.name}: a Count does not go with {leaf.pattern}, which removes the same of every group")
+    counts.check_sparsity(sparsity, f"{leaf.name}: sparsity")
+    exact = 1 - group.kept / group.size
     if abs(float(sparsity) - exact) > 1e-6:
-        raise ValueError(f"{name}: {pattern} removes exactly {exact:g}, but the sparsity is {sparsity}; pass {exact:g}")
-    return None
-
-
-def _check_global(chosen: list[Leaf]) -> None:
-    wrong = [f"  {own.name}: {own.pattern}" for own in chosen if isinstance(own.pattern, NM)]
-    if wrong:
         raise ValueError(
-            "NM removes the same of every group, so it has no global ranking; use select:\n" + "\n".join(wrong)
+            f"{leaf.name}: {leaf.pattern} removes exactly {exact:g}, but the sparsity of this leaf is {sparsity}; pass "
+            f"{exact:g}, and share it by allocation.uniform, which gives every leaf the same"
         )
+    return group.kept
 
 
-def _assemble(scores: PyTree, found: dict[int, jax.Array]) -> PyTree:
-    """The tree of masks, by place; a scalar True at all others."""
-    structure = jax.tree.structure(scores)
-    return jax.tree.unflatten(structure, [found.get(i, jnp.ones((), bool)) for i in range(structure.num_leaves)])
+def keep_in_leaf(leaf: Leaf, kept: int | jax.Array) -> jax.Array:
+    """The mask that keeps so many of each of a leaf's groups, whatever number its pattern keeps."""
+    if isinstance(kept, jax.Array):
+        return _keep_groups(leaf.array, kept, way=_way(leaf))
+    return _keep_groups(leaf.array, None, way=_way(leaf), number=kept)
 
 
-def _sizes(scores: list[jax.Array], specs: Specs) -> tuple[list[int], list[int]]:
-    """How many slices each leaf has, and how many units each slice."""
-    shapes = jax.eval_shape(partial(_units, specs=specs), scores)
-    whole = [layout.whole(shape.shape) for shape, layout in zip(shapes, _unit_layouts(scores, specs), strict=True)]
-    axes = _unit_axes(scores, specs)
-    return [math.prod(w[:a]) for w, a in zip(whole, axes, strict=True)], [
-        math.prod(w[a:]) for w, a in zip(whole, axes, strict=True)
-    ]
+def _keep_largest(ranked: list[Leaf], kept: Count, *, shared: bool) -> dict[int, jax.Array]:
+    """The masks by the places of the leaves."""
+    masks = _keep([leaf.array for leaf in ranked], kept, ways=tuple(map(_way, ranked)), shared=shared)
+    return {leaf.place: mask for leaf, mask in zip(ranked, masks, strict=True)}
 
 
-def _unit_axes(scores: list[jax.Array], specs: Specs) -> list[int]:
-    return [
-        p.batch_axes(x.shape, axes) if isinstance(p, Unstructured) else axes
-        for x, (p, axes, _) in zip(scores, specs, strict=True)
-    ]
+def _way(leaf: Leaf) -> Way:
+    """What a compiled selection depends on, beside shapes: not the name of the leaf, or its place."""
+    return leaf.pattern, leaf.batch_axes, leaf.shards
 
 
-def _unit_layouts(scores: list[jax.Array], specs: Specs) -> list[Layout]:
-    return [cutting.unit_layout(p, x.ndim, axes, layout) for x, (p, axes, layout) in zip(scores, specs, strict=True)]
-
-
-def _units(scores: list[jax.Array], specs: Specs) -> list[jax.Array]:
-    return [cutting.units(p, x, axes, layout) for x, (p, axes, layout) in zip(scores, specs, strict=True)]
+def _leaf(array: jax.Array, way: Way) -> Leaf:
+    return Leaf("", 0, array, *way)
 
 
 # Jitted here, so that a call outside jit is one program and makes no temporary arrays.
-@partial(jax.jit, static_argnames=("specs", "shared"))
-def _keep(scores: list[jax.Array], kept: Count, *, specs: Specs, shared: bool) -> list[jax.Array]:
-    axes, layouts = _unit_axes(scores, specs), _unit_layouts(scores, specs)
-    masks = keep_largest(_units(scores, specs), kept, batch_axes=axes, shared=shared, layouts=layouts)
-    return [p.expand(m, x.shape, a) for m, x, (p, a, _) in zip(masks, scores, specs, strict=True)]
+@partial(jax.jit, static_argnames=("ways", "shared"))
+def _keep(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...], shared: bool) -> list[jax.Array]:
+    ranked = [_leaf(array, way) for array, way in zip(arrays, ways, strict=True)]
+    units = [leaf.pattern.units(leaf.array, leaf) for leaf in ranked]
+    axes = [leaf.pattern.slice_axes(leaf) for leaf in ranked]
+    masks = keep_largest(units, kept, batch_axes=axes, shared=shared, layouts=[leaf.unit_shards for leaf in ranked])
+    return [leaf.pattern.expand(mask, leaf) for mask, leaf in zip(masks, ranked, strict=True)]
 
 
-@partial(jax.jit, static_argnames=("pattern", "batch_axes"))
-def _keep_groups(scores: jax.Array, kept: jax.Array | None, pattern: NM, batch_axes: int) -> jax.Array:
-    units = pattern.units(scores, batch_axes)
-    found = keep_in_groups(
-        units, pattern.n if kept is None else kept, axis=pattern.member_axis(scores.shape, batch_axes)
-    )
-    return place_like(pattern.expand(found, scores.shape, batch_axes), scores)
+@partial(jax.jit, static_argnames=("way", "number"))
+def _keep_groups(array: jax.Array, kept: jax.Array | None, *, way: Way, number: int = 0) -> jax.Array:
+    leaf = _leaf(array, way)
+    group = leaf.pattern.group(leaf)
+    axis = -1 if group is None else group.axis
+    mask = keep_in_groups(leaf.pattern.units(array, leaf), number if kept is None else kept, axis=axis)
+    return place_like(leaf.pattern.expand(mask, leaf), array)

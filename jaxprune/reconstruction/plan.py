@@ -115,28 +115,29 @@ def plan(
         if sparsity is not None or given:
             raise ValueError(f"masks say what is removed: leave {' and '.join(given or ['sparsity'])} out")
         return Plan(_all_given(params, leaves, kept))
-    own = "criterion" not in how
-    chosen: How = {"batch_axes": _scanned(leaves), **how, "where": among(leaves)}
-    selector = Selector(**chosen).following(params, stats)
-    patterns = _tree.resolve(selector.pattern, params, default=masks.Unstructured(), what="pattern")
-    if own:
-        _check_patterns(leaves, patterns, method)
-    values = _sparsities(params, leaves, patterns, sparsity, selector, stats)
-    if own:
-        if isinstance(values, masks.Global):
-            raise ValueError(
-                f"{method} finds its own masks leaf by leaf; allocation.one_ranking gives no leaf a sparsity. Pass "
-                "criterion=criteria.magnitude or another, which then gives the masks"
-            )
-        return Plan({leaf.position: _target(leaf, patterns[leaf.position], values[leaf.position]) for leaf in leaves})
-    if not isinstance(values, masks.Global):
-        for leaf in masks.leaves(params, **selector.units):
-            if isinstance(values[leaf.place], masks.Count):
-                values[leaf.place] = _count(_removed_from_each(leaf, values[leaf.place], leaf.slices))
-        values = jax.tree.structure(params).unflatten(values)
-    shared = allocation.Allocation(values, None)
-    selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
-    return Plan(selector=selector, ranks_all=isinstance(values, masks.Global))
+    selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
+    pruned = {leaf.place: leaf for leaf in masks.leaves(params, **selector.units)}
+    if "criterion" in how:
+        values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
+        if not isinstance(values, masks.Global):
+            for place, leaf in pruned.items():
+                if isinstance(values[place], masks.Count):
+                    each = _removed_from_each(leaf, values[place], leaf.slices)
+                    values[place] = masks.Count(*(jnp.asarray(x, jnp.int32) for x in (each >> 16, each & 0xFFFF)))
+            values = jax.tree.structure(params).unflatten(values)
+        shared = allocation.Allocation(values, None)
+        selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
+        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global))
+    wrong = [problem for leaf in leaves if (problem := _problem(leaf, pruned[leaf.position], method))]
+    if wrong:
+        raise ValueError("patterns that reconstruction cannot follow:\n" + "\n".join(f"  {line}" for line in wrong))
+    values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
+    if isinstance(values, masks.Global):
+        raise ValueError(
+            f"{method} finds its own masks leaf by leaf; allocation.one_ranking gives no leaf a sparsity. Pass "
+            "criterion=criteria.magnitude or another, which then gives the masks"
+        )
+    return Plan({x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves})
 
 
 def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
@@ -171,14 +172,14 @@ def _given(leaf: Leaf, mask: jax.Array) -> Given | None:
 
 
 def _sparsities(
-    params: PyTree, leaves: Sequence[Leaf], patterns: list[Any], sparsity: Any, selector: Selector, stats: Stats
+    params: PyTree, pruned: Sequence[masks.Leaf], sparsity: Any, selector: Selector, stats: Stats
 ) -> list[Any] | masks.Global:
     """A sparsity or a `masks.Count` for each leaf of the tree, or one ranking over all leaves."""
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
-        fixed = {leaf.position: getattr(patterns[leaf.position], "sparsity", None) for leaf in leaves}
-        missing = [leaf.name for leaf in leaves if fixed[leaf.position] is None]
+        fixed = {leaf.place: leaf.pattern.fixed_sparsity for leaf in pruned}
+        missing = [leaf.name for leaf in pruned if fixed[leaf.place] is None]
         if missing:
             raise ValueError(f"{missing[0]}: pass a sparsity, n of m as its pattern, or masks")
         return [fixed.get(i, 0.0) for i in range(treedef.num_leaves)]
@@ -202,45 +203,33 @@ def _is_number(sparsity: Any) -> bool:
     return not isinstance(sparsity, (Mapping, masks.Count)) and np.ndim(sparsity) == 0
 
 
-def _check_patterns(leaves: Sequence[Leaf], patterns: list[Any], method: str) -> None:
-    """Raises unless a method that finds its own mask can follow each leaf's pattern."""
-    wrong = [(leaf.name, problem) for leaf in leaves if (problem := _problem(leaf, patterns[leaf.position], method))]
-    if wrong:
-        lines = "\n".join(f"  {name}: {problem}" for name, problem in wrong)
-        raise ValueError(f"patterns that reconstruction cannot follow:\n{lines}")
-
-
-def _problem(leaf: Leaf, pattern: Any, method: str) -> str | None:
-    layout = leaf.inputs.layout
-    if isinstance(pattern, masks.NM):
-        inputs = layout.input_axes
-        if pattern.reduction_axes(len(layout.shape), 0) != inputs:
-            return f"{pattern} lies along other axes than its inputs, {inputs}; leave axis out"
-        if layout.sizes[1] % pattern.m:
-            return f"m = {pattern.m} does not divide its {layout.sizes[1]} inputs; leave it out by `where`"
+def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
+    """Why a method that finds its own masks cannot follow the pattern of a leaf; None if it can."""
+    group, inputs = own.pattern.group(own), leaf.inputs.layout.input_axes
+    if own.pattern == masks.Unstructured() or (group and group.along == inputs):
         return None
-    if pattern == masks.Unstructured():
-        return None
+    if group and group.along:
+        return f"{leaf.name}: {own.pattern} lies along other axes than its inputs, {inputs}; leave axis out"
     return (
-        f"{pattern!r} is neither Unstructured() nor NM(n, m), which {method} finds masks for; pass "
+        f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), which {method} finds masks for; pass "
         "criterion=criteria.magnitude or another, or masks=masks.select(...)"
     )
 
 
-def _target(leaf: Leaf, pattern: Any, sparsity: Any) -> Target | None:
+def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
     """What a method removes from all matrices of a leaf, its fields stacked; None where nothing is removed."""
-    if isinstance(pattern, masks.NM):
-        fraction = 1 - pattern.n / pattern.m
-        if not (_is_number(sparsity) and abs(float(sparsity) - fraction) < 1e-6):
+    if group := own.pattern.group(own):
+        fixed = 1 - group.kept / group.size
+        if not (_is_number(sparsity) and abs(float(sparsity) - fixed) < 1e-6):
             raise ValueError(
-                f"{leaf.name}: {pattern.n} of {pattern.m} removes {fraction}, got sparsity {sparsity!r}; pass None"
+                f"{leaf.name}: {group.kept} of {group.size} removes {fixed}, got sparsity {sparsity!r}; pass None"
             )
-        return None if pattern.n == pattern.m else Grouped(pattern.n, pattern.m)
-    each = _removed_from_each(leaf, sparsity, leaf.inputs.layout.sizes[0])
+        return None if group.kept == group.size else Grouped(group.kept, group.size)
+    each = _removed_from_each(own, sparsity, leaf.inputs.layout.sizes[0])
     return Entries(jnp.asarray(each, jnp.int32)) if each.any() else None
 
 
-def _removed_from_each(leaf: Leaf | masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
+def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
     """How many entries each of so many equal parts of a leaf loses: the leaf's own number, spread evenly."""
     is_count = isinstance(sparsity, masks.Count)
     if is_count and np.ndim(sparsity.low):
@@ -248,12 +237,8 @@ def _removed_from_each(leaf: Leaf | masks.Leaf, sparsity: Any, parts: int) -> np
         if parts % len(each):
             raise ValueError(f"{leaf.name}: a Count of {len(each)} slices, but it is {parts} matrices")
         return np.concatenate([_spread(int(k), parts // len(each)) for k in each])
-    return _spread(masks.as_int(sparsity if is_count else masks.removed(sparsity, leaf.array.size)), parts)
+    return _spread(masks.as_int(sparsity if is_count else masks.removed(sparsity, leaf.entries)), parts)
 
 
 def _spread(total: int, parts: int) -> np.ndarray:
     return np.diff([(2 * total * i + parts) // (2 * parts) for i in range(parts + 1)])
-
-
-def _count(each: np.ndarray) -> masks.Count:
-    return masks.Count(jnp.asarray(each >> 16, jnp.int32), jnp.asarray(each & 0xFFFF, jnp.int32))

@@ -2,11 +2,11 @@
 
 import heapq
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from jaxprune import _tree, assess, criteria, masks
+from jaxprune import assess, criteria, masks
 from jaxprune.sensitivity.losses import Sensitivity
 from jaxprune.slimming import Choice, Groups, choose
 
@@ -138,9 +138,7 @@ def leaf_costs(
     *inputs: Any,
     of: str = "parameters",
     scores: PyTree | None = None,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
+    **units: Unpack[masks.Units],
 ) -> np.ndarray:
     """The cost of each leaf at each level, unstructured or by any pattern, counted on the masks of that level.
 
@@ -154,9 +152,7 @@ def leaf_costs(
         `choose_levels`.
       scores: a tree of scores, larger is kept; by default the magnitudes. The FLOPs of padded convolutions depend on
         which weights are kept.
-      pattern: the pattern of the removed entries.
-      where: which leaves are pruned.
-      batch_axes: the number of leading axes of a leaf that are stacked.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
       (leaves, levels) float64.
@@ -176,7 +172,7 @@ def leaf_costs(
     ranked = criteria.magnitude(params) if scores is None else scores
     columns = []
     for level in found.levels:
-        kept = masks.select(ranked, float(level), pattern, where=where, batch_axes=batch_axes)
+        kept = masks.select(ranked, float(level), **units)
         cost = assess.complexity(fn, params, kept, *inputs)
         by_name = {leaf.size.name: leaf for leaf in cost.leaves}
         lacking = [name for name in found.names if name not in by_name]

@@ -1,15 +1,16 @@
 """`leaf_sensitivity` and `group_sensitivity`: what a network loses when one leaf or group of units is pruned alone."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import _tree, criteria, masks
+from jaxprune import masks
 from jaxprune.assess.plots import new_figure
+from jaxprune.prune import How, Selector
 from jaxprune.slimming import Groups, choose
 
 if TYPE_CHECKING:
@@ -43,12 +44,10 @@ def leaf_sensitivity(
     params: PyTree,
     levels: Sequence[float],
     *,
-    criterion: Callable[..., PyTree] = criteria.magnitude,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
+    grads: PyTree = None,
+    stats: PyTree = None,
     batch: int | None = None,
-    **signals: Any,
+    **how: Unpack[How],
 ) -> Sensitivity:
     """Prunes each leaf alone to several sparsities, and evaluates the network each time.
 
@@ -58,18 +57,18 @@ def leaf_sensitivity(
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
       params: the trained parameters, any pytree.
       levels: sparsities in [0, 1); 0 is added. Entries are counted for the float32 number nearest to each.
-      criterion: the function that scores entries, `criterion(params, **signals) -> scores`.
-      pattern: the pattern of the removed entries; one that can have any sparsity (`NM` cannot).
-      where: which leaves are pruned, each alone; the others stay whole.
-      batch_axes: the number of leading axes of a leaf that are stacked.
+      grads: gradients in the structure of `params`, for criteria that need them.
+      stats: what `jaxprune.calibrate` returned, for criteria that need it.
       batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
-      **signals: passed to the criterion: `grads`, `stats`, `key`.
+      **how: how weights are chosen: criterion, pattern, where, batch_axes, key, specs; see `jaxprune.How`. There is no
+        allocation, because each leaf is pruned alone. The pattern must be one that can have any sparsity (`NM` cannot).
 
     Returns:
       A `Sensitivity` with one row for each leaf that may be pruned.
 
     Raises:
       ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, or the scores do not fit.
+      TypeError: an allocation was passed, or an unknown option.
 
     Example:
       >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[3.0, 9.0]])}
@@ -79,20 +78,22 @@ def leaf_sensitivity(
     """
     asked = _levels(levels)
     _check_scalar(evaluate, params)
-    chosen = jax.tree.leaves(_tree.prunable(params, where))
-    names = [name for (name, _), looked in zip(_tree.named_leaves(params), chosen, strict=True) if looked]
-    places = np.cumsum(chosen) - 1
-    scores = criterion(params, **signals)
-    options = {"where": where, "batch_axes": batch_axes}
+    if "allocation" in how:
+        raise TypeError("leaf_sensitivity takes no allocation: each leaf is pruned alone, to each of the levels")
+    select = Selector(**how)
+    chosen = masks.leaves(params, **select.units)
+    places = [leaf.place for leaf in chosen]
+    scores = select.scores(params, grads=grads, stats=stats)
+    leaves = jax.tree.structure(scores).num_leaves
 
-    def value(leaf: Any, level: Any, params: PyTree, scores: PyTree) -> Any:
-        wanted = [jnp.where((place == leaf) & looked, level, 0.0) for place, looked in zip(places, chosen, strict=True)]
-        kept = masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), wanted), pattern, **options)
+    def value(place: Any, level: Any, params: PyTree, scores: PyTree) -> Any:
+        wanted = [jnp.where(place == i, level, 0.0) for i in range(leaves)]
+        kept = masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), wanted), **select.units)
         return evaluate(masks.apply(params, kept))
 
-    table = _table(value, np.arange(len(names)), jnp.asarray(asked[1:], jnp.float32), (params, scores), batch)
-    dense = np.full((len(names), 1), float(evaluate(params)))
-    return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
+    table = _table(value, np.asarray(places), jnp.asarray(asked[1:], jnp.float32), (params, scores), batch)
+    dense = np.full((len(chosen), 1), float(evaluate(params)))
+    return Sensitivity(tuple(leaf.name for leaf in chosen), asked, np.concatenate([dense, table], 1))
 
 
 def group_sensitivity(

@@ -9,7 +9,6 @@ from jaxprune.slimming import costs
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, Removal, choose, removal_order
 from jaxprune.slimming.depth import block_influence, keep_blocks, keep_influential
-from jaxprune.slimming.distillation import distillation_loss
 from jaxprune.slimming.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
 from jaxprune.slimming.manifest import Kept, Manifest
@@ -32,7 +31,6 @@ __all__ = [
     "block_influence",
     "choose",
     "costs",
-    "distillation_loss",
     "find_groups",
     "geometric_median_scores",
     "group_lasso",

@@ -16,7 +16,7 @@ from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
 from jaxprune.slimming._labels.evaluate import Decision, evaluate
-from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming._labels.rules import rule_of
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import choose
 from jaxprune.slimming.groups import Groups, find_groups
@@ -329,7 +329,7 @@ def decided(analysis: Analysis, manifest: Manifest) -> Decision:
             if not (analysis.labels.why(ids) == unused).all():
                 stay = kept.stay(axis) if axis in kept.axes else np.ones(ids.shape[-1], bool)
                 pieces.append(Piece(f"{leaf.name}, axis {axis}", ids, stay))
-    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces), RULES)
+    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces), rule_of)
 
 
 def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:

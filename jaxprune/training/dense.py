@@ -143,14 +143,14 @@ def sr_ste(
       >>> start['w'].T.tolist()
       [[True, False, False, True]]
     """
-    if not isinstance(pattern, masks.NM):
+    if getattr(pattern, "fixed_sparsity", None) is None:
         raise TypeError(f"sr_ste needs masks.NM(n, m), got {pattern!r}; straight_through takes any pattern")
     _check_weight(decay, "decay")
 
     def gradients(grads: PyTree, params: PyTree, held: PyTree, state: Any) -> PyTree:
         return of_pruned(lambda g, w, m: jnp.where(m, g, g + (decay * w).astype(g.dtype)), grads, params, held)
 
-    sparsity = 1 - pattern.n / pattern.m
+    sparsity = pattern.fixed_sparsity
     base = straight_through(sparsity, when=when, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
     return base._replace(dense=Dense(gradients, unchanged))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, masks
 from jaxprune.masks import counts, shards
-from jaxprune.masks.cutting import unit_layout
+from jaxprune.masks.select import keep_in_leaf
 
 PyTree = Any
 _LEAF = masks.Unstructured()
@@ -82,9 +82,11 @@ def drop_and_grow(
 
 def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[masks.Units]) -> None:
     """Raises unless the units of every pruned leaf are single entries."""
-    covered = (masks.Unstructured, masks.NM) if whole_leaf else masks.Unstructured
-    leaves = masks.leaves(params, **units)
-    wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in leaves if not isinstance(leaf.pattern, covered)]
+    wrong = [
+        f"  {leaf.name}: {leaf.pattern}"
+        for leaf in masks.leaves(params, **units)
+        if not leaf.has_single_units or (leaf.pattern.group(leaf) is not None and not whole_leaf)
+    ]
     if wrong:
         raise ValueError(
             "drop and grow is for masks.Unstructured; for as many inputs of every output use "
@@ -128,9 +130,8 @@ def _by_place(params: PyTree, **units: Unpack[masks.Units]) -> PyTree:
 
 def _removed(leaf: masks.Leaf, mask: jax.Array) -> Any:
     """How many units of each part are removed, for selection."""
-    if isinstance(leaf.pattern, masks.NM):
-        return 1 - leaf.pattern.n / leaf.pattern.m
-    return _count(~mask, leaf)
+    fixed = leaf.pattern.fixed_sparsity
+    return _count(~mask, leaf) if fixed is None else fixed
 
 
 def _removed_and_dropped(fraction: Any, leaf: masks.Leaf, mask: jax.Array, droppable: jax.Array) -> masks.Count:
@@ -145,16 +146,11 @@ def _removed_and_dropped(fraction: Any, leaf: masks.Leaf, mask: jax.Array, dropp
 
 def _not_to_replace(leaf: masks.Leaf, scores: jax.Array, mask: jax.Array) -> jax.Array:
     """What stays even where each part drops all that it can grow again: its best, beyond its removed ones."""
-    pattern = leaf.pattern
-    if isinstance(pattern, masks.NM):
-        least = 2 * pattern.n - pattern.m
-        if least < 1:
-            return jnp.zeros_like(mask)
-        removed, pattern = 1 - least / pattern.m, dataclasses.replace(pattern, n=least)
-    else:
-        removed = _removed_and_dropped(1.0, leaf, mask, mask)
-    every = lambda *_: True
-    return masks.select(scores, removed, pattern, where=every, batch_axes=leaf.batch_axes, specs=leaf.shards)
+    if group := leaf.pattern.group(leaf):
+        least = 2 * group.kept - group.size
+        return keep_in_leaf(dataclasses.replace(leaf, array=scores), least) if least > 0 else jnp.zeros_like(mask)
+    removed, every = _removed_and_dropped(1.0, leaf, mask, mask), lambda *_: True
+    return masks.select(scores, removed, leaf.pattern, where=every, batch_axes=leaf.batch_axes, specs=leaf.shards)
 
 
 def _least(a: masks.Count, b: masks.Count) -> masks.Count:
@@ -164,15 +160,12 @@ def _least(a: masks.Count, b: masks.Count) -> masks.Count:
 
 def _count(mask: jax.Array, leaf: masks.Leaf) -> masks.Count:
     """The number of True, or of each part if there are many; no axis is merged with another before it is counted."""
-    pattern: Any = leaf.pattern
-    units, axes = pattern.units(mask, leaf.batch_axes), pattern.batch_axes(mask.shape, leaf.batch_axes)
+    units, axes = leaf.pattern.units(mask, leaf), leaf.pattern.slice_axes(leaf)
     rows = units.sum(-1, dtype=jnp.int32)
     total = counts.normalise(masks.Count(jnp.zeros_like(rows), rows))
     while total.low.ndim > axes:
         total = counts.sum_counts(total, total.low.ndim - 1)
-    total = shards.total_slices(
-        total, unit_layout(pattern, mask.ndim, leaf.batch_axes, leaf.shards), units.shape[:axes]
-    )
+    total = shards.total_slices(total, leaf.unit_shards, units.shape[:axes])
     return jax.tree.map(lambda limb: limb.reshape(-1 if limb.size > 1 else ()), total)
 
 

@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 def test_a_soup_is_the_mean_and_as_sparse_as_each():
     params = {"w": jax.random.normal(KEY, (3, 8, 8)), "b": jnp.arange(3.0)[:, None] * jnp.ones(8), "n": jnp.arange(3)}
     held = {"w": jnp.stack([jnp.eye(8, dtype=bool)] * 3), "b": jnp.ones(3, bool), "n": jnp.ones(3, bool)}
-    members = ensembles.make(params, held)
+    members = ensembles.from_stacked(params, held)
     got = ensembles.soup(members)
     np.testing.assert_allclose(got.params["w"], np.where(np.eye(8), np.mean(params["w"], 0), 0), rtol=1e-6)
     np.testing.assert_allclose(got.params["b"], np.ones(8))
@@ -26,7 +26,7 @@ def test_a_soup_is_the_mean_and_as_sparse_as_each():
     assert float(masks.sparsity(got.params, got.masks)) == pytest.approx(1 - 1 / 8)
     weighted = ensembles.soup(members, [0, 1, 3])
     np.testing.assert_allclose(weighted.params["b"], np.full(8, 1.75))
-    half = ensembles.soup(ensembles.make({"w": jnp.ones((2, 4), jnp.bfloat16)}))
+    half = ensembles.soup(ensembles.from_stacked({"w": jnp.ones((2, 4), jnp.bfloat16)}))
     assert half.params["w"].dtype == jnp.bfloat16
 
 
@@ -40,7 +40,9 @@ def test_soups_of_every_round_of_pruning_are_better_than_single_trainings():
 
     def souped(params, held, key):
         tuned = jax.vmap(lambda key: tune(params, held, key))(jax.random.split(key, 9))
-        return ensembles.soup(ensembles.make(tuned, jax.tree.map(lambda mask: jnp.stack([mask] * 9), held))).params
+        return ensembles.soup(
+            ensembles.from_stacked(tuned, jax.tree.map(lambda mask: jnp.stack([mask] * 9), held))
+        ).params
 
     ends = []
     for train in (tune, souped):
@@ -56,28 +58,20 @@ def test_soups_of_every_round_of_pruning_are_better_than_single_trainings():
 
 def test_a_soup_of_different_masks_is_refused_by_name():
     held = {"w": jnp.array([[True, True, False], [True, False, False]]), "b": jnp.ones(2, bool)}
-    members = ensembles.make({"w": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}, held)
+    members = ensembles.from_stacked({"w": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}, held)
     with pytest.raises(ValueError, match=r"first member's in\n  w: 1 places\nfine-tune copies"):
         _ = ensembles.soup(members)
     for weights in ([1.0, -1.0], [0.0, 0.0]):
         with pytest.raises(ValueError, match="non-negative with a positive sum"):
-            _ = ensembles.soup(ensembles.make({"w": jnp.ones((2, 3))}), weights)
+            _ = ensembles.soup(ensembles.from_stacked({"w": jnp.ones((2, 3))}), weights)
     with pytest.raises(ValueError, match=r"one number a member, \(2,\); got \(3,\)"):
-        _ = ensembles.soup(ensembles.make({"w": jnp.ones((2, 3))}), [1, 1, 1])
+        _ = ensembles.soup(ensembles.from_stacked({"w": jnp.ones((2, 3))}), [1, 1, 1])
 
 
 def test_free_tickets_explore_refine_and_leap():
-    tickets = ensembles.free_tickets(
-        0.75,
-        members=3,
-        explore=20,
-        refine=12,
-        key=KEY,
-        every=4,
-        fraction=0.25,
-        leap=0.75,
-        allocation=allocation.uniform,
-    )
+    updates = ensembles.Updates(every=4, fraction=0.25, leap=0.75)
+    how: Any = {"key": KEY, "allocation": allocation.uniform}
+    tickets = ensembles.free_tickets(0.75, members=3, explore=20, refine=12, updates=updates, **how)
     assert tickets.ends == (32, 44, 56)
     is_due: Any = tickets.method.is_due
     due = [step for step in range(70) if is_due(step)]
@@ -104,9 +98,9 @@ def test_free_tickets_explore_refine_and_leap():
         ({"members": 0}, "members must be an integer of 1"),
         ({"refine": 1}, "refine must be an integer of 2"),
         ({"explore": 0.5}, "explore must be an integer of 0"),
-        ({"leap": 1.5}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
+        ({"updates": ensembles.Updates(leap=1.5)}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
         ({"rates": (0.1, 0.0)}, r"rates are two factors in \(0, 1\]; got \(0.1, 0.0\)"),
-        ({"every": 0}, "every must be a positive integer"),
+        ({"updates": ensembles.Updates(every=0)}, "every must be a positive integer"),
         ({"sparsity": 1.0}, "sparsity"),
     ],
 )
@@ -114,6 +108,28 @@ def test_free_tickets_check_their_numbers(wrong, message):
     options = {"sparsity": 0.5, "members": 2, "explore": 10, "refine": 5, "key": KEY, **wrong}
     with pytest.raises(ValueError, match=message):
         _ = ensembles.free_tickets(**options)
+
+
+def test_distillation_loss():
+    rng = np.random.default_rng(0)
+    student, teacher, labels = rng.normal(size=(4, 5)), rng.normal(size=(4, 5)), np.array([0, 1, 2, 3])
+    log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+    p, q = log(teacher / 3), log(student / 3)
+    kl = (np.exp(p) * (p - q)).sum(-1).mean()
+    ce = -log(student)[np.arange(4), labels].mean()
+    got = ensembles.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), labels, temperature=3.0, weight=0.7)
+    np.testing.assert_allclose(got, 0.7 * 9 * kl + 0.3 * ce, rtol=1e-5)
+    teach = jax.grad(lambda t: ensembles.distillation_loss(jnp.asarray(student), t))(jnp.asarray(teacher))
+    assert not np.asarray(teach).any()
+    wrong: list[tuple[Any, str]] = [
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"weight": 0.5}, "needs labels"),
+    ]
+    for bad, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            _ = ensembles.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), **bad)
+    with pytest.raises(ValueError, match="must have one shape"):
+        _ = ensembles.distillation_loss(jnp.asarray(student), jnp.asarray(teacher)[:2])
 
 
 def test_softened_is_the_mean_of_softened_members():
@@ -128,7 +144,7 @@ def test_a_pruned_student_learns_from_its_teachers():
     teachers = jax.random.normal(jax.random.key(1), (3, 6, 3))
     soft, labels = jnp.einsum("nd,mdk->mnk", x, teachers), jax.random.randint(KEY, (200,), 0, 3)
     apply = lambda params, x: x @ params["w"]
-    loss = ensembles.distillation(apply, weight=1.0)
+    loss = lambda params, x, soft, labels: ensembles.distillation_loss(apply(params, x), soft, labels)
     optimizer = jaxprune.sparsify(optax.adam(0.05), training.one_shot(0.5, step=50))
     params = {"w": jnp.zeros((6, 3))}
     state = optimizer.init(params)
@@ -146,13 +162,13 @@ def test_a_pruned_student_learns_from_its_teachers():
     agree = (apply(params, x).argmax(1) == ensembles.mean_probability(soft).argmax(1)).mean()
     assert loss(params, x, soft, labels) < before / 2
     assert agree > 0.7
-    mixed = ensembles.distillation(apply, weight=0.0)  # the labels alone
+    mixed = ensembles.distillation_loss(apply(params, x), soft, labels, weight=0.0)  # the labels alone
     expected = optax.softmax_cross_entropy_with_integer_labels(apply(params, x), labels).mean()
-    np.testing.assert_allclose(mixed(params, x, soft, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5)
 
 
 def test_errors_of_distillation():
-    with pytest.raises(ValueError, match=r"\(members, n, classes\); got \(2, 3\)"):
-        _ = ensembles.distillation(lambda p, x: x)({}, jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2, int))
+    with pytest.raises(ValueError, match=r"leading axis of members; got \(2, 3\) and \(4, 2, 5\)"):
+        _ = ensembles.distillation_loss(jnp.ones((2, 3)), jnp.ones((4, 2, 5)))
     with pytest.raises(ValueError, match="temperature must be positive; got 0"):
         _ = ensembles.softened(jnp.ones((1, 2, 3)), 0)

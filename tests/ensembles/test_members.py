@@ -29,7 +29,7 @@ NETWORKS = [jaxprune.prune(init(jax.random.key(i)), s) for i, s in enumerate((0.
 
 def test_one_program_of_all_members():
     members = ensembles.stack(NETWORKS)
-    run = ensembles.logits_of(apply)
+    run = ensembles.member_logits(apply)
     logits = run(members, X)
     for i, network in enumerate(NETWORKS):
         np.testing.assert_allclose(logits[i], apply(network.params, X), rtol=1e-5, atol=1e-6)
@@ -50,7 +50,7 @@ def test_one_program_of_all_members():
 def test_masks_hold_whatever_the_parameters_say():
     members = ensembles.stack(NETWORKS)
     spoiled = members._replace(params=jax.tree.map(lambda w, m: jnp.where(_wide(m, w), w, jnp.nan), *members))
-    run = ensembles.logits_of(apply)
+    run = ensembles.member_logits(apply)
     np.testing.assert_array_equal(run(spoiled, X), run(members, X))
 
 
@@ -62,7 +62,7 @@ def test_kept_counts_all_members():
     members = ensembles.stack([*NETWORKS, (NETWORKS[0].params, None)])
     dense = 6 * 8 + 8 + 8 * 3
     expected = sum(8 + int(n.masks["hidden"]["kernel"].sum()) + int(n.masks["out"].sum()) for n in NETWORKS)
-    assert ensembles.kept(members) == expected + dense
+    assert ensembles.kept_weights(members) == expected + dense
 
 
 def test_packed_masks_and_channels_stack():
@@ -70,24 +70,24 @@ def test_packed_masks_and_channels_stack():
     channel = {"w": jnp.arange(16)[None] < 5}
     members = ensembles.stack([(params, jax.tree.map(masks.pack, channel)), (params, None)])
     assert members.masks["w"].shape == (2, 1, 16)
-    assert ensembles.kept(members) == 4 * 5 + 4 * 16
+    assert ensembles.kept_weights(members) == 4 * 5 + 4 * 16
 
 
 def test_rounds_of_a_ticket_search_are_members():
     train = lambda params, held, key: jax.tree.map(lambda w: w + 0.1, params)
     found = lottery.iterative_pruning(train, init(KEY), rounds=[0.5, 0.75, 0.875], key=KEY).ticket
-    members = ensembles.take(ensembles.make(found.params, found.masks), [1, -1])
+    members = ensembles.take(ensembles.from_stacked(found.params, found.masks), [1, -1])
     assert members.size == 2
     alone = jax.tree.map(lambda leaf: leaf[3], found.params)
-    np.testing.assert_allclose(ensembles.logits_of(apply)(members, X)[1], apply(alone, X), rtol=1e-5)
-    kept = [ensembles.kept(ensembles.take(members, [i])) for i in (0, 1)]
+    np.testing.assert_allclose(ensembles.member_logits(apply)(members, X)[1], apply(alone, X), rtol=1e-5)
+    kept = [ensembles.kept_weights(ensembles.take(members, [i])) for i in (0, 1)]
     assert kept == [8 + 36, 8 + 9]
 
 
 def test_seeds_at_once_are_those_one_after_another():
     train = lambda key, x: jaxprune.prune(jax.tree.map(lambda w: w * x, init(key)), 0.5)
     keys = jax.random.split(KEY, 3)
-    members = ensembles.from_seeds(train, keys, 2.0)
+    members = ensembles.from_keys(train, keys, 2.0)
     for i in range(3):
         alone = train(keys[i], 2.0)
         chosen = jax.tree.map(lambda leaf, i=i: leaf[i], members)
@@ -105,12 +105,12 @@ def test_errors():
     with pytest.raises(ValueError, match=r"out: \(8, 4\) in member 1, \(8, 3\) in member 0"):
         _ = ensembles.stack([(params, None), (other, None)])
     with pytest.raises(ValueError, match="same leading axis"):
-        _ = ensembles.make({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
+        _ = ensembles.from_stacked({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
     with pytest.raises(ValueError, match=r"leading axis of 2 members:\n  a: mask \(\)"):
-        _ = ensembles.make({"a": jnp.ones((2, 3))}, {"a": jnp.array(True)})
+        _ = ensembles.from_stacked({"a": jnp.ones((2, 3))}, {"a": jnp.array(True)})
     with pytest.raises(ValueError, match=r"there are 1 members; asked for \[1\]"):
-        _ = ensembles.take(ensembles.make({"a": jnp.ones((1, 3))}), [1])
+        _ = ensembles.take(ensembles.from_stacked({"a": jnp.ones((1, 3))}), [1])
     with pytest.raises(ValueError, match="numbers of one member or more"):
-        _ = ensembles.take(ensembles.make({"a": jnp.ones((1, 3))}), [])
+        _ = ensembles.take(ensembles.from_stacked({"a": jnp.ones((1, 3))}), [])
     with pytest.raises(ValueError, match="one axis, of members"):
-        _ = ensembles.from_seeds(lambda key: (params, None), KEY)
+        _ = ensembles.from_keys(lambda key: (params, None), KEY)

@@ -76,7 +76,7 @@ def greedy_twin(size):
 
 @pytest.mark.parametrize("size", [1, 3, None])
 def test_greedy_against_its_twin(size):
-    got = ensembles.greedy(MEMBERS, LABELS, size)
+    got = ensembles.greedy_selection(MEMBERS, LABELS, size)
     chosen, losses = greedy_twin(size or 5)
     assert got.order.tolist() == chosen
     np.testing.assert_allclose(got.losses, losses, rtol=1e-5)
@@ -85,10 +85,10 @@ def test_greedy_against_its_twin(size):
 
 def test_greedy_with_ties_and_infinite_losses():
     same = jnp.stack([MEMBERS[0]] * 3)
-    assert ensembles.greedy(same, LABELS).order.tolist() == [0, 1, 2]
+    assert ensembles.greedy_selection(same, LABELS).order.tolist() == [0, 1, 2]
     never = jnp.where(jnp.eye(3)[LABELS] > 0, -jnp.inf, 0.0)  # excludes every label
-    assert ensembles.greedy(jnp.stack([never, never, MEMBERS[0]]), LABELS).order.tolist() == [2, 0, 1]
-    found = ensembles.greedy(jnp.stack([never, never]), LABELS)
+    assert ensembles.greedy_selection(jnp.stack([never, never, MEMBERS[0]]), LABELS).order.tolist() == [2, 0, 1]
+    found = ensembles.greedy_selection(jnp.stack([never, never]), LABELS)
     assert found.order.tolist() == [0, 1]
     assert jnp.isinf(found.losses).all()
 
@@ -106,8 +106,8 @@ def test_errors():
         _ = ensembles.disagreement(MEMBERS[:1])
     spoiled = MEMBERS.at[3, 0, 0].set(jnp.nan)
     with pytest.raises(ValueError, match="logits of member 3 hold NaN"):
-        _ = ensembles.greedy(spoiled, LABELS)
+        _ = ensembles.greedy_selection(spoiled, LABELS)
     with pytest.raises(ValueError, match=r"size must lie in \[1, 5\]"):
-        _ = ensembles.greedy(MEMBERS, LABELS, 6)
+        _ = ensembles.greedy_selection(MEMBERS, LABELS, 6)
     with pytest.raises(ValueError, match="labels must lie in"):
-        _ = ensembles.greedy(MEMBERS, LABELS + 1)
+        _ = ensembles.greedy_selection(MEMBERS, LABELS + 1)

@@ -167,6 +167,9 @@ _X, _Y = np.ones((4, 2), np.float32), np.ones(4, np.float32)
 _W = jnp.ones((2, 1))
 
 
+_STATE: Any = optax.MaskedState(optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -196,10 +199,10 @@ _W = jnp.ones((2, 1))
         (lambda: GATES.start(0), "there must be a feature"),
         (lambda: features.StochasticGates(sigma=0.0), "sigma must be above 0"),
         (lambda: features.input_lasso(0.1, "w").init({"v": _W}), "no leaf matches 'w'"),
-        (lambda: features.input_lasso(0.1, None).init({"v": _W}), "say which leaf, by its name"),
-        (lambda: features.input_lasso(0.1, "w").update({"w": _W}, optax.ScaleByScheduleState(0)), "needs params"),
+        (lambda: features.input_lasso(0.1, None), "where must name the leaf"),
+        (lambda: features.input_lasso(0.1, "w").update({"w": _W}, _STATE), "needs params"),
         (
-            lambda: features.input_lasso(0.1, "w", axis=2).update({"w": _W}, optax.ScaleByScheduleState(0), {"w": _W}),
+            lambda: features.input_lasso(0.1, "w", axis=2).update({"w": _W}, _STATE, {"w": _W}),
             "has no axis 2",
         ),
     ],

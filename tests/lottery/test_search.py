@@ -194,3 +194,14 @@ def test_a_damaged_folder_is_told_by_its_name(tmp_path: Path):
         _ = search(folder=tmp_path, rounds=1)
     _ = (tmp_path / "search.json").write_text(note)
     _ = search(folder=tmp_path, rounds=1)
+
+
+def test_without_a_key_it_says_so():
+    with pytest.raises(TypeError, match=r"iterative_pruning needs key=, a key of jax\.random"):
+        _ = lottery.iterative_pruning(train, init(KEY), rounds=1)
+
+
+def test_a_search_with_a_predicate_resumes(tmp_path: Path):
+    # A function is known by its name: its address is another one in each process.
+    for _ in range(2):
+        _ = search(folder=tmp_path, rounds=1, where=lambda name, leaf: leaf.ndim == 2)

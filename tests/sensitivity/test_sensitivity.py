@@ -262,6 +262,12 @@ def test_errors_say_what_is_wrong(problem, call, message):
         call(params, evaluate)
 
 
+def test_an_allocation_is_refused(problem):
+    params, _, evaluate = problem
+    with pytest.raises(TypeError, match="takes no allocation: each leaf is pruned alone"):
+        _ = sensitivity.leaf_sensitivity(evaluate, params, [0.5], allocation=jaxprune.allocation.erk)
+
+
 def test_a_target_that_no_level_reaches_is_refused(problem):
     params, x, evaluate = problem
     groups = jaxprune.find_groups(network, params, x)

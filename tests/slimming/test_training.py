@@ -1,4 +1,4 @@
-"""Group lasso, the growing penalty and distillation."""
+"""Group lasso and the growing penalty."""
 
 from typing import Any
 
@@ -75,25 +75,3 @@ def test_growing_penalty_shrinks_only_what_is_to_go(params: Any) -> None:
     assert not np.asarray(updates["a"])[:, 1].any()
     with pytest.raises(ValueError, match="growing_penalty needs params"):
         _ = link.update(params, link.init(params))
-
-
-def test_distillation_loss() -> None:
-    rng = np.random.default_rng(0)
-    student, teacher, labels = rng.normal(size=(4, 5)), rng.normal(size=(4, 5)), np.array([0, 1, 2, 3])
-    log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
-    p, q = log(teacher / 3), log(student / 3)
-    kl = (np.exp(p) * (p - q)).sum(-1).mean()
-    ce = -log(student)[np.arange(4), labels].mean()
-    got = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), labels, temperature=3.0, weight=0.7)
-    np.testing.assert_allclose(got, 0.7 * 9 * kl + 0.3 * ce, rtol=1e-5)
-    teach = jax.grad(lambda t: slimming.distillation_loss(jnp.asarray(student), t))(jnp.asarray(teacher))
-    assert not np.asarray(teach).any()
-    wrong: list[tuple[Any, str]] = [
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"weight": 0.5}, "needs labels"),
-    ]
-    for bad, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), **bad)
-    with pytest.raises(ValueError, match="must have one shape"):
-        _ = slimming.distillation_loss(jnp.asarray(student), jnp.asarray(teacher)[:2])

@@ -16,7 +16,7 @@ from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes
 from jaxprune.slimming._labels.frames import Frame, follow
 from jaxprune.slimming._labels.labels import Ids, Labels
-from jaxprune.slimming._labels.rules import RULES
+from jaxprune.slimming._labels.rules import rule_of
 
 PyTree = Any
 _NEEDS_NUMBERS = (
@@ -145,7 +145,7 @@ def couple(
                     ax.fixed(n) if export.is_symbolic_dim(n) else ax.labelled(labels.fresh(n)) for n in shape
                 )
     frames = [
-        follow(labels, program.closed.jaxpr, program.closed.consts, own, (), RULES)
+        follow(labels, program.closed.jaxpr, program.closed.consts, own, (), rule_of)
         for program, own in zip(programs, given, strict=True)
     ]
     if fix_outputs:
@@ -172,7 +172,7 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
-        rule = RULES.get(eqn.primitive.name)
+        rule = rule_of(eqn)
         if rule is None or not rule.ragged:
             continue
         for sub in sub_jaxprs(eqn):

@@ -1,31 +1,24 @@
-"""Axes as products of factors, so that reshapes are exact.
+"""Axes with labels: every factor of an axis (`_jaxprs.factors`) says which labels its positions have.
 
-An axis is a tuple of factors, from the slowest to the fastest. A factor is a size with the labels of its positions,
-or with None if none of them can go. Labels have shape (..., size): the leading axes are the layers of the scans
-around, each of which may remove other positions. (heads, dimensions) merged into one axis keeps its two factors, so
-cutting it again costs nothing; an axis of one factor is cut by writing its labels as conjunctions.
+A factor's `of` is an array of labels of shape (..., size), or None if none of its positions can go. The leading axes
+are the layers of the scans around, each of which may remove other positions. (heads, dimensions) merged into one axis
+keeps its two factors, so cutting it again costs nothing; an axis of one factor is cut by writing its labels as
+conjunctions.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from jaxprune._jaxprs import factors
+from jaxprune._jaxprs.factors import Axis as Axis
+from jaxprune._jaxprs.factors import Factor as Factor
+from jaxprune._jaxprs.factors import merge as merge
+from jaxprune._jaxprs.factors import size as size
 from jaxprune.slimming._labels.labels import Ids, Labels
 
-
-class Factor(NamedTuple):
-    """Positions 0 .. size - 1 and their labels (..., size); None: all of them stay.
-
-    The size may be a symbolic dimension (a batch, for jax.export): of such an axis nothing can go.
-    """
-
-    size: int
-    ids: Ids | None
-
-
-Axis = tuple[Factor, ...]
-Axes = tuple[Axis, ...]
+Axes: TypeAlias = tuple[Axis, ...]
 
 
 def fixed(size: Any) -> Axis:
@@ -38,28 +31,9 @@ def labelled(ids: Ids) -> Axis:
     return (Factor(ids.shape[-1], ids),)
 
 
-def size(axis: Axis) -> int:
-    """The number of positions."""
-    total = 1
-    for factor in axis:
-        total *= factor.size
-    return total
-
-
 def is_fixed(axis: Axis) -> bool:
     """Whether the axis carries no labels at all (labels may still be frozen)."""
-    return all(factor.ids is None for factor in axis)
-
-
-def merge(axes: Sequence[Axis]) -> Axis:
-    """One axis of several, the last the fastest."""
-    factors: list[Factor] = []
-    for factor in (f for axis in axes for f in axis):
-        if factor.ids is None and factors and factors[-1].ids is None:
-            factors[-1] = Factor(factors[-1].size * factor.size, None)
-        elif factor.size != 1 or factor.ids is not None:
-            factors.append(factor)
-    return tuple(factors) or fixed(1)
+    return all(factor.of is None for factor in axis)
 
 
 def flat(labels: Labels, axis: Axis) -> Ids | None:
@@ -68,7 +42,7 @@ def flat(labels: Labels, axis: Axis) -> Ids | None:
         return None
     total = np.full((1,), Labels.FIXED)
     for factor in axis:
-        ids = factor.ids if factor.ids is not None else np.full((factor.size,), Labels.FIXED)
+        ids = factor.of if factor.of is not None else np.full((factor.size,), Labels.FIXED)
         total, ids = _same_depth(total, ids)
         joined = labels.both(total[..., :, None], ids[..., None, :])
         total = joined.reshape(*joined.shape[:-2], -1)
@@ -86,24 +60,17 @@ def split(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     Returns:
       One axis for each size.
     """
-    rest, found = list(axis), []
-    for wanted in reversed(sizes):
-        taken: list[Factor] = []
-        count = wanted
-        while count != 1 or (rest and rest[-1].size == 1):
-            factor = rest.pop()
-            if count % factor.size == 0:
-                taken.insert(0, factor)
-                count //= factor.size
-            elif factor.size % count == 0:
-                slow, fast = _cut(labels, factor, count)
-                rest.append(slow)
-                taken.insert(0, fast)
-                count = 1
-            else:
-                return _split_flat(labels, axis, sizes)
-        found.insert(0, merge([tuple(taken)]))
-    return found
+    found = factors.split(axis, sizes, lambda factor, fast: _cut(labels, factor, fast))
+    if found is not None:
+        return found
+    ids = flat(labels, axis)
+    if ids is None:
+        return [fixed(count) for count in sizes]
+    rest, found = Factor(ids.shape[-1], ids), []
+    for count in reversed(sizes[1:]):
+        rest, fast = _cut(labels, rest, count)
+        found.insert(0, (fast,))
+    return [(rest,), *found]
 
 
 def unify(labels: Labels, a: Axis, b: Axis, why: int) -> None:
@@ -128,15 +95,15 @@ def unify(labels: Labels, a: Axis, b: Axis, why: int) -> None:
             _unify_factors(labels, Factor(size(a), ids), Factor(size(b), others), why)
             return
     for factor in left + right:
-        if factor.ids is not None and factor.size == 1:
-            labels.freeze(factor.ids, why)
+        if factor.of is not None and factor.size == 1:
+            labels.freeze(factor.of, why)
 
 
 def freeze(labels: Labels, axis: Axis, why: int) -> None:
     """Freezes every label of an axis."""
     for factor in axis:
-        if factor.ids is not None:
-            labels.freeze(factor.ids, why)
+        if factor.of is not None:
+            labels.freeze(factor.of, why)
 
 
 def take(labels: Labels, axis: Axis, positions: slice | np.ndarray) -> Axis:
@@ -166,23 +133,23 @@ def concatenate(labels: Labels, axes: Sequence[Axis]) -> Axis:
 
 
 def _unify_factors(labels: Labels, a: Factor, b: Factor, why: int) -> None:
-    if a.ids is None and b.ids is None:
+    if a.of is None and b.of is None:
         return
-    if a.ids is None or b.ids is None:
-        labels.freeze(b.ids if a.ids is None else a.ids, why)  # pyright: ignore[reportArgumentType]
+    if a.of is None or b.of is None:
+        labels.freeze(b.of if a.of is None else a.of, why)  # pyright: ignore[reportArgumentType]
         return
-    labels.unify(a.ids, b.ids)
+    labels.unify(a.of, b.of)
 
 
 def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
     """Cuts a factor into (size / fast, fast), by conjunctions where a position depends on both."""
     slow = factor.size // fast
-    if factor.ids is None:
+    if factor.of is None:
         return Factor(slow, None), Factor(fast, None)
     if slow == 1 or fast == 1:
         one = Factor(1, None)
         return (one, factor) if slow == 1 else (factor, one)
-    grid = factor.ids.reshape(*factor.ids.shape[:-1], slow, fast)
+    grid = factor.of.reshape(*factor.of.shape[:-1], slow, fast)
     atoms = labels.atoms(grid)
     lead = grid.shape[:-2]
     rows = np.full((*lead, slow), Labels.FIXED)
@@ -201,17 +168,6 @@ def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
 
 def _simple(count: int, ids: Ids) -> Factor:
     return Factor(count, None if (ids == Labels.FIXED).all() else ids)
-
-
-def _split_flat(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    ids = flat(labels, axis)
-    if ids is None:
-        return [fixed(count) for count in sizes]
-    rest, found = Factor(ids.shape[-1], ids), []
-    for count in reversed(sizes[1:]):
-        rest, fast = _cut(labels, rest, count)
-        found.insert(0, (fast,))
-    return [(rest,), *found]
 
 
 def _same_depth(a: Ids, b: Ids) -> tuple[Ids, Ids]:

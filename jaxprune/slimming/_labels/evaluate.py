@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Literal
 
+from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels.axes import Axis
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming._labels.keeps import Keep, UnevenError, keep_of, ranks, single
@@ -24,7 +24,7 @@ class Decision:
     Attributes:
       labels: all labels.
       gone: for each label whether it goes.
-      rules: the rule of each primitive by its name.
+      rules: the rule of each equation.
     """
 
     def __init__(self, labels: Labels, gone: np.ndarray, rules: Any) -> None:
@@ -92,20 +92,12 @@ def evaluate(decision: Decision, frame: Frame, inputs: Sequence[Any]) -> list[An
       RuntimeError: a result has not the shape that its labels tell; a bug in a rule.
       UnevenError: layers of a scan would need different shapes.
     """
-    env: dict[Any, Any] = {}
-    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
-        env[var] = take(const, [decision.keep(axis) for axis in frame.axes[var]])
-    env.update(zip(frame.jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
-
-    for index, eqn in enumerate(frame.jaxpr.eqns):
-        site = ShrinkSite(decision, frame, index)
-        operands = [read(v) for v in eqn.invars]
-        results = _run(site, operands)
-        env.update(zip(eqn.outvars, results, strict=True))
-    return [read(v) for v in frame.jaxpr.outvars]
+    constants = [
+        take(const, [decision.keep(axis) for axis in frame.axes[var]])
+        for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True)
+    ]
+    run = lambda index, eqn, operands: _run(ShrinkSite(decision, frame, index), operands)
+    return walk(frame.jaxpr, [*constants, *inputs], Values[Any](lambda number: number), run)
 
 
 def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:
@@ -115,7 +107,7 @@ def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         touched = touched or any(k is not None for i in range(len(eqn.outvars)) for k in site.out_keeps(i))
         if not touched:
             return site.bind(*operands)
-        results = site.decision.rules[eqn.primitive.name].shrink(site, operands)
+        results = site.decision.rules(eqn).shrink(site, operands)
     except UnevenError as error:
         error.add_note(f"at the primitive {eqn.primitive.name}")
         raise

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from jax import export
-from jax.extend.core import Literal
 
 from jaxprune._jaxprs import Sub, open_jaxpr
+from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.labels import Labels
@@ -32,14 +32,16 @@ class Frame:
     jaxpr: Jaxpr
     consts: tuple[Any, ...]
     layers: tuple[int, ...]
-    axes: dict[Any, Axes] = dataclasses.field(default_factory=dict)
+    axes: Values[Axes] = dataclasses.field(default_factory=lambda: Values(_of_literal))
     children: dict[int, list["Frame"]] = dataclasses.field(default_factory=dict)
 
     def read(self, var: Any) -> Axes:
         """The axes of a variable or literal."""
-        if isinstance(var, Literal):
-            return tuple(ax.fixed(n) for n in np.shape(var.val))
         return self.axes[var]
+
+
+def _of_literal(value: Any) -> Axes:
+    return tuple(ax.fixed(n) for n in np.shape(value))
 
 
 @dataclasses.dataclass
@@ -50,7 +52,7 @@ class Site:
       labels: all labels.
       frame: the frame that the equation is in.
       index: its place among the frame's equations.
-      rules: the table of rules, for the jaxprs inside.
+      rules: the rule of each equation, for the jaxprs inside.
     """
 
     labels: Labels
@@ -98,8 +100,8 @@ class Site:
 
     def mark(self, axis: Axis) -> None:
         """Notes that positions were singled out: each layer of a scan must then keep as many of them."""
-        if any(f.ids is not None and f.ids.ndim > 1 for f in axis):
-            self.labels.marks += [f.ids for f in axis if f.ids is not None]
+        if any(f.of is not None and f.of.ndim > 1 for f in axis):
+            self.labels.marks += [f.of for f in axis if f.of is not None]
 
     def child(self, sub: Sub, inputs: Sequence[Axes], layers: tuple[int, ...] | None = None) -> Frame:
         """Follows labels through a jaxpr inside the equation."""
@@ -120,20 +122,16 @@ def follow(
       consts: the values of its constvars.
       inputs: the axes of each of its inputs.
       layers: the lengths of the scans over stacked parameters around it.
-      rules: the rule of each primitive by its name.
+      rules: the rule of each equation, or None.
 
     Returns:
       The axes of all its values.
     """
     jaxpr, own = open_jaxpr(jaxpr)
     frame = Frame(jaxpr, tuple(consts) or own, layers)
-    for var in jaxpr.constvars:
-        frame.axes[var] = tuple(ax.labelled(labels.fresh((n,))) for n in var.aval.shape)
-    frame.axes.update(zip(jaxpr.invars, inputs, strict=True))
-    for index, eqn in enumerate(jaxpr.eqns):
-        site = Site(labels, frame, index, rules)
-        rule = rules.get(eqn.primitive.name)
-        operands = [frame.read(v) for v in eqn.invars]
+
+    def equation(index: int, eqn: Equation, operands: list[Axes]) -> list[Axes]:
+        site, rule = Site(labels, frame, index, rules), rules(eqn)
         if rule is None:
             results = unknown(site, operands)
         else:
@@ -146,7 +144,10 @@ def follow(
                 raise RuntimeError(
                     f"{site.name}: axes of sizes {sizes} for the shape {shape}; a bug in jaxprune.slimming"
                 )
-            frame.axes[var] = axes
+        return results
+
+    constants = [tuple(ax.labelled(labels.fresh((n,))) for n in var.aval.shape) for var in jaxpr.constvars]
+    _ = walk(jaxpr, [*constants, *inputs], frame.axes, equation)
     return frame
 
 
@@ -162,11 +163,11 @@ def even(labels: Labels, axis: Axis, depth: int) -> Axis:
 
     They can then no longer lose different positions.
     """
-    if all(f.ids is None or f.ids.ndim - 1 <= depth for f in axis):
+    if all(f.of is None or f.of.ndim - 1 <= depth for f in axis):
         return axis
     factors = []
     for factor in axis:
-        ids = factor.ids
+        ids = factor.of
         while ids is not None and ids.ndim - 1 > depth:
             labels.unify(ids, ids[..., :1, :])
             ids = ids[..., 0, :]

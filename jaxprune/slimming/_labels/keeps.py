@@ -42,7 +42,7 @@ def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
       UnevenError: in a scan over layers, layers keep different numbers of positions.
     """
     stay: np.ndarray | None = None
-    parts = [None if factor.ids is None else staying(labels, factor.ids, gone) for factor in axis]
+    parts = [None if factor.of is None else staying(labels, factor.of, gone) for factor in axis]
     if all(part is None for part in parts):
         return None
     for factor, part in zip(axis, parts, strict=True):

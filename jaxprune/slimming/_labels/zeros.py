@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import Literal
 
+from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.frames import Frame
@@ -78,32 +78,24 @@ def follow_zeros(
       labels: all labels.
       frame: the axes of its values.
       inputs: what is known of each input.
-      rules: the rule of each primitive by its name.
+      rules: the rule of each equation, or None.
       marks: gets the axes at which values that are not zero meet, with the reason.
 
     Returns:
       What is known of each output.
     """
-    known: dict[Any, Zeros] = {}
-    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
-        known[var] = of_constant(const, len(var.aval.shape))
-    known.update(zip(frame.jaxpr.invars, inputs, strict=True))
 
-    def read(var: Any) -> Zeros:
-        return of_constant(var.val, np.ndim(var.val)) if isinstance(var, Literal) else known[var]
-
-    for index, eqn in enumerate(frame.jaxpr.eqns):
-        rule = rules.get(eqn.primitive.name)
+    def equation(index: int, eqn: Any, known: list[Zeros]) -> list[Zeros]:
+        rule = rules(eqn)
         if rule is None:
-            results = [Zeros((False,) * len(getattr(v.aval, "shape", ()))) for v in eqn.outvars]
-        else:
-            results = rule.zero(ZeroSite(labels, frame, index, rules, marks), [read(v) for v in eqn.invars])
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(v) for v in frame.jaxpr.outvars]
+            return [Zeros((False,) * len(getattr(v.aval, "shape", ()))) for v in eqn.outvars]
+        return rule.zero(ZeroSite(labels, frame, index, rules, marks), known)
+
+    return walk(frame.jaxpr, [*map(of_constant, frame.consts), *inputs], Values[Zeros](of_constant), equation)
 
 
-def of_constant(value: Any, rank: int) -> Zeros:
-    """What is known of a constant: a single number is known by value, an array by whether it is all zero."""
-    if rank == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
+def of_constant(value: Any) -> Zeros:
+    """What is known of a constant: a single number is known by value, of an array nothing is."""
+    if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
         return Zeros((), float(np.real(value)))
-    return Zeros((False,) * rank)
+    return Zeros((False,) * np.ndim(value))

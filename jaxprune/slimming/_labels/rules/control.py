@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._jaxprs import Sub, sub_jaxprs
+from jaxprune._jaxprs.walk import scan_again, settle
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import ShrinkSite
@@ -45,9 +46,7 @@ def _outputs(frame: Frame) -> list[Axes]:
 def _follow_scan(site: Site, operands: list[Axes]) -> list[Axes]:
     [sub] = sub_jaxprs(site.eqn)
     depth = len(site.frame.layers)
-    layered = any(
-        f.ids is not None and f.ids.ndim - 1 > depth for i in sub.stacked_inputs for f in _factors(operands[i])
-    )
+    layered = any(f.of is not None and f.of.ndim - 1 > depth for i in sub.stacked_inputs for f in _factors(operands[i]))
     inputs, turns = [], _turns(site, [operands[k][0] for k in sorted(sub.stacked_inputs)])
     for k, given in enumerate(operands):
         axes = given
@@ -82,7 +81,7 @@ def _factors(axes: Axes) -> list[ax.Factor]:
 def _deeper(axis: Axis, depth: int) -> Axis:
     # One axis of layers more: labels that know the layers around this scan get a place for it.
     return tuple(
-        f if f.ids is None or f.ids.ndim == 1 or f.ids.ndim - 1 > depth else f._replace(ids=f.ids[..., None, :])
+        f if f.of is None or f.of.ndim == 1 or f.of.ndim - 1 > depth else f._replace(of=f.of[..., None, :])
         for f in axis
     )
 
@@ -98,42 +97,18 @@ def _zero_scan(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 def _until_stable(site: ZeroSite, k: int, sub: Sub, inputs: list[Zeros]) -> list[Zeros]:
     # What is carried is zero only if it starts and stays so.
-    while True:
-        outputs = site.child(k, inputs)
-        before = list(inputs)
-        for out, into in sub.carried:
-            old, new = inputs[into], outputs[out]
-            zero = tuple(a and b for a, b in zip(old.axes, new.axes, strict=True))
-            inputs[into] = Zeros(zero, old.value if old.value == new.value else None)
-        if inputs == before:
-            break
-    carried = dict(sub.carried)
-    return [inputs[carried[i]] if i in carried else z for i, z in enumerate(outputs)]
+    def join(old: Zeros, new: Zeros) -> Zeros:
+        zero = tuple(a and b for a, b in zip(old.axes, new.axes, strict=True))
+        return Zeros(zero, old.value if old.value == new.value else None)
+
+    return settle(sub, inputs, lambda known: site.child(k, known), join)[1]
 
 
 def _shrink_scan(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     [sub] = sub_jaxprs(site.eqn)
-    params = site.eqn.params
-    arrays = _typed(site, operands)
-    places = [into for _, into in sub.carried]
-    stacked = sorted(sub.stacked_inputs)
-
-    def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
-        args = list(arrays)
-        for place, value in [*zip(places, carry, strict=True), *zip(stacked, xs, strict=True)]:
-            args[place] = value
-        outputs = site.child(0, args)
-        return outputs[: len(places)], outputs[len(places) :]
-
-    carry, ys = lax.scan(
-        body,
-        [arrays[i] for i in places],
-        [arrays[i] for i in stacked],
-        length=_length(site, stacked),
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
-    return [*carry, *ys]
+    body = lambda inputs, carry: (site.child(0, inputs), carry, ())
+    length, unroll = _length(site, sorted(sub.stacked_inputs)), site.eqn.params["unroll"]
+    return scan_again(sub, _typed(site, operands), body, length=length, unroll=unroll)[0]
 
 
 def _length(site: ShrinkSite, stacked: list[int]) -> int:

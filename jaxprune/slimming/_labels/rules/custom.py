@@ -98,7 +98,7 @@ def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Cal
     for k, (var, stays) in enumerate(zip(closed.jaxpr.invars, keeps, strict=True)):
         axes = tuple(_fresh(labels, site.frame, n, stay) for n, stay in zip(var.aval.shape, stays, strict=True))
         inputs.append(axes)
-        pieces += [_piece(f"input {k}", a, s) for a, s in zip(axes, stays, strict=True) if a[0].ids is not None]
+        pieces += [_piece(f"input {k}", a, s) for a, s in zip(axes, stays, strict=True) if a[0].of is not None]
     frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, site.decision.rules)
     decision = Decision(labels, labels_that_go(labels, pieces), site.decision.rules)
     out = [tuple(decision.keep(axis) for axis in frame.read(v)) for v in frame.jaxpr.outvars]
@@ -114,7 +114,7 @@ def _fresh(labels: Labels, frame: Frame, n: int, keep: Keep | None) -> ax.Axis:
 
 
 def _piece(name: str, axis: ax.Axis, keep: Keep | None) -> Piece:
-    ids = axis[0].ids
+    ids = axis[0].of
     assert ids is not None
     if keep is None:
         return Piece(name, ids, np.ones(ids.shape[-1], bool))

@@ -1,4 +1,4 @@
-"""Which members belong in an ensemble: forward selection by what they add to it."""
+"""Ensemble selection: `greedy_selection` adds the member that improves the ensemble most, one after another."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import assess
-from jaxprune.ensembles.uncertainty import check
+from jaxprune.ensembles.uncertainty import check_logits
 
 Array = jax.Array
 
 
-class Chosen(NamedTuple):
-    """A greedy choice.
+class Selection(NamedTuple):
+    """Members in the order of a greedy selection.
 
     Attributes:
-      order: the members, the best alone first, int32 (size,).
-      losses: the mean negative log-likelihood of the ensemble of the first, the first two, ..., (size,).
+      order: numbers of members, int32 (size,); the best single member is first.
+      losses: (size,), the mean negative log-likelihood of the ensembles of the first member, the first two, and so on.
     """
 
     order: Array
@@ -25,45 +25,45 @@ class Chosen(NamedTuple):
 
     @property
     def best(self) -> Array:
-        """The members up to the least loss; of equal losses the smallest ensemble. Concrete arrays only."""
+        """The members of the ensemble with the lowest loss, and the smallest such ensemble. Concrete arrays only."""
         return self.order[: int(self.losses.argmin()) + 1]
 
 
-def greedy(logits: Any, labels: Any, size: int | None = None) -> Chosen:
-    """Adds, one after another, the member that lowers the loss of the mean probability most.
+def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selection:
+    """Adds members one after another: each time the one with which the mean probability has the lowest loss.
 
-    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. Of equally good
-    members the lowest number is taken. Use data that neither trained the members nor will judge the ensemble.
+    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. In a tie the member
+    with the lowest number is added. Use data that neither trained the members nor will judge the ensemble.
 
     Args:
-      logits: (members, n, classes) of held-out data.
+      logits: (members, n, classes), of held-out data.
       labels: integers, (n,).
-      size: how many members to choose, static; by default all, in order.
+      size: number of members to select, in [1, members], static; None orders all members.
 
     Returns:
-      The members in the order of choice, and the losses on the way.
+      A `Selection`: the members in the order in which they were added, and the losses of the growing ensembles.
 
     Raises:
-      ValueError: see `assess.evaluate`; a size that is not in [1, members].
-      TypeError: see `assess.evaluate`.
+      ValueError: logits or labels of other shapes, labels that are not classes, NaN, a size out of range.
+      TypeError: labels that are not integers.
 
     Example:
       >>> logits = jnp.log(jnp.array([[[0.6, 0.4]], [[0.9, 0.1]], [[0.2, 0.8]]]))
-      >>> greedy(logits, jnp.array([0])).order.tolist()
+      >>> greedy_selection(logits, jnp.array([0])).order.tolist()
       [1, 0, 2]
     """
-    logits = check(logits)
+    logits = check_logits(logits)
     members, n, classes = logits.shape
     wanted = members if size is None else size
     if not 1 <= wanted <= members:
         raise ValueError(f"size must lie in [1, {members}], the number of members; got {size}")
     flat, every = logits.reshape(members * n, classes), jnp.tile(jnp.asarray(labels), members)
     assess.log_losses(flat, every)  # checks both
-    return _greedy(logits, jnp.asarray(labels), wanted)
+    return _select(logits, jnp.asarray(labels), wanted)
 
 
 @partial(jax.jit, static_argnums=2)
-def _greedy(logits: Array, labels: Array, size: int) -> Chosen:
+def _select(logits: Array, labels: Array, size: int) -> Selection:
     log_p = jax.nn.log_softmax(logits, axis=-1)
     of_label = jnp.take_along_axis(log_p, labels[None, :, None], axis=-1)[..., 0]  # (members, n): all that counts
 
@@ -77,4 +77,4 @@ def _greedy(logits: Array, labels: Array, size: int) -> Chosen:
 
     start = jnp.full(labels.shape, -jnp.inf, log_p.dtype), jnp.ones(logits.shape[0], bool)
     _, (order, losses) = jax.lax.scan(step, start, jnp.arange(1, size + 1, dtype=log_p.dtype))
-    return Chosen(order, losses)
+    return Selection(order, losses)

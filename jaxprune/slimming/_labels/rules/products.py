@@ -1,18 +1,53 @@
-"""Convolutions, plain, grouped, depthwise, dilated and transposed."""
+"""Products and convolutions: contracted axes are coupled, batch axes and groups are coupled, the others pass."""
 
 from typing import Any
 
 import jax.numpy as jnp
 
+from jaxprune._jaxprs.primitives import PRIMITIVES, Product
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes
 from jaxprune.slimming._labels.evaluate import ShrinkSite
 from jaxprune.slimming._labels.frames import Site
-from jaxprune.slimming._labels.rules.base import Rule, settled
+from jaxprune.slimming._labels.rules.base import Rule, rebind, settled
 from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
-def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
+def _numbers(site: Site | ZeroSite) -> Any:
+    what = PRIMITIVES[site.eqn.primitive.name]
+    assert isinstance(what, Product)
+    return what.numbers(site.eqn)
+
+
+def _follow_product(site: Site, operands: list[Axes]) -> list[Axes]:
+    lhs, rhs = operands
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = _numbers(site)
+    for i, j in zip(lhs_contract, rhs_contract, strict=True):
+        site.unify(lhs[i], rhs[j])
+    batch = [site.unify(lhs[i], rhs[j]) for i, j in zip(lhs_batch, rhs_batch, strict=True)]
+    left = [lhs[i] for i in _free(lhs, lhs_contract, lhs_batch)]
+    right = [rhs[j] for j in _free(rhs, rhs_contract, rhs_batch)]
+    return [(*batch, *left, *right)]
+
+
+def _zero_product(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    lhs, rhs = (k.axes for k in known)
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = _numbers(site)
+    for i, j in zip(lhs_contract, rhs_contract, strict=True):
+        if not (settled(site, 0, i, lhs[i]) or settled(site, 1, j, rhs[j])):
+            site.inexact(site.operand(0)[i], "a contraction over values that masking does not make zero")
+    batch = [lhs[i] or rhs[j] for i, j in zip(lhs_batch, rhs_batch, strict=True)]
+    left = [lhs[i] for i in _free(lhs, lhs_contract, lhs_batch)]
+    right = [rhs[j] for j in _free(rhs, rhs_contract, rhs_batch)]
+    return [Zeros((*batch, *left, *right))]
+
+
+def _free(axes: tuple, *used: tuple[int, ...]) -> list[int]:
+    taken = {i for group in used for i in group}
+    return [i for i in range(len(axes)) if i not in taken]
+
+
+def _follow_convolution(site: Site, operands: list[Axes]) -> list[Axes]:
     # With g groups the input's channels are (g, inputs of a group) and the output's (g, outputs of a group).
     lhs, rhs = operands
     numbers, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
@@ -41,7 +76,7 @@ def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
     return [tuple(result)]
 
 
-def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+def _zero_convolution(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     lhs, rhs = (k.axes for k in known)
     numbers = site.eqn.params["dimension_numbers"]
     features, (outputs, inputs) = numbers.lhs_spec[1], numbers.rhs_spec[:2]
@@ -53,7 +88,7 @@ def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     return [Zeros(tuple(result))]
 
 
-def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+def _shrink_convolution(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     lhs, rhs = operands
     if lhs.size == 0 or rhs.size == 0:  # a sum over no channel
         return [jnp.zeros(site.out_shape(), site.eqn.outvars[0].aval.dtype)]
@@ -62,4 +97,5 @@ def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     return site.bind(lhs, rhs, feature_group_count=groups)
 
 
-TABLE = {"conv_general_dilated": Rule(_follow, _zero, _shrink)}
+PRODUCT = Rule(_follow_product, _zero_product, rebind)
+CONVOLUTION = Rule(_follow_convolution, _zero_convolution, _shrink_convolution)

@@ -1,0 +1,287 @@
+"""Primitives that only move entries, one rule for each of the moves, and those that make entries of nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from jaxprune._jaxprs import factors
+from jaxprune._jaxprs.moves import (
+    Broadcast,
+    Concatenate,
+    Pad,
+    Reshape,
+    Reverse,
+    Same,
+    Slice,
+    Squeeze,
+    Stack,
+    Tile,
+    Transpose,
+)
+from jaxprune._jaxprs.primitives import PRIMITIVES, Moves
+from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.evaluate import ShrinkSite, move, select, take
+from jaxprune.slimming._labels.frames import Site
+from jaxprune.slimming._labels.keeps import ranks, single
+from jaxprune.slimming._labels.rules.base import Rule, no_zeros, rebind, settled, together, whole
+from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
+
+
+def _moves(site: Site | ZeroSite | ShrinkSite) -> Moves:
+    what = PRIMITIVES[site.eqn.primitive.name]
+    assert isinstance(what, Moves)
+    return what
+
+
+def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
+    moves = _moves(site).moves(site.eqn)
+    return [_FOLLOW[type(m)](site, m, operands) for m in moves]
+
+
+def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    moves = _moves(site).moves(site.eqn)
+    return [_ZERO[type(m)](site, m, known) for m in moves]
+
+
+def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    # Parameters may hold shapes, so that the move is made anew; where they do not, the primitive runs as it is.
+    moves = _moves(site).moves(site.eqn)
+    if all(type(m) in _SHRINK for m in moves):
+        return [_SHRINK[type(m)](site, m, operands, k) for k, m in enumerate(moves)]
+    return rebind(site, operands)
+
+
+def _follow_transpose(site: Site, m: Transpose, operands: list[Axes]) -> Axes:
+    del site
+    return tuple(operands[0][i] for i in m.permutation)
+
+
+def _zero_transpose(site: ZeroSite, m: Transpose, known: list[Zeros]) -> Zeros:
+    del site
+    return Zeros(tuple(known[0].axes[i] for i in m.permutation), known[0].value)
+
+
+def _follow_reshape(site: Site, m: Reshape, operands: list[Axes]) -> Axes:
+    old = tuple(ax.size(axis) for axis in operands[0])
+    if 0 in old or m.order is not None:
+        for axis in operands[0]:
+            site.freeze(axis, "a reshape of an empty array" if 0 in old else "a reshape in another order")
+        return whole(m.shape)
+    result: list[Axis] = []
+    for ins, outs in factors.blocks(old, m.shape):
+        if len(ins) == len(outs) == 1:
+            result.append(operands[0][ins[0]])
+            continue
+        block = ax.merge([operands[0][i] for i in ins])
+        if not outs:
+            site.freeze(block, "a reshape that drops its axis")
+        else:
+            result += ax.split(site.labels, block, [m.shape[j] for j in outs])
+    return tuple(result)
+
+
+def _zero_reshape(site: ZeroSite, m: Reshape, known: list[Zeros]) -> Zeros:
+    old = tuple(ax.size(axis) for axis in site.operand(0))
+    if 0 in old or m.order is not None:
+        return Zeros((False,) * len(m.shape))
+    result: list[bool] = []
+    for ins, outs in factors.blocks(old, m.shape):
+        result += [all(settled(site, 0, i, known[0].axes[i]) for i in ins)] * len(outs)
+    return Zeros(tuple(result), known[0].value)
+
+
+def _shrink_reshape(site: ShrinkSite, m: Reshape, operands: list[Any], k: int) -> Any:
+    return lax.reshape(operands[0], site.out_shape(k), m.order)
+
+
+def _follow_squeeze(site: Site, m: Squeeze, operands: list[Axes]) -> Axes:
+    for i in m.dimensions:
+        site.freeze(operands[0][i], "an axis of one position that is dropped")
+    return tuple(axis for i, axis in enumerate(operands[0]) if i not in m.dimensions)
+
+
+def _zero_squeeze(site: ZeroSite, m: Squeeze, known: list[Zeros]) -> Zeros:
+    del site
+    return Zeros(tuple(zero for i, zero in enumerate(known[0].axes) if i not in m.dimensions), known[0].value)
+
+
+def _follow_broadcast(site: Site, m: Broadcast, operands: list[Axes]) -> Axes:
+    result: list[Axis | None] = [None] * len(m.shape)
+    for axis, place in zip(operands[0], m.dimensions, strict=True):
+        if ax.size(axis) == m.shape[place]:
+            result[place] = axis
+        else:
+            site.freeze(axis, "a broadcast along it")
+    return tuple(site.free(n) if a is None else a for a, n in zip(result, m.shape, strict=True))
+
+
+def _zero_broadcast(site: ZeroSite, m: Broadcast, known: list[Zeros]) -> Zeros:
+    # A new axis is zero at a masked position only if the whole operand is.
+    result = [known[0].void] * len(m.shape)
+    for k, place in enumerate(m.dimensions):
+        if ax.size(site.operand(0)[k]) == m.shape[place]:
+            result[place] = known[0].axes[k]
+    return Zeros(tuple(result), known[0].value)
+
+
+def _shrink_broadcast(site: ShrinkSite, m: Broadcast, operands: list[Any], k: int) -> Any:
+    return lax.broadcast_in_dim(operands[0], site.out_shape(k), m.dimensions)
+
+
+def _follow_slice(site: Site, m: Slice, operands: list[Axes]) -> Axes:
+    result = []
+    for axis, bounds in zip(operands[0], zip(*m, strict=True), strict=True):
+        if bounds == (0, ax.size(axis), 1):
+            result.append(axis)
+        else:
+            result.append(ax.take(site.labels, axis, slice(*bounds)))
+            site.mark(result[-1])
+    return tuple(result)
+
+
+def _same_zeros(site: ZeroSite, m: Any, known: list[Zeros]) -> Zeros:
+    del site, m
+    return known[0]
+
+
+def _shrink_slice(site: ShrinkSite, m: Slice, operands: list[Any], k: int) -> Any:
+    array = operands[0]
+    for axis, bounds in enumerate(zip(*m, strict=True)):
+        if bounds != (0, site.eqn.invars[0].aval.shape[axis], 1):
+            array = move(site, array, axis, np.arange(*bounds), site.out_keeps(k)[axis])
+    return array
+
+
+def _follow_reverse(site: Site, m: Reverse, operands: list[Axes]) -> Axes:
+    backwards = slice(None, None, -1)
+    return tuple(ax.take(site.labels, a, backwards) if i in m.dimensions else a for i, a in enumerate(operands[0]))
+
+
+def _follow_tile(site: Site, m: Tile, operands: list[Axes]) -> Axes:
+    del site
+    return tuple(a if r == 1 else ax.merge([ax.fixed(r), a]) for r, a in zip(m.reps, operands[0], strict=True))
+
+
+def _follow_concatenate(site: Site, m: Concatenate, operands: list[Axes]) -> Axes:
+    if len(operands) == 1:
+        return operands[0]
+    columns = list(zip(*operands, strict=True))
+    joined = ax.concatenate(site.labels, columns[m.axis])
+    return tuple(joined if i == m.axis else together(site, axes) for i, axes in enumerate(columns))
+
+
+def _zero_concatenate(site: ZeroSite, m: Concatenate, known: list[Zeros]) -> Zeros:
+    del m
+    rank = len(known[0].axes)
+    zeros = [[settled(site, k, i, z.axes[i]) for i in range(rank)] for k, z in enumerate(known)]
+    return Zeros(tuple(all(z) for z in zip(*zeros, strict=True)), 0.0 if all(z.void for z in known) else None)
+
+
+def _follow_stack(site: Site, m: Stack, operands: list[Axes]) -> Axes:
+    joined = [together(site, axes) for axes in zip(*operands, strict=True)]
+    return (*joined[: m.axis], ax.fixed(len(operands)), *joined[m.axis :])
+
+
+def _zero_stack(site: ZeroSite, m: Stack, known: list[Zeros]) -> Zeros:
+    del site
+    joined = [all(z) for z in zip(*(z.axes for z in known), strict=True)]
+    return Zeros((*joined[: m.axis], True, *joined[m.axis :]))
+
+
+def _follow_pad(site: Site, m: Pad, operands: list[Axes]) -> Axes:
+    result = []
+    for axis, (low, high, inside), n in zip(operands[0], m.config, site.out_shape(), strict=True):
+        if (low, high, inside) == (0, 0, 0):
+            result.append(axis)
+        elif ax.is_fixed(axis) or inside or n == 0:
+            site.freeze(axis, "padding between positions")
+            result.append(ax.fixed(n))
+        else:
+            middle = ax.take(site.labels, axis, slice(max(-low, 0), ax.size(axis) - max(-high, 0)))
+            parts = [*([site.free(low)] if low > 0 else []), middle, *([site.free(high)] if high > 0 else [])]
+            result.append(ax.concatenate(site.labels, parts))
+    return tuple(result)
+
+
+def _zero_pad(site: ZeroSite, m: Pad, known: list[Zeros]) -> Zeros:
+    del site, m
+    return Zeros(tuple(zero and known[1].void for zero in known[0].axes), 0.0 if all(k.void for k in known) else None)
+
+
+def _shrink_pad(site: ShrinkSite, m: Pad, operands: list[Any], k: int) -> Any:
+    array, value = operands
+    padding = []
+    for axis, (low, high, inside) in enumerate(m.config):
+        before, after = site.keeps(0)[axis], site.out_keeps(k)[axis]
+        if before is None and after is None:
+            padding.append((low, high, inside))
+            continue
+        full = site.eqn.invars[0].aval.shape[axis]
+        source = np.arange(-low, full + high)
+        inner = (source >= 0) & (source < full)
+        kept = np.arange(source.size) if after is None else after.positions
+        counts = [_count(kept, source < 0), _count(kept, source >= full)]
+        places = single(_subset(kept, inner)) - low
+        array = select(array, axis, ranks(before, full, places) if before is not None else places)
+        padding.append((*counts, 0))
+    return lax.pad(array, value, padding)
+
+
+def _count(kept: np.ndarray, which: np.ndarray) -> int:
+    return int(single(which[kept].sum(-1, keepdims=True))[0])
+
+
+def _subset(kept: np.ndarray, which: np.ndarray) -> np.ndarray:
+    return kept[which[kept]].reshape(*kept.shape[:-1], -1)
+
+
+def _follow_made(site: Site, operands: list[Axes]) -> list[Axes]:
+    # Each position has its own value: the whole is made and what stays is taken, the same in every layer.
+    for axis in (axis for axes in operands for axis in axes):
+        site.freeze(axis, f"an operand of {site.name}")
+    return [tuple(site.shared(n) for n in site.out_shape())]
+
+
+def _shrink_made(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    [made] = site.bind(*operands)
+    return [take(made, site.out_keeps())]
+
+
+_FOLLOW: dict[type, Callable[[Site, Any, list[Axes]], Axes]] = {
+    Same: lambda site, m, operands: operands[0],
+    Transpose: _follow_transpose,
+    Reshape: _follow_reshape,
+    Squeeze: _follow_squeeze,
+    Broadcast: _follow_broadcast,
+    Slice: _follow_slice,
+    Reverse: _follow_reverse,
+    Tile: _follow_tile,
+    Pad: _follow_pad,
+    Concatenate: _follow_concatenate,
+    Stack: _follow_stack,
+}
+_ZERO: dict[type, Callable[[ZeroSite, Any, list[Zeros]], Zeros]] = {
+    Same: _same_zeros,
+    Transpose: _zero_transpose,
+    Reshape: _zero_reshape,
+    Squeeze: _zero_squeeze,
+    Broadcast: _zero_broadcast,
+    Slice: _same_zeros,
+    Reverse: _same_zeros,
+    Tile: _same_zeros,
+    Pad: _zero_pad,
+    Concatenate: _zero_concatenate,
+    Stack: _zero_stack,
+}
+_SHRINK: dict[type, Callable[[ShrinkSite, Any, list[Any], int], Any]] = {
+    Reshape: _shrink_reshape,
+    Broadcast: _shrink_broadcast,
+    Slice: _shrink_slice,
+    Pad: _shrink_pad,
+}
+MOVES = Rule(_follow, _zero, _shrink)
+EACH = Rule(lambda site, operands: operands, lambda site, known: known, rebind, ragged=True)
+MAKE = Rule(_follow_made, no_zeros, _shrink_made)

@@ -1,0 +1,18 @@
+"""Packed masks in the files of Flax."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization
+
+from jaxprune import masks
+
+
+def test_flax_saves_and_restores_packed_masks():
+    packed = masks.pack({"w": jnp.arange(22).reshape(2, 11) % 3 == 0, "b": jnp.array(True)})
+    data = serialization.to_bytes(packed)
+    found = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 11), bool), "b": jnp.array(True)}), data)
+    assert isinstance(found["w"], masks.Packed)
+    np.testing.assert_array_equal(masks.as_bool(found["w"]), masks.as_bool(packed["w"]))
+    with pytest.raises(ValueError, match="a packed mask of width 11 was saved, expected width 12"):
+        _ = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 12), bool), "b": jnp.array(True)}), data)
