@@ -13,6 +13,7 @@ from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
 from jaxprune.calibration import Stats
 from jaxprune.criteria._scores import is_within_outputs
+from jaxprune.masks.leaves import check_pattern
 
 PyTree = Any
 
@@ -161,6 +162,8 @@ class Selector:
             return self
         names = [name for name, _ in _tree.named_leaves(params)]
         patterns = _tree.resolve(self.pattern, params, default=masks.Unstructured(), what="pattern")
+        for pattern in patterns:
+            check_pattern(pattern)
         within = is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking
         followed = {
             name: pattern if inputs is None else _along(pattern, name, inputs.layout, within)

@@ -111,9 +111,13 @@ def plan(
     if how.get("specs") is not None:
         raise ValueError("reconstruction works on whole arrays, outside jax.shard_map; leave specs out")
     if kept is not None:
-        given = [name for name in ("pattern", "criterion", "allocation", "batch_axes") if name in how]
-        if sparsity is not None or given:
-            raise ValueError(f"masks say what is removed: leave {' and '.join(given or ['sparsity'])} out")
+        given = [name for name in ("criterion", "allocation", "pattern", "batch_axes") if name in how]
+        given += [] if sparsity is None else ["sparsity"]
+        if given:
+            raise ValueError(
+                "masks say what is removed: leave sparsity and pattern out, criterion, allocation and batch_axes too; "
+                f"got {', '.join(given)}"
+            )
         return Plan(_all_given(params, leaves, kept))
     selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
     pruned = {leaf.place: leaf for leaf in masks.leaves(params, **selector.units)}
