@@ -30,7 +30,7 @@ import optuna
 from matplotlib.figure import Figure
 
 import jaxprune
-from jaxprune import _tree, assess, criteria, features, masks, sensitivity, slimming
+from jaxprune import assess, features, masks, sensitivity, slimming
 
 PyTree = Any
 PIXELS, CLASSES, BATCH = 64, 10, 100
@@ -109,10 +109,9 @@ def budgets(key: jax.Array, params: PyTree, splits: dict[str, Any], options: Any
     sparsities = {"one level for all": dict.fromkeys(found.names, 1 - options.density)}
     sparsities |= {name: levels.sparsities(found) for name, levels in chosen.items()}
     print(f"\n{'levels':20} {'kept':>6}  accuracy at once, and after {options.tune} steps   sparsity by leaf")
-    scores, figures = criteria.magnitude(params), {}
+    figures = {}
     for name, by_leaf in sparsities.items():
-        tree = _tree.map_named(lambda leaf, _, own=by_leaf: own.get(leaf, 0.0), scores)
-        held = masks.select(scores, tree, batch_axes={"blocks/*": 1})
+        held = jaxprune.prune(params, by_leaf, batch_axes={"blocks/*": 1}).masks
         kept = sum(int(m.sum()) for m in jax.tree.leaves(held) if m.ndim)
         at_once = accuracy(masks.apply(params, held), splits["test"])
         after = accuracy(pruned_at(key, params, held, splits["train"], options.tune), splits["test"])

@@ -1,7 +1,7 @@
 """Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Unpack
@@ -126,11 +126,24 @@ class Selector:
 
         Args:
           scores: a tree of scores.
-          sparsity: the total fraction to remove, in [0, 1): a number, or a floating scalar array.
+          sparsity: the total fraction to remove, in [0, 1): a number, or a floating scalar array. Or a mapping from
+            globs over leaf names to the sparsity of each leaf, 0 where no glob matches; nothing is allocated then.
 
         Returns:
           bool masks in the structure of the scores.
+
+        Raises:
+          ValueError: a glob matches no leaf.
+          TypeError: a mapping together with an allocation.
         """
+        if isinstance(sparsity, Mapping):
+            if self.allocation is not allocations.uniform:
+                raise TypeError(
+                    "a mapping of sparsities leaves nothing to allocate; leave allocation out, or pass the total "
+                    "sparsity with allocation=allocation.by_path({...})"
+                )
+            of_leaves = _tree.resolve(sparsity, scores, default=0.0, what="sparsity")
+            return masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), of_leaves), **self.units)
         shared = self.allocation(scores, sparsity, **self.units)
         return masks.select(scores, shared.sparsities, **self.units)
 
@@ -191,7 +204,8 @@ def prune(
       params: any pytree of parameters. Of Flax variables pass `variables["params"]`: other collections, such as
         batch statistics, are leaves like others here.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
-        array that may be traced.
+        array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
+        glob matches, such as `Levels.sparsities` returns.
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: what `jaxprune.calibrate` returned, for criteria on activations.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.

@@ -1,4 +1,4 @@
-"""The mistakes that `prune` names before it computes anything; what it computes is tested in the rooms."""
+"""The mistakes that `prune` names before it computes anything, and sparsities by leaf."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxprune
-from jaxprune import criteria, masks
+from jaxprune import allocation, criteria, masks
 
 PARAMS = {"dense": {"kernel": jnp.arange(32.0).reshape(8, 4), "bias": jnp.ones(4)}}
 INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
@@ -39,7 +39,7 @@ def test_mistakes_are_named(params: Any, options: dict[str, Any], message: str):
         (PARAMS, {"criterion": criteria.magnitude(PARAMS)}, "criterion must be a function"),
         (PARAMS, {"allocation": "erk"}, r"allocation must be a function, such as allocation\.erk"),
         (PARAMS, {"pattern": "2:4"}, "pattern must be .*got '2:4'"),
-        (PARAMS, {"sparsity": {"dense/*": 0.5}}, r"allocation=allocation\.by_path"),
+        (PARAMS, {"sparsity": {"dense/*": 0.5}, "allocation": allocation.erk}, r"allocation=allocation\.by_path"),
         (PARAMS, {"criterion": criteria.random, "key": 0}, r"pass jax\.random\.key\(seed\); got 0"),
     ],
 )
@@ -47,3 +47,13 @@ def test_wrong_kinds_are_named(params: Any, options: dict[str, Any], message: st
     arguments: Any = {"sparsity": 0.5, **options}
     with pytest.raises(TypeError, match=message):
         _ = jaxprune.prune(params, **arguments)
+
+
+def test_a_mapping_gives_each_leaf_its_own_sparsity():
+    params = {k: jax.random.normal(jax.random.key(i), (4, 4)) for i, k in enumerate(("a/x", "a/y", "b", "c"))}
+    own = jaxprune.prune(params, {"a/*": 0.5, "b": 0.25})
+    assert {name: int(mask.sum()) for name, mask in own.masks.items()} == {"a/x": 8, "a/y": 8, "b": 12, "c": 16}
+    tree = masks.select(jax.tree.map(jnp.abs, params), {"a/x": 0.5, "a/y": 0.5, "b": 0.25, "c": 0.0})
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, own.masks, tree))
+    with pytest.raises(ValueError, match="sparsity: no leaf matches 'z'"):
+        _ = jaxprune.prune(params, {"z": 0.5})

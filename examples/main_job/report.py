@@ -139,15 +139,15 @@ def write(folder: Path, measured: Measured, about: dict[str, Any]) -> str:
 
 
 def risk_report(
-    networks: Sequence[Network], sets: Sets, *, seed: int, resamples: int, notes: Sequence[str] = ()
+    networks: Sequence[Network], sets: Sets, *, seed: int, draws: int, notes: Sequence[str] = ()
 ) -> assess.RiskReport:
     """Judge all networks and the ensemble against the dense network that was trained as long.
 
     Args:
         networks: The networks, the one called `LONGER` among them.
         sets: The images.
-        seed: Of the bootstrap, and of the noise in corrupted images.
-        resamples: Of every interval.
+        seed: Of the tests, and of the noise in corrupted images.
+        draws: How many draws the tests make.
         notes: Sentences for the report.
 
     Returns:
@@ -171,7 +171,7 @@ def risk_report(
         reference=LONGER,
         images=images / np.float32(white),
         notes=(*notes, line, HOW),
-        resamples=resamples,
+        draws=draws,
     )
 
 

@@ -8,6 +8,7 @@ from jaxprune._tree.matching import check_key as check_key
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
 from jaxprune._tree.paths import identity as identity
+from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves

@@ -1,5 +1,6 @@
 """Names for leaves: `encoder/layer_0/kernel`, for people; path tuples, for programs."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,27 @@ def identity(path: Path) -> tuple[str, ...]:
       ('a/b', 'c')
     """
     return tuple(keystr((key,), simple=True) for key in _without_box(path))
+
+
+def is_box(node: Any) -> bool:
+    """Whether a node is a box of Flax around one array: `nn.Partitioned` or another AxisMetadata, or an `nnx.Variable`.
+
+    Args:
+      node: anything.
+
+    Returns:
+      A Python bool.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> is_box(nn.Partitioned(1.0, names=())), is_box({'value': 1.0})
+      (True, False)
+    """
+    # Where Flax has not been imported, no node is a box.
+    kinds = (("flax.core.meta", "AxisMetadata"), ("flax.nnx.variablelib", "Variable"))
+    return isinstance(
+        node, tuple(getattr(sys.modules[module], kind) for module, kind in kinds if module in sys.modules)
+    )
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

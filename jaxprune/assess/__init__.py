@@ -1,6 +1,7 @@
 """What a network costs and how far to trust it: complexity, metrics, comparisons, the risk report, choice of models."""
 
 from jaxprune.assess import plots
+from jaxprune.assess.calibration_test import CalibrationTest, calibration_test
 from jaxprune.assess.comparison import ModelResult, comparison_table
 from jaxprune.assess.complexity import Complexity, complexity
 from jaxprune.assess.corruptions import Corruption, blur, contrast, corrupted_logits, corruptions, noise
@@ -26,6 +27,7 @@ from jaxprune.assess.selection import (
 from jaxprune.assess.selective import auroc, entropy, epistemic_uncertainty, max_probability, risk_coverage
 
 __all__ = [
+    "CalibrationTest",
     "Candidate",
     "Complexity",
     "Corruption",
@@ -42,6 +44,7 @@ __all__ = [
     "bootstrap",
     "brier_losses",
     "calibration_error",
+    "calibration_test",
     "changes",
     "comparison_table",
     "complexity",

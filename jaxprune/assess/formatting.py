@@ -43,6 +43,27 @@ def memory(n: int) -> str:
     return f"{text} B" if text[-1].isdigit() else f"{text}B"
 
 
+def p_value(value: float) -> str:
+    """A p-value in two digits.
+
+    Example:
+      >>> p_value(0.0456), p_value(0.0005), p_value(0.12345)
+      ('0.046', '0.0005', '0.12')
+    """
+    return f"{value:.2g}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names with commas; of many, the first ones and how many more there are.
+
+    Example:
+      >>> listed(['a', 'b']), listed([str(k) for k in range(20)], 3)
+      ('a, b', '0, 1, 2 and 17 more')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def plain(value: Any) -> str:
     """Anything else: integers with separators, other numbers in four significant digits.
 
@@ -57,8 +78,17 @@ def plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
     """A table with aligned columns: the first to the left, the others to the right.
+
+    Args:
+      header: the names of the columns.
+      rows: their cells.
+      width: the most characters of a line; further columns follow in tables below, each with the first column. None
+        for lines of any length.
+
+    Returns:
+      Lines of text.
 
     Example:
       >>> print(table(['name', 'kept'], [['a', '10'], ['bcdef', '5']]))
@@ -68,6 +98,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       bcdef     5
     """
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width and len(widths) > 2:
+        fits = [k for k in range(2, len(widths)) if sum(widths[: k + 1]) + 2 * k <= width]
+        cut = max(fits, default=1) + 1
+        parts = [[row[:cut] for row in (header, *rows)], [[row[0], *row[cut:]] for row in (header, *rows)]]
+        return "\n\n".join(table(part[0], part[1:], width) for part in parts if len(part[0]) > 1)
     lines = []
     for row in [header, ["-" * width for width in widths], *rows]:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]

@@ -1,4 +1,8 @@
-"""How sure a figure is: bootstrap confidence intervals of anything computed from samples."""
+"""Confidence intervals: of proportions, means, differences, areas under ROC curves, and the bootstrap for the rest.
+
+Each formula here was chosen by its simulated coverage at 200 and 2,000 samples (`benchmarks/bench_risk.py`). A figure
+lies inside its own interval always. Where the samples cannot give an interval that covers, its ends are NaN.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scipy import special
 
 Array = jax.Array
 PyTree = Any
+FEW = 5
+"""Fewer wrong answers than this make no interval of a mean loss: what was not seen would decide it."""
 
 
 class Interval(NamedTuple):
@@ -25,6 +32,192 @@ class Interval(NamedTuple):
     estimate: PyTree
     low: PyTree
     high: PyTree
+
+
+class Difference(NamedTuple):
+    """A difference of two models with the interval and the p-value of one test.
+
+    Attributes:
+      interval: the difference with its interval, which excludes 0 exactly where `p_value` <= 1 - confidence.
+      p_value: two-sided, of no difference; NaN where there is none.
+    """
+
+    interval: Interval
+    p_value: float
+
+
+def proportion(share: float, samples: float, confidence: float = 0.95) -> Interval:
+    """The score interval of a proportion (Wilson 1927); 100 of 100 gives 96.3 to 100 %, and not 100 to 100.
+
+    Args:
+      share: the proportion in the samples, in [0, 1].
+      samples: how many samples, more than 0. Of a mean of several answers a sample, the number of independent answers
+        that would vary as much.
+      confidence: in (0, 1).
+
+    Returns:
+      The interval, inside [0, 1].
+
+    Example:
+      >>> [round(end, 3) for end in proportion(1.0, 100)]
+      [1.0, 0.963, 1.0]
+    """
+    z = special.ndtri((1 + confidence) / 2)
+    centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
+    half = z / (1 + z * z / samples) * np.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
+    return Interval(share, float(np.clip(centre - half, 0, share)), float(np.clip(centre + half, share, 1)))
+
+
+def mean(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The interval of a mean from Student's t with its skewness removed (Hall 1992, JRSS B 54(1), eq. 2.4).
+
+    Losses are skewed: most are small and a few are large. The plain t interval then lies too low, a percentile
+    bootstrap lower still.
+
+    Args:
+      values: (n,). Fewer than two values, or an infinite one, have no interval.
+      confidence: in (0, 1).
+
+    Returns:
+      The interval; its ends are NaN where there is none. Equal values have one of no width.
+
+    Example:
+      >>> [round(end, 2) for end in mean(np.array([0.0, 0.0, 1.0, 0.0, 5.0, 0.0, 1.0, 0.0]))]
+      [0.88, -0.09, 5.85]
+    """
+    return _mean_difference(np.asarray(values, np.float64), confidence).interval
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Difference:
+    """How much the mean loss of a second model exceeds that of the first on the same samples.
+
+    Both the interval and the p-value come from Student's t with its skewness removed, as `mean` has it.
+
+    Args:
+      first: a loss of each sample, (n,).
+      second: the losses of the other model, (n,).
+      confidence: of the interval, in (0, 1).
+
+    Returns:
+      The difference second - first. Its ends and its p-value are NaN where a loss is infinite.
+
+    Example:
+      >>> losses = np.arange(20.0)
+      >>> mean_difference(losses, losses)
+      Difference(interval=Interval(estimate=0.0, low=0.0, high=0.0), p_value=1.0)
+    """
+    with np.errstate(invalid="ignore"):
+        return _mean_difference(np.asarray(second, np.float64) - np.asarray(first, np.float64), confidence)
+
+
+def paired_difference(gains: int, losses: int, samples: int, confidence: float = 0.95) -> Difference:
+    """How much more often a second model is right than the first on the same samples.
+
+    The p-value is that of McNemar's mid-p test (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91); the
+    interval is Tango's score interval (1998, Stat Med 17), and reaches to 0 wherever that test does not reject.
+
+    Args:
+      gains: samples that only the second model has right.
+      losses: samples that only the first model has right.
+      samples: all of them, more than 0.
+      confidence: of the interval, in (0, 1).
+
+    Returns:
+      The difference of the two accuracies.
+
+    Example:
+      >>> found = paired_difference(2, 12, 100)
+      >>> [round(end, 3) for end in found.interval], round(found.p_value, 4)
+      ([-0.1, -0.182, -0.031], 0.0074)
+    """
+    net, unequal = gains - losses, gains + losses
+    least = min(gains, losses)
+    tie = special.bdtr(least, unequal, 0.5) - (special.bdtr(least - 1, unequal, 0.5) if least else 0.0)
+    p_value = min(1.0, 2 * special.bdtr(least, unequal, 0.5) - tie) if unequal else 1.0
+    z = special.ndtri((1 + confidence) / 2)
+
+    def score(at: float) -> float:
+        linear = (2 * samples - net) * at - unequal
+        other = (np.sqrt(max(linear**2 + 8 * samples * losses * at * (1 - at), 0.0)) - linear) / (4 * samples)
+        spread = samples * (2 * other + at * (1 - at))
+        far = net - samples * at
+        return far / np.sqrt(spread) if spread > 0 else 0.0 if far == 0 else np.copysign(np.inf, far)
+
+    estimate = net / samples
+    low, high = _bisect(lambda at: score(at) > z, -1.0, estimate), _bisect(lambda at: score(at) > -z, estimate, 1.0)
+    if p_value > 1 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(Interval(estimate, min(low, estimate), max(high, estimate)), float(p_value))
+
+
+def independent_difference(first: Interval, second: Interval) -> Interval:
+    """The difference first - second of two figures of different samples, from the interval of each.
+
+    Newcombe 1998 (Stat Med 17, method 10), for any figures (Zou and Donner 2008, "MOVER").
+
+    Args:
+      first: a figure with its interval.
+      second: another, with the same confidence.
+
+    Returns:
+      The difference; NaN ends where one of the two has none.
+
+    Example:
+      >>> [round(end, 3) for end in independent_difference(proportion(0.9, 100), proportion(0.8, 100))]
+      [0.1, 0.0, 0.199]
+    """
+    estimate = first.estimate - second.estimate
+    low = estimate - np.hypot(first.estimate - first.low, second.high - second.estimate)
+    high = estimate + np.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(estimate, float(low), float(high))
+
+
+def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The area under the ROC curve of telling foreign from known samples, with its interval.
+
+    The score interval of Newcombe (2006, Stat Med 25, method 5), whose variance is scaled to that of DeLong et al.
+    (1988, Biometrics 44). Where fewer than `FEW` samples are out of order, the variance is not scaled down, so that
+    a perfect order does not give an interval of no width.
+
+    Args:
+      known: scores of known samples, (n,).
+      foreign: scores of foreign samples, (m,); larger than the known ones where they are told.
+      confidence: in (0, 1).
+
+    Returns:
+      The area in [0, 1] with its interval.
+
+    Example:
+      >>> [round(end, 3) for end in area_under_roc(np.arange(50.0), np.arange(50.0) + 30)]
+      [0.92, 0.841, 0.96]
+    """
+    known, foreign = np.asarray(known, np.float64), np.asarray(foreign, np.float64)
+    m, n = known.size, foreign.size
+    below, upto = (np.searchsorted(np.sort(known), foreign, side) for side in ("left", "right"))
+    of_foreign = (below + upto) / (2 * m)
+    below, upto = (np.searchsorted(np.sort(foreign), known, side) for side in ("left", "right"))
+    of_known = 1 - (below + upto) / (2 * n)
+    area, middle = float(of_foreign.mean()), (m + n) / 2 - 1
+
+    def variance(at: float) -> float:
+        return at * (1 - at) * (1 + middle * ((1 - at) / (2 - at) + at / (1 + at))) / (m * n)
+
+    scale = 1.0
+    if min(m, n) > 1 and variance(area) > 0:
+        scale = (of_foreign.var(ddof=1) / n + of_known.var(ddof=1) / m) / variance(area)
+    if min(area, 1 - area) * min(m, n) < FEW:
+        scale = max(scale, 1.0)
+    z = special.ndtri((1 + confidence) / 2)
+    beyond = lambda at: (area - at) ** 2 > z * z * scale * variance(at)
+    low = _bisect(beyond, 0.0, area)
+    high = _bisect(lambda at: not beyond(at), area, 1.0)
+    return Interval(area, min(low, area), max(high, area))
+
+
+def generator(key: Array) -> np.random.Generator:
+    """A NumPy generator whose draws are decided by a JAX key."""
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return np.random.default_rng(np.asarray(data).ravel().tolist())
 
 
 def bootstrap(
@@ -42,6 +235,11 @@ def bootstrap(
     All arrays are resampled together, so that the difference between two models on the same samples is a paired
     comparison: `bootstrap(lambda a, b, y: evaluate(a, y).nll - evaluate(b, y).nll, ...)` differs beyond noise
     where the interval excludes 0.
+
+    The percentile bootstrap suits smooth statistics of a few hundred samples or more. It does not suit proportions
+    near 0 or 1 (of 100 right answers in 100 every resample is right, and the interval has no width), nor biased
+    statistics such as calibration errors: take `proportion`, `mean` and
+    `calibration_test`.
 
     Args:
       statistic: a function of the arrays, traceable, returning a scalar or a tree of arrays, such as `evaluate`.
@@ -92,9 +290,9 @@ def bootstrap_apart(
       statistic: a function of the arrays of the first group, then those of the second, and so on; traceable.
       *groups: tuples of arrays; those of one group have the same samples on their first axis.
       key: a JAX key.
-      resamples: as in `bootstrap`.
-      confidence: as in `bootstrap`.
-      batch: as in `bootstrap`.
+      resamples: how many times samples are drawn, static.
+      confidence: in (0, 1).
+      batch: how many resamples are computed at once; the result does not depend on it.
 
     Returns:
       The estimate and its ends.
@@ -167,3 +365,32 @@ def _even(batch: int, resamples: int) -> int:
     batch = min(batch, resamples)
     even = max(size for size in range(1, batch + 1) if resamples % size == 0)
     return even if 2 * even >= batch else batch
+
+
+def _mean_difference(values: np.ndarray, confidence: float) -> Difference:
+    """The interval of a mean, and the p-value of the mean 0, by the same transformed t."""
+    n, centre = values.size, float(values.mean())
+    if n < 2 or not np.isfinite(values).all():
+        return Difference(Interval(centre, np.nan, np.nan), np.nan)
+    deviations = values - centre
+    spread = float((deviations**2).mean())
+    if spread <= (1e-12 * max(abs(centre), 1e-30)) ** 2:
+        return Difference(Interval(centre, centre, centre), 1.0 if centre == 0 else 0.0)
+    error = np.sqrt(spread / (n - 1))
+    skew = float((deviations**3).mean()) / spread**1.5 / np.sqrt(n)  # the skewness of the mean
+    # t + skew t^2 / 3 + skew^2 t^3 / 27 + skew / 6 is monotone in t, and its distribution is not skewed.
+    cube = lambda t: ((1 + skew * t / 3) ** 3 - 1) / skew if abs(skew) > 1e-9 else t
+    root = lambda u: 3 / skew * (np.cbrt(1 + skew * u) - 1) if abs(skew) > 1e-9 else u
+    quantile = float(special.stdtrit(n - 1, (1 + confidence) / 2))
+    low, high = (centre - error * root(end - skew / 6) for end in (quantile, -quantile))
+    at_zero = cube(centre / error) + skew / 6
+    p_value = 2 * float(special.stdtr(n - 1, -abs(at_zero)))
+    return Difference(Interval(centre, float(min(low, centre)), float(max(high, centre))), p_value)
+
+
+def _bisect(left: Callable[[float], Any], low: float, high: float) -> float:
+    """Where a predicate that holds to the left of some point stops holding."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(middle) else (low, middle)
+    return high

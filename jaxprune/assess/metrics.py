@@ -5,7 +5,7 @@ The functions of single samples take logits; logarithms of probabilities serve a
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,55 @@ def check_bins(bins: int) -> None:
     """Raises ValueError unless `bins` is a positive integer."""
     if not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be a positive integer; got {bins!r}")
+
+
+class Samples(NamedTuple):
+    """What one model says about each sample, on the host in float64.
+
+    Attributes:
+      labels: the true classes, (n,).
+      answers: the classes of the largest probability, (n,).
+      correct: whether these are the same, bool (n,).
+      confidence: the largest probabilities, (n,).
+      nll: the negative log-likelihoods in nats, (n,).
+      brier: the Brier scores, (n,).
+    """
+
+    labels: np.ndarray
+    answers: np.ndarray
+    correct: np.ndarray
+    confidence: np.ndarray
+    nll: np.ndarray
+    brier: np.ndarray
+
+
+def samples(logits: Any, labels: Any) -> Samples:
+    """Judges each sample by itself.
+
+    Args:
+      logits: floating, (n, classes).
+      labels: integers in [0, classes), (n,).
+
+    Returns:
+      NumPy arrays.
+
+    Raises:
+      TypeError: see `evaluate`.
+      ValueError: see `evaluate`.
+
+    Example:
+      >>> samples(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])).correct.tolist()
+      [True, False]
+    """
+    logits, labels = check(logits, labels)
+    given, answers, hits, *floats = map(np.asarray, _samples(logits, labels))
+    return Samples(given, answers, hits, *(x.astype(np.float64) for x in floats))
+
+
+@jax.jit
+def _samples(logits: Array, labels: Array) -> tuple[Array, ...]:
+    losses = log_losses(logits, labels), brier_losses(logits, labels)
+    return labels, logits.argmax(1), correct(logits, labels), confidences(logits), *losses
 
 
 @partial(jax.jit, static_argnums=2)

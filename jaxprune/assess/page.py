@@ -1,91 +1,115 @@
-"""The risk report as one HTML page: tables, plots as SVG, pictures as PNG, nothing from elsewhere."""
+"""The risk report as one HTML page: the answers, then tables, plots and pictures, in a file that needs no other."""
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxprune.assess import plots
 from jaxprune.assess.forgetting import Forgotten
-from jaxprune.assess.paired import Changes
-from jaxprune.assess.risk import Risk
-from jaxprune.assess.verdict import excludes_zero
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Table = tuple[list[str], list[list[str]]]
+DRAWN = 5
+"""How many models the plots hold where no one says which."""
+CLASSES = 12
+"""How many classes the table of classes shows at most."""
+_INK = "#010203"
+"""Drawn in place of black, and written as the colour of the page's text, so that plots suit light and dark."""
+
+_TERMS = {
+    "accuracy": "Fraction of the test samples that the model answers rightly.",
+    "NLL": "Negative log-likelihood: the mean of -log p of the true class, in nats. Smaller is better.",
+    "Brier": "Mean squared distance of the probabilities from the truth, 0 to 2. Smaller is better.",
+    "AURC": "Area under the risk-coverage curve: the error among the samples the model is surest of, over all"
+    " fractions answered. Smaller is better.",
+    "sparsity": "Fraction of the weights removed, among the parameters that are pruned.",
+    "FLOPs": "Multiplications and additions of one call with the weights that are kept.",
+    "calibration error": "Mean distance of confidence and accuracy over 15 bins (ECE), without the bias of few"
+    " samples.",
+    "as measured": "The usual ECE, which is larger than the true one where there are few samples.",
+    "by chance": "The ECE that a calibrated model would measure with as many samples: mean, and the value that 95 % of"
+    " the draws stay below.",
+    "p": "How probable a difference as large would be if there were none. Of one figure alone.",
+    "p, all questions": "The same among accuracy, NLL, Brier score and all classes. The verdict goes by this one.",
+    "confidence - accuracy": "Above 0 the model is surer than it is right.",
+    "classwise, as measured": "ECE of the probability of each class, mean over the classes.",
+    "T": "Temperature that makes held-out samples most likely; above 1 the model becomes less sure.",
+    "answered alike": "Fraction of the samples that the model and the reference answer alike.",
+    "lost": "Samples that the reference has right and the model wrong.",
+    "won": "Samples that the model has right and the reference wrong.",
+}
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: .5em 0 1.5em; font-size: 13px; display: block; overflow-x: auto; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td.worse { background: #fbe3e0; } td.better { background: #e2f2e4; }
-figure { display: inline-block; margin: .5em; vertical-align: top; } figure svg { max-width: 100%; height: auto; }
-figure.sample { width: 84px; font-size: 11px; text-align: center; }
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5c6470; --line: #d9dde3; --page: #fff; --card: #f5f7f9;
+  --yes: #1a7f37; --no: #c0291d; --open: #8a6100; --yes-bg: #e3f4e6; --no-bg: #fde7e4; --open-bg: #fdf1d3; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a2aab5; --line: #3a4048; --page: #16181c;
+  --card: #1f2328; --yes: #6fdc8c; --no: #ff9b8f; --open: #f2c94c; --yes-bg: #17331f; --no-bg: #43201c;
+  --open-bg: #3a2f10; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1.2rem; color: var(--ink);
+  background: var(--page); }
+h1 { font-size: 1.6rem; margin: .2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 .5em; } h3 { font-size: 1rem; }
+.lead, .note { color: var(--soft); } .note { font-size: .85rem; }
+pre.note { overflow-x: auto; line-height: 1.15; }
+.scroll { overflow-x: auto; margin: .5em 0 1.5em; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35em .8em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page); max-width: 16em;
+  white-space: normal; }
+td.worse { background: var(--no-bg); } td.better { background: var(--yes-bg); }
+abbr { text-decoration: underline dotted; cursor: help; }
+.answers { width: 100%; font-size: .95rem; } .answers td, .answers th { text-align: left; white-space: normal; }
+.yes, .no, .open { border-radius: .4em; padding: .1em .5em; display: inline-block; }
+.yes { color: var(--yes); background: var(--yes-bg); } .no { color: var(--no); background: var(--no-bg); }
+.open { color: var(--open); background: var(--open-bg); }
+dt { font-weight: 600; margin-top: .9em; } dd { margin: .15em 0 .15em 1.2em; } dd b { color: var(--soft); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
+figure { margin: 0; background: var(--card); border-radius: .6em; padding: .8em; }
+figure svg { width: 100%; height: auto; } figcaption { font-size: .85rem; color: var(--soft); }
+.samples { display: flex; flex-wrap: wrap; gap: .4rem; }
+figure.sample { width: 92px; padding: .4em; font-size: .7rem; text-align: center; }
 figure.sample img { width: 72px; height: 72px; image-rendering: pixelated; object-fit: contain; background: #000; }
-dt { font-weight: 600; margin-top: .7em; } dd { margin-left: 1.5em; } .note { color: #555; font-size: 13px; }
+@media (max-width: 40rem) {
+  body { padding: .8rem; } dd { margin-left: .4em; }
+  .answers thead { display: none; } .answers tr { display: block; background: var(--card); border-radius: .6em;
+    margin-bottom: .8em; padding: .5em .8em; }
+  .answers td { display: flex; justify-content: space-between; gap: 1em; border: 0; padding: .2em 0; max-width: none; }
+  .answers td:first-child { font-weight: 600; position: static; background: none; }
+  .answers td[data-question]::before { content: attr(data-question); color: var(--soft); }
+}
 """
 
 
-class Reported(Protocol):
-    """What a page shows: a `RiskReport`, which this file may not import, for it is imported from there."""
-
-    @property
-    def risks(self) -> Mapping[str, Risk]:
-        """By name what is known of each model."""
-        ...
-
-    @property
-    def reference(self) -> str | None:
-        """What the others are compared with."""
-        ...
-
-    @property
-    def changes(self) -> Mapping[str, Changes]:
-        """By name what is different from the reference."""
-        ...
-
-    @property
-    def verdicts(self) -> Mapping[str, Mapping[str, str]]:
-        """By name sentences."""
-        ...
-
-    @property
-    def forgotten(self) -> tuple[Forgotten, ...]:
-        """The samples that most models answer otherwise than the reference."""
-        ...
-
-    def tables(self) -> dict[str, Table]:
-        """By title the header and the rows of each table."""
-        ...
-
-    def all_notes(self) -> list[str]:
-        """Sentences that must be read with the figures."""
-        ...
-
-
-def html(report: Reported, *, title: str, draw: Sequence[str] | None, most: int) -> str:
-    """See `RiskReport.to_html`."""
-    names = list(report.risks) if draw is None else list(draw)
+def html(report: Any, *, title: str, draw: Sequence[str] | None, most: int) -> str:
+    """Writes the page of a `RiskReport`; see `RiskReport.to_html`."""
+    names = _drawn(report) if draw is None else list(draw)
     unknown = [name for name in names if name not in report.risks]
     if unknown or not names:
         raise ValueError(f"draw must name models of the report; not in it: {', '.join(unknown) or 'none was named'}")
-    parts = [f"<h1>{escape(title)}</h1>", *map(_note, report.all_notes())]
-    parts += ["<h2>Verdict</h2>", _verdicts(report.verdicts)]
+    against = "" if report.reference is None else f" Compared with <b>{escape(report.reference)}</b>."
+    samples = next(iter(report.risks.values())).test.labels.size
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">Judged by {samples:,} test samples.{against}</p>']
+    parts += [_answers(report), "<h2>In words</h2>", _verdicts(report.verdicts)]
     for heading, (header, rows) in report.tables().items():
         parts += [f"<h2>{escape(heading)}</h2>", table(header, rows)]
-    parts += ["<h2>Plots</h2>", *_plots(report, names)]
+    parts += ["<h2>Plots</h2>", '<div class="plots">', *_plots(report, names), "</div>"]
     if report.changes:
         parts += ["<h2>Accuracy within each class</h2>", _classes(report)]
         parts += ["<h2>What pruning forgets</h2>", *_samples(report, most)]
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>" for term, words in _TERMS.items())
+    parts += ["<h2>How to read this</h2>", *map(_note, report.all_notes())]
+    parts += [f'<details class="note"><summary>The terms</summary><dl>{terms}</dl></details>']
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
@@ -93,13 +117,45 @@ def html(report: Reported, *, title: str, draw: Sequence[str] | None, most: int)
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None
 ) -> str:
-    """A table; `marks` gives cells (row, column) a class."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    """A table that scrolls by itself; `marks` gives cells (row, column) a class."""
+    head = "".join(f"<th>{_term(cell)}</th>" for cell in header)
     lines = []
     for i, row in enumerate(rows):
         cells = [(escape(cell), (marks or {}).get((i, j))) for j, cell in enumerate(row)]
         lines.append("".join(f'<td class="{mark}">{cell}</td>' if mark else f"<td>{cell}</td>" for cell, mark in cells))
-    return f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _term(words: str) -> str:
+    explained = _TERMS.get(words)
+    return f'<abbr title="{escape(explained)}">{escape(words)}</abbr>' if explained else escape(words)
+
+
+def _drawn(report: Any) -> list[str]:
+    """The reference and the first of the others, no more than fit into one legend."""
+    names = [name for name in (report.reference, *report.risks) if name is not None]
+    return list(dict.fromkeys(names))[:DRAWN]
+
+
+def _answers(report: Any) -> str:
+    """A row for each model, a coloured answer to each question; on a narrow screen a card for each model."""
+    questions = list(dict.fromkeys(each.question for given in report.answers.values() for each in given))
+    head = "".join(f"<th>{escape(question)}</th>" for question in ("", *questions))
+    rows = []
+    for name, given in report.answers.items():
+        by_question = {each.question: each for each in given}
+        cells = [f"<td>{escape(name)}</td>"]
+        for question in questions:
+            each = by_question.get(question)
+            if each is not None:
+                said = f'<span class="{each.grade}" title="{escape(each.words)}">{escape(each.short)}</span>'
+                cells.append(f'<td data-question="{escape(question)}">{said}</td>')
+            else:
+                cells.append("<td></td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    body = "\n".join(rows)
+    return f'<table class="answers"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 
 def _note(note: str) -> str:
@@ -110,49 +166,62 @@ def _note(note: str) -> str:
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:
     items = [
-        f"<dt>{escape(name)}</dt>" + "".join(f"<dd>{escape(f'{key}: {said}')}</dd>" for key, said in words.items())
+        f"<dt>{escape(name)}</dt>" + "".join(f"<dd><b>{key}:</b> {escape(said)}</dd>" for key, said in words.items())
         for name, words in verdicts.items()
     ]
     return "<dl>" + "\n".join(items) + "</dl>"
 
 
-def _plots(report: Reported, names: Sequence[str]) -> list[str]:
-    risks = {name: report.risks[name] for name in names}
-    figures: dict[str, Any] = {
-        "Below the diagonal a model is overconfident; with intervals of each bin.": plots.reliability_diagram(
-            {name: each.reliability for name, each in risks.items()}
-        ),
-        "The error among the samples that it is surest of.": plots.risk_coverage_curves(
-            {name: each.coverage for name, each in risks.items()}
-        ),
-    }
-    for way in dict.fromkeys(way for each in risks.values() for way in each.corruption):
-        levels = {name: each.corruption[way] for name, each in risks.items() if way in each.corruption}
-        figures[f"Accuracy under {way}, with intervals."] = plots.accuracy_by_level(levels, xlabel=f"level of {way}")
-    return [
-        f"<figure>{svg(figure)}<figcaption>{escape(words)}</figcaption></figure>" for words, figure in figures.items()
-    ]
+def _plots(report: Any, names: Sequence[str]) -> list[str]:
+    inked = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK
+    )
+    with plots.style({**inked, "legend.framealpha": 0.0, "legend.fontsize": "small"}):
+        risks = {name: report.risks[name] for name in names}
+        figures: dict[str, Any] = {
+            "Below the diagonal a model is overconfident. Bars are intervals; small points have few samples.": (
+                plots.reliability_diagram({name: each.reliability for name, each in risks.items()})
+            ),
+            "The error among the samples that it is surest of.": plots.risk_coverage_curves(
+                {name: each.coverage for name, each in risks.items()}
+            ),
+        }
+        for way in dict.fromkeys(way for each in risks.values() for way in each.corruption):
+            levels = {name: each.corruption[way] for name, each in risks.items() if way in each.corruption}
+            figures[f"Accuracy under {way}, with intervals."] = plots.accuracy_by_level(
+                levels, xlabel=f"level of {way}"
+            )
+        return [
+            f"<figure>{svg(figure)}<figcaption>{escape(words)}</figcaption></figure>"
+            for words, figure in figures.items()
+        ]
 
 
-def _classes(report: Reported) -> str:
-    """Differences in points, those beyond noise with a colour."""
-    classes = len(next(iter(report.changes.values())).recall)
+def _classes(report: Any) -> str:
+    """Differences in points, those beyond noise with a colour; of many classes those that changed most."""
+    changes = report.changes.values()
+    recall = np.array([[each.estimate for each in found.recall] for found in changes])
+    beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
+    largest = np.nan_to_num(np.abs(recall)).max(0) + 10 * beyond.any(0)
+    shown = sorted(np.argsort(-largest, kind="stable")[:CLASSES].tolist())
     rows, marks = [], {}
-    for i, (name, each) in enumerate(report.changes.items()):
-        rows.append([name, *(f"{100 * r.estimate:+.1f}" for r in each.recall), str(each.regressions), str(each.gains)])
-        for k, interval in enumerate(each.recall):
-            if excludes_zero(interval):
-                marks[i, k + 1] = "better" if interval.low > 0 else "worse"
-    header = ["model", *(f"class {k}" for k in range(classes)), "lost", "won"]
-    words = f"In points against {report.reference}; in colour what differs beyond noise, over all classes together."
-    return f'<p class="note">{escape(words)}</p>' + table(header, rows, marks)
+    for i, (name, found) in enumerate(report.changes.items()):
+        cells = ["no sample" if math.isnan(recall[i, k]) else f"{100 * recall[i, k]:+.1f}" for k in shown]
+        rows.append([name, *cells])
+        for j, k in enumerate(shown):
+            if beyond[i, k]:
+                marks[i, j + 1] = "better" if found.recall[k].low > 0 else "worse"
+    some = f" The {len(shown)} of {recall.shape[1]} classes that changed most." if len(shown) < recall.shape[1] else ""
+    words = f"In points against {report.reference}; in colour what differs beyond noise, among all questions.{some}"
+    return f'<p class="note">{escape(words)}</p>' + table(["model", *(f"class {k}" for k in shown)], rows, marks)
 
 
-def _samples(report: Reported, most: int) -> list[str]:
+def _samples(report: Any, most: int) -> list[str]:
     shown = report.forgotten[:most]
     words = f"{len(report.forgotten)} samples that most models answer otherwise than {report.reference}"
     words += f"; the first {len(shown)} of them." if len(shown) < len(report.forgotten) else "."
-    return [f"<p>{escape(words)}</p>", *map(_sample, shown)]
+    words += " Below each: its number and its class, then the reference's answer and that of most others."
+    return [f"<p>{escape(words)}</p>", '<div class="samples">', *map(_sample, shown), "</div>"]
 
 
 def _sample(sample: Forgotten) -> str:
@@ -221,12 +290,12 @@ def to_pixels(images: Any) -> np.ndarray:
 
 
 def svg(figure: "Figure") -> str:
-    """A Matplotlib figure as an `<svg>` element to stand in HTML: no header, no metadata, the same text each time."""
+    """A Matplotlib figure as an `<svg>` element for HTML, in the colour of the text around it and without metadata."""
     import matplotlib as mpl
 
     none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     out = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "jaxprune"}):
-        figure.savefig(out, format="svg", metadata=none)
+        figure.savefig(out, format="svg", metadata=none, transparent=True)
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(_INK, "currentColor").replace("#000000", "currentColor")

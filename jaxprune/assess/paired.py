@@ -15,6 +15,7 @@ from scipy import special
 from jaxprune.assess import forgetting, intervals, metrics
 from jaxprune.assess.forgetting import Exemplars
 from jaxprune.assess.intervals import Interval
+from jaxprune.assess.metrics import Samples
 
 Array = jax.Array
 
@@ -115,104 +116,155 @@ def _sign_flip(difference: Array, key: Array, flips: int) -> Array:
 
 @dataclass(frozen=True)
 class Changes:
-    """A model less its reference, on the same samples.
+    """A model compared with its reference on the same samples.
+
+    The figures, NLL, Brier score and accuracy, and the accuracies within the classes are one family of questions:
+    `adjusted` p-values are those of the largest deviation of all of them (max-T) when the two answers to each sample
+    are dealt to the models by a coin. If the models are equally good, at most 5 % of comparisons have any adjusted
+    p-value of 0.05 or less.
 
     Attributes:
-      figures: the differences of accuracy, nll and brier, each with its interval.
-      p_values: of McNemar's exact test of the accuracy, of sign flips of the other two.
-      recall: by class the difference of the accuracy within it; the intervals hold for all classes together
-        (Bonferroni), so that one that excludes 0 is a change beyond noise.
+      figures: the differences, model less reference, of accuracy, nll and brier, each with an interval of its own.
+      p_values: of each figure alone, from the same test as its interval; NaN where a loss is infinite.
+      adjusted: of each figure among all questions.
+      recall: the difference of the accuracy within each class, each with an interval of its own; NaN for a class
+        without test samples.
+      recall_adjusted: the p-value of each class among all questions; NaN for a class without test samples.
       agreement: the fraction answered alike.
       exemplars: the samples on which the two, or the majorities of two populations, answer differently.
-      regressions: of these, how many the reference has right.
-      gains: of these, how many the model has right.
+      regressions: how many of these the reference has right.
+      gains: how many of these the model has right.
+      detectable: the smallest change of the accuracy that these samples would show 4 times in 5.
+      confidence: of the intervals.
     """
 
     figures: Mapping[str, Interval]
     p_values: Mapping[str, float]
+    adjusted: Mapping[str, float]
     recall: tuple[Interval, ...]
+    recall_adjusted: tuple[float, ...]
     agreement: Interval
     exemplars: Exemplars
     regressions: int
     gains: int
+    detectable: float
+    confidence: float
+
+    def beyond_noise(self, which: str | int) -> bool:
+        """Whether a figure, by name, or the accuracy within a class, by number, changed beyond noise.
+
+        It did where both its own interval excludes 0 and its p-value among all questions is small enough.
+        """
+        interval, p = (
+            (self.figures[which], self.adjusted[which])
+            if isinstance(which, str)
+            else (self.recall[which], self.recall_adjusted[which])
+        )
+        return bool(p <= 1 - self.confidence + 1e-12 and (interval.low > 0 or interval.high < 0))
 
 
 def changes(
-    reference: Any,
-    model: Any,
-    labels: Any,
-    *,
-    key: Array,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    flips: int = 1999,
-    batch: int = 16,
+    reference: Any, model: Any, labels: Any, *, key: Array, flips: int = 1999, confidence: float = 0.95
 ) -> Changes:
     """Compares a model with its reference, such as a pruned network with the dense one.
 
     Args:
       reference: logits (n, classes).
       model: logits (n, classes) of the same samples.
-      labels: integers, (n,); each class must have a sample.
-      key: a JAX key.
-      resamples: of the intervals; samples are drawn together, and within classes for the recall.
-      confidence: of the intervals.
-      flips: of the tests of losses; the least p-value is 1 / (1 + flips).
-      batch: resamples computed at once.
+      labels: integers, (n,). A class without a sample has no recall; the rest is compared.
+      key: a JAX key for the flips.
+      flips: how often the answers are dealt anew; the least adjusted p-value is 1 / (1 + flips).
+      confidence: of the intervals and of `beyond_noise`, in (0, 1).
 
     Returns:
       The changes, on the host.
 
     Raises:
       TypeError: see `evaluate`.
-      ValueError: see `evaluate`; logits of different shapes; a class without samples.
+      ValueError: see `evaluate`; logits of different shapes.
 
     Example:
-      >>> dense, pruned = jnp.array([[1.0, 0.0], [0.0, 1.0]] * 3), jnp.array([[1.0, 0.0], [1.0, 0.0]] * 3)
-      >>> found = changes(dense, pruned, jnp.array([0, 1] * 3), key=jax.random.key(0), resamples=99)
-      >>> float(found.figures['accuracy'].estimate), found.regressions, [round(r.estimate, 2) for r in found.recall]
-      (-0.5, 3, [0.0, -1.0])
+      >>> dense, pruned = jnp.array([[1.0, 0.0], [0.0, 1.0]] * 9), jnp.array([[1.0, 0.0], [1.0, 0.0]] * 9)
+      >>> found = changes(dense, pruned, jnp.array([0, 1] * 9), key=jax.random.key(0))
+      >>> found.figures['accuracy'].estimate, found.regressions, [r.estimate for r in found.recall]
+      (-0.5, 9, [0.0, -1.0])
+      >>> found.beyond_noise('accuracy'), found.beyond_noise(0), found.beyond_noise(1)
+      (True, False, True)
     """
-    a, checked = metrics.check(reference, labels)
-    b, _ = metrics.check(model, labels)
-    test = mcnemar(a, b, checked)
-    forgetting.recall_by_class(a, checked)  # says which class has no sample
-    options: dict[str, Any] = {"key": key, "resamples": resamples, "batch": batch}
-    found = intervals.bootstrap(_differences, a, b, checked, confidence=confidence, **options)
-    figures = {name: Interval(*(float(part[name]) for part in found)) for name in found.estimate}
-    recall = intervals.bootstrap(
-        _recalls, a, b, checked, confidence=1 - (1 - confidence) / a.shape[1], strata=np.asarray(checked), **options
-    )
-    losses = {"nll": metrics.log_losses, "brier": metrics.brier_losses}
-    p_values = {
-        name: float(sign_flip_test(loss(a, checked), loss(b, checked), key=key, flips=flips))
-        for name, loss in losses.items()
-        if np.isfinite([np.asarray(loss(x, checked)).sum() for x in (a, b)]).all()
+    if jnp.shape(reference) != jnp.shape(model):
+        raise ValueError(f"both models need logits of one shape; got {jnp.shape(reference)} and {jnp.shape(model)}")
+    a, b = metrics.samples(reference, labels), metrics.samples(model, labels)
+    return compare(a, b, jnp.shape(model)[1], forgetting.exemplars(reference, model), key, flips, confidence)
+
+
+def compare(
+    a: Samples, b: Samples, classes: int, exemplars: Exemplars, key: Array, flips: int, confidence: float
+) -> Changes:
+    """`changes` of samples that are judged already."""
+    n = a.labels.size
+    lost, won = a.correct & ~b.correct, b.correct & ~a.correct
+    found = {
+        "accuracy": intervals.paired_difference(int(won.sum()), int(lost.sum()), n, confidence),
+        "nll": intervals.mean_difference(a.nll, b.nll, confidence),
+        "brier": intervals.mean_difference(a.brier, b.brier, confidence),
     }
-    exemplars = forgetting.exemplars(a, b)
-    right = [np.asarray(metrics.correct(x, checked)) for x in (a, b)]
+    counts, losses, gains = (np.bincount(x, minlength=classes) for x in (a.labels, a.labels[lost], a.labels[won]))
+    recall = tuple(
+        intervals.paired_difference(int(gain), int(loss), int(count), confidence).interval
+        if count
+        else Interval(np.nan, np.nan, np.nan)
+        for gain, loss, count in zip(gains, losses, counts, strict=True)
+    )
+    adjusted, of_classes, critical = _adjusted(a, b, classes, key, flips, confidence)
     return Changes(
-        figures={name: figures[name] for name in ("accuracy", "nll", "brier")},
-        p_values={"accuracy": test.p_value, **p_values},
-        recall=tuple(Interval(*map(float, ends)) for ends in zip(*map(np.asarray, recall), strict=True)),
-        agreement=figures["agreement"],
+        figures={name: each.interval for name, each in found.items()},
+        p_values={name: each.p_value for name, each in found.items()},
+        adjusted=adjusted,
+        recall=recall,
+        recall_adjusted=tuple(np.where(counts > 0, of_classes, np.nan).tolist()),
+        agreement=intervals.proportion(float((a.answers == b.answers).mean()), n, confidence),
         exemplars=exemplars,
-        regressions=int((right[0] & ~right[1]).sum()),
-        gains=int((right[1] & ~right[0]).sum()),
+        regressions=int(lost.sum()),
+        gains=int(won.sum()),
+        detectable=float((critical + special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),
+        confidence=confidence,
     )
 
 
-@jax.jit
-def _differences(a: Array, b: Array, labels: Array) -> dict[str, Array]:
-    hits = [metrics.correct(x, labels).astype(jnp.float32) for x in (a, b)]
-    return {
-        "accuracy": (hits[1] - hits[0]).mean(),
-        "nll": (metrics.log_losses(b, labels) - metrics.log_losses(a, labels)).mean(),
-        "brier": (metrics.brier_losses(b, labels) - metrics.brier_losses(a, labels)).mean(),
-        "agreement": (a.argmax(1) == b.argmax(1)).mean(),
-    }
+def _adjusted(
+    a: Samples, b: Samples, classes: int, key: Array, flips: int, confidence: float
+) -> tuple[dict[str, float], np.ndarray, float]:
+    """Max-T p-values of the figures and the classes under random signs, and the critical value of the maximum.
 
+    Each question's sum of differences is divided by the root of its sum of squares, which no sign changes.
+    """
+    rng, n = intervals.generator(key), a.labels.size
+    hits = b.correct.astype(np.float32) - a.correct
+    with np.errstate(invalid="ignore"):
+        differences = np.stack([hits, b.nll - a.nll, b.brier - a.brier], 1)
+    finite = np.isfinite(differences).all(0)
+    columns = np.where(finite, differences, 0)
+    columns = (columns / np.maximum(np.sqrt((columns**2).sum(0)), 1e-30)).astype(np.float32)
+    unequal = np.flatnonzero(hits)
+    unequal = unequal[np.argsort(a.labels[unequal], kind="stable")]  # class by class
+    present, starts, sizes = np.unique(a.labels[unequal], return_index=True, return_counts=True)
+    signed = hits[unequal] / np.repeat(np.sqrt(sizes), sizes).astype(np.float32)
 
-@jax.jit
-def _recalls(a: Array, b: Array, labels: Array) -> Array:
-    return forgetting.recall_by_class(b, labels) - forgetting.recall_by_class(a, labels)
+    def deviations(signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        of_classes = np.add.reduceat(signs[:, unequal] * signed, starts, axis=1) if unequal.size else signs[:, :0]
+        return np.abs(signs @ columns), np.abs(of_classes)
+
+    figures, of_present = deviations(np.ones((1, n), np.float32))
+    rows = max(1, min(flips, 4_000_000 // n))
+    largest = []
+    for start in range(0, flips, rows):
+        bits = rng.integers(0, 2, (min(rows, flips - start), n), dtype=np.int8)
+        drawn = np.concatenate(deviations(2 * bits.astype(np.float32) - 1), axis=1)
+        largest.append(drawn.max(1))
+    maxima = np.concatenate(largest)
+    p = lambda seen: (1 + (maxima[:, None] >= seen * (1 - 1e-5)).sum(0)) / (1 + flips)
+    of_classes = np.ones(classes)
+    of_classes[present] = p(of_present[0])
+    names: tuple[str, ...] = ("accuracy", "nll", "brier")
+    by_name = {name: float(x) for name, x in zip(names, np.where(finite, p(figures[0]), np.nan), strict=True)}
+    return by_name, of_classes, float(np.quantile(maxima, confidence))

@@ -202,6 +202,25 @@ def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "eff
     return figure
 
 
+def style(settings: Mapping[Any, Any]) -> Any:
+    """Changes Matplotlib's settings for the plots that are drawn inside the context.
+
+    Args:
+      settings: Matplotlib rc parameters.
+
+    Returns:
+      A context manager.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "jaxprune[report]"') from error
+    return mpl.rc_context(dict(settings))
+
+
 def new_figure(width: float, height: float) -> tuple["Figure", Any]:
     """A figure of so many inches and its axes, with a grid; apart from pyplot, so that nothing is shown or kept."""
     try:

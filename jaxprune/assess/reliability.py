@@ -5,9 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from scipy import special
 
 from jaxprune.assess import metrics
+from jaxprune.assess.intervals import Interval
 
 Array = jax.Array
 Binning = Literal["equal_width", "equal_mass"]
@@ -19,14 +22,14 @@ class Reliability(NamedTuple):
     """The bins of a reliability diagram.
 
     Attributes:
-      samples: how many samples fall in each bin, (bins,).
+      samples: how many samples fall in each bin, (bins,); JAX or NumPy arrays.
       confidence: their mean confidence; NaN in an empty bin.
       accuracy: the fraction of them that is right; NaN in an empty bin.
     """
 
-    samples: Array
-    confidence: Array
-    accuracy: Array
+    samples: Any
+    confidence: Any
+    accuracy: Any
 
 
 def calibration_error(
@@ -110,15 +113,15 @@ def equal_mass(values: Array, bins: int) -> Array:
 
 def _checked(logits: Any, labels: Any, bins: int, binning: str, probabilities: bool) -> tuple[Array, Array]:
     metrics.check_bins(bins)
-    if binning not in _BINNINGS:
-        raise ValueError(f"binning must be one of {', '.join(_BINNINGS)}; got {binning!r}")
+    if binning not in BINNINGS:
+        raise ValueError(f"binning must be one of {', '.join(BINNINGS)}; got {binning!r}")
     return metrics.check(metrics.logits_from_probabilities(logits) if probabilities else logits, labels)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _calibration_error(logits: Array, labels: Array, bins: int, binning: str, classwise: bool) -> Array:
     def error(values: Array, outcomes: Array) -> Array:
-        return metrics.binned_error(values, outcomes.astype(values.dtype), _BINNINGS[binning](values, bins), bins)
+        return metrics.binned_error(values, outcomes.astype(values.dtype), BINNINGS[binning](values, bins), bins)
 
     if not classwise:
         return error(metrics.confidences(logits), metrics.correct(logits, labels))
@@ -129,13 +132,13 @@ def _calibration_error(logits: Array, labels: Array, bins: int, binning: str, cl
 @partial(jax.jit, static_argnums=(2, 3))
 def _reliability(logits: Array, labels: Array, bins: int, binning: str) -> Reliability:
     top = metrics.confidences(logits)
-    index = _BINNINGS[binning](top, bins)
+    index = BINNINGS[binning](top, bins)
     in_bins = lambda values: jax.ops.segment_sum(values.astype(top.dtype), index, bins)
     count = in_bins(jnp.ones_like(top))
     return Reliability(count, in_bins(top) / count, in_bins(metrics.correct(logits, labels)) / count)
 
 
-_BINNINGS = {"equal_width": metrics.equal_width, "equal_mass": equal_mass}
+BINNINGS = {"equal_width": metrics.equal_width, "equal_mass": equal_mass}
 
 
 def fit_temperature(logits: Any, labels: Any) -> Array:
@@ -164,6 +167,50 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
       3.641
     """
     return _fit(*metrics.check(logits, labels))
+
+
+def temperature_interval(logits: Any, labels: Any, confidence: float = 0.95) -> Interval:
+    """The temperature that `fit_temperature` finds, with its interval.
+
+    The interval is symmetric in the logarithm of the temperature; its standard error is that of an M-estimator
+    (Huber 1967), so that it holds whether or not some temperature makes the model calibrated.
+
+    Args:
+      logits: (n, classes).
+      labels: integers, (n,).
+      confidence: in (0, 1).
+
+    Returns:
+      The temperature; without ends where it lies at one of its bounds.
+
+    Raises:
+      TypeError: see `evaluate`.
+      ValueError: see `evaluate`.
+
+    Example:
+      >>> logits = jnp.array([[4.0, 0.0]] * 40)
+      >>> [round(end, 2) for end in temperature_interval(logits, jnp.array([0] * 30 + [1] * 10))]
+      [3.64, 1.84, 7.19]
+    """
+    logits, labels = metrics.check(logits, labels)
+    fitted = float(_fit(logits, labels))
+    if not 1.01 * LEAST < fitted < 0.99 * MOST:
+        return Interval(fitted, np.nan, np.nan)
+    slopes, curve = (np.asarray(x, np.float64) for x in _slopes(logits, labels, 1 / fitted))
+    error = np.sqrt((slopes**2).sum() / (slopes.size - 1) / slopes.size) / curve.mean()
+    reach = float(special.stdtrit(max(slopes.size - 1, 1), (1 + confidence) / 2)) * error
+    return Interval(fitted, float(fitted * np.exp(-reach)), float(fitted * np.exp(reach)))
+
+
+@jax.jit
+def _slopes(logits: Array, labels: Array, b: Any) -> tuple[Array, Array]:
+    """Of each sample the derivative of the loss in b = 1/T, and that derivative's own in log b."""
+    logits = logits - logits.max(1, keepdims=True)
+    label = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    p = jax.nn.softmax(b * logits, axis=1)
+    weighted = jnp.where(p > 0, p * logits, 0)
+    mean = weighted.sum(1)
+    return mean - label, b * (jnp.where(p > 0, weighted * logits, 0).sum(1) - mean**2)
 
 
 class _Search(NamedTuple):

@@ -1,7 +1,8 @@
-"""The risk report: several models side by side with a reference, in text, JSON and HTML."""
+"""The risk report: several models side by side with a reference, as text, JSON and one HTML page: `risk_report`."""
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,12 @@ from jaxprune.assess.forgetting import Forgotten, forgotten
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.paired import Changes, changes
 from jaxprune.assess.risk import FIGURES, Labels, Predictions, Risk, risk
-from jaxprune.assess.verdict import verdict
+from jaxprune.assess.verdict import Answer, answers, verdict
 
 Array = jax.Array
+Table = tuple[list[str], list[list[str]]]
+WIDTH = 100
+"""The most columns of the text."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,11 @@ class RiskReport:
     """What is known of each model, what changed against the reference, and the verdict.
 
     Attributes:
-      risks: by name the figures.
+      risks: the figures of each model, by name.
       reference: the name of the model that the others are compared with; None for none.
-      changes: by name, without the reference.
-      verdicts: by name sentences, see `verdict`.
+      changes: what changed against the reference, by name, without the reference.
+      verdicts: sentences on each model, by name; see `verdict`.
+      answers: is the model as good, smaller, faster, calibrated, for every class? By name.
       forgotten: the samples that pruning forgets, all of them.
       notes: sentences that must be read with the figures.
     """
@@ -36,40 +41,55 @@ class RiskReport:
     reference: str | None
     changes: Mapping[str, Changes]
     verdicts: Mapping[str, Mapping[str, str]]
+    answers: Mapping[str, tuple[Answer, ...]]
     forgotten: tuple[Forgotten, ...]
     notes: tuple[str, ...]
 
-    def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
-        """By title the header and the rows of each table; a column that no model has a value for is left out."""
+    def answer_table(self) -> Table:
+        """The header and the rows of the answers, a question a column."""
+        questions = list(dict.fromkeys(each.question for given in self.answers.values() for each in given))
+        rows = []
+        for name, given in self.answers.items():
+            said = {each.question: each.short for each in given}
+            rows.append([name, *(said.get(question, formatting.MISSING) for question in questions)])
+        return ["model", *questions], rows
+
+    def tables(self) -> dict[str, Table]:
+        """The header and the rows of each table, by title; a column that no model has a value for is left out."""
         made = {title: self._table(columns) for title, columns in _TABLES.items()}
+        if self.changes:
+            made[f"Difference from '{self.reference}' on the same samples"] = self._changed()
+        made["Whether its probabilities mean what they say"] = self._calibration()
         names = list(dict.fromkeys(key for each in self.risks.values() for key in each.figures))
         for title, prefix in (
-            ("Foreign samples: AUROC of telling them", "foreign/"),
-            ("Accuracy under corruption", "corrupted/"),
+            ("Telling foreign samples: area under the ROC curve", "foreign/"),
+            ("Accuracy under corruption, mean over the levels", "corrupted/"),
         ):
             columns = {key: key.removeprefix(prefix).replace("/", ", ") for key in names if key.startswith(prefix)}
             made[title] = self._table(columns)
         made["Accuracy in %, by confidence, and the samples"] = self._bins()
-        if self.changes:
-            made[f"Less {self.reference}"] = self._changed()
         return {title: table for title, table in made.items() if len(table[0]) > 1}
 
     def to_text(self) -> str:
-        """Tables, verdicts and notes for the terminal."""
-        parts = [f"{title}\n{formatting.table(*table)}" for title, table in self.tables().items()]
+        """The answers, the verdicts, tables and notes, in lines of at most 100 characters."""
+        against = "" if self.reference is None else f" Compared with '{self.reference}'."
+        samples = next(iter(self.risks.values())).test.labels.size
+        parts = [f"Judged by {samples:,} test samples.{against}\n\n{formatting.table(*self.answer_table(), WIDTH)}"]
         for name, words in self.verdicts.items():
-            parts.append("\n".join([name, *(f"  {key}: {sentence}" for key, sentence in words.items())]))
+            parts.append("\n".join([name, *(_wrapped(f"{key}: {said}", "  ") for key, said in words.items())]))
         if self.reference is not None:
             parts.append(
                 f"{len(self.forgotten)} samples are answered otherwise by most models than by {self.reference}"
             )
-        return "\n\n".join([*parts, "\n".join(self.all_notes())])
+        parts += [f"{title}\n{formatting.table(*table, WIDTH)}" for title, table in self.tables().items()]
+        return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:
         """Everything but the pictures, in full precision; what is infinite or NaN is null."""
         content = {
             "models": {name: _risk_dict(each) for name, each in self.risks.items()},
             "reference": self.reference,
+            "answers": {name: [each._asdict() for each in given] for name, given in self.answers.items()},
             "changes": {name: _changes_dict(each) for name, each in self.changes.items()},
             "verdicts": {name: dict(words) for name, words in self.verdicts.items()},
             "forgotten": [
@@ -85,14 +105,14 @@ class RiskReport:
 
         Args:
           title: the heading.
-          draw: the models in the plots; None for all.
+          draw: the models in the plots; None for the reference and the first four others.
           most: how many forgotten samples are shown at most; the page says how many there are.
 
         Returns:
           HTML.
 
         Raises:
-          ImportError: matplotlib is not installed.
+          ImportError: matplotlib is not installed, or, where there are pictures, Pillow.
           ValueError: a model to draw that is not in the report.
         """
         return page.html(self, title=title, draw=draw, most=most)
@@ -100,23 +120,44 @@ class RiskReport:
     def all_notes(self) -> list[str]:
         """What intervals and tests are, and the notes given."""
         first = next(iter(self.risks.values()))
-        line = (
-            f"In brackets: {100 * first.confidence:.0f} % bootstrap intervals, {first.resamples:,} resamples of"
-            f" {first.samples:,} test samples. They tell chance in the samples, not in the training."
-        )
-        bias = (
-            "Calibration errors are biased upwards by their bins, and those of resamples once more: an interval may lie"
-            " above its figure."
-        )
-        several = "p-values are not corrected for the number of models; the intervals of classes are, for the classes."
-        return [line, bias, *([several] if self.changes else []), *self.notes]
+        level = f"{100 * first.confidence:.0f} %"
+        lines = [
+            f"In brackets: {level} intervals from {first.test.labels.size:,} test samples. They tell chance in the"
+            " samples, not in the training. Where the samples cannot give an interval that covers, none is printed.",
+            "Calibration errors are printed without the bias that few samples give them; 'as measured' is the usual"
+            f" figure, and 'by chance' is what a calibrated model would show, up to the value that {level} of them stay"
+            " below.",
+        ]
+        if self.changes:
+            lines.append(
+                "A difference has an interval and a p-value of its own. The verdict goes by 'p, all questions': among"
+                " accuracy, NLL, Brier score and all classes, it names any in 5 % of comparisons of equal models at"
+                " most (max-T permutation test). It is not corrected for the number of models."
+            )
+        return [*lines, *self.notes]
 
-    def _table(self, columns: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+    def _table(self, columns: Mapping[str, str]) -> Table:
         present = [key for key in columns if any(key in _values(each) for each in self.risks.values())]
-        rows = [[name, *(_cell(key, _values(each).get(key)) for key in present)] for name, each in self.risks.items()]
+        rows = [[name, *(cell(key, _values(each).get(key)) for key in present)] for name, each in self.risks.items()]
         return ["model", *(columns[key] for key in present)], rows
 
-    def _bins(self) -> tuple[list[str], list[list[str]]]:
+    def _calibration(self) -> Table:
+        header = ["model", "calibration error", "as measured", "by chance", "p", "confidence - accuracy"]
+        scaled = any("temperature" in each.figures for each in self.risks.values())
+        header += ["classwise, as measured", "by chance", *(["T", "NLL at T", "error at T"] if scaled else [])]
+        rows = []
+        for name, each in self.risks.items():
+            top, classwise = each.calibration["ece"], each.calibration["ece_classwise"]
+            rows.append([
+                name, cell("ece", top.error), f"{top.measured:.3f}",
+                f"{top.by_chance:.3f}, up to {top.at_most_by_chance:.3f}", formatting.p_value(top.adjusted),
+                cell("overconfidence", each.figures["overconfidence"]), f"{classwise.measured:.4f}",
+                f"{classwise.by_chance:.4f}, up to {classwise.at_most_by_chance:.4f}",
+                *(cell(key, each.figures.get(key)) for key in (_SCALED if scaled else ())),
+            ])  # fmt: skip
+        return header, rows
+
+    def _bins(self) -> Table:
         """The reliability diagram in numbers: a row for each bin that any model fills, a column for each model."""
         every = [each.reliability for each in self.risks.values()]
         count = len(every[0].estimate.samples)
@@ -124,15 +165,19 @@ class RiskReport:
         rows = [[f"{k / count:.2f} to {(k + 1) / count:.2f}", *(_bin(each, k) for each in every)] for k in filled]
         return ["confidence", *self.risks], rows
 
-    def _changed(self) -> tuple[list[str], list[list[str]]]:
-        header = ["model", "accuracy", "p", "NLL", "p", "Brier", "p", "agreement"]
+    def _changed(self) -> Table:
+        header = ["model"]
+        for name in ("accuracy", "NLL", "Brier"):
+            header += [name, "p", "p, all questions"]
+        header += ["answered alike", "lost", "won"]
         rows = []
         for name, each in self.changes.items():
             cells = []
             for key, interval in each.figures.items():
-                p = each.p_values.get(key)
-                cells += [_cell(key, interval, signed=True), formatting.MISSING if p is None else f"{p:.2g}"]
-            rows.append([name, *cells, _cell("agreement", each.agreement)])
+                ps = (each.p_values[key], each.adjusted[key])
+                cells.append(cell(key, interval, signed=True))
+                cells += [formatting.MISSING if math.isnan(p) else formatting.p_value(p) for p in ps]
+            rows.append([name, *cells, cell("agreement", each.agreement), str(each.regressions), str(each.gains)])
         return header, rows
 
     def __str__(self) -> str:
@@ -147,23 +192,24 @@ def risk_report(
     reference: str | None = None,
     images: Any = None,
     notes: Sequence[str] = (),
-    resamples: int = 1000,
+    draws: int = 2000,
     confidence: float = 0.95,
 ) -> RiskReport:
-    """The report of one model, or of several against a reference.
+    """Reports how far to trust one model, or several against a reference such as the dense network.
 
-    All models are judged by the same resamples. The forgotten samples are those on which the reference differs from the
+    The report answers first whether each model is as good as the reference, smaller, faster, calibrated, and no worse
+    for any class; then it gives the evidence. The forgotten samples are those on which the reference differs from the
     modal answer of the others (Hooker et al. 2019, arXiv:1911.05248, with one reference).
 
     Args:
-      models: by name what each says.
-      labels: the labels.
-      key: a JAX key.
-      reference: the name of the dense model, say; None compares nothing.
+      models: the predictions of each model, by name.
+      labels: the labels of the samples.
+      key: a JAX key for the draws.
+      reference: the name of the model to compare with; None compares nothing.
       images: the test images for pictures, (n, height, width) or with 1 or 3 channels; uint8, or floating in [0, 1].
       notes: which data, which seeds, what was chosen how.
-      resamples: of every interval.
-      confidence: of every interval.
+      draws: how many draws the tests of calibration and of changes make.
+      confidence: of every interval and every verdict, in (0, 1).
 
     Returns:
       A report: `print(report)`, `report.to_json()`, `report.to_html()`.
@@ -172,6 +218,13 @@ def risk_report(
       TypeError: see `risk`.
       ValueError: no model, a reference that is not among them, images of other samples; see `risk` and `changes`; each
         names the model.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]] * 20)
+      >>> models = {'dense': Predictions(logits), 'pruned': Predictions(logits / 2)}
+      >>> report = risk_report(models, Labels(jnp.array([0, 1] * 20)), key=jax.random.key(0), reference='dense')
+      >>> [answer.question for answer in report.answers['pruned']]
+      ['as good?', 'smaller?', 'faster?', 'calibrated?', 'every class?']
     """
     if not models or (reference is not None and reference not in models):
         raise ValueError(f"reference must be one of the models, {', '.join(models) or 'of which there are none'}; "
@@ -180,58 +233,66 @@ def risk_report(
     if pixels is not None and len(pixels) != len(labels.test):
         raise ValueError(f"images must be those of the {len(labels.test)} test samples; got {len(pixels)}")
     risks, changed = {}, {}
-    options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence}
     for name, predictions in models.items():
         try:
-            risks[name] = risk(predictions, labels, **options)
+            risks[name] = risk(predictions, labels, key=key, draws=draws, confidence=confidence)
             if reference is not None and name != reference:
-                changed[name] = changes(models[reference].test, predictions.test, labels.test, **options)
+                pair = models[reference].test, predictions.test
+                changed[name] = changes(*pair, labels.test, key=key, flips=draws - 1, confidence=confidence)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-    verdicts = {name: verdict(each, changed.get(name)) for name, each in risks.items()}
+    verdicts, answered = {}, {}
+    for name, each in risks.items():
+        other = risks[reference] if reference is not None and name != reference else None
+        verdicts[name] = verdict(each, changed.get(name), reference=other, name=str(reference))
+        answered[name] = answers(each, changed.get(name), other, verdicts[name])
     lost: tuple[Forgotten, ...] = ()
     if reference is not None and changed:
         others = np.stack([np.asarray(models[name].test) for name in changed])
         lost = forgotten(models[reference].test, others, labels.test, pixels)
-    return RiskReport(risks, reference, changed, verdicts, lost, tuple(notes))
+    return RiskReport(risks, reference, changed, verdicts, answered, lost, tuple(notes))
 
 
 _TABLES = {
-    "What it costs, and how good it is": {
-        "sparsity": "sparsity", "kept": "kept", "effective_flops": "FLOPs",
+    "How good it is, and what it costs": {
         "accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "aurc": "AURC",
-    },
-    "Whether its probabilities mean what they say": {
-        "overconfidence": "confidence - accuracy", "ece": "ECE", "ece_mass": "ECE, equal mass",
-        "ece_classwise": "ECE, classwise", "temperature": "T", "scaled_nll": "NLL at T", "scaled_ece": "ECE at T",
+        "sparsity": "sparsity", "kept": "weights kept", "effective_flops": "FLOPs", "seconds": "ms a call",
     },
     "Whether it generalises": {
-        "train_accuracy": "training accuracy", "accuracy_gap": "accuracy gap",
-        "train_nll": "training NLL", "nll_gap": "NLL gap",
+        "train_accuracy": "training accuracy", "accuracy_gap": "training - test accuracy",
+        "train_nll": "training NLL", "nll_gap": "test - training NLL",
     },
 }  # fmt: skip
+_SCALED = ("temperature", "scaled_nll", "scaled_ece")
 _PERCENT = {"accuracy", "train_accuracy", "accuracy_gap", "overconfidence", "agreement"}
+_COSTS = {
+    "sparsity": formatting.percent,
+    "kept": formatting.quantity,
+    "effective_flops": formatting.quantity,
+    "seconds": lambda value: f"{1000 * value:.3g}",
+}
+
+
+def cell(key: str, value: Any, *, signed: bool = False) -> str:
+    """A figure with its interval as the tables show it; a figure that has no interval says so."""
+    if value is None:
+        return formatting.MISSING
+    if not isinstance(value, Interval):
+        return _COSTS[key](value)
+    percent = key in _PERCENT or key.startswith(("corrupted/", "foreign/"))
+    plus = "+" if signed or key in ("overconfidence", "accuracy_gap", "nll_gap") else ""
+    digits = 2 if key == "temperature" else 3
+    number = (lambda x: f"{100 * x:{plus}.1f}") if percent else (lambda x: f"{x:{plus}.{digits}f}")
+    unit = "" if not percent else " points" if plus else " %"
+    if math.isnan(value.low) or math.isnan(value.high):
+        return f"{number(value.estimate)}{unit} (too few)" if math.isfinite(value.estimate) else number(value.estimate)
+    return f"{number(value.estimate)} ({number(value.low)} to {number(value.high)}){unit}"
 
 
 def _values(each: Risk) -> dict[str, Any]:
     cost = each.complexity
-    values: dict[str, Any] = (
-        {} if cost is None else {k: getattr(cost, k) for k in ("sparsity", "kept", "effective_flops")}
-    )
-    return {**values, **each.figures}
-
-
-def _cell(key: str, value: Any, *, signed: bool = False) -> str:
-    if value is None:
-        return formatting.MISSING
-    if not isinstance(value, Interval):
-        return {"sparsity": formatting.percent}.get(key, formatting.quantity)(value)
-    percent = key in _PERCENT or key.startswith(("corrupted/", "foreign/"))
-    plus = "+" if signed or key in ("overconfidence", "accuracy_gap", "nll_gap") else ""
-    digits = 3 if key == "temperature" else 4
-    number = (lambda x: f"{100 * x:{plus}.1f}") if percent else (lambda x: f"{x:{plus}.{digits}f}")
-    unit = "" if not percent else " points" if plus else " %"
-    return f"{number(value.estimate)} ({number(value.low)} to {number(value.high)}){unit}"
+    costs = {} if cost is None else {key: getattr(cost, key) for key in ("sparsity", "kept", "effective_flops")}
+    return {**costs, **({} if each.seconds is None else {"seconds": each.seconds}), **each.figures}
 
 
 def _bin(bins: Interval, k: int) -> str:
@@ -242,22 +303,35 @@ def _bin(bins: Interval, k: int) -> str:
     return f"{accuracy:.0f} ({low:.0f} to {high:.0f}), {samples}"
 
 
+def _wrapped(text: str, indent: str = "") -> str:
+    """Lines of at most `WIDTH` characters; lines that are broken on purpose, such as a map of pixels, stay so."""
+    if "\n" in text:
+        return text
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
+
+
 def _lists(bins: Any) -> dict[str, list[float]]:
     return {name: np.asarray(values, float).tolist() for name, values in bins._asdict().items()}
 
 
 def _risk_dict(each: Risk) -> dict[str, Any]:
     cost = each.complexity
+    tests = {}
+    for name, found in each.calibration.items():
+        regions = [region._asdict() for region in found.regions]
+        tests[name] = {**vars(found), "error": found.error._asdict(), "regions": regions}
     return {
-        "samples": each.samples,
+        "samples": int(each.test.labels.size),
         "figures": {
             name: {**interval._asdict(), "means": FIGURES.get(name, name)} for name, interval in each.figures.items()
         },
+        "calibration": tests,
         "corruption": {name: [level._asdict() for level in levels] for name, levels in each.corruption.items()},
         "reliability": {name: _lists(bins) for name, bins in each.reliability._asdict().items()},
         "complexity": None
         if cost is None
         else {k: getattr(cost, k) for k in ("sparsity", "kept", "flops", "effective_flops")},
+        "seconds": each.seconds,
     }
 
 
@@ -265,11 +339,14 @@ def _changes_dict(each: Changes) -> dict[str, Any]:
     return {
         "figures": {name: interval._asdict() for name, interval in each.figures.items()},
         "p_values": dict(each.p_values),
+        "adjusted": dict(each.adjusted),
         "recall": [interval._asdict() for interval in each.recall],
+        "recall_adjusted": list(each.recall_adjusted),
         "agreement": each.agreement._asdict(),
         "exemplars": np.flatnonzero(np.asarray(each.exemplars.is_exemplar)).tolist(),
         "regressions": each.regressions,
         "gains": each.gains,
+        "detectable": each.detectable,
     }
 
 

@@ -1,8 +1,7 @@
-"""How far to trust one model: every figure of its predictions, with a bootstrap interval."""
+"""How far to trust one model: `risk` computes every figure of its predictions, each with an interval that covers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.assess import intervals, metrics, selective
+from jaxprune.assess.calibration_test import CalibrationTest, calibration_test
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.reliability import calibration_error, fit_temperature, reliability
+from jaxprune.assess.metrics import Samples
+from jaxprune.assess.reliability import Reliability, reliability, temperature_interval
 
 Array = jax.Array
 _BINS = 15
@@ -25,14 +26,17 @@ class Predictions:
     `logits_from_probabilities` turns probabilities into logits.
 
     Attributes:
-      test: (n, classes) of the test samples.
-      train: of training samples, for the generalisation gap.
-      held_out: of samples that neither trained the model nor judge it, for temperature scaling.
-      foreign: by name those of samples of another kind, for their detection.
-      corrupted: by name those of the test samples made worse, (levels, n, classes): see `corrupted_logits`.
-      members: of an ensemble, (members, n, classes) of the test samples, for the mutual information.
-      foreign_members: likewise by name, with the keys of `foreign`.
+      test: logits of the test samples, (n, classes).
+      train: logits of training samples, for the gap between training and test.
+      held_out: logits of samples that neither trained the model nor judge it, for temperature scaling.
+      foreign: logits of samples of another kind, by the name of the kind, for their detection.
+      corrupted: logits of the test samples made worse, by the name of the corruption, (levels, n, classes); see
+        `corrupted_logits`.
+      members: logits of the members of an ensemble on the test samples, (members, n, classes), for their epistemic
+        uncertainty.
+      foreign_members: the same of foreign samples, with the keys of `foreign`.
       complexity: what the model costs.
+      seconds: the measured time of one call, on the same inputs and the same machine for all models.
     """
 
     test: Any
@@ -43,6 +47,7 @@ class Predictions:
     members: Any = None
     foreign_members: Mapping[str, Any] = field(default_factory=dict)
     complexity: Complexity | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,192 +61,195 @@ class Labels:
 
 @dataclass(frozen=True)
 class Risk:
-    """What is known of one model. Intervals hold floats.
+    """What is known of one model. Intervals hold floats; ends that the samples cannot give are NaN.
 
     Attributes:
-      figures: by name each figure with its interval; `FIGURES` says in words what they are.
-      reliability: the bins of the reliability diagram, a `Reliability` each of the estimate and of the ends. A resample
-        that leaves a bin empty does not count for it; NaN in a bin that the samples leave empty.
+      figures: each figure with its interval, by name; `FIGURES` says in words what they are.
+      calibration: the tests behind `ece`, `ece_mass`, `ece_classwise` and `scaled_ece`: measured errors, what a
+        calibrated model would show by chance, p-values.
+      reliability: the bins of the reliability diagram, a `Reliability` each for the estimate and the ends of the
+        accuracy; NaN in a bin without samples.
       coverage: the risk-coverage curve.
-      corruption: by name the accuracy at each level, each with its interval.
+      corruption: the accuracy at each level, each with its interval, by the name of the corruption.
       complexity: what it costs; None if not given.
-      samples: how many test samples there are.
-      resamples: how many times they were drawn again.
+      seconds: the measured time of one call; None if not given.
+      test: what the model says about each test sample.
+      train: what it says about each training sample; None if not given.
       confidence: of the intervals.
     """
 
     figures: Mapping[str, Interval]
+    calibration: Mapping[str, CalibrationTest]
     reliability: Interval
     coverage: selective.RiskCoverage
     corruption: Mapping[str, tuple[Interval, ...]]
     complexity: Complexity | None
-    samples: int
-    resamples: int
+    seconds: float | None
+    test: Samples
+    train: Samples | None
     confidence: float
 
 
 FIGURES = {
-    "accuracy": "accuracy",
-    "nll": "negative log-likelihood in nats",
-    "brier": "Brier score, in [0, 2]",
-    "ece": "calibration error, equal-width bins",
-    "ece_mass": "calibration error, equal-mass bins",
-    "ece_classwise": "classwise calibration error",
+    "accuracy": "fraction of the test samples that the model answers rightly",
+    "nll": "mean negative log-likelihood of the test labels, in nats; the loss of training",
+    "brier": "mean squared distance of the probabilities from the truth, in [0, 2]",
+    "ece": "expected calibration error of the largest probability over 15 equally wide bins, bias removed",
+    "ece_mass": "the same over 15 bins of equally many samples",
+    "ece_classwise": "calibration error of the probability of each class, mean over the classes, as measured",
     "overconfidence": "mean confidence less accuracy",
-    "aurc": "area under the risk-coverage curve",
-    "temperature": "temperature fitted on held-out samples",
-    "scaled_nll": "NLL after temperature scaling",
-    "scaled_ece": "ECE after temperature scaling",
+    "aurc": "area under the risk-coverage curve: mean error among the surest, over all coverages",
+    "temperature": "temperature fitted on held-out samples; above 1 it makes the model less sure",
+    "scaled_nll": "NLL after temperature scaling, the temperature taken as given",
+    "scaled_ece": "calibration error after temperature scaling, bias removed",
     "train_accuracy": "accuracy on training samples",
     "train_nll": "NLL of training samples",
     "accuracy_gap": "training less test accuracy",
     "nll_gap": "test less training NLL",
 }
-"""What the figures are called in words; beside these `foreign/NAME/SCORE` and `corrupted/NAME`."""
+"""What the figures are; beside these there are `foreign/NAME/SCORE` and `corrupted/NAME`."""
 
 
-def risk(
-    predictions: Predictions,
-    labels: Labels,
-    *,
-    key: Array,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    batch: int = 16,
-) -> Risk:
-    """Everything that can be said of one model from what it said.
-
-    Models that get the same key are judged by the same resamples. The temperature is fitted again to each resample of
-    the held-out samples, so that the intervals of what is scaled hold its own uncertainty too.
+def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1000, confidence: float = 0.95) -> Risk:
+    """Computes every figure of one model that its predictions allow.
 
     Args:
-      predictions: its logits; what is None or empty is left out.
+      predictions: its logits; figures of what is None or empty are left out.
       labels: the labels.
-      key: a JAX key.
-      resamples: of every interval, static.
+      key: a JAX key for the draws of the calibration tests.
+      draws: how many sets of labels these draw.
       confidence: of every interval, in (0, 1).
-      batch: resamples computed at once.
 
     Returns:
       The figures, on the host.
 
     Raises:
-      TypeError: see `evaluate`.
-      ValueError: see `evaluate`, each time with which samples; and logits without labels, corrupted or member logits
-        of other samples, foreign logits of other classes.
+      TypeError: `predictions` or `labels` is another type; see `evaluate`.
+      ValueError: see `evaluate`, with the part that is wrong; logits without labels, corrupted or member logits of
+        other samples, foreign logits of other classes, NaN; fewer than 2 draws, a confidence outside (0, 1).
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
-      >>> found = risk(Predictions(logits), Labels(jnp.array([0, 1, 1, 1])), key=jax.random.key(0), resamples=50)
-      >>> float(found.figures['accuracy'].estimate)
-      0.75
+      >>> found = risk(Predictions(logits), Labels(jnp.array([0, 1, 1, 1])), key=jax.random.key(0))
+      >>> [round(end, 2) for end in found.figures['accuracy']]
+      [0.75, 0.3, 0.95]
     """
-    checked = _check(predictions, labels)
-    options: dict[str, Any] = {"key": key, "resamples": resamples, "confidence": confidence, "batch": batch}
-    logits, targets = checked["test"]
-    figures = _floats(intervals.bootstrap(_figures, logits, targets, **options))
-    if "held_out" in checked:
-        figures |= _floats(intervals.bootstrap_apart(_scaled, checked["held_out"], checked["test"], **options))
-    if "train" in checked:
-        figures |= _floats(intervals.bootstrap_apart(_gap, checked["train"], checked["test"], **options))
-    figures |= _foreign(predictions, logits, options)
+    parts = _check(predictions, labels, draws, confidence)
+    test, train = parts["test"], parts.get("train")
+    hits = float(test.correct.mean())
+    calibration, scaled = _calibrations(predictions, labels, key, draws, confidence)
+    figures = {
+        "accuracy": intervals.proportion(hits, test.correct.size, confidence),
+        "nll": _loss(test.nll, test, confidence),
+        "brier": _loss(test.brier, test, confidence),
+        **{name: found.error for name, found in calibration.items() if name != "scaled_ece"},
+        "overconfidence": _overconfidence(test, confidence),
+        "aurc": selective.area_under_risk_coverage(test.confidence, test.correct, confidence),
+        **scaled,
+    }
+    if train is not None:
+        seen = intervals.proportion(float(train.correct.mean()), train.correct.size, confidence)
+        loss = intervals.mean(train.nll, confidence)
+        figures |= {"train_accuracy": seen, "train_nll": loss}
+        figures["accuracy_gap"] = intervals.independent_difference(seen, figures["accuracy"])
+        figures["nll_gap"] = intervals.independent_difference(figures["nll"], loss)
+    figures |= _foreign(predictions, confidence)
     corruption = {}
     for name, worse in predictions.corrupted.items():
-        hits = (jnp.argmax(jnp.asarray(worse), -1) == targets).astype(jnp.float32).T  # (n, levels)
-        corruption[name] = _levels(hits, options)
-        figures[f"corrupted/{name}"] = _float(intervals.bootstrap(jnp.mean, hits, **options))
+        right = np.asarray(jnp.argmax(jnp.asarray(worse), -1)) == test.labels  # (levels, n)
+        corruption[name] = tuple(intervals.proportion(float(x.mean()), x.size, confidence) for x in right)
+        figures[f"corrupted/{name}"] = _share(right.mean(0), confidence)
     return Risk(
         figures=figures,
-        reliability=_bins(logits, targets, options),
-        coverage=selective.risk_coverage(logits, targets),
+        calibration=calibration,
+        reliability=_bins(predictions.test, labels.test, confidence),
+        coverage=selective.risk_coverage(predictions.test, labels.test),
         corruption=corruption,
         complexity=predictions.complexity,
-        samples=logits.shape[0],
-        resamples=resamples,
+        seconds=predictions.seconds,
+        test=test,
+        train=train,
         confidence=confidence,
     )
 
 
-def overconfidence(logits: Array, labels: Array) -> Array:
-    """The mean confidence less the accuracy: positive where a model promises more than it keeps."""
-    return metrics.confidences(logits).mean() - metrics.correct(logits, labels).mean()
+def _loss(losses: np.ndarray, test: Samples, confidence: float) -> Interval:
+    """The mean loss; without ends where too few answers are wrong, for these make most of it."""
+    found = intervals.mean(losses, confidence)
+    few = (~test.correct).sum() < intervals.FEW
+    return Interval(found.estimate, np.nan, np.nan) if few else found
 
 
-@jax.jit
-def _figures(logits: Array, labels: Array) -> dict[str, Array]:
-    plain = metrics.evaluate(logits, labels, bins=_BINS)
-    error = partial(calibration_error, logits, labels, bins=_BINS)
-    return {
-        **{key: getattr(plain, key) for key in ("accuracy", "nll", "brier", "ece")},
-        "ece_mass": error(binning="equal_mass"),
-        "ece_classwise": error(classwise=True),
-        "overconfidence": overconfidence(logits, labels),
-        "aurc": selective.risk_coverage(logits, labels).aurc,
+def _share(values: np.ndarray, confidence: float) -> Interval:
+    """The mean of fractions in [0, 1]: a proportion of as many samples as would vary as much."""
+    share, variance = float(values.mean()), float(values.var()) / max(values.size - 1, 1)
+    return intervals.proportion(share, share * (1 - share) / variance if variance > 0 else values.size, confidence)
+
+
+def _overconfidence(test: Samples, confidence: float) -> Interval:
+    """Mean confidence less accuracy; where nearly all answers are right, the accuracy's interval carries it."""
+    if min(test.correct.sum(), (~test.correct).sum()) >= intervals.FEW:
+        return intervals.mean(test.confidence - test.correct, confidence)
+    hits = intervals.proportion(float(test.correct.mean()), test.correct.size, confidence)
+    return intervals.independent_difference(_share(test.confidence, confidence), hits)
+
+
+def _calibrations(
+    predictions: Predictions, labels: Labels, key: Array, draws: int, confidence: float
+) -> tuple[dict[str, CalibrationTest], dict[str, Interval]]:
+    """The tests as the model is and after temperature scaling, and the figures after temperature scaling."""
+    options: dict[str, Any] = {"key": key, "bins": _BINS, "draws": draws, "confidence": confidence}
+    found = {
+        "ece": calibration_test(predictions.test, labels.test, **options),
+        "ece_mass": calibration_test(predictions.test, labels.test, binning="equal_mass", **options),
+        "ece_classwise": calibration_test(predictions.test, labels.test, classwise=True, **options),
     }
+    if predictions.held_out is None:
+        return found, {}
+    factor = temperature_interval(predictions.held_out, labels.held_out, confidence)
+    cooled = jnp.asarray(predictions.test, jnp.float32) / np.float32(factor.estimate)
+    found["scaled_ece"] = calibration_test(cooled, labels.test, **options)
+    losses = metrics.samples(cooled, labels.test)
+    scaled = {"temperature": factor, "scaled_nll": _loss(losses.nll, losses, confidence)}
+    return found, {**scaled, "scaled_ece": found["scaled_ece"].error}
 
 
-@jax.jit
-def _scaled(held_out: Array, held_out_labels: Array, test: Array, labels: Array) -> dict[str, Array]:
-    factor = fit_temperature(held_out, held_out_labels)
-    found = metrics.evaluate(test / factor, labels, bins=_BINS)
-    return {"temperature": factor, "scaled_nll": found.nll, "scaled_ece": found.ece}
-
-
-@jax.jit
-def _gap(train: Array, train_labels: Array, test: Array, test_labels: Array) -> dict[str, Array]:
-    seen = metrics.correct(train, train_labels).mean(), metrics.log_losses(train, train_labels).mean()
-    new = metrics.correct(test, test_labels).mean(), metrics.log_losses(test, test_labels).mean()
-    names = ("train_accuracy", "train_nll", "accuracy_gap", "nll_gap")
-    return dict(zip(names, (*seen, seen[0] - new[0], new[1] - seen[1]), strict=True))
-
-
-def _foreign(predictions: Predictions, test: Array, options: dict[str, Any]) -> dict[str, Interval]:
-    """AUROC of telling foreign samples by each score."""
+def _foreign(predictions: Predictions, confidence: float) -> dict[str, Interval]:
+    """The area under the ROC curve of telling foreign samples by each score."""
     found = {}
     for name, logits in predictions.foreign.items():
-        ways = {"max_probability": selective.max_probability, "entropy": selective.entropy}
-        pairs = {way: (score(test), score(jnp.asarray(logits))) for way, score in ways.items()}
+        scores: dict[str, tuple[Any, Any, Any]] = {
+            "max_probability": (selective.max_probability, predictions.test, logits),
+            "entropy": (selective.entropy, predictions.test, logits),
+        }
         if predictions.members is not None and name in predictions.foreign_members:
-            every = (predictions.members, predictions.foreign_members[name])
-            known, foreign = (selective.epistemic_uncertainty(jnp.asarray(x)) for x in every)
-            pairs["mutual_information"] = known, foreign
-        for way, (known, foreign) in pairs.items():
-            area = intervals.bootstrap_apart(selective.auroc, (known,), (foreign,), **options)
-            found[f"foreign/{name}/{way}"] = _float(area)
+            members = predictions.members, predictions.foreign_members[name]
+            scores["epistemic_uncertainty"] = (selective.epistemic_uncertainty, *members)
+        for score, (uncertainty, known, foreign) in scores.items():
+            values = [np.asarray(uncertainty(jnp.asarray(x))) for x in (known, foreign)]
+            found[f"foreign/{name}/{score}"] = intervals.area_under_roc(values[0], values[1], confidence)
     return found
 
 
-_reliability = partial(reliability, bins=_BINS)
+def _bins(logits: Any, labels: Any, confidence: float) -> Interval:
+    """The reliability diagram with the interval of the accuracy in each bin that has a sample."""
+    found = Reliability(*(np.asarray(x, np.float64) for x in reliability(logits, labels, bins=_BINS)))
+    ends = [
+        intervals.proportion(float(accuracy), float(samples), confidence)[1:] if samples else (np.nan, np.nan)
+        for samples, accuracy in zip(found.samples, found.accuracy, strict=True)
+    ]
+    low, high = (found._replace(accuracy=np.array(side)) for side in zip(*ends, strict=True))
+    return Interval(found, low, high)
 
 
-def _bins(logits: Array, labels: Array, options: dict[str, Any]) -> Interval:
-    """Of each bin, on the host; a bin without samples has none in a resample either."""
-    found = intervals.bootstrap(_reliability, logits, labels, skip_nan=True, **options)
-    return jax.tree.map(np.asarray, found)
-
-
-def _levels(hits: Array, options: dict[str, Any]) -> tuple[Interval, ...]:
-    found = intervals.bootstrap(_mean, hits, **options)
-    return tuple(Interval(*map(float, level)) for level in zip(*map(np.asarray, found), strict=True))
-
-
-def _mean(hits: Array) -> Array:
-    return hits.mean(0)
-
-
-def _floats(found: Interval) -> dict[str, Interval]:
-    return {key: Interval(*(float(part[key]) for part in found)) for key in found.estimate}
-
-
-def _float(found: Interval) -> Interval:
-    return Interval(*map(float, found))
-
-
-def _check(predictions: Predictions, labels: Labels) -> dict[str, tuple[Array, Array]]:
+def _check(predictions: Predictions, labels: Labels, draws: int, confidence: float) -> dict[str, Samples]:
+    """Checks everything before anything is computed, and judges each sample of the parts that have labels."""
     for given, kind in ((predictions, Predictions), (labels, Labels)):
         if not isinstance(given, kind):
             name = kind.__name__
             raise TypeError(f"expected assess.{name}, got {type(given).__name__}; pass assess.{name}(...)")
+    if draws < 2 or not 0 < confidence < 1:
+        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {confidence}")
     checked = {}
     for part in ("test", "train", "held_out"):
         logits, targets = getattr(predictions, part), getattr(labels, part)
@@ -250,10 +258,10 @@ def _check(predictions: Predictions, labels: Labels) -> dict[str, tuple[Array, A
         if targets is None:
             raise ValueError(f"{part}: logits without labels; give labels.{part}, or leave predictions.{part} out")
         try:
-            checked[part] = metrics.check(logits, targets)
+            checked[part] = metrics.samples(logits, targets)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{part}: {error}") from error
-    _check_others(predictions, checked["test"][0].shape)
+    _check_others(predictions, jnp.shape(predictions.test))
     return checked
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.assess import metrics
+from jaxprune.assess import intervals, metrics
+from jaxprune.assess.intervals import Interval
 
 Array = jax.Array
 
@@ -86,6 +87,39 @@ def auroc(known: Any, foreign: Any) -> Array:
     _check_values(known, "known scores")
     _check_values(foreign, "foreign scores")
     return _auroc(known, foreign)
+
+
+def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray, level: float = 0.95) -> Interval:
+    """The area under the risk-coverage curve (AURC) with its interval.
+
+    To first order the area is the mean of what each sample adds to it, its influence; the interval is that of this
+    mean, skewness removed (see `intervals.mean`).
+
+    Args:
+      confidence: (n,), larger = surer.
+      correct: bool (n,).
+      level: the confidence of the interval, in (0, 1).
+
+    Returns:
+      The area; without ends where fewer than `intervals.FEW` samples are wrong.
+
+    Example:
+      >>> area = area_under_risk_coverage(np.arange(100.0), np.arange(100) >= 10)
+      >>> [round(end, 4) for end in area]
+      [0.0057, 0.0004, 0.0138]
+    """
+    n, wrong = len(correct), ~np.asarray(correct, bool)
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    rank, errors = np.arange(1, n + 1), wrong[order].astype(np.float64)
+    _, run = np.unique(-np.asarray(confidence)[order], return_inverse=True)
+    errors = (np.bincount(run, errors) / np.bincount(run))[run]  # equally sure: the mean over their orders
+    area = float((np.cumsum(errors) / rank).mean())
+    if wrong.sum() < intervals.FEW:
+        return Interval(area, np.nan, np.nan)
+    later = lambda x: np.cumsum(x[::-1])[::-1]
+    influence = errors * later(1 / rank) - later(errors / rank) + errors.mean()
+    found = intervals.mean(influence - influence.mean() + area, level)
+    return Interval(area, max(0.0, found.low), min(1.0, found.high))
 
 
 def max_probability(logits: Array) -> Array:

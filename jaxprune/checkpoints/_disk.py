@@ -1,4 +1,4 @@
-"""New files that are whole or absent, optional packages, and the one message for a file of something else."""
+"""What all files share: `write_new` writes them whole, `check_same` compares them with what the caller expects."""
 
 import importlib
 import json
@@ -8,6 +8,21 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = 10
+
+
+def check_new(path: Any) -> Path:
+    """Raises unless a path can be written to: nothing is there, and its folder exists. Returns the path.
+
+    Raises:
+      FileExistsError: the file exists.
+      FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists, and nothing is overwritten; choose another name or remove it first")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    return path
 
 
 def write_new(path: Any, write: Callable[[Path], Any]) -> Path:
@@ -24,11 +39,7 @@ def write_new(path: Any, write: Callable[[Path], Any]) -> Path:
       FileExistsError: the file exists. It is left as it is.
       FileNotFoundError: the folder does not exist.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists, and nothing is overwritten; choose another name or remove it first")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    path = check_new(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)

@@ -64,7 +64,10 @@ class Run:
         try:
             saved = json.loads(note.read_text())
         except ValueError as error:
-            raise ValueError(f"{note} is damaged: {_disk.first_line(error)}; pass a new folder") from error
+            raise ValueError(
+                f"{note} is damaged ({_disk.first_line(error)}): it does not say which {kind} the folder belongs to; "
+                "pass a new folder"
+            ) from error
         if not isinstance(saved, dict):
             raise ValueError(f"{note} does not describe a {kind}; pass a new folder")
         _disk.check_same(self._folder, kind, saved, identity)

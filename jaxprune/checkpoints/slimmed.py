@@ -28,7 +28,7 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       slimmed: what `jaxprune.slim` returned; `dataclasses.replace(slimmed, params=trained)` after fine-tuning.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
         `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` leaves the batch free.
-      platforms: where the loaded function runs.
+      platforms: the kinds of devices that the loaded function can run on, as `jax.export` names them.
 
     Returns:
       The sizes.
@@ -51,7 +51,8 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       >>> params['a'].shape, fn(params, jnp.ones((5, 3))).shape
       ((3, 2), (5, 2))
     """
-    _ = _disk.optional("flatbuffers", "saving a function")  # jax.export fails for want of it only after all the work
+    # Before the work of tracing and compiling: jax.export misses flatbuffers only at its end.
+    _ = _disk.check_new(path), _disk.optional("flatbuffers", "saving a function")
     structure = jax.tree.structure(slimmed.params)
 
     def flat(leaves: list[Any], *inputs: Any) -> PyTree:

@@ -61,9 +61,9 @@ def stack(networks: Sequence[Any]) -> Members:
         )
     first = networks[0][0]
     every = []
-    for i, (params, held) in enumerate(networks):
+    for i, (params, masks) in enumerate(networks):
         _tree.check_same(first, params, what=f"member {i}", of="member 0")
-        every.append(masks_.ones(params, where=lambda name, leaf: False) if held is None else masks_.unpack(held))
+        every.append(masks_.ones(params, where=lambda name, leaf: False) if masks is None else masks_.unpack(masks))
         _tree.check_masks(params, every[-1])
     _check_shapes([params for params, _ in networks])
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in networks))

@@ -14,19 +14,24 @@ turns a mask into a smaller network.
 Targets of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
 """
 
-from jaxprune.features.alignment import Alike, channel_similarity, cka, layer_similarity, similar_layers
-from jaxprune.features.elimination import Round, eliminate, top
+from jaxprune.features.elimination import eliminate, top
 from jaxprune.features.gates import StochasticGates, input_lasso
-from jaxprune.features.hidden import alive, distinctness, map_rank
+from jaxprune.features.hidden import (
+    alive,
+    channel_similarity,
+    cka,
+    distinctness,
+    layer_similarity,
+    map_rank,
+    similar_layers,
+)
 from jaxprune.features.narrowing import Narrowed, narrow
 from jaxprune.features.redundancy import clusters, correlations, mrmr, one_of_each, relatedness
 from jaxprune.features.saliency import gradient_saliency, input_norms, permutation
 from jaxprune.features.scores import anova_f, mutual_information, pearson, spearman
 
 __all__ = [
-    "Alike",
     "Narrowed",
-    "Round",
     "StochasticGates",
     "alive",
     "anova_f",

@@ -6,5 +6,17 @@ function cut into embedding, block and head, for work that goes block by block.
 """
 
 from jaxprune.models.decoder import FAMILIES, Parts, block_params, decoder, parts
+from jaxprune.models.pruning import BlockResult, Perplexity, is_pruned, perplexity, prune_folder
 
-__all__ = ["FAMILIES", "Parts", "block_params", "decoder", "parts"]
+__all__ = [
+    "FAMILIES",
+    "BlockResult",
+    "Parts",
+    "Perplexity",
+    "block_params",
+    "decoder",
+    "is_pruned",
+    "parts",
+    "perplexity",
+    "prune_folder",
+]

@@ -46,12 +46,15 @@ class Parts(NamedTuple):
         `block_params(params, index)`, with the prefix `model.layers.{index}.` removed.
       head: `(params, hidden) -> logits`: the last norm and the output projection, [batch, time, vocabulary].
       blocks: how many blocks the config names.
+      alike: `index -> index`: the first block that is computed like this one. What is compiled for `alike(index)`
+        serves this block too, if their arrays have the same shapes.
     """
 
     embed: Callable[[Params, jax.Array], jax.Array]
     block: Callable[[Params, jax.Array, int], jax.Array]
     head: Callable[[Params, jax.Array], jax.Array]
     blocks: int
+    alike: Callable[[int], int]
 
 
 def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Array]:
@@ -79,7 +82,7 @@ def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Arra
       >>> decoder(config)(params, jnp.array([[0, 3]])).shape
       (1, 2, 4)
     """
-    embed, block, head, blocks = parts(config)
+    embed, block, head, blocks, _ = parts(config)
 
     def fn(params: Params, tokens: jax.Array) -> jax.Array:
         hidden = embed(params, tokens)
@@ -167,7 +170,10 @@ def parts(config: Mapping[str, Any]) -> Parts:
         logits = norm(hidden, params["model.norm.weight"]) @ weight.T
         return jnp.tanh(logits / cap) * cap if cap else logits
 
-    return Parts(embed, block, head, int(config["num_hidden_layers"]))
+    blocks = int(config["num_hidden_layers"])
+    is_local = _windowed(config)
+    first = {is_local(index): index for index in reversed(range(blocks))}
+    return Parts(embed, block, head, blocks, lambda index: first[is_local(index)])
 
 
 def _norm(eps: float, *, offset: float) -> Callable[[jax.Array, jax.Array], jax.Array]:

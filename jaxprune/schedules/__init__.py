@@ -1,14 +1,29 @@
-"""Schedules: from a step to a sparsity, and from a step to whether masks are recomputed."""
+"""Schedules: `cubic` and others give a sparsity for each step, `every` says at which steps masks are revised.
 
-from jaxprune.schedules.optax import from_optax as from_optax
+A schedule is any function `step -> sparsity`, and an update rule any function `step -> bool`. Those made here print as
+the call that made them, and know the steps at which they begin and end.
+"""
+
 from jaxprune.schedules.ramps import constant as constant
 from jaxprune.schedules.ramps import cubic as cubic
 from jaxprune.schedules.ramps import cyclic as cyclic
 from jaxprune.schedules.ramps import exponential as exponential
+from jaxprune.schedules.ramps import from_optax as from_optax
 from jaxprune.schedules.ramps import jump as jump
 from jaxprune.schedules.ramps import ramp as ramp
 from jaxprune.schedules.steps import Schedule as Schedule
-from jaxprune.schedules.steps import Sparsity as Sparsity
-from jaxprune.schedules.steps import Step as Step
 from jaxprune.schedules.updates import Update as Update
 from jaxprune.schedules.updates import every as every
+
+__all__ = [
+    "Schedule",
+    "Update",
+    "constant",
+    "cubic",
+    "cyclic",
+    "every",
+    "exponential",
+    "from_optax",
+    "jump",
+    "ramp",
+]

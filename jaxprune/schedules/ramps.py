@@ -1,4 +1,4 @@
-"""Schedules from a step to a sparsity: constant, in one step, and along a ramp."""
+"""Schedules from a step to a sparsity: constant, jump, cubic, exponential, cyclic, a ramp by formula, and Optax's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.schedules.steps import (
+    Planned,
     Schedule,
     Sparsity,
     Step,
@@ -19,15 +20,18 @@ from jaxprune.schedules.steps import (
     steps_left,
 )
 
+_LONGEST = 100  # steps between two revisions that `gradual` makes by default
+
 
 def constant(sparsity: Sparsity) -> Schedule:
     """The same sparsity at every step.
 
     Args:
-      sparsity: the fraction removed, in [0, 1).
+      sparsity: the fraction removed, a number or a traced scalar in [0, 1).
 
     Returns:
-      A schedule. A Python int gives a Python float, a traced step an array of the default float dtype.
+      A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
+      dtype.
 
     Raises:
       ValueError: the sparsity is outside [0, 1).
@@ -36,18 +40,20 @@ def constant(sparsity: Sparsity) -> Schedule:
       >>> constant(0.9)(1000)
       0.9
     """
-    return jump(sparsity)
+    sparsity = check_sparsity(sparsity, "sparsity")
+    return Planned(f"constant({sparsity})", 0, 0, 1, _jump(sparsity, 0))
 
 
 def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
-    """Dense before `step`, `sparsity` from it on.
+    """Sparsity 0 before `step`, and `sparsity` from `step` on.
 
     Args:
-      sparsity: the fraction removed, in [0, 1); may be traced.
-      step: when it jumps, 0 or more.
+      sparsity: the fraction removed, a number or a traced scalar in [0, 1).
+      step: the first step at this sparsity, an int of 0 or more; default 0.
 
     Returns:
-      A schedule. A Python int gives a Python float, a traced step an array of the default float dtype.
+      A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
+      dtype.
 
     Raises:
       ValueError: the sparsity is outside [0, 1), or the step is negative.
@@ -56,35 +62,30 @@ def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
       >>> schedule = jump(0.9, step=100)
       >>> schedule(99), schedule(100)
       (0.0, 0.9)
+      >>> schedule
+      jump(0.9, step=100)
     """
-    sparsity, at = check_sparsity(sparsity, "sparsity"), check_step(step, "step")
-
-    def schedule(step: Step) -> Sparsity:
-        step = as_step(step)
-        if is_static(step):
-            return sparsity if step >= at else 0.0
-        return jnp.where(step >= at, _as_float(sparsity), 0.0)
-
-    return schedule
+    sparsity, step = check_sparsity(sparsity, "sparsity"), check_step(step, "step")
+    return Planned(f"jump({sparsity}, step={step})", step, step, 1, _jump(sparsity, step))
 
 
 def cubic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Schedule:
-    """Fast at first, when many weights can be spared, and slowly towards the end.
+    """A sparsity that rises fast at first, while many weights can be spared, and slowly towards the end.
 
         s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (t_n - t_0))^3        for t_0 <= t <= t_n
 
-    Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878, eq. 1. Before `begin` the sparsity is
-    `initial`; at `end` and after it is exactly `final`. It never falls where `final >= initial`.
+    Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878, eq. 1. The sparsity is `initial` up to `begin`,
+    exactly `final` from `end` on, and never falls where `final >= initial`.
 
     Args:
-      begin: t_0, the last step at `initial`; 0 or more.
-      end: t_n, the first step at `final`; after `begin`.
-      final: s_f, in [0, 1); may be traced, so that one compiled program serves all sparsities.
-      initial: s_i, in [0, 1); may be traced.
+      begin: t_0, the last step at `initial`, an int of 0 or more.
+      end: t_n, the first step at `final`, an int above `begin`.
+      final: s_f, in [0, 1); a number or a traced scalar, so that one compiled program serves all sparsities.
+      initial: s_i, in [0, 1); a number or a traced scalar. Default 0.
 
     Returns:
-      A schedule. A Python int gives a Python float (computed in float64), a traced step an array of the
-      default float dtype; eager and jitted calls give the same bits.
+      A function from a step to a sparsity. An int gives a Python float (computed in float64), a traced step an array
+      of the default float dtype; eager and jitted calls return the same bits.
 
     Raises:
       ValueError: a sparsity is outside [0, 1), or `end` is not after `begin`.
@@ -93,25 +94,28 @@ def cubic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Sch
       >>> schedule = cubic(100, 300, 0.8)
       >>> schedule(100), schedule(200), schedule(300), schedule(301)
       (0.0, 0.7000000000000001, 0.8, 0.8)
+      >>> schedule
+      cubic(begin=100, end=300, final=0.8, initial=0.0)
     """
-    return ramp(begin, end, final, initial, _cubic)
+    return _planned("cubic", begin, end, final, initial, _cubic)
 
 
 def exponential(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Schedule:
-    """The density falls by the same factor at each step, as in rounds of iterative pruning.
+    """A density that falls by the same factor at each step, like the rounds of iterative pruning.
 
         1 - s_t = (1 - s_i)^(1 - p) (1 - s_f)^p        with p = (t - t_0) / (t_n - t_0)
 
-    From `initial = 0` this is the schedule of Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1.
+    With `initial=0` this is the schedule of Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1.
 
     Args:
-      begin: t_0, the last step at `initial`; 0 or more.
-      end: t_n, the first step at `final`; after `begin`.
-      final: s_f, in [0, 1); may be traced.
-      initial: s_i, in [0, 1); may be traced.
+      begin: t_0, the last step at `initial`, an int of 0 or more.
+      end: t_n, the first step at `final`, an int above `begin`.
+      final: s_f, in [0, 1); a number or a traced scalar.
+      initial: s_i, in [0, 1); a number or a traced scalar. Default 0.
 
     Returns:
-      A schedule, as of `cubic`.
+      A function from a step to a sparsity. An int gives a Python float (computed in float64), a traced step an array
+      of the default float dtype; eager and jitted calls return the same bits.
 
     Raises:
       ValueError: a sparsity is outside [0, 1), or `end` is not after `begin`.
@@ -121,28 +125,29 @@ def exponential(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) 
       >>> schedule(0), schedule(1), schedule(2)
       (0.0, 0.5, 0.75)
     """
-    return ramp(begin, end, final, initial, _exponential)
+    return _planned("exponential", begin, end, final, initial, _exponential)
 
 
 def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cycles: int) -> Schedule:
-    """Cubic ramps one after another; weights removed in one cycle may come back in the next.
+    """Cubic ramps one after another; weights removed in one cycle may return in the next.
 
-    Srinivas et al. 2022, "Cyclical Pruning for Sparse Neural Networks", arXiv 2202.01290. With a period of
-    (end - begin) / cycles, each cycle reaches `final` at `begin` plus a multiple of the period, and the step
-    after that starts the next; so updates at an interval that divides the period meet each `final` once.
+    Srinivas et al. 2022, "Cyclical Pruning for Sparse Neural Networks", arXiv 2202.01290. The period of a cycle is
+    (end - begin) / cycles. Each cycle reaches `final` at `begin` plus a multiple of the period, and the next cycle
+    starts one step later; so updates whose interval divides the period meet each `final` once.
 
     Args:
-      begin: the last step at `initial`; 0 or more.
-      end: the last step of the last cycle; exactly `final` from there on.
-      final: the sparsity at the end of each cycle, in [0, 1); may be traced.
-      initial: the sparsity from which each cycle starts, in [0, 1); may be traced.
-      cycles: how many, 1 or more; must divide `end - begin`.
+      begin: the last step at `initial`, an int of 0 or more.
+      end: the last step of the last cycle, an int above `begin`; the sparsity is exactly `final` from there on.
+      final: the sparsity at the end of each cycle, in [0, 1); a number or a traced scalar.
+      initial: the sparsity at the start of each cycle, in [0, 1); a number or a traced scalar. Default 0.
+      cycles: the number of cycles, an int of 1 or more that divides `end - begin`.
 
     Returns:
-      A schedule, as of `cubic`.
+      A function from a step to a sparsity. An int gives a Python float (computed in float64), a traced step an array
+      of the default float dtype; eager and jitted calls return the same bits.
 
     Raises:
-      ValueError: a sparsity is outside [0, 1), `end` is not after `begin`, or `cycles` does not divide.
+      ValueError: a sparsity is outside [0, 1), `end` is not after `begin`, or `cycles` does not divide the interval.
 
     Example:
       >>> schedule = cyclic(0, 4, 0.8, cycles=2)
@@ -157,32 +162,34 @@ def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cy
         raise ValueError(f"cycles={cycles} must divide end - begin = {end - begin}; the nearest is end={near}")
     within = cubic(0, period, final, initial)
 
-    def schedule(step: Step) -> Sparsity:
-        step = as_step(step)
+    def value(step: Step) -> Sparsity:
         if is_static(step):
             inside = min(max(step, begin), end) - begin
             return within((inside - 1) % period + 1 if inside else 0)
         inside = jnp.clip(step, begin, end) - begin
         return within(jnp.where(inside > 0, (inside - 1) % period + 1, 0))
 
-    return schedule
+    call = f"cyclic(begin={begin}, end={end}, final={final}, initial={initial}, cycles={cycles})"
+    interval = max(n for n in range(1, _interval(period) + 1) if period % n == 0)
+    return Planned(call, begin, end, interval, value)
 
 
 def ramp(
     begin: int, end: int, final: Sparsity, initial: Sparsity, value: Callable[[Any, Any, Any, Any], Any]
 ) -> Schedule:
-    """A schedule that goes from `initial` at `begin` to `final` at `end` by a formula of its own.
+    """A schedule from `initial` at `begin` to `final` at `end` by a formula of the user.
 
     Args:
-      begin: the last step at `initial`; 0 or more.
-      end: the first step at `final`; after `begin`.
-      final: in [0, 1); may be traced.
-      initial: in [0, 1); may be traced.
-      value: `(np or jnp, fraction of the steps left, initial, final)` -> sparsity. It need not be exact at the
-        ends, which are set here.
+      begin: the last step at `initial`, an int of 0 or more.
+      end: the first step at `final`, an int above `begin`.
+      final: in [0, 1); a number or a traced scalar.
+      initial: in [0, 1); a number or a traced scalar.
+      value: `(xp, left, initial, final) -> sparsity`, where `xp` is numpy or jax.numpy and `left` is the fraction of
+        the steps that are left, from 1 at `begin` to 0 at `end`. The two ends are set exactly whatever it returns.
 
     Returns:
-      A schedule, as of `cubic`.
+      A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
+      dtype.
 
     Raises:
       ValueError: a sparsity is outside [0, 1), or `end` is not after `begin`.
@@ -192,11 +199,59 @@ def ramp(
       >>> [round(squares(step), 3) for step in (0, 5, 10, 20)]
       [0.0, 0.6, 0.8, 0.8]
     """
+    return _planned("ramp", begin, end, final, initial, value)
+
+
+def from_optax(schedule: Callable[[Any], Any], *, begin: int = 0, end: int | None = None) -> Schedule:
+    """An Optax schedule, or any function from a step to a number, as a schedule of sparsities.
+
+    The value at step 0 is checked at once, and so is every value computed for an int; a traced value cannot be checked
+    and is clipped to [0, 1). Optax counts in float32, so its schedules lose steps after 2^24.
+
+    Args:
+      schedule: a function such as `optax.linear_schedule(0.0, 0.9, 1000)`.
+      begin: the step at which the sparsity starts to change, an int of 0 or more; default 0.
+      end: the step at which the sparsity is final, an int above `begin`. It decides when `training.gradual` revises
+        masks; by default an end is unknown, and masks are revised at every step.
+
+    Returns:
+      A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
+      dtype.
+
+    Raises:
+      TypeError: `schedule` is not a function.
+      ValueError: a value is outside [0, 1), or `end` is not after `begin`.
+
+    Example:
+      >>> import optax
+      >>> schedule = from_optax(optax.linear_schedule(0.0, 0.5, transition_steps=10), end=10)
+      >>> schedule(5), schedule(jnp.int32(20))
+      (0.25, Array(0.5, dtype=float32))
+    """
+    if not callable(schedule):
+        raise TypeError(f"from_optax takes a function from a step to a number; got {schedule!r}")
+
+    def value(step: Step) -> Sparsity:
+        step = as_step(step)
+        if is_static(step):
+            with jax.ensure_compile_time_eval():
+                return check_sparsity(schedule(step), f"the schedule's sparsity at step {step}")
+        sparsity = jnp.asarray(schedule(step), jnp.result_type(float))
+        largest = np.nextafter(np.ones((), sparsity.dtype), np.zeros((), sparsity.dtype))
+        return jnp.clip(sparsity, 0.0, largest)
+
+    value(0)
+    if end is None:
+        return value
+    begin, end = check_interval(begin, end)
+    return Planned(f"from_optax({schedule!r}, begin={begin}, end={end})", begin, end, _interval(end - begin), value)
+
+
+def _planned(name: str, begin: int, end: int, final: Sparsity, initial: Sparsity, value: Any) -> Planned:
     begin, end = check_interval(begin, end)
     final, initial = check_sparsity(final, "final"), check_sparsity(initial, "initial")
 
-    def schedule(step: Step) -> Sparsity:
-        step = as_step(step)
+    def at(step: Step) -> Sparsity:
         left = steps_left(step, begin, end)
         static = is_static(step) and isinstance(initial, float) and isinstance(final, float)
         xp, first, last = (np, initial, final) if static else (jnp, _as_float(initial), _as_float(final))
@@ -205,7 +260,22 @@ def ramp(
         sparsity = xp.where(left <= 0, last, xp.where(left >= end - begin, first, sparsity))
         return float(sparsity) if static else sparsity
 
-    return schedule
+    call = f"{name}(begin={begin}, end={end}, final={final}, initial={initial})"
+    return Planned(call, begin, end, _interval(end - begin), at)
+
+
+def _interval(period: int) -> int:
+    """A tenth of the period, and 100 steps at the most."""
+    return max(1, min(_LONGEST, period // 10))
+
+
+def _jump(sparsity: Sparsity, at: int) -> Callable[[Step], Sparsity]:
+    def value(step: Step) -> Sparsity:
+        if is_static(step):
+            return sparsity if step >= at else 0.0
+        return jnp.where(step >= at, _as_float(sparsity), 0.0)
+
+    return value
 
 
 def _cubic(xp: Any, left: Any, initial: Any, final: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Steps and sparsities: what schedules accept, and how far along a step is."""
+"""Steps and sparsities: the types and checks that schedules share, and `Planned`, a schedule that knows its end."""
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,12 +10,38 @@ import numpy as np
 from jax.core import Tracer
 
 Step = Any  # an int, or an integer array of shape (), traced or not
-Sparsity = Any  # a float in [0, 1), or a floating array of shape (); what the step is, the sparsity is too
+Sparsity = Any  # a float in [0, 1) for an int step, else a floating array of shape ()
 Schedule = Callable[[Step], Sparsity]
 
 
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A schedule that knows where it begins and ends, and prints as the call that made it.
+
+    Attributes:
+      call: that call.
+      begin: the last step at the initial sparsity.
+      end: the first step at the final sparsity, which it keeps from there on.
+      interval: the number of steps between two revisions of the masks that is enough to follow it.
+      value: the sparsity at a step.
+    """
+
+    call: str
+    begin: int
+    end: int
+    interval: int
+    value: Callable[[Step], Sparsity]
+
+    def __call__(self, step: Step) -> Sparsity:
+        """The sparsity at a step."""
+        return self.value(as_step(step))
+
+    def __repr__(self) -> str:
+        return self.call
+
+
 def is_static(step: Any) -> bool:
-    """Whether a step is a plain integer, so that the schedule answers with Python numbers.
+    """Whether a step is a plain integer; the schedule then returns a Python float.
 
     Example:
       >>> is_static(3), is_static(jnp.int32(3))
@@ -33,7 +60,7 @@ def as_step(step: Any) -> Any:
       An int for a static step, else an array.
 
     Raises:
-      TypeError: the step is not an integer. A float32 counter stands still at 2^24, so none is taken.
+      TypeError: the step is not an integer. A float32 counter stops at 2^24, so floats are refused.
     """
     if is_static(step):
         return int(step)
@@ -47,8 +74,8 @@ def as_step(step: Any) -> Any:
 def steps_left(step: Any, begin: int, end: int) -> Any:
     """The steps from `step` to `end`, from `end - begin` at and before `begin` to 0 at and after `end`.
 
-    The difference is taken between integers and only then rounded to a float, with a relative error of
-    2^-24 however large the step numbers are; a float32 step would lose whole steps after 2^24.
+    The difference is computed in integers and only then rounded to a float, with a relative error of 2^-24 whatever
+    the size of the step; a float32 step would lose whole steps after 2^24.
 
     Args:
       step: from `as_step`.

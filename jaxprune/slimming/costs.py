@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 from jaxprune._jaxprs import count_flops, is_product, live, multiply_adds, sub_jaxprs
 from jaxprune._jaxprs.primitives import PRIMITIVES, Product
 from jaxprune.slimming._labels.analysis import analyse
+from jaxprune.slimming._labels.axes import Axis, is_fixed
 from jaxprune.slimming._labels.evaluate import Decision
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming.choice import Choice
-from jaxprune.slimming.slim import decided, slim
+from jaxprune.slimming.slim import decided, slim, whole_pieces
 
 PyTree = Any
 Cost = Callable[[Choice], float]
 Measure = Callable[..., float]
+Count = Callable[[Decision], int]
 
 
 def parameters(choice: Choice) -> float:
@@ -84,7 +86,8 @@ def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
       (200.0, 150.0)
     """
     analysis = analyse(fn, params, inputs, fix_outputs=True)
-    return lambda choice: float(_flops(decided(analysis, choice.manifest()), analysis.frame))
+    whole, count = whole_pieces(analysis), _counter(analysis.frame)
+    return lambda choice: float(count(decided(analysis, choice.manifest(), whole)))
 
 
 def latency(
@@ -139,31 +142,32 @@ def _median_seconds(repeats: int, fn: Callable[..., PyTree], params: PyTree, *in
     return statistics.median(times)
 
 
-def _flops(decision: Decision, frame: Frame) -> int:
-    """The FLOPs of a traced program with the sizes that a decision leaves, counted as `count_flops` counts."""
-    total = 0
+def _counter(frame: Frame) -> Count:
+    """Counts the FLOPs of a traced program by the sizes that a decision leaves, as `count_flops` counts them."""
+    parts: list[Count] = []
     for index, eqn in live(frame.jaxpr):
         if is_product(eqn):
-            total += _product_flops(decision, frame, eqn)
+            parts.append(_product(frame, eqn))
             continue
         subs, children = sub_jaxprs(eqn), frame.children.get(index)
         if children is None:  # nothing shrinks in what slimming does not enter
             known = [sub for sub in subs if sub.role != "unknown"]
-            total += sum(count_flops(sub).total * (1 if sub.length is None else sub.length) for sub in known)
+            flops = sum(count_flops(sub).total * (1 if sub.length is None else sub.length) for sub in known)
+            parts += [lambda decision, flops=flops: flops] if flops else []
             continue
-        inside = [_flops(decision, child) for child in children]
+        inside = [_counter(child) for child in children]
         if subs[0].role == "branch":
-            total += max(inside)
+            parts.append(lambda decision, inside=inside: max(count(decision) for count in inside))
         elif subs[0].role == "scan":
-            stacked = [decision.keep(frame.read(eqn.invars[k])[0]) for k in sorted(subs[0].stacked_inputs)[:1]]
-            total += inside[0] * (stacked[0].size if stacked and stacked[0] is not None else subs[0].length or 1)
+            turns = [frame.read(eqn.invars[k])[0] for k in sorted(subs[0].stacked_inputs)[:1]]
+            parts.append(_times(inside[0], subs[0].length or 0, turns))
         else:
-            total += sum(inside)
-    return total
+            parts += [count for count in inside if count is not _nothing]
+    return (lambda decision: sum(count(decision) for count in parts)) if parts else _nothing
 
 
-def _product_flops(decision: Decision, frame: Frame, eqn: Any) -> int:
-    """The FLOPs of a matrix product or a convolution: those of the whole sizes, by the part that is left of each."""
+def _product(frame: Frame, eqn: Any) -> Count:
+    """Counts a matrix product or a convolution: 2 for each multiply-add, of the part that is left of each axis."""
     primitive = PRIMITIVES[eqn.primitive.name]
     if isinstance(primitive, Product):
         (_, contracted), (_, batch) = primitive.numbers(eqn)
@@ -172,10 +176,26 @@ def _product_flops(decision: Decision, frame: Frame, eqn: Any) -> int:
     else:  # samples and features of a convolution; windows do not shrink
         numbers = eqn.params["dimension_numbers"]
         left, right = numbers.lhs_spec[:1], numbers.rhs_spec[:2]
-    total = 2 * multiply_adds(eqn).total
-    for var, axes in ((eqn.invars[0], left), (eqn.invars[1], right)):
-        for axis in axes:
-            keep = decision.keep(frame.read(var)[axis])
+    lhs, rhs = map(frame.read, eqn.invars)
+    axes = [lhs[axis] for axis in left] + [rhs[axis] for axis in right]
+    flops = 2 * multiply_adds(eqn).total
+    return _times(lambda decision: flops, 1, axes)
+
+
+def _times(count: Count, length: int, axes: Sequence[Axis]) -> Count:
+    """A count times a length, of which each axis is a factor that may shrink."""
+    shrinking = [axis for axis in axes if not is_fixed(axis)]
+
+    def counted(decision: Decision) -> int:
+        total = count(decision) * length
+        for keep in map(decision.keep, shrinking):
             if keep is not None:
                 total = total // keep.full * keep.size
-    return total
+        return total
+
+    return _nothing if count is _nothing else counted
+
+
+def _nothing(decision: Decision) -> int:
+    del decision
+    return 0

@@ -180,7 +180,7 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
         if positions.ndim > 1:
             lead = positions.shape[:-1]  # a mask may have one entry for all layers
             leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
-            leaf = xp.take_along_axis(leaf, xp.asarray(_index(positions, axis, leaf.ndim)), axis=axis)
+            leaf = xp.take_along_axis(leaf, xp.asarray(spread(positions, axis, leaf.ndim)), axis=axis)
         else:
             leaf = xp.take(leaf, positions, axis=axis)
     return leaf
@@ -210,7 +210,7 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
         # Where each position of the whole axis is found in the smaller one; `small` for what is filled.
         source = np.full((*positions.shape[:-1], full), small)
         np.put_along_axis(source, positions, np.broadcast_to(np.arange(small), positions.shape), -1)
-        index = _index(source, axis, leaf.ndim)
+        index = spread(source, axis, leaf.ndim)
         lead = source.shape[:-1]
         leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
         if small == 0:  # of a branch that went whole there is nothing to take
@@ -222,16 +222,17 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
     return leaf
 
 
-def _index(positions: np.ndarray, axis: int, rank: int) -> np.ndarray:
+def spread(values: Any, axis: int, rank: int) -> Any:
+    """(layers..., n) values of the positions of an axis, in a shape of `rank` axes that broadcasts to the array."""
     shape = [1] * rank
-    for i in range(positions.ndim - 1):
-        shape[i] = positions.shape[i]
-    shape[axis] = positions.shape[-1]
-    return positions.reshape(shape)
+    for i in range(values.ndim - 1):
+        shape[i] = values.shape[i]
+    shape[axis] = values.shape[-1]
+    return values.reshape(shape)
 
 
 def _mask(kept: Kept) -> np.ndarray:
     mask = np.ones((), bool)
     for axis in kept.axes:
-        mask = mask & _index(kept.stay(axis), axis, len(kept.shape or ()))
+        mask = mask & spread(kept.stay(axis), axis, len(kept.shape or ()))
     return mask

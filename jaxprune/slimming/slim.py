@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jaxprune import _tree, criteria
 from jaxprune._jaxprs import is_array
+from jaxprune.prune import Selector
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
@@ -131,7 +132,8 @@ def slim(
       >>> slim(fn, params, {'a[1]': [0, 2]}, jnp.ones((5, 1))).params['a'].tolist()
       [[1.0]]
     """
-    manifest = _manifest(fn, params, what, inputs, lambda: criterion(params, grads=grads, stats=stats, key=key))
+    selector = Selector(criterion=criterion, key=key)
+    manifest = _manifest(fn, params, what, inputs, lambda: selector.scores(params, grads=grads, stats=stats))
     _check_shapes(params, manifest, smaller=False)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
@@ -312,24 +314,34 @@ def _decide(
     return analysis, decided(analysis, manifest)
 
 
-def decided(analysis: Analysis, manifest: Manifest) -> Decision:
+def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, int, Piece]] | None = None) -> Decision:
     """The labels that must go so that exactly the positions go that the manifest removes.
 
     Args:
       analysis: a function traced with the whole parameters.
-      manifest: what stays of the parameters. Leaves that the function does not use may be smaller in any way.
+      manifest: the positions that stay. Leaves that the function does not use may be smaller in any way.
+      whole: `whole_pieces(analysis)`, to decide about many manifests.
 
     Raises:
       ValueError: some position goes although no label of it goes; the message names the arrays.
     """
-    unused = analysis.labels.reason("not used by the function")
-    pieces = []
-    for leaf, kept in zip(analysis.leaves, manifest.leaves, strict=True):
-        for axis, ids in enumerate(leaf.ids):
-            if not (analysis.labels.why(ids) == unused).all():
-                stay = kept.stay(axis) if axis in kept.axes else np.ones(ids.shape[-1], bool)
-                pieces.append(Piece(f"{leaf.name}, axis {axis}", ids, stay))
+    pieces = [
+        piece._replace(stay=manifest.leaves[k].stay(axis)) if axis in manifest.leaves[k].axes else piece
+        for k, axis, piece in (whole_pieces(analysis) if whole is None else whole)
+    ]
     return Decision(analysis.labels, labels_that_go(analysis.labels, pieces), rule_of)
+
+
+def whole_pieces(analysis: Analysis) -> list[tuple[int, int, Piece]]:
+    """The axes of the leaves that a function uses, with all their positions: (place of the leaf, axis, piece)."""
+    labels = analysis.labels
+    unused = labels.reason("not used by the function")
+    return [
+        (k, axis, Piece(f"{leaf.name}, axis {axis}", ids, np.ones(ids.shape[-1], bool), labels.atoms(ids)))
+        for k, leaf in enumerate(analysis.leaves)
+        for axis, ids in enumerate(leaf.ids)
+        if not (labels.why(ids) == unused).all()
+    ]
 
 
 def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:

@@ -1,16 +1,16 @@
-"""AC/DC: compressed and dense phases of training in turn."""
+"""AC/DC: `acdc` alternates compressed and dense phases of training."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _tree, criteria, masks
-from jaxprune import allocation as allocations
-from jaxprune.prune import Selector
+from jaxprune import _tree, allocation
+from jaxprune.masks import check_sparsity, ones
+from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import check_interval, check_step
 from jaxprune.training import enforce
-from jaxprune.training.method import Method, Signals
+from jaxprune.training.method import Method, Signals, in_shape
 
 PyTree = Any
 
@@ -23,41 +23,30 @@ def acdc(
     compressed: int,
     dense: int,
     last_dense: int = 0,
-    criterion: criteria.Criterion = criteria.magnitude,
-    allocation: allocations.Allocate = allocations.one_ranking,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
-    specs: PyTree = None,
-    key: Any = None,
+    **how: Unpack[How],
 ) -> Method:
     """Alternating compressed and decompressed training.
 
         dense until `begin`; then `compressed` steps pruned, `dense` steps dense, and so on; pruned from `end` on
 
-    Peste et al. 2021, arXiv 2106.12379, algorithm 1. Where a compressed phase starts, the masks are made from the
-    weights of that step, and stay for the phase. In a dense phase all masks are True: weights come back from zero and
-    without moments; those of the others go on, where the authors' code clears all of them. Of 100 epochs on ImageNet
-    they have 10 dense, phases of 5, the last dense one from 75 to 85, and rank all layers together: `begin=10, end=85,
-    compressed=5, dense=5, last_dense=10` times the steps of an epoch. The result is both a sparse model and, from the
-    last dense phase, a dense one.
+    Peste et al. 2021, arXiv 2106.12379, algorithm 1. The masks are computed at the start of each compressed phase, from
+    the weights of that step, and do not change during the phase. In a dense phase all masks are True: removed weights
+    start again from zero and without moments. The moments of the other weights are kept; the authors' code clears all.
+    The paper's 100 epochs on ImageNet have 10 dense epochs, phases of 5, and a last dense phase from epoch 75 to 85:
+    `begin=10, end=85, compressed=5, dense=5, last_dense=10`, times the steps of an epoch. The result is a sparse model
+    and, from the last dense phase, a dense one.
 
     Args:
       sparsity: the fraction removed in compressed phases, in [0, 1).
-      begin: the step of the first compressed phase; 0 or more.
-      end: the step from which on the network stays compressed; after `begin`. If that step lies in a compressed phase
+      begin: the step of the first compressed phase, an int of 0 or more.
+      end: the step from which the network stays compressed, an int above `begin`. If it lies in a compressed phase,
         the masks of that phase stay.
-      compressed: the length of a compressed phase in steps, 1 or more.
-      dense: the length of a dense phase in steps, 1 or more.
-      last_dense: the steps before `end` that are dense whatever the phases say, for a last dense phase that is longer
-        than the others; 0 for none.
-      criterion: as in `jaxprune.prune`; it sees the raw gradients of the step.
-      allocation: as in `jaxprune.prune`; for a pattern of N:M, which has no global ranking, `allocation.uniform`.
-      pattern: as in `jaxprune.prune`.
-      where: as in `jaxprune.prune`.
-      batch_axes: as in `jaxprune.prune`.
-      specs: as in `jaxprune.How`.
-      key: a JAX key, for random criteria; kept in the state.
+      compressed: the length of a compressed phase in steps, an int of 1 or more.
+      dense: the length of a dense phase in steps, an int of 1 or more.
+      last_dense: the number of steps before `end` that are always dense, for a longer last dense phase; default 0.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        The default allocation is `allocation.one_ranking`, as in the paper; a pattern of N:M has no ranking over all
+        leaves and needs `allocation.uniform`. The criterion sees the raw gradients of the step.
 
     Returns:
       A method for `jaxprune.sparsify`.
@@ -70,19 +59,12 @@ def acdc(
       >>> [step for step in range(12) if method.is_due(step)]
       [2, 4, 7]
     """
-    masks.check_sparsity(sparsity)
+    check_sparsity(sparsity)
     begin, end = check_interval(begin, end)
     compressed, dense = check_step(compressed, "compressed", least=1), check_step(dense, "dense", least=1)
     last_dense = check_step(last_dense, "last_dense")
-    select = Selector(
-        criterion=criterion,
-        allocation=allocation,
-        pattern=pattern,
-        where=where,
-        batch_axes=batch_axes,
-        key=key,
-        specs=specs,
-    )
+    how.setdefault("allocation", allocation.one_ranking)
+    select = Selector(**how)
 
     def is_compressed(step: Any) -> Any:
         inside = ((step - begin) % (compressed + dense) < compressed) & (step < end - last_dense)
@@ -92,14 +74,14 @@ def acdc(
         return is_compressed(step) != is_compressed(step - 1)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        _tree.selected(params, where)
-        return masks.ones(params, **select.units), enforce.own_key(key)
+        _tree.selected(params, select.where)
+        return ones(params, **select.units), enforce.own_key(select.key)
 
-    def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
-        del held
-        enforce.check_own_key(state, key)
-        found = select(signals.params, sparsity, **{"grads": signals.grads, "key": state, **signals.extra})
+    def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
+        key = enforce.use_key(state, select.key)
+        signs = {"grads": signals.grads, "key": key, **signals.extra}
+        new = in_shape(signals.trained(select)(signals.params, sparsity, **signs), masks)
         all_kept = ~jnp.asarray(is_compressed(signals.step))
-        return jax.tree.map(lambda mask: mask | all_kept if mask.ndim else mask, found), state
+        return jax.tree.map(lambda mask: mask | all_kept if mask.ndim else mask, new), state
 
-    return Method(init, is_due, revise, specs=specs)
+    return Method(init, is_due, revise, specs=select.specs, end=end + 1)

@@ -1,153 +1,305 @@
-"""Methods that train sparse from the start: static masks, and masks that drop and grow."""
+"""Dynamic sparse training: `set_` (SET), `rigl` (RigL), `srigl` (SRigL), `dynamic` for others, and `static` masks."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _tree, criteria, masks, schedules
-from jaxprune import allocation as allocations
-from jaxprune.prune import Selector
+from jaxprune import _tree, allocation, criteria, schedules
+from jaxprune.masks import Unstructured, check_sparsity
+from jaxprune.prune import How, Selector
+from jaxprune.schedules.steps import check_step, steps_left
 from jaxprune.training import enforce, growth
-from jaxprune.training.choosing import check_plan
-from jaxprune.training.method import Method, Signals
+from jaxprune.training.method import Method, Signals, in_shape
 
 PyTree = Any
 Fraction = Callable[[Any], Any]
 
 
-def static(
-    sparsity: float,
-    *,
-    key: Any,
-    allocation: allocations.Allocate = allocations.erk,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
-    specs: PyTree = None,
-) -> Method:
-    """Random masks, drawn where training starts and never changed.
+def static(sparsity: float, **how: Unpack[How]) -> Method:
+    """Random masks that are drawn at init and never change.
 
     The baseline of sparse training (Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134). As with
     every sparse start, `params = masks.apply(params, get_masks(state))` has the zeros in the first gradient too.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
-      key: a JAX key; equal keys give equal masks.
-      allocation: how the leaves share the sparsity.
-      pattern: any, as in `jaxprune.prune`.
-      where: as in `jaxprune.prune`.
-      batch_axes: as in `jaxprune.prune`.
-      specs: as in `jaxprune.How`.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        Here `key` is required unless another criterion is given, the default criterion is `criteria.random` and the
+        default allocation `allocation.erk`. Equal keys give equal masks.
 
     Returns:
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1).
+      ValueError: a sparsity outside [0, 1); at init, no key.
 
     Example:
       >>> start, _ = static(0.75, key=jax.random.key(0)).init({'w': jnp.ones((4, 4))})
       >>> int(start['w'].sum())
       4
     """
-    masks.check_sparsity(sparsity)
-    choose = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs).masks
+    check_sparsity(sparsity)
+    how.setdefault("criterion", criteria.random)
+    how.setdefault("allocation", allocation.erk)
+    select = Selector(**how)
 
     def init(params: PyTree) -> tuple[PyTree, None]:
-        return choose(criteria.random(params, key=key, specs=specs), sparsity), None
+        return select(params, sparsity), None
 
-    return Method(init, None, lambda held, state, signals: (held, state), specs=specs)
+    keep = lambda masks, state, signals: (masks, state)
+    return Method(init, None, keep, specs=select.specs, end=0, starts_sparse=True)
 
 
-def dynamic(
+def set_(
     sparsity: float,
     *,
-    key: Any,
     when: schedules.Update = schedules.every(100, 100),
     fraction: float | Fraction = 0.3,
-    drop: criteria.Criterion = criteria.magnitude,
-    grow: criteria.Criterion = criteria.random,
-    momentum: float | None = None,
-    allocation: allocations.Allocate = allocations.erk,
-    pattern: masks.Patterns = masks.Unstructured(),
-    where: _tree.Where = None,
-    batch_axes: masks.BatchAxes = 0,
-    specs: PyTree = None,
-    whole_leaf: bool = False,
+    **how: Unpack[How],
 ) -> Method:
-    """Dynamic sparse training: drops the worst of the kept weights and grows as many others, now and then.
+    """SET, sparse evolutionary training: drops the smallest weights and grows random ones.
 
-    With rare updates and few drops it explores in time what a dense network has in space (Liu et al. 2021, ITOP, arXiv
-    2102.02887): `grow=criteria.random` is their ITOP of SET, `grow=gradient_growth` that of RigL, and with `momentum`
-    it grows by averaged gradients, as Dettmers and Zettlemoyer 2019 (arXiv 1907.04840) do.
-
-    Each leaf (and slice of its batch axes, and output of `Unstructured(axes=-2)`) keeps exactly its number of weights
-    at every step. A weight just dropped is not grown in the same update. Grown weights start from zero, without
-    moments; the papers skip the optimizer's step when masks are updated, here it is made with the new masks. Counts
-    are taken from the masks held, so that it goes on from whatever `phases` hands over.
+    Mocanu et al. 2018, arXiv 1707.04780, algorithm 1. The paper drops the smallest positive and the largest negative
+    weights by the same fraction of each; this method, like all later work, drops the smallest by magnitude.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
-      key: a JAX key for the first masks and random growth, kept in the state.
-      when: step -> whether masks are updated.
-      fraction: of the kept weights how many are dropped, in [0, 1]; a number, or a function of the step.
-      drop: the kept weights that score lowest are dropped; it sees the raw gradients and extra arguments too.
-      grow: the removed weights that score highest are grown.
-      momentum: b in [0, 1): the gradients that `drop` and `grow` see are `m <- b m + (1 - b) g` over all steps. It
-        costs a dense tree in the state, and reading the gradients at every step. None: those of the step.
-      allocation: how the leaves share the sparsity at the start.
-      pattern: `masks.Unstructured`, also with axes; with `whole_leaf` also `masks.NM`.
-      where: as in `jaxprune.prune`.
-      batch_axes: as in `jaxprune.prune`.
-      specs: as in `jaxprune.How`.
-      whole_leaf: as in `training.drop_and_grow`.
+      when: a function from a step to whether the masks are revised; every 100 steps by default, every epoch in the
+        paper.
+      fraction: zeta, the fraction of the kept weights that are dropped, in [0, 1], or a function of the step; 0.3 by
+        default and in the paper.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        Here `key` is required, the criterion says which kept weights are dropped, and the default allocation is
+        `allocation.er`, as in the paper.
 
     Returns:
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a number out of its range; at init, a pattern that drop and grow does not cover.
+      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
+
+    Example:
+      >>> start, _ = set_(0.75, key=jax.random.key(0)).init({'w': jnp.ones((4, 4))})
+      >>> int(start['w'].sum())
+      4
+    """
+    how.setdefault("allocation", allocation.er)
+    return dynamic(sparsity, when=when, fraction=fraction, **how)
+
+
+def rigl(
+    sparsity: float,
+    steps: int,
+    *,
+    every: int = 100,
+    fraction: float = 0.3,
+    end: float = 0.75,
+    **how: Unpack[How],
+) -> Method:
+    """RigL: drops the smallest weights and grows those with the largest gradients.
+
+        f(t) = alpha / 2 (1 + cos(pi t / T_end))        at t = every, 2 every, ... < T_end
+
+    Evci et al. 2020, arXiv 1911.11134, algorithm 1. The gradients must be dense: those of the loss at the sparse
+    weights with respect to all weights, which is what `jax.grad` returns for parameters that hold zeros.
+
+    Args:
+      sparsity: the total fraction removed, in [0, 1).
+      steps: the number of updates of the whole training, an int of 1 or more.
+      every: Delta T, the number of steps between two revisions of the masks, an int of 1 or more.
+      fraction: alpha, the fraction of the kept weights that the first revision drops, in [0, 1].
+      end: T_end as a fraction of `steps`, in (0, 1]; the masks do not change afterwards.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        Here `key` is required, the criterion says which kept weights are dropped, and the default allocation is
+        `allocation.erk`, as in the paper.
+
+    Returns:
+      A method for `jaxprune.sparsify`.
+
+    Raises:
+      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
+
+    Example:
+      >>> method = rigl(0.9, 1000, key=jax.random.key(0))
+      >>> [step for step in range(1000) if method.is_due(step)]
+      [100, 200, 300, 400, 500, 600, 700]
+    """
+    when, fractions = _rigl_steps(steps, every, fraction, end)
+    return dynamic(sparsity, when=when, fraction=fractions, grow=growth.gradient_growth, **how)
+
+
+def srigl(
+    sparsity: float,
+    steps: int,
+    *,
+    every: int = 100,
+    fraction: float = 0.3,
+    end: float = 0.75,
+    **how: Unpack[How],
+) -> Method:
+    """SRigL: RigL in which all outputs have the same number of inputs, or all groups keep n of m.
+
+    Lasby et al. 2024, arXiv 2305.02299, section 3.2: the smallest weights of the whole leaf are dropped; each output
+    (or group) then grows as many as it lost, those with the largest gradients. So one output may change most of its
+    inputs while another keeps its own, where `rigl` with the same pattern drops the same fraction of each. The paper
+    also removes whole neurons; this method does not: every output keeps its number of inputs.
+
+    Args:
+      sparsity: the total fraction removed, in [0, 1); 1 - n/m for `masks.NM(n, m)`.
+      steps: the number of updates of the whole training, an int of 1 or more.
+      every: Delta T, the number of steps between two revisions of the masks, an int of 1 or more.
+      fraction: alpha, the fraction of the kept weights that the first revision drops, in [0, 1].
+      end: T_end as a fraction of `steps`, in (0, 1]; the masks do not change afterwards.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        Here `key` is required and the criterion says which kept weights are dropped. The default pattern is
+        `masks.Unstructured(axes=-2)`, the inputs of a (inputs, outputs) kernel; take `axes=(0, 1, 2)` for the kernel of
+        a convolution, or `masks.NM(n, m)` with `allocation.uniform`. The default allocation is `allocation.erk`.
+
+    Returns:
+      A method for `jaxprune.sparsify`.
+
+    Raises:
+      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
+
+    Example:
+      >>> start, _ = srigl(0.75, 1000, key=jax.random.key(0)).init({'w': jnp.ones((8, 4))})
+      >>> start['w'].sum(0).tolist()
+      [2, 2, 2, 2]
+    """
+    when, fractions = _rigl_steps(steps, every, fraction, end)
+    how.setdefault("pattern", Unstructured(axes=-2))
+    return dynamic(sparsity, when=when, fraction=fractions, grow=growth.gradient_growth, whole_leaf=True, **how)
+
+
+def dynamic(
+    sparsity: float,
+    *,
+    when: schedules.Update = schedules.every(100, 100),
+    fraction: float | Fraction = 0.3,
+    grow: criteria.Criterion = criteria.random,
+    momentum: float | None = None,
+    whole_leaf: bool = False,
+    **how: Unpack[How],
+) -> Method:
+    """Dynamic sparse training: each revision drops the worst of the kept weights and grows as many removed ones.
+
+    With rare updates and few drops it explores in time what a dense network has in space (Liu et al. 2021, ITOP, arXiv
+    2102.02887): `grow=criteria.random` is their ITOP of SET, `grow=training.gradient_growth` that of RigL, and with
+    `momentum` it grows by averaged gradients, as Dettmers and Zettlemoyer 2019 (arXiv 1907.04840) do.
+
+    Each leaf (and slice of its batch axes, and output of `Unstructured(axes=-2)`) keeps exactly its number of weights
+    at every step. A weight that was just dropped is not grown in the same update. Grown weights start from zero,
+    without moments. The papers skip the optimizer's step when masks are updated; here the step is made with the new
+    masks. Counts are taken from the present masks, so a run continues from whatever `phases` hands over.
+
+    Args:
+      sparsity: the total fraction removed, in [0, 1).
+      when: a function from a step to whether the masks are revised; every 100 steps by default.
+      fraction: the fraction of the kept weights that are dropped, in [0, 1], or a function of the step; default 0.3.
+      grow: a criterion; the removed weights with the highest scores are grown. `criteria.random` by default. It sees
+        the raw gradients and the extra arguments of `update`.
+      momentum: b in [0, 1): both criteria see the averages `m <- b m + (1 - b) g` over all steps instead of gradients.
+        They cost a dense tree in the state, and reading the gradients at every step. None (the default): no averages.
+      whole_leaf: whether the worst of a whole leaf are dropped instead of the worst of each of its parts, see
+        `training.drop_and_grow`; default False.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+        Here `key` is required; it draws the first masks and random growth, and is kept in the state. The criterion says
+        which kept weights are dropped: those with the lowest scores. The allocation, by default `allocation.erk`, is
+        that of the first masks. The pattern is `masks.Unstructured`, also with axes, or with `whole_leaf` also
+        `masks.NM`.
+
+    Returns:
+      A method for `jaxprune.sparsify`.
+
+    Raises:
+      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
 
     Example:
       >>> method = dynamic(0.9, key=jax.random.key(0), grow=growth.gradient_growth, momentum=0.9)
     """
-    masks.check_sparsity(sparsity)
+    check_sparsity(sparsity)
     if not callable(fraction):
-        check_fraction(fraction, "fraction")
+        _check_fraction(fraction, "fraction")
     if momentum is not None and not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-    check_plan(when, drop)
+    _tree.check_function(when, "when", "schedules.every(100)")
     _tree.check_function(grow, "grow", "training.gradient_growth")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
-    select = Selector(allocation=allocation, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
-    sharding = {} if specs is None else {"specs": specs}
+    how.setdefault("allocation", allocation.erk)
+    select = Selector(**how)
+    start, grower = replace(select, criterion=criteria.random), replace(select, criterion=grow)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         growth.check_pattern(params, whole_leaf=whole_leaf, **select.units)
-        start = select.masks(criteria.random(params, key=key, specs=specs), sparsity)
-        return start, (enforce.own_key(key), None if momentum is None else jax.tree.map(_zeros, params))
+        masks = start(params, sparsity)
+        return masks, (enforce.own_key(select.key), None if momentum is None else jax.tree.map(_zeros, params))
 
-    def move(held: PyTree, own: Any, grads: PyTree, signals: Signals) -> PyTree:
-        seen = {"grads": grads, "key": jax.random.fold_in(own, signals.step), **sharding, **signals.extra}
-        scores = drop(signals.params, **seen), grow(signals.params, **seen)
-        return growth.drop_and_grow(held, *scores, fraction_at(signals.step), whole_leaf=whole_leaf, **select.units)
+    def move(masks: PyTree, key: Any, grads: PyTree, signals: Signals) -> PyTree:
+        signs = {"grads": grads, "key": jax.random.fold_in(key, signals.step), **signals.extra}
+        drop, add = (signals.trained(each).scores(signals.params, **signs) for each in (select, grower))
+        units = signals.trained(select).units
+        moved = growth.drop_and_grow(masks, drop, add, fraction_at(signals.step), whole_leaf=whole_leaf, **units)
+        return in_shape(moved, masks)
 
-    def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
+    def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         own, average = state
+        key = enforce.use_key(own, select.key)
         if average is None:
-            return move(held, own, signals.grads, signals), state
+            return move(masks, key, signals.grads, signals), state
         average = jax.tree.map(lambda m, g: _average(m, g, momentum), average, signals.grads)
         due = when(signals.step)
-        moved = jax.lax.cond(due, lambda kept: move(kept, own, average, signals), lambda kept: kept, held)
+        moved = jax.lax.cond(due, lambda kept: move(kept, key, average, signals), lambda kept: kept, masks)
         return moved, (own, average)
 
-    return Method(init, when if momentum is None else lambda _: True, revise, specs=specs)
+    is_due = when if momentum is None else lambda _: True
+    return Method(init, is_due, revise, specs=select.specs, end=0, starts_sparse=True)
 
 
-def check_fraction(value: float, what: str) -> None:
-    """Raises unless a number is a fraction of the kept weights."""
+def cosine_fraction(initial: float, end: int) -> Fraction:
+    """The fraction that RigL drops: `alpha / 2 (1 + cos(pi t / T_end))`, and 0 from `end` on.
+
+    Evci et al. 2020, arXiv 1911.11134, section 3 (2).
+
+    Args:
+      initial: alpha, in [0, 1].
+      end: T_end, an int of 1 or more.
+
+    Returns:
+      A function from a step to a float array of shape ().
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> [round(float(cosine_fraction(0.3, 100)(step)), 2) for step in (0, 50, 100, 101)]
+      [0.3, 0.15, 0.0, 0.0]
+    """
+    _check_fraction(initial, "initial")
+    end = check_step(end, "end", least=1)
+
+    def fraction(step: Any) -> jax.Array:
+        progress = 1 - jnp.asarray(steps_left(step, 0, end)) / end
+        return jnp.where(progress < 1, initial / 2 * (1 + jnp.cos(jnp.pi * progress)), 0.0)
+
+    return fraction
+
+
+def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[schedules.Update, Fraction]:
+    every, steps = check_step(every, "every", least=1), check_step(steps, "steps", least=1)
+    if not 0 < end <= 1:
+        raise ValueError(f"end is a fraction of the steps and must be in (0, 1], got {end}")
+    last = max(1, int(end * steps))
+
+    def when(step: Any) -> Any:
+        return (step % every == 0) & (step > 0) & (step < last)
+
+    return when, cosine_fraction(fraction, last)
+
+
+def _check_fraction(value: float, what: str) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{what} is the fraction dropped of the kept weights and must be in [0, 1], got {value}")
 

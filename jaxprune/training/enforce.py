@@ -1,4 +1,7 @@
-"""Updates after which removed weights are exactly zero."""
+"""Exact zeros at removed weights: in updates, gradients, parameters, moments; and `keep_zeros`, a plain last link.
+
+Steps that `optax.apply_if_finite` skips are recognised here, too: in such a step no mask changes and no time passes.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,31 +9,75 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import _tree, masks
+from jaxprune import _tree
+from jaxprune.masks import as_bool, is_packed
 
 PyTree = Any
+Path = tuple[str, ...]
 
 
-def to_zero(updates: PyTree, params: PyTree, mask_tree: PyTree) -> PyTree:
+def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     """The updates where the masks are True, and minus the parameter where they are False.
 
-    `optax.apply_updates` then gives exact zeros, whatever the dtypes: where the parameter is wider than its update the
-    result has the parameter's dtype. An infinite or NaN parameter becomes NaN (p - p); only `masks.apply` mends that.
+    `optax.apply_updates` then computes exact zeros, whatever the dtypes: where the parameter is wider than its update
+    the result has the parameter's dtype. An infinite or NaN parameter becomes NaN (p - p); only `masks.apply` mends it.
 
     Args:
-      updates: the optimizer's; None for a leaf without one.
-      params: the parameters they will be added to.
-      mask_tree: their masks.
+      updates: the optimizer's updates; None for a leaf without one.
+      params: the parameters to which the updates will be added.
+      masks: their masks.
 
     Returns:
       A tree in the structure of `updates`.
     """
-    return _map(lambda u, p, mask: jnp.where(mask, u, -p), updates, params, mask_tree)
+    return _map(lambda u, p, mask: jnp.where(mask, u, -p), updates, params, masks)
 
 
-def zero(values: PyTree, mask_tree: PyTree) -> PyTree:
-    """Gradients or parameters with zeros at removed places, for norms, factors and moments to see; None stays."""
-    return _map(lambda x, _, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), values, values, mask_tree)
+def zero(values: PyTree, masks: PyTree) -> PyTree:
+    """Gradients or parameters with zeros at removed weights, for norms, factors and moments to see; None stays."""
+    return _map(lambda x, _, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), values, values, masks)
+
+
+def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+    """The optimizer's state with zeros at removed weights.
+
+    A subtree of the state mirrors the parameters if it has a leaf at the path of every parameter, and no other leaves;
+    parameters that `optax.masked` or `optax.partition` replaced by a `MaskedNode`, or that are None, count as present.
+    The leaves of such a subtree with the shape of their parameter and an inexact dtype are zeroed. That covers the
+    moments of every optimizer of Optax; leaves of other shapes, such as the factored moments of adafactor or a layer's
+    scalar in novograd, stay as they are.
+
+    Args:
+      state: any state of an optimizer.
+      params: the parameters that it was initialised with.
+      masks: their masks, in the structure of `params`.
+
+    Returns:
+      A tree in the structure of `state`.
+
+    Raises:
+      ValueError: the masks have another structure than the parameters.
+
+    Example:
+      >>> params, masks = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
+      >>> zero_removed(optax.TraceState({'w': jnp.array([[5.0, 6.0]])}), params, masks).trace['w'].tolist()
+      [[5.0, 0.0]]
+    """
+    named = [(_tree.identity(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
+    own = dict(zip((name for name, _ in named), jax.tree.structure(params).flatten_up_to(masks), strict=True))
+    like = dict(named)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_masked)
+    paths = [_tree.identity(path) for path, _ in leaves]
+    mirrored = _mirrored([(path, _is_masked(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)], like)
+
+    def clean(leaf: Any, name: Path | None) -> Any:
+        if name is None or not jnp.ndim(own[name]) or getattr(leaf, "shape", None) != like[name].shape:
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        return jnp.where(as_bool(own[name], leaf), leaf, jnp.zeros((), leaf.dtype))
+
+    return jax.tree.unflatten(structure, [clean(leaf, name) for (_, leaf), name in zip(leaves, mirrored, strict=True)])
 
 
 class KeepZerosState(NamedTuple):
@@ -39,17 +86,17 @@ class KeepZerosState(NamedTuple):
     masks: PyTree
 
 
-def keep_zeros(mask_tree: PyTree) -> optax.GradientTransformationExtraArgs:
+def keep_zeros(masks: PyTree) -> optax.GradientTransformationExtraArgs:
     """The plain last link of a chain, which holds removed weights at zero.
 
-    It must come last: `optax.chain(optimizer, keep_zeros(masks))`. It cannot do what `jaxprune.sparsify` does: the
-    optimizer before it still sees gradients of removed weights and keeps moments for them (which act on the kept ones
-    through norms, factored moments and orthogonalisation); masks do not change; inside `optax.MultiSteps` it acts on
-    every k-th step only, inside `lookahead` or a transparent `sam` not on all; the evaluation parameters of
-    `schedule_free` keep what it removes.
+    It must come last: `optax.chain(optimizer, keep_zeros(masks))`. Use `jaxprune.sparsify` unless you need a plain
+    link, for `keep_zeros` has limits: the optimizer before it still sees gradients of removed weights and keeps moments
+    for them (which act on the kept ones through norms, factored moments and orthogonalisation); masks do not change;
+    inside `optax.MultiSteps` it acts on every k-th step only, inside `lookahead` or a transparent `sam` not on all; the
+    evaluation parameters of `schedule_free` keep removed weights.
 
     Args:
-      mask_tree: masks in the structure of the parameters. They are copied into the state.
+      masks: masks in the structure of the parameters. They are copied into the state.
 
     Returns:
       A transformation whose update needs `params`.
@@ -58,48 +105,65 @@ def keep_zeros(mask_tree: PyTree) -> optax.GradientTransformationExtraArgs:
       ValueError, TypeError: at init, masks that do not fit; the message names the leaves. At update, no parameters.
 
     Example:
-      >>> params, mask = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
-      >>> optimizer = optax.chain(optax.sgd(0.5), keep_zeros(mask))
+      >>> params, masks = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
+      >>> optimizer = optax.chain(optax.sgd(0.5), keep_zeros(masks))
       >>> updates, _ = optimizer.update({'w': jnp.ones((1, 2))}, optimizer.init(params), params)
       >>> optax.apply_updates(params, updates)['w'].tolist()
       [[0.5, 0.0]]
     """
 
     def init(params: PyTree) -> KeepZerosState:
-        return KeepZerosState(own_masks(params, mask_tree))
+        return KeepZerosState(own_masks(params, masks))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, KeepZerosState]:
         del extra
         check_params(params, "keep_zeros")
-        _tree.check_masks(params, state.masks)
-        return to_zero(updates, params, state.masks), state
+        return to_zero(updates, params, fit(params, state.masks)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def own_masks(params: PyTree, mask_tree: PyTree) -> PyTree:
-    """A copy of the masks in the structure of the parameters: donating a state must not delete the user's arrays.
+def fit(params: PyTree, masks: PyTree) -> PyTree:
+    """The masks in the structure of the parameters, checked.
 
-    Masks of the same leaves in other containers are taken too: an `nnx.State` of Variables and its pure dict, a
-    FrozenDict and a dict.
+    Masks of the same leaves in other containers are accepted: an `nnx.State` of Variables and its pure dict, a
+    FrozenDict and a dict, boxes and their values.
+
+    Raises:
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
     """
-    aligned = _tree.align(params, mask_tree, what="masks", is_leaf=masks.is_packed)
-    _tree.check_masks(params, aligned)
-    return jax.tree.map(lambda mask: jnp.array(mask, copy=True), aligned)
+    masks = _tree.align(params, masks, what="masks", is_leaf=is_packed)
+    _tree.check_masks(params, masks)
+    return masks
+
+
+def own_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """A copy of the masks in the structure of the parameters: donating a state must not delete the user's arrays."""
+    return jax.tree.map(lambda mask: jnp.array(mask, copy=True), fit(params, masks))
 
 
 def own_key(key: Any) -> Any:
-    """A copy of the user's key, for a state: donating the state must not delete it. None stays."""
+    """The data of the user's key, copied for a state: every checkpoint format takes it. None stays None.
+
+    The copy matters: donating the state must not delete the user's key.
+    """
     _tree.check_key(key)
-    return None if key is None else jnp.copy(key)
+    return None if key is None else jnp.copy(jax.random.key_data(key))
 
 
-def check_own_key(state: Any, key: Any) -> None:
-    """Raises where a method that remembers a key, or nothing, is given what another method remembers."""
+def use_key(state: Any, key: Any) -> Any:
+    """The key in a method's state, in the form of the user's key.
+
+    Raises:
+      ValueError: the method has a key and the state is something else, or the reverse.
+    """
     if jax.tree.structure(state) != jax.tree.structure(key):
         raise ValueError(f"the state of this method is {'None' if key is None else 'a key'}; got {state!r}")
+    if key is None or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return state
+    return jax.random.wrap_key_data(state, impl=jax.random.key_impl(key))
 
 
 def check_params(params: PyTree | None, what: str) -> None:
@@ -111,9 +175,67 @@ def check_params(params: PyTree | None, what: str) -> None:
         )
 
 
-def _map(fn: Any, updates: PyTree, params: PyTree, mask_tree: PyTree) -> PyTree:
-    def apply(update: Any, param: Any, mask: Any) -> Any:
-        # Unpruned leaves are told by their shape, so they cost nothing; leaves without gradients are None.
-        return update if update is None or not jnp.ndim(mask) else fn(update, param, masks.as_bool(mask, param))
+def is_guarded(state: PyTree) -> bool:
+    """Whether an optimizer's state contains that of `optax.apply_if_finite`; a Python bool."""
+    return bool(_guards(state))
 
-    return jax.tree.map(apply, updates, params, mask_tree, is_leaf=lambda x: x is None)
+
+def was_skipped(before: PyTree, after: PyTree) -> jax.Array:
+    """Whether `optax.apply_if_finite` met gradients that are not finite between two states; a bool scalar."""
+    pairs = zip(_guards(before), _guards(after), strict=True)
+    return jnp.any(jnp.stack([a.total_notfinite != b.total_notfinite for b, a in pairs]))
+
+
+def are_finite(grads: PyTree, masks: PyTree) -> jax.Array:
+    """Whether all gradients of kept weights are finite; the optimizer sees no others. A bool scalar."""
+    leaves = jax.tree.leaves(zero(grads, masks))
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)]))
+
+
+def _map(fn: Any, updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+    def apply(update: Any, param: Any, mask: Any) -> Any:
+        # Unpruned leaves have masks without axes, so they cost nothing; leaves without gradients are None.
+        return update if update is None or not jnp.ndim(mask) else fn(update, param, as_bool(mask, param))
+
+    return jax.tree.map(apply, updates, params, masks, is_leaf=lambda x: x is None)
+
+
+def _is_masked(node: Any) -> bool:
+    # Optimizers return None for the moments of a leaf whose gradient is None.
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _mirrored(leaves: list[tuple[Path, bool]], like: dict[Path, Any]) -> list[Path | None]:
+    """For each leaf of a state, given by its path and whether it is masked, the parameter that it mirrors."""
+    below: dict[Path, list[int]] = {}
+    for i, (path, _) in enumerate(leaves):
+        for length in range(len(path) + 1):
+            below.setdefault(path[:length], []).append(i)
+    # Two leaves below the path of a complex parameter stand for it: its real and its imaginary part.
+    halves = {name for name, leaf in like.items() if _is_complex(leaf)}
+    found: list[Path | None] = [None] * len(leaves)
+    for root, places in below.items():
+        rest = {leaves[i][0][len(root) :]: i for i in places}
+        masked = {path for path, i in rest.items() if leaves[i][1]}
+        split = {start for path in rest for start in _starts(path)} & halves
+        unknown = [path for path in rest.keys() - masked - like.keys() if not split.intersection(_starts(path))]
+        missing = [name for name in like.keys() - rest.keys() - split if not masked.intersection(_starts(name))]
+        if not unknown and not missing:
+            for path in rest.keys() & like.keys() - masked:
+                found[rest[path]] = path
+    return found
+
+
+def _starts(path: Path) -> list[Path]:
+    return [path[:length] for length in range(len(path))]
+
+
+def _is_complex(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+
+
+def _guards(state: PyTree) -> list[optax.ApplyIfFiniteState]:
+    is_guard = lambda node: isinstance(node, optax.ApplyIfFiniteState)
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_guard) if is_guard(node)]
+    # One guard may be inside another.
+    return found + [inner for node in found for inner in _guards(node.inner_state)]

@@ -1,9 +1,15 @@
-"""What a method is: pure functions that start masks and revise them."""
+"""Training methods: `Method`, the functions that make and revise masks; `Signals`, what they see; `Dense`."""
 
+import glob
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from jaxprune import _tree
+from jaxprune.prune import Selector
 
 PyTree = Any
 
@@ -12,11 +18,12 @@ class Signals(NamedTuple):
     """What a method sees when it revises the masks.
 
     Attributes:
-      params: the parameters before the update; exactly zero where the masks are False, once they were applied.
-      grads: the raw gradients, also at removed places.
+      params: the parameters before the update. Removed weights are exactly zero from the first update on.
+      grads: the raw gradients, also of removed weights; zeros for a leaf whose gradient is None.
       step: int32 scalar, the number of updates before this one.
       extra: the extra arguments of the optimizer's update.
-      before: the parameters that `grads` are taken at, where `params` are not: for methods with `dense`.
+      before: the parameters at which `grads` were computed, where these are not `params` (methods with `dense`).
+      frozen: for each leaf of `params`, whether its gradient is None: the leaf is not trained, and so not pruned.
     """
 
     params: PyTree
@@ -24,14 +31,33 @@ class Signals(NamedTuple):
     step: jax.Array
     extra: dict[str, Any]
     before: PyTree = None
+    frozen: tuple[bool, ...] = ()
+
+    def trained(self, select: Selector) -> Selector:
+        """The selector without the leaves that are frozen."""
+        if not any(self.frozen):
+            return select
+        chosen = jax.tree.leaves(_tree.prunable(self.params, select.where))
+        named = _tree.named_leaves(self.params)
+        names = {n for (n, _), yes, no in zip(named, chosen, self.frozen, strict=True) if yes and not no}
+        if not names:
+            raise ValueError("there is nothing to prune: where selects only leaves whose gradients are None")
+        # A predicate would ask for scores of every leaf; globs leave out those that the criterion does not cover.
+        exact = (lambda name, leaf: name in names) if callable(select.where) else [glob.escape(n) for n in names]
+        return replace(select, where=exact)
+
+
+def in_shape(masks: PyTree, old: PyTree) -> PyTree:
+    """New masks in the shapes of the old ones: the mask of a frozen leaf, a scalar True, becomes an array of True."""
+    return jax.tree.map(lambda m, o: m if m.ndim == o.ndim else jnp.broadcast_to(m, o.shape), masks, old)
 
 
 class Dense(NamedTuple):
     """What a method that goes on training removed weights does to gradients and updates.
 
     Attributes:
-      gradients: `(grads, params, masks, state) -> grads`: what the optimizer sees.
-      updates: `(updates, masks, state) -> updates`: what becomes of its updates.
+      gradients: `(grads, params, masks, state) -> grads`: returns the gradients that the optimizer sees.
+      updates: `(updates, masks, state) -> updates`: returns the updates that `sparsify` returns.
     """
 
     gradients: Callable[[PyTree, PyTree, PyTree, Any], PyTree]
@@ -39,17 +65,19 @@ class Dense(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to make masks in training. Any three functions of these signatures are a method.
+    """A way to make masks in training. Any three functions with these signatures are a method.
 
     Attributes:
-      init: `params -> (masks, state)`: the masks to start with, whose shapes stay for the whole run, and whatever the
+      init: `params -> (masks, state)`: returns the first masks, whose shapes stay for the whole run, and whatever the
         method has to remember (arrays; None for nothing).
       is_due: `step -> bool scalar`: whether the masks are revised before this update; None for never.
       revise: `(masks, state, signals) -> (masks, state)`, called under `lax.cond` on the steps that are due.
       dense: None holds removed weights, their gradients and moments at zero. Otherwise all weights are trained, the
         masks are for the forward pass (`training.sparse_params`), and they are revised after the update, from the
-        parameters that it leads to and for the next step: `is_due` and `signals.step` have that step's number.
-      specs: the `PartitionSpec`s of the parameters that the method was made with, for training inside `jax.shard_map`.
+        new parameters and for the next step: `is_due` and `signals.step` have that step's number.
+      specs: None, or for an update inside `jax.shard_map` the `PartitionSpec`s of the parameters.
+      end: the number of updates after which the method has reached its final sparsity; None where it does not know.
+      starts_sparse: whether `init` chooses weights to remove. `update` then refuses a pruned leaf without gradients.
     """
 
     init: Callable[[PyTree], tuple[PyTree, Any]]
@@ -57,3 +85,5 @@ class Method(NamedTuple):
     revise: Callable[[PyTree, Any, Signals], tuple[PyTree, Any]]
     dense: Dense | None = None
     specs: PyTree = None
+    end: int | None = None
+    starts_sparse: bool = False

@@ -1,4 +1,4 @@
-"""One method after another in the same run: gradual pruning, then RigL at the sparsity reached."""
+"""Phases: `phases` runs one method after another, such as gradual pruning and then RigL at the sparsity reached."""
 
 from itertools import pairwise
 from typing import Any
@@ -14,22 +14,22 @@ PyTree = Any
 
 
 def phases(*parts: tuple[int, Method]) -> Method:
-    """Each method from its step on, until the next one's.
+    """Runs each method from its own step until the step of the next one.
 
-    The masks are handed over as they are; the first masks are the first method's. Each method has its own state from
-    the start, and sees the number of steps since the start of the run. `gradual` makes its own sparsity; the methods
-    that drop and grow go on with the number of weights that they find.
+    Each method starts from the masks that the one before it leaves; the first masks are the first method's. Each method
+    has its own state from the start, and sees the number of steps since the start of the run. `gradual` computes its
+    own sparsity; the methods that drop and grow keep the number of weights that they find.
 
     Args:
-      *parts: `(step, method)`, steps rising from 0.
+      *parts: pairs `(step, method)`, with steps that rise from 0.
 
     Returns:
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: no parts, steps that do not rise from 0, a method that keeps dense weights (its masks mean something
-        else); at init, methods whose masks differ in shape.
-      TypeError: a part that is no such pair.
+      ValueError: no parts, steps that do not rise from 0, a method that keeps dense weights (its masks have another
+        meaning); at init, methods whose masks differ in shape.
+      TypeError: a part that is not a pair (step, method).
 
     Example:
       >>> from jaxprune import schedules, training
@@ -49,24 +49,31 @@ def phases(*parts: tuple[int, Method]) -> Method:
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
         made = [method.init(params) for method in methods]
-        _check_shapes([held for held, _ in made])
+        _check_shapes([masks for masks, _ in made])
         return made[0][0], tuple(state for _, state in made)
 
     def is_due(step: Any) -> Any:
         flags = [due(i, step) for i in range(len(methods))]
         return jnp.any(jnp.stack([jnp.asarray(flag) for flag in flags]))
 
-    def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
+    def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         states = list(state)
         for i, method in enumerate(methods):
             if method.is_due is not None:
-                own = (held, states[i])
+                own = (masks, states[i])
                 revised = lambda own, method=method: method.revise(own[0], own[1], signals)
-                held, states[i] = jax.lax.cond(due(i, signals.step), revised, lambda own: own, own)
-        return held, tuple(states)
+                masks, states[i] = jax.lax.cond(due(i, signals.step), revised, lambda own: own, own)
+        return masks, tuple(states)
 
-    specs = next((method.specs for method in methods if method.specs is not None), None)
-    return Method(init, is_due, revise, specs=specs)
+    ends = [method.end for method in methods]
+    return Method(
+        init,
+        is_due,
+        revise,
+        specs=next((method.specs for method in methods if method.specs is not None), None),
+        end=None if None in ends else max(end for end in ends if end is not None),
+        starts_sparse=methods[0].starts_sparse,
+    )
 
 
 def _check(parts: tuple[Any, ...]) -> None:

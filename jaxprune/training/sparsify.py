@@ -1,93 +1,128 @@
-"""One line in the optimizer: pruning as a wrapper around any Optax transformation.
+"""One line in the optimizer: `sparsify` wraps any Optax transformation; `get_masks` finds the masks in its state.
 
-A wrapper sees both ends: the raw gradients before the optimizer and its updates and state after it. So each step
+The wrapper sees both ends: the raw gradients before the optimizer, and its updates and state after it. At each step
 
-    masks    <- revised, on the steps the method says            (lax.cond over the masks alone)
+    masks    <- revised, on the steps that the method names      (lax.cond over the masks alone)
     grads, parameters, moments  <- zero where removed
     updates  <- the optimizer's, and minus the parameter where removed
 
-and `optax.apply_updates` gives exact zeros. The optimizer sees the sparse network and nothing else; from zero gradients
-and zero moments the elementwise optimizers make zero moments, so nothing has to be cleaned after them. (Cleaning after
-them would copy the moments: the same new moment would be needed both with and without its mask.) No hook after the step
-is needed, and no change of the training loop.
+and `optax.apply_updates` computes exact zeros. The optimizer sees only the sparse network; from zero gradients and zero
+moments the elementwise optimizers make zero moments, so nothing has to be cleaned after them. (Cleaning after them
+would copy the moments: the same new moment would be needed both with and without its mask.) The training loop does not
+change, and no hook runs after the step.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune import _tree, masks
 from jaxprune.masks import shards
 from jaxprune.masks.axes import place_like
-from jaxprune.training import enforce, finite, mismatch
-from jaxprune.training.method import Dense, Method, Signals
-from jaxprune.training.moments import zero_removed
+from jaxprune.training import _diagnosis, enforce
+from jaxprune.training.method import Method, Signals
 
 PyTree = Any
 
 
 class SparsifyState(NamedTuple):
-    """The state of a sparsified optimizer: arrays only, so it is saved, sharded and donated as any other.
+    """The state of a sparsified optimizer. It holds only arrays, so it is saved, sharded and donated as any other.
+
+    Attributes and indices that are not its own are those of the wrapped optimizer's state: `state.hyperparams` of
+    `optax.inject_hyperparams`, `state[0].mu` of a chain, `state.mini_step` for `optax.MultiSteps.has_updated(state)`.
 
     Attributes:
       step: int32 scalar, the number of updates made.
       masks: bool, True = kept, in the structure of the parameters; a scalar True for a leaf that is not pruned. Packed
-        if that was asked for.
+        if `sparsify(packed=True)`. `jaxprune.get_masks(state)` returns them without boxes of Flax.
       method: what the method remembers.
       inner: the state of the wrapped optimizer.
+      end: int32 scalar, the number of updates after which the method has reached its final sparsity; -1 if unknown.
     """
 
     step: jax.Array
     masks: PyTree
     method: Any
     inner: PyTree
+    end: jax.Array
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return getattr(self.inner, name)
+        except AttributeError:
+            kind = type(self.inner).__name__
+            raise AttributeError(f"neither SparsifyState nor the state in it, {kind}, has {name!r}") from None
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.inner[index]
+
+
+class Sparsified(optax.GradientTransformationExtraArgs):
+    """What `sparsify` returns. Attributes that are not its own are those of the wrapped optimizer."""
+
+    optimizer: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "optimizer":
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
 
 
 def sparsify(
-    optimizer: optax.GradientTransformation, method: Method, *, packed: bool = False
+    optimizer: optax.GradientTransformation | optax.MultiSteps, method: Method, *, packed: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that what the method removes stays exactly zero.
+    """Wraps an optimizer so that weights removed by the method stay exactly zero.
 
-    Put it outermost, around the whole optimizer (`sparsify(optax.chain(...), method)`): what comes after it in a chain
-    may move removed weights again.
+    Put it outermost, around the whole optimizer (`sparsify(optax.chain(...), method)`): a transformation that follows
+    it in a chain, or contains it as `optax.lookahead` does, may move removed weights again.
 
     Args:
       optimizer: any Optax transformation.
-      method: `training.fixed`, `one_shot`, `gradual`, or any `Method`.
-      packed: whether the state holds the masks as `masks.Packed`, a bit an entry instead of a byte, with the same
-        results. What the method itself remembers (the second masks of `top_kast`) stays as it is.
+      method: `training.fixed`, `one_shot`, `gradual`, or any `Method`. For an `update` inside `jax.shard_map` whose
+        devices share the parameters, give the method `specs`: it then sees whole parameters, and masks are those of one
+        device. `init` may be called inside or outside. Gradients must be those of the whole loss. Optimizers that look
+        at all parameters at once (`clip_by_global_norm`, `apply_if_finite`) see only the part that the device holds.
+      packed: whether the state holds the masks as `masks.Packed`, one bit an entry instead of one byte, with the same
+        results; default False. What the method itself remembers (the second masks of `top_kast`) is not packed.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
       `optax.apply_updates` the parameters are exactly zero where the masks are False, in every dtype. Each leaf of the
       optimizer's state that mirrors a parameter (moments, averages, accumulated gradients) is zero there when the
-      optimizer sees it, and in the state it returns too, so that a regrown weight starts without a past; unless the
-      optimizer itself puts something there (adafactor, adabelief and adamax a floor of 1e-30, 1e-16 and 1e-8, an `ema`
-      behind `muon` what that spreads, the line search of `lbfgs` the gradient that it ended at).
-      Methods that keep dense weights (`straight_through`, `sr_ste`, `top_kast`) leave all this out: see there.
-      The masks are found by `jaxprune.get_masks(state)`.
+      optimizer sees it, and in the state that it returns, so that a regrown weight starts without a past; unless the
+      optimizer itself writes something there (adafactor, adabelief and adamax a floor of 1e-30, 1e-16 and 1e-8, an
+      `ema` behind `muon` what that spreads, the line search of `lbfgs` the gradient at which it ended).
+      Methods that keep dense weights (`straight_through`, `sr_ste`, `top_kast`, `movement`) do none of this.
+      `jaxprune.get_masks(state)` returns the masks.
 
     Raises:
-      TypeError: `optimizer` is no transformation, or `method` no `Method`; the state is none of `init`.
-      ValueError: `update` was called without `params`; masks, gradients or state are not those of these parameters, or
-        not of this method and optimizer. At init, there is nothing to prune.
+      TypeError: `optimizer` is not a transformation, `method` is not a `Method`, or `state` was not made by `init`.
+      ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters,
+        this method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init,
+        there is nothing to prune.
 
-    Leaves that the optimizer freezes (`set_to_zero`, `masked`) are pruned like others: leave them out by `where`, or
-    wrap the optimizer of the others alone. Gradients that the optimizer takes itself, as `sam(opaque_mode=True)` does,
-    are not masked.
+    Which leaves are pruned: those that the method's `where` selects, also if the optimizer freezes them (`set_to_zero`,
+    `masked`); leave them out by `where`, or wrap the optimizer of the others alone. A leaf whose gradient is None is
+    not trained and keeps an all-True mask. `optax.LookaheadParams` get the masks of `fast`, which also hold for `slow`;
+    gradients are those of `fast`. Gradients that the optimizer computes itself, as `sam(opaque_mode=True)` does, are
+    not masked.
 
-    For an `update` inside `jax.shard_map` whose devices share the parameters, make the method with `specs`, the
-    `PartitionSpec`s in its `in_specs`. The method then sees whole parameters, and masks are those of one device; `init`
-    may be called inside or outside. Gradients must be those of the whole loss. Optimizers that look at all parameters
-    at once (`clip_by_global_norm`, `apply_if_finite`) see the part that the device holds, so they do not go with it.
-
-    The masks are revised from the parameters before the update. All steps are one compiled program.
+    The masks are revised from the parameters before the update. All steps are one compiled program; outside jit, the
+    revision is compiled once.
 
     With `optax.apply_if_finite`, around or inside, a step that it skips changes no mask and does not count: the state
     keeps its step, and a revision that was due is made on the next step with finite gradients. Gradients of removed
     weights may be anything: the optimizer does not see them.
+
+    In float16, whose smallest number is 6e-8, an `eps` of 1e-8 is zero: for the zero gradient and moments of a removed
+    weight Adam computes 0 / 0. The update of the weight itself is overwritten, but a transformation after Adam that
+    takes a norm spreads the NaN: pass an `eps` of 1e-7 or more.
 
     Example:
       >>> from jaxprune import training
@@ -101,77 +136,57 @@ def sparsify(
         raise TypeError(f"method must be a training.Method, such as training.gradual(...); got {method!r}")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
-    inner = optax.with_extra_args_support(optimizer)
-    method = _packing(method) if packed else method
+    whole: Any = optimizer
+    inner = optax.with_extra_args_support(whole)
+    # One function for all steps, so that jax compiles it once for updates outside jit, too.
+    revise = jax.jit(partial(_revise, method, packed), static_argnums=(0, 1), inline=True)
+    step = partial(_sparse_step if method.dense is None else _dense_step, inner, method, revise)
 
     def init(params: PyTree) -> SparsifyState:
-        found, state = method.init(params)
-        return SparsifyState(jnp.zeros((), jnp.int32), found, state, inner.init(params))
+        own = _fast(params)
+        if _is_placeholder(own):  # of `optax.tree.map_params`, which asks where in the state parameters are mirrored
+            return SparsifyState(jnp.zeros((), jnp.int32), own, 0, inner.init(params), jnp.zeros((), jnp.int32))
+        made, state = method.init(own)
+        made = _outside_boxes(masks.pack(made) if packed else made, own)
+        end = jnp.asarray(-1 if method.end is None else method.end, jnp.int32)
+        return SparsifyState(jnp.zeros((), jnp.int32), made, state, inner.init(params), end)
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
         enforce.check_params(params, "sparsify")
         _check_state(state)
-        _tree.check_masks(params, state.masks)
+        own = _fast(params)
+        state = state._replace(masks=enforce.fit(own, state.masks))
         if method.specs is not None:
-            _check_shards(params, state, method.specs)
+            _check_shards(own, state, method.specs)
         try:
-            return step(updates, state, params, extra)
+            if method.starts_sparse:
+                _check_trained(own, updates, state.masks)
+            moved, new = step(updates, state, params, extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            if reason := mismatch.explain(init, updates, state, params):
+            if reason := _diagnosis.explain(init, updates, state, params):
                 raise ValueError(reason) from error
             raise
+        return moved, new._replace(masks=_outside_boxes(new.masks, own))
 
-    def step(updates: PyTree, state: SparsifyState, params: PyTree, extra: Any) -> tuple[PyTree, SparsifyState]:
-        if method.dense is not None:
-            return _dense_update(inner, method, method.dense, updates, state, params, extra)
-        guarded = finite.is_guarded(state.inner)
-        found, method_state, waits = _revise(method, state, Signals(params, updates, state.step, extra), guarded)
-        moved, inner_state = inner.update(
-            enforce.zero(updates, found),
-            zero_removed(state.inner, params, found),
-            enforce.zero(params, found),
-            **extra,
-        )
-        skipped = (finite.was_skipped(state.inner, inner_state) | waits) if guarded else False
-        return enforce.to_zero(moved, params, found), SparsifyState(
-            _next(state.step, skipped), found, method_state, inner_state
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _dense_update(
-    inner: optax.GradientTransformationExtraArgs,
-    method: Method,
-    dense: Dense,
-    updates: PyTree,
-    state: SparsifyState,
-    params: PyTree,
-    extra: dict[str, Any],
-) -> tuple[PyTree, SparsifyState]:
-    """The step of a method that trains removed weights too; its masks are those of the parameters to come."""
-    grads = dense.gradients(updates, params, state.masks, state.method)
-    moved, inner_state = inner.update(grads, state.inner, params, **extra)
-    moved = dense.updates(moved, state.masks, state.method)
-    skipped = finite.was_skipped(state.inner, inner_state) if finite.is_guarded(state.inner) else False
-    step = _next(state.step, skipped)
-    signals = Signals(optax.apply_updates(params, moved), updates, step, extra, params)
-    found, method_state, _ = _revise(method, state, signals, guarded=False, unless=skipped)
-    return moved, SparsifyState(step, found, method_state, inner_state)
+    sparsified = Sparsified(init, update)
+    sparsified.optimizer = optimizer
+    return sparsified
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
-    """The masks in an optimizer's state, wherever it is in a chain or below other wrappers.
+    """The masks in an optimizer's state, at any place in a chain or below other wrappers.
 
     Args:
-      opt_state: the state of an optimizer that contains `sparsify(...)` or `keep_zeros(...)` once. That of an
-        `nnx.Optimizer` is its `opt_state`.
+      opt_state: the state of an optimizer that contains `sparsify(...)` or `keep_zeros(...)` once; of an
+        `nnx.Optimizer` pass `optimizer.opt_state`.
 
     Returns:
-      The mask tree; packed masks as they are (`masks.unpack` makes them bool, all of jaxprune takes both).
+      A tree of bool arrays, or of packed masks (`masks.unpack` makes them bool, all of jaxprune takes both), without
+      the boxes and Variables of Flax. All of jaxprune lays it over parameters with or without boxes. For
+      `jax.tree.map` take the parameters without them: `nnx.as_pure(nnx.state(model, nnx.Param))` or `nn.unbox(params)`.
 
     Raises:
-      ValueError: there is no such state in it, or more than one.
+      ValueError: the state contains no masks, or those of more than one optimizer.
 
     Example:
       >>> from jaxprune import training
@@ -187,11 +202,177 @@ def get_masks(opt_state: PyTree) -> PyTree:
             else "pass the state of the sparsified optimizer itself"
         )
         raise ValueError(f"opt_state must hold the masks of one sparsify(...), found {len(found)}; {way_out}")
-    return found[0].masks
+    return jax.tree.map(_unboxed, found[0].masks, is_leaf=_tree.is_box)
+
+
+def is_finished(opt_state: PyTree) -> jax.Array:
+    """Whether a run has made all updates that its method needs to reach the final sparsity.
+
+    Args:
+      opt_state: the state of an optimizer that contains `sparsify(...)` once.
+
+    Returns:
+      A bool scalar. False also for a method that does not know its end, such as `gradual` with a schedule that is a
+      function of the user.
+
+    Raises:
+      ValueError: the state contains no sparsified optimizer, or more than one.
+
+    Example:
+      >>> from jaxprune import schedules, training
+      >>> optimizer = sparsify(optax.sgd(0.1), training.gradual(schedules.cubic(begin=0, end=60, final=0.9)))
+      >>> bool(is_finished(optimizer.init({'w': jnp.ones((4, 4))})))
+      False
+    """
+    found = [state for state in _holders(opt_state) if isinstance(state, SparsifyState)]
+    if len(found) != 1:
+        raise ValueError(f"opt_state must hold the state of one sparsify(...), found {len(found)}")
+    step, end = _unboxed(found[0].step), _unboxed(found[0].end)
+    return (end >= 0) & (step >= end)
+
+
+def _sparse_step(
+    inner: optax.GradientTransformationExtraArgs,
+    method: Method,
+    revise: Any,
+    updates: PyTree,
+    state: SparsifyState,
+    params: PyTree,
+    extra: dict[str, Any],
+) -> tuple[PyTree, SparsifyState]:
+    """The step of a method that holds removed weights at zero."""
+    guarded, own = enforce.is_guarded(state.inner), _fast(params)
+    kept, method_state, waits = _revised(method, revise, state, Signals(own, updates, state.step, extra), guarded)
+    moved, inner_state = inner.update(
+        enforce.zero(updates, kept),
+        enforce.zero_removed(state.inner, own, kept),
+        _each(lambda p: enforce.zero(p, kept), params),
+        **extra,
+    )
+    skipped = (enforce.was_skipped(state.inner, inner_state) | waits) if guarded else False
+    moved = _each(lambda u, p: enforce.to_zero(u, p, kept), moved, params)
+    return moved, SparsifyState(_next(state.step, skipped), kept, method_state, inner_state, state.end)
+
+
+def _dense_step(
+    inner: optax.GradientTransformationExtraArgs,
+    method: Method,
+    revise: Any,
+    updates: PyTree,
+    state: SparsifyState,
+    params: PyTree,
+    extra: dict[str, Any],
+) -> tuple[PyTree, SparsifyState]:
+    """The step of a method that trains removed weights too; it returns the masks of the new parameters."""
+    dense: Any = method.dense
+    own = _fast(params)
+    kept = masks.unpack(state.masks, own)
+    grads = dense.gradients(updates, own, kept, state.method)
+    moved, inner_state = inner.update(grads, state.inner, params, **extra)
+    moved = _each(lambda u: dense.updates(u, kept, state.method), moved)
+    skipped = enforce.was_skipped(state.inner, inner_state) if enforce.is_guarded(state.inner) else False
+    step = _next(state.step, skipped)
+    signals = Signals(_fast(optax.apply_updates(params, moved)), updates, step, extra, own)
+    kept, method_state, _ = _revised(method, revise, state, signals, guarded=False, unless=skipped)
+    return moved, SparsifyState(step, kept, method_state, inner_state, state.end)
+
+
+def _revised(
+    method: Method, revise: Any, state: SparsifyState, signals: Signals, guarded: bool, unless: Any = False
+) -> tuple[PyTree, Any, Any]:
+    """The masks and the method's state for a step, and whether a revision was due and has to wait."""
+    if method.is_due is None:
+        return state.masks, state.method, False
+    leaves, structure = jax.tree.flatten(signals.extra)
+    is_array = [isinstance(x, jax.Array | np.ndarray | np.generic | int | float) for x in leaves]
+    static = structure, tuple(None if yes else x for x, yes in zip(leaves, is_array, strict=True))
+    arrays = [x if yes else None for x, yes in zip(leaves, is_array, strict=True)]
+    # float0 is the gradient of integers; jit takes no such arguments.
+    grads = jax.tree.map(lambda g: None if g.dtype == jax.dtypes.float0 else g, signals.grads)
+    unless = None if unless is False else unless
+    given = (state.masks, state.method, signals.params, grads, signals.step, arrays, signals.before, unless)
+    try:
+        hash(static)
+    except TypeError:
+        return revise.__wrapped__(guarded, static, *given)
+    return revise(guarded, static, *given)
+
+
+def _revise(
+    method: Method,
+    packed: bool,
+    guarded: bool,
+    static: Any,
+    kept: PyTree,
+    state: Any,
+    params: PyTree,
+    grads: PyTree,
+    step: jax.Array,
+    arrays: list[Any],
+    before: PyTree,
+    unless: Any,
+) -> tuple[PyTree, Any, Any]:
+    structure, options = static
+    extra = jax.tree.unflatten(structure, [o if x is None else x for x, o in zip(arrays, options, strict=True)])
+    frozen = tuple(g is None for g in jax.tree.structure(params).flatten_up_to(grads))
+    fill = lambda p, g: jnp.zeros_like(p) if g is None and _tree.is_floating(p) else g
+    signals = Signals(params, jax.tree.map(fill, params, grads), step, extra, before, frozen)
+
+    # Only the masks and the method's state go through: what else a branch returned would be copied every step.
+    def revise(own: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
+        old = masks.unpack(own[0], params) if packed else own[0]
+        new, new_state = method.revise(old, own[1], signals)
+        # On axes that types name, new masks may lie on other devices; results of one `lax.cond` lie on the same.
+        revised = jax.tree.map(place_like, (masks.pack(new) if packed else new, new_state), own)
+        if not guarded:
+            return revised, jnp.array(False)
+        fine = enforce.are_finite(grads, own[0]) & enforce.are_finite(grads, revised[0])
+        return jax.tree.map(lambda new, old: jnp.where(fine, new, old), revised, own), ~fine
+
+    is_due: Any = method.is_due
+    due = is_due(step)
+    due = due if unless is None else due & ~unless
+    (kept, state), waits = jax.lax.cond(due, revise, lambda own: (own, jnp.array(False)), (kept, state))
+    return kept, state, waits
+
+
+def _next(step: jax.Array, skipped: Any) -> jax.Array:
+    following = jnp.asarray(optax.safe_increment(step))
+    return following if skipped is False else jnp.where(skipped, step, following)
+
+
+def _fast(params: PyTree) -> PyTree:
+    """The parameters that gradients belong to."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def _each(fn: Any, *trees: PyTree) -> PyTree:
+    """`fn` of the trees, or of the fast and of the slow parameters."""
+    if not isinstance(trees[-1], optax.LookaheadParams):
+        return fn(*trees)
+    return optax.LookaheadParams(fn(*(tree.fast for tree in trees)), fn(*(tree.slow for tree in trees)))
+
+
+def _outside_boxes(kept: PyTree, params: PyTree) -> PyTree:
+    """The masks, those without the shape of their parameter outside its box, whose annotation of axes does not fit."""
+
+    def place(mask: Any, param: Any) -> Any:
+        own = _unboxed(mask)
+        return mask if np.shape(own) == np.shape(_unboxed(param)) else own
+
+    return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or masks.is_packed(node))
+
+
+def _unboxed(node: Any) -> Any:
+    return jax.tree.leaves(node, is_leaf=masks.is_packed)[0] if _tree.is_box(node) else node
+
+
+def _is_placeholder(params: PyTree) -> bool:
+    return type(params).__module__.startswith("optax.") and not jax.tree.leaves(params)
 
 
 def _holders(opt_state: PyTree) -> list[Any]:
-    """The states that hold masks, those within another's optimizer too."""
+    """The states that hold masks, also those inside the state of another sparsified optimizer."""
     kinds = (SparsifyState, enforce.KeepZerosState)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     found = [node for node in nodes if isinstance(node, kinds)]
@@ -201,70 +382,32 @@ def _holders(opt_state: PyTree) -> list[Any]:
 def _check_state(state: Any) -> None:
     if not isinstance(state, SparsifyState):
         raise TypeError(
-            f"state must be a training.SparsifyState, as optimizer.init(params) makes it; got {type(state).__name__}: "
-            "start from init, and restore a checkpoint with it for the structure"
+            "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
+            f"{type(state).__name__}: start from init, and restore a checkpoint into its structure"
         )
 
 
-def _revise(
-    method: Method, state: SparsifyState, signals: Signals, guarded: bool, unless: Any = False
-) -> tuple[PyTree, Any, Any]:
-    """The masks and the method's state for a step, and whether a revision was due and has to wait."""
-    held = (state.masks, state.method)
-    if method.is_due is None:
-        return *held, False
-
-    # Only the masks and the method's state go through: what else a branch returned would be copied every step.
-    def revise(held: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
-        # On axes that types name, new masks may lie on other devices; results of one `lax.cond` lie on the same.
-        revised = jax.tree.map(place_like, method.revise(held[0], held[1], signals), held)
-        if not guarded:
-            return revised, jnp.array(False)
-        fine = finite.are_finite(signals.grads, held[0]) & finite.are_finite(signals.grads, revised[0])
-        return jax.tree.map(lambda new, old: jnp.where(fine, new, old), revised, held), ~fine
-
-    due = method.is_due(signals.step)
-    due = due if unless is False else due & ~unless
-    (found, method_state), waits = jax.lax.cond(due, revise, lambda held: (held, jnp.array(False)), held)
-    return found, method_state, waits
-
-
-def _next(step: jax.Array, skipped: Any) -> jax.Array:
-    following = jnp.asarray(optax.safe_increment(step))
-    return following if skipped is False else jnp.where(skipped, step, following)
-
-
-def _packing(method: Method) -> Method:
-    """The method, with packed masks wherever they are kept; its own functions see bool ones."""
-
-    def init(params: PyTree) -> tuple[PyTree, Any]:
-        found, state = method.init(params)
-        return masks.pack(found), state
-
-    def revise(held: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
-        found, state = method.revise(masks.unpack(held, signals.params), state, signals)
-        return masks.pack(found), state
-
-    own = method.dense
-    if own is None:
-        return method._replace(init=init, revise=revise)
-    dense = Dense(
-        lambda grads, params, held, state: own.gradients(grads, params, masks.unpack(held, params), state),
-        lambda updates, held, state: own.updates(updates, masks.unpack(held), state),
-    )
-    return method._replace(init=init, revise=revise, dense=dense)
+def _check_trained(params: PyTree, updates: PyTree, kept: PyTree) -> None:
+    grads, own = (jax.tree.structure(params).flatten_up_to(tree) for tree in (updates, kept))
+    named = zip(_tree.named_leaves(params), grads, own, strict=True)
+    wrong = [f"  {name}" for (name, _), grad, mask in named if grad is None and jnp.ndim(mask)]
+    if wrong:
+        raise ValueError(
+            "these leaves have no gradients (None), so they are not trained and cannot be brought to zero, but the "
+            "method removed weights of them at init; leave them out by where=...:\n" + "\n".join(wrong)
+        )
 
 
 def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
     """Raises for what would go another way on each device."""
     cut = shards.layouts(params, specs)
-    if finite.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
+    if enforce.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
-            "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a "
-            "device holds, and would skip a step on some devices only; put it around a shard_map, or check before"
+            "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a device holds, and "
+            "would skip a step on some devices only; put it around a shard_map, or check before"
         )
-    held = jax.tree.structure(params).flatten_up_to(state.masks)
-    leaves = zip(_tree.named_leaves(params), held, cut, strict=True)
+    own = jax.tree.structure(params).flatten_up_to(state.masks)
+    leaves = zip(_tree.named_leaves(params), own, cut, strict=True)
     packed = [(name, mask, layout) for (name, _), mask, layout in leaves if masks.is_packed(mask)]
     wrong = [f"  {name}: {layout.names}" for name, mask, layout in packed if layout.along([mask.ndim - 1])]
     if wrong:

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as reference
 
 from jaxprune import assess
 from jaxprune.assess import Labels, Predictions, changes, risk
 from jaxprune.assess.intervals import bootstrap_apart
 from jaxprune.assess.risk import FIGURES
-from jaxprune.assess.verdict import excludes_zero
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -22,16 +22,15 @@ FOREIGN = rng.normal(size=(70, 3)).astype(np.float32)
 MEMBERS = np.stack([LOGITS, LOGITS + rng.normal(size=LOGITS.shape).astype(np.float32)])
 STRANGE = rng.normal(size=(2, 70, 3)).astype(np.float32) * 3
 WORSE = np.stack([LOGITS, LOGITS + 2 * rng.normal(size=LOGITS.shape).astype(np.float32)])
-TRUTH = Labels(LABELS, TRAIN_LABELS, LABELS)
-OUTPUTS = Predictions(
+LABELS_OF = Labels(LABELS, TRAIN_LABELS, LABELS)
+PREDICTIONS = Predictions(
     LOGITS, TRAIN, LOGITS, {"noise": FOREIGN}, {"blur": WORSE}, members=MEMBERS, foreign_members={"noise": STRANGE}
 )
-OPTIONS = {"key": KEY, "resamples": 48}
 
 
 @pytest.fixture(scope="module")
 def found():
-    return risk(OUTPUTS, TRUTH, **OPTIONS)
+    return risk(PREDICTIONS, LABELS_OF, key=KEY)
 
 
 def softmax(logits):
@@ -59,16 +58,17 @@ def test_figures_against_scikit_learn(found):
     entropy = scores["entropy"]
     information = lambda x: entropy(softmax(x).mean(0)) - np.mean([entropy(softmax(m)) for m in x], axis=0)
     values = np.concatenate([information(MEMBERS), information(STRANGE)])
-    expected["foreign/noise/mutual_information"] = reference.roc_auc_score(is_foreign, values)
+    expected["foreign/noise/epistemic_uncertainty"] = reference.roc_auc_score(is_foreign, values)
     for name, value in expected.items():
         np.testing.assert_allclose(found.figures[name].estimate, value, rtol=1e-4, err_msg=name)
 
 
 def test_figures_are_those_of_the_functions_that_stand_alone(found):
-    assert found.figures["ece"].estimate == pytest.approx(float(assess.evaluate(LOGITS, LABELS).ece), rel=1e-5)
+    assert found.calibration["ece"].measured == pytest.approx(float(assess.evaluate(LOGITS, LABELS).ece), rel=1e-5)
     for name, options in {"ece_mass": {"binning": "equal_mass"}, "ece_classwise": {"classwise": True}}.items():
         alone = float(assess.calibration_error(LOGITS, LABELS, **options))
-        assert found.figures[name].estimate == pytest.approx(alone, rel=1e-5)
+        assert found.calibration[name].measured == pytest.approx(alone, rel=1e-5)
+        assert found.figures[name] == found.calibration[name].error
     factor = found.figures["temperature"].estimate
     assert factor == pytest.approx(float(assess.fit_temperature(LOGITS, LABELS)), rel=1e-5)
     scaled = assess.evaluate(LOGITS / np.float32(factor), LABELS)
@@ -80,18 +80,19 @@ def test_figures_are_those_of_the_functions_that_stand_alone(found):
     np.testing.assert_allclose(levels, [(x.argmax(1) == LABELS).mean() for x in WORSE], rtol=1e-6)
 
 
-def test_every_figure_has_an_interval_and_the_same_key_the_same(found):
+def test_every_figure_lies_inside_its_interval_and_the_same_key_gives_the_same(found):
     assert set(FIGURES) | {"corrupted/blur"} < set(found.figures)
     for name, interval in found.figures.items():
-        assert interval.low <= interval.high, name
+        # Of all figures only the classwise error has no interval.
+        assert interval.low <= interval.estimate <= interval.high or name == "ece_classwise", name
         assert all(isinstance(end, float) for end in interval), name
     filled = found.reliability.estimate.samples > 0
     low, estimate, high = (found.reliability[k].accuracy[filled] for k in (1, 0, 2))
     assert (low <= estimate).all()
     assert (estimate <= high).all()
     assert (low < high).any()
-    again = risk(OUTPUTS, TRUTH, **OPTIONS)
-    assert again.figures == found.figures
+    again = risk(PREDICTIONS, LABELS_OF, key=KEY)
+    np.testing.assert_array_equal(list(again.figures.values()), list(found.figures.values()))
 
 
 def test_groups_are_drawn_apart():
@@ -120,51 +121,94 @@ def test_changes_by_hand():
     right, wrong = (np.eye(3, dtype=np.float32)[k % 3] for k in (labels, labels + 1))
     first = np.where((np.arange(120) >= 110)[:, None], wrong, right)
     second = np.where(((np.arange(120) >= 40) & (np.arange(120) < 60))[:, None], wrong, right)
-    got = changes(first, second, labels, **OPTIONS)
+    got = changes(first, second, labels, key=KEY)
     np.testing.assert_allclose([r.estimate for r in got.recall], [0, -0.5, 0.25], atol=1e-6)
-    assert [excludes_zero(r) for r in got.recall] == [False, True, True]
+    assert [got.beyond_noise(k) for k in range(3)] == [False, True, True]
     assert (got.regressions, got.gains) == (20, 10)
     assert got.figures["accuracy"].estimate == pytest.approx(-10 / 120)
     assert got.agreement.estimate == pytest.approx(90 / 120)
     assert int(got.exemplars.is_exemplar.sum()) == 30
-    assert got.p_values["accuracy"] == pytest.approx(assess.mcnemar(first, second, labels).p_value)
+    # 20 lost and 10 won: the exact p-value less the probability of the counts that were seen
+    mid = assess.mcnemar(first, second, labels).p_value - float(stats.binom.pmf(10, 30, 0.5))
+    assert got.p_values["accuracy"] == pytest.approx(mid)
 
 
 def test_a_model_does_not_differ_from_itself():
-    got = changes(LOGITS, LOGITS, LABELS, **OPTIONS)
-    assert all(tuple(interval) == (0, 0, 0) for interval in (*got.figures.values(), *got.recall))
-    assert set(got.p_values.values()) == {1.0}
+    got = changes(LOGITS, LOGITS, LABELS, key=KEY)
+    assert all(interval.estimate == 0 for interval in (*got.figures.values(), *got.recall))
+    assert tuple(got.figures["nll"]) == tuple(got.figures["brier"]) == (0, 0, 0)
+    # 120 equal answers do not show that the two never answer differently: 3.8416 / (120 + 3.8416)
+    np.testing.assert_allclose(got.figures["accuracy"], [0, -0.0310, 0.0310], atol=1e-4)
+    assert set(got.p_values.values()) == set(got.adjusted.values()) == set(got.recall_adjusted) == {1.0}
 
 
 @pytest.mark.parametrize(
     ("outputs", "truth", "message"),
     [
-        (Predictions(LOGITS * np.nan), TRUTH, "test: logits hold NaN"),
+        (Predictions(LOGITS * np.nan), LABELS_OF, "test: logits hold NaN"),
         (Predictions(LOGITS, TRAIN), Labels(LABELS), "train: logits without labels"),
-        (Predictions(LOGITS, TRAIN[:, :1]), TRUTH, "train: metrics need a sample and two classes"),
-        (Predictions(LOGITS, held_out=TRAIN), TRUTH, r"held_out: logits must have shape"),
+        (Predictions(LOGITS, TRAIN[:, :1]), LABELS_OF, "train: metrics need a sample and two classes"),
+        (Predictions(LOGITS, held_out=TRAIN), LABELS_OF, r"held_out: logits must have shape"),
         (
             Predictions(LOGITS, foreign={"x": FOREIGN[:, :2]}),
-            TRUTH,
+            LABELS_OF,
             r"foreign x: logits must be \(m, 3\); got \(70, 2\)",
         ),
-        (Predictions(LOGITS, foreign={"x": FOREIGN * np.nan}), TRUTH, "foreign x: logits hold NaN"),
+        (Predictions(LOGITS, foreign={"x": FOREIGN * np.nan}), LABELS_OF, "foreign x: logits hold NaN"),
         (
             Predictions(LOGITS, corrupted={"x": LOGITS}),
-            TRUTH,
+            LABELS_OF,
             r"x: logits must be of the 120 test samples, \(k, 120, 3\)",
         ),
-        (Predictions(LOGITS, members=MEMBERS[:, 1:]), TRUTH, "members: logits must be of the 120"),
+        (Predictions(LOGITS, members=MEMBERS[:, 1:]), LABELS_OF, "members: logits must be of the 120"),
         (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must lie in"),
     ],
 )
 def test_what_cannot_be_judged_is_named(outputs, truth, message):
     with pytest.raises(ValueError, match=message):
-        _ = risk(outputs, truth, **OPTIONS)
+        _ = risk(outputs, truth, key=KEY)
+
+
+def test_a_class_without_samples_is_left_out_and_the_rest_compared():
+    # Class 2 has no sample; 12 of 60 samples of class 1 are lost.
+    labels = np.arange(120) % 2
+    right = np.eye(3, dtype=np.float32)[labels]
+    lost = np.where((np.arange(120) % 10 == 1)[:, None], right[:, [1, 0, 2]], right)
+    got = changes(right, lost, labels, key=KEY)
+    assert [each.estimate for each in got.recall[:2]] == [0, -0.2]
+    assert np.isnan([*got.recall[2], got.recall_adjusted[2]]).all()
+    assert [got.beyond_noise(k) for k in range(3)] == [False, True, False]
+
+
+def test_an_infinite_loss_has_no_interval_and_no_p_value():
+    sure = LOGITS.copy()
+    sure[0] = [0.0, -np.inf, -np.inf]
+    labels = np.where(np.arange(120) == 0, 1, LABELS)
+    got = changes(LOGITS, sure, labels, key=KEY)
+    assert got.figures["nll"].estimate == np.inf
+    assert np.isnan([*got.figures["nll"][1:], got.p_values["nll"], got.adjusted["nll"]]).all()
+    assert not got.beyond_noise("nll")
+    assert np.isfinite([*got.figures["brier"], got.adjusted["brier"], got.adjusted["accuracy"]]).all()
+
+
+def test_few_wrong_answers_make_no_interval_of_a_loss():
+    labels = np.arange(120) % 3
+    logits = (5 * np.eye(3)[labels]).astype(np.float32)
+    logits[:4] = logits[:4, [1, 2, 0]]
+    figures = risk(Predictions(logits), Labels(labels), key=KEY).figures
+    for name in ("nll", "brier", "aurc"):
+        assert np.isnan([figures[name].low, figures[name].high]).all()
+    for name in ("accuracy", "overconfidence", "ece"):
+        assert figures[name].low <= figures[name].estimate <= figures[name].high
+        assert figures[name].low < figures[name].high
 
 
 def test_other_errors():
-    with pytest.raises(ValueError, match="no sample of class 1, 2"):
-        _ = changes(LOGITS, LOGITS, np.zeros(120, int), **OPTIONS)
+    with pytest.raises(ValueError, match=r"one shape; got \(120, 3\) and \(119, 3\)"):
+        _ = changes(LOGITS, LOGITS[1:], LABELS, key=KEY)
+    with pytest.raises(ValueError, match=r"2 draws and a confidence in .* got 1 and 0.95"):
+        _ = risk(PREDICTIONS, LABELS_OF, key=KEY, draws=1)
+    with pytest.raises(TypeError, match=r"expected assess.Labels, got"):
+        _ = risk(PREDICTIONS, LABELS, key=KEY)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"one number a sample, \(120,\); got \(3,\)"):
         _ = assess.bootstrap(jnp.mean, LABELS, key=KEY, strata=np.arange(3))

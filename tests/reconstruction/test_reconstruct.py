@@ -183,9 +183,9 @@ def test_refusals(stats):
     with pytest.raises(ValueError, match=r"masks=masks\.select"):
         _ = reconstruct(PARAMS, stats, 0.5, pattern=Channel())
     with pytest.raises(
-        ValueError, match=r"head: NM\(n=2, m=4, axis=-1\) lies along other axes than its inputs, \(0,\)"
+        ValueError, match=r"query: NM\(n=2, m=4, axis=-1\) lies along other axes than its inputs, \(0,\)"
     ):
-        _ = reconstruct(PARAMS, stats, pattern=NM(2, 4, axis=-1))
+        _ = reconstruct(PARAMS, stats, pattern=NM(2, 4, axis=-1), where="query")
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         _ = reconstruct(PARAMS, stats, 1.5)
     with pytest.raises(ValueError, match="tree in the structure of params"):

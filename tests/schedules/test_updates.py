@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxprune import schedules
+from jaxprune.schedules.updates import covering
 
 
 @pytest.mark.parametrize(("n", "begin", "end"), [(1, 0, None), (7, 0, 30), (5, 3, 18), (100, 10, 20), (4, 9, 9)])
@@ -64,3 +65,38 @@ def test_from_optax_inside_jit():
         return schedules.from_optax(optax.linear_schedule(0.0, 0.5, 10))(step)
 
     assert jax.jit(at)(5) == 0.25
+
+
+def test_schedules_and_updates_print_as_the_calls_that_make_them():
+    assert repr(schedules.every(5, 1)) == "every(n=5, begin=1, end=None)"
+    made = {
+        "constant(0.5)": schedules.constant(0.5),
+        "jump(0.5, step=3)": schedules.jump(0.5, 3),
+        "cubic(begin=0, end=9, final=0.9, initial=0.1)": schedules.cubic(0, 9, 0.9, 0.1),
+        "exponential(begin=0, end=9, final=0.9, initial=0.0)": schedules.exponential(0, 9, 0.9),
+        "cyclic(begin=0, end=9, final=0.9, initial=0.0, cycles=3)": schedules.cyclic(0, 9, 0.9, cycles=3),
+    }
+    assert {repr(schedule): schedule for schedule in made.values()} == made
+
+
+def test_the_updates_that_cover_a_schedule_include_its_end():
+    covered = {
+        schedules.cubic(0, 60, 0.9): schedules.every(6, 0, 60),
+        schedules.cubic(100, 5000, 0.9): schedules.every(100, 100, 5000),
+        schedules.cubic(0, 3, 0.9): schedules.every(1, 0, 3),
+        schedules.jump(0.9, 7): schedules.every(1, 7, 7),
+        # The interval divides the period of 35, so that every cycle reaches its end.
+        schedules.cyclic(0, 70, 0.9, cycles=2): schedules.every(1, 0, 70),
+        schedules.cyclic(0, 800, 0.9, cycles=2): schedules.every(40, 0, 800),
+        schedules.from_optax(lambda step: 0.5, begin=2, end=22): schedules.every(2, 2, 22),
+        len: schedules.every(1),
+    }
+    assert {schedule: covering(schedule) for schedule in covered} == covered
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 2), (2, 2), (3, 6), (10, 10), (11, 12), (12, 12), (13, None)])
+def test_the_first_update_from_a_step_on(step, expected):
+    update = schedules.every(4, 2, 12)
+    assert update.first_from(step) == expected
+    assert update.first_from(step) == next((s for s in range(step, 30) if update(s)), None)
+    assert schedules.every(4, 2).first_from(13) == 14

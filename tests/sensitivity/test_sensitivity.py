@@ -114,6 +114,8 @@ def test_the_levels_of_leaves_meet_counted_budgets(problem):
         cost = jaxprune.assess.complexity(network, params, kept, x)
         spent = {"parameters": cost.kept - 3, "flops": cost.effective_flops}[of]
         assert spent == levels.cost <= budget
+        pruned = jaxprune.prune(params, sparsities)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, pruned.masks, kept))
 
 
 def test_the_levels_of_groups_meet_the_networks_own_cost(problem):

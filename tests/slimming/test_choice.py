@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune
 from jaxprune import slimming
 from tests.slimming import checks
 
@@ -60,6 +61,102 @@ def test_masks_that_cut_a_unit_in_part(groups: slimming.Groups) -> None:
 def test_bad_choices(groups: slimming.Groups, removed: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         _ = slimming.Choice.remove(groups, removed)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (np.array([False, True, True, False]), r"group a\[1\]: .* integers from 0 to 3; got bool: give np.flatnonzero"),
+        ([1.9, 2.2], "got float64: round them"),
+        ([True], "got bool"),
+    ],
+)
+def test_units_are_integers(params: Any, numbers: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        _ = slimming.slim(net, params, {"a[1]": numbers}, X)
+
+
+def test_no_units_and_units_named_twice(groups: slimming.Groups) -> None:
+    assert slimming.Choice.remove(groups, {"a[1]": []}).keep.all()
+    assert (~slimming.Choice.remove(groups, {"a[1]": [2, 2], "b[0]": np.array([2], np.uint8)}).keep).sum() == 1
+
+
+def test_a_group_is_found_by_any_member(groups: slimming.Groups, params: Any) -> None:
+    assert groups["b[0]"] is groups["a[1]"] and groups["c[0]"] is groups["b[1]"]
+    small = slimming.slim(net, params, {"c[0]": [0, 1], "a[1]": [3]}, X)
+    assert jax.tree.map(np.shape, small.params) == {"a": (3, 3), "b": (3, 4), "c": (4, 2)}
+    # A reshape cuts one axis into units of two kinds: the axis alone does not tell which.
+    fused = lambda p, x: jnp.tanh(x @ p["a"]).reshape(5, 2, 3).swapaxes(1, 2).reshape(5, 6) @ p["b"]
+    pair = slimming.find_groups(fused, {"a": np.ones((3, 6), "f4"), "b": np.ones((6, 2), "f4")}, X)
+    with pytest.raises(KeyError, match=r"several groups hold 'b\[0\]'; name one of: a\[1\] .*, a\[1\] "):
+        _ = pair["b[0]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a", r"no group 'a'.*there are: a\[1\], b\[1\]"),
+        ("aa[1]", r"no group 'aa\[1\]'; did you mean 'a\[1\]'\?"),
+        ("a[0]", r"no group 'a\[0\]' \(it is frozen: dot_general with an axis that cannot shrink\)"),
+    ],
+)
+def test_a_mistyped_group_is_named(params: Any, name: str, message: str) -> None:
+    with pytest.raises(KeyError, match=message):
+        _ = slimming.slim(net, params, {name: [0, 1]}, X)
+
+
+def test_masks_of_another_structure_are_called_masks(params: Any) -> None:
+    with pytest.raises(ValueError, match="masks must have the structure of params"):
+        _ = slimming.slim(net, params, {"a": np.ones((3, 4), bool)}, X)
+
+
+def test_values_print_in_one_line_and_groups_as_a_table(groups: slimming.Groups, params: Any) -> None:
+    choice = slimming.Choice.remove(groups, {"a[1]": [1]})
+    assert repr(choice) == "Choice(2 groups, 9 of 10 units kept)"
+    assert str(choice).splitlines() == ["a[1]  3 of 4 units kept", "b[1]  6 of 6 units kept"]
+    assert repr(groups) == str(groups)
+    small = slimming.slim(net, params, choice, X)
+    assert repr(small) == "Slimmed(Manifest(2 of 3 leaves smaller, 39 of 48 entries kept))"
+    assert len(repr(groups[0])) < 300
+
+
+def residual(p: Any, x: Any) -> Any:
+    h = x @ p["in"]
+    for name in ("b0", "b1", "b2"):
+        h = h + jax.nn.relu(h @ p[name]["a"]) @ p[name]["b"]
+    return h @ p["out"]
+
+
+def test_masks_of_channels_are_completed_to_units_by_a_vote() -> None:
+    """`prune(pattern=Channel())` chooses the channels of each leaf alone; leaves of a residual stream then disagree."""
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {"in": draw(3, 8), "out": draw(8, 2)} | {f"b{i}": {"a": draw(8, 5), "b": draw(5, 8)} for i in range(3)}
+    pruned = jaxprune.prune(params, 0.4, pattern=jaxprune.masks.Channel(), where=["in", "b*"])
+    groups = slimming.find_groups(residual, params, X)
+    with pytest.raises(ValueError, match="parts of units"):
+        _ = slimming.Choice.from_masks(groups, pruned.masks)
+    with pytest.warns(UserWarning, match=r"were completed: \d+ of 23 units go(.|\n)*removed positions stay"):
+        small = slimming.slim(residual, params, pruned.masks, X)
+    gone = lambda mask: ~np.asarray(mask).reshape(-1)
+    voters = [gone(pruned.masks["in"]), *(gone(pruned.masks[f"b{i}"]["b"]) for i in range(3))]
+    stream = np.sum(voters, 0) > 2  # of four
+    assert 0 < stream.sum() < 8
+    with pytest.warns(UserWarning, match="were completed"):
+        choice = slimming.Choice.from_masks(groups, pruned.masks, partial="complete")
+    np.testing.assert_array_equal(choice.kept("in[1]"), ~stream)
+    for i in range(3):
+        np.testing.assert_array_equal(choice.kept(f"b{i}/a[1]"), ~gone(pruned.masks[f"b{i}"]["a"]))
+    assert checks.difference(residual(checks.masked(params, choice), X), small.fn(small.params, X)) < 1e-5
+
+
+def test_masks_that_are_whole_units_need_no_completion(groups: slimming.Groups, params: Any) -> None:
+    choice = slimming.Choice.remove(groups, {"a[1]": [1], "b[1]": [0, 5]})
+    again = slimming.Choice.from_masks(groups, choice.masks(), partial="complete")  # and no warning
+    np.testing.assert_array_equal(again.keep, choice.keep)
+    scattered = {"a": jnp.arange(12).reshape(3, 4) != 5, "b": jnp.ones((), bool), "c": jnp.ones((), bool)}
+    with pytest.raises(ValueError, match=r"no unit by a majority .* choose units with(.|\n)*  a: of a\[1\]"):
+        _ = slimming.slim(net, params, scattered, X)
 
 
 def test_choices_that_are_not_choices(groups: slimming.Groups) -> None:

@@ -1,5 +1,6 @@
 """Scores of units, sparsities, limits, costs."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -260,6 +261,61 @@ def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
         assert fn(p, x).shape == (5, 2)
     # floor(0.4 x 16 + 1/2) = 6, then 4 of 10, then 2 of 6; floor(0.4 x 12 + 1/2) = 5, then 3 of 7 but down to 5 only.
     assert widths == [(10, 7), (6, 5), (4, 5)]
+
+
+def attention(p: Any, x: Any) -> Any:
+    """Heads on an axis of their own, as in Flax, and a normalisation by hand that needs the width whole."""
+    q, k, v = (jnp.einsum("te,ehd->thd", x, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+    out = jnp.einsum("thd,hde->te", jnp.einsum("hts,shd->thd", weights, v), p["o"])
+    out = out - out.mean(-1, keepdims=True)
+    return jnp.square(out / jnp.sqrt((out**2).mean(-1, keepdims=True) + 1e-5)) @ p["out"]
+
+
+@pytest.fixture(scope="module")
+def attentive() -> slimming.Groups:
+    params = {name: np.ones((16, 8, 4), np.float32) for name in "qkv"}
+    params |= {"o": np.ones((8, 4, 16), np.float32), "out": np.ones((16, 2), np.float32)}
+    return slimming.find_groups(attention, params, jnp.ones((5, 16)))
+
+
+def test_heads_on_an_axis_of_their_own_are_rounded_by_their_positions_too(attentive: slimming.Groups) -> None:
+    heads = attentive["q[1]"]
+    assert (heads.count, heads.block) == (8, 4)
+    for sparsity, multiple, left in ((0.5, 8, 4), (0.4, 8, 6), (0.4, 16, 8), (0.5, 16, 4), (0.4, 1, 5)):
+        limits = slimming.Limits(round_to={heads.name: multiple})
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            choice = slimming.choose(attentive, np.arange(float(attentive.size)), sparsity, limits=limits)
+        assert choice.kept(heads.name).sum() == left
+
+
+def test_groups_that_could_not_shrink_are_named_with_the_reason(attentive: slimming.Groups) -> None:
+    inner, width = attentive["v[2]"].name, attentive["o[2]"].name
+    scores = np.arange(float(attentive.size))
+    with pytest.warns(UserWarning, match=r"because of round_to:(.|\n)*: the limits allow no width below its 4 units"):
+        choice = slimming.choose(attentive, scores, 0.5, limits=slimming.Limits(round_to=8))
+    assert choice.kept(inner).all() and "no width below its 4 units" in choice.untouched[inner]
+    assert "a sum over values that masking does not make zero" in choice.untouched[width]
+    assert f"{len(choice.untouched)} groups could not shrink" in repr(choice)
+    assert any(line.startswith(inner) and "4 of 4 units kept: the limits" in line for line in str(choice).splitlines())
+    halved = slimming.choose(attentive, scores, 0.5)
+    assert halved.kept(inner).sum() == 2 and list(halved.untouched) == [width]
+    free = slimming.choose(attentive, scores, 0.5, limits=slimming.Limits(inexact=True, protect=width))
+    assert free.untouched == {width: "it is protected"}
+    some = slimming.choose(attentive, scores, {inner: 0.5})
+    assert not some.untouched  # nothing was asked of the others
+    cost = slimming.costs.parameters
+    small = slimming.choose(attentive, scores, cost=cost, target=0.7 * cost(slimming.Choice.remove(attentive, {})))
+    assert list(small.untouched) == [width]
+
+
+def test_a_cost_or_a_sparsity(groups: slimming.Groups) -> None:
+    scores = np.arange(28.0)
+    wrong: list[Any] = [{}, {"sparsity": 0.5, "cost": costs.parameters, "target": 9}, {"cost": costs.parameters}]
+    for arguments in wrong:
+        with pytest.raises(ValueError, match="either sparsity, or cost and target"):
+            _ = slimming.choose(groups, scores, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,35 @@ def test_scales_of_normalisation_are_scores_by_themselves() -> None:
     assert slimming.group_scores(groups, params, where="*scale", normalise=None).tolist() == [3, 1, 2, 4]
 
 
+@pytest.mark.parametrize("normalise", ["mean", "sum", "max"])
+def test_normalising_negative_scores_keeps_their_order(normalise: str) -> None:
+    """OBD with the diagonal of the Hessian itself is negative where the loss is curved downwards."""
+    rng = np.random.default_rng(0)
+    groups = slimming.find_groups(net, {k: np.ones(s, np.float32) for k, s in SHAPES.items()}, X)
+    for shift in (-3.0, -0.1, 0.0, 3.0):
+        scores = {k: rng.normal(size=s) + shift for k, s in SHAPES.items()}
+        plain = slimming.group_scores(groups, scores, reduce="sum", normalise=None)
+        found = slimming.group_scores(groups, scores, reduce="sum", normalise=normalise)
+        for group in groups:
+            own, size = plain[group.span], {"mean": np.mean, "sum": np.sum, "max": np.max}[normalise]
+            np.testing.assert_allclose(found[group.span], own / size(np.abs(own)), rtol=1e-12)
+            np.testing.assert_array_equal(np.argsort(found[group.span]), np.argsort(own))
+
+
+def test_the_most_harmful_units_go_where_removing_them_helps() -> None:
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, X)
+    hessian = {"a": jnp.zeros((3, 4)), "b": jnp.asarray([[-4.0], [-3.0], [-2.0], [-1.0]]) * jnp.ones((4, 2))}
+    scores = slimming.group_scores(groups, criteria.obd(params, hessian_diagonal=hessian), reduce="sum")
+    assert slimming.choose(groups, scores, 0.5).keep.tolist() == [False, False, True, True]
+
+
+def test_a_predicate_sees_the_path_and_the_leaf(params: Any) -> None:
+    groups = slimming.find_groups(net, params, X)
+    flat = slimming.group_scores(groups, params, where=lambda name, leaf: name == "a" and leaf.shape == (3, 6))
+    np.testing.assert_array_equal(flat, slimming.group_scores(groups, params, where="a"))
+
+
 def test_bad_input(params: Any) -> None:
     groups = slimming.find_groups(net, params, X)
     wrong: list[tuple[Any, Any, str]] = [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import slimming
+from jaxprune import criteria, slimming
 from tests.slimming import checks, nets
 
 
@@ -62,6 +62,29 @@ def test_smaller_equals_masked(name: str, case: Any) -> None:
         assert sorted(g.count for g in groups) == units, name
     sizes = [sum(p.size for p in jax.tree.leaves(t)) for t in (build(model, x), small.params)]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_sparsity_scores_chooses_and_slims() -> None:
+    model, x = nets.ResNet(), image(8)
+    params = build(model, x)
+    groups = slimming.find_groups(model.apply, params, x)
+    loss: Any = lambda p: jnp.sum(jnp.square(jnp.asarray(model.apply(p, x))))
+    grads = jax.grad(loss)(params)
+    ways: list[tuple[dict[str, Any], Any]] = [
+        ({}, criteria.magnitude(params)),
+        ({"criterion": criteria.gradient, "grads": grads}, criteria.gradient(params, grads=grads)),
+        ({"criterion": criteria.random, "key": jax.random.key(3)}, criteria.random(params, key=jax.random.key(3))),
+        ({"criterion": lambda params, **_: jax.tree.map(jnp.square, params)}, jax.tree.map(jnp.square, params)),
+    ]
+    for options, scores in ways:
+        small = slimming.slim(model.apply, params, 0.5, x, **options)
+        choice = slimming.choose(groups, slimming.group_scores(groups, scores), 0.5)
+        expected = slimming.slim(model.apply, params, choice, x)
+        assert small.manifest.to_json() == expected.manifest.to_json()
+        assert checks.difference(expected.params, small.params) == 0
+        assert sorted(g.count for g in slimming.find_groups(small.fn, small.params, x)) == [4, 4, 8, 8, 8]
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\]; got 1.5"):
+        _ = slimming.slim(model.apply, params, 1.5, x)
 
 
 def test_gradients_agree_and_so_does_a_second_round() -> None:

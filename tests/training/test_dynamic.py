@@ -9,6 +9,7 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, criteria, masks, schedules, training
+from jaxprune.training.enforce import zero_removed
 from tests.training.loops import STEPS, batch, expect_zeros, init_params, loss
 
 KEY = jax.random.key(7)
@@ -72,7 +73,7 @@ def test_each_leaf_keeps_its_exact_number_at_every_step(name):
             if name == "srigl n:m":
                 assert (mask.reshape(-1, 2, mask.shape[1]).sum(1) == 1).all()
     params, state = seen[-1]
-    chex.assert_trees_all_equal(state.inner, training.zero_removed(state.inner, params, state.masks))
+    chex.assert_trees_all_equal(state.inner, zero_removed(state.inner, params, state.masks))
     moved = [any((a != b).any() for a, b in zip(kernels(s), start, strict=True)) for _, s in seen]
     assert any(moved) == (name != "static")
 

@@ -15,11 +15,13 @@ class Piece(NamedTuple):
       name: the array and the axis, for messages.
       ids: (..., n) labels.
       stay: (..., n) bool; leading axes broadcast with those of `ids`.
+      atoms: `labels.atoms(ids)`, where the same labels are asked for again and again.
     """
 
     name: str
     ids: Ids
     stay: np.ndarray
+    atoms: Ids | None = None
 
 
 def labels_that_go(labels: Labels, pieces: Sequence[Piece]) -> np.ndarray:
@@ -40,12 +42,12 @@ def labels_that_go(labels: Labels, pieces: Sequence[Piece]) -> np.ndarray:
     going, staying = np.zeros(labels.size, bool), np.zeros(labels.size, bool)
     held = []
     for piece in pieces:
-        lead = np.broadcast_shapes(piece.ids.shape, piece.stay.shape)
-        stay = np.broadcast_to(piece.stay, lead)
-        if stay.all():
-            staying[labels.atoms(piece.ids)] = True
+        atoms = labels.atoms(piece.ids) if piece.atoms is None else piece.atoms
+        if piece.stay.all():
+            staying[atoms] = True
             continue
-        atoms = np.broadcast_to(labels.atoms(piece.ids), (*lead, labels.atoms(piece.ids).shape[-1]))
+        lead = np.broadcast_shapes(piece.ids.shape, piece.stay.shape)
+        stay, atoms = np.broadcast_to(piece.stay, lead), np.broadcast_to(atoms, (*lead, atoms.shape[-1]))
         staying[atoms[stay]] = True
         going[atoms[~stay]] = True
         held.append((piece, stay, atoms))

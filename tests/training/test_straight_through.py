@@ -120,7 +120,7 @@ def test_movement_learns_at_every_step_and_revises_when_it_is_due():
 
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match=r"sr_ste needs masks\.NM"):
-        _ = training.sr_ste(masks.Block((2, 2)))  # pyright: ignore[reportArgumentType]
+        _ = training.sr_ste(pattern=masks.Block((2, 2)))
     with pytest.raises(ValueError, match="decay must be 0 or more"):
         _ = training.sr_ste(decay=-1.0)
     with pytest.raises(ValueError, match=r"backward must be at most sparsity=0\.5"):

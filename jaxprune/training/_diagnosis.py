@@ -1,6 +1,6 @@
-"""Why an update failed: gradients or a state that are not those of these parameters, this method, this optimizer.
+"""Why an update failed: `explain` finds gradients or a state that do not belong to the parameters or the optimizer.
 
-It is asked only once something has failed, for it traces the optimizer's init anew.
+It runs only after something has failed, for it traces the optimizer's init anew.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,23 @@ _SHOWN = 10
 
 
 def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, params: PyTree) -> str:
-    """What does not belong together, leaf by leaf; empty where everything does.
+    """Which leaves of the gradients or the state do not belong to the parameters or the optimizer.
 
     Args:
       init: the `init` of the sparsified optimizer.
-      updates: the gradients that its update was given.
-      state: the state that its update was given.
-      params: the parameters that its update was given.
+      updates: the gradients given to its update.
+      state: the state given to its update.
+      params: the parameters given to its update.
 
     Returns:
-      A message for people.
+      A message that names the leaves; empty if everything belongs together.
     """
     lines = _differences(_kinds(params), _kinds(updates), optional=True)
     if lines:
         return "the gradients must be those of the parameters:\n" + "\n".join(lines)
     try:
         expected = jax.eval_shape(init, params)
-    except Exception:  # then init has an error of its own, which is not this one's reason
+    except Exception:  # an error of init itself does not explain the failed update
         return ""
     lines = _differences(_kinds(expected), _kinds(state))
     if not lines:
@@ -59,7 +59,7 @@ def _kind(leaf: Any) -> str:
 
 
 def _differences(expected: dict[Any, str], got: dict[Any, str], *, optional: bool = False) -> list[str]:
-    """Lines for what differs. Gradients may leave parameters out, and have a dtype of their own."""
+    """A line for each leaf that differs. Gradients (`optional`) may leave leaves out, and have another dtype."""
     names = [name for name in {**expected, **got} if not (optional and name not in got)]
     bare = (lambda kind: kind[kind.find("[") :]) if optional else (lambda kind: kind)
     wrong = [n for n in names if bare(expected.get(n, "nothing")) != bare(got.get(n, "nothing"))]

@@ -1,0 +1,249 @@
+"""The command line, `jaxprune`: look into a language model's folder, prune it into a new one, measure its perplexity.
+
+jaxprune inspect FOLDER
+jaxprune prune FOLDER --pattern 2:4 --calibration text.txt --output NEW
+jaxprune evaluate FOLDER --text text.txt
+"""
+
+import argparse
+import html
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_METHODS = ("sparsegpt", "wanda", "magnitude", "least_squares", "obs")
+
+
+class _UserError(Exception):
+    """A mistake that the user can mend; the message is one sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: the words after `jaxprune`; None for those of the process.
+
+    Returns:
+      The exit code: 0, 2 for a mistake of the user (one sentence on standard error), 130 if interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (_UserError, ImportError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"jaxprune: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxprune: interrupted; go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="jaxprune", description="Prunes language models from folder to folder.")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=about, description=about)
+        found.add_argument(
+            "folder", type=Path, metavar="FOLDER", help="a Hugging Face folder: config.json, safetensors"
+        )
+        found.set_defaults(run=run)
+        return found
+
+    command("inspect", _inspect, "List a folder's parameters, their sizes, and what would be pruned.")
+    prune = command("prune", _prune, "Prune a language model in one shot, block by block, into a new folder.")
+    add = prune.add_argument
+    add("--output", type=Path, required=True, metavar="NEW", help="the new folder")
+    amount = prune.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--sparsity", type=_fraction, help="the fraction removed from each kernel, such as 0.5")
+    amount.add_argument("--pattern", type=_n_of_m, metavar="N:M", help="keep N of every M inputs, such as 2:4")
+    add("--method", choices=_METHODS, default="sparsegpt", help="how (default: sparsegpt)")
+    add("--calibration", type=Path, required=True, metavar="TEXT", help="a text file to calibrate on")
+    add("--text", type=Path, metavar="TEXT", help="another text, to measure the perplexity on before and after")
+    add("--windows", type=_positive, default=128, help="how many windows of the calibration text (default: 128)")
+    add("--resume", action="store_true", help="go on with a run that was killed")
+    _add_length(prune)
+    evaluate = command("evaluate", _evaluate, "Measure the perplexity on a text, the size and the zeros.")
+    evaluate.add_argument("--text", type=Path, required=True, metavar="TEXT", help="a text file")
+    evaluate.add_argument("--windows", type=_positive, metavar="N", help="how many windows of the text (default: all)")
+    _add_length(evaluate)
+    return made
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--length", type=_positive, default=256, help="tokens of a window (default: 256)")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from jaxprune import checkpoints, models
+
+    folder = checkpoints.Folder(options.folder)
+    family = folder.config.get("model_type")
+    known = family in models.FAMILIES
+    print(f"{folder.path}: {family}{'' if known else ', a family that models.decoder does not know'}")
+    rows = [(name, f"{x.dtype}{list(x.shape)}", x.size, _fate(name, x, known)) for name, x in folder.shapes.items()]
+    widths = [max(len(str(row[i])) for row in rows) for i in range(2)]
+    for name, kind, size, fate in rows:
+        print(f"{name:{widths[0]}}  {kind:{widths[1]}}  {size:>13,}  {fate}")
+    total, pruned = sum(row[2] for row in rows), sum(row[2] for row in rows if row[3] == "pruned")
+    size = sum(x.size * x.dtype.itemsize for x in folder.shapes.values())
+    print(f"{total:,} parameters, {size:,} bytes; {pruned:,} ({pruned / max(total, 1):.1%}) would be pruned")
+
+
+def _fate(name: str, leaf: Any, known: bool) -> str:
+    from jaxprune import models
+
+    if not known:
+        return ""
+    if models.is_pruned(name, leaf):
+        return "pruned"
+    if "layers." not in name:
+        return "left: outside the blocks"
+    return "left: router" if len(leaf.shape) == 2 else "left: norm or bias"
+
+
+def _prune(options: argparse.Namespace) -> None:
+    from jaxprune import checkpoints, masks, models
+
+    began = time.perf_counter()
+    folder = checkpoints.Folder(options.folder)
+    tokens = _tokens(folder, options.calibration, options.length, options.windows)
+    text = None if options.text is None else _tokens(folder, options.text, options.length, None, least=2)
+    more: dict[str, Any] = {"method": options.method}
+    if options.pattern:
+        more["pattern"] = masks.NM(*options.pattern)
+    results = models.prune_folder(folder, options.output, tokens, options.sparsity, options=more, resume=options.resume)
+    report: dict[str, Any] = {
+        "source": str(options.folder),
+        "method": options.method,
+        "asked": f"{options.pattern[0]}:{options.pattern[1]}" if options.pattern else options.sparsity,
+        "calibration": {"file": str(options.calibration), "windows": len(tokens), "tokens": tokens.size},
+        "blocks": [result._asdict() for result in results],
+        "seconds": time.perf_counter() - began,
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **_sizes(checkpoints.Folder(options.output)),
+    }
+    if text is not None:
+        for when, path in (("before", options.folder), ("after", options.output)):
+            found = models.perplexity(path, text)
+            report[f"perplexity_{when}"] = found._asdict()
+            print(f"perplexity {when}: {_shown(found)}")
+    (options.output / "pruning.json").write_text(json.dumps(report, indent=2) + "\n")
+    (options.output / "pruning.html").write_text(_page(report))
+    zeros = report["zeros"] / max(report["parameters"], 1)
+    print(
+        f"{options.output}: {zeros:.1%} of the parameters are zero; {report['seconds']:.0f} s; report in pruning.html"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from jaxprune import checkpoints, models
+
+    folder = checkpoints.Folder(options.folder)
+    tokens = _tokens(folder, options.text, options.length, options.windows, least=2)
+    sizes = _sizes(folder)
+    found = models.perplexity(folder, tokens)
+    print(f"perplexity: {_shown(found)}")
+    print(f"{sizes['parameters']:,} parameters, {sizes['bytes']:,} bytes, {sizes['zeros']:,} zeros")
+    print(f"{found.tokens / found.seconds:,.0f} tokens a second, reading and compiling included")
+
+
+def _shown(found: Any) -> str:
+    return f"{found.value:.4g} (95 % interval {found.low:.4g} to {found.high:.4g}, {found.tokens:,} tokens)"
+
+
+def _sizes(folder: Any) -> dict[str, int]:
+    zeros = 0
+    for name in folder.shapes:  # one at a time: the folder may be larger than memory
+        zeros += int((folder.load([name])[name] == 0).sum())
+    return {
+        "parameters": sum(x.size for x in folder.shapes.values()),
+        "bytes": sum(x.size * x.dtype.itemsize for x in folder.shapes.values()),
+        "zeros": zeros,
+    }
+
+
+def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: int = 1) -> Any:
+    """The first windows of a text, int [windows, length], by the folder's own tokenizer."""
+    import numpy as np
+
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise _UserError("reading a text needs the package tokenizers: pip install 'jaxprune[llm]'") from error
+    file = folder.path / "tokenizer.json"
+    if not file.is_file():
+        raise _UserError(f"{folder.path} has no tokenizer.json; save the model's tokenizer into it")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _UserError(f"{path} cannot be read as text ({error})") from error
+    ids = np.array(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids, np.int32)
+    count = len(ids) // length
+    if count < least:
+        needed = f"{least * length:,} tokens ({least} times --length {length})"
+        raise _UserError(f"{path} has {len(ids):,} tokens, at least {needed} are needed; pass a longer text")
+    return ids[: count * length].reshape(count, length)[:windows]
+
+
+def _page(report: dict[str, Any]) -> str:
+    """The report as one HTML page that needs no network."""
+    rows = [(key.replace("_", " "), value) for key, value in report.items() if key != "blocks"]
+    facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(_plain(v))}</td></tr>" for k, v in rows)
+    layers = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{error:.4f}</td></tr>"
+        for block in report["blocks"]
+        for name, error in block["errors"].items()
+    )
+    style = (
+        ":root{color-scheme:light dark}"
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>What pruning did</title>'
+        f"<style>{style}</style><h1>What pruning did</h1><table>{facts}</table>"
+        "<h2>Squared change of each kernel's outputs, over their squared size</h2>"
+        f"<table><tr><th>kernel</th><th>error</th></tr>{layers}</table></html>\n"
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction in [0, 1)")
+    return value
+
+
+def _n_of_m(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) < int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern N:M with N below M, such as 2:4")
+    return int(found[1]), int(found[2])
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

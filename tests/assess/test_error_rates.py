@@ -1,0 +1,161 @@
+"""Verdicts hold their error rates and intervals cover, in small simulations (large ones: benchmarks/bench_risk.py)."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import special, stats
+from sklearn.metrics import roc_auc_score
+
+from jaxprune.assess import Labels, Predictions, calibration_test, changes, intervals, risk
+from jaxprune.assess.reliability import temperature_interval
+
+KEY = jax.random.key(0)
+
+
+def twins(seed, n, classes, sharp=2.0):
+    """Logits of two models that are equally good: each sample's two answers are dealt to them by a fair coin."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n).astype(np.int32)
+    shared = rng.normal(size=(n, classes))
+    shared[np.arange(n), labels] += 3.5
+    pair = [(sharp * (shared + 0.7 * rng.normal(size=(n, classes)))).astype(np.float32) for _ in range(2)]
+    swap = rng.random(n)[:, None] < 0.5
+    return np.where(swap, *pair), np.where(swap, *pair[::-1]), labels
+
+
+def at_most(rate, repeats):
+    """The count that a rate exceeds in one of 1,000 simulations."""
+    return stats.binom.ppf(0.999, repeats, rate)
+
+
+@pytest.mark.parametrize(("n", "classes", "sharp"), [(60, 2, 2.0), (400, 10, 2.0), (400, 10, 0.05), (1000, 100, 2.0)])
+def test_equal_models_are_called_different_in_one_of_twenty_repeats_at_most(n, classes, sharp):
+    # Also where nearly all answers are alike: with two classes the accuracy is about 99 %.
+    named, disagree = 0, 0
+    for seed in range(150):
+        first, second, labels = twins(seed, n, classes, sharp)
+        found = changes(first, second, labels, key=jax.random.key(seed), flips=199)
+        named += any(found.beyond_noise(name) for name in found.figures) or any(
+            found.beyond_noise(k) for k in range(classes)
+        )
+        disagree += sum(
+            (found.p_values[name] <= 0.05) != (each.low > 0 or each.high < 0) for name, each in found.figures.items()
+        )
+    assert named <= at_most(0.05, 150)
+    assert disagree == 0
+
+
+def test_a_change_of_three_points_in_two_thousand_samples_is_seen():
+    seen = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 10, 2000)
+        right = rng.random(2000) < 0.93
+        # 7 % of the samples change sides: 5 % are lost and 2 % won.
+        second = np.where(right, rng.random(2000) > 0.05 / 0.93, rng.random(2000) < 0.02 / 0.07)
+        say = lambda hits, labels=labels: 3 * np.eye(10, dtype=np.float32)[np.where(hits, labels, (labels + 1) % 10)]
+        found = changes(say(right), say(second), labels, key=KEY, flips=199)
+        seen += found.beyond_noise("accuracy")
+        assert 0.01 < found.detectable < 0.03
+    assert seen >= 27
+
+
+def test_a_difference_and_its_p_value_agree_for_all_counts():
+    for n, confidence in ((50, 0.95), (400, 0.9)):
+        for gains in range(20):
+            for losses in range(25 - gains):
+                found = intervals.paired_difference(gains, losses, n, confidence)
+                outside = found.interval.low > 0 or found.interval.high < 0
+                assert outside == (found.p_value <= 1 - confidence)
+                assert found.interval.low <= found.interval.estimate <= found.interval.high
+                exact = stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+                assert found.p_value <= exact + 1e-12
+
+
+def test_proportions_against_scipy():
+    for hits, n in ((0, 10), (7, 10), (100, 100), (1990, 2000)):
+        expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        np.testing.assert_allclose(intervals.proportion(hits / n, n)[1:], expected, atol=1e-12)
+
+
+def test_without_skewness_a_mean_has_the_interval_of_student():
+    x = np.concatenate([np.arange(12.0), -np.arange(12.0)])
+    expected = stats.ttest_1samp(x - 0.5, 0).confidence_interval()
+    np.testing.assert_allclose(intervals.mean(x - 0.5)[1:], expected, rtol=1e-6)
+    shifted = intervals.mean_difference(np.zeros(24), x - 3.0)
+    t = np.mean(x - 3.0) / stats.sem(x)
+    np.testing.assert_allclose(shifted.p_value, 2 * stats.t.sf(abs(t), 23), rtol=1e-6)
+
+
+def test_areas_against_scikit_learn_and_a_perfect_order():
+    rng = np.random.default_rng(0)
+    known, foreign = rng.integers(0, 9, 70) / 2, rng.integers(3, 12, 40) / 2
+    found = intervals.area_under_roc(known, foreign)
+    expected = roc_auc_score([0] * 70 + [1] * 40, np.concatenate([known, foreign]))
+    np.testing.assert_allclose(found.estimate, expected, rtol=1e-12)
+    assert found.low < found.estimate < found.high
+    perfect = intervals.area_under_roc(np.zeros(50), np.ones(50))
+    assert perfect.estimate == perfect.high == 1
+    assert 0.9 < perfect.low < 0.99
+
+
+def covers(interval, truth):
+    return interval.low <= truth <= interval.high
+
+
+def test_intervals_cover_at_two_hundred_samples():
+    # Probabilities that are too sharp by 1.5: all figures have a true value that one large sample tells.
+    def draw(rng, n):
+        logits = 1.6 * rng.normal(size=(n, 5))
+        return (1.5 * logits).astype(np.float32), (logits + rng.gumbel(size=(n, 5))).argmax(1)
+
+    logits, labels = draw(np.random.default_rng(10**6), 200_000)
+    big = risk(Predictions(logits), Labels(labels), key=KEY, draws=50).figures
+    names = ["accuracy", "nll", "brier", "ece", "overconfidence", "aurc"]
+    hits = dict.fromkeys([*names, "temperature"], 0)
+    repeats = 200
+    for seed in range(repeats):
+        logits, labels = draw(np.random.default_rng(seed), 200)
+        found = risk(Predictions(logits), Labels(labels), key=jax.random.key(seed), draws=200).figures
+        for name in names:
+            hits[name] += covers(found[name], big[name].estimate)
+        hits["temperature"] += covers(temperature_interval(logits, labels), 1.5)
+    low, high = stats.binom.ppf([0.0005, 0.9995], repeats, [0.93, 0.97])
+    assert {name: n for name, n in hits.items() if not low <= n <= high} == {}
+
+
+def test_a_calibrated_model_is_called_so():
+    named, repeats = 0, 150
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        logits = 2 * rng.normal(size=(300, 6))
+        labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+        found = calibration_test(logits.astype(np.float32), labels, key=jax.random.key(seed), draws=199)
+        named += found.adjusted <= 0.05
+        assert found.error.low <= found.error.estimate <= found.error.high
+        assert (found.error.low > 0) == (found.p_value <= 0.05)
+        assert (found.adjusted <= 0.05) or not found.regions
+    assert named <= at_most(0.05, repeats)
+
+
+def test_the_null_of_the_calibration_error_by_enumeration():
+    # Three samples, each 3/4 sure and in one bin: the error by chance is |hits - 9/4| / 3 with hits binomial.
+    logits = np.log(np.array([[0.75, 0.25]] * 3, np.float32))
+    found = calibration_test(logits, np.array([1, 1, 1]), key=KEY, draws=20_000)
+    hits = np.arange(4)
+    weights = special.binom(3, hits) * 0.75**hits * 0.25 ** (3 - hits)
+    errors = np.abs(hits - 2.25) / 3
+    np.testing.assert_allclose(found.by_chance, weights @ errors, atol=0.01)
+    np.testing.assert_allclose(found.measured, 0.75, rtol=1e-6)
+    np.testing.assert_allclose(found.p_value, 1 / 64, atol=0.004)
+    assert found.regions == ()  # three samples make no region
+
+
+def test_classes_count_in_the_classwise_error_and_it_has_no_interval():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 4)).astype(np.float32)
+    found = calibration_test(logits, rng.integers(0, 4, 200), key=KEY, classwise=True)
+    assert np.isnan([found.error.low, found.error.high]).all()
+    assert found.p_value < 0.05  # labels that have nothing to do with the probabilities
+    with pytest.raises(ValueError, match="one of equal_width, equal_mass; got 'quantile'"):
+        _ = calibration_test(logits, rng.integers(0, 4, 200), key=KEY, binning="quantile")  # pyright: ignore[reportArgumentType]

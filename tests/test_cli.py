@@ -1,0 +1,129 @@
+"""The command line: from a folder to a smaller one, and one sentence for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from jaxprune import cli
+from jaxprune.checkpoints import Folder
+
+from .models.test_pruning import write
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a tokenizer of its 61 words, w0 to w60."""
+    folder = write(tmp_path_factory.mktemp("cli") / "model", "llama")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(model: Path) -> Path:
+    file = model.parent / "text.txt"
+    _ = file.write_text(" ".join(f"w{(7 * i + i * i) % 58 + 3}" for i in range(200)))
+    return file
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_inspect_lists_every_parameter_and_its_fate(model: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("inspect", model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(": llama")
+    fate = {line.split()[0]: line.split("  ")[-1] for line in lines[1:-1]}
+    assert fate.keys() == Folder(model).shapes.keys()
+    assert fate["model.layers.0.mlp.up_proj.weight"] == "pruned"
+    assert fate["lm_head.weight"] == "left: outside the blocks"
+    assert fate["model.layers.2.input_layernorm.weight"] == "left: norm or bias"
+    assert "would be pruned" in lines[-1]
+
+
+def test_prune_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    new = tmp_path / "new"
+    arguments = ["--pattern", "2:4", "--calibration", text, "--text", text, "--output", new, "--length", 16]
+    assert run("prune", model, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "perplexity before: " in shown
+    assert "of the parameters are zero" in shown
+    report = json.loads((new / "pruning.json").read_text())
+    assert report["asked"] == "2:4"
+    assert [block["sparsity"] for block in report["blocks"]] == pytest.approx([0.5] * 3)
+    assert report["zeros"] == sum(int((x == 0).sum()) for x in Folder(new).load().values())
+    assert "<title>" in (new / "pruning.html").read_text()
+    assert (new / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    assert run("evaluate", new, "--text", text, "--length", 16) == 0
+    after = capsys.readouterr().out
+    assert shown.split("perplexity after: ")[1].split(" ")[0] == after.split("perplexity: ")[1].split(" ")[0]
+    assert f"{report['zeros']:,} zeros" in after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspect", "nowhere"], "nowhere is not a folder"),
+        (["evaluate", "MODEL", "--text", "nowhere.txt"], "nowhere.txt cannot be read as text"),
+        (["evaluate", "MODEL", "--text", "TEXT", "--length", "150"], "has 200 tokens, at least 300 tokens"),
+        (
+            ["prune", "MODEL", "--sparsity", "0.5", "--calibration", "TEXT", "--output", "MODEL", "--length", "16"],
+            "exists, and nothing is overwritten",
+        ),
+        (
+            ["prune", "MODEL", "--pattern", "3:7", "--calibration", "TEXT", "--output", "NEW", "--length", "16"],
+            "mlp.down_proj.weight: m = 7 does not divide its 48 inputs",
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    arguments: list[str], sentence: str, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = {"MODEL": model, "TEXT": text, "NEW": tmp_path / "new"}
+    assert run(*(names.get(word, word) for word in arguments)) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("jaxprune: ")
+    assert sentence in shown.err
+    assert "Traceback" not in shown.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "model", "--sparsity", "1.5", "--calibration", "t", "--output", "n"],
+        ["prune", "model", "--pattern", "4:2", "--calibration", "t", "--output", "n"],
+        ["prune", "model", "--calibration", "t", "--output", "n"],
+        ["evaluate", "model", "--text", "t", "--length", "0"],
+        ["grow", "model"],
+    ],
+)
+def test_options_that_make_no_sense_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        _ = cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_is_missing_is_said(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bare = write(tmp_path / "bare", "llama")
+    assert run("evaluate", bare, "--text", text) == 2
+    assert "has no tokenizer.json" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command(root: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxprune", "inspect", "nowhere"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "jaxprune: nowhere is not a folder\n"
