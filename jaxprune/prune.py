@@ -178,9 +178,10 @@ class Selector:
         for pattern in patterns:
             check_pattern(pattern)
         within = is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking
+        chosen = jax.tree.leaves(_tree.prunable(params, self.where))
         followed = {
-            name: pattern if inputs is None else _along(pattern, name, inputs.layout, within)
-            for name, pattern, inputs in zip(names, patterns, stats.leaves(params), strict=True)
+            name: _along(pattern, name, inputs.layout, within) if pruned and inputs is not None else pattern
+            for name, pattern, pruned, inputs in zip(names, patterns, chosen, stats.leaves(params), strict=True)
         }
         return replace(self, pattern={glob.escape(name): pattern for name, pattern in followed.items()})
 
