@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.criteria._scores import score_leaf, wide, within_outputs
-from jaxprune.masks import shards
+from jaxprune.masks._exact import shards
 
 PyTree = Any
 Score = Callable[[jax.Array, Any], jax.Array]

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune import _tree, masks
+from jaxprune import _tree
 from jaxprune.criteria._scores import score_leaf, wide
-from jaxprune.masks import shards
-from jaxprune.masks.axes import named_sharding
+from jaxprune.masks._exact import shards, sums
+from jaxprune.masks._exact.axes import named_sharding
 
 PyTree = Any
 _NORMS = ("l1", "l2", "mean", "max")
@@ -96,7 +96,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     if norm == "max":
         divisor = largest
     else:
-        divisor = masks.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
+        divisor = sums.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
     if norm == "l2":
         divisor = jnp.sqrt(divisor)
     if norm == "mean":

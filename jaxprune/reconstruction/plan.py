@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune import _tree, allocation, masks
 from jaxprune.calibration import Inputs, Stats
+from jaxprune.masks._exact import counts
 from jaxprune.prune import How, Selector
 from jaxprune.reconstruction.removal import Entries, Given, Grouped, Target
 
@@ -241,7 +242,7 @@ def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarra
         if parts % len(each):
             raise ValueError(f"{leaf.name}: a Count of {len(each)} slices, but it is {parts} matrices")
         return np.concatenate([_spread(int(k), parts // len(each)) for k in each])
-    return _spread(masks.as_int(sparsity if is_count else masks.removed(sparsity, leaf.entries)), parts)
+    return _spread(int(sparsity if is_count else counts.removed(sparsity, leaf.entries)), parts)
 
 
 def _spread(total: int, parts: int) -> np.ndarray:

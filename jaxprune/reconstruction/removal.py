@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import keys
-from jaxprune.masks.groups import keep_in_groups
+from jaxprune.masks._exact import keys
+from jaxprune.masks._rank.groups import keep_in_groups
 
 _INPUTS = 46_340  # 2 * _INPUTS**2 < 2**32
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune import prune
 from jaxprune.calibration import calibrate
-from jaxprune.masks import NM, Channel, Unstructured, counts
+from jaxprune.masks import NM, Channel, Count, Unstructured
 from jaxprune.reconstruction import Entries, reconstruct, reconstruct_sequential, relative_errors, sparsegpt
 from jaxprune.reconstruction.plan import calibrated
 from jaxprune.reconstruction.reconstruct import METHODS, check_finite
@@ -139,7 +139,7 @@ def test_stacked_layers_are_the_kernel_on_each_and_compile_once(stats):
 
 
 def test_sparsities_by_number_by_glob_by_tree_and_by_count(stats):
-    by_tree = dict.fromkeys(PARAMS, 0.0) | {"out": 0.25, "head": counts.count(7)}
+    by_tree = dict.fromkeys(PARAMS, 0.0) | {"out": 0.25, "head": Count.of(7)}
     new, masks = reconstruct(PARAMS, stats, by_tree)
     assert int((~masks["out"]).sum()) == 16
     assert int((~masks["head"]).sum()) == 7

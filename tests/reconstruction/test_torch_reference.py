@@ -31,6 +31,6 @@ def test_calibrated_and_pruned_as_published(stats, case):
         n, m = map(int, target.split(":"))
         new = reconstruct(_FILE["weight"], stats, pattern=masks.NM(n, m), method=method)
     else:
-        new = reconstruct(_FILE["weight"], stats, masks.count(int((want == 0).sum())), method=method)
+        new = reconstruct(_FILE["weight"], stats, masks.Count.of(int((want == 0).sum())), method=method)
     np.testing.assert_array_equal(new.masks, want != 0)
     np.testing.assert_allclose(new.params, want, atol=1e-4)
