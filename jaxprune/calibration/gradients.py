@@ -41,13 +41,14 @@ def accumulate_gradients(
 
     Args:
       loss: `loss(params, batch)` -> scalar, a mean over the batch; with `per_example`, `loss(params, example)`.
-      params: any tree; leaves that are not floating are passed on as they are.
-      batches: trees of arrays, weighted alike whatever their sizes. A leading axis sharded over devices stays sharded.
+      params: any tree; leaves that are not floating are passed to `loss` unchanged.
+      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size. A leading axis may be
+        sharded over devices.
       per_example: whether to take a gradient of each example, that is of each index along the leading axis that the
         arrays of a batch share, one example after another.
 
     Returns:
-      `Gradients`.
+      The means and the number of gradients, as `Gradients`.
 
     Raises:
       ValueError: there are no batches; with `per_example`, a batch is empty or its arrays share no leading axis; a
