@@ -18,8 +18,8 @@ INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
     [
         (INTEGERS, {}, r"nothing to prune.*\n  dense/bias: int32\[4\]\n  dense/kernel: int32\[8, 4\]"),
         ({}, {}, "the tree is empty"),
-        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False of all"),
-        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; there are:\n  dense/kernel"),
+        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False for all"),
+        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; the names are:\n  dense/kernel"),
         (PARAMS, {"sparsity": 90}, "for 90 % pass 0.9"),
         (PARAMS, {"pattern": masks.NM(2, 4), "sparsity": 0.9}, "removes exactly 0.5"),
     ],

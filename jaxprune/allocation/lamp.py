@@ -1,4 +1,4 @@
-"""LAMP: magnitudes made comparable across leaves."""
+"""`lamp`: one ranking over all leaves by magnitudes that are comparable across leaves."""
 
 import math
 from functools import partial
@@ -18,35 +18,35 @@ from jaxprune.masks._exact.shards import WHOLE, Layout
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
-_ROWS = 1 << 15  # what counts.sum_counts adds up, at most
+_ROWS = 1 << 15  # the largest number of counts that counts.sum_counts adds
 
 
 def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    r"""One ranking over all leaves by each weight's share of what is left of its leaf.
+    r"""One ranking over all leaves by each weight's share of the weights of its leaf that are not smaller.
 
         lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
 
-    Lee et al. 2021 (LAMP), arXiv 2010.07611. Within a leaf that ranks as |w| does, so it is only a matter of how
-    many entries each leaf keeps; the largest of each leaf has 1 or nearly, so that no leaf loses all it has before the
-    others do. Equal weights have one value. Nothing is sorted: brackets are narrowed by counting (`levels`), on any
-    layout with the same bits.
+    Lee et al. 2021 (LAMP), arXiv 2010.07611. Within a leaf the order is that of |w|, so LAMP only decides how many
+    entries each leaf keeps. The largest weight of each leaf has a value of about 1, so no leaf is emptied before the
+    others. Equal weights have equal values. Brackets are narrowed by counting (`_levels`) without sorting, and the bits
+    are the same for every sharding.
 
-    The value ranked is exact about this: scores are rounded to float32, and denormals, NaN and negative ones taken for
-    0; a square is taken of the score over the power of two above the leaf's largest, in float32, rounded to 2^-36, and
-    summed exactly; the quotient is a float32. Of equal quotients the larger score is kept, then the earlier leaf.
+    The exact value: scores are rounded to float32; denormal, NaN and negative scores become 0. Each score is divided by
+    the power of two above the leaf's largest score and squared in float32; squares are rounded to 2^-36 and summed
+    exactly; the quotient is a float32. Of equal quotients the larger score is kept, then the earlier leaf.
 
     Args:
-      scores: floating arrays, 0 or more: |w|, that is `criteria.magnitude`. Squares would be squared again.
+      scores: floating arrays, 0 or more: |w|, the scores of `criteria.magnitude`. Squares would be squared again.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
-        `masks.Unstructured()`, for the score is of single weights. Each slice along `batch_axes` counts as a leaf.
+        `masks.Unstructured()`, because LAMP scores single weights. Each slice along `batch_axes` counts as a leaf.
 
     Returns:
-      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the total
-      achieved, exact: floor(s N + 1/2) of all N entries.
+      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the achieved
+      total, exactly floor(s N + 1/2) of all N entries.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or another pattern.
+      ValueError: `sparsity` is outside [0, 1), or a pattern is not `masks.Unstructured()`.
 
     Example:
       >>> scores = {'a': jnp.array([[4.0, 1.0, 1.0, 1.0]]), 'b': jnp.array([[0.2, 0.2, 0.1, 0.1]])}
@@ -77,16 +77,16 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
 def keep(
     arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...], layouts: tuple[Layout, ...] | None = None
 ) -> tuple[list[Count], jax.Array]:
-    """How many entries of each slice LAMP keeps.
+    """Returns how many entries of each slice LAMP keeps.
 
     Args:
-      arrays: floating, none empty.
-      kept: how many of all entries, a Count of scalars.
-      batch_axes: for each array, how many leading axes are slices.
-      layouts: how devices of a shard_map share each array; all else is of the whole.
+      arrays: floating arrays, none of them empty.
+      kept: the number of kept entries of all arrays together, a Count of scalars.
+      batch_axes: for each array, the number of leading axes that are slices.
+      layouts: how devices of a shard_map share each array. `arrays` are shards; all other values are of whole arrays.
 
     Returns:
-      A Count of [slices] for each array; and how many passes over the data it took.
+      A Count of [slices] for each array; and the number of passes over the data.
     """
     layouts = layouts or (WHOLE,) * len(arrays)
     given = list(zip(arrays, batch_axes, layouts, strict=True))
@@ -97,7 +97,7 @@ def keep(
     rows = jnp.concatenate([x.ravel() for x in exponents])[:, None]
 
     def look(probes: jax.Array, turn: jax.Array) -> tuple[Count, jax.Array]:
-        # The barrier ties the scores to the pass: else their squares are computed once, into buffers of their size.
+        # The barrier ties the scores to this pass. Without it squares are computed once and stored in large buffers.
         held = [x for x, _ in shards.tie(arrays, turn, layouts)]
         parts = zip(held, exponents, jnp.split(probes, bounds), layouts, strict=True)
         found = [_tails.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
@@ -116,9 +116,9 @@ def _check(pruned: list[Leaf]) -> None:
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
         raise ValueError(
-            "lamp ranks single weights, so every pattern must be Unstructured(); share by erk, or rank blocks and "
-            "channels by one_ranking:\n" + "\n".join(wrong)
+            "lamp ranks single weights, so every pattern must be Unstructured(); use erk, or rank blocks and channels "
+            "by one_ranking:\n" + "\n".join(wrong)
         )
     rows = sum(leaf.slices for leaf in pruned)
     if rows > _ROWS:
-        raise ValueError(f"lamp: {rows} slices, but at most {_ROWS} can be ranked together; use fewer batch axes")
+        raise ValueError(f"lamp can rank at most {_ROWS} slices together, got {rows}; use fewer batch axes")

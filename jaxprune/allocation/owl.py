@@ -1,4 +1,4 @@
-"""OWL: layers with more outliers among their scores stay denser."""
+"""`owl`: layers with more outliers among their scores stay denser."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Unpack
@@ -26,32 +26,32 @@ def owl(
     layer_of: Callable[[str], Hashable] | None = None,
     **units: Unpack[masks.Units],
 ) -> Allocation:
-    r"""Shares a sparsity by how many of a layer's scores are outliers.
+    r"""Shares a sparsity according to the fraction of outliers among the scores of each layer.
 
-        D_l = share of scores of layer l above `threshold` times their mean
+        D_l = fraction of scores of layer l above `threshold` times their mean
         s_l = s + \bar d - d_l,  d_l = 2 spread (D_l - min D) / (max D - min D)
 
     Yin et al. 2024 (OWL), arXiv 2310.05175, section 3.2, for scores of `criteria.wanda`. $\bar d$ is the mean over all
-    entries, so that the total comes out for layers of any size; the paper's layers are all of one size. Where a layer
-    would leave [0, 1), all deviations are made smaller by the same factor. If no layer has more outliers than another,
-    the sparsity is uniform.
+    entries, so that the total is met for layers of different sizes; the paper's layers have equal sizes. If a layer
+    would leave [0, 1), all deviations are reduced by the same factor. If all layers have equally many outliers, the
+    sparsity is uniform.
 
     Args:
       scores: floating arrays, 0 or more.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      threshold: M in the paper, 3 to 10 there.
-      spread: $\lambda$ in the paper: sparsities differ by twice this at most.
-      layer_of: from a leaf's name to the layer that it belongs to (the paper: a transformer block, of which all
-        matrices count together and get one sparsity); None: every leaf is a layer. Slices stay apart.
+      threshold: M in the paper, above 0; default 5; the paper uses 3 to 10.
+      spread: $\lambda$ in the paper, in [0, 0.5); default 0.08. Sparsities differ by at most twice this value.
+      layer_of: a function from a leaf's name to its layer. All leaves of a layer (in the paper a transformer block)
+        count together and get one sparsity. None (default): every leaf is a layer. Slices are always separate layers.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
-        `masks.Unstructured()`. Each slice along `batch_axes` is a layer with a sparsity of its own.
+        `masks.Unstructured()`. Each slice along `batch_axes` is a layer with its own sparsity.
 
     Returns:
-      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others, and the total
-      achieved: each layer's count is rounded on its own.
+      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the achieved
+      total. Each layer's count is rounded separately.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a pattern that is not unstructured, options out of range.
+      ValueError: `sparsity` is outside [0, 1), a pattern is not `masks.Unstructured()`, or an option is out of range.
 
     Example:
       >>> flat, peaked = jnp.ones((4, 10)), jnp.ones((4, 10)).at[0, 0].set(100.0)
@@ -65,7 +65,7 @@ def owl(
     pruned = masks.leaves(scores, **units)
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
-        raise ValueError("owl shares single entries: pattern must be Unstructured():\n" + "\n".join(wrong))
+        raise ValueError("owl ranks single weights, so every pattern must be Unstructured():\n" + "\n".join(wrong))
     if not pruned:
         return allocation(scores, pruned, [])
     rows, sizes = _layers(pruned, layer_of)
@@ -75,7 +75,7 @@ def owl(
 
 
 def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) -> tuple[list[np.ndarray], list[int]]:
-    """For each leaf the layers of its slices, and for each layer how many entries it has."""
+    """Returns the layers of each leaf's slices, and the number of entries of each layer."""
     index: dict[Hashable, int] = {}
     sizes: list[int] = []
     rows = []
@@ -90,7 +90,7 @@ def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) 
 
 
 def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, threshold: float) -> jax.Array:
-    """The share of outliers in each layer."""
+    """The fraction of outliers in each layer."""
     entries = np.zeros(n)
     totals, above = jnp.zeros(n), jnp.zeros(n)
     for leaf, row in zip(pruned, rows, strict=True):
@@ -103,7 +103,7 @@ def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, thresh
 
 
 def _sums(leaf: Leaf) -> jax.Array:
-    """The sum of each slice, in the leaf's own shape and exact: the same bits on any layout."""
+    """The exact sum of each slice, in the leaf's shape: the same bits for every sharding."""
     scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
     found = sums.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.shards).reshape(scores.shape[:axes])
     if leaf.shards.along(range(axes)):

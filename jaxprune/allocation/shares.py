@@ -1,4 +1,4 @@
-"""How leaves share a sparsity: `uniform`, `one_ranking`, `er`, `erk`; and what an allocation returns, `Allocation`."""
+"""`uniform`, `one_ranking`, `er` and `erk`: allocations by the shapes of leaves; and `Allocation`, their result."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
@@ -13,15 +13,15 @@ from jaxprune.masks._exact import counts
 
 PyTree = Any
 Shape = tuple[int, ...]
-_LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
+_LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity below 1
 
 
 class Allocation(NamedTuple):
-    """How a total sparsity is shared.
+    """The sparsity of each leaf and the total that they achieve.
 
     Attributes:
       sparsities: for `masks.select`: a tree with a sparsity, or a `masks.Count` of removed entries, for each leaf (0.0
-        for those that are not pruned), or `masks.Global`.
+        for leaves that are not pruned), or `masks.Global`.
       achieved: the fraction removed of all entries of the pruned leaves, once every leaf's count is rounded; a Python
         float if the sparsity was a Python number, else a float array of shape ().
     """
@@ -31,12 +31,12 @@ class Allocation(NamedTuple):
 
 
 # `(scores, sparsity, **units: Unpack[masks.Units]) -> Allocation`, with `sparsity` a number in [0, 1) or a traced
-# scalar. Options of an allocation's own may stand before `**units`, which no protocol can say.
+# scalar. An allocation may have options before `**units`, which a protocol cannot express.
 Allocate = Callable[..., Allocation]
 
 
 def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Every leaf gets the total sparsity.
+    """Gives every leaf the total sparsity.
 
     Args:
       scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
@@ -44,11 +44,11 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
-      The sparsity for each pruned leaf and 0.0 for the others, and the total achieved, which differs from the one
-      asked for by at most half a unit in each leaf.
+      The sparsity for each pruned leaf and 0.0 for the others; and the achieved total, which differs from `sparsity` by
+      at most half a unit in each leaf.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
 
     Example:
       >>> uniform({'bias': jnp.ones(3), 'kernel': jnp.ones((2, 5))}, 0.25)
@@ -60,20 +60,20 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
 
 
 def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """One ranking over all leaves; what each leaf loses comes out of the scores.
+    """One ranking over all leaves; the scores decide how much each leaf loses.
 
     Args:
       scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
-        slice along `batch_axes` is ranked on its own, over all leaves.
+        slice along `batch_axes` is ranked separately, over all leaves.
 
     Returns:
-      `masks.Global(sparsity)`, and the fraction of units removed. Where leaves have units of different size (blocks and
-      channels), that is not the fraction of entries, which depends on the scores.
+      `masks.Global(sparsity)`, and the fraction of removed units. If units differ in size (blocks and channels), it is
+      not the fraction of entries, which depends on the scores.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
 
     Example:
       >>> one_ranking({'a': jnp.ones((2, 5)), 'b': jnp.ones((1, 5))}, 0.5)
@@ -89,27 +89,28 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
 
 
 def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Densities as in a random bipartite graph: each neuron keeps about as many connections.
+    """Erdos-Renyi: densities like those of a random bipartite graph; each neuron keeps about as many connections.
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
     Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is the
-    number for which the total comes out; leaves that would be more than dense are dense, and eps is that of the others
-    (Evci et al. 2020). For leaves fixed to a sparsity of their own, see `by_path`.
+    number for which the total is met. Leaves with a density above 1 stay dense, and eps is solved for the other leaves
+    (Evci et al. 2020). To fix the sparsity of some leaves, see `by_path`.
 
     Args:
       scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
-      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar (in
-        its own dtype); another value of the latter does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
-        count as so many leaves of the shape that is left.
+      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar
+        (computed in its dtype; new values do not recompile).
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Each layer stacked along
+        `batch_axes` counts as a leaf.
 
     Returns:
-      A sparsity for each pruned leaf and 0.0 for the others, and the total achieved: each leaf's count is rounded on
-      its own, so for single entries it differs from the one asked for by at most half an entry in each leaf and slice.
+      A sparsity for each pruned leaf and 0.0 for the others; and the achieved total. Each leaf's count is rounded
+      separately, so for single entries the total differs from `sparsity` by at most half an entry in each leaf and
+      slice.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
 
     Example:
       >>> sparsities, achieved = er({'a': jnp.ones((10, 90)), 'b': jnp.ones((10, 10))}, 0.76)
@@ -120,23 +121,24 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
 
 def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """ER with the kernel's own size: of convolutions, the small ones are denser.
+    """Erdos-Renyi with kernel sizes: small convolutions stay denser.
 
         1 - s_l = min(1, eps (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w))
 
     Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the sum of a leaf's axes over their product. For leaves of two
-    axes it is `er`. Dense layers stored with more (attention: inputs, heads, head size) count all of them.
+    axes it equals `er`. All axes count, also for dense layers with more than two (attention: inputs, heads, head size).
 
     Args:
-      scores: as in `er`.
-      sparsity: as in `er`.
+      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar
+        (computed in its dtype; new values do not recompile).
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
-      As `er`.
+      A sparsity for each pruned leaf and 0.0 for the others; and the achieved total, see `er`.
 
     Raises:
-      ValueError: as `er`.
+      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
 
     Example:
       >>> sparsities, achieved = erk({'conv': jnp.ones((3, 3, 8, 8)), 'head': jnp.ones((8, 10))}, 0.5)
@@ -166,11 +168,11 @@ def _erdos_renyi(
 
 
 def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[Leaf]) -> list[Any]:
-    """1 - min(1, eps raw) for each leaf, with the eps for which the total comes out.
+    """Returns 1 - min(1, eps raw) for each leaf, with the eps for which the total is met.
 
-    Sorted by falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /
-    sum_{i>=m} raw_i n_i, with d the total density. The right m is the first whose own leaf would not be more than
-    dense: all candidates are computed at once, so a traced sparsity needs no loop.
+    In order of falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /
+    sum_{i>=m} raw_i n_i, where d is the total density. The right m is the first for which leaf m would have a density
+    of at most 1. All candidates are computed at once, so a traced sparsity needs no loop.
     """
     if not pruned:
         return []
@@ -184,14 +186,14 @@ def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[L
         xp, constant = np, lambda x: x
     scales = ((1 - sparsity) - constant(dense_before)) * constant(per_density)
     fits = scales * constant(raw[order]) <= 1
-    # Where rounding leaves none that fits, everything but the last leaf is dense.
+    # If rounding leaves no candidate, all leaves but the last are dense.
     first = xp.where(fits.any(), xp.argmax(fits), len(order) - 1)
     densities = xp.minimum(scales[first] * constant(raw), 1)
     return [share(1 - densities[i]) for i in range(len(pruned))]
 
 
 def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) -> Allocation:
-    """The allocation with these values for the pruned leaves, and 0.0 for the others."""
+    """The allocation with these values for the pruned leaves and 0.0 for the others."""
     filled: list[Any] = [0.0] * len(jax.tree.leaves(scores))
     for leaf, value in zip(pruned, values, strict=True):
         filled[leaf.place] = value
@@ -199,11 +201,11 @@ def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) ->
 
 
 def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
-    """The fraction of all entries that so many sparsities or counts remove.
+    """The fraction of all entries that these sparsities or counts remove.
 
     Returns:
-      A Python float, exact but for its rounding, if every value is a Python number or a Count of integers; else float32
-      (or the dtype of the sparsities).
+      A correctly rounded Python float if every value is a Python number or a Count of integers; else float32 (or the
+      dtype of the sparsities).
     """
     entries = sum(leaf.entries for leaf in pruned)
     removed = [removed_entries(leaf, value) for leaf, value in zip(pruned, values, strict=True)]
@@ -215,10 +217,10 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
 
 
 def removed_entries(leaf: Leaf, value: Any) -> Any:
-    """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
+    """How many entries of a leaf a sparsity or a count removes: an int for a static value, else a float array."""
     count = value if isinstance(value, masks.Count) else counts.removed(value, leaf.units)
     if group := leaf.group:
-        # The pattern, not the sparsity, has the last word on how many of a group stay.
+        # The pattern, not the sparsity, decides how many entries of a group stay.
         most = group.size - group.kept
         count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
     each = leaf.entries // (leaf.slices * leaf.units)
@@ -229,7 +231,7 @@ def removed_entries(leaf: Leaf, value: Any) -> Any:
 
 
 def share(value: Any) -> Any:
-    """A sparsity computed by an allocation, kept in [0, 1): rounding may have carried it out."""
+    """A computed sparsity, clipped to [0, 1) because rounding may have moved it outside."""
     if isinstance(value, jax.Array):
         top = np.nextafter(np.ones((), value.dtype), np.zeros((), value.dtype))
         return jnp.clip(value, 0.0, top)
@@ -237,11 +239,11 @@ def share(value: Any) -> Any:
 
 
 def as_sparsity(sparsity: Any) -> Any:
-    """The sparsity given by the user: a checked Python float, or a floating array of 32 bits at least.
+    """Checks a sparsity given by the user; returns a Python float or a floating array of 32 bits at least.
 
     Raises:
-      ValueError: a number outside [0, 1).
-      TypeError: not a number, or an array that is not a floating scalar.
+      ValueError: the number is outside [0, 1).
+      TypeError: `sparsity` is not a number, or is an array that is not a floating scalar.
     """
     counts.check_sparsity(sparsity)
     if isinstance(sparsity, jax.Array):
