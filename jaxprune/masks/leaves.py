@@ -60,7 +60,7 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     patterns = _tree.resolve(units.get("pattern", Unstructured()), params, default=Unstructured(), what="pattern")
     axes = _tree.resolve(units.get("batch_axes", 0), params, default=0, what="batch_axes")
     for pattern in patterns:
-        _check_pattern(pattern)
+        check_pattern(pattern)
     selected = jax.tree.leaves(_tree.prunable(params, units.get("where")))
     cut = layouts(params, units.get("specs"))
     found = [
@@ -80,10 +80,10 @@ def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
     return structure.unflatten([masks.get(i, jnp.ones((), bool)) for i in range(structure.num_leaves)])
 
 
-_QUESTIONS = ("check", "units", "expand", "slice_axes", "fixed_sparsity", "group", "unit_shards")
+_QUESTIONS = ("check", "units", "expand", "slice_axes", "fixed_sparsity", "group", "along", "unit_shards")
 
 
-def _check_pattern(pattern: Any) -> None:
+def check_pattern(pattern: Any) -> None:
     """Raises for something that is no pattern: its name, the class without its numbers, a class that lacks a part."""
     answers = [name for name in _QUESTIONS if hasattr(pattern, name)]
     if isinstance(pattern, type) or not {"units", "expand"}.issubset(answers):

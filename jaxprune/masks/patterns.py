@@ -113,11 +113,13 @@ class Group(NamedTuple):
       kept: how many units of each group are kept.
       size: how many units a group has.
       axis: the axis of the array of units that the members of a group lie along.
+      along: the axes of the leaf that a group lies along, the last of them fastest; None if it follows no axes.
     """
 
     kept: int
     size: int
     axis: int
+    along: Shape | None = None
 
 
 class Pattern(Protocol):
@@ -393,7 +395,7 @@ class NM(Pattern):
         """N kept of m along the axis that `units` adds."""
         together = self.reduction_axes(leaf)
         axis = together[-1] + 1 if self._splits(leaf) else leaf.ndim - len(together) + 1
-        return Group(self.n, self.m, axis)
+        return Group(self.n, self.m, axis, together)
 
     def along(self, inputs: Shape, within_outputs: bool) -> "NM":
         """Groups along the inputs, unless `axis` says otherwise."""

@@ -111,6 +111,11 @@ def _check(folder: Folder, mlp: float, kv_heads: Any, drop_blocks: Any, heads: i
     wrong = [] if isinstance(drop_blocks, int) else [i for i in drop_blocks if not 0 <= i < blocks]
     if not 0 <= count < blocks or wrong:
         raise ValueError(f"drop_blocks must leave one of the blocks 0 to {blocks - 1}, got {drop_blocks!r}")
+    if kv_heads not in (None, heads) and folder.config["model_type"] == "phi3" and folder.config.get("rope_scaling"):
+        raise ValueError(
+            f"{folder.path} is a Phi-3 with rope_scaling, whose heads cannot be removed: transformers derives the "
+            "length of the scaling factors from the number of heads; leave kv_heads out"
+        )
     if any(".experts." in name for name in folder.shapes):
         raise ValueError(f"{folder.path} has routed experts, which slim_folder does not remove; use prune_folder")
 
@@ -163,7 +168,9 @@ def _new_config(config: Mapping[str, Any], stay: list[int], mlp: float, kv_heads
         "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
     }
     cut = parts(config)
-    if config.get("sliding_window"):  # by number, which removal changes; so it is said for each block
+    if config.get("sliding_window") or config.get(
+        "layer_types"
+    ):  # by number, which removal changes; so it is said for each block
         local = cut.is_local
         new["layer_types"] = ["sliding_attention" if local(index) else "full_attention" for index in stay]
     return new
