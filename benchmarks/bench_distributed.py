@@ -29,6 +29,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import masks
+from jaxprune.masks._exact import counts
 
 SPARSITY = 0.9
 TURNS = (2, 8)  # keys, and the index where they tie; passes of each, at most
@@ -36,7 +37,7 @@ TURNS = (2, 8)  # keys, and the index where they tie; passes of each, at most
 
 def by_sorting(scores: jax.Array) -> jax.Array:
     """What one would write otherwise: a threshold from a sorted copy. Ties are not broken, so counts are not exact."""
-    kept = scores.size - masks.as_int(masks.removed(SPARSITY, scores.size))
+    kept = scores.size - int(counts.removed(SPARSITY, scores.size))
     return scores >= jnp.sort(scores.reshape(-1))[-kept]
 
 
@@ -58,7 +59,7 @@ def measure(size: int, repeat: int) -> dict[str, Any]:
             "temporary": None if memory is None else memory.temp_size_in_bytes,
         }
     kept = int(jax.jit(lambda m: m.sum(dtype=jnp.int32))(run["select"](scores)))
-    assert kept == scores.size - masks.as_int(masks.removed(SPARSITY, scores.size))
+    assert kept == scores.size - int(counts.removed(SPARSITY, scores.size))
     # The first run of each has the page faults of its buffers; a sort is too slow to be run again for that.
     seconds = {"select": [_time(run["select"], scores) for _ in range(repeat + 1)][1:]}
     seconds["sort"] = [_time(run["sort"], scores)]

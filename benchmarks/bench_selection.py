@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import masks
+from jaxprune.masks._exact import counts
 
 SPARSITY = 0.9
 Runs = dict[str, Callable[[], Any]]
@@ -68,7 +69,7 @@ def _ratio(seconds: list[float], of: list[float]) -> float:
 def leaf(entries: int, repeat: int, argsort: bool) -> dict[str, Any]:
     """One leaf of so many entries."""
     scores = jnp.abs(jax.random.normal(jax.random.key(0), (entries // 1000, 1000)))
-    kept = scores.size - masks.as_int(masks.removed(SPARSITY, scores.size))
+    kept = scores.size - int(counts.removed(SPARSITY, scores.size))
     host = np.asarray(scores)
     threshold = float(np.partition(host.ravel(), -kept)[-kept])
     select = jax.jit(lambda x: masks.select([x], SPARSITY)[0])

@@ -21,6 +21,9 @@ from jaxprune import schedules as schedules
 from jaxprune import sensitivity as sensitivity
 from jaxprune import slimming as slimming
 from jaxprune import training as training
+from jaxprune._jaxprs import LeafRole as LeafRole
+from jaxprune._jaxprs import Roles as Roles
+from jaxprune._jaxprs import find_roles as find_roles
 from jaxprune.calibration import calibrate as calibrate
 from jaxprune.masks import Pruned as Pruned
 from jaxprune.prune import How as How

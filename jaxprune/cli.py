@@ -70,6 +70,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--windows", type=_positive, default=128, help="how many windows of the calibration text (default: 128)")
     add("--resume", action="store_true", help="go on with a run that was killed")
     _add_length(prune)
+    slim = command("slim", _slim, "Remove MLP neurons, key-value heads and blocks, into a new folder.")
+    add = slim.add_argument
+    add("--output", type=Path, required=True, metavar="NEW", help="the new folder")
+    add("--calibration", type=Path, required=True, metavar="TEXT", help="a text file that units are scored on")
+    add("--windows", type=_positive, default=128, help="how many windows of the calibration text (default: 128)")
+    add(
+        "--mlp",
+        type=float,
+        default=1.0,
+        metavar="FRACTION",
+        help="the fraction of MLP neurons that stays, such as 0.75",
+    )
+    add("--kv-heads", type=_positive, metavar="N", help="how many key-value heads stay in each block")
+    add("--drop-layers", type=_positive, default=0, metavar="N", help="how many blocks go, those of least influence")
+    _add_length(slim)
     evaluate = command("evaluate", _evaluate, "Measure the perplexity on a text, the size and the zeros.")
     evaluate.add_argument("--text", type=Path, required=True, metavar="TEXT", help="a text file")
     evaluate.add_argument("--windows", type=_positive, metavar="N", help="how many windows of the text (default: all)")
@@ -141,6 +156,23 @@ def _prune(options: argparse.Namespace) -> None:
     print(
         f"{options.output}: {zeros:.1%} of the parameters are zero; {report['seconds']:.0f} s; report in pruning.html"
     )
+
+
+def _slim(options: argparse.Namespace) -> None:
+    from jaxprune import checkpoints, models
+
+    folder = checkpoints.Folder(options.folder)
+    tokens = _tokens(folder, options.calibration, options.length, options.windows)
+    found = models.slim_folder(
+        *(folder, options.output, tokens),
+        mlp=options.mlp,
+        kv_heads=options.kv_heads,
+        drop_blocks=options.drop_layers,
+    )
+    before, after = (sum(x.size for x in f.shapes.values()) for f in (folder, checkpoints.Folder(options.output)))
+    print(f"{options.output}: {after:,} of {before:,} parameters ({after / before:.1%})")
+    if found.blocks:
+        print(f"blocks that went: {', '.join(map(str, found.blocks))}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -68,6 +68,17 @@ def test_prune_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: py
     assert f"{report['zeros']:,} zeros" in after
 
 
+def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--mlp", 0.5, "--kv-heads", 1, "--drop-layers", 1, "--calibration", text, "--length", 16]
+    assert run("slim", model, *arguments, "--output", tmp_path / "new") == 0
+    shown = capsys.readouterr().out
+    config = Folder(tmp_path / "new").config
+    assert (config["intermediate_size"], config["num_key_value_heads"], config["num_hidden_layers"]) == (24, 1, 2)
+    assert "blocks that went: " in shown
+    assert run("evaluate", tmp_path / "new", "--text", text, "--length", 16) == 0
+    assert "perplexity: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -119,7 +119,8 @@ def results(eqn: Equation, operands: Sequence[Sequence[View]], numbers: Sequence
     elif isinstance(what, Entrywise) and any(operands[what.linear]):
         if sum(map(len, operands)) > sum(map(len, operands[what.linear])):
             raise NotFollowed(name)
-        return [tuple(view for views in operands[what.linear] for view in views)] * len(eqn.outvars)
+        shape = tuple(eqn.outvars[0].aval.shape)
+        return [tuple(stretched(view, shape) for views in operands[what.linear] for view in views)] * len(eqn.outvars)
     else:
         raise NotFollowed(name)
     if isinstance(moves[0], (Concatenate, Stack)):
@@ -142,6 +143,37 @@ def moved(view: View, move: Move, shape: Shape) -> View | None:
       NotFollowed: the result is no view.
     """
     return _MOVED[type(move)](view, move, shape)
+
+
+def stretched(view: View, shape: Shape) -> View:
+    """The view of a value as an operand of an entrywise function, which repeats axes of size 1 and numbers.
+
+    Args:
+      view: a view of the operand.
+      shape: the shape of the result.
+    """
+    if not view.axes:
+        return view._replace(axes=tuple((Factor(n),) if n != 1 else () for n in shape), start=(0,) * len(shape))
+    axes = tuple(axis if axis or n == 1 else (Factor(n),) for axis, n in zip(view.axes, shape, strict=True))
+    return view._replace(axes=axes)
+
+
+def one_of(view: View, loop: tuple[int, ...], length: int | None) -> View:
+    """The view of one entry along the first axis, as the rounds of a scan get it.
+
+    Args:
+      view: a view of what is scanned over.
+      loop: names the scan.
+      length: how many rounds it has.
+
+    Raises:
+      NotFollowed: the view holds something else than one entry for each round.
+    """
+    outer = view.axes[0]
+    if fx.size(outer) != length or len(outer) > 1:
+        raise NotFollowed("a scan over a part of it")
+    loops = tuple((loop, f) for f in outer if f.of is not None)
+    return view._replace(axes=view.axes[1:], start=view.start[1:], scanned=(*view.scanned, *loops))
 
 
 def meeting(eqn: Equation, view: View, operand: int) -> Meeting:

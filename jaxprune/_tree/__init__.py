@@ -1,5 +1,11 @@
 """Trees of parameters: the names of leaves, which may be pruned, rules by path."""
 
+from jaxprune._tree.globs import Where as Where
+from jaxprune._tree.globs import is_floating as is_floating
+from jaxprune._tree.globs import is_prunable as is_prunable
+from jaxprune._tree.globs import prunable as prunable
+from jaxprune._tree.globs import resolve as resolve
+from jaxprune._tree.globs import selected as selected
 from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_batches as check_batches
 from jaxprune._tree.matching import check_bool as check_bool
@@ -11,9 +17,3 @@ from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
-from jaxprune._tree.rules import resolve as resolve
-from jaxprune._tree.where import Where as Where
-from jaxprune._tree.where import is_floating as is_floating
-from jaxprune._tree.where import is_prunable as is_prunable
-from jaxprune._tree.where import prunable as prunable
-from jaxprune._tree.where import selected as selected

@@ -9,8 +9,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import masks
-from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity
-from jaxprune.masks import Leaf, counts, shards
+from jaxprune.allocation.shares import Allocation, allocation, as_sparsity
+from jaxprune.masks import Leaf
+from jaxprune.masks._exact import counts, shards, sums
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
@@ -55,7 +56,7 @@ def owl(
     Example:
       >>> flat, peaked = jnp.ones((4, 10)), jnp.ones((4, 10)).at[0, 0].set(100.0)
       >>> counts, achieved = owl({'flat': flat, 'peaked': peaked}, 0.5)
-      >>> {name: masks.as_int(n) for name, n in counts.items()}, achieved
+      >>> {name: int(n) for name, n in counts.items()}, achieved
       ({'flat': 23, 'peaked': 17}, 0.5)
     """
     if not threshold > 0 or not 0 <= spread < 0.5:
@@ -104,7 +105,7 @@ def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, thresh
 def _sums(leaf: Leaf) -> jax.Array:
     """The sum of each slice, in the leaf's own shape and exact: the same bits on any layout."""
     scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
-    found = masks.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.shards).reshape(scores.shape[:axes])
+    found = sums.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.shards).reshape(scores.shape[:axes])
     if leaf.shards.along(range(axes)):
         found = jax.lax.psum(leaf.shards.spread(found, scores.shape[:axes]), leaf.shards.along(range(axes)))
     return found.reshape(-1)
@@ -137,4 +138,4 @@ def _count(leaf: Leaf, sparsities: jax.Array) -> masks.Count:
     if leaf.batch_axes:
         return count
     count = masks.Count(count.high[0], count.low[0])
-    return count if isinstance(count.low, Tracer) else masks.count(masks.as_int(count))
+    return count if isinstance(count.low, Tracer) else masks.Count.of(int(count))

@@ -47,11 +47,11 @@ class CalibrationTest:
       at_most_by_chance: the quantile of the draws at the confidence of the interval.
       error: the calibration error without that bias (median-unbiased), with its interval; 0 in the interval means that
         the samples do not tell the model from a calibrated one.
-      p_value: the fraction of draws with an error as large as the measured one.
-      adjusted: the p-value of "not calibrated" from everything that is looked at: the error, the mean confidence less
-        the accuracy, and each bin. At most 5 % of calibrated models have one of 0.05 or less.
-      mean_is_off: whether the mean confidence differs from the accuracy by this adjusted test.
-      regions: where the confidence is too high or too low, by the same test.
+      p_value: how probable it is that a calibrated model shows as large an error, or as large a difference of mean
+        confidence and accuracy (max-T of the two). The interval of the error excludes 0 exactly where this is
+        1 - confidence or less.
+      mean_is_off: whether the mean confidence differs from the accuracy by this test.
+      regions: where the confidence is too high or too low, by a max-T test of all bins; none where `p_value` is larger.
     """
 
     measured: float
@@ -59,7 +59,6 @@ class CalibrationTest:
     at_most_by_chance: float
     error: Interval
     p_value: float
-    adjusted: float
     mean_is_off: bool
     regions: tuple[Region, ...]
 
@@ -80,7 +79,7 @@ def calibration_test(
     The null distribution draws labels from the model's own probabilities ("consistency resampling", Broecker and Smith
     2007, Weather and Forecasting 22; Widmann et al. 2019, arXiv:1910.11385). The interval inverts the same comparison
     along a line of models from the calibrated one through the observed one, whose direction a logistic recalibration
-    smooths. The adjusted p-value is that of the largest of all standardised deviations (max-T).
+    smooths.
 
     Args:
       logits: (n, classes).
@@ -103,7 +102,7 @@ def calibration_test(
     Example:
       >>> logits = jnp.log(jnp.array([[0.9, 0.1]] * 100))  # 90 % sure, and right in 60 %
       >>> found = calibration_test(logits, jnp.array([0] * 60 + [1] * 40), key=jax.random.key(0))
-      >>> round(found.measured, 3), round(found.by_chance, 2), found.adjusted < 0.01, found.regions[0].samples
+      >>> round(found.measured, 3), round(found.by_chance, 2), found.p_value < 0.01, found.regions[0].samples
       (0.3, 0.02, True, 100)
     """
     logits, labels = metrics.check(logits, labels)
@@ -144,31 +143,38 @@ def _test(
     null = rng.binomial(count.astype(int), np.clip(mean, 0, 1), (draws, count.size)) - promised
     gaps = came - promised
     chance, measured = np.abs(null).sum(1) / total, np.abs(gaps).sum() / total
-    p_value = (1 + (chance >= measured * (1 - 1e-9)).sum()) / (1 + draws)
-    # One column for each deviation that is looked at, each over its standard deviation by chance.
-    large = count >= LEAST_SAMPLES if ends is not None else np.zeros(count.size, bool)
-    looked_at = np.column_stack([chance - chance.mean(), null.sum(1), null[:, large]])
-    seen = np.concatenate([[measured - chance.mean(), gaps.sum()], gaps[large]])
-    scale = looked_at.std(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        standard = lambda x: np.nan_to_num(x / scale, nan=0.0, posinf=np.inf, neginf=-np.inf)
-        largest = np.maximum(standard(looked_at)[:, 0], np.abs(standard(looked_at)[:, 1:]).max(1))
-        of_seen = np.concatenate([standard(seen)[:1], np.abs(standard(seen)[1:])])
-    adjusted = (1 + (largest[:, None] >= of_seen * (1 - 1e-9)).sum(0)) / (1 + draws)
+    # The error, which only a large value speaks against, and the mean; of all classes together the mean is 0 always.
+    looked_at = np.stack([chance - chance.mean(), np.zeros(draws) if classwise else np.abs(null.sum(1))], 1)
+    seen = np.array([measured - chance.mean(), 0 if classwise else abs(gaps.sum())])
+    of_whole = _adjusted(looked_at, seen)
+    p_value, alpha = float(of_whole.min()), 1 - confidence + 1e-12
     significant = np.zeros(count.size, bool)
-    significant[large] = adjusted[2:] <= 1 - confidence
+    if ends is not None and p_value <= alpha:
+        large = count >= LEAST_SAMPLES
+        significant[large] = _adjusted(np.abs(null[:, large]), np.abs(gaps[large])) <= alpha
+    error = Interval(float(measured), np.nan, np.nan)
+    if not classwise:
+        error = _interval(count, mean, came / count, p_value <= alpha, rng, min(draws, 400), confidence)
     return CalibrationTest(
         measured=float(measured),
         by_chance=float(chance.mean()),
         at_most_by_chance=float(np.quantile(chance, confidence)),
-        error=Interval(float(measured), np.nan, np.nan)
-        if ends is None and classwise
-        else _interval(count, mean, came / count, p_value, rng, min(draws, 400), confidence),
-        p_value=float(p_value),
-        adjusted=float(adjusted.min()),
-        mean_is_off=bool(adjusted[1] <= 1 - confidence),
+        error=error,
+        p_value=p_value,
+        mean_is_off=bool(of_whole[1] <= alpha),
         regions=() if ends is None else _regions(cells, ends, 1 / bins, significant),
     )
+
+
+def _adjusted(null: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Max-T p-values of several deviations, each over its standard deviation by chance; what never varies is 1."""
+    if not seen.size:
+        return np.ones(0)
+    scale = np.sqrt((null**2).mean(0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn, found = (np.nan_to_num(x / scale, nan=0.0, posinf=np.inf, neginf=-np.inf) for x in (null, seen))
+    largest = drawn.max(1)
+    return (1 + (largest[:, None] >= found * (1 - 1e-9)).sum(0)) / (1 + len(null))
 
 
 def _regions(cells: np.ndarray, ends: np.ndarray, width: float, significant: np.ndarray) -> tuple[Region, ...]:
@@ -189,7 +195,7 @@ def _interval(
     count: np.ndarray,
     mean: np.ndarray,
     accuracy: np.ndarray,
-    p_value: float,
+    excludes_zero: bool,
     rng: np.random.Generator,
     draws: int,
     confidence: float,
@@ -218,7 +224,7 @@ def _interval(
             break
         reach *= 2
     ends = [float(np.interp(measured, quantile, errors)) for quantile in (high, middle, low)]
-    least = 0.0 if p_value > 1 - confidence else max(ends[0], 1e-9)
+    least = max(ends[0], 1e-9) if excludes_zero else 0.0
     return Interval(min(max(ends[1], least), ends[2]), least, max(ends[2], least))
 
 

@@ -44,13 +44,13 @@ def memory(n: int) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value in two digits.
+    """A p-value in two digits; very small ones are not told apart.
 
     Example:
-      >>> p_value(0.0456), p_value(0.0005), p_value(0.12345)
-      ('0.046', '0.0005', '0.12')
+      >>> p_value(0.0456), p_value(0.0005), p_value(1e-9)
+      ('0.046', '0.0005', '<0.0001')
     """
-    return f"{value:.2g}"
+    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

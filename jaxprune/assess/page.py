@@ -35,8 +35,8 @@ _TERMS = {
     "as measured": "The usual ECE, which is larger than the true one where there are few samples.",
     "by chance": "The ECE that a calibrated model would measure with as many samples: mean, and the value that 95 % of"
     " the draws stay below.",
-    "p": "How probable a difference as large would be if there were none. Of one figure alone.",
-    "p, all questions": "The same among accuracy, NLL, Brier score and all classes. The verdict goes by this one.",
+    "p": "How probable a difference as large would be if there were none, of this figure alone. A star: beyond noise"
+    " among accuracy, NLL, Brier score and all classes together.",
     "confidence - accuracy": "Above 0 the model is surer than it is right.",
     "classwise, as measured": "ECE of the probability of each class, mean over the classes.",
     "T": "Temperature that makes held-out samples most likely; above 1 the model becomes less sure.",
@@ -61,8 +61,8 @@ pre.note { overflow-x: auto; line-height: 1.15; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35em .8em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page); max-width: 16em;
-  white-space: normal; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
+  padding-left: 0; }
 td.worse { background: var(--no-bg); } td.better { background: var(--yes-bg); }
 abbr { text-decoration: underline dotted; cursor: help; }
 .answers { width: 100%; font-size: .95rem; } .answers td, .answers th { text-align: left; white-space: normal; }
@@ -140,7 +140,7 @@ def _drawn(report: Any) -> list[str]:
 
 def _answers(report: Any) -> str:
     """A row for each model, a coloured answer to each question; on a narrow screen a card for each model."""
-    questions = list(dict.fromkeys(each.question for given in report.answers.values() for each in given))
+    questions = report.answer_table()[0][1:]
     head = "".join(f"<th>{escape(question)}</th>" for question in ("", *questions))
     rows = []
     for name, given in report.answers.items():

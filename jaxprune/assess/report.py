@@ -47,7 +47,7 @@ class RiskReport:
 
     def answer_table(self) -> Table:
         """The header and the rows of the answers, a question a column."""
-        questions = list(dict.fromkeys(each.question for given in self.answers.values() for each in given))
+        questions = [each.question for each in max(self.answers.values(), key=len)]
         rows = []
         for name, given in self.answers.items():
             said = {each.question: each.short for each in given}
@@ -130,9 +130,9 @@ class RiskReport:
         ]
         if self.changes:
             lines.append(
-                "A difference has an interval and a p-value of its own. The verdict goes by 'p, all questions': among"
-                " accuracy, NLL, Brier score and all classes, it names any in 5 % of comparisons of equal models at"
-                " most (max-T permutation test). It is not corrected for the number of models."
+                "A difference has an interval and a p-value of its own. The verdict, and the star, go by all questions"
+                " together, accuracy, NLL, Brier score and each class: of equal models at most 5 % have a star or a"
+                " class named (max-T permutation test). This is for each model; it is not corrected for their number."
             )
         return [*lines, *self.notes]
 
@@ -150,7 +150,7 @@ class RiskReport:
             top, classwise = each.calibration["ece"], each.calibration["ece_classwise"]
             rows.append([
                 name, cell("ece", top.error), f"{top.measured:.3f}",
-                f"{top.by_chance:.3f}, up to {top.at_most_by_chance:.3f}", formatting.p_value(top.adjusted),
+                f"{top.by_chance:.3f}, up to {top.at_most_by_chance:.3f}", formatting.p_value(top.p_value),
                 cell("overconfidence", each.figures["overconfidence"]), f"{classwise.measured:.4f}",
                 f"{classwise.by_chance:.4f}, up to {classwise.at_most_by_chance:.4f}",
                 *(cell(key, each.figures.get(key)) for key in (_SCALED if scaled else ())),
@@ -166,17 +166,15 @@ class RiskReport:
         return ["confidence", *self.risks], rows
 
     def _changed(self) -> Table:
-        header = ["model"]
-        for name in ("accuracy", "NLL", "Brier"):
-            header += [name, "p", "p, all questions"]
-        header += ["answered alike", "lost", "won"]
+        header = ["model", "accuracy", "p", "NLL", "p", "Brier", "p", "answered alike", "lost", "won"]
         rows = []
         for name, each in self.changes.items():
             cells = []
             for key, interval in each.figures.items():
-                ps = (each.p_values[key], each.adjusted[key])
+                p = each.p_values[key]
                 cells.append(cell(key, interval, signed=True))
-                cells += [formatting.MISSING if math.isnan(p) else formatting.p_value(p) for p in ps]
+                mark = " *" if each.beyond_noise(key) else "  "
+                cells.append(formatting.MISSING if math.isnan(p) else formatting.p_value(p) + mark)
             rows.append([name, *cells, cell("agreement", each.agreement), str(each.regressions), str(each.gains)])
         return header, rows
 

@@ -25,11 +25,11 @@ def verdict(
 
     Each sentence is wrong in at most 5 % of the cases in which there is nothing to say:
 
-    - fit: the training loss is lower than the test loss with the whole interval of the gap (2.5 %), or the training
-      loss is higher than the reference's with the whole interval of their difference (2.5 %). How good a fit can be
+    - fit: the training loss is lower or higher than the test loss with the whole interval of the gap, or the training
+      loss is higher than the reference's with the whole 99.9 % interval of their difference. How good a fit can be
       depends on the noise in the labels, so no accuracy is asked for.
-    - confidence: the calibration error, the mean confidence less the accuracy, and each bin together, against what a
-      calibrated model would show by chance (`calibration_test`).
+    - confidence: the calibration error and the mean confidence less the accuracy, against what a calibrated model
+      would show by chance (`calibration_test`).
     - changes and classes: accuracy, NLL, Brier score and the accuracy within each class together (`changes`).
 
     Args:
@@ -57,15 +57,18 @@ def _fit(risk: Risk, changes: Changes | None, reference: Risk | None, name: str)
     if risk.train is not None and reference is not None and reference.train is not None and changes is not None:
         found += _against(risk, changes, reference, name)
     ends = f"gap {gap.estimate:.3f}, {gap.low:.3f} to {gap.high:.3f}"
+    lower = f"the training loss is {100 * gap.estimate / test:.0f} % lower than the test loss ({ends})" if test else ""
     if not math.isfinite(gap.estimate):
         found.append("the test loss is infinite: a test label got the probability 0")
     elif math.isnan(gap.low):
         wrong = int((~risk.test.correct).sum())
         found.append(f"over- or underfitting cannot be told from {wrong} wrong answers")
     elif gap.low > 0 and gap.estimate >= OVERFITTED * test:
-        found.append(f"overfitted: the training loss is {gap.estimate / test:.0%} lower than the test loss ({ends})")
+        found.append(
+            f"overfitted: the training loss is {100 * gap.estimate / test:.0f} % lower than the test loss ({ends})"
+        )
     elif gap.low > 0:
-        found.append(f"the training loss is {gap.estimate / test:.0%} lower than the test loss ({ends})")
+        found.append(lower)
     elif gap.high < 0:
         found.append(
             f"the training loss is higher than the test loss ({ends}): as given the training samples are harder, as"
@@ -80,9 +83,11 @@ def _against(risk: Risk, changes: Changes, reference: Risk, name: str) -> list[s
     """How the training loss compares with the reference's."""
     if risk.train is None or reference.train is None:
         return []
-    found = intervals.mean_difference(reference.train.nll, risk.train.nll, risk.confidence).interval
-    if not found.low > 0:
+    losses = reference.train.nll, risk.train.nll
+    # The gap has spent the 5 % already.
+    if not intervals.mean_difference(*losses, 0.999).interval.low > 0:
         return []
+    found = intervals.mean_difference(*losses, risk.confidence).interval
     ends = f"its training loss is {found.estimate:.3f} higher ({found.low:.3f} to {found.high:.3f})"
     worse = changes.beyond_noise("nll") and changes.figures["nll"].estimate > 0
     if worse:
@@ -92,7 +97,7 @@ def _against(risk: Risk, changes: Changes, reference: Risk, name: str) -> list[s
 
 def _confidence(found: CalibrationTest, mean: Interval, samples: int) -> str:
     error = f"calibration error {found.error.estimate:.3f} ({found.error.low:.3f} to {found.error.high:.3f})"
-    if found.adjusted > ALPHA:
+    if found.p_value > ALPHA:
         return (
             f"no miscalibration beyond noise: {error}; a calibrated model would measure up to"
             f" {found.at_most_by_chance:.3f} with {samples:,} samples, this one measures {found.measured:.3f}"
@@ -108,7 +113,7 @@ def _confidence(found: CalibrationTest, mean: Interval, samples: int) -> str:
         parts.insert(0, f"{word} by {points} on average")
     if not parts:
         parts = ["miscalibrated, though in no one region beyond noise"]
-    return f"{'; '.join(parts)}; {error}, p = {formatting.p_value(found.adjusted)}"
+    return f"{'; '.join(parts)}; {error}, p = {formatting.p_value(found.p_value)}"
 
 
 def _regions(regions: Sequence[Region]) -> str:
@@ -240,8 +245,8 @@ def _faster(risk: Risk, reference: Risk) -> Answer:
 
 def _calibrated(found: CalibrationTest, sentence: str) -> Answer:
     question = "calibrated?"
-    if found.adjusted > ALPHA:
-        return Answer(question, "yes", "yes, as far as seen", sentence)
+    if found.p_value > ALPHA:
+        return Answer(question, "yes", "yes", sentence)
     over, under = ("overconfident" in sentence, "underconfident" in sentence)
     short = "over and under" if over and under else "overconfident" if over else "underconfident" if under else "no"
     return Answer(question, "no", short, sentence)
@@ -253,7 +258,8 @@ def _every_class(changes: Changes, sentences: Mapping[str, str]) -> Answer:
     worse = [k for k in known if changes.beyond_noise(k) and changes.recall[k].estimate < 0]
     missing = len(changes.recall) - len(known)
     if worse:
-        return Answer(question, "no", f"worse: {formatting.listed([str(k) for k in worse], 3)}", sentences["classes"])
+        named = ", ".join(map(str, worse)) if len(worse) <= 3 else f"{len(worse)} classes"
+        return Answer(question, "no", f"worse: {named}", sentences["classes"])
     if missing:
         return Answer(question, "open", f"{missing} not tested", sentences["classes"])
     return Answer(question, "yes", "none worse", sentences["classes"])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune._jaxprs import Sub, factors, is_product, layouts, sub_jaxprs, views
+from jaxprune._jaxprs import Sub, is_product, layouts, sub_jaxprs, views
 from jaxprune._jaxprs.factors import Factor
 from jaxprune._jaxprs.layouts import Layout, Site
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution
@@ -172,12 +172,10 @@ class Interpreter:
             return value
         entries = []
         for view in value.views:
-            outer = view.axes[0]
-            if factors.size(outer) != sub.length or len(outer) > 1:
-                self._lose([value], "a scan over a part of it")
-                continue
-            loops = tuple((path, f) for f in outer if f.of is not None)
-            entries.append(view._replace(axes=view.axes[1:], start=view.start[1:], scanned=(*view.scanned, *loops)))
+            try:
+                entries.append(views.one_of(view, path, sub.length))
+            except NotFollowed as reason:
+                self._lose([value], str(reason))
         return value._replace(views=tuple(entries))
 
     def _carried_views(self, sub: Sub, k: int, operands: list[Value]) -> tuple[View, ...]:

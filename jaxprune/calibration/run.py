@@ -146,6 +146,7 @@ class _Plan(NamedTuple):
     uncovered: tuple[tuple[str, str], ...]
     partly: tuple[tuple[str, str], ...]
     together: tuple[Together, ...]
+    roles: _jaxprs.Roles
 
     def zeros(self, collect: frozenset[str], dtype: Any) -> dict[int, Moments]:
         out = {}
@@ -169,6 +170,7 @@ class _Run(NamedTuple):
         n_params = len(jax.tree.leaves(self.params))
         leaf_at = {p: leaf for leaf, p in enumerate(traced.inputs[:n_params]) if p is not None}
         chosen = jax.tree.leaves(self.chosen)
+        roles = _jaxprs.roles_of(traced, _jaxprs.leaves_of(self.params))
 
         def interpret(arrays: Sequence[Any]) -> tuple[Interpreter, Sums]:
             machine = Interpreter(self.collect, self.dtype)
@@ -182,7 +184,7 @@ class _Run(NamedTuple):
         planned: list[tuple[_Plan, dict[int, list[tuple[Any, Place]]]]] = []
 
         def shapes_of(arrays: Sequence[Any]) -> int:
-            planned.append(self._plan(interpret(arrays)[0]))
+            planned.append(self._plan(interpret(arrays)[0], roles))
             return 0
 
         inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.closed.jaxpr.invars]
@@ -198,7 +200,7 @@ class _Run(NamedTuple):
 
         return jax.jit(step, donate_argnums=0), plan
 
-    def _plan(self, machine: Interpreter) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
+    def _plan(self, machine: Interpreter, roles: _jaxprs.Roles) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
         named = _tree.named_leaves(self.params)
         chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]
         found: dict[int, Layout] = {}
@@ -225,7 +227,7 @@ class _Run(NamedTuple):
             key = places[leaf][0][0]
             groups.setdefault((machine.sites[key].met, machine.loop(key, layout)), []).append(named[leaf][0])
         together = tuple(Together(tuple(names), loop) for (_, loop), names in groups.items())
-        return _Plan(found, counts, uncovered, partly, together), places
+        return _Plan(found, counts, uncovered, partly, together, roles), places
 
     def _check_size(self, found: dict[str, Layout]) -> None:
         if "gram" not in self.collect:
@@ -294,7 +296,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
         if "gram" in moments:
             moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
         inputs[_tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=counts[leaf], **moments)
-    return Stats(inputs, plan.uncovered, plan.partly, plan.together)
+    return Stats(inputs, plan.uncovered, plan.partly, plan.together, plan.roles)
 
 
 def _wanted(collect: str | Sequence[str]) -> frozenset[str]:

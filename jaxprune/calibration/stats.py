@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
+from jaxprune._jaxprs import Roles
 from jaxprune._jaxprs.layouts import Layout
 
 PyTree = Any
@@ -78,12 +79,14 @@ class Stats:
       uncovered: pairs (name, why) of leaves that were asked for and have no entry.
       partly: pairs (name, what else it went into) of leaves with an entry, not all of whose uses are seen.
       together: groups of leaves that meet the same activation, in the order in which they do.
+      roles: what each leaf of the function is for, as `find_roles` finds it; None where stats were made by hand.
     """
 
     inputs: dict[Identity, Inputs]
     uncovered: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True}, default=())
     partly: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True}, default=())
     together: tuple[Together, ...] = dataclasses.field(metadata={"static": True}, default=())
+    roles: Roles | None = dataclasses.field(metadata={"static": True}, default=None)
 
     def __getitem__(self, name: str) -> Inputs:
         """The entry of the leaf of this name.

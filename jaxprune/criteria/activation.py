@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.criteria.signals import of_leaf, wide
-from jaxprune.masks import shards
+from jaxprune.masks._exact import shards
 
 PyTree = Any
 Score = Callable[[jax.Array, Any], jax.Array]

@@ -7,8 +7,8 @@ import jax
 
 from jaxprune import _tree
 from jaxprune.criteria.signals import of_leaf, wide
-from jaxprune.masks import shards
-from jaxprune.masks.axes import named_sharding
+from jaxprune.masks._exact import shards
+from jaxprune.masks._exact.axes import named_sharding
 
 PyTree = Any
 

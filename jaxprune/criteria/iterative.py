@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune import _tree, masks
 from jaxprune.criteria.flow import synflow
+from jaxprune.masks._exact import counts
 
 PyTree = Any
 
@@ -50,7 +51,7 @@ def synflow_masks(
       >>> jax.tree.map(lambda m: m.ravel().tolist(), synflow_masks(fn, params, 0.5, jnp.ones((1, 1))))
       {'a': [True, False], 'b': [True, False]}
     """
-    masks.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity)
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
     chosen = jax.tree.leaves(_tree.prunable(params, where))
@@ -75,7 +76,7 @@ def _removed(sparsity: Any, iterations: int, entries: int) -> masks.Count:
     parts = np.arange(1, iterations) / iterations
     if isinstance(sparsity, jax.Array):
         way = -jnp.expm1(jnp.log1p(-sparsity) * jnp.asarray(parts, sparsity.dtype))
-        return masks.removed(jnp.append(way, sparsity), entries)
+        return counts.removed(jnp.append(way, sparsity), entries)
     way = [*-np.expm1(np.log1p(-float(sparsity)) * parts), float(sparsity)]
-    steps = [masks.removed(float(s), entries) for s in way]
+    steps = [counts.removed(float(s), entries) for s in way]
     return masks.Count(*(jnp.array(limbs, jnp.int32) for limbs in zip(*steps, strict=True)))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune import _tree, masks
+from jaxprune import _tree
 from jaxprune.criteria.signals import of_leaf, wide
-from jaxprune.masks import shards
+from jaxprune.masks._exact import shards, sums
 
 PyTree = Any
 _NORMS = ("l1", "l2", "mean", "max")
@@ -94,7 +94,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     if norm == "max":
         divisor = largest
     else:
-        divisor = masks.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
+        divisor = sums.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
     if norm == "l2":
         divisor = jnp.sqrt(divisor)
     if norm == "mean":

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.slimming import Choice, Manifest, find_groups, smaller
+from jaxprune.slimming import Choice, Manifest, find_groups
+from jaxprune.slimming.slim import smaller
 
 PyTree = Any
 _INPUT, _PARAMS = "input", "params"

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from jaxprune.features import _checks
 from jaxprune.features.scores import ranks, standard
@@ -114,17 +115,7 @@ def clusters(similarity: Any, threshold: float) -> np.ndarray:
       [0, 1, 0]
     """
     linked = _checks.similarity(similarity) >= threshold
-    found = np.full(len(linked), -1)
-    number = 0
-    for first in range(len(linked)):
-        if found[first] >= 0:
-            continue
-        front = [first]
-        while front:
-            found[front] = number
-            front = list(np.flatnonzero(linked[front].any(0) & (found < 0)))
-        number += 1
-    return found
+    return connected_components(linked, directed=False)[1].astype(int)
 
 
 def one_of_each(scores: Any, clusters: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.stats import rankdata
 
 from jaxprune.features import _checks
 
@@ -171,15 +172,7 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
 @jax.jit
 def ranks(x: Array) -> Array:
     """The rank of each value in its column, from 1; equal values share the mean of their ranks."""
-
-    # jax.scipy.stats.rankdata sorts twice and counts over the whole array; two searches in one sort are faster.
-    def column(values: Array) -> Array:
-        ordered = jnp.sort(values)
-        below = jnp.searchsorted(ordered, values, side="left")
-        upto = jnp.searchsorted(ordered, values, side="right")
-        return ((below + upto + 1) / 2).astype(values.dtype)
-
-    return jax.vmap(column, 1, 1)(x)
+    return rankdata(x, axis=0).astype(x.dtype)
 
 
 def standard(x: Array) -> Array:

@@ -1,36 +1,58 @@
-"""Masks: patterns, exact selection, algebra and counting, packing."""
+"""Masks: patterns, exact selection, algebra and counting, packing.
 
-from jaxprune.masks.algebra import apply as apply
-from jaxprune.masks.algebra import count_kept as count_kept
-from jaxprune.masks.algebra import difference as difference
-from jaxprune.masks.algebra import intersect as intersect
-from jaxprune.masks.algebra import invert as invert
-from jaxprune.masks.algebra import ones as ones
-from jaxprune.masks.algebra import overlap as overlap
-from jaxprune.masks.algebra import sparsity as sparsity
-from jaxprune.masks.algebra import unite as unite
-from jaxprune.masks.counts import Count as Count
-from jaxprune.masks.counts import as_int as as_int
-from jaxprune.masks.counts import check_sparsity as check_sparsity
-from jaxprune.masks.counts import count as count
-from jaxprune.masks.counts import removed as removed
-from jaxprune.masks.leaves import Units as Units
-from jaxprune.masks.leaves import leaves as leaves
-from jaxprune.masks.packing import Packed as Packed
-from jaxprune.masks.packing import as_bool as as_bool
-from jaxprune.masks.packing import is_packed as is_packed
-from jaxprune.masks.packing import pack as pack
-from jaxprune.masks.packing import unpack as unpack
-from jaxprune.masks.patterns import NM as NM
-from jaxprune.masks.patterns import BatchAxes as BatchAxes
-from jaxprune.masks.patterns import Block as Block
-from jaxprune.masks.patterns import Channel as Channel
-from jaxprune.masks.patterns import Leaf as Leaf
-from jaxprune.masks.patterns import Pattern as Pattern
+A mask tree has the structure of its parameters. A mask is bool, True = kept, and broadcasts to its parameter: full
+shape for single entries, (1, 1, 1, C) for channels, a scalar True for a leaf that is not pruned. Functions that take
+masks take packed ones too. Ties fall to the lowest index kept, counts are exact, and the bits are the same on any
+number of devices. Under jit, patterns, `where` and `batch_axes` are static.
+
+The algorithm of the selection is explained in `jaxprune.masks._rank`, the numbers in `jaxprune.masks._exact`.
+"""
+
+from jaxprune.masks._exact.counts import Count
+from jaxprune.masks.algebra import (
+    Pruned,
+    apply,
+    count_kept,
+    difference,
+    intersect,
+    invert,
+    ones,
+    overlap,
+    sparsity,
+    unite,
+)
+from jaxprune.masks.leaves import Units, leaves
+from jaxprune.masks.packing import Packed, is_packed, pack, unpack
+from jaxprune.masks.patterns import NM, Block, Channel, Leaf, Pattern, Unstructured
+from jaxprune.masks.patterns import BatchAxes as BatchAxes  # for annotations only: Units documents both
 from jaxprune.masks.patterns import Patterns as Patterns
-from jaxprune.masks.patterns import Unstructured as Unstructured
-from jaxprune.masks.pruned import Pruned as Pruned
-from jaxprune.masks.select import Global as Global
-from jaxprune.masks.select import select as select
-from jaxprune.masks.select import select_global as select_global
-from jaxprune.masks.sums import exact_sum as exact_sum
+from jaxprune.masks.select import Global, select, select_global
+
+__all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "Count",
+    "Global",
+    "Leaf",
+    "Packed",
+    "Pattern",
+    "Pruned",
+    "Units",
+    "Unstructured",
+    "apply",
+    "count_kept",
+    "difference",
+    "intersect",
+    "invert",
+    "is_packed",
+    "leaves",
+    "ones",
+    "overlap",
+    "pack",
+    "select",
+    "select_global",
+    "sparsity",
+    "unite",
+    "unpack",
+]

@@ -1,9 +1,9 @@
-"""What masks do: put zeros into parameters, combine, and count."""
+"""What masks do: put zeros into parameters (`apply`, `Pruned`), combine (`unite`, ...), and count (`sparsity`, ...)."""
 
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,26 @@ import numpy as np
 from jax import core
 
 from jaxprune import _tree
-from jaxprune.masks import counts
-from jaxprune.masks.counts import Count
+from jaxprune.masks._exact import counts
+from jaxprune.masks._exact.counts import Count
 from jaxprune.masks.leaves import Units, assemble, leaves
 from jaxprune.masks.packing import as_bool, is_packed
 from jaxprune.masks.patterns import Leaf
 
 PyTree = Any
+
+
+class Pruned(NamedTuple):
+    """Pruned parameters.
+
+    Attributes:
+      params: the parameters, exactly zero where the masks are False.
+      masks: bool arrays in the structure of `params`, True = kept, each broadcasting to its leaf; a scalar True for a
+        leaf that was not pruned.
+    """
+
+    params: PyTree
+    masks: PyTree
 
 
 def apply(params: PyTree, masks: PyTree) -> PyTree:
@@ -180,7 +193,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
     both = _total([_count(a & b, shape) for shape, a, b in pruned])
     either = _total([_count(a | b, shape) for shape, a, b in pruned])
     ratio = counts.as_float(both) / counts.as_float(either)
-    return jnp.where(counts.equal(either, counts.count(0)), jnp.float32(1), ratio)
+    return jnp.where(counts.equal(either, Count.of(0)), jnp.float32(1), ratio)
 
 
 def count_kept(params: PyTree, masks: PyTree) -> PyTree:
@@ -191,14 +204,14 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
       masks: its masks.
 
     Returns:
-      A `Count` in place of each leaf; `masks.as_int` makes it a Python integer.
+      A `Count` in place of each leaf; `int` makes it a Python integer.
 
     Raises:
       ValueError, TypeError: the masks do not fit; the message names the leaves.
 
     Example:
       >>> kept = count_kept({'w': jnp.ones((2, 2))}, {'w': jnp.array([[True, False]])})
-      >>> counts.as_int(kept['w'])
+      >>> int(kept['w'])
       2
     """
     masks = _fitted(params, masks)
@@ -230,7 +243,7 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
     pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in triples if yes]
     if not pairs:
         return jnp.float32(0)
-    entries = counts.count(sum(math.prod(shape) for shape, _ in pairs))
+    entries = Count.of(sum(math.prod(shape) for shape, _ in pairs))
     kept = _total([_count(mask, shape) for shape, mask in pairs])
     return counts.as_float(counts.subtract(entries, kept)) / counts.as_float(entries)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
+from jaxprune.masks._exact.shards import layouts
 from jaxprune.masks.patterns import BatchAxes, Leaf, Pattern, Patterns, Unstructured
-from jaxprune.masks.shards import layouts
 
 PyTree = Any
 

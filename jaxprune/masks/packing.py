@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree
-from jaxprune.masks import axes
+from jaxprune.masks._exact import axes
 
 PyTree = Any
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxprune.masks import axes, sums
-from jaxprune.masks.shards import WHOLE, Layout
+from jaxprune.masks._exact import axes, sums
+from jaxprune.masks._exact.shards import WHOLE, Layout
 
 Shape = tuple[int, ...]
 

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree
-from jaxprune.masks import counts
-from jaxprune.masks.axes import place_like
-from jaxprune.masks.counts import Count
-from jaxprune.masks.groups import keep_in_groups
+from jaxprune.masks._exact import counts
+from jaxprune.masks._exact.axes import place_like
+from jaxprune.masks._exact.counts import Count
+from jaxprune.masks._exact.shards import Layout
+from jaxprune.masks._rank import keep_in_groups, keep_largest
 from jaxprune.masks.leaves import Units, assemble, leaves
 from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Group, Leaf, Pattern, Patterns
-from jaxprune.masks.ranking import keep_largest
-from jaxprune.masks.shards import Layout
 
 PyTree = Any
 Way = tuple[Pattern, int, Layout]
@@ -182,7 +181,7 @@ def _kept(sparsities: list[Any], entries: list[int], slices: list[int], names: l
     if any(isinstance(s, Count) for s in sparsities):
         given = np.repeat([isinstance(s, Count) for s in sparsities], slices)
         gone = counts.where(given, _given(sparsities, slices), gone)
-    all_of_them = Count(*(np.array(limbs, np.int32)[row] for limbs in zip(*map(counts.count, entries), strict=True)))
+    all_of_them = Count(*(np.array(limbs, np.int32)[row] for limbs in zip(*map(Count.of, entries), strict=True)))
     return Count(*(jnp.asarray(limb) for limb in counts.subtract(all_of_them, gone)))
 
 

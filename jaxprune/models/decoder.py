@@ -48,6 +48,7 @@ class Parts(NamedTuple):
       blocks: how many blocks the config names.
       alike: `index -> index`: the first block that is computed like this one. What is compiled for `alike(index)`
         serves this block too, if their arrays have the same shapes.
+      is_local: `index -> bool`: whether the block sees only a sliding window of the text.
     """
 
     embed: Callable[[Params, jax.Array], jax.Array]
@@ -55,6 +56,7 @@ class Parts(NamedTuple):
     head: Callable[[Params, jax.Array], jax.Array]
     blocks: int
     alike: Callable[[int], int]
+    is_local: Callable[[int], bool]
 
 
 def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Array]:
@@ -82,7 +84,7 @@ def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Arra
       >>> decoder(config)(params, jnp.array([[0, 3]])).shape
       (1, 2, 4)
     """
-    embed, block, head, blocks, _ = parts(config)
+    embed, block, head, blocks, *_ = parts(config)
 
     def fn(params: Params, tokens: jax.Array) -> jax.Array:
         hidden = embed(params, tokens)
@@ -173,7 +175,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
     blocks = int(config["num_hidden_layers"])
     is_local = _windowed(config)
     first = {is_local(index): index for index in reversed(range(blocks))}
-    return Parts(embed, block, head, blocks, lambda index: first[is_local(index)])
+    return Parts(embed, block, head, blocks, lambda index: first[is_local(index)], is_local)
 
 
 def _norm(eps: float, *, offset: float) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -115,7 +115,7 @@ def prune_folder(
     """
     folder = source if isinstance(source, Folder) else Folder(source)
     options = dict(options or {})
-    tokens = _checked_tokens(tokens, folder)
+    tokens = checked_tokens(tokens, folder)
     cut = parts(folder.config)
     asked = {"sparsity": sparsity, "where": where, **options}
     identity = {
@@ -174,7 +174,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
       FileNotFoundError, ValueError: the folder is not a complete checkpoint of a known family; the text is too short.
     """
     folder = source if isinstance(source, Folder) else Folder(source)
-    tokens = _checked_tokens(tokens, folder)
+    tokens = checked_tokens(tokens, folder)
     if tokens.shape[0] < 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be at least two windows of two tokens, got {tokens.shape}; pass a longer text")
     began, cut = time.perf_counter(), parts(folder.config)
@@ -227,7 +227,8 @@ def _losses(cut: Parts, outer: Any, hidden: jax.Array, tokens: jax.Array) -> jax
     return (jax.nn.logsumexp(logits, -1) - picked).mean(-1)
 
 
-def _checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
+def checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
+    """The tokens as int32 [windows, time]; an error where they are not, or do not belong to the folder's vocabulary."""
     tokens = np.ascontiguousarray(tokens)
     vocabulary = folder.shapes["model.embed_tokens.weight"].shape[0]
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.calibration import Inputs, Stats
-from jaxprune.masks import NM, Unstructured, counts
+from jaxprune.masks import NM, Unstructured
+from jaxprune.masks._exact import counts
 from jaxprune.reconstruction import targets
 
 PyTree = Any
@@ -168,6 +169,6 @@ def _entries(leaf: Leaf, sparsity: Any) -> Wanted | None:
             raise ValueError(f"{leaf.name}: a Count of {each.shape[0]} slices, but it is {n} matrices")
     else:
         is_count = isinstance(sparsity, counts.Count)
-        total = counts.as_int(sparsity if is_count else counts.removed(sparsity, leaf.array.size))
+        total = int(sparsity if is_count else counts.removed(sparsity, leaf.array.size))
         each = np.diff([(2 * total * b + n) // (2 * n) for b in range(n + 1)])
     return Wanted(targets.Entries, jnp.asarray(each, jnp.int32)) if each.any() else None

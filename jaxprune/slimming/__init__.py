@@ -14,7 +14,7 @@ from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
 from jaxprune.slimming.manifest import Kept, Manifest
 from jaxprune.slimming.regularise import group_lasso, growing_penalty, unit_norms, zero_units
 from jaxprune.slimming.scores import geometric_median_scores, group_scores, unit_scores
-from jaxprune.slimming.slim import Slimmed, slim, smaller
+from jaxprune.slimming.slim import Slimmed, slim
 
 __all__ = [
     "Choice",
@@ -41,7 +41,6 @@ __all__ = [
     "keep_influential",
     "removal_order",
     "slim",
-    "smaller",
     "unit_norms",
     "unit_scores",
     "zero_units",

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.slimming.groups import Group, Groups
-from jaxprune.slimming.manifest import Kept, Manifest
+from jaxprune.slimming.manifest import Kept, Manifest, spread
 
 PyTree = Any
 
@@ -157,7 +157,7 @@ class Choice:
         for k, leaf in enumerate(self.groups.analysis.leaves):
             mask = np.ones((), bool)
             for axis, stay in self._axes(k).items():
-                mask = mask & _spread(stay, axis, len(leaf.shape or ()))
+                mask = mask & spread(stay, axis, len(leaf.shape or ()))
             leaves.append(jnp.asarray(mask))
         return jax.tree.unflatten(_params_tree(self.groups), leaves)
 
@@ -209,7 +209,7 @@ def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], 
         removed = np.zeros(leaf.shape or (), bool)
         for axis, units in enumerate(groups.units[k]):
             gone = _gone(mask, axis, leaf.shape or (), units.shape[:-1])
-            removed |= _spread(gone, axis, len(leaf.shape or ()))
+            removed |= spread(gone, axis, len(leaf.shape or ()))
             still = gone & np.append(choice.keep, True)[units].all(-1)
             if still.any():
                 stay.append(f"  {leaf.name}[{axis}]: {still.sum()} of the {gone.sum()} removed positions stay")
@@ -256,14 +256,6 @@ def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, 
     layers = len(lead) - 1
     others = tuple(i for i in range(len(shape)) if i != axis and i >= layers)
     return np.asarray(~mask.any(others) if others else ~mask)
-
-
-def _spread(stay: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    shape = [1] * rank
-    for i in range(stay.ndim - 1):
-        shape[i] = stay.shape[i]
-    shape[axis] = stay.shape[-1]
-    return stay.reshape(shape)
 
 
 def _of_layers_left(stay: np.ndarray, stays: dict[int, np.ndarray]) -> np.ndarray:

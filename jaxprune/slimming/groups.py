@@ -2,16 +2,15 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune._jaxprs import LeafRole, Roles, roles_of
 from jaxprune.slimming._labels.analysis import Analysis, analyse
-from jaxprune.slimming._labels.axes import Axis, flat
-from jaxprune.slimming._labels.labels import Labels
-from jaxprune.slimming._labels.rules import rule_of
-from jaxprune.slimming._labels.zeros import Zeros, follow_zeros
+from jaxprune.slimming._labels.units import Units, units_of
 
 PyTree = Any
 _SHOWN_MEMBERS = 6
@@ -47,7 +46,7 @@ class Group:
         None where the group is not stacked.
       inexact: why removing units is not the same as masking them; None if it is the same.
       block: the smallest number of neighbouring positions that a unit holds on an axis; more than 1 for units such as
-        fused heads.
+        heads. Axes that a product contracts together, such as heads and their dimensions, count as one axis.
     """
 
     name: str
@@ -129,6 +128,15 @@ class Groups:
     def __repr__(self) -> str:
         return _table(self)
 
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """What each leaf is for, as `find_roles` finds it."""
+        shaped = [
+            LeafRole(leaf.name, leaf.identity, leaf.shape or (), (), ("unknown",) * len(leaf.shape or ()))
+            for leaf in self.analysis.leaves
+        ]
+        return roles_of(self.analysis.traced, shaped)
+
     @property
     def size(self) -> int:
         """The number of units in all groups."""
@@ -190,93 +198,22 @@ def find_groups(
 
 
 def group(analysis: Analysis) -> Groups:
-    """Sorts the units of an analysed function into groups."""
-    labels = analysis.labels
-    atoms = tuple(tuple(labels.atoms(ids) for ids in leaf.ids) for leaf in analysis.leaves)
-    signature, content, first = _signatures(analysis, atoms)
-    present = np.flatnonzero(first < np.iinfo(np.int64).max)
-    present = present[present != Labels.FIXED]
-    present = present[np.argsort(first[present], kind="stable")]
-    # Atoms that are at the same positions of all leaves (two cuts of one axis that leave nothing to choose) are one.
-    _, where, of_content = np.unique(content[present], return_index=True, return_inverse=True)
-    same = present[where[of_content.ravel()]]
-    alone = present[same == present]
-    _, where, kind = np.unique(signature[alone], return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(where))[kind.ravel()]
-    units = alone[np.argsort(order, kind="stable")]
-    number = np.full(labels.size, -1)
-    number[units] = np.arange(units.size)
-    number[present] = number[same]
-    placed = tuple(tuple(_once(number[a]) for a in axes) for axes in atoms)
-    counts = np.bincount(order) if units.size else np.zeros(0, int)
-    groups = _make_groups(analysis, placed, counts, _inexact(analysis, number))
-    return Groups(groups, _frozen(analysis, atoms), analysis, placed)
+    """The groups of an analysed function."""
+    units = units_of(analysis)
+    return Groups(
+        _make_groups(analysis, units), tuple(Frozen(*found) for found in units.frozen), analysis, units.placed
+    )
 
 
-def _once(units: np.ndarray) -> np.ndarray:
-    # (..., n, k) units: of those that a position names twice the first alone counts.
-    for i in range(1, units.shape[-1]):
-        again = (units[..., :i] == units[..., i : i + 1]).any(-1)
-        units[..., i] = np.where(again, -1, units[..., i])
-    return units
-
-
-def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each atom a number that tells its kind, one that tells its positions, and where it comes first.
-
-    Units are of one kind if they hold positions of the same axes, in the same form.
-    """
-    rng = np.random.default_rng(0)
-    signature, content = np.zeros((2, analysis.labels.size), np.uint64)
-    first = np.full(analysis.labels.size, np.iinfo(np.int64).max)
-    start = 0
-    for leaf, axes in zip(analysis.leaves, atoms, strict=True):
-        for ids, columns in zip(leaf.ids, axes, strict=True):
-            salt = rng.integers(2**63, dtype=np.uint64)
-            place = np.broadcast_to(np.arange(ids.size).reshape(ids.shape)[..., None], columns.shape)
-            atom, place = columns[columns != Labels.FIXED], place[columns != Labels.FIXED]
-            if not atom.size:
-                start += ids.size
-                continue
-            unit, of = _numbered(atom)
-            lowest, sums = np.full(unit.size, ids.size), np.zeros(unit.size, np.uint64)
-            np.minimum.at(lowest, of, place)
-            np.add.at(sums, of, _mix((place - lowest[of]).astype(np.uint64) + salt))
-            signature[unit] += sums
-            content[unit] += _mix(lowest.astype(np.uint64) + salt)
-            first[unit] = np.minimum(first[unit], lowest + start)
-            start += ids.size
-    content ^= _mix(signature)  # the form and the lowest position in each axis: together the positions
-    for ids in analysis.labels.marks:
-        atom = np.unique(analysis.labels.atoms(ids))
-        signature[atom] += rng.integers(2**63, dtype=np.uint64)
-    return signature, content, first
-
-
-def _numbered(atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if (atoms[1:] > atoms[:-1]).all():
-        return atoms, np.arange(atoms.size)
-    if int(atoms.max()) - int(atoms.min()) < 8 * atoms.size:  # nearly dense: count instead of sorting
-        present = np.flatnonzero(np.bincount(atoms - atoms.min())) + atoms.min()
-        return present, np.searchsorted(present, atoms)
-    return np.unique(atoms, return_inverse=True)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    # splitmix64, so that sums of several positions do not collide.
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _make_groups(analysis: Analysis, placed: Any, counts: np.ndarray, inexact: dict[int, str]) -> tuple[Group, ...]:
+def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
+    counts = found.counts
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(int)
     members: list[list[Member]] = [[] for _ in counts]
     layers: list[np.ndarray | None] = [None] * len(counts)
     forms: list[str] = [""] * len(counts)
     blocks: list[list[int]] = [[] for _ in counts]
     of_unit = np.repeat(np.arange(len(counts)), counts)
-    for k, (leaf, axes) in enumerate(zip(analysis.leaves, placed, strict=True)):
+    for k, (leaf, axes) in enumerate(zip(analysis.leaves, found.placed, strict=True)):
         for axis, units in enumerate(axes):
             if not units.size:
                 continue
@@ -299,8 +236,8 @@ def _make_groups(analysis: Analysis, placed: Any, counts: np.ndarray, inexact: d
             int(counts[g]),
             tuple(members[g]),
             layers[g],
-            _first_reason(inexact, starts, g),
-            min(blocks[g]),
+            found.inexact[g],
+            min(blocks[g]) if min(blocks[g]) > 1 else int(found.inner[g]),
         )
         for g in range(len(counts))
     )
@@ -339,41 +276,6 @@ def _names(members: list[list[Member]], forms: list[str]) -> list[str]:
     bases = [f"{m.name}[{m.axis}]" for m in leaders]
     names = [f"{b} {f}" if bases.count(b) > 1 and f else b for b, f in zip(bases, forms, strict=True)]
     return [n if names.count(n) == 1 else f"{n} #{names[:i].count(n)}" for i, n in enumerate(names)]
-
-
-def _first_reason(inexact: dict[int, str], starts: np.ndarray, g: int) -> str | None:
-    return next((reason for unit, reason in inexact.items() if starts[g] <= unit < starts[g + 1]), None)
-
-
-def _inexact(analysis: Analysis, number: np.ndarray) -> dict[int, str]:
-    jaxpr = analysis.traced.closed.jaxpr
-    marks: list[tuple[Axis, str]] = []
-    params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
-    known = [Zeros((i in params,) * len(v.aval.shape)) for i, v in enumerate(jaxpr.invars)]
-    _ = follow_zeros(analysis.labels, analysis.frame, known, rule_of, marks)
-    found: dict[int, str] = {}
-    done: set[tuple[int, str]] = set()
-    for axis, text in marks:
-        ids = None if (id(axis), text) in done else flat(analysis.labels, axis)
-        done.add((id(axis), text))
-        if ids is not None:
-            units = number[np.unique(analysis.labels.atoms(ids))]
-            found.update({int(u): text for u in units if u >= 0 and int(u) not in found})
-    return found
-
-
-def _frozen(analysis: Analysis, atoms: Any) -> tuple[Frozen, ...]:
-    found = []
-    for leaf, axes in zip(analysis.leaves, atoms, strict=True):
-        for axis, (ids, columns) in enumerate(zip(leaf.ids, axes, strict=True)):
-            stuck = (columns == Labels.FIXED).all(-1)
-            if stuck.any():
-                why = analysis.labels.why_any(ids[stuck])
-                counts = np.bincount(why, minlength=len(analysis.labels.reasons))
-                for reason in np.flatnonzero(counts):
-                    share = counts[reason] // max(1, int(np.prod(ids.shape[:-1])))
-                    found.append(Frozen(leaf.name, axis, int(share), ids.shape[-1], analysis.labels.reasons[reason]))
-    return tuple(found)
 
 
 def _table(groups: Groups) -> str:

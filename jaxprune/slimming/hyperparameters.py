@@ -1,4 +1,4 @@
-"""The way back into modules: which hyperparameters a linen or NNX model would be rebuilt with."""
+"""`hyperparameters`: with which hyperparameters a linen or NNX model has the shapes of slim parameters."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ _MEANS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
 
 
 class Rebuilt(NamedTuple):
-    """What one module would be rebuilt with.
+    """The hyperparameters to rebuild one module with.
 
     Attributes:
       path: the path of the module, and its class.
-      changes: by the name of a hyperparameter its old and its new value.
-      problem: why a module rebuilt so would not be the slimmed one; None if it would.
+      changes: the old and the new value of each hyperparameter that changes, by its name.
+      problem: why the rebuilt module would not compute what the slim function computes; None if it would.
     """
 
     path: str
@@ -36,25 +36,25 @@ class Rebuilt(NamedTuple):
 
 
 def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any) -> list[Rebuilt]:
-    """Says which hyperparameters the modules of a model would be rebuilt with, to have the shapes of slim parameters.
+    """Finds the hyperparameters with which the modules of a model have the shapes of slim parameters.
 
-    Each module is compared with the leaves it owns: the features of a Dense or Conv, the heads of an attention, the
-    sizes of an embedding. Layers of one class get widths of their own: a model whose layers share one number needs
-    one number each. What the constructor cannot say is told as a problem: an attention whose queries and values
-    have other dimensions, a norm whose mean would be taken over fewer positions.
+    Each module is compared with the leaves that it owns: the features of a Dense or Conv, the heads of an attention,
+    the sizes of an embedding. Each layer gets widths of its own, so a model whose layers share one number must be
+    changed to take one number for each layer. `Rebuilt.problem` names what no constructor can express: an attention
+    whose queries and values have different dimensions, or a norm whose mean would be taken over fewer positions.
 
     Args:
-      manifest: what stays, of parameters as the model gives them: `model.init(...)` or its "params", or the state of
-        `nnx.split`.
+      manifest: the positions that stay, of parameters in the model's own structure: `model.init(...)` or its "params",
+        or the state of `nnx.split`.
       model: a linen module (not bound), or an NNX module.
-      *inputs: for linen, arrays or ShapeDtypeStructs to call the model with: its modules exist only in a call.
+      *inputs: for linen, arrays or ShapeDtypeStructs to call the model with, since linen makes its modules in a call.
       **options: for linen, further arguments of the call, such as `train=False`.
 
     Returns:
       One entry for each module of which a leaf shrinks, in the order of the manifest.
 
     Raises:
-      TypeError: the model is neither.
+      TypeError: the model is neither a linen nor an NNX module.
 
     Example:
       >>> import flax.linen as nn

@@ -18,14 +18,14 @@ _VERSION = 1
 
 
 class Kept(NamedTuple):
-    """What stays of one leaf.
+    """The positions of one leaf that stay.
 
     Attributes:
-      name: its path.
-      identity: its path as a tuple.
-      shape: its whole shape; None for a leaf that is not an array.
-      axes: for each axis that loses positions those that stay, ascending: (n,), or (layers..., n) where each
-        layer of a stacked leaf keeps its own; of the layers that stay.
+      name: the leaf's path.
+      identity: the leaf's path as a tuple.
+      shape: the leaf's whole shape; None for a leaf that is not an array.
+      axes: the positions that stay, ascending, for each axis that loses some: (n,), or (layers..., n) where each layer
+        of a stacked leaf keeps positions of its own. Layers that go as a whole are left out.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Kept(NamedTuple):
 
     @property
     def small(self) -> tuple[int, ...]:
-        """The shape of what stays."""
+        """The shape of the smaller leaf."""
         return tuple(self.axes[i].shape[-1] if i in self.axes else n for i, n in enumerate(self.shape or ()))
 
     def stay(self, axis: int) -> np.ndarray:
-        """For each position of an axis that shrinks whether it stays: (n,), or (layers..., n) of all the layers.
+        """Whether each position of an axis that shrinks stays: (n,) bools, or (layers..., n) for all layers.
 
-        A layer that goes as a whole loses the positions of the first one that stays: layers are alike in what goes
-        together.
+        A layer that goes as a whole is said to lose the positions of the first layer that stays: which positions go
+        together is the same in all layers.
         """
         positions = self.axes[axis]
         stay = np.zeros((*positions.shape[:-1], (self.shape or ())[axis]), bool)
@@ -61,6 +61,16 @@ class Manifest:
 
     Attributes:
       leaves: one entry for each leaf, in the order of `jax.tree.leaves`.
+
+    Example:
+      >>> from jaxprune.slimming import slim
+      >>> params = {'a': jnp.array([[1.0, 2.0, 3.0]]), 'b': jnp.ones((3, 2))}
+      >>> manifest = slim(lambda p, x: x @ p['a'] @ p['b'], params, {'a[1]': [1]}, jnp.ones((5, 1))).manifest
+      >>> small = manifest.shrink({'momentum': params})
+      >>> small['momentum']['a'].tolist(), manifest.expand(small)['momentum']['a'].tolist()
+      ([[1.0, 3.0]], [[1.0, 0.0, 3.0]])
+      >>> Manifest.from_json(manifest.to_json())
+      Manifest(2 of 2 leaves smaller, 6 of 9 entries kept)
     """
 
     leaves: tuple[Kept, ...]
@@ -72,14 +82,17 @@ class Manifest:
         return f"Manifest({shrunk} of {len(self.leaves)} leaves smaller, {small:,} of {whole:,} entries kept)"
 
     def shrink(self, mirror: PyTree) -> PyTree:
-        """The part that stays of any tree that mirrors the parameters.
+        """Makes any tree that mirrors the parameters smaller, as the parameters are.
 
-        Parameters, gradients, moments and averages in the state of an optimizer, masks, ShapeDtypeStructs: a leaf
-        whose path ends with a parameter's path, and has its shape or broadcasts to it, shrinks as the parameter
-        does. What matches no path, and leaves that are not arrays (PartitionSpecs), pass through.
+        Parameters, gradients, the state of an optimizer, masks and ShapeDtypeStructs mirror the parameters: a leaf
+        shrinks with a parameter if its path ends with the parameter's path and its shape is that of the parameter or
+        broadcasts to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned as they are.
 
         Args:
           mirror: the tree.
+
+        Returns:
+          The smaller tree, of the same structure.
 
         Raises:
           ValueError: a leaf has a parameter's path but another shape, such as the row sums of adafactor.
@@ -87,11 +100,14 @@ class Manifest:
         return self._convert(mirror, lambda kept: kept.shape or (), _shrink)
 
     def expand(self, mirror: PyTree, fill: Any = 0) -> PyTree:
-        """The way back: puts what stays where it was, and `fill` elsewhere, exactly.
+        """Puts smaller arrays back into the whole shapes, exactly; the inverse of `shrink`.
 
         Args:
           mirror: a tree that mirrors the smaller parameters.
-          fill: what fills the places of what was removed.
+          fill: the value of the removed positions. Default: 0.
+
+        Returns:
+          The whole tree, of the same structure.
 
         Raises:
           ValueError: a leaf has a parameter's path but another shape.
@@ -99,11 +115,11 @@ class Manifest:
         return self._convert(mirror, lambda kept: kept.small, lambda x, kept: _expand(x, kept, fill))
 
     def masks(self) -> list[np.ndarray]:
-        """For each leaf a mask, True where it stays, that broadcasts to it."""
+        """A mask for each leaf, True where it stays, that broadcasts to the leaf."""
         return [_mask(kept) for kept in self.leaves]
 
     def to_json(self) -> str:
-        """Plain JSON: for each leaf its path, both shapes, and the kept positions of each axis that shrinks."""
+        """Plain JSON: for each leaf its path, its shapes before and after, and the positions that its axes keep."""
         leaves = [
             {
                 "path": list(kept.identity),
@@ -120,14 +136,23 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """Reads what `to_json` wrote.
 
+        Args:
+          text: the JSON.
+
+        Returns:
+          The manifest.
+
         Raises:
-          ValueError: it is not a manifest, or of a later version.
+          ValueError: the text is not a manifest, or was written by a later version.
         """
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("format") != "jaxprune.slimming.manifest":
             raise ValueError("this is not a manifest of jaxprune.slimming")
         if data["version"] > _VERSION:
-            raise ValueError(f"the manifest is of version {data['version']}; this library reads up to {_VERSION}")
+            raise ValueError(
+                f"the manifest has version {data['version']}; this jaxprune reads versions up to {_VERSION}: "
+                "install a later one"
+            )
         return cls(tuple(_read(entry) for entry in data["leaves"]))
 
     def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
@@ -150,7 +175,7 @@ class Manifest:
         result = jax.tree_util.tree_map_with_path(convert, mirror)
         if wrong:
             raise ValueError(
-                "these leaves have a parameter's path but neither its shape nor one that broadcasts to it:\n"
+                "these leaves have the path of a parameter, but their shape does not broadcast to it:\n"
                 + "\n".join(wrong)
             )
         return result
@@ -180,7 +205,7 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
         if positions.ndim > 1:
             lead = positions.shape[:-1]  # a mask may have one entry for all layers
             leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
-            leaf = xp.take_along_axis(leaf, xp.asarray(_index(positions, axis, leaf.ndim)), axis=axis)
+            leaf = xp.take_along_axis(leaf, xp.asarray(spread(positions, axis, leaf.ndim)), axis=axis)
         else:
             leaf = xp.take(leaf, positions, axis=axis)
     return leaf
@@ -210,7 +235,7 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
         # Where each position of the whole axis is found in the smaller one; `small` for what is filled.
         source = np.full((*positions.shape[:-1], full), small)
         np.put_along_axis(source, positions, np.broadcast_to(np.arange(small), positions.shape), -1)
-        index = _index(source, axis, leaf.ndim)
+        index = spread(source, axis, leaf.ndim)
         lead = source.shape[:-1]
         leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
         if small == 0:  # of a branch that went whole there is nothing to take
@@ -222,16 +247,17 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
     return leaf
 
 
-def _index(positions: np.ndarray, axis: int, rank: int) -> np.ndarray:
+def spread(values: Any, axis: int, rank: int) -> Any:
+    """(layers..., n) values of the positions of an axis, in a shape of `rank` axes that broadcasts to the array."""
     shape = [1] * rank
-    for i in range(positions.ndim - 1):
-        shape[i] = positions.shape[i]
-    shape[axis] = positions.shape[-1]
-    return positions.reshape(shape)
+    for i in range(values.ndim - 1):
+        shape[i] = values.shape[i]
+    shape[axis] = values.shape[-1]
+    return values.reshape(shape)
 
 
 def _mask(kept: Kept) -> np.ndarray:
     mask = np.ones((), bool)
     for axis in kept.axes:
-        mask = mask & _index(kept.stay(axis), axis, len(kept.shape or ()))
+        mask = mask & spread(kept.stay(axis), axis, len(kept.shape or ()))
     return mask

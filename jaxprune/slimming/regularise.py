@@ -10,6 +10,7 @@ import optax
 
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.groups import Groups
+from jaxprune.slimming.manifest import spread
 
 PyTree = Any
 Schedule = Callable[[Any], Any]
@@ -194,11 +195,7 @@ def _scale(units: Units, params: PyTree, factors: jax.Array) -> PyTree:
         leaf = given
         for axis, places in enumerate(axes):
             if (places >= 0).any():
-                shape = [1] * np.ndim(leaf)
-                for i in range(places.ndim - 2):
-                    shape[i] = places.shape[i]
-                shape[axis] = places.shape[-2]
-                factor = jnp.prod(padded[places], -1).reshape(shape)
+                factor = spread(jnp.prod(padded[places], -1), axis, np.ndim(leaf))
                 leaf = jnp.where(factor == 0, jnp.zeros_like(leaf), leaf * jnp.asarray(factor, leaf.dtype))
         result.append(leaf)
     return jax.tree.unflatten(structure, result)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree, allocation
-from jaxprune.masks import check_sparsity, ones
+from jaxprune.masks import ones
+from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import check_interval, check_step
 from jaxprune.training import enforce

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree, allocation, criteria, schedules
-from jaxprune.masks import Unstructured, check_sparsity
+from jaxprune.masks import Unstructured
+from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import check_step, steps_left
 from jaxprune.training import enforce, growth

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _tree, criteria
-from jaxprune.masks import as_bool, is_packed
+from jaxprune.masks import is_packed, unpack
 
 PyTree = Any
 Path = tuple[str, ...]
@@ -75,7 +75,7 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
             return leaf
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        return jnp.where(as_bool(own[name], leaf), leaf, jnp.zeros((), leaf.dtype))
+        return jnp.where(unpack(own[name], leaf), leaf, jnp.zeros((), leaf.dtype))
 
     return jax.tree.unflatten(structure, [clean(leaf, name) for (_, leaf), name in zip(leaves, mirrored, strict=True)])
 
@@ -195,7 +195,7 @@ def are_finite(grads: PyTree, masks: PyTree) -> jax.Array:
 def _map(fn: Any, updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     def apply(update: Any, param: Any, mask: Any) -> Any:
         # Unpruned leaves have masks without axes, so they cost nothing; leaves without gradients are None.
-        return update if update is None or not jnp.ndim(mask) else fn(update, param, as_bool(mask, param))
+        return update if update is None or not jnp.ndim(mask) else fn(update, param, unpack(mask, param))
 
     return jax.tree.map(apply, updates, params, masks, is_leaf=lambda x: x is None)
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.masks import Count, Leaf, Units, Unstructured, as_bool, counts, leaves, select, shards
+from jaxprune.masks import Count, Leaf, Units, Unstructured, leaves, select, unpack
+from jaxprune.masks._exact import counts, shards
 from jaxprune.masks.select import keep_in_leaf
 
 PyTree = Any
@@ -64,7 +65,7 @@ def drop_and_grow(
     """
     check_pattern(drop, whole_leaf=whole_leaf, **units)
     chosen = _by_place(drop, **units)
-    old = jax.tree.map(lambda _, mask: as_bool(mask), drop, masks)
+    old = jax.tree.map(lambda _, mask: unpack(mask), drop, masks)
     worst = jax.tree.map(_drop_scores, drop, old)
 
     def of_leaves(fn: Any, otherwise: PyTree, *trees: PyTree) -> PyTree:

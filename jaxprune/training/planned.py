@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree, schedules
-from jaxprune.masks import as_bool, check_sparsity, ones
+from jaxprune.masks import ones, unpack
+from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import Planned
 from jaxprune.schedules.updates import covering
@@ -118,7 +119,7 @@ def _planned(schedule: Any, when: Any, end: int | None, how: How) -> Method:
         chosen, key = signals.trained(select), enforce.use_key(state, select.key)
         scores = chosen.scores(signals.params, **{"grads": signals.grads, "key": key, **signals.extra})
         # A removed weight scores 0 by its magnitude, but a kept one may too: NaN, the lowest rank, breaks the tie.
-        last = lambda score, mask: jnp.where(as_bool(mask), score, jnp.nan) if jnp.ndim(mask) else score
+        last = lambda score, mask: jnp.where(unpack(mask), score, jnp.nan) if jnp.ndim(mask) else score
         scores = jax.tree.map(last, scores, masks)
         return in_shape(chosen.masks(scores, schedule(signals.step)), masks), state
 

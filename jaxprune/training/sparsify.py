@@ -21,8 +21,8 @@ import numpy as np
 import optax
 
 from jaxprune import _tree, masks
-from jaxprune.masks import shards
-from jaxprune.masks.axes import place_like
+from jaxprune.masks._exact import shards
+from jaxprune.masks._exact.axes import place_like
 from jaxprune.training import _diagnosis, enforce
 from jaxprune.training.method import Method, Signals
 

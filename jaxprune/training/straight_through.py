@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _tree, schedules
-from jaxprune.masks import NM, as_bool, check_sparsity, unite
+from jaxprune.masks import NM, unite, unpack
+from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import Planned
 from jaxprune.training import enforce
@@ -45,7 +46,7 @@ def sparse_params(params: PyTree, masks: PyTree) -> PyTree:
       (2.0, [2.0, 3.0])
     """
     masks = enforce.fit(params, masks)
-    return jax.tree.map(lambda w, m: _pass_through(w, as_bool(m, w)) if jnp.ndim(m) else w, params, masks)
+    return jax.tree.map(lambda w, m: _pass_through(w, unpack(m, w)) if jnp.ndim(m) else w, params, masks)
 
 
 def straight_through(

@@ -30,7 +30,7 @@ def test_formula_and_total():
     sparsities, achieved = allocation.owl(SCORES, 0.7)
     names = ("a", "b", "c")
     want = by_hand([np.asarray(SCORES[n], np.float64) for n in names], 0.7)
-    got = [masks.as_int(sparsities[n]) for n in names]
+    got = [int(sparsities[n]) for n in names]
     np.testing.assert_allclose(got, [s * SCORES[n].size for s, n in zip(want, names, strict=True)], atol=0.51)
     assert got[0] / 600 == min(k / SCORES[n].size for k, n in zip(got, names, strict=True))
     assert achieved == sum(got) / 1500
@@ -60,14 +60,14 @@ def test_traced_sparsity_and_scores_do_not_recompile():
 @pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.97, 0.999])
 def test_deviations_shrink_where_a_layer_would_leave_the_range(sparsity):
     sparsities, achieved = allocation.owl(SCORES, sparsity, spread=0.4)
-    fractions = [masks.as_int(sparsities[n]) / SCORES[n].size for n in ("a", "b", "c")]
+    fractions = [int(sparsities[n]) / SCORES[n].size for n in ("a", "b", "c")]
     assert all(0 <= f < 1 or f == 1.0 for f in fractions)
     assert abs(achieved - sparsity) <= 1.5 / 1500
 
 
 def test_without_outliers_it_is_uniform():
     sparsities, _ = allocation.owl({"a": jnp.ones((4, 5)), "b": jnp.ones((2, 5))}, 0.5)
-    assert [masks.as_int(sparsities[n]) for n in ("a", "b")] == [10, 5]
+    assert [int(sparsities[n]) for n in ("a", "b")] == [10, 5]
 
 
 def test_stacked_layers_and_blocks_share_as_loose_ones_do():
@@ -80,7 +80,7 @@ def test_stacked_layers_and_blocks_share_as_loose_ones_do():
     apart, total_apart = allocation.owl(loose, 0.6, layer_of=lambda name: name[0])
     for n in "ab":
         each = stacked[n].high * 65536 + stacked[n].low
-        assert each.tolist() == [masks.as_int(apart[f"{i}/{n}"]) for i in range(3)]
+        assert each.tolist() == [int(apart[f"{i}/{n}"]) for i in range(3)]
     np.testing.assert_allclose(total, total_apart, rtol=1e-6)
     kept = masks.select({"a": a, "b": b}, stacked, batch_axes=1)
     assert (~kept["a"]).sum((1, 2)).tolist() == stacked["a"].low.tolist()

@@ -156,11 +156,11 @@ def risk_with(report, **figures):
 
 def test_the_fit_is_told_from_the_gap(report):
     fits = {
-        "overfitted: the training loss is 75% lower than the test loss": {
+        "overfitted: the training loss is 75 % lower than the test loss": {
             "nll": (0.4, 0.3, 0.5),
             "gap": (0.3, 0.1, 0.4),
         },
-        "the training loss is 25% lower than the test loss": {"nll": (0.4, 0.3, 0.5), "gap": (0.1, 0.05, 0.2)},
+        "the training loss is 25 % lower than the test loss": {"nll": (0.4, 0.3, 0.5), "gap": (0.1, 0.05, 0.2)},
         "the test loss is infinite": {"nll": (np.inf, np.nan, np.nan), "gap": (np.inf, np.nan, np.nan)},
         "cannot be told from": {"nll": (0.4, np.nan, np.nan), "gap": (0.3, np.nan, np.nan)},
         "no gap between training and test loss beyond noise": {"nll": (0.4, 0.3, 0.5), "gap": (0.3, -0.1, 0.4)},

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxprune
 from benchmarks.collectives import collectives, total
 from jaxprune import allocation, criteria, masks
-from jaxprune.masks import rows
+from jaxprune.masks._exact import counts
+from jaxprune.masks._rank import rows
 from tests.distributed import layouts
 
 PRUNE = partial(jaxprune.prune, where=layouts.WHERE, key=jax.random.key(0))
@@ -141,7 +142,7 @@ def largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     """The mask by sorting."""
     kept = np.zeros(scores.size, bool)
     order = np.argsort(-scores, kind="stable")
-    kept[order[: scores.size - masks.as_int(masks.removed(sparsity, scores.size))]] = True
+    kept[order[: scores.size - int(counts.removed(sparsity, scores.size))]] = True
     return kept
 
 

@@ -92,6 +92,22 @@ def test_free_tickets_explore_refine_and_leap():
     assert all(int(mask.sum()) == 64 for mask in held)
 
 
+def test_the_criterion_of_free_tickets_says_what_is_dropped():
+    largest_first = lambda params, **signals: jax.tree.map(lambda w: -jnp.abs(w), params)
+    updates = ensembles.Updates(every=1, fraction=0.5)
+    how: Any = {"key": KEY, "criterion": largest_first}
+    tickets = ensembles.free_tickets(0.5, members=1, explore=4, refine=2, updates=updates, **how)
+    optimizer = jaxprune.sparsify(optax.sgd(0.0), tickets.method)
+    params = {"w": jnp.arange(1.0, 17).reshape(4, 4)}
+    state = optimizer.init(params)
+    before = jaxprune.get_masks(state)["w"]
+    for _ in range(2):  # the masks first move before the second step
+        _, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, masks.apply(params, {"w": before}))
+    dropped = np.asarray(params["w"])[np.asarray(before & ~jaxprune.get_masks(state)["w"])]
+    kept = np.asarray(params["w"])[np.asarray(before)]
+    np.testing.assert_array_equal(np.sort(dropped), np.sort(kept)[4:])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

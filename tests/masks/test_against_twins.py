@@ -170,7 +170,7 @@ def test_another_sparsity_does_not_compile_again():
 
 def test_each_leaf_its_own_sparsity_count_and_pattern():
     scores = {"a": jnp.asarray(draw("normal", (8, 6), np.float32)), "b": jnp.ones((4, 4)), "bias": jnp.ones(3)}
-    sparsities = {"a": 0.5, "b": masks.count(5), "bias": 0.0}
+    sparsities = {"a": 0.5, "b": masks.Count.of(5), "bias": 0.0}
     found = masks.select(scores, sparsities, {"a": masks.NM(2, 4)})
     np.testing.assert_array_equal(np.asarray(found["a"]), twins.keep_n_of_m(scores["a"], 2, 4))
     np.testing.assert_array_equal(np.asarray(found["b"]).ravel(), np.arange(16) < 11)

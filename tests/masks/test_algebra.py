@@ -42,7 +42,7 @@ def test_counts_of_masks_that_broadcast(packed):
         "bias": jnp.ones((), bool),
     }
     held = masks.pack(held) if packed else held
-    kept = {name: masks.as_int(count) for name, count in masks.count_kept(params, held).items()}
+    kept = {name: int(count) for name, count in masks.count_kept(params, held).items()}
     assert kept == {"conv": 3 * 3 * 4 * 4, "dense": 10, "bias": 6}
     expected = (3 * 3 * 4 * 2 + 25) / (216 + 35)
     np.testing.assert_allclose(masks.sparsity(params, held), expected, rtol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxprune import masks
-from jaxprune.masks import ranking, rows, stacking
+from jaxprune.masks._rank import ranking, rows
 from tests.masks import twins
 
 
@@ -40,7 +40,7 @@ def test_slices_of_which_neither_count_nor_index_fits(small_integers):
 
 def test_small_leaves_alike_are_stacked_and_ties_fall_as_if_they_were_not():
     scores = {name: jnp.ones(shape) for name, shape in zip("abcd", [(4, 6), (3, 5), (4, 6), (3, 5)], strict=True)}
-    assert stacking.stack(list(scores.values()), [0, 0, 0, 0]).members == [[0, 2], [1, 3]]
+    assert ranking.stack(list(scores.values()), [0, 0, 0, 0]).members == [[0, 2], [1, 3]]
     for sparsity in (0.1, 0.5, 0.8):
         found = masks.select_global(scores, sparsity)
         flat = np.concatenate([np.ravel(mask) for mask in found.values()])
@@ -52,12 +52,12 @@ def test_small_leaves_alike_are_stacked_and_ties_fall_as_if_they_were_not():
 
 def test_a_large_leaf_stays_alone():
     large = jnp.ones((256, 256))
-    assert stacking.stack([large, large], [0, 0]).members == [[0], [1]]
+    assert ranking.stack([large, large], [0, 0]).members == [[0], [1]]
 
 
 def test_a_count_for_each_slice():
     scores = {"w": jnp.arange(12.0).reshape(3, 4), "v": jnp.arange(6.0).reshape(2, 3)}
-    gone = {"w": masks.Count(jnp.zeros(3, jnp.int32), jnp.array([0, 1, 3])), "v": masks.count(5)}
+    gone = {"w": masks.Count(jnp.zeros(3, jnp.int32), jnp.array([0, 1, 3])), "v": masks.Count.of(5)}
     found = masks.select(scores, gone, batch_axes={"w": 1})
     assert found["w"].sum(1).tolist() == [4, 3, 1]
     assert int(found["v"].sum()) == 1

@@ -30,6 +30,6 @@ def test_calibrated_and_pruned_as_published(stats, case):
         n, m = map(int, target.split(":"))
         new = reconstruct(_FILE["weight"], stats, pattern=masks.NM(n, m), block=int(block))
     else:
-        new = reconstruct(_FILE["weight"], stats, masks.count(int((want == 0).sum())), block=int(block))
+        new = reconstruct(_FILE["weight"], stats, masks.Count.of(int((want == 0).sum())), block=int(block))
     np.testing.assert_array_equal(new.masks, want != 0)
     np.testing.assert_allclose(new.params, want, atol=1e-4)

@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxprune import prune
 from jaxprune.calibration import calibrate
-from jaxprune.masks import NM, Channel, Unstructured, counts
+from jaxprune.masks import NM, Channel, Count, Unstructured
 from jaxprune.reconstruction import matrices as stacks
 from jaxprune.reconstruction import reconstruct, reconstruct_sequential, relative_errors, sparsegpt, targets, trees
 
@@ -134,7 +134,7 @@ def test_stacked_layers_are_the_kernel_on_each_and_compile_once(stats):
 
 
 def test_sparsities_by_number_by_glob_by_tree_and_by_count(stats):
-    by_tree = dict.fromkeys(PARAMS, 0.0) | {"out": 0.25, "head": counts.count(7)}
+    by_tree = dict.fromkeys(PARAMS, 0.0) | {"out": 0.25, "head": Count.of(7)}
     new, masks = reconstruct(PARAMS, stats, by_tree)
     assert int((~masks["out"]).sum()) == 16
     assert int((~masks["head"]).sum()) == 7

@@ -105,6 +105,14 @@ def test_a_mistyped_group_is_named(params: Any, name: str, message: str) -> None
         _ = slimming.slim(net, params, {name: [0, 1]}, X)
 
 
+def test_what_is_no_function_and_what_are_no_parameters(params: Any) -> None:
+    swapped: Any = (params, net)
+    with pytest.raises(TypeError, match=r"fn must be a function .*; got dict: fn and params are swapped"):
+        _ = slimming.find_groups(*swapped, X)
+    with pytest.raises(TypeError, match=r"params must be a tree with arrays, .*; got function"):
+        _ = slimming.slim(net, net, 0.5, X)
+
+
 def test_masks_of_another_structure_are_called_masks(params: Any) -> None:
     with pytest.raises(ValueError, match="masks must have the structure of params"):
         _ = slimming.slim(net, params, {"a": np.ones((3, 4), bool)}, X)

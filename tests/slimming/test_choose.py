@@ -1,5 +1,6 @@
 """Scores of units, sparsities, limits, costs."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -262,35 +263,50 @@ def test_rounds_come_to_where_one_cut_does_and_keep_limits(params: Any) -> None:
     assert widths == [(10, 7), (6, 5), (4, 5)]
 
 
-def test_groups_that_could_not_shrink_are_named_with_the_reason() -> None:
-    """Heads on an axis of their own count as one position each, so that 'half, rounded to 8' cannot halve 8 heads."""
+def attention(p: Any, x: Any) -> Any:
+    """Heads on an axis of their own, as in Flax, and a normalisation by hand that needs the width whole."""
+    q, k, v = (jnp.einsum("te,ehd->thd", x, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+    out = jnp.einsum("thd,hde->te", jnp.einsum("hts,shd->thd", weights, v), p["o"])
+    out = out - out.mean(-1, keepdims=True)
+    return jnp.square(out / jnp.sqrt((out**2).mean(-1, keepdims=True) + 1e-5)) @ p["out"]
 
-    def attention(p: Any, x: Any) -> Any:
-        q, k, v = (jnp.einsum("te,ehd->thd", x, p[name]) for name in "qkv")
-        weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
-        out = jnp.einsum("hts,shd,hde->te", weights, v, p["o"])
-        out = out - out.mean(-1, keepdims=True)  # what a layer normalisation does
-        return jnp.square(out / jnp.sqrt((out**2).mean(-1, keepdims=True) + 1e-5)) @ p["out"]
 
-    params = {name: np.ones((16, 8, 8), np.float32) for name in "qkv"}
-    params |= {"o": np.ones((8, 8, 16), np.float32), "out": np.ones((16, 2), np.float32)}
-    groups = slimming.find_groups(attention, params, jnp.ones((5, 16)))
-    heads, width = groups["q[1]"].name, groups["o[2]"].name
-    scores = np.arange(float(groups.size))
-    with pytest.warns(UserWarning, match=r"because of round_to:(.|\n)*: the limits allow no width below its 8 units"):
-        choice = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(round_to=8))
-    assert choice.kept(heads).all() and "no width below its 8 units" in choice.untouched[heads]
+@pytest.fixture(scope="module")
+def attentive() -> slimming.Groups:
+    params = {name: np.ones((16, 8, 4), np.float32) for name in "qkv"}
+    params |= {"o": np.ones((8, 4, 16), np.float32), "out": np.ones((16, 2), np.float32)}
+    return slimming.find_groups(attention, params, jnp.ones((5, 16)))
+
+
+def test_heads_on_an_axis_of_their_own_are_rounded_by_their_positions_too(attentive: slimming.Groups) -> None:
+    heads = attentive["q[1]"]
+    assert (heads.count, heads.block) == (8, 4)
+    for sparsity, multiple, left in ((0.5, 8, 4), (0.4, 8, 6), (0.4, 16, 8), (0.5, 16, 4), (0.4, 1, 5)):
+        limits = slimming.Limits(round_to={heads.name: multiple})
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            choice = slimming.choose(attentive, np.arange(float(attentive.size)), sparsity, limits=limits)
+        assert choice.kept(heads.name).sum() == left
+
+
+def test_groups_that_could_not_shrink_are_named_with_the_reason(attentive: slimming.Groups) -> None:
+    inner, width = attentive["v[2]"].name, attentive["o[2]"].name
+    scores = np.arange(float(attentive.size))
+    with pytest.warns(UserWarning, match=r"because of round_to:(.|\n)*: the limits allow no width below its 4 units"):
+        choice = slimming.choose(attentive, scores, 0.5, limits=slimming.Limits(round_to=8))
+    assert choice.kept(inner).all() and "no width below its 4 units" in choice.untouched[inner]
     assert "a sum over values that masking does not make zero" in choice.untouched[width]
     assert f"{len(choice.untouched)} groups could not shrink" in repr(choice)
-    assert any(line.startswith(heads) and "8 of 8 units kept: the limits" in line for line in str(choice).splitlines())
-    halved = slimming.choose(groups, scores, 0.5)
-    assert halved.kept(heads).sum() == 4 and list(halved.untouched) == [width]
-    free = slimming.choose(groups, scores, 0.5, limits=slimming.Limits(inexact=True, protect=width))
+    assert any(line.startswith(inner) and "4 of 4 units kept: the limits" in line for line in str(choice).splitlines())
+    halved = slimming.choose(attentive, scores, 0.5)
+    assert halved.kept(inner).sum() == 2 and list(halved.untouched) == [width]
+    free = slimming.choose(attentive, scores, 0.5, limits=slimming.Limits(inexact=True, protect=width))
     assert free.untouched == {width: "it is protected"}
-    some = slimming.choose(groups, scores, {heads: 0.5})
+    some = slimming.choose(attentive, scores, {inner: 0.5})
     assert not some.untouched  # nothing was asked of the others
     cost = slimming.costs.parameters
-    small = slimming.choose(groups, scores, cost=cost, target=0.7 * cost(slimming.Choice.remove(groups, {})))
+    small = slimming.choose(attentive, scores, cost=cost, target=0.7 * cost(slimming.Choice.remove(attentive, {})))
     assert list(small.untouched) == [width]
 
 

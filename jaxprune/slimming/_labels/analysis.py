@@ -94,8 +94,14 @@ def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequen
     """Traces `fn(params, *inputs)`.
 
     Raises:
-      TypeError: the function needs numbers where there are only shapes; the message names the leaves they depend on.
+      TypeError: `fn` is no function or `params` hold no array; or the function needs numbers where there are only
+        shapes: the message names the leaves that they depend on.
     """
+    if not callable(fn):
+        swapped = ": fn and params are swapped" if callable(params) else ""
+        raise TypeError(f"fn must be a function fn(params, *inputs); got {type(fn).__name__}{swapped}")
+    if not any(map(is_array, jax.tree.leaves(params))):
+        raise TypeError(f"params must be a tree with arrays, the parameters of the model; got {type(params).__name__}")
     try:
         return trace(fn, params, *inputs)
     except _NEEDS_NUMBERS as error:

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import counts, keys, shards
-from jaxprune.masks.counts import Count
-from jaxprune.masks.rows import Leaf, Seen
-from jaxprune.masks.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
-from jaxprune.masks.shards import WHOLE, Layout
-from jaxprune.masks.stacking import stack
+from jaxprune.masks._exact import counts, keys, shards
+from jaxprune.masks._exact.counts import Count
+from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._rank.rows import Leaf, Seen
+from jaxprune.masks._rank.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
 
 # A threshold is first guessed from a sample: of so many entries in all rows, but of each row at least so many, and
 # one of so many. It is sorted, so a larger one costs more than the pass it saves.
@@ -22,6 +21,7 @@ _SAMPLE = 8192
 _SAMPLE_SPREAD = 1024  # with several devices, between which it moves
 _LEAST = 64
 _RARE = 1024
+_LARGE = 1 << 16  # entries from which an array is not stacked with others of its shape
 
 
 class _State(NamedTuple):
@@ -178,7 +178,7 @@ def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Arra
 
 
 def _per_row(leaves: list[Leaf]) -> Count:
-    sizes = [counts.count(leaf.entries) for leaf in leaves for _ in range(leaf.slices)]
+    sizes = [Count.of(leaf.entries) for leaf in leaves for _ in range(leaf.slices)]
     return Count(*(jnp.array(limbs, jnp.int32) for limbs in zip(*sizes, strict=True)))
 
 
@@ -200,4 +200,52 @@ def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np
     most, largest = max(sizes), np.iinfo(integer).max
     return jnp.concatenate([jnp.pad(x, ((0, 0), (0, most - x.shape[1])), constant_values=largest) for x in samples]), (
         np.array(sizes)
+    )
+
+
+# Many layers alike are ranked by the kernels of one: it is the number of kernels that makes a mask update slow to
+# compile. A large array is not worth the copy.
+
+
+class Stacks(NamedTuple):
+    """Arrays of which some are stacks.
+
+    Attributes:
+      arrays: the arrays; a stack has a new leading axis.
+      batch_axes: how many leading axes of each are slices, that of a stack among them.
+      layouts: how devices of a shard_map share each.
+      members: for each, which of the arrays given it is made of, in order.
+    """
+
+    arrays: list[jax.Array]
+    batch_axes: list[int]
+    layouts: list[Layout]
+    members: list[list[int]]
+
+    @property
+    def order(self) -> list[int]:
+        """The number of each member, in the order of the stacks."""
+        return [i for members in self.members for i in members]
+
+    def unstack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """The inverse of stacking, for other arrays in the shapes of `self.arrays`."""
+        found: dict[int, jax.Array] = {}
+        for array, members in zip(arrays, self.members, strict=True):
+            found |= {members[0]: array} if len(members) == 1 else dict(zip(members, array, strict=True))
+        return [found[i] for i in range(len(found))]
+
+
+def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Layout] | None = None) -> Stacks:
+    """Stacks arrays of one shape, dtype, number of batch axes, and sharding as far as types tell, if they are small."""
+    layouts = [WHOLE] * len(arrays) if layouts is None else layouts
+    groups: dict[object, list[int]] = {}
+    for i, (x, axes, layout) in enumerate(zip(arrays, batch_axes, layouts, strict=True)):
+        alike = (x.shape, x.dtype, axes, layout, jax.typeof(x).sharding) if math.prod(x.shape) < _LARGE else i
+        groups.setdefault(alike, []).append(i)
+    members = list(groups.values())
+    return Stacks(
+        [arrays[m[0]] if len(m) == 1 else jnp.stack([arrays[i] for i in m]) for m in members],
+        [batch_axes[m[0]] + (len(m) > 1) for m in members],
+        [layouts[m[0]].take([None, *range(arrays[m[0]].ndim)]) if len(m) > 1 else layouts[m[0]] for m in members],
+        members,
     )

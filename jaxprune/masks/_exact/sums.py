@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import axes
-from jaxprune.masks.shards import WHOLE, Layout
+from jaxprune.masks._exact import axes
+from jaxprune.masks._exact.shards import WHOLE, Layout
 
 _BITS = 29  # of the largest number; what is below 2^-29 of it is rounded off
 _STRETCH = 16  # entries that are added first

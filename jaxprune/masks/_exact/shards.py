@@ -17,9 +17,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import _tree
-from jaxprune.masks import counts
-from jaxprune.masks.axes import replicate
-from jaxprune.masks.counts import Count
+from jaxprune.masks._exact import counts
+from jaxprune.masks._exact.axes import replicate
+from jaxprune.masks._exact.counts import Count
 
 PyTree = Any
 Shape = tuple[int, ...]

@@ -14,10 +14,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxprune.masks import counts, keys
-from jaxprune.masks.axes import named_sharding, replicate, split
-from jaxprune.masks.counts import Count
-from jaxprune.masks.shards import WHOLE, Layout
+from jaxprune.masks._exact import counts, keys
+from jaxprune.masks._exact.axes import named_sharding, replicate, split
+from jaxprune.masks._exact.counts import Count
+from jaxprune.masks._exact.shards import WHOLE, Layout
 
 _INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
 _SMALL = 1 << 18  # entries that are counted in one go

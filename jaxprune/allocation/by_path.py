@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree, masks
-from jaxprune.allocation.even import uniform
-from jaxprune.allocation.leaves import Allocate, Allocation, allocation, as_sparsity, removed_entries, share
+from jaxprune.allocation.shares import Allocate, Allocation, allocation, as_sparsity, removed_entries, share, uniform
 from jaxprune.masks import Leaf
+from jaxprune.masks._exact import counts
 
 PyTree = Any
 
@@ -66,7 +66,7 @@ def _rest(sparsity: Any, fixed: list[Leaf], free: list[Leaf], matched: list[Any]
     if isinstance(sparsity, jax.Array) or not all(isinstance(k, int) for k in gone):
         fraction = sum((jnp.asarray(k, float) for k in gone), jnp.zeros(())) / max(total, 1)
         return share((jnp.asarray(sparsity) - fraction) * (total / max(room, 1)))
-    wanted, already = masks.as_int(masks.removed(sparsity, total)), sum(gone)
+    wanted, already = int(counts.removed(sparsity, total)), sum(gone)
     if already <= wanted < already + max(room, 1):
         return (wanted - already) / max(room, 1)
     if not room:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import counts
-from jaxprune.masks.counts import Count
+from jaxprune.masks._exact import counts
+from jaxprune.masks._exact.counts import Count
 
 PROBES = 8  # more of them break the fusion into one pass, fewer cost more passes
 

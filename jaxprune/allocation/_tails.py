@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import counts, shards
-from jaxprune.masks.counts import Count
-from jaxprune.masks.shards import WHOLE, Layout
+from jaxprune.masks._exact import counts, shards
+from jaxprune.masks._exact.counts import Count
+from jaxprune.masks._exact.shards import WHOLE, Layout
 
 SQUARE_BITS = 36  # a square, of at most 1, is a multiple of 2^-36
 _DIGIT_BITS = 18

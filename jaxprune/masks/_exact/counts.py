@@ -30,42 +30,30 @@ class Count(NamedTuple):
     high: Any
     low: Any
 
+    @classmethod
+    def of(cls, value: int) -> "Count":
+        """The count of a Python integer.
 
-def count(value: int) -> Count:
-    """The count of a Python integer.
+        Args:
+          value: in [0, 2^47).
 
-    Args:
-      value: in [0, 2^47).
+        Returns:
+          A Count of Python integers.
 
-    Returns:
-      A Count of Python integers.
+        Raises:
+          ValueError: the integer is out of range.
 
-    Raises:
-      ValueError: it is out of range.
+        Example:
+          >>> Count.of(70_000)
+          Count(high=1, low=4464)
+        """
+        if not 0 <= value < _LIMIT:
+            raise ValueError(f"a count must be in [0, 2^47), got {value}")
+        return cls(value >> _BASE_BITS, value & (_BASE - 1))
 
-    Example:
-      >>> count(70_000)
-      Count(high=1, low=4464)
-    """
-    if not 0 <= value < _LIMIT:
-        raise ValueError(f"a count must be in [0, 2^47), got {value}")
-    return Count(value >> _BASE_BITS, value & (_BASE - 1))
-
-
-def as_int(value: Count) -> int:
-    """The Python integer of a count of concrete scalars.
-
-    Args:
-      value: a Count of single numbers, not traced.
-
-    Returns:
-      An int.
-
-    Example:
-      >>> as_int(count(10**13))
-      10000000000000
-    """
-    return int(value.high) * _BASE + int(value.low)
+    def __int__(self) -> int:
+        """The Python integer of a count of single numbers that are not traced: `int(count)`."""
+        return int(self.high) * _BASE + int(self.low)
 
 
 def as_float(value: Count) -> jax.Array:
@@ -148,8 +136,8 @@ def removed(sparsity: Any, n: int) -> Count:
         return _removed_traced(sparsity, np.asarray(n, np.int64))
     check_sparsity(sparsity)
     if isinstance(sparsity, Fraction):
-        return count(math.floor(sparsity * n + Fraction(1, 2)))
-    return count(math.floor(float(sparsity) * n + 0.5))
+        return Count.of(math.floor(sparsity * n + Fraction(1, 2)))
+    return Count.of(math.floor(float(sparsity) * n + 0.5))
 
 
 def removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks import keys
+from jaxprune.masks._exact import keys
 
 
 def keep_in_groups(scores: jax.Array, kept: int | jax.Array, *, axis: int) -> jax.Array:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxprune import allocation, criteria, masks
-from jaxprune.allocation import layer_adaptive, tails
+from jaxprune.allocation import _tails
+from jaxprune.allocation.lamp import keep
 from tests.allocation import twins
 from tests.allocation.trees import RESNET, removed_fraction, scores
 
@@ -26,10 +27,10 @@ KINDS = {
 
 def kept_by(rows, kept, batch_axes=None):
     axes = (0,) * len(rows) if batch_axes is None else batch_axes
-    count = masks.Count(*(jnp.int32(limb) for limb in masks.count(kept)))
-    found, passes = layer_adaptive.keep([jnp.asarray(row) for row in rows], count, batch_axes=axes)
+    count = masks.Count(*(jnp.int32(limb) for limb in masks.Count.of(kept)))
+    found, passes = keep([jnp.asarray(row) for row in rows], count, batch_axes=axes)
     assert passes <= 40
-    return [masks.as_int(masks.Count(h, l)) for c in found for h, l in zip(c.high, c.low, strict=True)]
+    return [int(masks.Count(h, l)) for c in found for h, l in zip(c.high, c.low, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_the_paper_where_nothing_ties():
     for sparsity in (0.3, 0.7, 0.9, 0.99):
         kept = total - int(sparsity * total + 0.5)
         allocated = allocation.lamp(tree, sparsity)
-        gone = [masks.as_int(allocated.sparsities[name]) for name in sorted(tree) if tree[name].ndim > 1]
+        gone = [int(allocated.sparsities[name]) for name in sorted(tree) if tree[name].ndim > 1]
         assert np.array_equal([row.size - k for row, k in zip(rows, gone, strict=True)], twins.paper_kept(rows, kept))
 
 
@@ -101,7 +102,7 @@ def test_more_sparsity_never_keeps_more_of_any_leaf():
     rows = scores()
     gone = [allocation.lamp(rows, s).sparsities for s in np.linspace(0, 0.99, 12)]
     for name in (name for name, shape in RESNET.items() if len(shape) > 1):
-        removed = [masks.as_int(counts[name]) for counts in gone]
+        removed = [int(counts[name]) for counts in gone]
         assert removed == sorted(removed)
 
 
@@ -130,12 +131,12 @@ def test_other_leaves_rules_and_no_leaves():
     tree = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5), "none": None, "empty": jnp.ones((0, 3))}
     allocated = allocation.lamp(criteria.magnitude(tree), 0.5)
     assert allocated.sparsities["bias"] == allocated.sparsities["empty"] == 0.0
-    assert masks.as_int(allocated.sparsities["kernel"]) == 10
+    assert int(allocated.sparsities["kernel"]) == 10
     assert allocation.lamp({"bias": jnp.ones(5)}, 0.5) == allocation.Allocation({"bias": 0.0}, 0.0)
     small = scores({"head": (4, 5), "a": (6, 7)})
     shared = allocation.by_path({"head": 0.0}, allocation.lamp)(small, 0.4)
     assert shared.sparsities["head"] == 0.0
-    assert masks.as_int(shared.sparsities["a"]) == int(0.4 * 62 + 0.5)
+    assert int(shared.sparsities["a"]) == int(0.4 * 62 + 0.5)
     assert np.isclose(shared.achieved, 25 / 62, rtol=1e-6)
 
 
@@ -167,15 +168,15 @@ SIZES = [1, 7, 2**13, 2**15]
 
 @pytest.mark.parametrize("shape", [*itertools.product(SIZES, repeat=2), (2**27,), (3, 3, 512, 512), (50_000, 768)])
 def test_layouts_neither_overflow_nor_lose_bits(shape):
-    axes, bits = tails.plan(shape)
+    axes, bits = _tails.plan(shape)
     parts = int(np.prod([shape[a] for a in axes]))
     part = int(np.prod(shape)) // parts
     assert parts <= 2**15
-    assert sum(bits) == tails.SQUARE_BITS
+    assert sum(bits) == _tails.SQUARE_BITS
     # A sum of digits, of which the last may round up to its base, fits an int32; so does a count.
     assert part * 2 ** max(bits) < 2**31
 
 
 def test_leaves_too_large_to_sum_are_refused():
     with pytest.raises(ValueError, match="cannot sum 4294967296 squares"):
-        _ = tails.plan((2**32,))
+        _ = _tails.plan((2**32,))

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.masks import counts
-from jaxprune.masks.counts import Count
+from jaxprune.masks._exact import counts
+from jaxprune.masks._exact.counts import Count
 
 PROBES = 8
 _BINADE = 1 << 23  # how much a key rises where the number doubles

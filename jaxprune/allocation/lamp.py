@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import masks
-from jaxprune.allocation import levels, tails
-from jaxprune.allocation.leaves import Allocation, allocation, as_sparsity
-from jaxprune.masks import Leaf, counts, shards
-from jaxprune.masks.counts import Count
+from jaxprune.allocation import _levels, _tails
+from jaxprune.allocation.shares import Allocation, allocation, as_sparsity
+from jaxprune.masks import Leaf
+from jaxprune.masks._exact import counts, shards
+from jaxprune.masks._exact.counts import Count
+from jaxprune.masks._exact.shards import WHOLE, Layout
 from jaxprune.masks.patterns import UNSTRUCTURED
-from jaxprune.masks.shards import WHOLE, Layout
 
 PyTree = Any
 _ROWS = 1 << 15  # what counts.sum_counts adds up, at most
@@ -50,25 +51,25 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
     Example:
       >>> scores = {'a': jnp.array([[4.0, 1.0, 1.0, 1.0]]), 'b': jnp.array([[0.2, 0.2, 0.1, 0.1]])}
       >>> counts, achieved = lamp(scores, 0.5)
-      >>> {name: masks.as_int(count) for name, count in counts.items()}, achieved
+      >>> {name: int(count) for name, count in counts.items()}, achieved
       ({'a': 3, 'b': 1}, 0.5)
     """
     sparsity = as_sparsity(sparsity)
     pruned = [leaf for leaf in masks.leaves(scores, **units) if leaf.entries]
     _check(pruned)
     entries = sum(leaf.entries for leaf in pruned)
-    removed = masks.removed(sparsity, entries)
+    removed = counts.removed(sparsity, entries)
     if not pruned:
         return allocation(scores, [], [])
-    kept = Count(*(jnp.asarray(limb, jnp.int32) for limb in counts.subtract(counts.count(entries), removed)))
+    kept = Count(*(jnp.asarray(limb, jnp.int32) for limb in counts.subtract(masks.Count.of(entries), removed)))
     arrays = [jnp.asarray(leaf.array) for leaf in pruned]
     axes, layouts = tuple(leaf.batch_axes for leaf in pruned), tuple(leaf.shards for leaf in pruned)
     held, _ = keep(arrays, kept, batch_axes=axes, layouts=layouts)
-    gone = [counts.subtract(counts.count(leaf.units), count) for leaf, count in zip(pruned, held, strict=True)]
+    gone = [counts.subtract(masks.Count.of(leaf.units), count) for leaf, count in zip(pruned, held, strict=True)]
     gone = [
         count if leaf.batch_axes else Count(*(x[0] for x in count)) for leaf, count in zip(pruned, gone, strict=True)
     ]
-    total = masks.as_int(removed) if isinstance(removed.low, int) else counts.as_float(removed)
+    total = int(removed) if isinstance(removed.low, int) else counts.as_float(removed)
     return Allocation(allocation(scores, pruned, gone).sparsities, total / entries)
 
 
@@ -91,23 +92,23 @@ def keep(
     given = list(zip(arrays, batch_axes, layouts, strict=True))
     slices = [math.prod(layout.whole(x.shape)[:axes]) for x, axes, layout in given]
     bounds = [sum(slices[:i]) for i in range(1, len(slices))]
-    largest = [tails.largest(x, axes, layout) for x, axes, layout in given]
-    exponents = [tails.exponents(x) for x in largest]
+    largest = [_tails.largest(x, axes, layout) for x, axes, layout in given]
+    exponents = [_tails.exponents(x) for x in largest]
     rows = jnp.concatenate([x.ravel() for x in exponents])[:, None]
 
     def look(probes: jax.Array, turn: jax.Array) -> tuple[Count, jax.Array]:
         # The barrier ties the scores to the pass: else their squares are computed once, into buffers of their size.
         held = [x for x, _ in shards.tie(arrays, turn, layouts)]
         parts = zip(held, exponents, jnp.split(probes, bounds), layouts, strict=True)
-        found = [tails.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
+        found = [_tails.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
         count = Count(*(jnp.concatenate(limbs) for limbs in zip(*(x.entries for x in found), strict=True)))
-        square = tails.scaled_square(lax.bitcast_convert_type(probes, jnp.float32), rows)
+        square = _tails.scaled_square(lax.bitcast_convert_type(probes, jnp.float32), rows)
         return count, jnp.where(square > 0, square / jnp.concatenate([x.squares for x in found]), 0.0)
 
-    sizes = [counts.count(math.prod(cut.whole(x.shape)[axes:])) for x, axes, cut in given]
+    sizes = [masks.Count.of(math.prod(cut.whole(x.shape)[axes:])) for x, axes, cut in given]
     sizes = [size for size, n in zip(sizes, slices, strict=True) for _ in range(n)]
     entries = Count(*(jnp.array(limbs, jnp.int32) for limbs in zip(*sizes, strict=True)))
-    taken, passes = levels.keep_first(look, entries, jnp.concatenate([x.ravel() for x in largest]), kept)
+    taken, passes = _levels.keep_first(look, entries, jnp.concatenate([x.ravel() for x in largest]), kept)
     return [Count(*limbs) for limbs in zip(*(jnp.split(limb, bounds) for limb in taken), strict=True)], passes
 
 

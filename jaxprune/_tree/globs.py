@@ -1,6 +1,6 @@
-"""Which leaves may be pruned: a predicate, a glob, a list of globs, or the default rule."""
+"""Globs over the names of leaves: which leaves `where` selects, and which value a mapping of globs gives each leaf."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -63,7 +63,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
 
     Raises:
       TypeError: `where` is none of the above, or its predicate selects a leaf that is not floating.
-      ValueError: a glob matches no prunable leaf; the message lists the names there are.
+      ValueError: a glob matches no prunable leaf, and the message lists the names there are; no globs.
 
     Example:
       >>> params = {'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
@@ -80,7 +80,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
     else:
         globs = _as_globs(where)
         _check_globs(named, globs)
-        chosen = [is_prunable(name, leaf) and any(fnmatchcase(name, g) for g in globs) for name, leaf in named]
+        chosen = [is_prunable(name, leaf) and any(_matches(name, g) for g in globs) for name, leaf in named]
     return jax.tree.unflatten(treedef, chosen)
 
 
@@ -105,6 +105,11 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     chosen = jax.tree.leaves(prunable(tree, where))
     if any(chosen):
         return chosen
+    if jax.tree.structure(tree) == jax.tree.structure(0) and not hasattr(tree, "dtype"):
+        raise ValueError(
+            f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
+            f"got {type(tree).__name__}"
+        )
     lines = [f"  {name or '(the tree itself)'}: {_described(leaf)}" for name, leaf in paths.named_leaves(tree)]
     lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
     rule = "where=None takes floating leaves of two axes or more" if where is None else "the predicate is False of all"
@@ -122,6 +127,8 @@ def _as_globs(where: Any) -> list[str]:
     if isinstance(where, str):
         return [where]
     if isinstance(where, Sequence) and all(isinstance(g, str) for g in where):
+        if not where:
+            raise ValueError("where=[] names no leaf: pass globs over leaf names, or None for all kernels")
         return list(where)
     raise TypeError(f"where must be None, a predicate (name, leaf) -> bool, a glob or a list of globs; got {where!r}")
 
@@ -141,7 +148,42 @@ def _check_floating(named: list[tuple[str, Any]], chosen: list[bool]) -> None:
 
 def _check_globs(named: list[tuple[str, Any]], globs: list[str]) -> None:
     names = [name for name, leaf in named if is_prunable(name, leaf)]
-    unmatched = [g for g in globs if not any(fnmatchcase(name, g) for name in names)]
+    unmatched = [g for g in globs if not any(_matches(name, g) for name in names)]
     if unmatched:
         listed = "\n".join(f"  {name}" for name in names) or "  (none: no leaf is floating with two axes or more)"
         raise ValueError(f"where: no prunable leaf matches {', '.join(map(repr, unmatched))}; there are:\n{listed}")
+
+
+def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
+    """One value for each leaf of `tree`, in the order of its leaves.
+
+    Args:
+      rules: a mapping from globs over names to values, of which the first that matches counts; or any
+        other object, which then is the value of every leaf.
+      tree: the tree whose leaves get the values.
+      default: the value where no glob matches.
+      what: what the values are, for messages.
+
+    Returns:
+      A list as long as `jax.tree.leaves(tree)`.
+
+    Raises:
+      ValueError: a glob matches no leaf; the message lists the names there are.
+
+    Example:
+      >>> resolve({'layers/*': 1}, {'head': 0.0, 'layers': {'kernel': 0.0}}, default=0, what='batch_axes')
+      [0, 1]
+    """
+    names = [name for name, _ in paths.named_leaves(tree)]
+    if not isinstance(rules, Mapping):
+        return [rules] * len(names)
+    unmatched = [glob for glob in rules if not any(_matches(name, glob) for name in names)]
+    if unmatched:
+        listed = "\n".join(f"  {name}" for name in names)
+        raise ValueError(f"{what}: no leaf matches {', '.join(map(repr, unmatched))}; there are:\n{listed}")
+    return [next((value for glob, value in rules.items() if _matches(name, glob)), default) for name in names]
+
+
+def _matches(name: str, glob: str) -> bool:
+    # A name may hold brackets, which a glob takes for a set of characters: every name matches itself.
+    return name == glob or fnmatchcase(name, glob)

@@ -88,10 +88,10 @@ def test_a_users_own_default_may_return_a_scalar_or_counts():
     tree = scores({"a": (4, 5), "b": (10, 10)})
 
     def half(scores, sparsity, **options):
-        return allocation.Allocation(masks.count(50), 0.5)
+        return allocation.Allocation(masks.Count.of(50), 0.5)
 
     allocated = allocation.by_path({"a": 0.0}, half)(tree, 0.3)
-    assert allocated.sparsities == {"a": 0.0, "b": masks.count(50)}
+    assert allocated.sparsities == {"a": 0.0, "b": masks.Count.of(50)}
     assert removed_fraction(tree, allocated) == allocated.achieved == 50 / 120
 
 

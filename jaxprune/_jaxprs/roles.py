@@ -1,0 +1,477 @@
+"""What each parameter leaf is for and what its axes mean, from the function that uses it: `find_roles`, `Roles`."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune import _tree
+from jaxprune._jaxprs import views as vw
+from jaxprune._jaxprs.factors import Factor
+from jaxprune._jaxprs.flops import is_product
+from jaxprune._jaxprs.layouts import Layout, Site, layout_of, site_of
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Pick, Write
+from jaxprune._jaxprs.subs import Sub, sub_jaxprs
+from jaxprune._jaxprs.tracing import Traced, is_array, trace
+from jaxprune._jaxprs.views import NotFollowed, View
+from jaxprune._jaxprs.walk import Values, settle, walk
+
+PyTree = Any
+Equation = Any
+Use = Literal["multiplied", "embedding", "elementwise", "other"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRole:
+    """What one leaf is for.
+
+    Attributes:
+      name: its path.
+      identity: its path as a tuple.
+      shape: its shape; () for a leaf that is not an array.
+      uses: what the function does with it: "multiplied" (in a matrix product or convolution that sums over an axis of
+        it), "embedding" (data tell which entries are taken), "elementwise" (a bias or scale), "other".
+      axes: for each axis "input" (summed over), "output", "stacked" (one matrix each: scan, experts, a batch of
+        matrices), "group" (of a grouped convolution), "indexed" (of an embedding), "entry" (of a bias or scale),
+        "unknown", or several of them joined by "+", the slowest first, where an axis is split.
+      layout: the leaf as [batch, inputs, outputs] where it is multiplied, always in one way; else None.
+      note: why nothing better is known; "" if there is nothing to say.
+    """
+
+    name: str
+    identity: tuple[str, ...]
+    shape: tuple[int, ...]
+    uses: tuple[Use, ...]
+    axes: tuple[str, ...]
+    layout: Layout | None = None
+    note: str = ""
+
+    @property
+    def role(self) -> Literal["multiplied", "embedding", "elementwise", "other", "several", "unused"]:
+        """Its only use, "several" or "unused"."""
+        for use in self.uses:
+            alone = len(self.uses) == 1 and (use != "multiplied" or self.layout is not None)
+            return use if alone else "several"
+        return "unused"
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The axes that are summed over."""
+        return self._axes("input")
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The axes along which the outputs of a product lie."""
+        return tuple(a for a in self._axes("output") if a not in self.inputs)
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """The axes along which nothing but layers, experts or groups lie."""
+        return tuple(a for a, kinds in enumerate(self.axes) if set(kinds.split("+")) <= {"stacked", "group"})
+
+    def _axes(self, kind: str) -> tuple[int, ...]:
+        return tuple(a for a, kinds in enumerate(self.axes) if kind in kinds.split("+"))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """What every leaf of a tree of parameters is for.
+
+    Hashable, and a pytree without leaves: it passes `jax.jit` as an argument, static or not, and in closures.
+
+    Attributes:
+      leaves: one for each leaf, in the order of `jax.tree.leaves`.
+    """
+
+    leaves: tuple[LeafRole, ...]
+
+    def __getitem__(self, name: str) -> LeafRole:
+        for leaf in self.leaves:
+            if leaf.name == name:
+                return leaf
+        raise KeyError(f"no leaf {name!r}; there are: {', '.join(leaf.name for leaf in self.leaves)}")
+
+    def __iter__(self) -> Iterator[LeafRole]:
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    def __str__(self) -> str:
+        rows = [("leaf", "shape", "role", "axes", "note")]
+        for leaf in self.leaves:
+            axes = ", ".join(leaf.axes)
+            rows.append((leaf.name, "x".join(map(str, leaf.shape)), leaf.role, axes, leaf.note))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+        return "\n".join("  ".join(row).rstrip() for row in cells)
+
+    def of(self, params: PyTree) -> tuple[LeafRole, ...]:
+        """The roles of the leaves of a tree, in its order.
+
+        Args:
+          params: a tree of the leaves whose roles these are, or of some of them, or with None in place of others.
+
+        Raises:
+          ValueError: a leaf has no role here, or another shape; the message names the leaves.
+        """
+        known = {leaf.identity: leaf for leaf in self.leaves}
+        found, wrong = [], []
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+            role, shape = known.get(_tree.identity(path)), tuple(getattr(leaf, "shape", ()))
+            found.append(role)
+            if role is None:
+                wrong.append(f"  {_tree.name(path)}: not among the parameters whose roles were found")
+            elif role.shape != shape:
+                wrong.append(f"  {_tree.name(path)}: has shape {shape}, had {role.shape} when roles were found")
+        if wrong:
+            raise ValueError("these roles are of other parameters; call find_roles again:\n" + "\n".join(wrong[:20]))
+        return tuple(found)
+
+
+def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles:
+    """Finds what every leaf of the parameters of a function is for, and which of its axes are inputs and outputs.
+
+    The function is traced from shapes, nothing is computed. Each leaf is followed through its jaxpr, through casts,
+    reshapes, transposes, slices, scales and masks, jit, remat, scan, while and cond, to where it meets data: a matrix
+    product or convolution sums over its input axes; a gather takes entries of an embedding; anything else is
+    elementwise. Of two leaves that are multiplied before they meet data, one of which is repeated along an axis (an
+    int8 kernel and its scales), the repeated one is elementwise.
+
+    What is not known is said: a leaf that meets only another parameter, or that passes a function that is not linear
+    before it is multiplied (a packed kernel), is used "otherwise", with a note.
+
+    Args:
+      fn: a function `fn(params, *inputs)`.
+      params: any tree of arrays or ShapeDtypeStructs: of Flax linen, NNX, Equinox, Haiku or your own.
+      *inputs: arrays or ShapeDtypeStructs in any trees; what depends on them is data. Anything else is a constant.
+
+    Returns:
+      The roles; `print` shows a table.
+
+    Example:
+      >>> params = {'embed': jnp.ones((9, 4)), 'dense': {'kernel': jnp.ones((4, 3)), 'bias': jnp.ones(3)}}
+      >>> fn = lambda p, t: p['embed'][t] @ p['dense']['kernel'] + p['dense']['bias']
+      >>> print(find_roles(fn, params, jnp.zeros(2, int)))
+      leaf          shape  role         axes             note
+      dense/bias    3      elementwise  entry
+      dense/kernel  4x3    multiplied   input, output
+      embed         9x4    embedding    indexed, output
+    """
+    return roles_of(trace(fn, params, *inputs), leaves_of(params))
+
+
+def leaves_of(params: PyTree) -> list[LeafRole]:
+    """The leaves of a tree, of which no role is known."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    shapes = [tuple(leaf.shape) if is_array(leaf) else () for _, leaf in flat]
+    return [
+        LeafRole(_tree.name(path), _tree.identity(path), shape, (), ("unknown",) * len(shape))
+        for (path, _), shape in zip(flat, shapes, strict=True)
+    ]
+
+
+def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
+    """The roles of the leaves of the first argument of a traced function.
+
+    Args:
+      traced: from `trace(fn, params, *inputs)`.
+      leaves: from `leaves_of(params)`.
+    """
+    jaxpr, places = traced.closed.jaxpr, traced.inputs[: len(leaves)]
+    given: list[_Seen] = [_Seen(data=True) for _ in jaxpr.invars]
+    for k, place in enumerate(places):
+        if place is not None:
+            given[place] = _Seen((vw.whole(k, tuple(jaxpr.invars[place].aval.shape)),), frozenset({k}))
+    walker = _Walker([])
+    results = walker.run(jaxpr, traced.closed.consts, given, ())
+    returned = {leaf for value in results for leaf in value.leaves}
+    notes: dict[int, list[_Note]] = {k: [] for k in range(len(leaves))}
+    for note in walker.notes:
+        notes[note.leaf].append(note)
+    return Roles(tuple(_with_role(leaf, notes[k], k in returned) for k, leaf in enumerate(leaves)))
+
+
+class _Seen(NamedTuple):
+    """What a value is.
+
+    Attributes:
+      views: the parameters it is, seen through moves, scales and masks, if no data went in.
+      leaves: the parameters it is made of in whatever way, if no data went in.
+      data: whether it depends on data.
+      mask: whether it is data that says yes or no.
+      picked: the parameters of which data took entries that it is.
+      number: the number of a literal.
+    """
+
+    views: tuple[View, ...] = ()
+    leaves: frozenset[int] = frozenset()
+    data: bool = False
+    mask: bool = False
+    picked: tuple[View, ...] = ()
+    number: Any = None
+
+
+class _Note(NamedTuple):
+    """One use of a leaf."""
+
+    leaf: int
+    use: Use
+    view: View | None = None
+    site: Site | None = None
+    grouped: bool = False
+    indexed: frozenset[int] = frozenset()
+    chosen: bool = False  # data tell which of several matrices
+    why: str = ""
+
+
+class _Walker:
+    """Goes through a jaxpr; `notes` are the uses that it has seen."""
+
+    def __init__(self, notes: list[_Note]):
+        self.notes = notes
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Seen], path: tuple[int, ...]) -> list[_Seen]:
+        step = lambda index, eqn, operands: self._equation(eqn, operands, (*path, index))
+        return walk(jaxpr, [*(_Seen() for _ in consts), *inputs], Values[_Seen](lambda x: _Seen(number=x)), step)
+
+    def _equation(self, eqn: Equation, operands: list[_Seen], path: tuple[int, ...]) -> list[_Seen]:
+        if not any(v.leaves or v.picked for v in operands):
+            data = any(v.data for v in operands)
+            moved = isinstance(PRIMITIVES.get(eqn.primitive.name), Moves) and all(v.mask for v in operands if v.data)
+            return [_Seen(data=data, mask=data and (moved or _says_yes_or_no(eqn, v))) for v in eqn.outvars]
+        subs = sub_jaxprs(eqn)
+        if subs and all(sub.role not in ("unknown", "shard_map") for sub in subs):
+            return self._enter(eqn, subs, operands, path)
+        if is_product(eqn):
+            return self._product(eqn, operands)
+        if subs:
+            self._use(operands, "other", f"used inside `{eqn.primitive.name}`")
+            return [_unknown(operands)] * len(eqn.outvars)
+        return self._meet(eqn, operands) if any(v.data for v in operands) else self._alone(eqn, operands)
+
+    def _alone(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
+        """No data: parameters are moved, scaled and masked."""
+        views, scales = self._unspread(eqn, operands)
+        leaves = frozenset(leaf for v in operands for leaf in v.leaves) - scales
+        try:
+            seen = vw.results(eqn, views, [v.number for v in operands])
+        except NotFollowed:
+            seen = [()] * len(eqn.outvars)
+        return [_Seen(views, leaves) for views in seen]
+
+    def _unspread(self, eqn: Equation, operands: list[_Seen]) -> tuple[list[tuple[View, ...]], frozenset[int]]:
+        """Of parameters that are multiplied or added, those that are repeated along an axis are scales and biases."""
+        views = [v.views for v in operands]
+        if not isinstance(PRIMITIVES.get(eqn.primitive.name), Entrywise) or sum(map(bool, views)) < 2:
+            return views, frozenset()
+        shape = tuple(eqn.outvars[0].aval.shape)
+        views = [tuple(vw.stretched(view, shape) for view in mine) for mine in views]
+        full = [tuple(view for view in mine if not _is_spread(view)) for mine in views]
+        if not any(full):
+            return views, frozenset()
+        scales = [view for mine in views for view in mine if _is_spread(view)]
+        self.notes += [_Note(view.leaf, "elementwise", view) for view in scales]
+        return full, frozenset(view.leaf for view in scales)
+
+    def _meet(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
+        """Parameters meet data, not in a product."""
+        what = PRIMITIVES.get(eqn.primitive.name)
+        masks = [v.mask for v in operands if v.data]
+        if all(masks) and (eqn.primitive.name == "mul" or (eqn.primitive.name == "select_n" and operands[0].mask)):
+            return self._alone(eqn, [_Seen() if v.data else v for v in operands])
+        if isinstance(what, Pick) and not operands[0].data:
+            return [_Seen(data=True, picked=self._pick(eqn, operands))] * len(eqn.outvars)
+        if isinstance(what, (Entrywise, Write, Pick)) or (isinstance(what, Moves) and len(operands) > 1):
+            self._use(operands, "elementwise", "")
+        else:
+            self._use(operands, "other", f"`{eqn.primitive.name}` with data")
+        picked = self._still_picked(eqn, operands)
+        return [_Seen(data=True, picked=views) for views in picked]
+
+    def _still_picked(self, eqn: Equation, operands: list[_Seen]) -> list[tuple[View, ...]]:
+        lost = [()] * len(eqn.outvars)
+        if any(v.leaves or (v.data and not v.picked) for v in operands) or sum(bool(v.picked) for v in operands) != 1:
+            return lost
+        try:
+            return vw.results(eqn, [v.picked for v in operands], [v.number for v in operands])
+        except NotFollowed:
+            return lost
+
+    def _pick(self, eqn: Equation, operands: list[_Seen]) -> tuple[View, ...]:
+        self._use(operands[1:], "other", "an index")
+        shape, out = eqn.invars[0].aval.shape, len(eqn.outvars[0].aval.shape)
+        sizes = tuple(eqn.params["slice_sizes"])
+        taken = [a for a, (size, n) in enumerate(zip(sizes, shape, strict=True)) if size != n]
+        found = []
+        for view in operands[0].views:
+            indexed = frozenset(f.of.axis for a in taken for f in view.axes[a] if f.of is not None)
+            self.notes.append(_Note(view.leaf, "embedding", view, indexed=indexed))
+            axes = tuple(() if a in taken else axis for a, axis in enumerate(view.axes))
+            if any(view.start) or any(f.of is None for axis in axes for f in axis):
+                continue
+            if eqn.primitive.name == "gather":
+                numbers = eqn.params["dimension_numbers"]
+                gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+                window = [axis for a, axis in enumerate(axes) if a not in gone]
+                positions = dict(zip(numbers.offset_dims, window, strict=True))
+                shape_out = eqn.outvars[0].aval.shape
+                axes = tuple(positions.get(i, (Factor(shape_out[i]),) if shape_out[i] != 1 else ()) for i in range(out))
+            found.append(view._replace(axes=axes, start=(0,) * len(axes)))
+        self._use(
+            [v._replace(leaves=v.leaves - {view.leaf for view in v.views}) for v in operands[:1]], "embedding", ""
+        )
+        return tuple(found)
+
+    def _product(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
+        grouped = isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
+        for k, (mine, other) in enumerate(((operands[0], operands[1]), (operands[1], operands[0]))):
+            for view in mine.views:
+                if other.views and not other.data:
+                    self.notes.append(_Note(view.leaf, "other", view, why="a product with another parameter"))
+                    continue
+                try:
+                    site = site_of(vw.meeting(eqn, view, k))
+                    self.notes.append(_Note(view.leaf, "multiplied", view, _stack(view, site), grouped))
+                except NotFollowed as reason:
+                    alone = "no axis of it" in str(reason)
+                    self.notes.append(_Note(view.leaf, "elementwise" if alone else "other", view, why=str(reason)))
+            hidden = mine.leaves - {view.leaf for view in mine.views}
+            if other.data or not other.leaves:
+                self._use([_Seen(leaves=hidden)], "other", "passes a function that is not linear before a product")
+            # Experts that data choose: what they meet is data, and is no chosen parameter itself.
+            for view in mine.picked if not other.picked and not other.leaves else ():
+                try:
+                    site = site_of(vw.meeting(eqn, view, k))
+                except NotFollowed:
+                    continue
+                if site.outputs:
+                    self.notes.append(_Note(view.leaf, "multiplied", view, _stack(view, site), grouped, chosen=True))
+        return [_unknown(operands)]
+
+    def _enter(self, eqn: Equation, subs: Sequence[Sub], operands: list[_Seen], path: tuple[int, ...]) -> list[_Seen]:
+        reached: dict[int, list[_Seen]] = {k: [] for k in range(len(eqn.outvars))}
+        for sub in subs:
+            inputs = [self._into(sub, k, operands, path) for k in range(len(sub.inputs))]
+            inner = _Walker([])
+
+            def once(values: list[_Seen], sub: Sub = sub, inner: _Walker = inner) -> list[_Seen]:
+                inner.notes.clear()  # only the last round counts, when it is known what goes round
+                return inner.run(sub.jaxpr, sub.consts, values, path)
+
+            entered, outs = settle(sub, inputs, once, self._join)
+            self.notes += inner.notes
+            for into in {into for _, into in sub.carried}:
+                if entered[into].data:  # a first state that is learned
+                    self._use([inputs[into]], "elementwise", "")
+            for k, place in enumerate(sub.outputs):
+                if place is not None:
+                    value = outs[k]
+                    reached[place].append(value._replace(views=(), picked=()) if k in sub.stacked_outputs else value)
+        results = []
+        for values in reached.values():
+            value = values[0] if values else _unknown(operands)
+            for more in values[1:]:
+                value = self._join(value, more)
+            results.append(value)
+        return results
+
+    def _into(self, sub: Sub, k: int, operands: list[_Seen], path: tuple[int, ...]) -> _Seen:
+        place = sub.inputs[k]
+        value = _Seen(data=True) if place is None else operands[place]
+        if k not in sub.stacked_inputs:
+            return value
+        kept = []
+        for view in value.views:
+            try:
+                kept.append(vw.one_of(view, path, sub.length))
+            except NotFollowed as reason:
+                self.notes.append(_Note(view.leaf, "other", view, why=str(reason)))
+        return value._replace(views=tuple(kept), picked=())
+
+    def _join(self, a: _Seen, b: _Seen) -> _Seen:
+        """What is the one or the other."""
+        if a == b:
+            return a
+        if a.data or b.data:
+            return _Seen(data=True)
+        return _Seen(a.views if a.views == b.views else (), a.leaves | b.leaves)
+
+    def _use(self, operands: Iterable[_Seen], use: Use, why: str) -> None:
+        for value in operands:
+            seen = {view.leaf: view for view in value.views}
+            for leaf in sorted(value.leaves):
+                self.notes.append(_Note(leaf, use, seen.get(leaf), why=why))
+
+
+def _stack(view: View, site: Site) -> Site:
+    return site._replace(batch=(*(factor for _, factor in view.scanned), *site.batch))
+
+
+def _unknown(operands: Sequence[_Seen]) -> _Seen:
+    if any(v.data for v in operands):
+        return _Seen(data=True)
+    return _Seen(leaves=frozenset(leaf for v in operands for leaf in v.leaves))
+
+
+def _is_spread(view: View) -> bool:
+    return any(f.of is None for axis in view.axes for f in axis)
+
+
+def _says_yes_or_no(eqn: Equation, var: Any) -> bool:
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype == np.bool_ or (eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == np.bool_)
+
+
+def _with_role(leaf: LeafRole, notes: list[_Note], returned: bool) -> LeafRole:
+    if not notes:
+        return dataclasses.replace(leaf, uses=("other",), note="returned as it is") if returned else leaf
+    multiplied = [note for note in notes if note.use == "multiplied"]
+    if any(note.chosen for note in multiplied):  # experts, not an embedding
+        notes = [note for note in notes if note.use != "embedding"]
+    uses = tuple(use for use in ("multiplied", "embedding", "elementwise", "other") if use in {n.use for n in notes})
+    why = list(dict.fromkeys(note.why for note in notes if note.use == "other"))
+    axes, layout = _axes_of(leaf.shape, notes), None
+    if multiplied:
+        try:
+            layout = layout_of(leaf.shape, [note.site for note in multiplied if note.site])[0]
+            axes = _axes_in(layout, any(note.grouped for note in multiplied))
+        except NotFollowed as reason:
+            axes, why = leaf.axes, [*why, str(reason)]
+    return dataclasses.replace(leaf, uses=uses, axes=axes, layout=layout, note="; ".join(filter(None, why)))
+
+
+def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:
+    """The axes of a leaf that is not multiplied."""
+    kinds = []
+    for axis, size in enumerate(shape):
+        views = [note.view for note in notes if note.view is not None]
+        taken = any(axis in note.indexed for note in notes)
+        runs = [{f.of.axis for own in view.axes for f in own if f.of is not None} for view in views]
+        if taken:
+            kinds.append("indexed")
+        elif size != 1 and views and not any(axis in own for own in runs):
+            kinds.append("stacked")
+        elif any(note.use == "other" or note.view is None for note in notes):
+            kinds.append("unknown")
+        else:
+            kinds.append("output" if any(note.use == "embedding" for note in notes) else "entry")
+    return tuple(kinds)
+
+
+def _axes_in(layout: Layout, grouped: bool) -> tuple[str, ...]:
+    """The axes of a leaf that is multiplied."""
+    batch = "group" if grouped else "stacked"
+    parts = (
+        [(batch, f) for f in layout.batch]
+        + [("input", f) for f in layout.inputs]
+        + [("output", f) for f in layout.outputs]
+    )
+    kinds = []
+    for axis in range(len(layout.shape)):
+        own = sorted((part for part in parts if part[1].of.axis == axis), key=lambda part: -part[1].of.stride)
+        kinds.append("+".join(dict.fromkeys(kind for kind, _ in own)) or "single")
+    return tuple(kinds)

@@ -1,0 +1,249 @@
+"""How leaves share a sparsity: `uniform`, `one_ranking`, `er`, `erk`; and what an allocation returns, `Allocation`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import masks
+from jaxprune.masks import Leaf
+from jaxprune.masks._exact import counts
+
+PyTree = Any
+Shape = tuple[int, ...]
+_LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
+
+
+class Allocation(NamedTuple):
+    """How a total sparsity is shared.
+
+    Attributes:
+      sparsities: for `masks.select`: a tree with a sparsity, or a `masks.Count` of removed entries, for each leaf (0.0
+        for those that are not pruned), or `masks.Global`.
+      achieved: the fraction removed of all entries of the pruned leaves, once every leaf's count is rounded; a Python
+        float if the sparsity was a Python number, else a float array of shape ().
+    """
+
+    sparsities: Any
+    achieved: Any
+
+
+# `(scores, sparsity, **units: Unpack[masks.Units]) -> Allocation`, with `sparsity` a number in [0, 1) or a traced
+# scalar. Options of an allocation's own may stand before `**units`, which no protocol can say.
+Allocate = Callable[..., Allocation]
+
+
+def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
+    """Every leaf gets the total sparsity.
+
+    Args:
+      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+
+    Returns:
+      The sparsity for each pruned leaf and 0.0 for the others, and the total achieved, which differs from the one
+      asked for by at most half a unit in each leaf.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+
+    Example:
+      >>> uniform({'bias': jnp.ones(3), 'kernel': jnp.ones((2, 5))}, 0.25)
+      Allocation(sparsities={'bias': 0.0, 'kernel': 0.25}, achieved=0.3)
+    """
+    sparsity = as_sparsity(sparsity)
+    pruned = masks.leaves(scores, **units)
+    return allocation(scores, pruned, [sparsity] * len(pruned))
+
+
+def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
+    """One ranking over all leaves; what each leaf loses comes out of the scores.
+
+    Args:
+      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
+        slice along `batch_axes` is ranked on its own, over all leaves.
+
+    Returns:
+      `masks.Global(sparsity)`, and the fraction of units removed. Where leaves have units of different size (blocks and
+      channels), that is not the fraction of entries, which depends on the scores.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+
+    Example:
+      >>> one_ranking({'a': jnp.ones((2, 5)), 'b': jnp.ones((1, 5))}, 0.5)
+      Allocation(sparsities=Global(sparsity=0.5), achieved=0.5333333333333333)
+    """
+    sparsity = as_sparsity(sparsity)
+    pruned = masks.leaves(scores, **units)
+    total = sum(leaf.units for leaf in pruned)
+    count = counts.removed(sparsity, total)
+    if isinstance(count.low, int):
+        return Allocation(masks.Global(sparsity), int(count) / total if total else 0.0)
+    return Allocation(masks.Global(sparsity), counts.as_float(count) / max(total, 1))
+
+
+def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
+    """Densities as in a random bipartite graph: each neuron keeps about as many connections.
+
+        1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
+
+    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is the
+    number for which the total comes out; leaves that would be more than dense are dense, and eps is that of the others
+    (Evci et al. 2020). For leaves fixed to a sparsity of their own, see `by_path`.
+
+    Args:
+      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar (in
+        its own dtype); another value of the latter does not recompile.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
+        count as so many leaves of the shape that is left.
+
+    Returns:
+      A sparsity for each pruned leaf and 0.0 for the others, and the total achieved: each leaf's count is rounded on
+      its own, so for single entries it differs from the one asked for by at most half an entry in each leaf and slice.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+
+    Example:
+      >>> sparsities, achieved = er({'a': jnp.ones((10, 90)), 'b': jnp.ones((10, 10))}, 0.76)
+      >>> {name: round(s, 3) for name, s in sparsities.items()}, round(achieved, 3)
+      ({'a': 0.778, 'b': 0.6}, 0.76)
+    """
+    return _erdos_renyi(scores, sparsity, _er_density, **units)
+
+
+def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
+    """ER with the kernel's own size: of convolutions, the small ones are denser.
+
+        1 - s_l = min(1, eps (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w))
+
+    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the sum of a leaf's axes over their product. For leaves of two
+    axes it is `er`. Dense layers stored with more (attention: inputs, heads, head size) count all of them.
+
+    Args:
+      scores: as in `er`.
+      sparsity: as in `er`.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+
+    Returns:
+      As `er`.
+
+    Raises:
+      ValueError: as `er`.
+
+    Example:
+      >>> sparsities, achieved = erk({'conv': jnp.ones((3, 3, 8, 8)), 'head': jnp.ones((8, 10))}, 0.5)
+      >>> {name: round(s, 3) for name, s in sparsities.items()}, round(achieved, 3)
+      ({'conv': 0.569, 'head': 0.0}, 0.5)
+    """
+    return _erdos_renyi(scores, sparsity, _erk_density, **units)
+
+
+def _er_density(shape: Shape) -> float:
+    n_in, n_out = (1, *shape)[-2:]
+    return (n_in + n_out) / (n_in * n_out)
+
+
+def _erk_density(shape: Shape) -> float:
+    return sum(shape) / float(np.prod(np.array(shape, float)))
+
+
+def _erdos_renyi(
+    scores: PyTree, sparsity: Any, density: Callable[[Shape], float], **units: Unpack[masks.Units]
+) -> Allocation:
+    sparsity = as_sparsity(sparsity)
+    pruned = masks.leaves(scores, **units)
+    raw = np.array([density(leaf.shape[leaf.batch_axes :]) for leaf in pruned])
+    sizes = np.array([leaf.entries for leaf in pruned], float)
+    return allocation(scores, pruned, _solve(sparsity, raw, sizes, pruned))
+
+
+def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[Leaf]) -> list[Any]:
+    """1 - min(1, eps raw) for each leaf, with the eps for which the total comes out.
+
+    Sorted by falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /
+    sum_{i>=m} raw_i n_i, with d the total density. The right m is the first whose own leaf would not be more than
+    dense: all candidates are computed at once, so a traced sparsity needs no loop.
+    """
+    if not pruned:
+        return []
+    order = np.argsort(-raw, kind="stable")
+    total = sizes.sum()
+    dense_before = np.concatenate([[0.0], np.cumsum(sizes[order])])[:-1] / total
+    per_density = total / np.cumsum((raw * sizes)[order][::-1])[::-1]
+    if isinstance(sparsity, jax.Array):
+        xp, constant = jnp, lambda x: jnp.asarray(x, sparsity.dtype)
+    else:
+        xp, constant = np, lambda x: x
+    scales = ((1 - sparsity) - constant(dense_before)) * constant(per_density)
+    fits = scales * constant(raw[order]) <= 1
+    # Where rounding leaves none that fits, everything but the last leaf is dense.
+    first = xp.where(fits.any(), xp.argmax(fits), len(order) - 1)
+    densities = xp.minimum(scales[first] * constant(raw), 1)
+    return [share(1 - densities[i]) for i in range(len(pruned))]
+
+
+def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) -> Allocation:
+    """The allocation with these values for the pruned leaves, and 0.0 for the others."""
+    filled: list[Any] = [0.0] * len(jax.tree.leaves(scores))
+    for leaf, value in zip(pruned, values, strict=True):
+        filled[leaf.place] = value
+    return Allocation(jax.tree.unflatten(jax.tree.structure(scores), filled), achieved(pruned, values))
+
+
+def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
+    """The fraction of all entries that so many sparsities or counts remove.
+
+    Returns:
+      A Python float, exact but for its rounding, if every value is a Python number or a Count of integers; else float32
+      (or the dtype of the sparsities).
+    """
+    entries = sum(leaf.entries for leaf in pruned)
+    removed = [removed_entries(leaf, value) for leaf, value in zip(pruned, values, strict=True)]
+    if not entries:
+        return 0.0
+    if all(isinstance(k, int) for k in removed):
+        return sum(removed) / entries
+    return sum((jnp.asarray(k) for k in removed), jnp.zeros(())) / float(entries)  # entries may exceed an int32
+
+
+def removed_entries(leaf: Leaf, value: Any) -> Any:
+    """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
+    count = value if isinstance(value, masks.Count) else counts.removed(value, leaf.units)
+    if group := leaf.pattern.group(leaf):
+        # The pattern, not the sparsity, has the last word on how many of a group stay.
+        most = group.size - group.kept
+        count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
+    each = leaf.entries // (leaf.slices * leaf.units)
+    if isinstance(count.low, int):
+        return int(count) * leaf.slices * each
+    total = counts.as_float(count)
+    return (total.sum() if total.ndim else total * leaf.slices) * each
+
+
+def share(value: Any) -> Any:
+    """A sparsity computed by an allocation, kept in [0, 1): rounding may have carried it out."""
+    if isinstance(value, jax.Array):
+        top = np.nextafter(np.ones((), value.dtype), np.zeros((), value.dtype))
+        return jnp.clip(value, 0.0, top)
+    return min(max(float(value), 0.0), _LARGEST)
+
+
+def as_sparsity(sparsity: Any) -> Any:
+    """The sparsity given by the user: a checked Python float, or a floating array of 32 bits at least.
+
+    Raises:
+      ValueError: a number outside [0, 1).
+      TypeError: not a number, or an array that is not a floating scalar.
+    """
+    counts.check_sparsity(sparsity)
+    if isinstance(sparsity, jax.Array):
+        return sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))
+    return float(sparsity)

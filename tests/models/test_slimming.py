@@ -1,0 +1,96 @@
+"""Narrower and shallower language models from a folder."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import models
+from jaxprune.checkpoints import Folder
+
+from .test_decoder import _CASES, drawn
+from .test_pruning import TOKENS, write
+
+CASES = ["llama, biases", "qwen3", "gemma2", "phi3"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_narrow_model_is_the_wide_one_without_what_the_units_write(case: str, tmp_path: Path):
+    source = write(tmp_path / "wide", case)
+    removal = models.slim_folder(source, tmp_path / "narrow", TOKENS, mlp=0.75, kv_heads=1)
+    config, narrow, wide = removal.config, Folder(tmp_path / "narrow"), drawn(case)
+    assert (config["intermediate_size"], config["num_key_value_heads"]) == (36, 1)
+    assert config["num_attention_heads"] == 2
+    assert narrow.config == config
+    small = narrow.load()
+    # What stays of the columns of the output projections tells which units stay.
+    masked = dict(wide)
+    for name, x in small.items():
+        if name.endswith(("down_proj.weight", "o_proj.weight")):
+            kept = [int(np.flatnonzero((c == np.asarray(wide[name]).T).all(1))[0]) for c in np.asarray(x).T]
+            assert kept == sorted(kept)
+            assert len(kept) == x.shape[1] < wide[name].shape[1]
+            masked[name] = jnp.zeros_like(wide[name]).at[:, np.array(kept)].set(wide[name][:, np.array(kept)])
+    tokens = jnp.asarray(TOKENS)
+    want = jax.jit(models.decoder(_CASES[case]["config"]))(masked, tokens)
+    np.testing.assert_allclose(jax.jit(models.decoder(config))(small, tokens), want, atol=2e-4)
+
+
+def test_the_neurons_that_write_most_stay(tmp_path: Path):
+    source = write(tmp_path / "wide", "llama")
+    _ = models.slim_folder(source, tmp_path / "narrow", TOKENS, mlp=0.5)
+    params, cut = drawn("llama"), models.parts(_CASES["llama"]["config"])
+    hidden = cut.embed(params, jnp.asarray(TOKENS))
+    own = models.block_params(params, 0)
+    # The neuron's activation from the weights, by hand, at the first block.
+    norm = lambda x, w: w * x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+    attended = np.asarray(cut.block({**own, "mlp.down_proj.weight": jnp.zeros((32, 48))}, hidden, 0), np.float64)
+    x = norm(attended, np.asarray(own["post_attention_layernorm.weight"], np.float64))
+    gate, up = (x @ np.asarray(own[f"mlp.{name}_proj.weight"], np.float64).T for name in ("gate", "up"))
+    energy = ((gate / (1 + np.exp(-gate)) * up) ** 2).sum((0, 1)) * (np.asarray(own["mlp.down_proj.weight"]) ** 2).sum(
+        0
+    )
+    kept = np.sort(np.argsort(-energy)[:24])
+    small = Folder(tmp_path / "narrow").load()
+    np.testing.assert_array_equal(
+        small["model.layers.0.mlp.up_proj.weight"], params["model.layers.0.mlp.up_proj.weight"][kept]
+    )
+
+
+def test_blocks_of_least_influence_go(tmp_path: Path):
+    source = write(tmp_path / "deep", "gemma3")
+    removal = models.slim_folder(source, tmp_path / "shallow", TOKENS, drop_blocks=1)
+    (gone,) = removal.blocks
+    assert gone == int(np.argmin(removal.influence))
+    stay = [index for index in range(3) if index != gone]
+    small, wide = Folder(tmp_path / "shallow").load(), drawn("gemma3")
+    for place, index in enumerate(stay):
+        for name, x in models.block_params(wide, index).items():
+            np.testing.assert_array_equal(small[f"model.layers.{place}.{name}"], x)
+    # Which blocks see a window stays with them.
+    cut, new = models.parts(_CASES["gemma3"]["config"]), models.parts(removal.config)
+    assert [new.is_local(place) for place in range(2)] == [cut.is_local(index) for index in stay]
+    hidden = cut.embed(wide, jnp.asarray(TOKENS))
+    for index in stay:
+        hidden = cut.block(models.block_params(wide, index), hidden, index)
+    got = models.decoder(removal.config)(small, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(got, cut.head(wide, hidden), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "message"),
+    [
+        ("llama", {"mlp": 0.0}, r"mlp is the fraction of neurons that stays and must be in \(0, 1\], got 0.0"),
+        ("llama", {"kv_heads": 3}, r"kv_heads must be from 1 to 2"),
+        ("llama", {"drop_blocks": 3}, r"must leave one of the blocks 0 to 2, got 3"),
+        ("llama", {"drop_blocks": [7]}, r"must leave one of the blocks 0 to 2, got \[7\]"),
+        ("mixtral", {"mlp": 0.5}, r"has routed experts"),
+    ],
+)
+def test_what_cannot_be_removed_is_said(tmp_path: Path, case: str, options: dict, message: str):
+    source = write(tmp_path / "source", case)
+    with pytest.raises(ValueError, match=message):
+        _ = models.slim_folder(source, tmp_path / "new", TOKENS, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
