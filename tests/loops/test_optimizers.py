@@ -24,7 +24,9 @@ MADE: dict[str, Any] = {
     "clip_by_block_rms": lambda: optax.chain(optax.clip_by_block_rms(0.1), optax.adam(0.1)),
     "clip_by_global_norm": lambda: optax.chain(optax.adam(0.1), optax.clip_by_global_norm(0.1)),
     "conditionally_mask": lambda: optax.conditionally_mask(optax.sgd(0.1, 0.9), lambda step: jnp.asarray(step) > 0),
-    "conditionally_transform": lambda: optax.conditionally_transform(optax.adam(0.1), lambda step: jnp.asarray(step) > 0),
+    "conditionally_transform": lambda: optax.conditionally_transform(
+        optax.adam(0.1), lambda step: jnp.asarray(step) > 0
+    ),
     "ema": lambda: optax.chain(optax.adam(0.1), optax.ema(0.9)),
     "flatten": lambda: optax.flatten(optax.sgd(0.1)),
     "freeze": lambda: optax.chain(optax.adam(0.1), optax.freeze({"w": False, "h": True, "b": True})),
