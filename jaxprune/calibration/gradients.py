@@ -1,4 +1,4 @@
-"""Gradients accumulated over batches: what Fisher, Taylor and movement criteria are given."""
+"""`accumulate_gradients`: the mean gradient and mean squared gradient over batches, for Fisher and Taylor criteria."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ PyTree = Any
 
 
 class Gradients(NamedTuple):
-    """Gradients over batches, in the structure of the parameters; a scalar zero for leaves that are not floating.
+    """Gradients over batches, in the structure of the parameters; leaves that are not floating have a scalar zero.
 
     Attributes:
-      mean: the mean of the batches' gradients, in float32 at least.
-      square: the mean of their squares: the diagonal of the empirical Fisher matrix, for batches of one example.
-      batches: how many batches there were.
+      mean: the mean of the gradients of the batches, in float32 or wider.
+      square: the mean of their squares. For batches of one example this is the diagonal of the empirical Fisher matrix.
+      batches: the number of batches.
     """
 
     mean: PyTree
@@ -30,19 +30,20 @@ def accumulate_gradients(
 ) -> Gradients:
     r"""The mean of $\nabla L(\theta; b)$ over batches b, and the mean of its square, elementwise.
 
-    `mean` goes to criteria as `grads`; `square` to `criteria.fisher` as `squared_grads`. Each shape of batch compiles
-    once; sums are held in float32 (float64 parameters: float64), one pair for each parameter, and nothing else.
+    Pass `mean` to criteria as `grads`, and `square` to `criteria.fisher` as `squared_grads`. Each shape of batch
+    compiles once. The sums are float32 (float64 for float64 parameters) and take twice the memory of the parameters.
 
     Args:
-      loss: `loss(params, batch)` -> scalar, a mean over the batch.
-      params: any tree; leaves that are not floating are passed on as they are.
-      batches: trees of arrays, weighted alike whatever their sizes. A leading axis sharded over devices stays so.
+      loss: a function `loss(params, batch)` that returns a scalar, the mean over the batch.
+      params: any tree; leaves that are not floating are passed to `loss` unchanged.
+      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size. A leading axis may be
+        sharded over devices.
 
     Returns:
-      `Gradients`.
+      The means and the number of batches, as `Gradients`.
 
     Raises:
-      ValueError: there are no batches, or a gradient is not finite; the message names the leaves.
+      ValueError: there are no batches, or gradients are not finite; the message names the leaves.
 
     Example:
       >>> loss = lambda w, x: (w * x).sum()

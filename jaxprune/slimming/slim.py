@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,7 +148,11 @@ def _manifest(
         return what.manifest()
     groups = find_groups(fn, params, *inputs)
     if isinstance(what, int | float) and not isinstance(what, bool):
-        return choose(groups, group_scores(groups, scores()), float(what)).manifest()
+        choice = choose(groups, group_scores(groups, scores()), float(what))
+        if choice.keep.all() and choice.untouched:
+            reasons = "".join(f"\n  {name}: {reason}" for name, reason in choice.untouched.items())
+            warnings.warn(f"slim removes nothing, since no group can shrink by {what}:{reasons}", stacklevel=3)
+        return choice.manifest()
     if isinstance(what, Mapping) and _names_units(groups, params, what):
         return Choice.remove(groups, what).manifest()
     return Choice.from_masks(groups, what, partial="complete").manifest()
