@@ -14,7 +14,7 @@ import jaxprune
 from jaxprune import training
 from tests.loops.watch import Watch
 
-ONES = lambda params: jax.tree.map(lambda _: True, params)
+_LATER: Any = lambda step: step > 0
 # Those that cannot be made of a learning rate alone; an optimizer that is new in Optax and needs more comes here.
 MADE: dict[str, Any] = {
     "adaptive_grad_clip": lambda: optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(0.1)),
@@ -23,10 +23,8 @@ MADE: dict[str, Any] = {
     "clip": lambda: optax.chain(optax.clip(0.1), optax.adam(0.1)),
     "clip_by_block_rms": lambda: optax.chain(optax.clip_by_block_rms(0.1), optax.adam(0.1)),
     "clip_by_global_norm": lambda: optax.chain(optax.adam(0.1), optax.clip_by_global_norm(0.1)),
-    "conditionally_mask": lambda: optax.conditionally_mask(optax.sgd(0.1, 0.9), lambda step: jnp.asarray(step) > 0),
-    "conditionally_transform": lambda: optax.conditionally_transform(
-        optax.adam(0.1), lambda step: jnp.asarray(step) > 0
-    ),
+    "conditionally_mask": lambda: optax.conditionally_mask(optax.sgd(0.1, 0.9), _LATER),
+    "conditionally_transform": lambda: optax.conditionally_transform(optax.adam(0.1), _LATER),
     "ema": lambda: optax.chain(optax.adam(0.1), optax.ema(0.9)),
     "flatten": lambda: optax.flatten(optax.sgd(0.1)),
     "freeze": lambda: optax.chain(optax.adam(0.1), optax.freeze({"w": False, "h": True, "b": True})),
