@@ -118,6 +118,37 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     )
 
 
+def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callable[[list], Any], list, Callable]:
+    """Rewrites a function of a tree as a function of the tree's floating leaves; other leaves have no gradient.
+
+    Args:
+      fn: a function of params.
+      params: any tree.
+
+    Returns:
+      Three values: `fn` as a function of the list of floating leaves; that list; and a function that takes one array
+      for each floating leaf and returns a tree of them, with a scalar zero for every other leaf.
+
+    Example:
+      >>> fn, leaves, as_tree = differentiable(lambda p: (p['w'] * p['n']).sum(), {'w': jnp.ones(2), 'n': 3})
+      >>> as_tree(jax.grad(fn)(leaves))
+      {'n': Array(0., dtype=float32), 'w': Array([3., 3.], dtype=float32)}
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    at = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+
+    def put(values: list, rest: list) -> PyTree:
+        filled = list(rest)
+        for i, value in zip(at, values, strict=True):
+            filled[i] = value
+        return jax.tree.unflatten(treedef, filled)
+
+    def as_tree(values: list) -> PyTree:
+        return put(values, [jnp.zeros(())] * len(leaves))
+
+    return lambda values: fn(put(values, leaves)), [jnp.asarray(leaves[i]) for i in at], as_tree
+
+
 def _described(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
 

@@ -149,6 +149,22 @@ def check_function(given: Any, what: str, such_as: str) -> None:
         raise TypeError(f"{what} must be a function, such as {such_as}; got {given!r}")
 
 
+def check_key(key: Any) -> None:
+    """Raises where a seed was passed for a key; None passes.
+
+    Args:
+      key: a key of `jax.random`, typed or raw, or None.
+
+    Raises:
+      TypeError: the argument is neither.
+
+    Example:
+      >>> check_key(jax.random.key(0))
+    """
+    if key is not None and not hasattr(key, "dtype"):
+        raise TypeError(f"key must be a key of jax.random: pass jax.random.key(seed); got {key!r}")
+
+
 def _is_array(node: Any) -> bool:
     return hasattr(node, "shape") and hasattr(node, "dtype")
 

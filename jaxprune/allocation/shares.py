@@ -217,7 +217,7 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
 def removed_entries(leaf: Leaf, value: Any) -> Any:
     """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
     count = value if isinstance(value, masks.Count) else counts.removed(value, leaf.units)
-    if group := leaf.pattern.group(leaf):
+    if group := leaf.group:
         # The pattern, not the sparsity, has the last word on how many of a group stay.
         most = group.size - group.kept
         count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))

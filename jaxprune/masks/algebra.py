@@ -13,9 +13,10 @@ from jax import core
 from jaxprune import _tree
 from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks.leaves import Units, assemble, leaves
+from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import as_bool, is_packed
 from jaxprune.masks.patterns import Leaf
+from jaxprune.masks.select import assemble
 
 PyTree = Any
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import _tree, criteria
+from jaxprune import _tree
 from jaxprune.masks import is_packed, unpack
 
 PyTree = Any
@@ -149,7 +149,7 @@ def own_key(key: Any) -> Any:
 
     The copy matters: donating the state must not delete the user's key.
     """
-    criteria.check_key(key)
+    _tree.check_key(key)
     return None if key is None else jnp.copy(jax.random.key_data(key))
 
 
