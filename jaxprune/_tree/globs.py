@@ -70,8 +70,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
       >>> prunable(params)
       {'dense': {'bias': False, 'kernel': True}}
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(paths.name(path), leaf) for path, leaf in leaves]
+    named = paths.named_leaves(tree)
     if where is None:
         chosen = [is_prunable(name, leaf) for name, leaf in named]
     elif callable(where):
@@ -81,7 +80,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
         globs = _as_globs(where)
         _check_globs(named, globs)
         chosen = [is_prunable(name, leaf) and any(_matches(name, g) for g in globs) for name, leaf in named]
-    return jax.tree.unflatten(treedef, chosen)
+    return jax.tree.unflatten(jax.tree.structure(tree), chosen)
 
 
 def selected(tree: PyTree, where: Where = None) -> list[bool]:

@@ -287,7 +287,7 @@ def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) ->
 def _check_shapes(masks: PyTree, other: PyTree) -> None:
     """Raises unless both trees can be masks of the same parameters."""
     wrong = []
-    named = jax.tree_util.tree_flatten_with_path(masks, is_leaf=is_packed)[0]
+    named = _tree.with_paths(masks, is_packed)
     for (path, a), b in zip(named, jax.tree.leaves(other, is_leaf=is_packed), strict=True):
         one, two = np.shape(a), np.shape(b)
         alike = len(one) == len(two) and all(m == n or 1 in (m, n) for m, n in zip(one, two, strict=True))
