@@ -22,6 +22,7 @@ import optax
 from sparsegpt_shakespeare import Size, forward, loss, read, trained, windows
 
 from jaxprune import criteria, ensembles, slimming
+from jaxprune.calibration import accumulate_gradients
 
 PyTree = Any
 
@@ -104,8 +105,7 @@ def rows(params: PyTree, text: Any, size: Size, steps: int, seed: int) -> dict[s
     shape = jax.ShapeDtypeStruct((size.batch, size.context), jnp.int32)
     groups = slimming.find_groups(fn, params, shape)
     batches = list(windows(text.train, size, np.random.default_rng(1000 + seed), 16))
-    gradient = jax.jit(jax.grad(lambda p, b: loss(size.heads, p, b)))
-    squares = jax.tree.map(lambda *g: sum(x * x for x in g) / len(g), *[gradient(params, b) for b in batches])
+    squares = accumulate_gradients(partial(loss, size.heads), params, batches).square
     scores = slimming.group_scores(groups, criteria.fisher(params, squared_grads=squares), reduce="sum")
     cost = slimming.costs.flops(fn, params, shape)
     whole = slimming.Choice.remove(groups, {})

@@ -1,7 +1,9 @@
 """Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
 
+import glob
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Unpack
 
@@ -10,6 +12,9 @@ import numpy as np
 
 from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
+from jaxprune.calibration import Stats
+from jaxprune.criteria._scores import is_within_outputs
+from jaxprune.masks.leaves import check_pattern
 
 PyTree = Any
 
@@ -84,7 +89,7 @@ class Selector:
             object.__setattr__(self, name, value)
         _tree.check_function(self.criterion, "criterion", "criteria.magnitude")
         _tree.check_function(self.allocation, "allocation", "allocation.erk")
-        criteria.check_key(self.key)
+        _tree.check_key(self.key)
 
     @property
     def units(self) -> masks.Units:
@@ -114,7 +119,9 @@ class Selector:
         sharding = {} if self.specs is None else {"specs": self.specs}
         key = self.key if key is None else key
         chosen = _tree.selected(params, self.where)
-        scores = self.criterion(params, **{"grads": grads, "stats": stats, "key": key, **sharding, **signals})
+        given = {"grads": grads, "stats": stats, "key": key, **sharding, **signals}
+        _check_signature(self.criterion, given)
+        scores = self.criterion(params, **given)
         return _checked(scores, params, self.criterion, chosen, every=callable(self.where))
 
     def masks(self, scores: PyTree, sparsity: Any) -> PyTree:
@@ -146,8 +153,50 @@ class Selector:
     def __call__(
         self, params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **signals: Any
     ) -> PyTree:
-        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`."""
-        return self.masks(self.scores(params, grads=grads, stats=stats, **signals), sparsity)
+        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with axes that `stats` knows."""
+        scores = self.scores(params, grads=grads, stats=stats, **signals)
+        return self.following(params, stats).masks(scores, sparsity)
+
+    def following(self, params: PyTree, stats: PyTree) -> "Selector":
+        """The selector whose patterns lie along the inputs of each leaf as calibration saw it used.
+
+        A pattern that names no axes takes them from the statistics: `NM(2, 4)` has its groups along the inputs of a
+        kernel [outputs, inputs] too, and criteria marked `criteria.within_outputs` rank each output on its own, unless
+        the allocation is `one_ranking`, which compares all weights.
+
+        Args:
+          params: the parameters.
+          stats: what `jaxprune.calibrate` returned for them; anything else changes nothing.
+
+        Returns:
+          A selector with a pattern for each leaf.
+
+        Raises:
+          ValueError: the inputs of a leaf are a part of an axis; the message names the leaf.
+        """
+        if not isinstance(stats, Stats):
+            return self
+        names = [name for name, _ in _tree.named_leaves(params)]
+        patterns = _tree.resolve(self.pattern, params, default=masks.Unstructured(), what="pattern")
+        for pattern in patterns:
+            check_pattern(pattern)
+        within = is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking
+        chosen = jax.tree.leaves(_tree.prunable(params, self.where))
+        followed = {
+            name: _along(pattern, name, inputs.layout, within) if pruned and inputs is not None else pattern
+            for name, pattern, pruned, inputs in zip(names, patterns, chosen, stats.leaves(params), strict=True)
+        }
+        return replace(self, pattern={glob.escape(name): pattern for name, pattern in followed.items()})
+
+
+def _along(pattern: Any, name: str, layout: Any, within_outputs: bool) -> Any:
+    along = pattern.along(layout.input_axes, within_outputs)
+    if along != pattern and any(factor.size != layout.shape[factor.of.axis] for factor in layout.inputs):
+        raise ValueError(
+            f"{name}: its inputs are a part of an axis of {layout.shape}, so {pattern} cannot follow them; name "
+            "axes in the pattern, or give the leaf a shape in which the inputs have an axis of their own"
+        )
+    return along
 
 
 def prune(
@@ -185,6 +234,25 @@ def prune(
     return masks.Pruned(masks.apply(params, chosen), chosen)
 
 
+def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(criterion)
+    except (TypeError, ValueError):
+        return  # some functions of C have none
+    try:
+        signature.bind(None, **signals)
+    except TypeError as error:
+        raise TypeError(
+            f"criterion {_name(criterion)} cannot be called as criterion(params, grads=..., stats=..., "
+            f"key=..., **signals): {error}; end its arguments with **signals, and pass what a factory such as "
+            "criteria.synflow(fn, *inputs) returns"
+        ) from None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
 def _checked(
     scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool], *, every: bool
 ) -> PyTree:
@@ -193,7 +261,7 @@ def _checked(
     A scalar is no score: of leaves that it does not cover a criterion makes one, and they stay whole; unless a
     predicate asked for `every` leaf, or no leaf is left.
     """
-    name = getattr(criterion, "__qualname__", type(criterion).__name__)
+    name = _name(criterion)
     scores = _tree.align(params, scores, what=f"the scores that criterion {name} returned")
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(scores), chosen, strict=True)
     pruned = [(name, leaf, score) for (name, leaf), score, yes in leaves if yes]

@@ -16,20 +16,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxprune._jaxprs.moves import (
-    Broadcast,
-    Concatenate,
-    Move,
-    Pad,
-    Reshape,
-    Reverse,
-    Same,
-    Slice,
-    Squeeze,
-    Stack,
-    Tile,
-    Transpose,
-)
+from jaxprune._jaxprs import moves as mv
 
 Equation = Any
 Axes = tuple[int, ...]
@@ -84,7 +71,7 @@ class Moves(NamedTuple):
       each: whether result k is made of operand k instead.
     """
 
-    moves: Callable[[Equation], list[Move]]
+    moves: Callable[[Equation], list[mv.Move]]
     each: bool = False
 
 
@@ -157,28 +144,28 @@ def _named(names: str, primitive: Primitive) -> dict[str, Primitive]:
     return dict.fromkeys(names.split(), primitive)
 
 
-def _slices(eqn: Equation) -> list[Move]:
+def _slices(eqn: Equation) -> list[mv.Move]:
     starts = tuple(eqn.params["start_indices"])
-    return [Slice(starts, tuple(eqn.params["limit_indices"]), tuple(eqn.params["strides"] or (1,) * len(starts)))]
+    return [mv.Slice(starts, tuple(eqn.params["limit_indices"]), tuple(eqn.params["strides"] or (1,) * len(starts)))]
 
 
-def _parts(eqn: Equation) -> list[Move]:
+def _parts(eqn: Equation) -> list[mv.Move]:
     axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
     ends = list(itertools.accumulate(eqn.params["sizes"]))
     bounds = [(end - size, end) for end, size in zip(ends, eqn.params["sizes"], strict=True)]
     ones = (1,) * len(shape)
     starts = [tuple(a if k == axis else 0 for k in range(len(shape))) for a, _ in bounds]
     limits = [tuple(b if k == axis else n for k, n in enumerate(shape)) for _, b in bounds]
-    return [Slice(a, b, ones) for a, b in zip(starts, limits, strict=True)]
+    return [mv.Slice(a, b, ones) for a, b in zip(starts, limits, strict=True)]
 
 
-def _reshape(eqn: Equation) -> list[Move]:
+def _reshape(eqn: Equation) -> list[mv.Move]:
     order = eqn.params.get("dimensions")
-    return [Reshape(tuple(eqn.outvars[0].aval.shape), None if order is None else tuple(order))]
+    return [mv.Reshape(tuple(eqn.outvars[0].aval.shape), None if order is None else tuple(order))]
 
 
-def _broadcast(eqn: Equation) -> list[Move]:
-    return [Broadcast(tuple(eqn.outvars[0].aval.shape), tuple(eqn.params["broadcast_dimensions"]))]
+def _broadcast(eqn: Equation) -> list[mv.Move]:
+    return [mv.Broadcast(tuple(eqn.outvars[0].aval.shape), tuple(eqn.params["broadcast_dimensions"]))]
 
 
 def _axes(eqn: Equation) -> Axes:
@@ -211,7 +198,7 @@ PRIMITIVES: dict[str, Primitive] = {
     ),
     **_named("real conj", Entrywise(Zero.FIRST, _FIRST, Flops.NONE)),
     "neg": Entrywise(Zero.FIRST, _FIRST),
-    **_named("optimization_barrier device_put", Moves(lambda eqn: [Same()] * len(eqn.outvars), each=True)),
+    **_named("optimization_barrier device_put", Moves(lambda eqn: [mv.Same()] * len(eqn.outvars), each=True)),
     # Entry by entry.
     **_named("add add_any sub", Entrywise(Zero.ALL, _ALL)),
     "mul": Entrywise(Zero.ANY, _ALL),
@@ -242,16 +229,16 @@ PRIMITIVES: dict[str, Primitive] = {
     **_named("bitcast_convert_type clz is_finite not eq ne ge gt le lt", Entrywise(Zero.NEVER, flops=Flops.NONE)),
     # Moving entries.
     "reshape": Moves(_reshape),
-    "squeeze": Moves(lambda eqn: [Squeeze(tuple(eqn.params["dimensions"]))]),
-    "transpose": Moves(lambda eqn: [Transpose(tuple(eqn.params["permutation"]))]),
+    "squeeze": Moves(lambda eqn: [mv.Squeeze(tuple(eqn.params["dimensions"]))]),
+    "transpose": Moves(lambda eqn: [mv.Transpose(tuple(eqn.params["permutation"]))]),
     "broadcast_in_dim": Moves(_broadcast),
     "slice": Moves(_slices),
     "split": Moves(_parts),
-    "rev": Moves(lambda eqn: [Reverse(tuple(eqn.params["dimensions"]))]),
-    "tile": Moves(lambda eqn: [Tile(tuple(eqn.params["reps"]))]),
-    "pad": Moves(lambda eqn: [Pad(tuple(eqn.params["padding_config"]))]),
-    "concatenate": Moves(lambda eqn: [Concatenate(eqn.params["dimension"])]),
-    "stack": Moves(lambda eqn: [Stack(eqn.params["axis"])]),
+    "rev": Moves(lambda eqn: [mv.Reverse(tuple(eqn.params["dimensions"]))]),
+    "tile": Moves(lambda eqn: [mv.Tile(tuple(eqn.params["reps"]))]),
+    "pad": Moves(lambda eqn: [mv.Pad(tuple(eqn.params["padding_config"]))]),
+    "concatenate": Moves(lambda eqn: [mv.Concatenate(eqn.params["dimension"])]),
+    "stack": Moves(lambda eqn: [mv.Stack(eqn.params["axis"])]),
     # Sums of products.
     "dot_general": Product(lambda eqn: eqn.params["dimension_numbers"]),
     "conv_general_dilated": Convolution(),

@@ -1,6 +1,7 @@
 """Trees of parameters: the names of leaves, which may be pruned, rules by path."""
 
 from jaxprune._tree.globs import Where as Where
+from jaxprune._tree.globs import differentiable as differentiable
 from jaxprune._tree.globs import is_floating as is_floating
 from jaxprune._tree.globs import is_prunable as is_prunable
 from jaxprune._tree.globs import prunable as prunable
@@ -10,6 +11,7 @@ from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_batches as check_batches
 from jaxprune._tree.matching import check_bool as check_bool
 from jaxprune._tree.matching import check_function as check_function
+from jaxprune._tree.matching import check_key as check_key
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
 from jaxprune._tree.paths import identity as identity
@@ -17,3 +19,4 @@ from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
+from jaxprune._tree.paths import with_paths as with_paths

@@ -70,8 +70,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
       >>> prunable(params)
       {'dense': {'bias': False, 'kernel': True}}
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(paths.name(path), leaf) for path, leaf in leaves]
+    named = paths.named_leaves(tree)
     if where is None:
         chosen = [is_prunable(name, leaf) for name, leaf in named]
     elif callable(where):
@@ -81,22 +80,22 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
         globs = _as_globs(where)
         _check_globs(named, globs)
         chosen = [is_prunable(name, leaf) and any(_matches(name, g) for g in globs) for name, leaf in named]
-    return jax.tree.unflatten(treedef, chosen)
+    return jax.tree.unflatten(jax.tree.structure(tree), chosen)
 
 
 def selected(tree: PyTree, where: Where = None) -> list[bool]:
     """Which leaves are pruned, one at least: `prunable` for those to whom none is a mistake.
 
     Args:
-      tree: as in `prunable`.
-      where: as in `prunable`.
+      tree: parameters, or anything of their structure whose leaves have their shapes and dtypes.
+      where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs; see `prunable`.
 
     Returns:
       A list of Python bools, in the order of `jax.tree.leaves`.
 
     Raises:
-      TypeError: as `prunable`.
-      ValueError: as `prunable`; and no leaf is selected. The message lists the leaves there are.
+      TypeError: `where` is none of these, or its predicate selects a leaf that is not floating.
+      ValueError: a glob matches no prunable leaf; no leaf is selected. The message lists the leaves of the tree.
 
     Example:
       >>> selected({'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}})
@@ -105,7 +104,7 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     chosen = jax.tree.leaves(prunable(tree, where))
     if any(chosen):
         return chosen
-    if jax.tree.structure(tree) == jax.tree.structure(0) and not hasattr(tree, "dtype"):
+    if jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree):
         raise ValueError(
             f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
             f"got {type(tree).__name__}"
@@ -119,8 +118,43 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     )
 
 
+def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callable[[list], Any], list, Callable]:
+    """Rewrites a function of a tree as a function of the tree's floating leaves; other leaves have no gradient.
+
+    Args:
+      fn: a function of params.
+      params: any tree.
+
+    Returns:
+      Three values: `fn` as a function of the list of floating leaves; that list; and a function that takes one array
+      for each floating leaf and returns a tree of them, with a scalar zero for every other leaf.
+
+    Example:
+      >>> fn, leaves, as_tree = differentiable(lambda p: (p['w'] * p['n']).sum(), {'w': jnp.ones(2), 'n': 3})
+      >>> as_tree(jax.grad(fn)(leaves))
+      {'n': Array(0., dtype=float32), 'w': Array([3., 3.], dtype=float32)}
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    at = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+
+    def put(values: list, rest: list) -> PyTree:
+        filled = list(rest)
+        for i, value in zip(at, values, strict=True):
+            filled[i] = value
+        return jax.tree.unflatten(treedef, filled)
+
+    def as_tree(values: list) -> PyTree:
+        return put(values, [jnp.zeros(())] * len(leaves))
+
+    return lambda values: fn(put(values, leaves)), [jnp.asarray(leaves[i]) for i in at], as_tree
+
+
 def _described(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+    return f"{leaf.dtype}{list(leaf.shape)}" if _is_array(leaf) else type(leaf).__name__
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
 
 
 def _as_globs(where: Any) -> list[str]:

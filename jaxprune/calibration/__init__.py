@@ -1,10 +1,13 @@
-"""Calibration: the activations that each weight meets, for any function."""
+"""Calibration: `calibrate` sums up the activations that each parameter meets, for any function.
 
-from jaxprune._jaxprs.layouts import Layout as Layout
-from jaxprune.calibration.gradients import Gradients as Gradients
-from jaxprune.calibration.gradients import accumulate_gradients as accumulate_gradients
-from jaxprune.calibration.run import calibrate as calibrate
-from jaxprune.calibration.run import calibrator as calibrator
-from jaxprune.calibration.stats import Inputs as Inputs
-from jaxprune.calibration.stats import Stats as Stats
-from jaxprune.calibration.stats import Together as Together
+An interpreter (`interpreter`) runs the jaxpr of the function. It computes every value as the function does, and follows
+each parameter to the matrix products and convolutions it takes part in (`jaxprune._jaxprs.views`). There it sums
+moments of the other operand (`moments`): Gram matrices, squares, sums, counts of zeros. `Stats` holds the sums of each
+leaf and its `layout`, which says which axes are its inputs. `accumulate_gradients` sums gradients over batches instead.
+"""
+
+from jaxprune.calibration.gradients import Gradients, accumulate_gradients
+from jaxprune.calibration.run import calibrate, calibrator
+from jaxprune.calibration.stats import Inputs, Stats
+
+__all__ = ["Gradients", "Inputs", "Stats", "accumulate_gradients", "calibrate", "calibrator"]

@@ -1,4 +1,4 @@
-"""Gradients accumulated over batches: what Fisher, Taylor and movement criteria are given."""
+"""`accumulate_gradients`: means of gradients and of their squares, which Fisher, Taylor and movement criteria read."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -12,82 +12,87 @@ PyTree = Any
 
 
 class Gradients(NamedTuple):
-    """Gradients over batches, in the structure of the parameters; a scalar zero for leaves that are not floating.
+    """Means over gradients, in the structure of the parameters; a scalar zero for leaves that are not floating.
 
     Attributes:
-      mean: the mean of the batches' gradients, in float32 at least.
-      square: the mean of their squares: the diagonal of the empirical Fisher matrix, for batches of one example.
-      batches: how many batches there were.
+      mean: the mean of the gradients, in float32 at least.
+      square: the mean of their squares; over gradients of single examples, the diagonal of the empirical Fisher matrix.
+      samples: how many gradients the means are over.
     """
 
     mean: PyTree
     square: PyTree
-    batches: int
+    samples: int
 
 
 def accumulate_gradients(
-    loss: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batches: Iterable[PyTree]
+    loss: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    batches: Iterable[PyTree],
+    *,
+    per_example: bool = False,
 ) -> Gradients:
-    r"""The mean of $\nabla L(\theta; b)$ over batches b, and the mean of its square, elementwise.
+    r"""Returns the mean of $\nabla L(\theta; b)$ over batches b, and the mean of its square, elementwise.
 
-    `mean` goes to criteria as `grads`; `square` to `criteria.fisher` as `squared_grads`. Each shape of batch compiles
-    once; sums are held in float32 (float64 parameters: float64), one pair for each parameter, and nothing else.
+    Pass `mean` to criteria as `grads`, and `square` to `criteria.fisher` as `squared_grads`. With `per_example` the
+    means are over single examples: `square` is then the diagonal of the empirical Fisher matrix (Theis et al. 2018,
+    arXiv 1801.05787), which the squared gradients of batches underestimate. Each shape of batch compiles once; memory
+    holds one gradient and two sums in float32 (float64 for float64 parameters).
 
     Args:
-      loss: `loss(params, batch)` -> scalar, a mean over the batch.
-      params: any tree; leaves that are not floating are passed on as they are.
-      batches: trees of arrays, weighted alike whatever their sizes. A leading axis sharded over devices stays so.
+      loss: `loss(params, batch)` -> scalar, a mean over the batch; with `per_example`, `loss(params, example)`.
+      params: any tree; leaves that are not floating are passed to `loss` unchanged.
+      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size. A leading axis may be
+        sharded over devices.
+      per_example: whether to take a gradient of each example, that is of each index along the leading axis that the
+        arrays of a batch share, one example after another.
 
     Returns:
-      `Gradients`.
+      The means and the number of gradients, as `Gradients`.
 
     Raises:
-      ValueError: there are no batches, or a gradient is not finite; the message names the leaves.
+      ValueError: there are no batches; with `per_example`, a batch is empty or its arrays share no leading axis; a
+        gradient is not finite. The message names the leaves.
 
     Example:
       >>> loss = lambda w, x: (w * x).sum()
       >>> found = accumulate_gradients(loss, jnp.ones(2), [jnp.array([1.0, 0.0]), jnp.array([3.0, 0.0])])
-      >>> found.mean.tolist(), found.square.tolist(), found.batches
+      >>> found.mean.tolist(), found.square.tolist(), found.samples
       ([2.0, 0.0], [5.0, 0.0], 2)
     """
-    leaves, treedef = jax.tree.flatten(params)
-    at = [i for i, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
-
-    def fill(values: list) -> PyTree:
-        every = list(leaves)
-        for i, value in zip(at, values, strict=True):
-            every[i] = value
-        return jax.tree.unflatten(treedef, every)
+    _, floating, as_tree = _tree.differentiable(lambda p: p, params)
 
     @jax.jit
     def step(sums: tuple[list, list], values: list, batch: PyTree) -> tuple[list, list]:
-        found = jax.grad(lambda v: loss(fill(v), batch))(values)
-        wide = [g.astype(s.dtype) for g, s in zip(found, sums[0], strict=True)]
-        return [s + g for s, g in zip(sums[0], wide, strict=True)], [
-            s + g * g for s, g in zip(sums[1], wide, strict=True)
-        ]
+        def add(sums: tuple[list, list], batch: PyTree) -> tuple[tuple[list, list], None]:
+            fn, _, _ = _tree.differentiable(lambda p: loss(p, batch), params)
+            wide = [g.astype(s.dtype) for g, s in zip(jax.grad(fn)(values), sums[0], strict=True)]
+            totals = [s + g for s, g in zip(sums[0], wide, strict=True)]
+            return (totals, [s + g * g for s, g in zip(sums[1], wide, strict=True)]), None
 
-    floating = [jnp.asarray(leaves[i]) for i in at]
+        return jax.lax.scan(add, sums, batch)[0] if per_example else add(sums, batch)[0]
+
     zeros = lambda: [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floating]
     sums, count = (zeros(), zeros()), 0
     _tree.check_batches(batches)
     for batch in batches:
-        sums, count = step(sums, floating, batch), count + 1
+        count += _examples(batch) if per_example else 1
+        sums = step(sums, floating, batch)
     if not count:
         raise ValueError("batches is empty: gradients need at least one batch")
-    _check_finite(params, at, sums[1])
-    trees = []
-    for part in sums:
-        every = [jnp.zeros(())] * len(leaves)
-        for i, value in zip(at, part, strict=True):
-            every[i] = value / count
-        trees.append(jax.tree.unflatten(treedef, every))
-    return Gradients(trees[0], trees[1], count)
-
-
-def _check_finite(params: PyTree, at: list[int], squares: list[jax.Array]) -> None:
-    finite = jax.device_get([jnp.isfinite(x).all() for x in squares])
-    names = [name for name, _ in _tree.named_leaves(params)]
-    bad = [f"  {names[i]}" for i, fine in zip(at, finite, strict=True) if not fine]
+    named = [name for name, leaf in _tree.named_leaves(params) if _tree.is_floating(leaf)]
+    finite = jax.device_get([jnp.isfinite(x).all() for x in sums[1]])
+    bad = [f"  {name}" for name, fine in zip(named, finite, strict=True) if not fine]
     if bad:
         raise ValueError("gradients are not finite for:\n" + "\n".join(bad))
+    mean, square = (as_tree([x / count for x in part]) for part in sums)
+    return Gradients(mean, square, count)
+
+
+def _examples(batch: PyTree) -> int:
+    sizes = [jnp.shape(x)[:1] for x in jax.tree.leaves(batch)]
+    if len(set(sizes)) != 1 or sizes[0] in ((), (0,)):
+        raise ValueError(
+            f"with per_example the arrays of a batch must share a leading axis that is not empty; got axes {sizes}"
+        )
+    return sizes[0][0]

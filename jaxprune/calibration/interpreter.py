@@ -1,9 +1,9 @@
-"""Runs a jaxpr and, on the way, sums up what parameters meet.
+"""An interpreter that runs a jaxpr and sums up the activations that parameters meet on the way.
 
-Values are computed as the function computes them. Beside them go the views of parameters and a mark on what depends
-on data: a parameter is followed only until data come in. Calls are entered (jit, remat, custom derivatives), scans
-are run with the sums as a further carry, or stacked where the parameter itself is scanned over. `while`, `cond` and
-`shard_map` run as they are; parameters that go into them are noted.
+It computes every value as the function does. With each value it keeps the views of the parameters in it, and whether it
+depends on data: a parameter is followed only until data come in. It enters calls (jit, remat, custom derivatives). It
+runs scans with the sums as a further carry, or stacks the sums if the scan runs over the parameter itself. It runs
+`while`, `cond` and `shard_map` as they are, and notes the parameters that go into them.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ class Value(NamedTuple):
 
     Attributes:
       array: the value itself.
-      views: the parts of it that are parameters.
+      views: the parameters in it.
       data: whether it depends on data.
-      name: where it was made; the same for the same value.
+      name: the place where it is computed; two values with one name are the same.
     """
 
     array: Any
@@ -43,11 +43,11 @@ class Value(NamedTuple):
 
 
 class Interpreter:
-    """One run of a jaxpr; the only thing with state in this room, and it lives while a function is traced.
+    """One run of a jaxpr. It has state, but lives only while a function is traced.
 
     Attributes:
-      sites: every place where a parameter met an activation, in order.
-      lost: for each leaf, what it went into and could not be followed through.
+      sites: every place where a parameter meets an activation, in order.
+      lost: for each leaf, the operations it enters that cannot be followed.
     """
 
     def __init__(self, collect: frozenset[str], dtype: Any):

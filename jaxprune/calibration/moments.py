@@ -1,4 +1,4 @@
-"""The activations that a parameter meets at a matrix product or a convolution, and their moments."""
+"""Activations at a matrix product or a convolution, in the order of a weight's inputs, and their moments."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Running data through a function to see what its parameters meet."""
+"""`calibrate` and `calibrator`: run batches through a function and sum up the activations that its parameters meet."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -31,38 +31,43 @@ def calibrate(
 ) -> Stats:
     r"""Sums up the activations that each parameter is multiplied by, over batches, for any function.
 
-    The function's jaxpr is run by an interpreter that follows each parameter to every `dot_general` and
-    `conv_general_dilated`: through casts, reshapes, transposes, slices, concatenations, broadcasts, masks and scales
-    (any factor or summand without data in it), jit, remat, custom derivatives, vmap, and scans over layers or time.
-    What it meets there is the other operand: rows $x$ of a matrix $X$ of which $X^T X$ and the like are summed.
-    Shared parameters sum over all their uses. Where parts of an input axis are used in several products, the Gram
-    matrix's blocks between these parts are zero. A convolution's rows are the patches under its kernel: for the time
-    of a batch they take as much memory as its input times the kernel's positions.
+    Criteria and reconstruction need to know which inputs $x$ a weight matrix sees. This function follows each
+    parameter to every matrix product and convolution that it takes part in, and sums $X^T X$ and the like over the rows
+    $x$ of the other operand. It follows parameters through casts, reshapes, transposes, slices, concatenations,
+    broadcasts, masks and scales (any factor or summand that does not depend on data), through jit, remat, custom
+    derivatives and vmap, and through scans over layers or over time.
 
-    `while` loops, `cond`, `shard_map`, an index that is computed, and products with batch_group_count are not looked
-    into: a leaf that is only used there is in `uncovered` with the reason, one that is also used there in `partly`.
-    In `partly` is also what meets a constant or a parameter (learned queries, but the factors of `x @ (a @ b)` too,
-    which meet each other and not x): its sums are of that.
+    A parameter that is used several times gets the sum over its uses. If several products use different parts of an
+    input axis, the blocks of the Gram matrix between these parts are zero. The rows of a convolution are the patches
+    under its kernel, which take as much memory as its input times the number of kernel positions, for one batch.
+
+    Calibration does not look into `while`, `cond` and `shard_map`, and cannot follow a computed index or a convolution
+    with batch_group_count. `Stats.uncovered` names the leaves that are used only there, with the reason; `Stats.partly`
+    names those that are used there too, and those that meet a constant or another parameter (learned queries, or the
+    factors of `x @ (a @ b)`, which meet each other and not x).
 
     Args:
-      fn: `fn(params, batch)`; its result is not used. Evaluation mode: dropout and batch statistics as `fn` has them.
+      fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode: calibration runs dropout and
+        batch statistics as `fn` has them.
       params: any tree of arrays.
-      batches: trees of arrays; a leading axis sharded over devices stays so, and the sums become psums. Shapes may
-        differ; each new one compiles once. No more than one batch is held.
-      collect: one or more of "gram" (matrices of inputs x inputs; includes "square"), "square", "total" (for means),
-        "zeros".
-      where: which leaves; see `_tree.prunable`.
-      dtype: in which to sum. jnp.float64 needs `jax.config.update("jax_enable_x64", True)`.
-      max_bytes: how large the Gram matrices of a single leaf may be.
-      progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
+      batches: an iterable of trees of arrays. A leading axis may be sharded over devices. Shapes may differ between
+        batches; each new shape compiles once. One batch is held at a time.
+      collect: one or more of "gram" (matrices of inputs x inputs; includes "square"), "square" (sums of squares),
+        "total" (sums, for means) and "zeros" (how often an input is exactly zero). Default "gram".
+      where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf that may
+        be pruned.
+      dtype: the floating dtype of the sums; default float32. float64 needs
+        `jax.config.update("jax_enable_x64", True)`.
+      max_bytes: the largest size of the Gram matrices of one leaf, in bytes; default 2 GiB.
+      progress: whether to show a progress bar; None (default) shows one if stderr is a terminal.
 
     Returns:
-      `Stats`.
+      The sums of each leaf, as `Stats`.
 
     Raises:
-      TypeError: one batch in place of batches.
-      ValueError: there are no batches; nothing is covered; a Gram matrix is larger than `max_bytes` (the message
-        names the leaf); activations are not finite; `collect` is unknown; float64 without x64.
+      TypeError: `batches` is a single batch.
+      ValueError: there are no batches; no leaf could be followed; a Gram matrix is larger than `max_bytes` (the message
+        names the leaf); activations are not finite; `collect` is unknown; `dtype` is float64 without x64.
       ImportError: `progress=True` and tqdm is not installed.
 
     Example:
@@ -86,21 +91,22 @@ def calibrator(
     dtype: Any = jnp.float32,
     max_bytes: int = 2**31,
 ) -> Callable[[PyTree, Iterable[PyTree]], Stats]:
-    """`calibrate` for parameters that change: compiled once for each shape of batch, whatever their values.
+    """Makes a function that calibrates parameters that change, compiled once for each shape of batch.
 
     Args:
-      fn: as for `calibrate`, and so the others.
-      params: arrays or ShapeDtypeStructs.
-      collect: what to sum.
-      where: which leaves.
-      dtype: in which to sum.
-      max_bytes: of the Gram matrices of a leaf.
+      fn: a function `fn(params, batch)`; its result is not used.
+      params: the parameters as arrays or ShapeDtypeStructs; only their shapes matter here.
+      collect: one or more of "gram", "square", "total" and "zeros", as `calibrate` explains them; default "gram".
+      where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf that may
+        be pruned.
+      dtype: the floating dtype of the sums; default float32.
+      max_bytes: the largest size of the Gram matrices of one leaf, in bytes; default 2 GiB.
 
     Returns:
       A function `(params, batches) -> Stats`.
 
     Raises:
-      ValueError: as `calibrate` does.
+      ValueError: `collect` is unknown, or `dtype` is not floating. The returned function raises what `calibrate` does.
 
     Example:
       >>> run = calibrator(lambda w, x: x @ w, jax.ShapeDtypeStruct((3, 2), jnp.float32))
@@ -139,7 +145,7 @@ def calibrator(
 
 
 class _Plan(NamedTuple):
-    """What is known once a function is traced, and does not depend on numbers."""
+    """What a traced function says before it is run: how each leaf is used, and how many samples it sees."""
 
     layouts: dict[int, Layout]
     counts: dict[int, np.ndarray]
@@ -279,7 +285,7 @@ def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
 
 
 def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: dict[int, np.ndarray]) -> Stats:
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = _tree.with_paths(params)
     # Leaves keep the order in which they are met.
     finite = jax.device_get(
         {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}

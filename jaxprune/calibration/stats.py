@@ -1,4 +1,4 @@
-"""What calibration found: for each leaf, the moments of the activations that it meets."""
+"""`Stats` and `Inputs`: the moments of the activations that each leaf meets."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ Identity = tuple[str, ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The activations that one leaf meets, summed over samples.
+    """The activations that one leaf meets, summed over samples. A sample of a convolution is one output position.
 
     Attributes:
-      layout: how the leaf is [batch, inputs, outputs].
-      count: how many samples each input has seen, [batch, inputs]. A convolution's sample is an output position.
-      gram: X^T X, [batch, inputs, inputs], or None where it was not asked for.
-      square: the sums of squares, [batch, inputs] (the Gram matrix's diagonal), or None.
-      total: the sums, [batch, inputs], or None.
-      zeros: how many were exactly zero, [batch, inputs], or None.
+      layout: which axes of the leaf are inputs, outputs and a batch of matrices.
+      count: the number of samples, [batch, inputs].
+      gram: the Gram matrices X^T X, [batch, inputs, inputs]; None if "gram" was not collected.
+      square: the sums of squares, [batch, inputs], which are the diagonals of the Gram matrices; None if not collected.
+      total: the sums, [batch, inputs]; None if not collected.
+      zeros: the number of samples that are exactly zero, [batch, inputs]; None if not collected.
     """
 
     layout: Layout = dataclasses.field(metadata={"static": True})
@@ -37,14 +37,14 @@ class Inputs:
 
     @property
     def mean(self) -> jax.Array:
-        """The mean of each input, [batch, inputs]; 0 where nothing was seen."""
+        """The mean of each input, [batch, inputs]; 0 for an input without samples."""
         if self.total is None:
             raise ValueError("the mean was not collected; calibrate with collect=('total',) or more")
         return self.total / jnp.maximum(self.count, 1)
 
     @property
     def zero_fraction(self) -> jax.Array:
-        """The fraction of samples in which each input was zero (APoZ), [batch, inputs]."""
+        """The fraction of samples in which each input is exactly zero (APoZ), [batch, inputs]."""
         if self.zeros is None:
             raise ValueError("zeros were not counted; calibrate with collect=('zeros',) or more")
         return self.zeros / jnp.maximum(self.count, 1)
@@ -61,8 +61,8 @@ class Together(NamedTuple):
     """Leaves that meet the same activation.
 
     Attributes:
-      names: the leaves.
-      loop: the scan whose layers they are, if their matrices are one for each of its rounds; else None.
+      names: the names of the leaves.
+      loop: identifies the scan over whose layers the leaves are stacked; None if they are not stacked by a scan.
     """
 
     names: tuple[str, ...]
@@ -75,11 +75,11 @@ class Stats:
     """What `calibrate` returns; a pytree, so that it goes through jit and into checkpoints.
 
     Attributes:
-      inputs: by the leaf's identity (`_tree.identity` of its path).
-      uncovered: pairs (name, why) of leaves that were asked for and have no entry.
-      partly: pairs (name, what else it went into) of leaves with an entry, not all of whose uses are seen.
-      together: groups of leaves that meet the same activation, in the order in which they do.
-      roles: what each leaf of the function is for, as `find_roles` finds it; None where stats were made by hand.
+      inputs: the sums of each leaf, by the leaf's path as a tuple.
+      uncovered: pairs (name, reason) of leaves that `where` selects but that could not be followed to a product.
+      partly: pairs (name, reason) of leaves with sums that do not cover all uses of the leaf.
+      together: groups of leaves that meet the same activation, in the order of execution.
+      roles: the roles of all leaves, as `find_roles` finds them; None if the statistics were made by hand.
     """
 
     inputs: dict[Identity, Inputs]
@@ -89,10 +89,10 @@ class Stats:
     roles: Roles | None = dataclasses.field(metadata={"static": True}, default=None)
 
     def __getitem__(self, name: str) -> Inputs:
-        """The entry of the leaf of this name.
+        """The sums of the leaf of this name.
 
         Raises:
-          KeyError: it has none; the message says why, if it was asked for.
+          KeyError: the leaf was not calibrated; the message says why.
         """
         for identity, inputs in self.inputs.items():
             if "/".join(identity) == name:
@@ -100,13 +100,13 @@ class Stats:
         raise KeyError(f"{name}: {dict(self.uncovered).get(name, 'was not calibrated')}")
 
     def leaves(self, params: PyTree) -> list[Inputs | None]:
-        """The entries in the order of `jax.tree.leaves(params)`, None where there is none.
+        """The sums of each leaf in the order of `jax.tree.leaves(params)`; None for a leaf that was not calibrated.
 
         Raises:
-          ValueError: an entry's layout is not of its leaf's shape.
+          ValueError: a leaf has another shape than when it was calibrated.
         """
         found = []
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        for path, leaf in _tree.with_paths(params):
             inputs = self.inputs.get(_tree.identity(path))
             if inputs is not None and tuple(leaf.shape) != inputs.layout.shape:
                 raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.criteria.signals import differentiable, map_scores, need, wide
+from jaxprune.criteria._scores import map_scores, need, wide
 
 PyTree = Any
 
@@ -97,11 +97,11 @@ def hessian_diagonal(
     """
     if samples < 1:
         raise ValueError(f"samples must be 1 or more; got {samples}")
-    _, floating, as_tree = differentiable(lambda p: p, params)
+    _, floating, as_tree = _tree.differentiable(lambda p: p, params)
 
     @jax.jit
     def step(total: list, values: list, batch: PyTree, key: jax.Array) -> list:
-        fn, _, _ = differentiable(lambda p: loss(p, batch), params)
+        fn, _, _ = _tree.differentiable(lambda p: loss(p, batch), params)
         _, times_hessian = jax.linearize(jax.grad(fn), values)
 
         def draw(total: list, key: jax.Array) -> tuple[list, None]:

@@ -1,5 +1,6 @@
-"""The size of weights."""
+"""Criteria that need no signal but the weights: `magnitude`, and `random` as the control for every other criterion."""
 
+import zlib
 from typing import Any
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import _tree
-from jaxprune.criteria.signals import of_leaf, wide
+from jaxprune.criteria._scores import score_leaf, wide
 from jaxprune.masks._exact import shards, sums
+from jaxprune.masks._exact.axes import named_sharding
 
 PyTree = Any
 _NORMS = ("l1", "l2", "mean", "max")
@@ -66,7 +68,7 @@ def magnitude(
     if normalise is not None and normalise not in _NORMS:
         raise ValueError(f"criteria.magnitude: normalise must be None or one of {', '.join(_NORMS)}; got {normalise!r}")
 
-    def score(w: jax.Array, axes: int, layout: shards.Layout) -> jax.Array:
+    def score(w: jax.Array, axes: int, layout: shards.Shards) -> jax.Array:
         size = jnp.abs(w)
         if power == 2:
             size = jnp.square(size.astype(wide(w.dtype)))
@@ -74,12 +76,12 @@ def magnitude(
 
     leaves, treedef = jax.tree.flatten(params)
     batch = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    given = zip(leaves, batch, shards.layouts(params, specs), strict=True)
-    scores = [of_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
+    given = zip(leaves, batch, shards.of_leaves(params, specs), strict=True)
+    scores = [score_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)
 
 
-def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shards.Layout) -> jax.Array:
+def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shards.Shards) -> jax.Array:
     size = size.astype(wide(size.dtype))
     if not size.size:
         return size
@@ -102,3 +104,54 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     # The barrier, and no division by a constant: else a compiler makes products of quotients, on one layout and not
     # on another, and the bits differ.
     return scaled / lax.optimization_barrier(jnp.where(largest > 0, divisor, 1))
+
+
+def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None, **signals: Any) -> PyTree:
+    """Uniform random numbers.
+
+        s ~ U[0, 1)
+
+    Each leaf draws from `fold_in(key, crc32(name))`, so its scores depend on the key, its own name and its shape:
+    layers that are added, removed or reordered change no other's. Numbers are drawn in float32 where the parameter
+    is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
+    n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
+    any number of devices (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes they lie where the
+    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With
+    `specs`, in a shard_map, each device draws the whole leaf and takes its part.
+
+    Args:
+      params: any tree.
+      key: a key of `jax.random`, typed or raw.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
+      **signals: ignored.
+
+    Returns:
+      A tree of scores in [0, 1), float32 (float64 for float64 leaves); a scalar zero for leaves that are not floating.
+
+    Raises:
+      ValueError: there is no key.
+      TypeError: a seed in place of a key.
+
+    Example:
+      >>> scores = random({'kernel': jnp.ones((2, 3), jnp.bfloat16)}, key=jax.random.key(0))
+      >>> scores['kernel'].shape, scores['kernel'].dtype.name
+      ((2, 3), 'float32')
+    """
+    del signals
+    if key is None:
+        raise ValueError("criteria.random needs key: pass key=jax.random.key(seed)")
+    _tree.check_key(key)
+
+    def draw(name: str, leaf: Any, layout: shards.Shards) -> jax.Array:
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return score_leaf(lambda w: _uniform(own, w, layout), leaf)
+
+    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.of_leaves(params, specs))
+    return _tree.map_named(draw, params, layouts)
+
+
+def _uniform(key: jax.Array, w: jax.Array, layout: shards.Shards) -> jax.Array:
+    if layout.is_cut:
+        return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
+    # Where types name the devices, drawn where the parameter lies; else it would be whole on each of them.
+    return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=named_sharding(w))

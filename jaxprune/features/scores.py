@@ -94,8 +94,8 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
       y: (n,) class labels (integers, booleans, strings) or floats.
 
     Returns:
-      (features,) float64 scores, 0 or more; 0 for a feature that does not vary, infinite for one that varies only
-      between classes.
+      (features,) float64 scores, 0 or more; 0 for a feature, or a target, that does not vary; infinite for a feature
+      that varies only between classes.
 
     Raises:
       ImportError: scikit-learn is not installed.
@@ -116,7 +116,7 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
         statistic, y = feature_selection.f_classif, np.asarray(_checks.classes(y, len(x))[0])
     else:
         statistic, y = feature_selection.f_regression, np.asarray(_checks.numbers(y, len(x)), np.float64)[:, 0]
-    varies = x.max(0) > x.min(0)
+    varies = (x.max(0) > x.min(0)) & (y.max() > y.min())
     found = np.zeros(x.shape[1])
     if varies.any():
         with np.errstate(divide="ignore"):

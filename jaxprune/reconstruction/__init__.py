@@ -1,16 +1,29 @@
-"""Changing the weights that are kept to make up for those that are removed."""
+"""Reconstruction: prune in one shot, and change the weights that are kept to make up for those that are removed.
 
-from jaxprune.reconstruction.elimination import obs as obs
-from jaxprune.reconstruction.gram import no_worse as no_worse
-from jaxprune.reconstruction.gram import output_errors as output_errors
-from jaxprune.reconstruction.masked import magnitude as magnitude
-from jaxprune.reconstruction.masked import wanda as wanda
-from jaxprune.reconstruction.repair import least_squares as least_squares
-from jaxprune.reconstruction.sequential import reconstruct_sequential as reconstruct_sequential
-from jaxprune.reconstruction.statistics import recalibrate_statistics as recalibrate_statistics
-from jaxprune.reconstruction.sweep import sparsegpt as sparsegpt
-from jaxprune.reconstruction.targets import Entries as Entries
-from jaxprune.reconstruction.targets import Given as Given
-from jaxprune.reconstruction.targets import Grouped as Grouped
-from jaxprune.reconstruction.trees import reconstruct as reconstruct
-from jaxprune.reconstruction.trees import relative_errors as relative_errors
+Methods are functions of one weight matrix, `(weight [inputs, outputs], gram, target) -> (weight, mask)`: `sparsegpt`,
+`alps`, `obs`, `least_squares`, or your own. The target says what to remove: `Entries`, `Grouped` or `Given`.
+`reconstruct` and `reconstruct_sequential` run a method on every leaf of a tree of parameters.
+"""
+
+from jaxprune.reconstruction.alps import alps
+from jaxprune.reconstruction.batch_statistics import recalibrate_statistics
+from jaxprune.reconstruction.least_squares import least_squares
+from jaxprune.reconstruction.obs import obs
+from jaxprune.reconstruction.reconstruct import reconstruct, relative_errors
+from jaxprune.reconstruction.removal import Entries, Given, Grouped
+from jaxprune.reconstruction.sequential import reconstruct_sequential
+from jaxprune.reconstruction.sparsegpt import sparsegpt
+
+__all__ = [
+    "Entries",
+    "Given",
+    "Grouped",
+    "alps",
+    "least_squares",
+    "obs",
+    "recalibrate_statistics",
+    "reconstruct",
+    "reconstruct_sequential",
+    "relative_errors",
+    "sparsegpt",
+]

@@ -31,10 +31,15 @@ def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
     Returns:
       float of the same shape, at least float32.
 
+    Raises:
+      ValueError: the damping is negative.
+
     Example:
       >>> damped(jnp.diag(jnp.array([3.0, 1.0, 0.0])), 0.5).diagonal().tolist()
       [2.0, 1.0, 1.0]
     """
+    if isinstance(damping, (int, float)) and damping < 0:
+        raise ValueError(f"damping must not be negative, got {damping}")
     gram = at_least_float32(gram)
     diagonal = gram.diagonal()
     dead = diagonal <= 0

@@ -1,18 +1,32 @@
-"""Layer after layer, each calibrated on the outputs of the layers already pruned."""
+"""`reconstruct_sequential`: layer after layer, each calibrated on the outputs of the layers already pruned."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _tree
+from jaxprune import _progress, _tree
 from jaxprune.calibration import Stats, calibrator
 from jaxprune.masks import Pruned
-from jaxprune.reconstruction import asked, matrices, trees
+from jaxprune.prune import How
+from jaxprune.reconstruction.plan import Leaf, calibrated, plan
+from jaxprune.reconstruction.reconstruct import Kernel, check_finite, method_of, prune_leaf, with_criterion
 
 PyTree = Any
+
+
+class Repair(How, total=False):
+    """How weights are chosen and repaired: the keyword arguments of `reconstruct`.
+
+    Attributes:
+      method: how the kept weights are repaired, "sparsegpt" by default; see `reconstruct`.
+      masks: masks to use as they are, or None (the default); see `reconstruct`.
+    """
+
+    method: str | Kernel
+    masks: PyTree
 
 
 def reconstruct_sequential(
@@ -21,17 +35,12 @@ def reconstruct_sequential(
     batches: Iterable[PyTree],
     sparsity: Any = None,
     *,
-    method: str | matrices.Kernel = "sparsegpt",
-    pattern: Any = None,
-    masks: PyTree | None = None,
-    where: _tree.Where = None,
-    damping: float | None = None,
-    block: int = 128,
     dtype: Any = jnp.float32,
     max_bytes: int = 2**31,
-    on_stage: Callable[[tuple[str, ...]], None] | None = None,
+    progress: bool | None = None,
+    **how: Unpack[Repair],
 ) -> Pruned:
-    """`reconstruct`, one stage at a time: each is calibrated on what the stages before it make of the data.
+    """Runs `reconstruct` one stage at a time: each stage is calibrated on what the stages before it make of the data.
 
     A stage is the leaves that meet the same activation (query, key and value, say), in the order of execution; of
     layers that are scanned over, one layer at a time. Targets stay the dense weights' outputs on the inputs that are
@@ -40,24 +49,22 @@ def reconstruct_sequential(
 
     Args:
       fn: `fn(params, batch)`, as for `calibrate`.
-      params: any tree.
-      batches: gone through once for each stage: a list, or anything else that can be iterated over again.
-      sparsity: as for `reconstruct`, and so the others.
-      method: how to prune.
-      pattern: n of m, or None, as for `reconstruct`.
-      masks: masks to use as they are.
-      where: which leaves; by default all that can be followed.
-      damping: of the Gram matrices.
-      block: of "sparsegpt".
-      dtype: in which to sum, as for `calibrate`.
-      max_bytes: of the Gram matrices of one leaf, as for `calibrate`.
-      on_stage: called before each stage with its leaves' names, for a progress bar.
+      params: any tree of arrays.
+      batches: a list of trees of arrays, or anything else that can be iterated over once for each stage.
+      sparsity: the fraction removed, in [0, 1): a number, a mapping from globs or a tree; see `reconstruct`.
+      dtype: the dtype in which Gram matrices are summed.
+      max_bytes: how large the Gram matrices of a single leaf may be.
+      progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
+      **how: method and masks, and how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see
+        `reconstruct`. The allocation sees scores from the first batch; it must give each leaf a sparsity.
 
     Returns:
       `Pruned(params, masks)`.
 
     Raises:
-      ValueError: as `calibrate` and `reconstruct` do; or `batches` is an iterator, which is used up after one pass.
+      ValueError: as `calibrate` and `reconstruct` do; `batches` is an iterator, which is used up after one pass; the
+        allocation ranks all leaves together.
+      ImportError: `progress=True` and tqdm is not installed.
 
     Example:
       >>> keys = jax.random.split(jax.random.key(0), 3)
@@ -70,57 +77,46 @@ def reconstruct_sequential(
     _tree.check_batches(batches)
     if isinstance(batches, Iterator):
         raise ValueError("batches is gone through once for each stage, and an iterator only once: pass a list")
-    kernel = matrices.kernel_of(method, damping, block)
-    collect = "gram" if matrices.needs(method) == "gram" else "square"
-    options = {"collect": collect, "dtype": dtype, "max_bytes": max_bytes}
+    method, masks, where = method_of(how.pop("method", "sparsegpt")), how.pop("masks", None), how.get("where")
+    options: dict[str, Any] = {
+        "collect": "gram" if method.needs == "gram" else "square",
+        "dtype": dtype,
+        "max_bytes": max_bytes,
+    }
     # Which leaves meet what is known after one batch; sums of squares are the cheapest to ask for.
     first = calibrator(fn, params, collect="square", where=where)(params, islice(batches, 1))
-    leaves = asked.leaves_of(params, first, "layout", where)
-    wanted = dict(
-        zip([x.position for x in leaves], asked.targets_of(params, leaves, sparsity, pattern, masks), strict=True)
-    )
-    current = _Current(params, [jnp.ones((), bool)] * len(jax.tree.leaves(params)))
-    for stages, rounds in _stages(first, leaves):
-        runs = [calibrator(fn, params, where=_among(names), **options) for names in stages]
-        for batch in rounds:
-            for names, run in zip(stages, runs, strict=True):
-                if on_stage is not None:
-                    on_stage(names)
-                current = _prune(current, run(current.params, batches), wanted, kernel, batch)
-    return Pruned(current.params, jax.tree.unflatten(jax.tree.structure(params), current.masks))
+    leaves = calibrated(params, first, where)
+    wanted = plan(params, first, leaves, sparsity, masks, with_criterion(how, method, masks), method.name)
+    if wanted.ranks_all:
+        raise ValueError(
+            "reconstruct_sequential prunes one stage after the other, and allocation.one_ranking ranks all leaves "
+            "together; take an allocation that gives each leaf a sparsity, such as allocation.erk, or pass masks"
+        )
+    flat, treedef = jax.tree.flatten(params)
+    kept = [jnp.ones((), bool)] * len(flat)
+    stages = list(rounds(first, leaves))
+    runs = {names: calibrator(fn, params, where=_named(names), **options) for names, _ in stages}
+    for names, layer in _progress.bar(stages, progress, what="stages"):
+        stats = runs[names](jax.tree.unflatten(treedef, flat), batches)
+        found = calibrated(jax.tree.unflatten(treedef, flat), stats, None)
+        targets = wanted.of(jax.tree.unflatten(treedef, flat), stats, found)
+        for leaf, target in zip(found, targets, strict=True):
+            if target is not None:
+                flat[leaf.position], mask = prune_leaf(leaf, target, method.kernel, layer)
+                kept[leaf.position] = kept[leaf.position] & mask
+        check_finite(found, [flat[leaf.position] for leaf in found])
+    return Pruned(jax.tree.unflatten(treedef, flat), jax.tree.unflatten(treedef, kept))
 
 
-class _Current(NamedTuple):
-    params: PyTree
-    masks: list[jax.Array]
-
-
-def _stages(stats: Stats, leaves: list[asked.Leaf]) -> Iterator[tuple[list[tuple[str, ...]], list[int | None]]]:
-    """Groups of leaves, those of one scan together, and which of its rounds to go through (None: no scan)."""
+def rounds(stats: Stats, leaves: Sequence[Leaf]) -> Iterator[tuple[tuple[str, ...], int | None]]:
+    """The leaves of each stage, and which of their matrices it prunes: a layer of a scan, or None for all."""
     chosen = {leaf.name: leaf for leaf in leaves}
     groups = [together._replace(names=tuple(n for n in together.names if n in chosen)) for together in stats.together]
     for loop, members in groupby((g for g in groups if g.names), key=lambda g: g.loop):
         names = [g.names for g in members]
-        if loop is None:
-            for group in names:
-                yield [group], [None]
-        else:
-            yield names, list(range(chosen[names[0][0]].inputs.layout.sizes[0]))
+        layers = [None] if loop is None else range(chosen[names[0][0]].inputs.layout.sizes[0])
+        yield from ((own, layer) for layer in layers for own in names)
 
 
-def _among(names: tuple[str, ...]) -> Callable[[str, Any], bool]:
+def _named(names: tuple[str, ...]) -> Callable[[str, Any], bool]:
     return lambda name, leaf: name in names and _tree.is_floating(leaf)
-
-
-def _prune(current: _Current, stats: Stats, wanted: dict[int, Any], kernel: Callable, batch: int | None) -> _Current:
-    leaves, treedef = jax.tree.flatten(current.params)
-    masks = list(current.masks)
-    found = asked.leaves_of(current.params, stats, "layout", None)
-    for leaf in found:
-        if wanted[leaf.position] is None:
-            continue
-        new, mask = matrices.prune_leaf(leaf, wanted[leaf.position], kernel, batch)
-        leaves[leaf.position] = new
-        masks[leaf.position] = mask & masks[leaf.position]
-    trees.check_finite(found, [leaves[leaf.position] for leaf in found])
-    return _Current(jax.tree.unflatten(treedef, leaves), masks)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
 from jaxprune.slimming._labels.evaluate import Decision, evaluate
-from jaxprune.slimming._labels.rules import rule_of
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import choose
 from jaxprune.slimming.groups import Groups, find_groups
@@ -147,7 +147,11 @@ def _manifest(
         return what.manifest()
     groups = find_groups(fn, params, *inputs)
     if isinstance(what, int | float) and not isinstance(what, bool):
-        return choose(groups, group_scores(groups, scores()), float(what)).manifest()
+        choice = choose(groups, group_scores(groups, scores()), float(what))
+        if choice.keep.all() and choice.untouched:
+            reasons = "".join(f"\n  {name}: {reason}" for name, reason in choice.untouched.items())
+            warnings.warn(f"slim removes nothing, since no group can shrink by {what}:{reasons}", stacklevel=3)
+        return choice.manifest()
     if isinstance(what, Mapping) and _names_units(groups, params, what):
         return Choice.remove(groups, what).manifest()
     return Choice.from_masks(groups, what, partial="complete").manifest()
@@ -329,7 +333,7 @@ def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, i
         piece._replace(stay=manifest.leaves[k].stay(axis)) if axis in manifest.leaves[k].axes else piece
         for k, axis, piece in (whole_pieces(analysis) if whole is None else whole)
     ]
-    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces), rule_of)
+    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces))
 
 
 def whole_pieces(analysis: Analysis) -> list[tuple[int, int, Piece]]:

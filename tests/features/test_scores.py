@@ -177,6 +177,13 @@ def test_mutual_information_sees_what_is_not_monotone_and_agrees_with_nearest_ne
     assert found[9:].max() < 0.02
 
 
+@pytest.mark.parametrize("score", [features.pearson, features.spearman, features.anova_f, features.mutual_information])
+def test_a_target_that_does_not_vary_scores_zero(score):
+    x = np.random.default_rng(8).normal(size=(6, 2))
+    for y in (np.full(6, 3), np.full(6, 0.1)):
+        assert np.asarray(score(x, y)).tolist() == [0, 0]
+
+
 def test_anova_of_a_feature_that_does_not_vary_is_zero():
     x = np.stack([np.ones(6), [0, 1, 0, 5, 6, 5]], 1)
     assert features.anova_f(x, np.array([0, 0, 0, 1, 1, 1]))[0] == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxprune import criteria, slimming
-from jaxprune.calibration import calibrate
+from jaxprune.calibration import accumulate_gradients, calibrate
 from tests.slimming import checks
 from tests.slimming.test_choose import net, scanned
 
@@ -79,7 +79,7 @@ def signals(params: Any) -> Any:
     return {
         "grads": jax.grad(lambda p: jnp.sum(net(p, X) ** 2))(params),
         "hessian": criteria.hessian_diagonal(lambda p, x: jnp.sum(net(p, x) ** 2), params, [X], key=jax.random.key(1)),
-        "squares": criteria.mean_squared_grads(loss, params, X),
+        "squares": accumulate_gradients(loss, params, [X], per_example=True).square,
         "stats": calibrate(net, params, [X], collect=("total", "gram")),
     }
 

@@ -87,6 +87,14 @@ def test_a_sparsity_scores_chooses_and_slims() -> None:
         _ = slimming.slim(model.apply, params, 1.5, x)
 
 
+def test_a_sparsity_that_removes_nothing_warns() -> None:
+    centred = lambda p, x: ((h := x @ p["a"] + 1.0) - h.mean(-1, keepdims=True)) @ p["b"]
+    params = {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32)}
+    with pytest.warns(UserWarning, match=r"slim removes nothing(.|\n)*a\[1\]: .*Limits\(inexact=True\)"):
+        small = slimming.slim(centred, params, 0.5, jnp.ones((5, 3)))
+    assert small.params["a"].shape == (3, 4)
+
+
 def test_gradients_agree_and_so_does_a_second_round() -> None:
     model, x = nets.ResNet(), image(8)
     params = build(model, x)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import criteria
+from jaxprune.calibration import accumulate_gradients
 
 FIRST_ORDER = [criteria.gradient, criteria.snip, criteria.fisher, partial(criteria.gradient, power=2)]
 
@@ -61,18 +62,14 @@ def test_fisher_of_single_examples_against_numpy():
 
     # d/dw |x w|^2 / 2 = x^T (x w)
     per_example = np.stack([np.outer(row, row @ w) for row in x])
-    squared = criteria.mean_squared_grads(loss, params, jnp.asarray(x, jnp.float32))
+    examples = [jnp.asarray(x, jnp.float32)]
+    squared = accumulate_gradients(loss, params, examples, per_example=True).square
     assert np.allclose(squared["kernel"], (per_example**2).mean(0), rtol=1e-5)
     scores = criteria.fisher(params, squared_grads=squared)
     assert np.allclose(scores["kernel"], w**2 * (per_example**2).mean(0), rtol=1e-5)
     # Jensen: the mean of squares is no less than the square of the mean.
     with_mean = criteria.fisher(params, grads={"kernel": jnp.asarray(per_example.mean(0)), "count": jnp.int32(0)})
     assert (np.asarray(scores["kernel"]) >= np.asarray(with_mean["kernel"]) * (1 - 1e-5)).all()
-
-
-def test_examples_are_checked():
-    with pytest.raises(ValueError, match="share a leading axis"):
-        _ = criteria.mean_squared_grads(lambda p, x: 0.0, {"w": jnp.ones(2)}, (jnp.ones(3), jnp.ones(2)))
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.criteria.signals import of_leaf, wide
+from jaxprune.criteria._scores import score_leaf, wide, within_outputs
 from jaxprune.masks._exact import shards
 
 PyTree = Any
 Score = Callable[[jax.Array, Any], jax.Array]
 
 
+@within_outputs
 def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
     r"""The size of a weight times the norm of its input over the samples.
 
         s_ij = |w_ij| ||x_i||
 
     Sun et al. 2023 (Wanda), arXiv 2306.11695, eq. 1. The paper compares the weights of one output with each other, not
-    those of the whole layer, and finds that this matters: for kernels [inputs, outputs] that is
-    `pattern=masks.Unstructured(axes=-2)`, and the default of `reconstruct(..., method="wanda")`.
+    those of the whole layer, and finds that this matters. `prune` and `reconstruct` do the same (`within_outputs`): the
+    same number of weights is removed from each output, whose inputs lie along the axes that `stats` knows. The pattern
+    `masks.Unstructured(axes=(0, 1))`, with all axes of a kernel, ranks the whole layer.
 
     Args:
       params: any tree.
@@ -163,6 +165,6 @@ def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
     def of(leaf: Any, inputs: Any) -> jax.Array:
         if inputs is None:
             return jnp.zeros(())
-        return of_leaf(lambda w: score(w.astype(wide(w.dtype)), inputs), leaf)
+        return score_leaf(lambda w: score(w.astype(wide(w.dtype)), inputs), leaf)
 
     return jax.tree.unflatten(treedef, [of(*pair) for pair in zip(leaves, stats.leaves(params), strict=True)])

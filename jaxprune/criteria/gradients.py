@@ -1,12 +1,11 @@
 """First-order saliency: what the loss is estimated to change by when a weight is removed."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.criteria.signals import differentiable, map_scores, need, wide
+from jaxprune.criteria._scores import map_scores, need, wide
 
 PyTree = Any
 _GRADS = "jax.grad(loss)(params, batch)"
@@ -76,7 +75,8 @@ def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None
         s = w^2 F,    F = mean_n g_n^2 (`squared_grads`), or else (mean_n g_n)^2 (`grads`)
 
     Theis et al. 2018, arXiv 1801.05787 (there for feature maps, and with a factor 1/2 that changes no ranking):
-    F is the mean over examples of the SQUARED gradients of each, which `mean_squared_grads` computes. Where just the
+    F is the mean over examples of the SQUARED gradients of each, which
+    `calibration.accumulate_gradients(loss, params, batches, per_example=True).square` is. Where just the
     gradient of the mean loss is at hand, its square stands in; the scores are then the squares of `gradient`'s, and
     vanish as training converges, where the paper's do not.
 
@@ -99,7 +99,7 @@ def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None
     del signals
     if squared_grads is None:
         return _saliency(
-            params, grads, 2, "fisher", hint=f"{_GRADS}, or squared_grads=criteria.mean_squared_grads(...)"
+            params, grads, 2, "fisher", hint=f"{_GRADS}, or squared_grads=calibration.accumulate_gradients(...).square"
         )
     squared_grads = need(squared_grads, params, criterion="fisher", argument="squared_grads", hint="")
 
@@ -108,43 +108,6 @@ def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None
         return w * w * squared
 
     return map_scores(score, params, squared_grads)
-
-
-def mean_squared_grads(loss: Callable[..., Any], params: PyTree, examples: PyTree) -> PyTree:
-    """The mean over examples of the squared gradient of each: the diagonal of the empirical Fisher.
-
-        F = 1/N sum_n (d loss(w, x_n) / d w)^2
-
-    One example after another (`lax.scan`), so that memory holds two gradients, not N.
-
-    Args:
-      loss: (params, example) -> scalar.
-      params: any tree.
-      examples: arrays that share a leading axis of N.
-
-    Returns:
-      A tree of arrays in the shapes of the params, float32 at least; a scalar zero for leaves that are not floating.
-
-    Raises:
-      ValueError: there are no examples.
-
-    Example:
-      >>> loss = lambda params, x: (params['kernel'] * x).sum()
-      >>> mean_squared_grads(loss, {'kernel': jnp.ones(2)}, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
-      {'kernel': Array([5., 2.], dtype=float32)}
-    """
-    sizes = [x.shape[:1] for x in jax.tree.leaves(examples)]
-    if len(set(sizes)) != 1 or sizes[0] in ((), (0,)):
-        raise ValueError(f"examples must be arrays that share a leading axis, not empty; got {sizes}")
-
-    def add(total: list, example: PyTree) -> tuple[list, None]:
-        fn, leaves, _ = differentiable(lambda p: loss(p, example), params)
-        grads = jax.grad(fn)(leaves)
-        return [t + jnp.square(g.astype(t.dtype)) for t, g in zip(total, grads, strict=True)], None
-
-    _, leaves, as_tree = differentiable(lambda p: p, params)
-    total, _ = jax.lax.scan(add, [jnp.zeros(w.shape, wide(w.dtype)) for w in leaves], examples)
-    return as_tree([t / sizes[0][0] for t in total])
 
 
 def _saliency(params: PyTree, grads: PyTree, power: int, criterion: str, hint: str = _GRADS) -> PyTree:

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxprune.reconstruction import Entries, Given
 from jaxprune.reconstruction import gram as grams
-from jaxprune.reconstruction import repair
+from jaxprune.reconstruction import least_squares as kernel
 from tests.reconstruction import problems, twins
 
-least_squares = jax.jit(repair.least_squares, static_argnames=("direct", "steps"))
+
+@partial(jax.jit, static_argnames=("direct", "steps"))
+def least_squares(weight, gram, mask, **options):
+    return kernel(weight, gram, Given(mask), **options)[0]
 
 
 def problem(seed, inputs=24, outputs=9, kept=0.5):
@@ -71,5 +75,12 @@ def test_no_worse_takes_the_mask_alone_where_the_repair_is_worse():
 
 
 def test_shapes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=r"got \(3, 2\), \(2, 3\) and \(3, 3\)"):
-        _ = repair.least_squares(jnp.ones((3, 2)), jnp.eye(3), jnp.ones((2, 3), bool))
+    with pytest.raises(ValueError, match=r"shape of the weights, got \(2, 3\) and \(3, 2\)"):
+        _ = kernel(jnp.ones((3, 2)), jnp.eye(3), Given(jnp.ones((2, 3), bool)))
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(2, 2\)"):
+        _ = kernel(jnp.ones((3, 2)), jnp.eye(2), Given(jnp.ones((3, 2), bool)))
+
+
+def test_a_mask_must_be_given():
+    with pytest.raises(ValueError, match="that a mask keeps: pass criterion= or masks="):
+        _ = kernel(jnp.ones((3, 2)), jnp.eye(3), Entries(2))

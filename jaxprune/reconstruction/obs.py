@@ -6,11 +6,15 @@ $w \leftarrow w - \frac{w_j}{[H^{-1}]_{jj}} H^{-1}_{:j}$, and $j$ leaves the inv
 elimination. Outputs are then given their share of a total by the size of their losses.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.reconstruction import counting, gram, repair, sweep, targets
+from jaxprune.reconstruction import gram, removal
+from jaxprune.reconstruction.least_squares import least_squares
+from jaxprune.reconstruction.sparsegpt import sparsegpt
 
 _CHUNK = 1 << 24  # entries of all the inverses that are held at once
 
@@ -18,7 +22,7 @@ _CHUNK = 1 << 24  # entries of all the inverses that are held at once
 def obs(
     weight: jax.Array,
     gram_matrix: jax.Array,
-    target: targets.Target,
+    target: removal.Target,
     *,
     damping: float | jax.Array = 1e-4,
     guard: bool = True,
@@ -48,47 +52,47 @@ def obs(
 
     Example:
       >>> w, x = jax.random.normal(jax.random.key(0), (6, 2)), jax.random.normal(jax.random.key(1), (50, 6))
-      >>> new, mask = obs(w, x.T @ x, targets.Entries(4))
+      >>> new, mask = obs(w, x.T @ x, removal.Entries(4))
       >>> int(mask.sum())
       8
     """
-    sweep.check(weight, gram_matrix, target)
+    removal.check(weight, gram_matrix, target)
     mask = greedy_mask(weight, gram_matrix, target, damping=damping)
-    best = repair.least_squares(weight, gram_matrix, mask, damping=damping, direct=True), mask
+    refit = partial(least_squares, weight, gram_matrix, damping=damping, direct=True)
+    best = refit(removal.Given(mask))
     if not guard:
         return best
-    swept, other = sweep.sparsegpt(weight, gram_matrix, target, damping=damping)
-    again = repair.least_squares(weight, gram_matrix, other, damping=damping, direct=True)
-    whole = isinstance(target, targets.Entries)
-    for candidate in ((again, other), (swept, other)):
+    swept, other = sparsegpt(weight, gram_matrix, target, damping=damping)
+    whole = isinstance(target, removal.Entries)
+    for candidate in (refit(removal.Given(other)), (swept, other)):
         best = _better(weight, gram_matrix, best, candidate, whole)
     return best
 
 
 def greedy_mask(
-    weight: jax.Array, gram_matrix: jax.Array, target: targets.Target, *, damping: float | jax.Array = 1e-4
+    weight: jax.Array, gram_matrix: jax.Array, target: removal.Target, *, damping: float | jax.Array = 1e-4
 ) -> jax.Array:
     """The mask that removing one weight at a time arrives at; see `obs`."""
-    if isinstance(target, targets.Given):
+    if isinstance(target, removal.Given):
         return target.mask
     factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
     inverse = gram.matmul(factor.T, factor)
     dead = gram_matrix.diagonal() <= 0
     columns = jnp.where(dead[:, None], 0.0, weight.astype(inverse.dtype)).T
     chunk = max(1, min(len(columns), _CHUNK // max(1, inverse.size)))
-    grouped = target if isinstance(target, targets.Grouped) else None
+    grouped = target if isinstance(target, removal.Grouped) else None
     losses, turns = lax.map(lambda w: _eliminate(w, inverse, grouped), columns, batch_size=chunk)
     if grouped is not None:
         return (turns >= weight.shape[0] // grouped.m * (grouped.m - grouped.n)).T
-    assert isinstance(target, targets.Entries)  # for the type checker
+    assert isinstance(target, removal.Entries)  # for the type checker
     # The losses of all outputs are ranked together; an output loses as many weights as it has losses among those
     # that go, taken in its own order.
-    stays = counting.keep_largest(losses.T, weight.size - jnp.asarray(target.removed))
+    stays = removal.keep_largest(losses.T, weight.size - jnp.asarray(target.removed))
     mask = (~stays).sum(0) <= turns.T
     return jnp.where(jnp.isnan(inverse).any(), stays, mask)
 
 
-def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: targets.Grouped | None) -> tuple[jax.Array, jax.Array]:
+def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: removal.Grouped | None) -> tuple[jax.Array, jax.Array]:
     """For one output: the loss of each turn, and at which turn each weight goes (at none: the number of inputs)."""
     n = weight.shape[0]
     steps = n if grouped is None else n // grouped.m * (grouped.m - grouped.n)
@@ -110,7 +114,7 @@ def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: targets.Grouped |
     return losses, turns
 
 
-def _full(gone: jax.Array, grouped: targets.Grouped) -> jax.Array:
+def _full(gone: jax.Array, grouped: removal.Grouped) -> jax.Array:
     removed = gone.reshape(-1, grouped.m).sum(1)
     return jnp.repeat(removed >= grouped.m - grouped.n, grouped.m)
 

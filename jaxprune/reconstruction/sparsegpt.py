@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.reconstruction import counting, gram, targets
+from jaxprune.reconstruction import gram, removal
 
 _PANEL = 16
 
@@ -20,7 +20,7 @@ _PANEL = 16
 def sparsegpt(
     weight: jax.Array,
     gram_matrix: jax.Array,
-    target: targets.Target,
+    target: removal.Target,
     *,
     damping: float | jax.Array = 0.01,
     block: int = 128,
@@ -52,11 +52,11 @@ def sparsegpt(
 
     Example:
       >>> w, x = jax.random.normal(jax.random.key(0), (8, 3)), jax.random.normal(jax.random.key(1), (50, 8))
-      >>> new, mask = sparsegpt(w, x.T @ x, targets.Grouped(2, 4))
+      >>> new, mask = sparsegpt(w, x.T @ x, removal.Grouped(2, 4))
       >>> int(mask.sum()), bool(jnp.linalg.norm(x @ new - x @ w) < jnp.linalg.norm(x @ jnp.where(mask, w, 0) - x @ w))
       (12, True)
     """
-    check(weight, gram_matrix, target)
+    removal.check(weight, gram_matrix, target)
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     plan = _plan(weight.shape[0], weight.shape[1], target, block)
@@ -64,19 +64,6 @@ def sparsegpt(
     upper = gram.inverse_factor(gram.damped(gram_matrix, damping))
     swept, mask = _sweep(weight.astype(upper.dtype), upper, dead, plan)
     return gram.no_worse(weight, swept, mask, gram_matrix), mask
-
-
-def check(weight: jax.Array, gram_matrix: jax.Array, target: targets.Target) -> None:
-    """Raises unless a weight matrix, a Gram matrix and a target fit together."""
-    if weight.ndim != 2 or gram_matrix.shape != (weight.shape[0],) * 2:
-        raise ValueError(
-            f"expected weights [inputs, outputs] and a Gram matrix [inputs, inputs], got {weight.shape} and "
-            f"{gram_matrix.shape}"
-        )
-    if isinstance(target, targets.Grouped):
-        targets.check_groups(target, weight.shape[0])
-    if isinstance(target, targets.Given) and target.mask.shape != weight.shape:
-        raise ValueError(f"the mask must have the shape of the weights, got {target.mask.shape} and {weight.shape}")
 
 
 class _Plan(NamedTuple):
@@ -88,19 +75,19 @@ class _Plan(NamedTuple):
     choose_panel: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _plan(inputs: int, outputs: int, target: targets.Target, block: int) -> _Plan:
+def _plan(inputs: int, outputs: int, target: removal.Target, block: int) -> _Plan:
     of_block = lambda mask, _: mask
-    if isinstance(target, targets.Grouped):
+    if isinstance(target, removal.Grouped):
         block = min(max(block // target.m, 1) * target.m, inputs)
         nothing = lambda _, saliency: jnp.ones(saliency.shape, bool)
-        return _Plan(block, target.m, None, nothing, lambda _, saliency: counting.n_of_m(saliency, target.n, target.m))
+        return _Plan(block, target.m, None, nothing, lambda _, saliency: removal.keep(saliency, target))
     panel = min(_PANEL, block, inputs)
     block = -(-min(block, inputs) // panel) * panel
-    if isinstance(target, targets.Given):
+    if isinstance(target, removal.Given):
         pieces = _padded(target.mask, block).reshape(-1, block, outputs)
         return _Plan(block, panel, pieces, lambda mask, _: mask, of_block)
-    kept = counting.kept_by_block(target.removed, inputs, outputs, block)
-    choose = lambda kept, saliency: counting.keep_largest(saliency, kept)
+    kept = removal.kept_by_block(target.removed, inputs, outputs, block)
+    choose = lambda kept, saliency: removal.keep_largest(saliency, kept)
     return _Plan(block, panel, kept, choose, of_block)
 
 

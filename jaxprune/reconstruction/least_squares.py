@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from jaxprune.reconstruction import gram
+from jaxprune.reconstruction import gram, removal
 
 _DIRECT_INPUTS = 256
 _CHUNK = 1 << 24  # entries of all the systems that are solved at once
@@ -19,47 +19,48 @@ _CHUNK = 1 << 24  # entries of all the systems that are solved at once
 def least_squares(
     weight: jax.Array,
     gram_matrix: jax.Array,
-    mask: jax.Array,
+    target: removal.Target,
     *,
     damping: float | jax.Array = 1e-4,
     direct: bool | None = None,
     steps: int = 200,
-) -> jax.Array:
-    r"""The kept weights of each output, chosen so that the output moves least.
+) -> tuple[jax.Array, jax.Array]:
+    r"""Gives the kept weights of each output the values for which the output moves least.
 
     Args:
       weight: float[inputs, outputs]; computed in float32 at least.
       gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
-      mask: bool[inputs, outputs], True = kept; any mask.
+      target: `Given(mask)` with any mask bool[inputs, outputs], True = kept; this method finds no masks.
       damping: what is added to the diagonal, in units of its mean; it holds weights near their old values.
       direct: whether to factorise a system for each output (inputs^3 / 3 operations for each); else conjugate
         gradients (2 inputs^2 a step for each). None: direct up to 256 inputs. Static.
-      steps: of conjugate gradients, at most; they end before that once no output has a residual above 1e-6.
+      steps: the largest number of steps of conjugate gradients; they end once no output has a residual above 1e-6.
 
     Returns:
-      Weights in the dtype of `weight`, exact zeros where the mask is False; no output is farther from its old values
-      than with the mask alone. With `direct`, NaN if a damped system is not positive definite.
+      `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the mask is False; no output is farther
+      from its old values than with the mask alone. With `direct`, NaN if a damped system is not positive definite.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or the target is not a mask.
 
     Example:
       >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0], [0.0, 1.0]])
       >>> mask = jnp.array([[True], [False]])
-      >>> least_squares(jnp.ones((2, 1)), x.T @ x, mask, damping=0.0).round(4).tolist()
+      >>> least_squares(jnp.ones((2, 1)), x.T @ x, removal.Given(mask), damping=0.0)[0].round(4).tolist()
       [[2.0], [0.0]]
     """
-    if weight.ndim != 2 or mask.shape != weight.shape or gram_matrix.shape != (weight.shape[0],) * 2:
+    if not isinstance(target, removal.Given):
         raise ValueError(
-            "expected weights and mask [inputs, outputs] and a Gram matrix [inputs, inputs], got "
-            f"{weight.shape}, {mask.shape} and {gram_matrix.shape}"
+            f"least_squares repairs the weights that a mask keeps: pass criterion= or masks=; got {target}"
         )
+    removal.check(weight, gram_matrix, target)
+    mask = target.mask
     system = gram.damped(gram_matrix, damping)
     wide = weight.astype(system.dtype)
-    target = jnp.where(mask, gram.matmul(system, jnp.where(mask, 0.0, wide)), 0.0)
+    right = jnp.where(mask, gram.matmul(system, jnp.where(mask, 0.0, wide)), 0.0)
     direct = weight.shape[0] <= _DIRECT_INPUTS if direct is None else direct
-    change = solve(system, target, mask) if direct else conjugate_gradients(system, target, mask, steps=steps)
-    return gram.no_worse(weight, wide + change, mask, gram_matrix)
+    change = solve(system, right, mask) if direct else conjugate_gradients(system, right, mask, steps=steps)
+    return gram.no_worse(weight, wide + change, mask, gram_matrix), mask
 
 
 def solve(system: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:

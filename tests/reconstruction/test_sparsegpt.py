@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.reconstruction import sweep as kernel
-from jaxprune.reconstruction import targets
+from jaxprune import reconstruction as kernel
+from jaxprune.reconstruction import Entries, Given, Grouped
 from tests.reconstruction import problems, twins
 
 I, O = 37, 12
@@ -19,7 +19,7 @@ sweep = jax.jit(kernel.sparsegpt, static_argnames=("block",))
 
 @partial(jax.jit, static_argnames=("n", "m", "block"))
 def sweep_groups(weight, gram, damping, *, n, m, block=16):
-    return kernel.sparsegpt(weight, gram, targets.Grouped(n, m), damping=damping, block=block)
+    return kernel.sparsegpt(weight, gram, Grouped(n, m), damping=damping, block=block)
 
 
 def as_float32(*arrays):
@@ -29,7 +29,7 @@ def as_float32(*arrays):
 @pytest.mark.parametrize(("block", "removed"), [(16, 222), (16, 0), (16, 443), (128, 222), (5, 300)])
 def test_unstructured_equals_the_published_algorithm(block, removed):
     w, x = problems.layer(0, I, O)
-    got, mask = sweep(*as_float32(w, x.T @ x), targets.Entries(jnp.int32(removed)), block=block)
+    got, mask = sweep(*as_float32(w, x.T @ x), Entries(jnp.int32(removed)), block=block)
     want, kept = twins.sparsegpt(w, x.T @ x, removed=removed, block=block)
     np.testing.assert_array_equal(mask, kept)
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -50,7 +50,7 @@ def test_groups_equal_the_published_algorithm(n, m):
 def test_given_mask_equals_the_published_algorithm():
     w, x = problems.layer(2, I, O)
     mask = np.random.default_rng(0).random((I, O)) < 0.4
-    got, same = sweep(*as_float32(w, x.T @ x), targets.Given(jnp.asarray(mask)), block=16)
+    got, same = sweep(*as_float32(w, x.T @ x), Given(jnp.asarray(mask)), block=16)
     np.testing.assert_array_equal(same, mask)
     np.testing.assert_allclose(got, twins.sparsegpt(w, x.T @ x, mask=mask)[0], atol=1e-4)
 
@@ -62,7 +62,7 @@ def test_one_compilation_for_every_sparsity():
     @jax.jit
     def run(weight, gram, removed):
         traces.append(removed)
-        return kernel.sparsegpt(weight, gram, targets.Entries(removed), block=16)
+        return kernel.sparsegpt(weight, gram, Entries(removed), block=16)
 
     for removed in (1, 100, 200):
         _, mask = run(*as_float32(w, x.T @ x), jnp.int32(removed))
@@ -73,7 +73,7 @@ def test_one_compilation_for_every_sparsity():
 def test_stacked_layers_by_vmap_equal_one_by_one():
     pairs = [problems.layer(seed, 24, O) for seed in range(3)]
     w, gram = as_float32(np.stack([w for w, _ in pairs]), np.stack([x.T @ x for _, x in pairs]))
-    prune = jax.jit(partial(kernel.sparsegpt, target=targets.Entries(140), block=8))
+    prune = jax.jit(partial(kernel.sparsegpt, target=Entries(140), block=8))
     together = jax.vmap(prune)(w, gram)
     for i in range(3):
         new, mask = prune(w[i], gram[i])
@@ -84,18 +84,18 @@ def test_stacked_layers_by_vmap_equal_one_by_one():
 def test_dead_inputs_go_first_and_change_nothing():
     w, x = problems.layer(3, I, O)
     x[:, [4, 20]] = 0.0
-    got, mask = sweep(*as_float32(w, x.T @ x), targets.Entries(jnp.int32(222)), block=16)
+    got, mask = sweep(*as_float32(w, x.T @ x), Entries(jnp.int32(222)), block=16)
     want, kept = twins.sparsegpt(w, x.T @ x, removed=222, block=16)
     assert not np.asarray(mask)[[4, 20]].any()
     np.testing.assert_array_equal(mask, kept)
     np.testing.assert_allclose(got, want, atol=1e-4)
-    untouched, _ = sweep(*as_float32(w, x.T @ x), targets.Given(jnp.ones((I, O), bool)), block=16)
+    untouched, _ = sweep(*as_float32(w, x.T @ x), Given(jnp.ones((I, O), bool)), block=16)
     np.testing.assert_array_equal(untouched, jnp.asarray(w, jnp.float32))
 
 
 def test_all_inputs_dead_removes_and_keeps_without_repair():
     w, x = problems.layer(3, 8, O)
-    got, mask = sweep(*as_float32(w, 0 * x.T @ x), targets.Entries(jnp.int32(40)), block=16)
+    got, mask = sweep(*as_float32(w, 0 * x.T @ x), Entries(jnp.int32(40)), block=16)
     assert int((~mask).sum()) == 40
     np.testing.assert_array_equal(got, np.where(mask, np.float32(w), 0))
 
@@ -103,9 +103,9 @@ def test_all_inputs_dead_removes_and_keeps_without_repair():
 def test_singular_gram_is_nan_undamped_and_right_damped():
     w, x = problems.layer(4, 16, O, samples=5)
     gram = np.round(x * 4).T @ np.round(x * 4)
-    undamped, kept = sweep(*as_float32(w, np.ones((16, 16))), targets.Entries(jnp.int32(90)), damping=0.0, block=16)
+    undamped, kept = sweep(*as_float32(w, np.ones((16, 16))), Entries(jnp.int32(90)), damping=0.0, block=16)
     assert np.isnan(undamped[kept]).all()
-    got, mask = sweep(*as_float32(w, gram), targets.Entries(jnp.int32(90)), damping=0.01, block=16)
+    got, mask = sweep(*as_float32(w, gram), Entries(jnp.int32(90)), damping=0.01, block=16)
     assert np.isfinite(got).all()
     assert int((~mask).sum()) == 90
 
@@ -123,7 +123,7 @@ def test_never_a_larger_error_than_the_mask_alone(seed, correlation, damping, dt
     w = np.asarray(jnp.asarray(w, dtype), np.float64)
     gram = np.asarray(x.T @ x, np.float32)
     for got, mask in (
-        sweep(jnp.asarray(w, dtype), gram, targets.Entries(jnp.int32(48)), damping=damping, block=8),
+        sweep(jnp.asarray(w, dtype), gram, Entries(jnp.int32(48)), damping=damping, block=8),
         sweep_groups(jnp.asarray(w, dtype), gram, damping, n=2, m=4),
     ):
         assert got.dtype == dtype
@@ -135,18 +135,18 @@ def test_never_a_larger_error_than_the_mask_alone(seed, correlation, damping, dt
 def test_what_does_not_fit_is_named():
     w, gram = jnp.ones((6, 2)), jnp.eye(6)
     with pytest.raises(ValueError, match="m = 4 do not divide 6 inputs"):
-        _ = kernel.sparsegpt(w, gram, targets.Grouped(2, 4))
+        _ = kernel.sparsegpt(w, gram, Grouped(2, 4))
     with pytest.raises(ValueError, match="0 < n < m"):
-        _ = kernel.sparsegpt(w, gram, targets.Grouped(4, 4))
+        _ = kernel.sparsegpt(w, gram, Grouped(4, 4))
     with pytest.raises(ValueError, match=r"\[inputs, inputs\], got \(6, 2\) and \(5, 5\)"):
-        _ = kernel.sparsegpt(w, jnp.eye(5), targets.Entries(1))
+        _ = kernel.sparsegpt(w, jnp.eye(5), Entries(1))
     with pytest.raises(ValueError, match=r"shape of the weights, got \(3, 2\)"):
-        _ = kernel.sparsegpt(w, gram, targets.Given(jnp.ones((3, 2), bool)))
+        _ = kernel.sparsegpt(w, gram, Given(jnp.ones((3, 2), bool)))
     with pytest.raises(ValueError, match="block must be at least 1"):
-        _ = kernel.sparsegpt(w, gram, targets.Entries(1), block=0)
+        _ = kernel.sparsegpt(w, gram, Entries(1), block=0)
     with pytest.raises(ValueError, match="too large to be counted"):
         jax.eval_shape(
-            lambda w, g: kernel.sparsegpt(w, g, targets.Entries(1)),
+            lambda w, g: kernel.sparsegpt(w, g, Entries(1)),
             jax.ShapeDtypeStruct((50_000, 2), jnp.float32),
             jax.ShapeDtypeStruct((50_000, 50_000), jnp.float32),
         )

@@ -9,9 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.reconstruction import elimination as kernel
-from jaxprune.reconstruction import sweep as sweeping
-from jaxprune.reconstruction import targets
+from jaxprune import reconstruction as kernel
+from jaxprune.reconstruction import Entries, Given, Grouped
 from tests.reconstruction import problems, twins
 
 obs = jax.jit(kernel.obs, static_argnames=("guard",))
@@ -19,16 +18,16 @@ obs = jax.jit(kernel.obs, static_argnames=("guard",))
 
 @partial(jax.jit, static_argnames=("n", "m", "guard"))
 def obs_groups(weight, gram, *, n, m, guard=True):
-    return kernel.obs(weight, gram, targets.Grouped(n, m), guard=guard)
+    return kernel.obs(weight, gram, Grouped(n, m), guard=guard)
 
 
-sweep = jax.jit(sweeping.sparsegpt)
-sweep_groups = jax.jit(lambda w, g: sweeping.sparsegpt(w, g, targets.Grouped(2, 4)))
+sweep = jax.jit(kernel.sparsegpt)
+sweep_groups = jax.jit(lambda w, g: kernel.sparsegpt(w, g, Grouped(2, 4)))
 
 
 def test_unstructured_equals_the_published_algorithm():
     w, x = problems.layer(0, 12, 5)
-    got, mask = obs(np.float32(w), np.float32(x.T @ x), targets.Entries(jnp.int32(33)), guard=False)
+    got, mask = obs(np.float32(w), np.float32(x.T @ x), Entries(jnp.int32(33)), guard=False)
     want = twins.obs(w, x.T @ x, removed=33)
     np.testing.assert_array_equal(mask, want != 0)
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -45,14 +44,14 @@ def test_groups_equal_the_published_algorithm():
 def test_given_mask_is_least_squares():
     w, x = problems.layer(2, 12, 5)
     mask = np.random.default_rng(1).random(w.shape) < 0.5
-    got, _ = obs(np.float32(w), np.float32(x.T @ x), targets.Given(mask))
+    got, _ = obs(np.float32(w), np.float32(x.T @ x), Given(mask))
     np.testing.assert_allclose(got, twins.least_squares(w, x.T @ x, mask), atol=1e-4)
 
 
 def test_one_output_is_close_to_the_best_of_all_masks():
     w, x = problems.layer(3, 8, 1)
     gram = x.T @ x
-    got, _ = obs(np.float32(w), np.float32(gram), targets.Entries(jnp.int32(4)))
+    got, _ = obs(np.float32(w), np.float32(gram), Entries(jnp.int32(4)))
     errors = []
     for kept in itertools.combinations(range(8), 4):
         mask = np.isin(np.arange(8), kept)[:, None]
@@ -64,7 +63,7 @@ def test_one_output_is_close_to_the_best_of_all_masks():
 def test_dead_inputs_go_first():
     w, x = problems.layer(4, 12, 5)
     x[:, 3] = 0.0
-    _, mask = obs(np.float32(w), np.float32(x.T @ x), targets.Entries(jnp.int32(10)))
+    _, mask = obs(np.float32(w), np.float32(x.T @ x), Entries(jnp.int32(10)))
     assert not mask[3].any()
     assert int((~mask).sum()) == 10
 
@@ -77,7 +76,7 @@ def test_never_a_larger_error_than_sparsegpt(seed, correlation, removed):
     wide = np.asarray(np.float32(w), np.float64)
     error = lambda new: twins.error(np.asarray(new, np.float64) - wide, gram.astype(np.float64)).sum()
     slack = 1e-5 * error(0 * w)
-    target = targets.Entries(jnp.int32(removed))
+    target = Entries(jnp.int32(removed))
     exact, mask = obs(np.float32(w), gram, target)
     assert error(exact) <= error(sweep(np.float32(w), gram, target)[0]) * (1 + 1e-4) + slack
     assert error(exact) <= error(np.where(mask, wide, 0)) * (1 + 1e-4) + slack

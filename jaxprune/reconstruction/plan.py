@@ -1,0 +1,249 @@
+"""What reconstruction removes from each leaf: the calibrated leaves, and a plan of targets or of masks for them."""
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _tree, allocation, masks
+from jaxprune.calibration import Inputs, Stats
+from jaxprune.masks._exact import counts
+from jaxprune.prune import How, Selector
+from jaxprune.reconstruction.removal import Entries, Given, Grouped, Target
+
+PyTree = Any
+
+
+class Leaf(NamedTuple):
+    """A leaf with the statistics of its inputs."""
+
+    position: int
+    name: str
+    array: jax.Array
+    inputs: Inputs
+
+
+def calibrated(params: PyTree, stats: Stats | None, where: _tree.Where, needs: str = "layout") -> list[Leaf]:
+    """Returns the leaves that `where` selects, with their statistics; with None, all leaves that have some.
+
+    Args:
+      params: the parameters.
+      stats: what `calibrate` returned.
+      where: which leaves, see `_tree.prunable`.
+      needs: the field of the statistics that must be there.
+
+    Raises:
+      ValueError: statistics are missing; the message names the leaves.
+    """
+    if stats is None:
+        raise ValueError("reconstruction needs stats: pass what calibrate(fn, params, batches) returns")
+    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    named, entries = _tree.named_leaves(params), stats.leaves(params)
+    picked = [i for i, entry in enumerate(entries) if (entry is not None if where is None else chosen[i])]
+    missing = [named[i][0] for i in picked if entries[i] is None]
+    if missing:
+        why = dict(stats.uncovered)
+        lines = "\n".join(f"  {name}: {why.get(name, 'was not calibrated')}" for name in missing)
+        raise ValueError(f"where selects leaves without statistics; narrow it, or calibrate them:\n{lines}")
+    lacking = [named[i][0] for i in picked if getattr(entries[i], needs) is None]
+    if lacking:
+        raise ValueError(
+            f"this method needs calibrate(..., collect={needs!r}); without it are:\n"
+            + "\n".join(f"  {name}" for name in lacking)
+        )
+    return [Leaf(i, *named[i], entry) for i in picked if (entry := entries[i]) is not None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is removed from each leaf.
+
+    Attributes:
+      targets: for each leaf position a target for all its matrices, or None if the leaf is left alone; None if a
+        criterion chooses.
+      selector: the criterion, with the sparsity of each leaf as its allocation; None without one.
+      ranks_all: whether the criterion ranks all leaves together, which stage by stage is not possible.
+    """
+
+    targets: dict[int, Target | None] | None = None
+    selector: Selector | None = None
+    ranks_all: bool = False
+
+    def of(self, params: PyTree, stats: Stats, leaves: Sequence[Leaf]) -> list[Target | None]:
+        """The targets of these leaves, for parameters and statistics as they are now."""
+        if self.targets is not None:
+            return [self.targets[leaf.position] for leaf in leaves]
+        assert self.selector is not None
+        selector = replace(self.selector, where=among(leaves))
+        kept = jax.tree.leaves(selector.masks(selector.scores(params, stats=stats), 0.0))
+        return [_given(leaf, kept[leaf.position]) for leaf in leaves]
+
+
+def among(leaves: Sequence[Leaf]) -> Callable[[str, Any], bool]:
+    """A `where` that selects these leaves."""
+    names = {leaf.name for leaf in leaves}
+    return lambda name, leaf: name in names and _tree.is_floating(leaf)
+
+
+def plan(
+    params: PyTree, stats: Stats, leaves: Sequence[Leaf], sparsity: Any, kept: PyTree | None, how: How, method: str
+) -> Plan:
+    """Makes the plan; see `reconstruct` for the arguments.
+
+    Args:
+      params: the parameters.
+      stats: the statistics that tell each leaf's layout and, to a criterion, its scores.
+      leaves: the calibrated leaves.
+      sparsity: what the user asked for.
+      kept: masks to use as they are, or None.
+      how: how weights are chosen; without a criterion in it the method chooses.
+      method: its name, for messages.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: the arguments exclude each other, or do not fit a leaf.
+    """
+    if how.get("specs") is not None:
+        raise ValueError("reconstruction works on whole arrays, outside jax.shard_map; leave specs out")
+    if kept is not None:
+        given = [name for name in ("criterion", "allocation", "pattern", "batch_axes") if name in how]
+        given += [] if sparsity is None else ["sparsity"]
+        if given:
+            raise ValueError(
+                "masks say what is removed: leave sparsity and pattern out, criterion, allocation and batch_axes too; "
+                f"got {', '.join(given)}"
+            )
+        return Plan(_all_given(params, leaves, kept))
+    selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
+    pruned = {leaf.place: leaf for leaf in masks.leaves(params, **selector.units)}
+    if "criterion" in how:
+        values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
+        if not isinstance(values, masks.Global):
+            for place, leaf in pruned.items():
+                if isinstance(values[place], masks.Count):
+                    each = _removed_from_each(leaf, values[place], leaf.slices)
+                    values[place] = masks.Count(*(jnp.asarray(x, jnp.int32) for x in (each >> 16, each & 0xFFFF)))
+            values = jax.tree.structure(params).unflatten(values)
+        shared = allocation.Allocation(values, None)
+        selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
+        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global))
+    wrong = [problem for leaf in leaves if (problem := _problem(leaf, pruned[leaf.position], method))]
+    if wrong:
+        raise ValueError("patterns that reconstruction cannot follow:\n" + "\n".join(f"  {line}" for line in wrong))
+    values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
+    if isinstance(values, masks.Global):
+        raise ValueError(
+            f"{method} finds its own masks leaf by leaf; allocation.one_ranking gives no leaf a sparsity. Pass "
+            "criterion=criteria.magnitude or another, which then gives the masks"
+        )
+    return Plan({x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves})
+
+
+def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
+    """How many leading axes of each leaf are scanned layers, that is whole axes with one matrix for each index."""
+    axes = {}
+    for leaf in leaves:
+        layout, n = leaf.inputs.layout, 0
+        while n < len(layout.batch) and (layout.batch[n].of.axis, layout.batch[n].size) == (n, layout.shape[n]):
+            n += 1
+        axes[glob.escape(leaf.name)] = n
+    return axes
+
+
+def _all_given(params: PyTree, leaves: Sequence[Leaf], kept: PyTree) -> dict[int, Target | None]:
+    _tree.check_masks(params, kept)
+    listed = [jnp.asarray(mask) for mask in jax.tree.leaves(kept)]
+    covered = {leaf.position for leaf in leaves}
+    named = enumerate(_tree.named_leaves(params))
+    other = [name for i, (name, _) in named if i not in covered and not listed[i].all()]
+    if other:
+        raise ValueError(
+            "masks remove something from leaves that are not reconstructed (where leaves them out, or they were not "
+            "calibrated); set their masks to True:\n" + "\n".join(f"  {name}" for name in other)
+        )
+    return {leaf.position: _given(leaf, listed[leaf.position]) for leaf in leaves}
+
+
+def _given(leaf: Leaf, mask: jax.Array) -> Given | None:
+    if mask.ndim == 0 and bool(mask):
+        return None
+    return Given(leaf.inputs.layout.matrices(jnp.broadcast_to(mask, leaf.array.shape)))
+
+
+def _sparsities(
+    params: PyTree, pruned: Sequence[masks.Leaf], sparsity: Any, selector: Selector, stats: Stats
+) -> list[Any] | masks.Global:
+    """A sparsity or a `masks.Count` for each leaf of the tree, or one ranking over all leaves."""
+    values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
+    treedef = jax.tree.structure(params)
+    if sparsity is None:
+        fixed = {leaf.place: leaf.pattern.fixed_sparsity for leaf in pruned}
+        missing = [leaf.name for leaf in pruned if fixed[leaf.place] is None]
+        if missing:
+            raise ValueError(f"{missing[0]}: pass a sparsity, n of m as its pattern, or masks")
+        return [fixed.get(i, 0.0) for i in range(treedef.num_leaves)]
+    if _is_number(sparsity):
+        # The uniform allocation reads shapes only: no need for scores of all leaves at once.
+        uniform = selector.allocation is allocation.uniform
+        scores = params if uniform else selector.scores(params, stats=stats)
+        shared = selector.allocation(scores, sparsity, **selector.units).sparsities
+        return shared if isinstance(shared, masks.Global) else treedef.flatten_up_to(shared)
+    if structure == treedef:
+        return values
+    if isinstance(sparsity, Mapping):
+        return _tree.resolve(sparsity, params, default=0.0, what="sparsity")
+    raise ValueError(
+        f"sparsity must be a number, a mapping of globs, or a tree in the structure of params, got {structure}; for "
+        "one ranking over all leaves pass a number, criterion=... and allocation=allocation.one_ranking"
+    )
+
+
+def _is_number(sparsity: Any) -> bool:
+    return not isinstance(sparsity, (Mapping, masks.Count)) and np.ndim(sparsity) == 0
+
+
+def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
+    """Why a method that finds its own masks cannot follow the pattern of a leaf; None if it can."""
+    group, inputs = own.pattern.group(own), leaf.inputs.layout.input_axes
+    if own.pattern == masks.Unstructured() or (group and group.along == inputs):
+        return None
+    if group and group.along:
+        return f"{leaf.name}: {own.pattern} lies along other axes than its inputs, {inputs}; leave axis out"
+    return (
+        f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), which {method} finds masks for; pass "
+        "criterion=criteria.magnitude or another, or masks=masks.select(...)"
+    )
+
+
+def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
+    """What a method removes from all matrices of a leaf, its fields stacked; None where nothing is removed."""
+    if group := own.pattern.group(own):
+        fixed = 1 - group.kept / group.size
+        if not (_is_number(sparsity) and abs(float(sparsity) - fixed) < 1e-6):
+            raise ValueError(
+                f"{leaf.name}: {group.kept} of {group.size} removes {fixed}, got sparsity {sparsity!r}; pass None"
+            )
+        return None if group.kept == group.size else Grouped(group.kept, group.size)
+    each = _removed_from_each(own, sparsity, leaf.inputs.layout.sizes[0])
+    return Entries(jnp.asarray(each, jnp.int32)) if each.any() else None
+
+
+def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
+    """How many entries each of so many equal parts of a leaf loses: the leaf's own number, spread evenly."""
+    is_count = isinstance(sparsity, masks.Count)
+    if is_count and np.ndim(sparsity.low):
+        each = np.asarray(sparsity.high, np.int64) * 2**16 + np.asarray(sparsity.low)
+        if parts % len(each):
+            raise ValueError(f"{leaf.name}: a Count of {len(each)} slices, but it is {parts} matrices")
+        return np.concatenate([_spread(int(k), parts // len(each)) for k in each])
+    return _spread(int(sparsity if is_count else counts.removed(sparsity, leaf.entries)), parts)
+
+
+def _spread(total: int, parts: int) -> np.ndarray:
+    return np.diff([(2 * total * i + parts) // (2 * parts) for i in range(parts + 1)])

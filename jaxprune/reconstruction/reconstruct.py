@@ -1,0 +1,286 @@
+"""`reconstruct` prunes trees of parameters and repairs the weights that are kept; `relative_errors` measures it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune import _tree, criteria
+from jaxprune.calibration import Stats
+from jaxprune.masks import Pruned
+from jaxprune.prune import How
+from jaxprune.reconstruction import gram
+from jaxprune.reconstruction.alps import alps
+from jaxprune.reconstruction.least_squares import least_squares
+from jaxprune.reconstruction.obs import obs
+from jaxprune.reconstruction.plan import Leaf, calibrated, plan
+from jaxprune.reconstruction.removal import Given, Grouped, Target
+from jaxprune.reconstruction.sparsegpt import sparsegpt
+
+PyTree = Any
+Kernel = Callable[[jax.Array, jax.Array, Target], tuple[jax.Array, jax.Array]]
+
+_TOGETHER = 1 << 24  # entries of all the Gram matrices that are worked on at once
+
+
+def _leave(weight: jax.Array, gram_matrix: jax.Array, target: Given) -> tuple[jax.Array, jax.Array]:
+    return jnp.where(target.mask, weight, 0), target.mask
+
+
+class Method(NamedTuple):
+    """How one weight matrix is pruned and repaired.
+
+    Attributes:
+      name: for messages.
+      kernel: `(weight, gram, target) -> (weight, mask)`.
+      criterion: what gives the masks where the user passes none; None: the kernel finds its own.
+      needs: the field of the statistics that the kernel reads; "layout" for none.
+    """
+
+    name: str
+    kernel: Callable[..., tuple[jax.Array, jax.Array]]
+    criterion: criteria.Criterion | None = None
+    needs: str = "gram"
+
+
+_NAMED = (
+    Method("sparsegpt", sparsegpt),
+    Method("obs", obs),
+    Method("alps", alps),
+    Method("least_squares", least_squares, criteria.wanda),
+    Method("wanda", _leave, criteria.wanda, "layout"),
+    Method("magnitude", _leave, criteria.magnitude, "layout"),
+)
+METHODS = {method.name: method for method in _NAMED}
+
+
+def reconstruct(
+    params: PyTree,
+    stats: Stats | None,
+    sparsity: Any = None,
+    *,
+    method: str | Kernel = "sparsegpt",
+    masks: PyTree | None = None,
+    **how: Unpack[How],
+) -> Pruned:
+    r"""Prunes parameters in one shot and changes the weights that are kept so that outputs move little.
+
+    A method repairs the kept weights. The masks come from one of three places, and any masks go with any method:
+
+    - `masks=...`: masks to use as they are;
+    - `criterion=...`: any criterion, as in `prune`, whose masks they are: `reconstruct(params, stats, 0.5,
+      method="least_squares", criterion=criteria.ria)`;
+    - neither: the method's own choice.
+
+    | method | own masks | repair of the kept weights |
+    |---|---|---|
+    | "sparsegpt" | found in its sweep | in the same sweep; see `sparsegpt` |
+    | "alps" | by ADMM, slower and better | least squares; see `alps` |
+    | "obs" | by exact OBS, for small layers | least squares; see `obs` |
+    | "least_squares" | of `criteria.wanda` | least squares; see `least_squares` |
+    | "wanda" | of `criteria.wanda` | none |
+    | "magnitude" | of `criteria.magnitude` | none |
+    | a function | its own | its own |
+
+    Each leaf is a weight matrix [inputs, outputs] or a stack of them, as calibration found it to be used: dense
+    kernels, convolutions (inputs are height x width x channels of the kernel), groups of a convolution, attention
+    projections with head axes, scanned layers. Matrices are repaired each by itself, and no output of a matrix ever
+    moves farther from its old values, on the activations seen, than with the same mask and no repair.
+
+    Args:
+      params: any tree; the parameters that were calibrated.
+      stats: what `calibrate` returned for them: with Gram matrices for a repair; with what the criterion needs
+        (squares for Wanda).
+      sparsity: the fraction removed, in [0, 1): a number, which the allocation shares among the leaves (by default
+        each gets the same); a mapping from globs to numbers (leaves that match none are not pruned); or a tree of
+        numbers or `masks.Count` in the structure of `params`, such as an allocation's `sparsities`. A method that
+        finds its own masks removes exactly $\lfloor s n + 1/2 \rfloor$ of a leaf's n entries, spread evenly over its
+        matrices; a criterion's masks have the counts that `prune` gives them. May be None with `masks`, and with n of
+        m as the pattern.
+      method: a name from the table; the function of that name with options, such as `functools.partial(
+        reconstruction.sparsegpt, block=64)`; or a function of your own, `(weight [inputs, outputs], gram, target) ->
+        (weight, mask)`, which is traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`.
+      masks: masks to use as they are, for instance from `masks.select`; a leaf whose mask is a scalar True is left
+        alone. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see `jaxprune.How`. By
+        default `where` is all leaves that were calibrated (`stats.uncovered` names those that could not be), and
+        scanned layers are `batch_axes`. Without a criterion the pattern must be `Unstructured()` or `NM(n, m)`.
+
+    Returns:
+      `Pruned(params, masks)`; dtypes are kept, and a leaf that is not pruned is the same array.
+
+    Raises:
+      ValueError: a leaf has no statistics, or not those the method needs; m does not divide the inputs; a Gram matrix
+        is not positive definite (raise the method's `damping`); parameters are not finite; arguments exclude each
+        other. The message names the leaves.
+      TypeError: a sparsity is not a number.
+
+    Example:
+      >>> from jaxprune.calibration import calibrate
+      >>> params = {'dense': {'kernel': jax.random.normal(jax.random.key(0), (8, 4)), 'bias': jnp.zeros(4)}}
+      >>> fn = lambda p, x: x @ p['dense']['kernel'] + p['dense']['bias']
+      >>> stats = calibrate(fn, params, [jax.random.normal(jax.random.key(1), (100, 8))])
+      >>> new = reconstruct(params, stats, 0.5)
+      >>> int(new.masks['dense']['kernel'].sum()), bool(new.masks['dense']['bias'])
+      (16, True)
+    """
+    chosen = method_of(method)
+    leaves = calibrated(params, stats, how.get("where"), chosen.needs)
+    assert stats is not None  # for the type checker: `calibrated` refuses None
+    targets = plan(params, stats, leaves, sparsity, masks, with_criterion(how, chosen, masks), chosen.name).of(
+        params, stats, leaves
+    )
+    new, treedef = jax.tree.flatten(params)
+    kept = [jnp.ones((), bool)] * len(new)
+    for leaf, target in zip(leaves, targets, strict=True):
+        if target is not None:
+            new[leaf.position], kept[leaf.position] = prune_leaf(leaf, target, chosen.kernel)
+    check_finite(leaves, [new[leaf.position] for leaf in leaves])
+    return Pruned(jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, kept))
+
+
+def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, float]:
+    r"""Returns how far each calibrated leaf's outputs moved, $\|X (W - W')\|^2 / \|X W\|^2$, by the leaf's name.
+
+    Args:
+      params: the parameters that were calibrated.
+      new: other parameters of the same structure and shapes.
+      stats: what `calibrate` returned, with Gram matrices.
+
+    Returns:
+      A number for each leaf that was calibrated; 0 where the outputs were zero and still are.
+
+    Raises:
+      ValueError: there are no Gram matrices.
+
+    Example:
+      >>> from jaxprune.calibration import calibrate
+      >>> stats = calibrate(lambda w, x: x @ w, jnp.ones((2, 2)), [jnp.eye(2)])
+      >>> relative_errors(jnp.ones((2, 2)), jnp.zeros((2, 2)), stats)
+      {'': 1.0}
+    """
+    _tree.check_same(params, new, what="new")
+    other = jax.tree.leaves(new)
+    errors = {}
+    for leaf in calibrated(params, stats, None, "gram"):
+        old, now = leaf.inputs.layout.matrices(leaf.array), leaf.inputs.layout.matrices(other[leaf.position])
+        change = jnp.asarray(old, jnp.float32) - jnp.asarray(now, jnp.float32)
+        moved, size = (jax.vmap(gram.output_errors)(x, leaf.inputs.gram).sum() for x in (change, old))
+        errors[leaf.name] = float(moved / jnp.where(size > 0, size, 1.0))
+    return errors
+
+
+def method_of(method: str | Kernel) -> Method:
+    """Returns the method of a name, or of a user's function.
+
+    Raises:
+      ValueError: there is no method of this name.
+    """
+    if callable(method):
+        function = getattr(method, "func", method)
+        known = next((named for named in _NAMED if named.kernel is function), Method("method", method))
+        return known._replace(kernel=_Hashable.of(method))
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)} or a function, got {method!r}")
+    return METHODS[method]
+
+
+def with_criterion(how: How, method: Method, masks: PyTree | None) -> How:
+    """Adds the method's own criterion where the user gave neither a criterion nor masks.
+
+    Raises:
+      ValueError: the method is a criterion without repair, and the user passed another.
+    """
+    if "criterion" in how and method.needs == "layout":
+        raise ValueError(
+            f"method={method.name!r} is a criterion without repair, and criterion= is another; to leave the weights as "
+            'they are call jaxprune.prune, to repair them pass method="least_squares" or another'
+        )
+    if "criterion" in how or masks is not None or method.criterion is None:
+        return how
+    return {**how, "criterion": method.criterion}
+
+
+class _Hashable(NamedTuple):
+    """A `functools.partial` that equals another with the same function and options, so that jit finds it again."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def of(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not isinstance(function, functools.partial):
+            return function
+        bound = _Hashable(function.func, function.args, tuple(sorted(function.keywords.items())))
+        try:
+            _ = hash(bound)
+        except TypeError:  # an array among the options
+            return function
+        return bound
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*self.arguments, *args, **dict(self.options))
+
+
+def prune_leaf(
+    leaf: Leaf, target: Target, kernel: Callable[..., Any], matrix: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a kernel on the matrices of a leaf, or on one of them.
+
+    Args:
+      leaf: the leaf.
+      target: what to remove from all its matrices.
+      kernel: `(weight, gram, target) -> (weight, mask)`.
+      matrix: the index of the only matrix that is pruned; None for all of them.
+
+    Returns:
+      The leaf and its mask; the other matrices stay as they are, with all entries kept.
+    """
+    layout = leaf.inputs.layout
+    matrices = layout.matrices(jnp.asarray(leaf.array))
+    at = slice(None) if matrix is None else slice(matrix, matrix + 1)
+    groups = target if isinstance(target, Grouped) else None
+    values = None if groups is not None else jax.tree.map(lambda x: x[at], target)
+    moments = leaf.inputs.gram
+    moments = jnp.zeros((len(matrices), 0, 0)) if moments is None else moments
+    new, mask = _run(matrices[at], moments[at], values, kernel=kernel, groups=groups)
+    new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
+    return layout.leaf(new), layout.leaf(mask)
+
+
+@partial(jax.jit, static_argnames=("kernel", "groups"))
+def _run(
+    matrices: jax.Array, grams: jax.Array, targets: Any, *, kernel: Callable[..., Any], groups: Grouped | None
+) -> tuple[jax.Array, jax.Array]:
+    # All matrices by vmap, or so many at a time that their Gram matrices stay within bounds.
+    one = lambda x: kernel(x[0], x[1], groups or x[2])
+    n, size = len(matrices), grams.shape[1] ** 2
+    chunk = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * size <= _TOGETHER))
+    stacked = (matrices, grams, targets)
+    return jax.vmap(one)(stacked) if chunk == n else lax.map(one, stacked, batch_size=chunk)
+
+
+def check_finite(leaves: Sequence[Leaf], new: Sequence[jax.Array]) -> None:
+    """Raises unless the leaves were finite and still are; kernels return NaN for a matrix that they cannot invert.
+
+    Raises:
+      ValueError: a leaf is not finite, before or after; the message names the leaves.
+    """
+    finite = jax.device_get(
+        [(jnp.isfinite(leaf.array).all(), jnp.isfinite(x).all()) for leaf, x in zip(leaves, new, strict=True)]
+    )
+    before = [leaf.name for leaf, (old, _) in zip(leaves, finite, strict=True) if not old]
+    if before:
+        raise ValueError("parameters are not finite:\n" + "\n".join(f"  {name}" for name in before))
+    after = [leaf.name for leaf, (_, now) in zip(leaves, finite, strict=True) if not now]
+    if after:
+        raise ValueError(
+            "the Gram matrix is not positive definite: raise the damping, as in "
+            "method=functools.partial(reconstruction.sparsegpt, damping=0.1), or calibrate on more data:\n"
+            + "\n".join(f"  {name}" for name in after)
+        )

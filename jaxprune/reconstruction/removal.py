@@ -1,0 +1,171 @@
+"""What a method removes from one weight matrix: `Entries`, `Grouped` or `Given`, and the exact choice of the rest."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.masks._exact import keys
+from jaxprune.masks._rank.groups import keep_in_groups
+
+_INPUTS = 46_340  # 2 * _INPUTS**2 < 2**32
+
+
+class Entries(NamedTuple):
+    """A number of entries of the whole matrix.
+
+    Attributes:
+      removed: how many entries are removed: a Python integer, or an int32 scalar, which may be traced.
+    """
+
+    removed: jax.Array | int
+
+
+class Grouped(NamedTuple):
+    """n kept of each m consecutive inputs, in every output. Both numbers are static.
+
+    Attributes:
+      n: how many inputs of a group are kept, 1 to m - 1.
+      m: how many inputs a group has; m must divide the number of inputs.
+    """
+
+    n: int
+    m: int
+
+
+class Given(NamedTuple):
+    """The entries that a mask says; the method changes the kept weights only.
+
+    Attributes:
+      mask: bool[inputs, outputs], True = kept.
+    """
+
+    mask: jax.Array
+
+
+Target = Entries | Grouped | Given
+
+
+def check(weight: jax.Array, gram_matrix: jax.Array, target: Target) -> None:
+    """Raises unless a weight matrix, its Gram matrix and the target fit together.
+
+    Raises:
+      ValueError: a shape does not fit, n is not below m, or m does not divide the inputs.
+    """
+    if weight.ndim != 2 or gram_matrix.shape != (weight.shape[0],) * 2:
+        raise ValueError(
+            f"expected weights [inputs, outputs] and a Gram matrix [inputs, inputs], got {weight.shape} and "
+            f"{gram_matrix.shape}"
+        )
+    if isinstance(target, Given) and target.mask.shape != weight.shape:
+        raise ValueError(f"the mask must have the shape of the weights, got {target.mask.shape} and {weight.shape}")
+    if isinstance(target, Grouped):
+        if not 0 < target.n < target.m:
+            raise ValueError(f"n of m needs 0 < n < m, got n = {target.n}, m = {target.m}")
+        if weight.shape[0] % target.m:
+            raise ValueError(
+                f"groups of m = {target.m} do not divide {weight.shape[0]} inputs; take an m that does, or leave this "
+                "leaf out"
+            )
+
+
+def keep(saliency: jax.Array, target: Target) -> jax.Array:
+    """Returns the mask that keeps the most salient entries of a matrix, as the target asks.
+
+    Args:
+      saliency: float[inputs, outputs], larger = more worth keeping; NaN ranks lowest.
+      target: what is removed; for `Given` the saliencies do not matter.
+
+    Returns:
+      bool of the same shape. Of equal saliencies the lowest index is kept.
+
+    Example:
+      >>> keep(jnp.array([[3.0], [1.0], [1.0], [2.0]]), Grouped(1, 2))[:, 0].tolist()
+      [True, False, False, True]
+    """
+    if isinstance(target, Given):
+        return target.mask
+    if isinstance(target, Grouped):
+        groups = saliency.reshape(-1, target.m, saliency.shape[1])
+        return keep_in_groups(groups, target.n, axis=1).reshape(saliency.shape)
+    return keep_largest(saliency, saliency.size - jnp.asarray(target.removed))
+
+
+def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
+    """Returns the mask of the largest entries of a matrix; of equal entries the lowest index is kept.
+
+    The threshold is found bit by bit, in as many counting passes as a key has bits. `masks.select` needs far fewer
+    passes, but takes ten times as long to compile in the body of a scan, where a block of the matrix fits the cache.
+
+    Args:
+      saliency: float[rows, columns], fewer than 2^31 entries. NaN ranks lowest.
+      kept: how many entries are kept: an integer or an int32 scalar, which may be traced.
+
+    Returns:
+      bool of the same shape.
+
+    Example:
+      >>> keep_largest(jnp.array([[1.0, 3.0], [1.0, 2.0]]), 3).tolist()
+      [[True, True], [False, True]]
+    """
+    signed = keys.ordered(saliency)
+    bits = signed.dtype.itemsize * 8
+    unsigned = jnp.dtype(f"uint{bits}")
+    key = lax.bitcast_convert_type(signed, unsigned) ^ jnp.array(1 << (bits - 1), unsigned)
+    one = jnp.array(1, unsigned)
+
+    def refine_threshold(i: jax.Array, threshold: jax.Array) -> jax.Array:
+        probe = threshold | (one << (bits - 1 - i).astype(unsigned))
+        return jnp.where((key >= probe).sum() >= kept, probe, threshold)
+
+    threshold = lax.fori_loop(0, bits, refine_threshold, jnp.array(0, unsigned))
+    above, tied = key > threshold, key == threshold
+    wanted = kept - above.sum()
+    rows, columns = (lax.broadcasted_iota(jnp.int32, key.shape, axis) for axis in (0, 1))
+    index = rows * key.shape[1] + columns
+
+    # The largest flat index before which at most `wanted` entries tie. If all ties are kept there is no need to search.
+    def refine_cut(i: jax.Array, cut: jax.Array) -> jax.Array:
+        probe = cut | (jnp.int32(1) << (30 - i))
+        return jnp.where((tied & (index < probe)).sum() <= wanted, probe, cut)
+
+    turns = jnp.where(tied.sum() == wanted, 0, 31)
+    cut = lax.fori_loop(0, turns, refine_cut, jnp.where(turns == 0, jnp.int32(2**31 - 1), 0))
+    return above | (tied & (index < cut))
+
+
+def kept_by_block(removed: jax.Array | int, inputs: int, outputs: int, block: int) -> jax.Array:
+    r"""Returns how many entries each block of inputs keeps, so that all blocks together lose exactly `removed`.
+
+    Up to the end of a block at row $r$, $\lfloor k r / \text{inputs} + 1/2 \rfloor$ entries are removed.
+
+    Args:
+      removed: $k$, at most inputs times outputs; an int32 scalar may be traced.
+      inputs: how many rows the matrix has, at most 46,340.
+      outputs: how many columns; the matrix has fewer than 2^31 entries.
+      block: how many rows a block has. The last block counts as full: its missing rows count as kept, because their
+        saliencies are infinite.
+
+    Returns:
+      int32[blocks].
+
+    Raises:
+      ValueError: the matrix is too large for exact 32-bit arithmetic.
+
+    Example:
+      >>> kept_by_block(5, 5, 2, 2).tolist()
+      [2, 2, 3]
+    """
+    if inputs > _INPUTS or inputs * outputs >= 2**31:
+        raise ValueError(
+            f"a matrix of {inputs} x {outputs} is too large to be counted exactly: at most {_INPUTS} inputs and fewer "
+            "than 2^31 entries"
+        )
+    ends = np.minimum(np.arange(block, inputs + block, block), inputs).astype(np.uint32)
+    # k = q inputs + rest, so k r / inputs = q r + rest r / inputs, and 2 rest r < 2^32.
+    k = jnp.asarray(removed).astype(jnp.uint32)
+    quotient, rest = k // np.uint32(inputs), k % np.uint32(inputs)
+    upto = quotient * ends + (2 * rest * ends + np.uint32(inputs)) // np.uint32(2 * inputs)
+    return (np.uint32(block * outputs) - jnp.diff(upto, prepend=jnp.zeros(1, jnp.uint32))).astype(jnp.int32)
