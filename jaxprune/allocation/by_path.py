@@ -15,24 +15,24 @@ PyTree = Any
 
 
 def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
-    """Gives leaves that match a glob its sparsity; the other leaves share the rest, so that the total is met.
+    """Fixes the sparsity of the leaves whose name matches a glob; the other leaves share the rest of the total.
 
         s_rest = (s N - removed by the rules) / N_rest
 
     Args:
-      rules: a mapping from globs over names, such as `encoder/*/kernel`, to sparsities in [0, 1); 0.0 keeps a leaf
-        dense. The first glob that matches counts.
+      rules: a mapping from globs over leaf names, such as `encoder/*/kernel`, to sparsities in [0, 1); 0.0 keeps a
+        leaf dense. The first glob that matches a leaf counts.
       default: how the other leaves share the rest: any allocation that gives each leaf a sparsity, such as `erk` or
-        `lamp`, but not `one_ranking`. Default `uniform`.
+        `lamp`, but not `one_ranking`.
 
     Returns:
-      An allocation. Its total sparsity is of all pruned leaves, including the fixed ones.
+      An allocation. Its total sparsity is that of all pruned leaves, including the fixed ones.
 
     Raises:
-      TypeError: the rules are not a mapping.
-      ValueError: a sparsity is outside [0, 1). The allocation raises it if a glob matches no leaf, if `default` ranks
-        all leaves together, or if the fixed leaves make the total impossible (the message gives the possible range; a
-        traced total is clipped to it).
+      TypeError: `rules` is not a mapping.
+      ValueError: a sparsity is outside [0, 1). The allocation raises it if a glob matches no leaf, if the fixed leaves
+        make the total impossible (the message says which totals are possible; a traced total is clipped to them), or
+        if `default` ranks all leaves together.
 
     Example:
       >>> scores = {'head': jnp.ones((2, 10)), 'a': jnp.ones((10, 10)), 'b': jnp.ones((8, 10))}

@@ -26,23 +26,24 @@ def owl(
     layer_of: Callable[[str], Hashable] | None = None,
     **units: Unpack[masks.Units],
 ) -> Allocation:
-    r"""Shares a sparsity according to the fraction of outliers among the scores of each layer.
+    r"""Outlier-weighed layerwise sparsity: a layer with more outliers among its scores stays denser.
 
-        D_l = fraction of scores of layer l above `threshold` times their mean
+        D_l = fraction of the scores of layer l above `threshold` times their mean
         s_l = s + \bar d - d_l,  d_l = 2 spread (D_l - min D) / (max D - min D)
 
     Yin et al. 2024 (OWL), arXiv 2310.05175, section 3.2, for scores of `criteria.wanda`. $\bar d$ is the mean over all
-    entries, so that the total is met for layers of different sizes; the paper's layers have equal sizes. If a layer
-    would leave [0, 1), all deviations are reduced by the same factor. If all layers have equally many outliers, the
+    entries, so that the total is met for layers of any size; in the paper all layers have one size. If the sparsity of
+    a layer would leave [0, 1), all deviations are reduced by the same factor. If all layers have as many outliers, the
     sparsity is uniform.
 
     Args:
       scores: floating arrays, 0 or more.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      threshold: M in the paper, above 0; default 5; the paper uses 3 to 10.
-      spread: $\lambda$ in the paper, in [0, 0.5); default 0.08. Sparsities differ by at most twice this value.
-      layer_of: a function from a leaf's name to its layer. All leaves of a layer (in the paper a transformer block)
-        count together and get one sparsity. None (default): every leaf is a layer. Slices are always separate layers.
+      threshold: M in the paper, above 0; 3 to 10 there.
+      spread: $\lambda$ in the paper, in [0, 0.5): the sparsities of two layers differ by at most twice this number.
+      layer_of: a function from the name of a leaf to its layer. All leaves of a layer count together and get one
+        sparsity, as the matrices of a transformer block do in the paper. None: every leaf is a layer. Each slice of
+        stacked layers counts on its own.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
         `masks.Unstructured()`. Each slice along `batch_axes` is a layer with its own sparsity.
 
@@ -51,7 +52,7 @@ def owl(
       total. Each layer's count is rounded separately.
 
     Raises:
-      ValueError: `sparsity` is outside [0, 1), a pattern is not `masks.Unstructured()`, or an option is out of range.
+      ValueError: the sparsity, `threshold` or `spread` is out of its range; a pattern is not `masks.Unstructured()`.
 
     Example:
       >>> flat, peaked = jnp.ones((4, 10)), jnp.ones((4, 10)).at[0, 0].set(100.0)

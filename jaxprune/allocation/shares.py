@@ -39,16 +39,16 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
     """Gives every leaf the total sparsity.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
-      The sparsity for each pruned leaf and 0.0 for the others; and the achieved total, which differs from `sparsity` by
-      at most half a unit in each leaf.
+      The sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved, which differs from
+      `sparsity` by at most half a unit in each leaf.
 
     Raises:
-      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> uniform({'bias': jnp.ones(3), 'kernel': jnp.ones((2, 5))}, 0.25)
@@ -60,20 +60,20 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
 
 
 def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """One ranking over all leaves; the scores decide how much each leaf loses.
+    """Ranks all leaves together, so that the scores decide how many units each leaf loses.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
         slice along `batch_axes` is ranked separately, over all leaves.
 
     Returns:
-      `masks.Global(sparsity)`, and the fraction of removed units. If units differ in size (blocks and channels), it is
-      not the fraction of entries, which depends on the scores.
+      `masks.Global(sparsity)`, and the fraction of units removed. If the units of the leaves differ in size (blocks or
+      channels), the fraction of entries differs from it and depends on the scores.
 
     Raises:
-      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> one_ranking({'a': jnp.ones((2, 5)), 'b': jnp.ones((1, 5))}, 0.5)
@@ -89,28 +89,27 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
 
 
 def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Erdos-Renyi: densities like those of a random bipartite graph; each neuron keeps about as many connections.
+    """Erdos-Renyi: gives each leaf the density of a random graph in which all neurons have as many connections.
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
-    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is the
-    number for which the total is met. Leaves with a density above 1 stay dense, and eps is solved for the other leaves
-    (Evci et al. 2020). To fix the sparsity of some leaves, see `by_path`.
+    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is chosen
+    so that the total sparsity is met. A leaf whose density would exceed 1 stays dense, and eps is computed from the
+    other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
-      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar
-        (computed in its dtype; new values do not recompile).
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Each layer stacked along
-        `batch_axes` counts as a leaf.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
+        computed in its own dtype. Another value of a traced scalar does not recompile.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
+        count as so many leaves of the shape that is left.
 
     Returns:
-      A sparsity for each pruned leaf and 0.0 for the others; and the achieved total. Each leaf's count is rounded
-      separately, so for single entries the total differs from `sparsity` by at most half an entry in each leaf and
-      slice.
+      A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
+      rounded, so for single entries the total differs from `sparsity` by at most half an entry in each leaf and slice.
 
     Raises:
-      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> sparsities, achieved = er({'a': jnp.ones((10, 90)), 'b': jnp.ones((10, 10))}, 0.76)
@@ -121,24 +120,27 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
 
 def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Erdos-Renyi with kernel sizes: small convolutions stay denser.
+    """Erdos-Renyi with the size of the kernel: small convolutions are denser than large ones.
 
         1 - s_l = min(1, eps (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w))
 
-    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the sum of a leaf's axes over their product. For leaves of two
-    axes it equals `er`. All axes count, also for dense layers with more than two (attention: inputs, heads, head size).
+    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the density is proportional to the sum of a leaf's axes over
+    their product. For leaves of two axes it equals `er`. A dense layer stored with more axes, such as the (inputs,
+    heads, head size) of attention, counts all of them.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
-      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar
-        (computed in its dtype; new values do not recompile).
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
+        computed in its own dtype. Another value of a traced scalar does not recompile.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
+        count as so many leaves of the shape that is left.
 
     Returns:
-      A sparsity for each pruned leaf and 0.0 for the others; and the achieved total, see `er`.
+      A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
+      rounded, so for single entries the total differs from `sparsity` by at most half an entry in each leaf and slice.
 
     Raises:
-      ValueError: `sparsity` is outside [0, 1), or a pattern does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> sparsities, achieved = erk({'conv': jnp.ones((3, 3, 8, 8)), 'head': jnp.ones((8, 10))}, 0.5)
