@@ -87,14 +87,14 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     """Returns which leaves are pruned; like `prunable`, but raises if no leaf is selected.
 
     Args:
-      tree: parameters, or anything of their structure whose leaves have their shapes and dtypes.
+      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
       where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs; see `prunable`.
 
     Returns:
       A list of Python bools, in the order of `jax.tree.leaves`.
 
     Raises:
-      TypeError: `where` is none of these, or its predicate selects a leaf that is not floating.
+      TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
       ValueError: a glob matches no prunable leaf; no leaf is selected. The message lists the leaves of the tree.
 
     Example:

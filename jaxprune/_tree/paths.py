@@ -1,4 +1,4 @@
-"""Names for leaves: `name` for people, `encoder/layer_0/kernel`; `identity` for programs; `with_paths` for a tree."""
+"""Names of leaves: `name` for people (`encoder/layer_0/kernel`), `identity` for programs, `with_paths` for a tree."""
 
 import sys
 from collections.abc import Callable
@@ -73,12 +73,12 @@ def is_box(node: Any) -> bool:
 def with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Path, Any]]:
     """The leaves with their paths, in the order of `jax.tree.leaves`, for `name` and `identity`.
 
-    It differs from `jax.tree_util.tree_flatten_with_path` in what is called `value`: the key of a box of Flax stays an
-    attribute, which names leave out, and a field of a NamedTuple or dataclass becomes an ordinary key, which they keep.
+    It differs from `jax.tree_util.tree_flatten_with_path` for keys called `value`. The key of a Flax box stays an
+    attribute, which names omit. A field of a NamedTuple or dataclass becomes a dict key, which names keep.
 
     Args:
-      tree: any pytree; None is no leaf.
-      is_leaf: which nodes are leaves.
+      tree: any pytree; None does not count as a leaf.
+      is_leaf: a function that says which nodes are leaves; default None.
 
     Returns:
       Pairs (path, leaf).
@@ -139,7 +139,7 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 
 
 def _without_box(path: Path) -> Path:
-    # nn.Partitioned and nnx.Variable are nodes with one child, reached by an attribute called `value`; a dict may have
-    # a key of that name, and `with_paths` turns fields of that name into such keys.
+    # nn.Partitioned and nnx.Variable are nodes with one child, whose key is an attribute called `value`. A dict may
+    # have a key `value` too, and `with_paths` turns fields called `value` into dict keys; names keep both.
     boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
     return path[:-1] if boxed else path

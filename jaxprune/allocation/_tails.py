@@ -46,7 +46,7 @@ def keys(sizes: jax.Array) -> jax.Array:
 
 
 def largest(scores: jax.Array, batch_axes: int, layout: Shards) -> jax.Array:
-    """The largest key of each slice, of the whole array: int32, in the shape of its batch axes."""
+    """The largest key of each slice of the whole array: int32, in the shape of its batch axes."""
     found = keys(sizes(scores)).max(tuple(range(batch_axes, scores.ndim)))
     if not layout.is_cut:
         return found
