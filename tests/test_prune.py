@@ -64,7 +64,7 @@ def test_options_that_there_are_not_are_named(options: Any, message: str):
 def test_a_model_and_an_empty_list_of_globs_are_named():
     with pytest.raises(ValueError, match=r"params must be a tree of arrays, .*got object"):
         _ = jaxprune.prune(object(), 0.5)
-    with pytest.raises(ValueError, match=r"where=\[\] names no leaf"):
+    with pytest.raises(ValueError, match=r"where=\[\] selects no leaf"):
         _ = jaxprune.prune(PARAMS, 0.5, where=[])
     with pytest.raises(ValueError, match=r"dense/kernel: NM.* sparsity of this leaf is 0\.4; .*allocation\.uniform"):
         _ = jaxprune.prune(PARAMS, 0.4, pattern=masks.NM(2, 4))
