@@ -5,7 +5,7 @@ from typing import Any, TypedDict, Unpack
 import jax
 
 from jaxprune import _tree
-from jaxprune.masks._exact.shards import layouts
+from jaxprune.masks._exact.shards import of_leaves
 from jaxprune.masks.patterns import BatchAxes, Leaf, Pattern, Patterns, Unstructured
 
 PyTree = Any
@@ -60,7 +60,7 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     for pattern in patterns:
         check_pattern(pattern)
     selected = jax.tree.leaves(_tree.prunable(params, units.get("where")))
-    cut = layouts(params, units.get("specs"))
+    cut = of_leaves(params, units.get("specs"))
     found = [
         Leaf(name, i, leaf, patterns[i], axes[i], cut[i])
         for i, (name, leaf) in enumerate(_tree.named_leaves(params))

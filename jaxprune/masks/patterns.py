@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.masks._exact import axes, sums
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 
 Shape = tuple[int, ...]
 
@@ -38,7 +38,7 @@ class Leaf:
     array: Any
     pattern: "Pattern"
     batch_axes: int
-    shards: Layout = WHOLE
+    shards: Shards = WHOLE
 
     @property
     def ndim(self) -> int:
@@ -81,7 +81,7 @@ class Leaf:
         return self.pattern.group(self)
 
     @property
-    def unit_shards(self) -> Layout:
+    def unit_shards(self) -> Shards:
         """How the devices of a `jax.shard_map` share the array of units."""
         shards = self.pattern.unit_shards(self) if self.shards.is_cut else WHOLE
         return WHOLE if shards is None else shards
@@ -203,7 +203,7 @@ class Pattern(Protocol):
         del inputs, within_outputs
         return self
 
-    def unit_shards(self, leaf: Leaf) -> Layout | None:
+    def unit_shards(self, leaf: Leaf) -> Shards | None:
         """How devices share the units of a leaf that they share; None, the default, if the pattern cannot say.
 
         Without an answer the pattern is refused inside `jax.shard_map` for leaves that devices share.
@@ -247,7 +247,7 @@ class Unstructured(Pattern):
         """Entries ranked within each output where scores can be compared there only, unless `axes` says otherwise."""
         return Unstructured(inputs) if within_outputs and self.axes is None else self
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the units: as the entries."""
         return leaf.shards.take(self._order(leaf))
 
@@ -303,7 +303,7 @@ class Block(Pattern):
         blocks = jnp.expand_dims(kept, within)
         return axes.join(jnp.broadcast_to(blocks, [part for n, size in pairs for part in (n, size)]))
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the units: as the entries."""
         return leaf.shards
 
@@ -338,7 +338,7 @@ class Channel(Pattern):
         """The mask of the entries."""
         return kept
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the units: along the batch axes and the axis of the channels."""
         stay = [*range(leaf.batch_axes), self.axis % leaf.ndim]
         return leaf.shards.take([axis if axis in stay else None for axis in range(leaf.ndim)])
@@ -417,7 +417,7 @@ class NM(Pattern):
         del within_outputs
         return NM(self.n, self.m, inputs) if self.axis is None else self
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the groups: as the entries."""
         return leaf.shards
 

@@ -11,12 +11,12 @@ from jaxprune import _tree
 from jaxprune.masks import _rank
 from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks._exact.shards import Layout
+from jaxprune.masks._exact.shards import Shards
 from jaxprune.masks.leaves import Units, leaves_to_rank
 from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Leaf, Pattern, Patterns
 
 PyTree = Any
-Way = tuple[Pattern, int, Layout]
+Way = tuple[Pattern, int, Shards]
 
 
 class Global(NamedTuple):
@@ -39,27 +39,26 @@ def select(
     Args:
       scores: floating arrays in the structure of the parameters, larger = more worth keeping; the leaves that are not
         pruned may hold anything.
-      sparsities: a sparsity in [0, 1) for every leaf, or a tree of them in the structure of `scores`. A Python number
-        is counted in float64; a floating array, which may be traced, as the exact binary fraction that it is; a
-        `Count` is the number of units removed itself. Or `Global(sparsity)`: see `select_global`.
-      pattern: what is removed together; a mapping from globs to patterns gives each leaf its own (and `Unstructured()`
-        where no glob matches). NM(n, m) needs the sparsity 1 - n/m; where that is an array, a schedule say, it keeps
-        m - floor(s m + 1/2) of each m, and never fewer than n.
-      where: which leaves are pruned (`_tree.prunable`). The others get a scalar True.
-      batch_axes: how many leading axes of a leaf are slices of their own (layers stacked by a scan), each of which gets
-        the exact count; a mapping from globs gives it by path (and 0 where none matches).
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each leaf, as in its `in_specs`: scores are then parts
-        of arrays that are ranked whole, and each device gets its part of the masks.
+      sparsities: the fraction of units to remove, in [0, 1): one number for all leaves, or a tree of numbers in the
+        structure of `scores`. A Python number is evaluated in float64; a floating scalar array, which may be traced, is
+        the exact binary fraction that it holds. A `Count` is the number of units to remove. `Global(sparsity)` ranks
+        all leaves together; see `select_global`.
+      pattern: what is removed together; see `masks.Units`. NM(n, m) needs the sparsity 1 - n/m. If the sparsity is an
+        array, such as that of a schedule, NM keeps m - floor(s m + 1/2) of each m, and never fewer than n.
+      where: which leaves are pruned; see `masks.Units`. The other leaves get a scalar True.
+      batch_axes: how many leading axes of a leaf are slices of their own; see `masks.Units`. Each slice loses exactly
+        the same number of units.
+      specs: the `PartitionSpec`s of the leaves inside `jax.shard_map`; see `masks.Units`.
 
     Returns:
-      bool masks, True = kept, in the structure of `scores`; each has the shape of its leaf, or broadcasts to it for
+      bool masks, True = kept, in the structure of `scores`. A mask has the shape of its leaf, or broadcasts to it for
       `Channel`. NaN ranks lowest, -0.0 equals 0.0, denormals count, and of equal scores the lowest index is kept.
 
     Raises:
-      ValueError: nothing to prune, a sparsity outside [0, 1), a leaf that a pattern does not divide, trees that do not
-        match; the message names the leaves. Inside `jax.shard_map`, scores that differ between its devices, if
-        `specs` does not say how they share them; groups of N:M or blocks that lie on several devices.
-      TypeError: a score that is not floating.
+      ValueError: `where` selects no leaf; a sparsity is outside [0, 1); a pattern does not fit a leaf; `sparsities` has
+        another structure. Inside `jax.shard_map`: the scores differ between devices and `specs` does not say how the
+        devices share them; blocks or groups of N:M extend over several devices. The message names the leaves.
+      TypeError: a score is not floating.
 
     Under jit, patterns, `where` and `batch_axes` are static; scores and sparsities may be traced, and another sparsity
     does not recompile.
@@ -74,23 +73,27 @@ def select(
 def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTree:
     r"""Masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
 
-    The scores of all leaves are ranked together; of equal scores those of the first leaf, in the order of
-    `jax.tree.leaves`, and there of the lowest index, are kept. Leaves are never concatenated. With `Block` or
-    `Channel`, units of different size count one each.
+    The scores of all leaves are ranked together. Of equal scores, those of the first leaf in the order of
+    `jax.tree.leaves` are kept, and within a leaf those of the lowest index. Leaves are never concatenated. A block or a
+    channel counts as one unit whatever its size.
 
     Args:
-      scores: as in `select`.
-      sparsity: in [0, 1): a Python number, a floating scalar array, or the `Count` removed.
+      scores: floating arrays in the structure of the parameters, larger = more worth keeping; the leaves that are not
+        pruned may hold anything.
+      sparsity: the fraction of all units to remove, in [0, 1): a Python number, a floating scalar array, or a `Count`
+        of the units to remove.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM, which
         removes the same number of every group. Each slice along `batch_axes` is ranked on its own over all leaves
         (members of an ensemble, say), so all leaves need the same number of slices; layers stacked by a scan are
         ranked with the rest if `batch_axes` is 0.
 
     Returns:
-      Masks, as `select`.
+      bool masks, True = kept, in the structure of `scores`; a scalar True for a leaf that is not pruned.
 
     Raises:
-      ValueError: as `select`; and for NM.
+      ValueError: `where` selects no leaf; the sparsity is outside [0, 1); a pattern does not fit a leaf, or is NM; the
+        leaves have different numbers of slices. The message names the leaves.
+      TypeError: a score is not floating.
 
     Example:
       >>> scores = {'a': jnp.array([[1.0, 5.0]]), 'b': jnp.array([[2.0, 6.0]])}

@@ -404,7 +404,7 @@ def _check_trained(params: PyTree, updates: PyTree, kept: PyTree) -> None:
 
 def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
     """Raises for what would go another way on each device."""
-    cut = shards.layouts(params, specs)
+    cut = shards.of_leaves(params, specs)
     if enforce.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
             "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a device holds, and "

@@ -178,6 +178,8 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
+        if not any(not isinstance(v, Literal) and v in source for v in eqn.invars):
+            continue
         rule = rule_of(eqn)
         if rule is None or not rule.ragged:
             continue
