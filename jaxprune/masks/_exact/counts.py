@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 _BASE_BITS = 16
 _BASE = 1 << _BASE_BITS
@@ -218,7 +219,7 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
     if isinstance(sparsity, jax.Array):
         if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
             raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
-        if isinstance(sparsity, jax.core.Tracer) or not sparsity.is_fully_addressable:
+        if isinstance(sparsity, Tracer) or not sparsity.is_fully_addressable:
             return
         sparsity = float(sparsity)
     if isinstance(sparsity, np.ndarray) and sparsity.ndim == 0:
@@ -232,7 +233,7 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
 
 
 def _is_one(sparsity: jax.Array) -> bool:
-    known = not isinstance(sparsity, jax.core.Tracer) and sparsity.is_fully_addressable
+    known = not isinstance(sparsity, Tracer) and sparsity.is_fully_addressable
     return known and sparsity.ndim == 0 and float(sparsity) == 1
 
 
