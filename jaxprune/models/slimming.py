@@ -17,7 +17,7 @@ from jaxprune.models.decoder import block_params, parts
 from jaxprune.models.pruning import checked_tokens
 
 
-class Removal(NamedTuple):
+class SlimResult(NamedTuple):
     """What `slim_folder` removed.
 
     Attributes:
@@ -48,7 +48,7 @@ def slim_folder(
     kv_heads: int | None = None,
     drop_blocks: int | Sequence[int] = 0,
     progress: bool | None = None,
-) -> Removal:
+) -> SlimResult:
     r"""Makes a language model in a Hugging Face folder narrower and shallower, and writes it into a new folder.
 
     Use it where the model has to be smaller and faster everywhere, and train it on afterwards (`jaxprune.ensembles` has
@@ -99,7 +99,7 @@ def slim_folder(
             writer.add(place, {f"model.layers.{place}.{name}": x for name, x in small.items()})
         writer.add(len(stay), folder.load(rest))
         writer.carry_over(folder)
-    return Removal(tuple(gone), influence, new)
+    return SlimResult(tuple(gone), influence, new)
 
 
 def _check(folder: Folder, mlp: float, kv_heads: Any, drop_blocks: Any, heads: int, blocks: int) -> None:
