@@ -64,8 +64,8 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree 
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more, at least float32; 0 where a whole row or column is 0. A leaf without statistics scores
-      a scalar zero.
+      A tree of scores, 0 or more, at least float32; 0 where a whole row or column is 0. A leaf without statistics
+      scores a scalar zero.
 
     Raises:
       ValueError: stats are missing, belong to other shapes, or hold no sums of squares; devices share a leaf.
@@ -95,8 +95,8 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
         s_ij = |\sum_n x_ni / N|
 
     Molchanov et al. 2017, arXiv 1611.06440, section 2.2. The paper takes the mean over a layer's outputs; here it
-    is taken over the inputs of the layer that reads them. A channel is therefore `masks.Channel(axis=-2)` of the reading
-    layer's kernel; slimming also removes it from the layer that computes it. All weights of an input score the same.
+    is taken over the inputs of the layer that reads them. A channel is therefore `masks.Channel(axis=-2)` of the
+    reading layer's kernel; slimming also removes it from the layer that computes it. All weights of an input score the same.
 
     Args:
       params: any tree.

@@ -133,8 +133,8 @@ def synflow_masks(
       where: the leaves that are pruned: None, a predicate `(name, leaf) -> bool`, a glob or a list of globs.
 
     Returns:
-      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf, and in it the lowest
-      index, is kept.
+      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf, and in it the
+      lowest index, is kept.
 
     Raises:
       ValueError: a sparsity outside [0, 1), or fewer iterations than one.

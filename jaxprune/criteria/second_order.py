@@ -84,7 +84,7 @@ def hessian_diagonal(
       samples: the number of draws for each batch, 1 or more, 16 by default.
 
     Returns:
-      A tree of arrays in the shapes of the params, at least float32, with a scalar zero for leaves that are not floating.
+      A tree of arrays in the shapes of the params, at least float32. A leaf that is not floating has a scalar zero.
 
     Raises:
       ValueError: there are no batches, fewer than one sample, or an estimate is not finite; the message names the
