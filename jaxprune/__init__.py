@@ -2,37 +2,82 @@
 
     params --criteria--> scores --allocation--> a sparsity for each leaf --masks--> masks
     masks --> apply | sparsify(optimizer) | slim(function) | rewind | ensemble --> assess --> report
+    a folder on disk --models, checkpoints--> a smaller folder on disk
 
-Each arrow is a public function that can be used alone; `prune` is the first line in one call.
+Each arrow is a public function that can be used alone; `prune` is the first line in one call. The names that are used
+most stand here; `help(jaxprune.masks)` and so on list what each room has:
+
+    masks           patterns, exact selection, algebra, packing
+    criteria        scores: by weights, gradients, second order, activations, flow
+    allocation      how the leaves share a sparsity: uniform, ER, ERK, one ranking, LAMP, OWL, by path
+    schedules       step -> sparsity, step -> update or not
+    training        methods for `sparsify`: fixed, one-shot, gradual, RigL, AC/DC, straight-through
+    lottery         tickets: iterative pruning, rewinding, control experiments, stability
+    calibration     the activations that each weight meets, for any function
+    reconstruction  one-shot pruning that repairs: SparseGPT, OBS, ALPS, least squares
+    slimming        channels, heads and layers that go physically
+    features        which inputs and hidden units matter
+    sensitivity     how much pruning each layer bears, and levels that meet a budget
+    assess          cost, accuracy, risk, comparison, choice of models; reports
+    ensembles       pruned members as one program, soups, distillation
+    checkpoints     networks, runs and Hugging Face folders on disk
+    models          decoders of the Llama family, from folder to folder
 """
 
-from jaxprune import allocation as allocation
-from jaxprune import assess as assess
-from jaxprune import calibration as calibration
-from jaxprune import checkpoints as checkpoints
-from jaxprune import criteria as criteria
-from jaxprune import ensembles as ensembles
-from jaxprune import features as features
-from jaxprune import lottery as lottery
-from jaxprune import masks as masks
-from jaxprune import models as models
-from jaxprune import reconstruction as reconstruction
-from jaxprune import schedules as schedules
-from jaxprune import sensitivity as sensitivity
-from jaxprune import slimming as slimming
-from jaxprune import training as training
-from jaxprune._jaxprs import LeafRole as LeafRole
-from jaxprune._jaxprs import Roles as Roles
-from jaxprune._jaxprs import find_roles as find_roles
-from jaxprune.calibration import calibrate as calibrate
-from jaxprune.masks import Pruned as Pruned
-from jaxprune.prune import How as How
-from jaxprune.prune import Selector as Selector
-from jaxprune.prune import prune as prune
-from jaxprune.reconstruction import reconstruct as reconstruct
-from jaxprune.slimming import find_groups as find_groups
-from jaxprune.slimming import slim as slim
-from jaxprune.training import get_masks as get_masks
-from jaxprune.training import sparsify as sparsify
+from jaxprune import (
+    allocation,
+    assess,
+    calibration,
+    checkpoints,
+    criteria,
+    ensembles,
+    features,
+    lottery,
+    masks,
+    models,
+    reconstruction,
+    schedules,
+    sensitivity,
+    slimming,
+    training,
+)
+from jaxprune._jaxprs import LeafRole, Roles, find_roles
+from jaxprune.calibration import calibrate
+from jaxprune.masks import Pruned
+from jaxprune.prune import How, Selector, prune
+from jaxprune.reconstruction import reconstruct
+from jaxprune.slimming import find_groups, slim
+from jaxprune.training import get_masks, sparsify
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "How",
+    "LeafRole",
+    "Pruned",
+    "Roles",
+    "Selector",
+    "allocation",
+    "assess",
+    "calibrate",
+    "calibration",
+    "checkpoints",
+    "criteria",
+    "ensembles",
+    "features",
+    "find_groups",
+    "find_roles",
+    "get_masks",
+    "lottery",
+    "masks",
+    "models",
+    "prune",
+    "reconstruct",
+    "reconstruction",
+    "schedules",
+    "sensitivity",
+    "slim",
+    "slimming",
+    "sparsify",
+    "training",
+]

@@ -1,6 +1,7 @@
 """Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
 
 import glob
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -118,7 +119,9 @@ class Selector:
         sharding = {} if self.specs is None else {"specs": self.specs}
         key = self.key if key is None else key
         chosen = _tree.selected(params, self.where)
-        scores = self.criterion(params, **{"grads": grads, "stats": stats, "key": key, **sharding, **signals})
+        given = {"grads": grads, "stats": stats, "key": key, **sharding, **signals}
+        _check_signature(self.criterion, given)
+        scores = self.criterion(params, **given)
         return _checked(scores, params, self.criterion, chosen, every=callable(self.where))
 
     def masks(self, scores: PyTree, sparsity: Any) -> PyTree:
@@ -231,6 +234,25 @@ def prune(
     return masks.Pruned(masks.apply(params, chosen), chosen)
 
 
+def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(criterion)
+    except (TypeError, ValueError):
+        return  # some functions of C have none
+    try:
+        signature.bind(None, **signals)
+    except TypeError as error:
+        raise TypeError(
+            f"criterion {_name(criterion)} cannot be called as criterion(params, grads=..., stats=..., "
+            f"key=..., **signals): {error}; end its arguments with **signals, and pass what a factory such as "
+            "criteria.synflow(fn, *inputs) returns"
+        ) from None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
 def _checked(
     scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool], *, every: bool
 ) -> PyTree:
@@ -239,7 +261,7 @@ def _checked(
     A scalar is no score: of leaves that it does not cover a criterion makes one, and they stay whole; unless a
     predicate asked for `every` leaf, or no leaf is left.
     """
-    name = getattr(criterion, "__qualname__", type(criterion).__name__)
+    name = _name(criterion)
     scores = _tree.align(params, scores, what=f"the scores that criterion {name} returned")
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(scores), chosen, strict=True)
     pruned = [(name, leaf, score) for (name, leaf), score, yes in leaves if yes]

@@ -1,5 +1,6 @@
 """The front door: what it offers, and what it costs to open."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -60,6 +61,31 @@ def test_the_front_door_leads_to_every_room_and_to_what_is_used_most(root: Path)
     rooms = {path.stem for path in (root / "jaxprune").iterdir() if path.name[0] not in "._"} - {"cli", "py"}
     assert rooms - set(offered) == set()
     assert {"prune", "sparsify", "get_masks"} - set(offered) == set()
+
+
+def test_each_public_name_stands_in_one_room():
+    rooms = {name: vars(jaxprune)[name] for name in jaxprune.__all__ if inspect.ismodule(vars(jaxprune)[name])}
+    owners: dict[str, list[str]] = {}
+    for room, module in rooms.items():
+        assert all(hasattr(module, name) for name in module.__all__), room
+        assert module.__all__ == sorted(set(module.__all__), key=lambda n: (not n.isupper(), not n[0].isupper(), n)), (
+            room
+        )
+        for name in module.__all__:
+            owners.setdefault(name, []).append(room)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}
+    # The front door repeats what is used most, and adds only what has no room of its own.
+    own = {name for name in jaxprune.__all__ if name not in rooms}
+    assert own - owners.keys() == {"How", "LeafRole", "Roles", "Selector", "find_roles", "prune"}
+
+
+def test_every_public_function_and_class_explains_itself():
+    for room in jaxprune.__all__:
+        module = vars(jaxprune)[room]
+        for name in getattr(module, "__all__", ()):
+            member = getattr(module, name)
+            if inspect.isclass(member) or inspect.isfunction(member):
+                assert (member.__doc__ or "").strip(), f"{room}.{name}"
 
 
 def test_one_version(root: Path):

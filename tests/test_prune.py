@@ -31,6 +31,53 @@ def test_mistakes_are_named(params: Any, options: dict[str, Any], message: str):
 
 
 @pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (lambda p, **_: jax.tree.leaves(p), ValueError, r"(?s)scores that criterion <lambda> returned .*dense/kernel"),
+        (lambda p, **_: 1.0, ValueError, r"scores that criterion <lambda> returned .*structure of params"),
+        (lambda p, **_: None, ValueError, r"scores that criterion <lambda> returned .*structure of params"),
+        (lambda p, **_: jax.tree.map(jnp.sum, p), ValueError, r"dense/kernel: scores \(\), parameter \(8, 4\)"),
+        (lambda p, **_: jax.tree.map(jnp.transpose, p), ValueError, r"dense/kernel: scores \(4, 8\), parameter"),
+        (lambda p, **_: INTEGERS, TypeError, r"criterion <lambda> must return floating.*\n  dense/kernel: int32"),
+        (lambda params: params, TypeError, r"criterion <lambda> cannot be called .*end its arguments with \*\*signals"),
+        (criteria.synflow, TypeError, r"criterion synflow cannot be called .*a factory such as criteria\.synflow"),
+    ],
+)
+def test_a_criterion_that_returns_something_else_is_named(criterion: Any, error: Any, message: str):
+    with pytest.raises(error, match=message):
+        _ = jaxprune.prune(PARAMS, 0.5, criterion=criterion)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mu": PARAMS}, r"mu is not one of the options criterion, .*functools\.partial\(criterion, mu=\.\.\.\)"),
+        ({"patern": masks.Block((2, 2))}, r"patern is not one of the options .*did you mean pattern\?"),
+        ({"pattern": lambda: None}, r"pattern must be masks\.Unstructured\(\)"),
+    ],
+)
+def test_options_that_there_are_not_are_named(options: Any, message: str):
+    with pytest.raises(TypeError, match=message):
+        _ = jaxprune.prune(PARAMS, 0.5, **options)
+
+
+def test_a_model_and_an_empty_list_of_globs_are_named():
+    with pytest.raises(ValueError, match=r"params must be a tree of arrays, .*got object"):
+        _ = jaxprune.prune(object(), 0.5)
+    with pytest.raises(ValueError, match=r"where=\[\] names no leaf"):
+        _ = jaxprune.prune(PARAMS, 0.5, where=[])
+    with pytest.raises(ValueError, match=r"dense/kernel: NM.* sparsity of this leaf is 0\.4; .*allocation\.uniform"):
+        _ = jaxprune.prune(PARAMS, 0.4, pattern=masks.NM(2, 4))
+
+
+def test_a_selector_is_its_two_halves():
+    select = jaxprune.Selector(allocation=allocation.erk, where="dense/*")
+    together, halves = select(PARAMS, 0.5), select.masks(select.scores(PARAMS), 0.5)
+    assert jnp.array_equal(together["dense"]["kernel"], halves["dense"]["kernel"])
+    assert select.units == {"pattern": masks.Unstructured(), "where": "dense/*", "batch_axes": 0}
+
+
+@pytest.mark.parametrize(
     ("params", "options", "message"),
     [
         (INTEGERS, {"where": lambda name, leaf: "kernel" in name}, "not floating .*\n  dense/kernel: int32"),

@@ -5,7 +5,6 @@ heads times dimensions is two factors, so that a reshape that takes it apart nee
 says of its positions is up to the client: `views` writes the run along a leaf's axis, `slimming` the labels.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,7 +27,10 @@ Cut = Callable[[Factor, int], tuple[Factor, Factor]]
 
 def size(axis: Sequence[Factor]) -> int:
     """The number of positions of an axis."""
-    return math.prod(factor.size for factor in axis)
+    total = 1
+    for factor in axis:
+        total *= factor.size
+    return total
 
 
 def merge(axes: Sequence[Axis]) -> Axis:

@@ -120,7 +120,7 @@ class Roles:
         """
         known = {leaf.identity: leaf for leaf in self.leaves}
         found, wrong = [], []
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        for path, leaf in _tree.with_paths(params):
             role, shape = known.get(_tree.identity(path)), tuple(getattr(leaf, "shape", ()))
             found.append(role)
             if role is None:
@@ -166,7 +166,7 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
 
 def leaves_of(params: PyTree) -> list[LeafRole]:
     """The leaves of a tree, of which no role is known."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = _tree.with_paths(params)
     shapes = [tuple(leaf.shape) if is_array(leaf) else () for _, leaf in flat]
     return [
         LeafRole(_tree.name(path), _tree.identity(path), shape, (), ("unknown",) * len(shape))

@@ -30,11 +30,14 @@ class Values(Generic[V]):
 
     def update(self, variables: Sequence[Any], values: Sequence[V]) -> None:
         """Notes the values of several variables."""
-        self._known.update(zip(variables, values, strict=True))
+        known = self._known
+        for variable, value in zip(variables, values, strict=True):
+            known[variable] = value
 
     def of(self, variables: Sequence[Any]) -> list[V]:
         """The values of several variables."""
-        return [self[v] for v in variables]
+        known, literal = self._known, self._literal
+        return [literal(v.val) if isinstance(v, jec.Literal) else known[v] for v in variables]
 
 
 def walk(

@@ -19,3 +19,4 @@ from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
+from jaxprune._tree.paths import with_paths as with_paths

@@ -70,8 +70,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
       >>> prunable(params)
       {'dense': {'bias': False, 'kernel': True}}
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(paths.name(path), leaf) for path, leaf in leaves]
+    named = paths.named_leaves(tree)
     if where is None:
         chosen = [is_prunable(name, leaf) for name, leaf in named]
     elif callable(where):
@@ -81,22 +80,22 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
         globs = _as_globs(where)
         _check_globs(named, globs)
         chosen = [is_prunable(name, leaf) and any(_matches(name, g) for g in globs) for name, leaf in named]
-    return jax.tree.unflatten(treedef, chosen)
+    return jax.tree.unflatten(jax.tree.structure(tree), chosen)
 
 
 def selected(tree: PyTree, where: Where = None) -> list[bool]:
     """Which leaves are pruned, one at least: `prunable` for those to whom none is a mistake.
 
     Args:
-      tree: as in `prunable`.
-      where: as in `prunable`.
+      tree: parameters, or anything of their structure whose leaves have their shapes and dtypes.
+      where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs; see `prunable`.
 
     Returns:
       A list of Python bools, in the order of `jax.tree.leaves`.
 
     Raises:
-      TypeError: as `prunable`.
-      ValueError: as `prunable`; and no leaf is selected. The message lists the leaves there are.
+      TypeError: `where` is none of these, or its predicate selects a leaf that is not floating.
+      ValueError: a glob matches no prunable leaf; no leaf is selected. The message lists the leaves of the tree.
 
     Example:
       >>> selected({'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}})
@@ -105,7 +104,7 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     chosen = jax.tree.leaves(prunable(tree, where))
     if any(chosen):
         return chosen
-    if jax.tree.structure(tree) == jax.tree.structure(0) and not hasattr(tree, "dtype"):
+    if jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree):
         raise ValueError(
             f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
             f"got {type(tree).__name__}"
@@ -151,7 +150,11 @@ def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callabl
 
 
 def _described(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+    return f"{leaf.dtype}{list(leaf.shape)}" if _is_array(leaf) else type(leaf).__name__
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
 
 
 def _as_globs(where: Any) -> list[str]:

@@ -34,10 +34,7 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
     if structure == other_structure:
         return
-    names, other_names = (
-        [paths.name(path) for path, _ in jax.tree_util.tree_flatten_with_path(t, is_leaf=_is_array)[0]]
-        for t in (tree, other)
-    )
+    names, other_names = ([paths.name(path) for path, _ in paths.with_paths(t, _is_array)] for t in (tree, other))
     missing = [f"  {name}: in {of}, not in {what}" for name in names if name not in other_names]
     extra = [f"  {name}: in {what}, not in {of}" for name in other_names if name not in names]
     nodes = [f"  {of}: {structure}", f"  {what}: {other_structure}"]
@@ -69,8 +66,8 @@ def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyT
     """
     if jax.tree.structure(tree) == jax.tree.structure(other, is_leaf=is_leaf):
         return other
-    leaves = {paths.identity(p): x for p, x in jax.tree_util.tree_flatten_with_path(other, is_leaf=is_leaf)[0]}
-    order = [paths.identity(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    leaves = {paths.identity(p): x for p, x in paths.with_paths(other, is_leaf)}
+    order = [paths.identity(path) for path, _ in paths.with_paths(tree)]
     if leaves.keys() != set(order) or len(leaves) != len(order):
         check_same(tree, other, what=what)
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in order])
@@ -127,7 +124,7 @@ def check_bool(masks: PyTree, *, what: str = "masks") -> None:
     Example:
       >>> check_bool({'w': jnp.array([True, False]), 'b': True})
     """
-    leaves = jax.tree_util.tree_flatten_with_path(masks, is_leaf=_is_array)[0]
+    leaves = paths.with_paths(masks, _is_array)
     dtypes = [(paths.name(path), m.dtype if _is_array(m) else np.asarray(m).dtype) for path, m in leaves]
     wrong = [f"  {name}: {dtype}" for name, dtype in dtypes if dtype != np.bool_]
     if wrong:

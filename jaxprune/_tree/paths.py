@@ -1,4 +1,4 @@
-"""Names for leaves: `encoder/layer_0/kernel`, for people; path tuples, for programs."""
+"""Names for leaves: `name` for people, `encoder/layer_0/kernel`; `identity` for programs; `with_paths` for a tree."""
 
 import sys
 from collections.abc import Callable
@@ -18,14 +18,13 @@ def name(path: Path) -> str:
     `identity(path)` instead.
 
     Args:
-      path: a key path, as `jax.tree_util.tree_flatten_with_path` gives it.
+      path: a path from `with_paths`.
 
     Returns:
       A string; empty for a tree that is a single leaf.
 
     Example:
-      >>> paths, _ = jax.tree_util.tree_flatten_with_path({'dense': {'kernel': 1.0}})
-      >>> name(paths[0][0])
+      >>> name(with_paths({'dense': {'kernel': 1.0}})[0][0])
       'dense/kernel'
     """
     return keystr(_without_box(path), simple=True, separator="/")
@@ -38,14 +37,13 @@ def identity(path: Path) -> tuple[str, ...]:
     for a dict entry and an attribute of the same spelling, and with or without a Variable around.
 
     Args:
-      path: a key path, as `jax.tree_util.tree_flatten_with_path` gives it.
+      path: a path from `with_paths`.
 
     Returns:
       A tuple that programs compare and use for a key.
 
     Example:
-      >>> paths, _ = jax.tree_util.tree_flatten_with_path({'a/b': {'c': 1.0}})
-      >>> identity(paths[0][0])
+      >>> identity(with_paths({'a/b': {'c': 1.0}})[0][0])
       ('a/b', 'c')
     """
     return tuple(keystr((key,), simple=True) for key in _without_box(path))
@@ -72,6 +70,36 @@ def is_box(node: Any) -> bool:
     )
 
 
+def with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Path, Any]]:
+    """The leaves with their paths, in the order of `jax.tree.leaves`, for `name` and `identity`.
+
+    It differs from `jax.tree_util.tree_flatten_with_path` in what is called `value`: the key of a box of Flax stays an
+    attribute, which names leave out, and a field of a NamedTuple or dataclass becomes an ordinary key, which they keep.
+
+    Args:
+      tree: any pytree; None is no leaf.
+      is_leaf: which nodes are leaves.
+
+    Returns:
+      Pairs (path, leaf).
+
+    Example:
+      >>> from collections import namedtuple
+      >>> Attention = namedtuple('Attention', ['query', 'value'])
+      >>> [name(path) for path, _ in with_paths({'attn': Attention(1.0, 2.0)})]
+      ['attn/query', 'attn/value']
+    """
+    stop = is_leaf or (lambda node: False)
+    found: list[tuple[Path, Any]] = []
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: stop(node) or is_box(node))[0]:
+        if is_box(node) and not stop(node):
+            found += [(path + rest, leaf) for rest, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf)[0]]
+        else:
+            field = path and path[-1] == jax.tree_util.GetAttrKey("value")
+            found.append(((*path[:-1], jax.tree_util.DictKey("value")) if field else path, node))
+    return found
+
+
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """The leaves with their names, in the order of `jax.tree.leaves`.
 
@@ -85,7 +113,7 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
       >>> named_leaves({'b': 2, 'a': {'c': 1}})
       [('a/c', 1), ('b', 2)]
     """
-    return [(name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [(name(path), leaf) for path, leaf in with_paths(tree)]
 
 
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -106,11 +134,12 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
       >>> map_named(lambda name, x: f'{name}={x}', {'a': {'c': 1}})
       {'a': {'c': 'a/c=1'}}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest)
+    names = jax.tree.unflatten(jax.tree.structure(tree), [name(path) for path, _ in with_paths(tree)])
+    return jax.tree.map(lambda _, *xs: fn(*xs), tree, names, tree, *rest)
 
 
 def _without_box(path: Path) -> Path:
-    # nn.Partitioned and nnx.Variable are nodes with one child, reached by an attribute or a flattened index
-    # called `value`; a dict may have a real key of that name, so only attribute keys are stripped.
+    # nn.Partitioned and nnx.Variable are nodes with one child, reached by an attribute called `value`; a dict may have
+    # a key of that name, and `with_paths` turns fields of that name into such keys.
     boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
     return path[:-1] if boxed else path

@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxprune.masks._exact import counts, shards
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 
 SQUARE_BITS = 36  # a square, of at most 1, is a multiple of 2^-36
 _DIGIT_BITS = 18
@@ -45,7 +45,7 @@ def keys(sizes: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(sizes, jnp.int32)
 
 
-def largest(scores: jax.Array, batch_axes: int, layout: Layout) -> jax.Array:
+def largest(scores: jax.Array, batch_axes: int, layout: Shards) -> jax.Array:
     """The largest key of each slice, of the whole array: int32, in the shape of its batch axes."""
     found = keys(sizes(scores)).max(tuple(range(batch_axes, scores.ndim)))
     if not layout.is_cut:
@@ -66,7 +66,7 @@ def scaled_square(sizes: jax.Array, exponent: jax.Array) -> jax.Array:
     return scaled * scaled
 
 
-def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array, layout: Layout = WHOLE) -> Tails:
+def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array, layout: Shards = WHOLE) -> Tails:
     """Counts the entries at or above each probe, and sums their squares.
 
     Args:

@@ -15,24 +15,24 @@ PyTree = Any
 
 
 def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
-    """Leaves whose path matches a glob get its sparsity; the others share the rest so that the total comes out.
+    """Fixes the sparsity of the leaves whose name matches a glob; the other leaves share the rest of the total.
 
         s_rest = (s N - removed by the rules) / N_rest
 
     Args:
-      rules: globs over names such as `encoder/*/kernel` to sparsities in [0, 1), 0.0 for dense; the first that matches
-        counts.
-      default: how the other leaves share what is left: any allocation that gives each leaf a sparsity, such as
-        `erk` or `lamp`; not `one_ranking`.
+      rules: a mapping from globs over leaf names, such as `encoder/*/kernel`, to sparsities in [0, 1); 0.0 keeps a
+        leaf dense. The first glob that matches a leaf counts.
+      default: how the other leaves share the rest: any allocation that gives each leaf a sparsity, such as `erk` or
+        `lamp`, but not `one_ranking`.
 
     Returns:
-      An allocation: the total it is asked for is that of all pruned leaves, the fixed ones among them.
+      An allocation. Its total sparsity is that of all pruned leaves, including the fixed ones.
 
     Raises:
-      TypeError: the rules are not a mapping.
-      ValueError: a sparsity outside [0, 1). From the allocation: a glob that matches no leaf; a total that the fixed
-        leaves leave no room for, with the range that is possible (a traced total is clipped to it); `default`
-        ranks all leaves together.
+      TypeError: `rules` is not a mapping.
+      ValueError: a sparsity is outside [0, 1). The allocation raises it if a glob matches no leaf, if the fixed leaves
+        make the total impossible (the message says which totals are possible; a traced total is clipped to them), or
+        if `default` ranks all leaves together.
 
     Example:
       >>> scores = {'head': jnp.ones((2, 10)), 'a': jnp.ones((10, 10)), 'b': jnp.ones((8, 10))}

@@ -14,7 +14,7 @@ from jaxprune.allocation.shares import Allocation, allocation, as_sparsity
 from jaxprune.masks import Leaf
 from jaxprune.masks._exact import counts, shards
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
@@ -26,14 +26,15 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
 
         lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
 
-    Lee et al. 2021 (LAMP), arXiv 2010.07611. Within a leaf that ranks as |w| does, so it is only a matter of how
-    many entries each leaf keeps; the largest of each leaf has 1 or nearly, so that no leaf loses all it has before the
-    others do. Equal weights have one value. Nothing is sorted: brackets are narrowed by counting (`levels`), on any
-    layout with the same bits.
+    Lee et al. 2021 (LAMP), arXiv 2010.07611. Within a leaf the LAMP score ranks as |w| does, so the allocation only
+    decides how many entries each leaf keeps. The largest weight of each leaf has a score near 1, so no leaf is emptied
+    before the others. Equal weights have equal scores. Nothing is sorted: counting passes narrow a bracket for each
+    leaf, with the same bits on any number of devices.
 
-    The value ranked is exact about this: scores are rounded to float32, and denormals, NaN and negative ones taken for
-    0; a square is taken of the score over the power of two above the leaf's largest, in float32, rounded to 2^-36, and
-    summed exactly; the quotient is a float32. Of equal quotients the larger score is kept, then the earlier leaf.
+    How the score is computed: a weight is rounded to float32, and denormal, NaN and negative numbers count as 0. It is
+    divided by the power of two above the largest weight of its leaf, squared in float32 and rounded to 2^-36. The
+    squares are summed exactly, and the quotient is a float32. Of equal quotients the larger weight is kept, then the
+    weight of the earlier leaf.
 
     Args:
       scores: floating arrays, 0 or more: |w|, that is `criteria.magnitude`. Squares would be squared again.
@@ -46,7 +47,7 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
       achieved, exact: floor(s N + 1/2) of all N entries.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or another pattern.
+      ValueError: the sparsity is outside [0, 1); a pattern is not `masks.Unstructured()`.
 
     Example:
       >>> scores = {'a': jnp.array([[4.0, 1.0, 1.0, 1.0]]), 'b': jnp.array([[0.2, 0.2, 0.1, 0.1]])}
@@ -75,7 +76,7 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
 
 @partial(jax.jit, static_argnames=("batch_axes", "layouts"))
 def keep(
-    arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...], layouts: tuple[Layout, ...] | None = None
+    arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...], layouts: tuple[Shards, ...] | None = None
 ) -> tuple[list[Count], jax.Array]:
     """How many entries of each slice LAMP keeps.
 

@@ -26,23 +26,24 @@ def owl(
     layer_of: Callable[[str], Hashable] | None = None,
     **units: Unpack[masks.Units],
 ) -> Allocation:
-    r"""Shares a sparsity by how many of a layer's scores are outliers.
+    r"""Outlier-weighed layerwise sparsity: a layer with more outliers among its scores stays denser.
 
-        D_l = share of scores of layer l above `threshold` times their mean
+        D_l = fraction of the scores of layer l above `threshold` times their mean
         s_l = s + \bar d - d_l,  d_l = 2 spread (D_l - min D) / (max D - min D)
 
     Yin et al. 2024 (OWL), arXiv 2310.05175, section 3.2, for scores of `criteria.wanda`. $\bar d$ is the mean over all
-    entries, so that the total comes out for layers of any size; the paper's layers are all of one size. Where a layer
-    would leave [0, 1), all deviations are made smaller by the same factor. If no layer has more outliers than another,
-    the sparsity is uniform.
+    entries, so that the total is met for layers of any size; in the paper all layers have one size. If the sparsity of
+    a layer would leave [0, 1), all deviations are reduced by the same factor. If all layers have as many outliers, the
+    sparsity is uniform.
 
     Args:
       scores: floating arrays, 0 or more.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      threshold: M in the paper, 3 to 10 there.
-      spread: $\lambda$ in the paper: sparsities differ by twice this at most.
-      layer_of: from a leaf's name to the layer that it belongs to (the paper: a transformer block, of which all
-        matrices count together and get one sparsity); None: every leaf is a layer. Slices stay apart.
+      threshold: M in the paper, above 0; 3 to 10 there.
+      spread: $\lambda$ in the paper, in [0, 0.5): the sparsities of two layers differ by at most twice this number.
+      layer_of: a function from the name of a leaf to its layer. All leaves of a layer count together and get one
+        sparsity, as the matrices of a transformer block do in the paper. None: every leaf is a layer. Each slice of
+        stacked layers counts on its own.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
         `masks.Unstructured()`. Each slice along `batch_axes` is a layer with a sparsity of its own.
 
@@ -51,7 +52,7 @@ def owl(
       achieved: each layer's count is rounded on its own.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a pattern that is not unstructured, options out of range.
+      ValueError: the sparsity, `threshold` or `spread` is out of its range; a pattern is not `masks.Unstructured()`.
 
     Example:
       >>> flat, peaked = jnp.ones((4, 10)), jnp.ones((4, 10)).at[0, 0].set(100.0)

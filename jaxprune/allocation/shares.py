@@ -36,19 +36,19 @@ Allocate = Callable[..., Allocation]
 
 
 def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Every leaf gets the total sparsity.
+    """Gives every leaf the total sparsity.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
-      The sparsity for each pruned leaf and 0.0 for the others, and the total achieved, which differs from the one
-      asked for by at most half a unit in each leaf.
+      The sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved, which differs from
+      `sparsity` by at most half a unit in each leaf.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> uniform({'bias': jnp.ones(3), 'kernel': jnp.ones((2, 5))}, 0.25)
@@ -60,20 +60,20 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
 
 
 def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """One ranking over all leaves; what each leaf loses comes out of the scores.
+    """Ranks all leaves together, so that the scores decide how many units each leaf loses.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
         slice along `batch_axes` is ranked on its own, over all leaves.
 
     Returns:
-      `masks.Global(sparsity)`, and the fraction of units removed. Where leaves have units of different size (blocks and
-      channels), that is not the fraction of entries, which depends on the scores.
+      `masks.Global(sparsity)`, and the fraction of units removed. If the units of the leaves differ in size (blocks or
+      channels), the fraction of entries differs from it and depends on the scores.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> one_ranking({'a': jnp.ones((2, 5)), 'b': jnp.ones((1, 5))}, 0.5)
@@ -89,27 +89,27 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
 
 
 def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Densities as in a random bipartite graph: each neuron keeps about as many connections.
+    """Erdos-Renyi: gives each leaf the density of a random graph in which all neurons have as many connections.
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
-    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is the
-    number for which the total comes out; leaves that would be more than dense are dense, and eps is that of the others
-    (Evci et al. 2020). For leaves fixed to a sparsity of their own, see `by_path`.
+    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is chosen
+    so that the total sparsity is met. A leaf whose density would exceed 1 stays dense, and eps is computed from the
+    other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
     Args:
-      scores: a tree of scores, or of ShapeDtypeStructs: only shapes are read.
-      sparsity: the total fraction to remove, in [0, 1): a Python number (computed in float64) or a traced scalar (in
-        its own dtype); another value of the latter does not recompile.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
+        computed in its own dtype. Another value of a traced scalar does not recompile.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
         count as so many leaves of the shape that is left.
 
     Returns:
-      A sparsity for each pruned leaf and 0.0 for the others, and the total achieved: each leaf's count is rounded on
-      its own, so for single entries it differs from the one asked for by at most half an entry in each leaf and slice.
+      A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
+      rounded, so for single entries the total differs from `sparsity` by at most half an entry in each leaf and slice.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that does not fit a leaf.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> sparsities, achieved = er({'a': jnp.ones((10, 90)), 'b': jnp.ones((10, 10))}, 0.76)
@@ -120,23 +120,27 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
 
 def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """ER with the kernel's own size: of convolutions, the small ones are denser.
+    """Erdos-Renyi with the size of the kernel: small convolutions are denser than large ones.
 
         1 - s_l = min(1, eps (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w))
 
-    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the sum of a leaf's axes over their product. For leaves of two
-    axes it is `er`. Dense layers stored with more (attention: inputs, heads, head size) count all of them.
+    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the density is proportional to the sum of a leaf's axes over
+    their product. For leaves of two axes it equals `er`. A dense layer stored with more axes, such as the (inputs,
+    heads, head size) of attention, counts all of them.
 
     Args:
-      scores: as in `er`.
-      sparsity: as in `er`.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
+        computed in its own dtype. Another value of a traced scalar does not recompile.
+      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
+        count as so many leaves of the shape that is left.
 
     Returns:
-      As `er`.
+      A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
+      rounded, so for single entries the total differs from `sparsity` by at most half an entry in each leaf and slice.
 
     Raises:
-      ValueError: as `er`.
+      ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.
 
     Example:
       >>> sparsities, achieved = erk({'conv': jnp.ones((3, 3, 8, 8)), 'head': jnp.ones((8, 10))}, 0.5)
@@ -217,7 +221,7 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
 def removed_entries(leaf: Leaf, value: Any) -> Any:
     """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
     count = value if isinstance(value, masks.Count) else counts.removed(value, leaf.units)
-    if group := leaf.pattern.group(leaf):
+    if group := leaf.group:
         # The pattern, not the sparsity, has the last word on how many of a group stay.
         most = group.size - group.kept
         count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))

@@ -22,9 +22,9 @@ class Exemplars(NamedTuple):
       pruned: the answer of most pruned models, (n,).
     """
 
-    is_exemplar: Array
-    dense: Array
-    pruned: Array
+    is_exemplar: Any
+    dense: Any
+    pruned: Any
 
 
 @dataclass(frozen=True)
@@ -80,26 +80,29 @@ def exemplars(dense: Any, pruned: Any) -> Exemplars:
     return Exemplars(first != second, first, second)
 
 
-def forgotten(reference: Any, others: Any, labels: Any, pixels: np.ndarray | None = None) -> tuple[Forgotten, ...]:
-    """The exemplars one by one, with their pictures; on the host.
+def forgotten(
+    reference: np.ndarray, others: np.ndarray, labels: np.ndarray, pixels: np.ndarray | None = None
+) -> tuple[Forgotten, ...]:
+    """Lists the samples that a reference and most of the other models answer differently, with their pictures.
 
     Args:
-      reference: logits (n, classes) or (models, n, classes).
-      others: logits likewise.
+      reference: the reference's answers, integers (n,).
+      others: the answers of the other models, (models, n). Of equally frequent answers the lowest class counts.
       labels: integers, (n,).
       pixels: uint8 (n, height, width) or (n, height, width, 3); None for none.
 
     Returns:
-      One entry for each sample on which the two differ.
+      One entry for each such sample.
 
-    Raises:
-      ValueError: see `exemplars`.
+    Example:
+      >>> [found] = forgotten(np.array([0, 1]), np.array([[0, 2], [0, 2], [1, 1]]), np.array([0, 1]))
+      >>> found.index, found.reference, found.others
+      (1, 1, 2)
     """
-    found = exemplars(reference, others)
-    labels, dense, pruned = (np.asarray(x) for x in (labels, found.dense, found.pruned))
+    modal = np.asarray(_modal(jax.nn.one_hot(others, int(max(others.max(), reference.max())) + 1)))
     return tuple(
-        Forgotten(int(i), int(labels[i]), int(dense[i]), int(pruned[i]), None if pixels is None else pixels[i])
-        for i in np.flatnonzero(np.asarray(found.is_exemplar))
+        Forgotten(int(i), int(labels[i]), int(reference[i]), int(modal[i]), None if pixels is None else pixels[i])
+        for i in np.flatnonzero(modal != reference)
     )
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from scipy import special
 
-from jaxprune.assess import forgetting, intervals, metrics
+from jaxprune.assess import intervals, metrics
 from jaxprune.assess.forgetting import Exemplars
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
@@ -194,12 +194,10 @@ def changes(
     if jnp.shape(reference) != jnp.shape(model):
         raise ValueError(f"both models need logits of one shape; got {jnp.shape(reference)} and {jnp.shape(model)}")
     a, b = metrics.samples(reference, labels), metrics.samples(model, labels)
-    return compare(a, b, jnp.shape(model)[1], forgetting.exemplars(reference, model), key, flips, confidence)
+    return compare(a, b, jnp.shape(model)[1], key, flips, confidence)
 
 
-def compare(
-    a: Samples, b: Samples, classes: int, exemplars: Exemplars, key: Array, flips: int, confidence: float
-) -> Changes:
+def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confidence: float) -> Changes:
     """`changes` of samples that are judged already."""
     n = a.labels.size
     lost, won = a.correct & ~b.correct, b.correct & ~a.correct
@@ -223,7 +221,7 @@ def compare(
         recall=recall,
         recall_adjusted=tuple(np.where(counts > 0, of_classes, np.nan).tolist()),
         agreement=intervals.proportion(float((a.answers == b.answers).mean()), n, confidence),
-        exemplars=exemplars,
+        exemplars=Exemplars(a.answers != b.answers, a.answers, b.answers),
         regressions=int(lost.sum()),
         gains=int(won.sum()),
         detectable=float((critical + special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),

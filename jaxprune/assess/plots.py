@@ -11,6 +11,9 @@ from jaxprune.assess.reliability import Reliability
 from jaxprune.assess.selection import pareto_front
 from jaxprune.assess.selective import RiskCoverage
 
+FEW_SAMPLES = 10
+"""A bin with fewer samples than this is drawn and printed as one with few."""
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -97,7 +100,8 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
       models: by name what `reliability` gave, or its `bootstrap`, whose intervals are drawn.
 
     Returns:
-      A figure; the area of a point grows with the samples in its bin.
+      A figure; the area of a point grows with the samples in its bin, and a bin with fewer than 10 is a ring apart
+      from the line.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -112,8 +116,11 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
         count = np.asarray(bins.samples)
         filled = count > 0
         confidence, accuracy = np.asarray(bins.confidence)[filled], np.asarray(bins.accuracy)[filled]
-        [line] = axes.plot(confidence, accuracy, label=name)
-        axes.scatter(confidence, accuracy, 8 + 150 * count[filled] / count.sum(), color=line.get_color())
+        many = count[filled] >= FEW_SAMPLES
+        [line] = axes.plot(confidence[many], accuracy[many], label=name)
+        sizes = 8 + 150 * count[filled] / count.sum()
+        _ = axes.scatter(confidence[many], accuracy[many], sizes[many], color=line.get_color())
+        _ = axes.scatter(confidence[~many], accuracy[~many], 12, facecolors="none", edgecolors=line.get_color())
         if isinstance(given, Interval):
             low, high = (np.asarray(end.accuracy)[filled] for end in (given.low, given.high))
             axes.vlines(confidence, low, high, color=line.get_color(), alpha=0.5, linewidth=1)

@@ -58,7 +58,7 @@ def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskC
     if given.shape != labels.shape:
         raise ValueError(f"uncertainty must have one value a sample, {labels.shape}; got {given.shape}")
     _check_values(given, "uncertainty")
-    return _risk_coverage(given, ~metrics.correct(logits, labels))
+    return risk_coverage_curve(given, ~metrics.correct(logits, labels))
 
 
 def auroc(known: Any, foreign: Any) -> Array:
@@ -175,7 +175,8 @@ def epistemic_uncertainty(members: Array) -> Array:
 
 
 @jax.jit
-def _risk_coverage(uncertainty: Array, wrong: Array) -> RiskCoverage:
+def risk_coverage_curve(uncertainty: Array, wrong: Array) -> RiskCoverage:
+    """The curve of `risk_coverage` from the uncertainty of each sample and whether its answer is wrong, (n,) each."""
     n = wrong.shape[0]
     order = jnp.argsort(uncertainty)
     ordered, errors = uncertainty[order], wrong[order].astype(jnp.float32)

@@ -285,7 +285,7 @@ def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
 
 
 def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: dict[int, np.ndarray]) -> Stats:
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = _tree.with_paths(params)
     # Leaves keep the order in which they are met.
     finite = jax.device_get(
         {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}

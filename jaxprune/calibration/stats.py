@@ -106,7 +106,7 @@ class Stats:
           ValueError: a leaf has another shape than when it was calibrated.
         """
         found = []
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        for path, leaf in _tree.with_paths(params):
             inputs = self.inputs.get(_tree.identity(path))
             if inputs is not None and tuple(leaf.shape) != inputs.layout.shape:
                 raise ValueError(

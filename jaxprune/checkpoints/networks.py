@@ -179,7 +179,7 @@ def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[t
     entries = {tuple(entry["path"]): entry for entry in content["leaves"]}
     if like is None:
         like = _disk.nested({p: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"]) for p, entry in entries.items()})
-    wanted = [(_tree.identity(p), leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]]
+    wanted = [(_tree.identity(p), leaf) for p, leaf in _tree.with_paths(like)]
     saved = {p: f"{entry['dtype']}{list(entry['shape'])}" for p, entry in entries.items()}
     _disk.check_same(Path(path), "network", saved, {p: _kind(leaf) for p, leaf in wanted})
     pairs = [_join(entries[p], arrays) for p, _ in wanted]
@@ -193,7 +193,7 @@ def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[t
 
 def _split(params: PyTree, masks: PyTree, taken: list[str]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """The arrays of the file by name, and a description of each leaf in the order of `jax.tree.leaves`."""
-    pairs = jax.tree_util.tree_flatten_with_path(params)[0]
+    pairs = _tree.with_paths(params)
     _check_leaves([(_tree.name(path), leaf) for path, leaf in pairs], taken)
     arrays: dict[str, np.ndarray] = {}
     leaves, lost = [], []

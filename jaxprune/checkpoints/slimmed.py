@@ -94,7 +94,7 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
     exported = export.deserialize(bytearray(arrays[_FUNCTION]))
 
     def fn(params: PyTree, *inputs: Any) -> PyTree:
-        leaves = {_tree.identity(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+        leaves = {_tree.identity(p): leaf for p, leaf in _tree.with_paths(params)}
         return exported.call([leaves[p] for p in paths], *inputs)
 
     return Slimmed(fn, loaded.params, Manifest.from_json(json.dumps(loaded.about["manifest"])))

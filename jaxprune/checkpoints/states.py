@@ -54,7 +54,7 @@ def restore(path: Any, like: PyTree) -> PyTree:
             message = f"{path} is no checkpoint of Orbax, or is damaged: {_disk.first_line(error)}"
             raise ValueError(message) from error
         saved = {_names(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(there)[0]}
-        leaves = [(_saved_name(p, saved), leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]]
+        leaves = [(_saved_name(p, saved), leaf) for p, leaf in _tree.with_paths(like)]
         _check(path, saved, dict(leaves))
         target = jax.tree.map(_abstract, like)
         if [name for name, _ in leaves] != [_names(p) for p, _ in jax.tree_util.tree_flatten_with_path(like)[0]]:

@@ -68,7 +68,7 @@ def magnitude(
     if normalise is not None and normalise not in _NORMS:
         raise ValueError(f"criteria.magnitude: normalise must be None or one of {', '.join(_NORMS)}; got {normalise!r}")
 
-    def score(w: jax.Array, axes: int, layout: shards.Layout) -> jax.Array:
+    def score(w: jax.Array, axes: int, layout: shards.Shards) -> jax.Array:
         size = jnp.abs(w)
         if power == 2:
             size = jnp.square(size.astype(wide(w.dtype)))
@@ -76,12 +76,12 @@ def magnitude(
 
     leaves, treedef = jax.tree.flatten(params)
     batch = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    given = zip(leaves, batch, shards.layouts(params, specs), strict=True)
+    given = zip(leaves, batch, shards.of_leaves(params, specs), strict=True)
     scores = [score_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)
 
 
-def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shards.Layout) -> jax.Array:
+def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shards.Shards) -> jax.Array:
     size = size.astype(wide(size.dtype))
     if not size.size:
         return size
@@ -143,15 +143,15 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
         raise ValueError("criteria.random needs key: pass key=jax.random.key(seed)")
     _tree.check_key(key)
 
-    def draw(name: str, leaf: Any, layout: shards.Layout) -> jax.Array:
+    def draw(name: str, leaf: Any, layout: shards.Shards) -> jax.Array:
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         return score_leaf(lambda w: _uniform(own, w, layout), leaf)
 
-    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.layouts(params, specs))
+    layouts = jax.tree.unflatten(jax.tree.structure(params), shards.of_leaves(params, specs))
     return _tree.map_named(draw, params, layouts)
 
 
-def _uniform(key: jax.Array, w: jax.Array, layout: shards.Layout) -> jax.Array:
+def _uniform(key: jax.Array, w: jax.Array, layout: shards.Shards) -> jax.Array:
     if layout.is_cut:
         return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
     # On Explicit axes draw where the parameter lies; otherwise each device would hold the whole array.

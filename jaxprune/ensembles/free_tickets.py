@@ -106,11 +106,8 @@ def free_tickets(
         refined = jnp.asarray(step) - explore
         return jnp.where(refined < 0, 1.0, jnp.where(refined % refine < refine // 2, *rates))
 
-    options: dict[str, Any] = dict(how)
-    if "criterion" in options:
-        options["drop"] = options.pop("criterion")
     fraction = lambda step: jnp.where(leaps(step), updates.leap, updates.fraction)
-    method = training.dynamic(sparsity, when=when, fraction=fraction, grow=updates.grow, **options)
+    method = training.dynamic(sparsity, when=when, fraction=fraction, grow=updates.grow, **how)
     return FreeTickets(method, rate, ends)
 
 

@@ -13,9 +13,10 @@ from jax import core
 from jaxprune import _tree
 from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks.leaves import Units, assemble, leaves
+from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import as_bool, is_packed
 from jaxprune.masks.patterns import Leaf
+from jaxprune.masks.select import assemble
 
 PyTree = Any
 
@@ -80,13 +81,14 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
 
 
 def invert(masks: PyTree, params: PyTree) -> PyTree:
-    """True where a weight is removed; False in full shape for a leaf that is not pruned.
+    """True where a weight is removed, and False in full shape for a leaf that is not pruned.
 
-    The result counts removed entries and is itself no mask to prune with: nothing of an unpruned leaf is kept by it.
+    Use the result to count or to look at removed entries. Do not prune with it: it keeps no entry of a leaf that is
+    not pruned.
 
     Args:
       masks: bool or packed masks.
-      params: the parameters, whose shapes count.
+      params: the parameters, of which only the shapes are read.
 
     Returns:
       bool arrays in the shapes of the parameters.
@@ -104,17 +106,17 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
 
 
 def intersect(masks: PyTree, *others: PyTree) -> PyTree:
-    """Kept by all.
+    """The masks that keep the entries which all given masks keep.
 
     Args:
-      masks: as in `unite`.
-      *others: as in `unite`.
+      masks: bool or packed masks.
+      *others: masks of the same parameters, bool or packed; shapes may differ where they broadcast.
 
     Returns:
-      bool masks.
+      bool masks in the structure of `masks`.
 
     Raises:
-      ValueError, TypeError: as `unite`.
+      ValueError, TypeError: the trees are not masks of the same parameters; the message names the leaves.
 
     Example:
       >>> intersect(jnp.array([True, True]), jnp.array([True, False])).tolist()
@@ -124,17 +126,17 @@ def intersect(masks: PyTree, *others: PyTree) -> PyTree:
 
 
 def unite(masks: PyTree, *others: PyTree) -> PyTree:
-    """Kept by any.
+    """The masks that keep the entries which any of the given masks keeps.
 
     Args:
       masks: bool or packed masks.
-      *others: masks of the same parameters; shapes may differ where they broadcast.
+      *others: masks of the same parameters, bool or packed; shapes may differ where they broadcast.
 
     Returns:
-      bool masks.
+      bool masks in the structure of `masks`.
 
     Raises:
-      ValueError, TypeError: they are no masks, or not of the same parameters; the message names the leaves.
+      ValueError, TypeError: the trees are not masks of the same parameters; the message names the leaves.
 
     Example:
       >>> unite(jnp.array([True, False]), jnp.array([False, False])).tolist()
@@ -144,17 +146,19 @@ def unite(masks: PyTree, *others: PyTree) -> PyTree:
 
 
 def difference(masks: PyTree, other: PyTree) -> PyTree:
-    """Kept by the first and not by the second; a leaf that the second does not prune has nothing left.
+    """The masks that keep the entries which `masks` keeps and `other` removes.
+
+    A leaf that `other` does not prune has no entry left.
 
     Args:
-      masks: as in `unite`.
-      other: as in `unite`.
+      masks: bool or packed masks.
+      other: masks of the same parameters, bool or packed; shapes may differ where they broadcast.
 
     Returns:
-      bool masks.
+      bool masks in the structure of `masks`.
 
     Raises:
-      ValueError, TypeError: as `unite`.
+      ValueError, TypeError: the trees are not masks of the same parameters; the message names the leaves.
 
     Example:
       >>> difference(jnp.array([True, True]), jnp.array([True, False])).tolist()
@@ -167,12 +171,12 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
     r"""Intersection over union of two mask trees, $|A \cap B| / |A \cup B|$, over the leaves that either prunes.
 
     Args:
-      params: the parameters, whose shapes count.
-      masks: one mask tree.
-      other: another.
+      params: the parameters, of which only the shapes are read.
+      masks: bool or packed masks of `params`.
+      other: bool or packed masks of `params`.
 
     Returns:
-      float32 in [0, 1]; 1 where nothing is kept by either, or nothing is pruned.
+      float32 in [0, 1]; 1 if neither keeps an entry, or no leaf is pruned.
 
     Raises:
       ValueError, TypeError: masks that do not fit; the message names the leaves.
@@ -197,14 +201,14 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
 
 
 def count_kept(params: PyTree, masks: PyTree) -> PyTree:
-    """How many entries of each leaf are kept, exactly: a tree of `Count` in the structure of `params`.
+    """The number of kept entries of each leaf, exactly.
 
     Args:
       params: any pytree, or its shapes.
-      masks: its masks.
+      masks: bool or packed masks of `params`.
 
     Returns:
-      A `Count` in place of each leaf; `int` makes it a Python integer.
+      A tree in the structure of `params` with a `Count` for each leaf; `int(count)` is a Python integer.
 
     Raises:
       ValueError, TypeError: the masks do not fit; the message names the leaves.
@@ -219,15 +223,16 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax.Array:
-    """The fraction removed of the leaves that are pruned.
+    """The fraction of removed entries, among the leaves that are pruned.
 
     Args:
       params: any pytree.
-      masks: its masks.
-      where: the leaves that count. None: those with a mask that has axes, pruned or not yet.
+      masks: bool or packed masks of `params`.
+      where: which leaves count: a predicate, a glob or a list of globs; see `masks.Units`. None counts the leaves whose
+        mask is not a scalar.
 
     Returns:
-      float32 in [0, 1]; 0 where no leaf counts. Counted exactly, and rounded once.
+      float32 in [0, 1], counted exactly and rounded once; 0 if no leaf counts.
 
     Raises:
       ValueError, TypeError: the masks do not fit; the message names the leaves.
@@ -282,7 +287,7 @@ def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) ->
 def _check_shapes(masks: PyTree, other: PyTree) -> None:
     """Raises unless both trees can be masks of the same parameters."""
     wrong = []
-    named = jax.tree_util.tree_flatten_with_path(masks, is_leaf=is_packed)[0]
+    named = _tree.with_paths(masks, is_packed)
     for (path, a), b in zip(named, jax.tree.leaves(other, is_leaf=is_packed), strict=True):
         one, two = np.shape(a), np.shape(b)
         alike = len(one) == len(two) and all(m == n or 1 in (m, n) for m, n in zip(one, two, strict=True))

@@ -1,13 +1,11 @@
 """Which leaves of a tree are pruned, and how: `Units`, the options that say so, and `leaves`, which resolves them."""
 
-from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 import jax
-import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.masks._exact.shards import layouts
+from jaxprune.masks._exact.shards import of_leaves
 from jaxprune.masks.patterns import BatchAxes, Leaf, Pattern, Patterns, Unstructured
 
 PyTree = Any
@@ -62,7 +60,7 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     for pattern in patterns:
         check_pattern(pattern)
     selected = jax.tree.leaves(_tree.prunable(params, units.get("where")))
-    cut = layouts(params, units.get("specs"))
+    cut = of_leaves(params, units.get("specs"))
     found = [
         Leaf(name, i, leaf, patterns[i], axes[i], cut[i])
         for i, (name, leaf) in enumerate(_tree.named_leaves(params))
@@ -74,10 +72,31 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
     return found
 
 
-def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
-    """The tree of masks, from the masks of leaves by their place; a scalar True for all other leaves."""
-    structure = jax.tree.structure(tree)
-    return structure.unflatten([masks.get(i, jnp.ones((), bool)) for i in range(structure.num_leaves)])
+def leaves_to_rank(scores: PyTree, **units: Unpack[Units]) -> list[Leaf]:
+    """The leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
+
+    Raises:
+      ValueError: no leaf is selected; types tell that a score is another one on each device of a shard_map.
+    """
+    found = leaves(scores, **units)
+    if not found:
+        _tree.selected(scores, units.get("where"))  # raises, and says why nothing is selected
+    arrays = [leaf for leaf in found if isinstance(leaf.array, jax.Array)]
+    varying = [(leaf.name, set(_varying(leaf.array)) - set(leaf.shards.all_names)) for leaf in arrays]
+    lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
+    if lines:
+        raise ValueError(
+            "these scores differ between the devices of a shard_map, each of which would choose masks of its own; "
+            "average the gradients (jax.lax.pmean); of leaves that devices share say how, specs=in_specs, or prune "
+            "outside of it:\n" + "\n".join(lines)
+        )
+    return found
+
+
+def _varying(x: jax.Array) -> Any:
+    """The axes of a shard_map that an array differs along. JAX has called them by more than one name."""
+    found = jax.typeof(x)
+    return getattr(getattr(found, "manual_axis_type", found), "varying", None) or getattr(found, "vma", ())
 
 
 _QUESTIONS = ("check", "units", "expand", "slice_axes", "fixed_sparsity", "group", "along", "unit_shards")

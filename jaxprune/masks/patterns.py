@@ -6,8 +6,8 @@ units only. Every pattern leaves leading batch axes (layers stacked by a scan, m
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.masks._exact import axes, sums
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 
 Shape = tuple[int, ...]
 
@@ -38,7 +38,7 @@ class Leaf:
     array: Any
     pattern: "Pattern"
     batch_axes: int
-    shards: Layout = WHOLE
+    shards: Shards = WHOLE
 
     @property
     def ndim(self) -> int:
@@ -76,7 +76,12 @@ class Leaf:
         return self.slices * self.units == self.entries
 
     @property
-    def unit_shards(self) -> Layout:
+    def group(self) -> "Group | None":
+        """The small groups that units are ranked within; None if they are ranked within slices."""
+        return self.pattern.group(self)
+
+    @property
+    def unit_shards(self) -> Shards:
         """How the devices of a `jax.shard_map` share the array of units."""
         shards = self.pattern.unit_shards(self) if self.shards.is_cut else WHOLE
         return WHOLE if shards is None else shards
@@ -96,14 +101,24 @@ class Leaf:
         """
         return sums.exact_sum(scores, tuple(along), self.shards)
 
-    @cached_property
+    def placed(self, mask: jax.Array) -> jax.Array:
+        """A mask in the shape of the leaf, on the devices of the leaf where its type names them."""
+        return axes.place_like(mask, self.array)
+
+    @property
     def _sizes(self) -> tuple[int, int]:
-        whole = replace(self, array=jax.ShapeDtypeStruct(self.shape, self.array.dtype), shards=WHOLE)
-        shape = jax.eval_shape(lambda scores: self.pattern.units(scores, whole), whole.array).shape
-        if group := self.pattern.group(whole):
-            return math.prod(shape) // group.size, group.size
-        first = self.pattern.slice_axes(whole)
-        return math.prod(shape[:first]), math.prod(shape[first:])
+        return _sizes(self.pattern, self.batch_axes, self.shape, self.array.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _sizes(pattern: "Pattern", batch_axes: int, shape: Shape, dtype: Any) -> tuple[int, int]:
+    """The number of slices, and of units in each slice. Cached: evaluating shapes takes longer than a selection."""
+    whole = Leaf("", 0, jax.ShapeDtypeStruct(shape, dtype), pattern, batch_axes)
+    units = jax.eval_shape(lambda scores: pattern.units(scores, whole), whole.array).shape
+    if group := whole.group:
+        return math.prod(units) // group.size, group.size
+    first = pattern.slice_axes(whole)
+    return math.prod(units[:first]), math.prod(units[first:])
 
 
 class Group(NamedTuple):
@@ -188,7 +203,7 @@ class Pattern(Protocol):
         del inputs, within_outputs
         return self
 
-    def unit_shards(self, leaf: Leaf) -> Layout | None:
+    def unit_shards(self, leaf: Leaf) -> Shards | None:
         """How devices share the units of a leaf that they share; None, the default, if the pattern cannot say.
 
         Without an answer the pattern is refused inside `jax.shard_map` for leaves that devices share.
@@ -232,7 +247,7 @@ class Unstructured(Pattern):
         """Entries ranked within each output where scores can be compared there only, unless `axes` says otherwise."""
         return Unstructured(inputs) if within_outputs and self.axes is None else self
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the units: as the entries."""
         return leaf.shards.take(self._order(leaf))
 
@@ -288,7 +303,7 @@ class Block(Pattern):
         blocks = jnp.expand_dims(kept, within)
         return axes.join(jnp.broadcast_to(blocks, [part for n, size in pairs for part in (n, size)]))
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the units: as the entries."""
         return leaf.shards
 
@@ -323,7 +338,7 @@ class Channel(Pattern):
         """The mask of the entries."""
         return kept
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the units: along the batch axes and the axis of the channels."""
         stay = [*range(leaf.batch_axes), self.axis % leaf.ndim]
         return leaf.shards.take([axis if axis in stay else None for axis in range(leaf.ndim)])
@@ -402,7 +417,7 @@ class NM(Pattern):
         del within_outputs
         return NM(self.n, self.m, inputs) if self.axis is None else self
 
-    def unit_shards(self, leaf: Leaf) -> Layout:
+    def unit_shards(self, leaf: Leaf) -> Shards:
         """How devices share the groups: as the entries."""
         return leaf.shards
 

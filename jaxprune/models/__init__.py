@@ -7,14 +7,14 @@ function cut into embedding, block and head, for work that goes block by block.
 
 from jaxprune.models.decoder import FAMILIES, Parts, block_params, decoder, parts
 from jaxprune.models.pruning import BlockResult, Perplexity, is_pruned, perplexity, prune_folder
-from jaxprune.models.slimming import Removal, slim_folder
+from jaxprune.models.slimming import SlimResult, slim_folder
 
 __all__ = [
     "FAMILIES",
     "BlockResult",
     "Parts",
     "Perplexity",
-    "Removal",
+    "SlimResult",
     "block_params",
     "decoder",
     "is_pruned",

@@ -17,7 +17,7 @@ from jaxprune.models.decoder import block_params, parts
 from jaxprune.models.pruning import checked_tokens
 
 
-class Removal(NamedTuple):
+class SlimResult(NamedTuple):
     """What `slim_folder` removed.
 
     Attributes:
@@ -48,7 +48,7 @@ def slim_folder(
     kv_heads: int | None = None,
     drop_blocks: int | Sequence[int] = 0,
     progress: bool | None = None,
-) -> Removal:
+) -> SlimResult:
     r"""Makes a language model in a Hugging Face folder narrower and shallower, and writes it into a new folder.
 
     Use it where the model has to be smaller and faster everywhere, and train it on afterwards (`jaxprune.ensembles` has
@@ -99,7 +99,7 @@ def slim_folder(
             writer.add(place, {f"model.layers.{place}.{name}": x for name, x in small.items()})
         writer.add(len(stay), folder.load(rest))
         writer.carry_over(folder)
-    return Removal(tuple(gone), influence, new)
+    return SlimResult(tuple(gone), influence, new)
 
 
 def _check(folder: Folder, mlp: float, kv_heads: Any, drop_blocks: Any, heads: int, blocks: int) -> None:
@@ -111,6 +111,11 @@ def _check(folder: Folder, mlp: float, kv_heads: Any, drop_blocks: Any, heads: i
     wrong = [] if isinstance(drop_blocks, int) else [i for i in drop_blocks if not 0 <= i < blocks]
     if not 0 <= count < blocks or wrong:
         raise ValueError(f"drop_blocks must leave one of the blocks 0 to {blocks - 1}, got {drop_blocks!r}")
+    if kv_heads not in (None, heads) and folder.config["model_type"] == "phi3" and folder.config.get("rope_scaling"):
+        raise ValueError(
+            f"{folder.path} is a Phi-3 with rope_scaling, whose heads cannot be removed: transformers derives the "
+            "length of the scaling factors from the number of heads; leave kv_heads out"
+        )
     if any(".experts." in name for name in folder.shapes):
         raise ValueError(f"{folder.path} has routed experts, which slim_folder does not remove; use prune_folder")
 
@@ -163,7 +168,9 @@ def _new_config(config: Mapping[str, Any], stay: list[int], mlp: float, kv_heads
         "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
     }
     cut = parts(config)
-    if config.get("sliding_window"):  # by number, which removal changes; so it is said for each block
+    if config.get("sliding_window") or config.get(
+        "layer_types"
+    ):  # by number, which removal changes; so it is said for each block
         local = cut.is_local
         new["layer_types"] = ["sliding_attention" if local(index) else "full_attention" for index in stay]
     return new

@@ -172,13 +172,13 @@ class Manifest:
                 return jax.device_put(change(np.asarray(leaf), kept), leaf.sharding)
             return change(leaf, kept)
 
-        result = jax.tree_util.tree_map_with_path(convert, mirror)
+        converted = [convert(path, leaf) for path, leaf in _tree.with_paths(mirror)]
         if wrong:
             raise ValueError(
                 "these leaves have the path of a parameter, but their shape does not broadcast to it:\n"
                 + "\n".join(wrong)
             )
-        return result
+        return jax.tree.unflatten(jax.tree.structure(mirror), converted)
 
 
 def _read(entry: dict[str, Any]) -> Kept:

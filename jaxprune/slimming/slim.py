@@ -18,7 +18,6 @@ from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.decide import Piece, labels_that_go
 from jaxprune.slimming._labels.evaluate import Decision, evaluate
-from jaxprune.slimming._labels.rules import rule_of
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import choose
 from jaxprune.slimming.groups import Groups, find_groups
@@ -334,7 +333,7 @@ def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, i
         piece._replace(stay=manifest.leaves[k].stay(axis)) if axis in manifest.leaves[k].axes else piece
         for k, axis, piece in (whole_pieces(analysis) if whole is None else whole)
     ]
-    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces), rule_of)
+    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces))
 
 
 def whole_pieces(analysis: Analysis) -> list[tuple[int, int, Piece]]:

@@ -48,7 +48,7 @@ def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, pa
 
 
 def _kinds(values: PyTree) -> dict[tuple[str, ...], str]:
-    leaves = jax.tree_util.tree_flatten_with_path(values)[0]
+    leaves = _tree.with_paths(values)
     return {_tree.identity(path): _kind(leaf) for path, leaf in leaves}
 
 

@@ -63,10 +63,10 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
       >>> zero_removed(optax.TraceState({'w': jnp.array([[5.0, 6.0]])}), params, masks).trace['w'].tolist()
       [[5.0, 0.0]]
     """
-    named = [(_tree.identity(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
+    named = [(_tree.identity(path), leaf) for path, leaf in _tree.with_paths(params)]
     own = dict(zip((name for name, _ in named), jax.tree.structure(params).flatten_up_to(masks), strict=True))
     like = dict(named)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_masked)
+    leaves, structure = _tree.with_paths(state, _is_masked), jax.tree.structure(state, is_leaf=_is_masked)
     paths = [_tree.identity(path) for path, _ in leaves]
     mirrored = _mirrored([(path, _is_masked(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)], like)
 

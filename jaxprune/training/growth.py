@@ -90,7 +90,7 @@ def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[Units]) -
     wrong = [
         f"  {leaf.name}: {leaf.pattern}"
         for leaf in leaves(params, **units)
-        if not leaf.has_single_units or (leaf.pattern.group(leaf) is not None and not whole_leaf)
+        if not leaf.has_single_units or (leaf.group is not None and not whole_leaf)
     ]
     if wrong:
         raise ValueError(
@@ -150,7 +150,7 @@ def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: 
 
 def _not_to_replace(leaf: Leaf, scores: jax.Array, mask: jax.Array) -> jax.Array:
     """The weights that stay even if each part drops all that it can grow again: its best, beyond its removed ones."""
-    if group := leaf.pattern.group(leaf):
+    if group := leaf.group:
         least = 2 * group.kept - group.size
         return keep_in_leaf(dataclasses.replace(leaf, array=scores), least) if least > 0 else jnp.zeros_like(mask)
     removed, every = _removed_and_dropped(1.0, leaf, mask, mask), lambda *_: True

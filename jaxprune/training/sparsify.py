@@ -27,6 +27,7 @@ from jaxprune.training import _diagnosis, enforce
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
+_DIVIDED = 128  # a multiple of any usual number of devices along an axis of a mesh
 
 
 class SparsifyState(NamedTuple):
@@ -354,11 +355,14 @@ def _each(fn: Any, *trees: PyTree) -> PyTree:
 
 
 def _outside_boxes(kept: PyTree, params: PyTree) -> PyTree:
-    """The masks, those without the shape of their parameter outside its box, whose annotation of axes does not fit."""
+    """The masks, outside the box of their parameter where its annotation of axes does not fit them."""
 
     def place(mask: Any, param: Any) -> Any:
         own = _unboxed(mask)
-        return mask if np.shape(own) == np.shape(_unboxed(param)) else own
+        fits = np.shape(own) == np.shape(_unboxed(param))
+        if masks.is_packed(own):  # its last axis must be divided by the devices, as those of large arrays are
+            fits = own.bits.shape[-1] % _DIVIDED == 0
+        return mask if fits else own
 
     return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or masks.is_packed(node))
 
@@ -400,7 +404,7 @@ def _check_trained(params: PyTree, updates: PyTree, kept: PyTree) -> None:
 
 def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
     """Raises for what would go another way on each device."""
-    cut = shards.layouts(params, specs)
+    cut = shards.of_leaves(params, specs)
     if enforce.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
             "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a device holds, and "

@@ -1,3 +1,6 @@
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,7 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
+import jaxprune
 from jaxprune import _tree, masks
 
 PARAMS = {
@@ -15,7 +19,7 @@ PARAMS = {
 
 
 def paths_of(params):
-    return [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    return [path for path, _ in _tree.with_paths(params)]
 
 
 def test_names_join_keys_and_leave_boxes_out():
@@ -142,3 +146,42 @@ def test_one_batch_is_no_list_of_batches(batches, got):
     _tree.check_batches([batches])
     with pytest.raises(TypeError, match=f"list of batches.*got {got}; for one"):
         _tree.check_batches(batches)
+
+
+class Attention(NamedTuple):
+    query: Any
+    value: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Head:
+    value: jax.Array
+    bias: jax.Array
+
+
+def test_a_field_called_value_is_no_box():
+    ones = jnp.ones((4, 4))
+    params = {"attn": Attention(ones, ones), "head": Head(ones, jnp.ones(4)), "box": nn.Partitioned(ones, names=())}
+    names = ["attn/query", "attn/value", "box", "head/value", "head/bias"]
+    assert [name for name, _ in _tree.named_leaves(params)] == names
+    assert [_tree.identity(path) for path, _ in _tree.with_paths(params)] == [tuple(n.split("/")) for n in names]
+    assert jax.tree.leaves(_tree.prunable(params, ["attn/*", "head/value"])) == [True, True, False, True, False]
+    assert _tree.resolve({"*/value": 1}, params, default=0, what="pattern") == [0, 1, 0, 1, 0]
+    assert jax.tree.leaves(_tree.map_named(lambda name, x: name, params)) == names
+    pruned = jaxprune.prune(params, 0.5, where="attn/*", pattern={"attn/value": masks.Channel()})
+    assert pruned.masks["attn"].value.shape == (1, 4)
+    # A dict of the same keys means the same leaves.
+    plain = {"attn": {"query": True, "value": False}, "head": {"value": True, "bias": True}, "box": True}
+    assert _tree.align(params, plain, what="masks")["attn"] == Attention(True, False)
+
+
+def test_a_variable_called_value_is_a_box_with_a_name():
+    class Weighted(nnx.Module):
+        def __init__(self) -> None:
+            self.value = nnx.Param(jnp.ones((2, 2)))
+
+    state = nnx.state(Weighted())
+    assert [name for name, _ in _tree.named_leaves(state)] == ["value"]
+    assert [_tree.identity(path) for path, _ in _tree.with_paths(state)] == [("value",)]
+    assert [_tree.identity(path) for path, _ in _tree.with_paths(nnx.as_pure(state))] == [("value",)]

@@ -218,5 +218,5 @@ def test_progress_counts_the_batches(capsys):
 def test_leaves_without_names_in_common_are_told_apart():
     params = {"a/b": {"c": jnp.ones((4, 3))}, "a": {"b/c": jnp.ones((4, 2))}}
     stats = calibrate(lambda p, x: (x @ p["a/b"]["c"], 2 * x @ p["a"]["b/c"]), params, [X])
-    assert [_tree.name(p) for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]] == ["a/b/c", "a/b/c"]
+    assert [_tree.name(p) for p, _ in _tree.with_paths(params)] == ["a/b/c", "a/b/c"]
     np.testing.assert_allclose(stats.inputs["a", "b/c"].gram, 4 * stats.inputs["a/b", "c"].gram, rtol=1e-5)

@@ -97,7 +97,7 @@ def infer(shapes: PyTree, params: PyTree, places: PyTree) -> PyTree:
 
     Packed masks lie where the parameter does too, as far as their bytes can be shared out.
     """
-    named = jax.tree_util.tree_flatten_with_path(params)[0]
+    named = _tree.with_paths(params)
     known = {
         _tree.identity(path): (leaf.shape, at) for (path, leaf), at in zip(named, jax.tree.leaves(places), strict=True)
     }

@@ -31,7 +31,7 @@ MORE: dict[str, Any] = {
 
 def specs_like(arrays: Any, params: Any, specs: Any) -> Any:
     """Of arrays below the names of parameters the specs: cut as the parameter is, along the axes of its length."""
-    named = jax.tree_util.tree_flatten_with_path(params)[0]
+    named = _tree.with_paths(params)
     known = {
         _tree.identity(path): (leaf.shape, [*spec, *[None] * (leaf.ndim - len(spec))])
         for (path, leaf), spec in zip(named, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True)

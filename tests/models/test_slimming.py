@@ -87,6 +87,7 @@ def test_blocks_of_least_influence_go(tmp_path: Path):
         ("llama", {"drop_blocks": 3}, r"must leave one of the blocks 0 to 2, got 3"),
         ("llama", {"drop_blocks": [7]}, r"must leave one of the blocks 0 to 2, got \[7\]"),
         ("mixtral", {"mlp": 0.5}, r"has routed experts"),
+        ("phi3, longrope", {"kv_heads": 1}, r"a Phi-3 with rope_scaling, whose heads cannot be removed"),
     ],
 )
 def test_what_cannot_be_removed_is_said(tmp_path: Path, case: str, options: dict, message: str):

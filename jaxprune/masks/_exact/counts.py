@@ -140,24 +140,62 @@ def removed(sparsity: Any, n: int) -> Count:
     return Count.of(math.floor(float(sparsity) * n + 0.5))
 
 
-def removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count:
-    """`removed` for many leaves: a Count of int32[leaves].
+def kept_in_slices(
+    sparsities: Sequence[Any], units: Sequence[int], slices: Sequence[int], names: Sequence[str]
+) -> Count:
+    """How many units of each slice are kept.
 
-    Arrays are stacked, since operations for each leaf take long to compile.
+    Args:
+      sparsities: for each leaf a sparsity in [0, 1), or the Count removed: one for all slices, or one for each.
+      units: for each leaf, the number of units in a slice.
+      slices: for each leaf, the number of slices.
+      names: for each leaf, its name.
+
+    Returns:
+      A Count of int32[slices of all leaves].
+
+    Raises:
+      ValueError: a number outside [0, 1); the message names the leaf.
+      TypeError: neither a number, a floating scalar nor a Count.
     """
-    traced = np.array([isinstance(s, jax.Array) for s in sparsities])
-    known = [
-        Count(0, 0) if is_array else removed(s, n) for s, n, is_array in zip(sparsities, sizes, traced, strict=True)
-    ]
-    numbers = Count(*(np.array(limbs, np.int32) for limbs in zip(*known, strict=True)))
-    arrays = {id(s): s for s in sparsities if isinstance(s, jax.Array)}
-    if not arrays:
-        return numbers
-    place = {key: i for i, key in enumerate(arrays)}
-    index = np.array([place.get(id(s), 0) for s in sparsities])
-    common = jnp.result_type(*arrays.values())
-    stacked = jnp.stack([x.astype(common) for x in arrays.values()])[index]
-    return where(traced, _removed_traced(stacked, np.asarray(sizes, np.int64)), numbers)
+    for sparsity, name in zip(sparsities, names, strict=True):
+        if not isinstance(sparsity, Count):
+            check_sparsity(sparsity, f"{name}: sparsity")
+    each = _removed_from_each([0.0 if isinstance(s, Count) else s for s in sparsities], units)
+    row = np.repeat(np.arange(len(slices)), slices)
+    gone = Count(each.high[row], each.low[row])
+    if any(isinstance(s, Count) for s in sparsities):
+        given = np.repeat([isinstance(s, Count) for s in sparsities], slices)
+        gone = where(given, _given(sparsities, slices), gone)
+    all_of_them = Count(*(np.array(limbs, np.int32)[row] for limbs in zip(*map(Count.of, units), strict=True)))
+    return Count(*(jnp.asarray(limb) for limb in subtract(all_of_them, gone)))
+
+
+def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.Array:
+    """How many units of each small group are kept: the pattern's own number, or more where the sparsity is traced.
+
+    Args:
+      sparsity: a number, which must be 1 - kept / size, or a floating scalar array.
+      kept: the number that the pattern keeps.
+      size: the number of units in a group.
+      what: the leaf and its pattern, for messages.
+
+    Raises:
+      ValueError: another sparsity, or a Count.
+      TypeError: neither a number nor a floating scalar.
+    """
+    if isinstance(sparsity, jax.Array):
+        return jnp.maximum(kept, size - removed(sparsity, size).low)
+    if isinstance(sparsity, Count):
+        raise ValueError(f"{what} removes the same of every group, so a Count does not go with it; pass a sparsity")
+    check_sparsity(sparsity, f"{what}: sparsity")
+    exact = 1 - kept / size
+    if abs(float(sparsity) - exact) > 1e-6:
+        raise ValueError(
+            f"{what} removes exactly {exact:g}, but the sparsity of this leaf is {sparsity:g}; pass {exact:g} with "
+            "allocation.uniform, which gives it to every leaf"
+        )
+    return kept
 
 
 def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
@@ -219,3 +257,34 @@ def _product(a: jax.Array, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
     # a <= 2^16, b < 2^16: the product fits 32 bits.
     product = a * b
     return product & np.uint32(_BASE - 1), product >> _BASE_BITS
+
+
+def _removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count:
+    """`removed` for many leaves: a Count of int32[leaves].
+
+    Arrays are stacked, since operations for each leaf take long to compile.
+    """
+    traced = np.array([isinstance(s, jax.Array) for s in sparsities])
+    known = [
+        Count(0, 0) if is_array else removed(s, n) for s, n, is_array in zip(sparsities, sizes, traced, strict=True)
+    ]
+    numbers = Count(*(np.array(limbs, np.int32) for limbs in zip(*known, strict=True)))
+    arrays = {id(s): s for s in sparsities if isinstance(s, jax.Array)}
+    if not arrays:
+        return numbers
+    place = {key: i for i, key in enumerate(arrays)}
+    index = np.array([place.get(id(s), 0) for s in sparsities])
+    common = jnp.result_type(*arrays.values())
+    stacked = jnp.stack([x.astype(common) for x in arrays.values()])[index]
+    return where(traced, _removed_traced(stacked, np.asarray(sizes, np.int64)), numbers)
+
+
+def _given(sparsities: Sequence[Any], slices: Sequence[int]) -> Count:
+    """The Counts among the sparsities, each a number for all slices of its leaf or one for each; zeros elsewhere."""
+    given = [s if isinstance(s, Count) else zeros() for s in sparsities]
+    limbs = zip(*given, strict=True)
+    if not any(isinstance(limb, jax.Array) for s in given for limb in s):
+        return Count(
+            *(np.concatenate([np.broadcast_to(x, n) for x, n in zip(xs, slices, strict=True)]) for xs in limbs)
+        )
+    return Count(*(jnp.concatenate([jnp.broadcast_to(x, n) for x, n in zip(xs, slices, strict=True)]) for xs in limbs))

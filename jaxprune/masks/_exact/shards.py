@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Shards:
     """How an array is cut: for each of its axes the axes of the mesh, first the slowest, and into how many parts.
 
     Attributes:
@@ -63,10 +63,10 @@ class Layout:
         """The axes of the mesh that cut any axis, in one order whatever the layout."""
         return tuple(sorted(self.along(range(len(self.names)))))
 
-    def take(self, order: Sequence[int | None]) -> "Layout":
+    def take(self, order: Sequence[int | None]) -> "Shards":
         """The layout of an array whose axes are these of this one; None for an axis that is whole."""
         names = [self.along([axis]) if axis is not None else () for axis in order]
-        return Layout(tuple(names), tuple(self.cuts(axis) if axis is not None else 1 for axis in order))
+        return Shards(tuple(names), tuple(self.cuts(axis) if axis is not None else 1 for axis in order))
 
     def position(self, axes: Sequence[int]) -> Any:
         """The place of this device's part along some axes, the last of them fastest: int32."""
@@ -98,10 +98,10 @@ class Layout:
         return values
 
 
-WHOLE = Layout()
+WHOLE = Shards()
 
 
-def layouts(params: PyTree, specs: PyTree = None) -> list[Layout]:
+def of_leaves(params: PyTree, specs: PyTree = None) -> list[Shards]:
     """How each leaf is cut, in the order of `jax.tree.leaves`.
 
     Args:
@@ -138,7 +138,7 @@ def total(parts: Count, names: tuple[str, ...]) -> Count:
     return counts.normalise(Count(*lax.psum(jnp.stack(counts.normalise(parts)), names)))
 
 
-def total_slices(value: Count, layout: Layout, batch: Shape) -> Count:
+def total_slices(value: Count, layout: Shards, batch: Shape) -> Count:
     """Adds up what devices counted in each slice of their parts.
 
     Args:
@@ -154,7 +154,7 @@ def total_slices(value: Count, layout: Layout, batch: Shape) -> Count:
     return total(spread, layout.all_names)
 
 
-def tie(arrays: Sequence[jax.Array], turn: PyTree, layouts: Sequence[Layout]) -> list[tuple[jax.Array, PyTree]]:
+def tie(arrays: Sequence[jax.Array], turn: PyTree, layouts: Sequence[Shards]) -> list[tuple[jax.Array, PyTree]]:
     """Each array with `turn`, tied to it so that the compiler takes nothing that is made of the array out of a loop.
 
     All outputs must be used. One barrier for all; but where arrays are cut, one for each, for what comes out of a
@@ -167,19 +167,19 @@ def tie(arrays: Sequence[jax.Array], turn: PyTree, layouts: Sequence[Layout]) ->
 
 
 def _is_spec(node: Any) -> bool:
-    return isinstance(node, PartitionSpec | NamedSharding | Layout)
+    return isinstance(node, PartitionSpec | NamedSharding | Shards)
 
 
 def _parts(spec: Any) -> list[tuple[str, ...]]:
-    if isinstance(spec, Layout):
+    if isinstance(spec, Shards):
         return list(spec.names)
     parts = spec.spec if isinstance(spec, NamedSharding) else spec
     return [() if part is None else part if isinstance(part, tuple) else (part,) for part in parts]
 
 
-def _layout(spec: Any, sizes: dict[str, int]) -> Layout:
+def _layout(spec: Any, sizes: dict[str, int]) -> Shards:
     names = tuple(tuple(part) for part in _parts(spec))
-    return Layout(names, tuple(math.prod(sizes[name] for name in part) for part in names))
+    return Shards(names, tuple(math.prod(sizes[name] for name in part) for part in names))
 
 
 def _bound(names: set[str]) -> dict[str, int]:
@@ -204,7 +204,7 @@ def refuse_cut(params: PyTree, specs: PyTree, what: str) -> None:
     Raises:
       ValueError: naming the leaves.
     """
-    pairs = zip(_tree.named_leaves(params), layouts(params, specs), strict=True)
+    pairs = zip(_tree.named_leaves(params), of_leaves(params, specs), strict=True)
     lines = [f"  {name}: {layout.names}" for (name, _), layout in pairs if layout.is_cut]
     if lines:
         raise ValueError(f"{what} needs whole leaves; call it outside of the shard_map:\n" + "\n".join(lines))

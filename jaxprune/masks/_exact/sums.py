@@ -13,14 +13,14 @@ import numpy as np
 from jax import lax
 
 from jaxprune.masks._exact import axes
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 
 _BITS = 29  # of the largest number; what is below 2^-29 of it is rounded off
 _STRETCH = 16  # entries that are added first
 _APART = 64  # stretches that are left at least, so that devices can share them
 
 
-def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Layout = WHOLE) -> jax.Array:
+def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Shards = WHOLE) -> jax.Array:
     r"""The sum over some axes, the same bits whatever the layout.
 
     $s = 2^{e} \sum_i \lfloor 2^{-e} x_i \rceil$ with $e$ the exponent of $\max_i |x_i|$ less 29: each number is
@@ -51,7 +51,7 @@ def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Layout = WHOLE) -> j
     return jnp.where(jnp.isfinite(largest) & jnp.isfinite(smallest), added, largest + smallest)
 
 
-def _add(multiple: jax.Array, along: tuple[int, ...], layout: Layout) -> jax.Array:
+def _add(multiple: jax.Array, along: tuple[int, ...], layout: Shards) -> jax.Array:
     # Limbs so narrow that a sum of them fits 31 bits; the top one carries the sign.
     size = math.prod(layout.whole(multiple.shape)[a] for a in along)
     width = 30 - max(1, math.ceil(math.log2(max(2, size))))

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.masks._exact import counts, keys, shards
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 from jaxprune.masks._rank.rows import Leaf, Seen
 from jaxprune.masks._rank.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
 
@@ -39,7 +39,7 @@ def keep_largest(
     *,
     batch_axes: Sequence[int],
     shared: bool,
-    layouts: Sequence[Layout] | None = None,
+    layouts: Sequence[Shards] | None = None,
 ) -> list[jax.Array]:
     """Masks that keep exactly so many of the largest scores.
 
@@ -219,7 +219,7 @@ class Stacks(NamedTuple):
 
     arrays: list[jax.Array]
     batch_axes: list[int]
-    layouts: list[Layout]
+    layouts: list[Shards]
     members: list[list[int]]
 
     @property
@@ -235,7 +235,7 @@ class Stacks(NamedTuple):
         return [found[i] for i in range(len(found))]
 
 
-def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Layout] | None = None) -> Stacks:
+def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Shards] | None = None) -> Stacks:
     """Stacks arrays of one shape, dtype, number of batch axes, and sharding as far as types tell, if they are small."""
     layouts = [WHOLE] * len(arrays) if layouts is None else layouts
     groups: dict[object, list[int]] = {}

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxprune.masks._exact import counts, keys
 from jaxprune.masks._exact.axes import named_sharding, replicate, split
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks._exact.shards import WHOLE, Layout
+from jaxprune.masks._exact.shards import WHOLE, Shards
 
 _INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
 _SMALL = 1 << 18  # entries that are counted in one go
@@ -45,7 +45,7 @@ class Leaf:
     full: tuple[int, ...]
     batch_axes: int
     dtype: np.dtype
-    layout: Layout = WHOLE
+    layout: Shards = WHOLE
 
     @property
     def part(self) -> "Leaf":

@@ -105,7 +105,7 @@ def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequen
     try:
         return trace(fn, params, *inputs)
     except _NEEDS_NUMBERS as error:
-        paths = [path for path, leaf in jax.tree_util.tree_flatten_with_path((params, *inputs))[0] if is_array(leaf)]
+        paths = [path for path, leaf in _tree.with_paths((params, *inputs)) if is_array(leaf)]
         asked = {int(k) for k in re.findall(r"arrays\[(\d+)\]", str(error))}  # as JAX calls what it was given
         leaves = ", ".join(_argument(paths[k]) for k in sorted(asked)) or "params or inputs"
         raise TypeError(
@@ -133,7 +133,7 @@ def couple(
         [tuple(map(ax.fixed, v.aval.shape)) for v in program.closed.jaxpr.invars] for program in programs
     ]
     leaves = []
-    for k, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
+    for k, (path, leaf) in enumerate(_tree.with_paths(params)):
         ids: tuple[Ids, ...] = ()
         if is_array(leaf):
             places: list[Any] = [program.inputs[k] for program in programs]  # an array has a place in each
@@ -178,6 +178,8 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
+        if not any(not isinstance(v, Literal) and v in source for v in eqn.invars):
+            continue
         rule = rule_of(eqn)
         if rule is None or not rule.ragged:
             continue

@@ -24,13 +24,11 @@ class Decision:
     Attributes:
       labels: all labels.
       gone: for each label whether it goes.
-      rules: the rule of each equation.
     """
 
-    def __init__(self, labels: Labels, gone: np.ndarray, rules: Any) -> None:
+    def __init__(self, labels: Labels, gone: np.ndarray) -> None:
         self.labels = labels
         self.gone = np.pad(gone, (0, max(0, labels.size - gone.size)))
-        self.rules = rules
         self._known: dict[int, tuple[Axis, Keep | None]] = {}
 
     def keep(self, axis: Axis) -> Keep | None:
@@ -107,7 +105,7 @@ def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         touched = touched or any(k is not None for i in range(len(eqn.outvars)) for k in site.out_keeps(i))
         if not touched:
             return site.bind(*operands)
-        results = site.decision.rules(eqn).shrink(site, operands)
+        results = site.frame.rules[site.index].shrink(site, operands)
     except UnevenError as error:
         error.add_note(f"at the primitive {eqn.primitive.name}")
         raise

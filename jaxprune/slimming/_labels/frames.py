@@ -1,7 +1,7 @@
 """Following labels through a jaxpr: which axis of which value carries which labels."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,18 @@ class Frame:
       jaxpr: an open jaxpr.
       consts: the values of its constvars.
       layers: the lengths of the scans around that run over stacked parameters; labels have these leading axes.
+      rule_of: finds the rule of an equation; None for a primitive that is not known.
       axes: the axes of each variable.
+      rules: the rule of each equation.
       children: by the index of an equation, the frames of its jaxprs.
     """
 
     jaxpr: Jaxpr
     consts: tuple[Any, ...]
     layers: tuple[int, ...]
+    rule_of: Callable[[Equation], Any]
     axes: Values[Axes] = dataclasses.field(default_factory=lambda: Values(_of_literal))
+    rules: list[Any] = dataclasses.field(default_factory=list)
     children: dict[int, list["Frame"]] = dataclasses.field(default_factory=dict)
 
     def read(self, var: Any) -> Axes:
@@ -52,13 +56,11 @@ class Site:
       labels: all labels.
       frame: the frame that the equation is in.
       index: its place among the frame's equations.
-      rules: the rule of each equation, for the jaxprs inside.
     """
 
     labels: Labels
     frame: Frame
     index: int
-    rules: Any
 
     @property
     def eqn(self) -> Equation:
@@ -106,13 +108,18 @@ class Site:
     def child(self, sub: Sub, inputs: Sequence[Axes], layers: tuple[int, ...] | None = None) -> Frame:
         """Follows labels through a jaxpr inside the equation."""
         depth = self.frame.layers if layers is None else layers
-        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.rules)
+        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of)
         self.frame.children.setdefault(self.index, []).append(frame)
         return frame
 
 
 def follow(
-    labels: Labels, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Axes], layers: tuple[int, ...], rules: Any
+    labels: Labels,
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    inputs: Sequence[Axes],
+    layers: tuple[int, ...],
+    rule_of: Callable[[Equation], Any],
 ) -> Frame:
     """Follows labels through a jaxpr.
 
@@ -122,16 +129,17 @@ def follow(
       consts: the values of its constvars.
       inputs: the axes of each of its inputs.
       layers: the lengths of the scans over stacked parameters around it.
-      rules: the rule of each equation, or None.
+      rule_of: finds the rule of an equation; None for a primitive that is not known.
 
     Returns:
       The axes of all its values.
     """
     jaxpr, own = open_jaxpr(jaxpr)
-    frame = Frame(jaxpr, tuple(consts) or own, layers)
+    frame = Frame(jaxpr, tuple(consts) or own, layers, rule_of)
 
     def equation(index: int, eqn: Equation, operands: list[Axes]) -> list[Axes]:
-        site, rule = Site(labels, frame, index, rules), rules(eqn)
+        site, rule = Site(labels, frame, index), rule_of(eqn)
+        frame.rules.append(rule)
         if rule is None:
             results = unknown(site, operands)
         else:

@@ -11,7 +11,6 @@ from jaxprune.slimming._labels.analysis import Analysis
 from jaxprune.slimming._labels.axes import Axis, flat, size
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming._labels.labels import Labels
-from jaxprune.slimming._labels.rules import rule_of
 from jaxprune.slimming._labels.zeros import Zeros, follow_zeros
 
 
@@ -125,7 +124,7 @@ def _inexact(analysis: Analysis, number: np.ndarray) -> dict[int, str]:
     marks: list[tuple[Axis, str]] = []
     params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
     known = [Zeros((i in params,) * len(v.aval.shape)) for i, v in enumerate(jaxpr.invars)]
-    _ = follow_zeros(analysis.labels, analysis.frame, known, rule_of, marks)
+    _ = follow_zeros(analysis.labels, analysis.frame, known, marks)
     found: dict[int, str] = {}
     done: set[tuple[int, str]] = set()
     for axis, text in marks:

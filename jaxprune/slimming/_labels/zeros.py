@@ -43,7 +43,6 @@ class ZeroSite:
     labels: Labels
     frame: Frame
     index: int
-    rules: Any
     marks: list[tuple[Axis, str]]
 
     @property
@@ -66,19 +65,16 @@ class ZeroSite:
 
     def child(self, k: int, inputs: Sequence[Zeros]) -> list[Zeros]:
         """Follows zeros through the k-th jaxpr inside the equation."""
-        return follow_zeros(self.labels, self.frame.children[self.index][k], inputs, self.rules, self.marks)
+        return follow_zeros(self.labels, self.frame.children[self.index][k], inputs, self.marks)
 
 
-def follow_zeros(
-    labels: Labels, frame: Frame, inputs: Sequence[Zeros], rules: Any, marks: list[tuple[Axis, str]]
-) -> list[Zeros]:
+def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: list[tuple[Axis, str]]) -> list[Zeros]:
     """Follows zeros through a jaxpr whose labels are known.
 
     Args:
       labels: all labels.
       frame: the axes of its values.
       inputs: what is known of each input.
-      rules: the rule of each equation, or None.
       marks: gets the axes at which values that are not zero meet, with the reason.
 
     Returns:
@@ -86,10 +82,10 @@ def follow_zeros(
     """
 
     def equation(index: int, eqn: Any, known: list[Zeros]) -> list[Zeros]:
-        rule = rules(eqn)
+        rule = frame.rules[index]
         if rule is None:
             return [Zeros((False,) * len(getattr(v.aval, "shape", ()))) for v in eqn.outvars]
-        return rule.zero(ZeroSite(labels, frame, index, rules, marks), known)
+        return rule.zero(ZeroSite(labels, frame, index, marks), known)
 
     return walk(frame.jaxpr, [*map(of_constant, frame.consts), *inputs], Values[Zeros](of_constant), equation)
 

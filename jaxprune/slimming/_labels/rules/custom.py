@@ -99,8 +99,8 @@ def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Cal
         axes = tuple(_fresh(labels, site.frame, n, stay) for n, stay in zip(var.aval.shape, stays, strict=True))
         inputs.append(axes)
         pieces += [_piece(f"input {k}", a, s) for a, s in zip(axes, stays, strict=True) if a[0].of is not None]
-    frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, site.decision.rules)
-    decision = Decision(labels, labels_that_go(labels, pieces), site.decision.rules)
+    frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, site.frame.rule_of)
+    decision = Decision(labels, labels_that_go(labels, pieces))
     out = [tuple(decision.keep(axis) for axis in frame.read(v)) for v in frame.jaxpr.outvars]
     return lambda args: evaluate(decision, frame, args), out
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Mix, Reduce, Zero
+from jaxprune._jaxprs.primitives import PRIMITIVES, Mix, Reduce, Zero
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.frames import Site
@@ -26,12 +26,6 @@ def _joined(site: Site, axes: tuple[Axis, ...], n: int) -> Axis:
         if ax.size(axis) != n:
             site.freeze(axis, "a broadcast along it")
     return together(site, [axis for axis in axes if ax.size(axis) == n])
-
-
-def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    what = PRIMITIVES[site.eqn.primitive.name]
-    assert isinstance(what, Entrywise)
-    return _ZERO[what.zero](site, known)
 
 
 def _axis_zeros(site: ZeroSite, known: list[Zeros], k: int) -> tuple[bool, ...]:
@@ -173,6 +167,7 @@ def _zero_mix(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     return [Zeros(known[0].axes)] if _mixed(site).keeps_zero else no_zeros(site, known)
 
 
-ENTRYWISE = Rule(_follow, _zero, rebind)
+ENTRYWISE = {zero: Rule(_follow, rule, rebind) for zero, rule in _ZERO.items()}
+ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # one operand meets no other layer
 REDUCE = Rule(_follow_reduce, _zero_reduce, rebind)
 MIX = Rule(_follow_mix, _zero_mix, rebind)

@@ -8,7 +8,6 @@ from jaxprune.slimming._labels.rules.base import Rule
 
 _BY_NAME: dict[str, Rule] = {**indexing.TABLE, **control.TABLE, **custom.TABLE}
 _BY_KIND: dict[type, Rule] = {
-    table.Entrywise: entrywise.ENTRYWISE,
     table.Reduce: entrywise.REDUCE,
     table.Mix: entrywise.MIX,
     table.Moves: moving.MOVES,
@@ -16,17 +15,17 @@ _BY_KIND: dict[type, Rule] = {
     table.Product: products.PRODUCT,
     table.Convolution: products.CONVOLUTION,
 }
-_ALONE = entrywise.ENTRYWISE._replace(ragged=True)  # one operand: nothing meets another layer
 
 
 def rule_of(eqn: Any) -> Rule | None:
     """The rule of an equation; None if nothing is known of its primitive."""
     name = eqn.primitive.name
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    rule = _BY_NAME.get(name)
+    if rule is not None:
+        return rule
     what = table.PRIMITIVES.get(name)
-    if isinstance(what, table.Entrywise) and len(eqn.invars) == 1:
-        return _ALONE
+    if isinstance(what, table.Entrywise):
+        return (entrywise.ENTRYWISE if len(eqn.invars) > 1 else entrywise.ALONE)[what.zero]
     if isinstance(what, table.Moves) and what.each:
         return moving.EACH
     return _BY_KIND.get(type(what))
