@@ -96,7 +96,8 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
 
     Molchanov et al. 2017, arXiv 1611.06440, section 2.2. The paper takes the mean over a layer's outputs; here it
     is taken over the inputs of the layer that reads them. A channel is therefore `masks.Channel(axis=-2)` of the
-    reading layer's kernel; slimming also removes it from the layer that computes it. All weights of an input score the same.
+    reading layer's kernel; slimming also removes it from the layer that computes it. All weights of one input have the
+    same score.
 
     Args:
       params: any tree.
