@@ -121,8 +121,8 @@ def synflow_masks(
         for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights, ranked together
 
     Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The scores of a layer have a conserved sum, so the
-    fewer weights a layer has left the higher they score, and no layer loses its last weight before it must. The loop is one
-    `lax.scan` with one gradient and one selection in each step. A removed weight stays removed, whatever ties.
+    fewer weights a layer has left the higher they score, and no layer loses its last weight before it must. The loop is
+    one `lax.scan` with one gradient and one selection in each step. A removed weight stays removed, whatever ties.
 
     Args:
       fn: (params, *inputs) -> an array or a tree of arrays, in inference mode.

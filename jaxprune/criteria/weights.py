@@ -115,8 +115,8 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
     adding, removing or reordering other layers changes nothing. Numbers are drawn in float32 or wider, because bfloat16
     has 128 distinct values in [0, 1). Draws in float32 take 2^23 values: in a leaf of n entries about n / 2^23 tie
     with the threshold, and the lowest indices among them are kept. The bits are the same on any number of devices
-    (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes the scores are sharded as the parameter is; on
-    Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With `specs`, in a
+    (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes the scores are sharded as the parameter
+    is; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With `specs`, in a
     shard_map, each device draws the whole leaf and takes its part.
 
     Args:
