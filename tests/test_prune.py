@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxprune
@@ -104,3 +105,15 @@ def test_a_mapping_gives_each_leaf_its_own_sparsity():
     assert jax.tree.all(jax.tree.map(jnp.array_equal, own.masks, tree))
     with pytest.raises(ValueError, match="sparsity: no leaf matches 'z'"):
         _ = jaxprune.prune(params, {"z": 0.5})
+
+
+@pytest.mark.parametrize("wrong", [90.0, 1.0, -0.3, float("nan")])
+def test_an_array_whose_value_is_known_is_checked_like_a_number(wrong):
+    params = {"w": jnp.arange(1.0, 17).reshape(4, 4)}
+    for allocate in (allocation.uniform, allocation.erk, allocation.one_ranking, allocation.lamp):
+        for value in (jnp.float32(wrong), np.float32(wrong)):
+            with pytest.raises(ValueError, match=r"sparsity is the fraction removed and must be in \[0, 1\)"):
+                _ = jaxprune.prune(params, value, allocation=allocate)
+    # A traced value is not known: it is clipped.
+    traced = jax.jit(lambda s: jaxprune.prune(params, s).masks)(jnp.float32(wrong))
+    assert int(traced["w"].sum()) == (0 if wrong >= 1 else 16)
