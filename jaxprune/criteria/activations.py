@@ -1,4 +1,4 @@
-"""Criteria on the activations that calibration saw: weights by their inputs, channels by what comes through them."""
+"""Criteria on activations: `wanda` and `ria` score weights, `activation_mean` and `apoz` score channels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ Score = Callable[[jax.Array, Any], jax.Array]
 
 @within_outputs
 def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""The size of a weight times the norm of its input over the samples.
+    r"""Scores each weight by its size times the norm of its input over the samples.
 
         s_ij = |w_ij| ||x_i||
 
@@ -30,11 +30,11 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more, in float32 at least. A leaf without statistics (`stats.uncovered` says why) gets a
-      scalar zero, as leaves that are not floating do, and so is not pruned.
+      A tree of scores, 0 or more, at least float32. A leaf without statistics (`stats.uncovered` says why) and a leaf
+      that is not floating score a scalar zero and are not pruned.
 
     Raises:
-      ValueError: there are no stats, or not of these shapes, or squares were not summed.
+      ValueError: stats are missing, belong to other shapes, or hold no sums of squares.
       TypeError: `stats` is not what `calibrate` returns.
 
     Example:
@@ -49,26 +49,27 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
 
 
 def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree = None, **signals: Any) -> PyTree:
-    r"""Relative importance: the share of a weight among those of its input and of its output, times its input's norm.
+    r"""Scores each weight by its relative importance: its share of its input's and its output's weights, times a norm.
 
         s_ij = (|w_ij| / \sum_i |w_ij| + |w_ij| / \sum_j |w_ij|) ||x_i||^a
 
-    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. No input or output is emptied for its weights being
-    small throughout. Matrices of a stack (scanned layers, groups of a convolution) have sums of their own.
+    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. An input or output whose weights are all
+    small keeps some of them. The sums run within each matrix of a stack (scanned layers, groups of a convolution).
 
     Args:
       params: any tree.
-      stats: as for `wanda`.
-      power: a, 0.5 in the paper; 0 leaves the activations out.
+      stats: what `calibrate(fn, params, batches, collect="square")` returns.
+      power: the exponent a, 0 or more, 0.5 by default as in the paper; 0 ignores the activations.
       specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; leaves that devices share are refused.
       **signals: ignored.
 
     Returns:
-      A tree of scores, as of `wanda`; 0 where a whole row or column is 0.
+      A tree of scores, 0 or more, at least float32; 0 where a whole row or column is 0. A leaf without statistics
+      scores a scalar zero.
 
     Raises:
-      ValueError: as `wanda` does.
-      TypeError: as `wanda` does.
+      ValueError: stats are missing, belong to other shapes, or hold no sums of squares; devices share a leaf.
+      TypeError: `stats` is not what `calibrate` returns.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -89,13 +90,14 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree 
 
 
 def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""The absolute mean of the input that a weight meets: for channels.
+    r"""Scores each channel by the absolute mean of its activations, for `masks.Channel(axis=-2)`.
 
         s_ij = |\sum_n x_ni / N|
 
-    Molchanov et al. 2017, arXiv 1611.06440, section 2.2, where it is taken over a layer's outputs. Here it stands at
-    the inputs of the layer that reads them, so a channel is `masks.Channel(axis=-2)` of that layer's kernel; slimming
-    removes it from the layer that makes it as well. Scores do not differ between a weight's outputs.
+    Molchanov et al. 2017, arXiv 1611.06440, section 2.2. The paper takes the mean over a layer's outputs; here it
+    is taken over the inputs of the layer that reads them. A channel is therefore `masks.Channel(axis=-2)` of the
+    reading layer's kernel; slimming also removes it from the layer that computes it. All weights of one input have the
+    same score.
 
     Args:
       params: any tree.
@@ -103,11 +105,11 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
       **signals: ignored.
 
     Returns:
-      A tree of scores, as of `wanda`.
+      A tree of scores, 0 or more, at least float32. A leaf without statistics scores a scalar zero.
 
     Raises:
-      ValueError: there are no stats, or not of these shapes, or totals were not summed.
-      TypeError: as `wanda` does.
+      ValueError: stats are missing, belong to other shapes, or hold no totals.
+      TypeError: `stats` is not what `calibrate` returns.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -121,12 +123,13 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
 
 
 def apoz(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    """The fraction of samples in which the input that a weight meets is not zero: for channels after a ReLU.
+    """Scores each channel by the fraction of samples in which it is not zero: for channels after a ReLU.
 
         s_ij = 1 - APoZ_i
 
-    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1: the average percentage of zeros, turned round so that
-    larger is more worth keeping. Where it stands and how it is used: see `activation_mean`.
+    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1. APoZ is the average percentage of zeros; one minus it is
+    larger for channels more worth keeping. As for `activation_mean`, the scores belong to the inputs of the layer that
+    reads the channels: use `masks.Channel(axis=-2)`.
 
     Args:
       params: any tree.
@@ -134,11 +137,11 @@ def apoz(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
       **signals: ignored.
 
     Returns:
-      A tree of scores in [0, 1], as of `wanda`.
+      A tree of scores in [0, 1], at least float32. A leaf without statistics scores a scalar zero.
 
     Raises:
-      ValueError: there are no stats, or not of these shapes, or zeros were not counted.
-      TypeError: as `wanda` does.
+      ValueError: stats are missing, belong to other shapes, or hold no counts of zeros.
+      TypeError: `stats` is not what `calibrate` returns.
 
     Example:
       >>> from jaxprune.calibration import calibrate

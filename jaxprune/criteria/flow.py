@@ -18,25 +18,24 @@ Criterion = Callable[..., PyTree]
 
 
 def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) -> Criterion:
-    """Gradient signal preservation: keep what the norm of the gradient owes most to.
+    """Makes the criterion of gradient signal preservation: it keeps what the gradient norm owes most to.
 
         s = w (H g),    H the Hessian and g the gradient of the loss
 
-    Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper's score is -w (H g), of which the
-    LARGEST are removed; here larger means keep, so the sign is the other. Scores may be negative: they are ranked as
-    they are, best over all leaves (`allocation.one_ranking`). The paper divides the logits by 200 before the
-    softmax, in the loss: that is for the caller to do.
+    Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper removes the LARGEST of -w (H g);
+    here larger means keep, so the sign is reversed. Scores may be negative; rank them over all leaves, with
+    `allocation.one_ranking`. The paper divides the logits by 200 before the softmax: do that in `loss`.
 
     H g is one forward-over-reverse product (`jax.jvp` of `jax.grad`), at about the cost of two gradients.
 
     Args:
       loss: (params, *inputs) -> scalar.
-      inputs: passed on to the loss, such as a batch of examples and their labels.
-      where: the leaves that may be pruned; as in the paper the gradient is that of these leaves alone, the others
-        being constants.
+      inputs: further arguments of the loss, such as a batch of examples and their labels.
+      where: the leaves that may be pruned: None, a predicate `(name, leaf) -> bool`, a glob or a list of globs. As in
+        the paper the gradient is taken with respect to these leaves; the others are constants.
 
     Returns:
-      A criterion: params -> scores in float32 at least; a scalar zero for leaves that are not floating.
+      A criterion: params -> scores, at least float32. A leaf that is not floating scores a scalar zero.
 
     Example:
       >>> loss = lambda params: (params['kernel'] ** 3).sum()
@@ -59,13 +58,13 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
 
 
 def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
-    """Synaptic flow: the part of all paths from input to output that goes through a weight.
+    """Makes the criterion of synaptic flow: the share of all paths from input to output through each weight.
 
         s = |w| dR/d|w|,    R = sum of fn(|params|, 1, ..., 1)
 
-    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1: no data and no labels; all parameters (biases,
-    normalisation, running statistics if they are in `params`) by their absolute value, all inputs one. The paper's
-    guarantee against the collapse of a layer holds for the iterative form, `synflow_masks`, not for one shot.
+    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. It needs no data and no labels: all parameters
+    (biases, normalisation, running statistics if they are in `params`) are replaced by their absolute values, all
+    inputs by ones. The paper's guarantee that no layer collapses holds for the iterative form, `synflow_masks`.
 
     `fn` must run in inference mode: batch statistics of an all-ones batch are degenerate. R is a product over
     layers and may overflow float32 in deep networks without normalisation; scores are then inf or NaN. Scale the
@@ -73,11 +72,11 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
 
     Args:
       fn: (params, *inputs) -> an array, or a tree of arrays of which the floating ones are summed.
-      inputs: arrays or ShapeDtypeStructs, for their shapes: floating ones are replaced by ones. Others (token
-        indices) are passed as they are. One example is enough; a batch of n gives n times the score.
+      inputs: arrays or ShapeDtypeStructs. Floating inputs are replaced by ones; others (token indices) are passed
+        unchanged. One example is enough; a batch of n gives n times the score.
 
     Returns:
-      A criterion: params -> scores, 0 or more, in float32 at least; a scalar zero for leaves that are not floating.
+      A criterion: params -> scores, 0 or more, at least float32. A leaf that is not floating scores a scalar zero.
 
     Example:
       >>> fn = lambda params, x: x @ params['a'] @ params['b']
@@ -117,24 +116,25 @@ def synflow_masks(
     iterations: int = 100,
     where: _tree.Where = None,
 ) -> PyTree:
-    """The masks of iterative synaptic flow pruning, without data.
+    """Returns the masks of iterative synaptic flow pruning, without data.
 
-        for i = 1..n: scores of the masked parameters; of all weights together keep the fraction (1 - s)^(i/n)
+        for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights, ranked together
 
-    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The score of a layer is conserved, so the fewer weights
-    it has left the higher they score, and no layer loses its last weight before it must. One `lax.scan`, with one
-    gradient and one selection in each step. What was removed stays removed, whatever ties.
+    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The scores of a layer have a conserved sum, so the
+    fewer weights a layer has left the higher they score, and no layer loses its last weight before it must. The loop is
+    one `lax.scan` with one gradient and one selection in each step. A removed weight stays removed, whatever ties.
 
     Args:
-      fn: (params, *inputs) -> arrays, in inference mode: see `criteria.synflow`.
+      fn: (params, *inputs) -> an array or a tree of arrays, in inference mode.
       params: the parameters, at initialisation.
       sparsity: the fraction to remove of all pruned leaves together, in [0, 1): a Python number or a traced scalar.
-      inputs: arrays or ShapeDtypeStructs: see `criteria.synflow`.
-      iterations: n, 1 or more; 1 is one-shot.
-      where: the leaves that are pruned.
+      inputs: arrays or ShapeDtypeStructs; floating inputs are replaced by ones.
+      iterations: n, 1 or more, 100 by default; 1 prunes in one shot.
+      where: the leaves that are pruned: None, a predicate `(name, leaf) -> bool`, a glob or a list of globs.
 
     Returns:
-      Masks that remove exactly floor(s N + 1/2) of all N entries; ties by the first leaf and the lowest index kept.
+      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf, and in it the
+      lowest index, is kept.
 
     Raises:
       ValueError: a sparsity outside [0, 1), or fewer iterations than one.

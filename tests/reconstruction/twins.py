@@ -84,3 +84,41 @@ def obs(weight, gram, *, removed=None, nm=None, damping=1e-4):
         goes[:] = True
     counts = goes.sum(1)
     return np.stack([traces[o][counts[o]] for o in range(outputs)], 1)
+
+
+def alps(weight, gram, *, sparsity=None, nm=None, damping=0.01, steps=300):
+    """Meng et al. 2024, Algorithm 1: the mask, with a linear solve in every step."""
+    system = damped(gram, damping)
+    norms = np.sqrt(np.diag(system))[:, None]
+    system = system / (norms * norms.T)
+    dense = weight * norms
+    n, outputs = weight.shape
+
+    def largest(x):
+        if nm is None:
+            kept = x.size - int(sparsity * x.size + 0.5)
+            mask = np.zeros(x.size, bool)
+            mask[np.argsort(-np.abs(x).ravel(), kind="stable")[:kept]] = True
+            return mask.reshape(x.shape)
+        groups = np.abs(x).reshape(-1, nm[1], outputs)
+        return (np.argsort(np.argsort(-groups, axis=1, kind="stable"), axis=1) < nm[0]).reshape(x.shape)
+
+    start = largest(dense)
+    mask, sparse, multipliers, penalty, exploring = start, np.where(start, dense, 0), 0 * dense, 0.1, False
+    for step in range(steps):
+        free = np.linalg.solve(system + penalty * np.eye(n), system @ dense - multipliers + penalty * sparse)
+        moved = free + multipliers / penalty
+        sparse = np.where(largest(moved), moved, 0)
+        multipliers = multipliers + penalty * (free - sparse)
+        if step % 3 < 2:
+            continue
+        changed = (largest(moved) != mask).sum()
+        exploring |= changed > 0.005 * start.sum()
+        if not exploring:
+            penalty, sparse, multipliers, mask = penalty / 5, np.where(start, dense, 0), 0 * dense, start
+            continue
+        mask = largest(moved)
+        penalty *= 1.3 if changed > 0.1 * start.sum() else 1.2 if changed > 0.005 * start.sum() else 1.1
+        if changed == 0 or (step >= 29 and changed < 3e-4 * start.sum()):
+            break
+    return mask
