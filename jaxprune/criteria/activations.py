@@ -1,4 +1,4 @@
-"""Criteria on activations: `wanda` and `ria` score weights, `activation_mean` and `apoz` score channels."""
+"""Criteria from calibrated activations: `wanda` and `ria` for weights, `activation_mean` and `apoz` for channels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,27 +15,27 @@ Score = Callable[[jax.Array, Any], jax.Array]
 
 @within_outputs
 def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""Scores each weight by its size times the norm of its input over the samples.
+    r"""The size of a weight times the norm of its input over the samples.
 
         s_ij = |w_ij| ||x_i||
 
     Sun et al. 2023 (Wanda), arXiv 2306.11695, eq. 1. The paper compares the weights of one output with each other, not
-    those of the whole layer, and finds that this matters. `prune` and `reconstruct` do the same (`within_outputs`): the
-    same number of weights is removed from each output, whose inputs lie along the axes that `stats` knows. The pattern
-    `masks.Unstructured(axes=(0, 1))`, with all axes of a kernel, ranks the whole layer.
+    the weights of the whole layer, and shows that this matters. `prune` and `reconstruct` do the same (see
+    `within_outputs`): they remove the same number of weights from each output, and take the input axes from `stats`.
+    Pass `pattern=masks.Unstructured(axes=(0, 1))`, with all axes of a kernel, to rank the whole layer.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="square")` returns.
+      stats: the result of `calibrate(fn, params, batches, collect="square")`.
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more, at least float32. A leaf without statistics (`stats.uncovered` says why) and a leaf
-      that is not floating score a scalar zero and are not pruned.
+      A tree of scores, 0 or more, in float32 at least. A leaf without statistics (`stats.uncovered` gives the reason)
+      or that is not floating has a scalar zero and is not pruned.
 
     Raises:
-      ValueError: stats are missing, belong to other shapes, or hold no sums of squares.
-      TypeError: `stats` is not what `calibrate` returns.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no sums of squares.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -49,27 +49,28 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
 
 
 def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree = None, **signals: Any) -> PyTree:
-    r"""Scores each weight by its relative importance: its share of its input's and its output's weights, times a norm.
+    r"""Relative importance: a weight's share of its row and of its column, times the norm of its input.
 
         s_ij = (|w_ij| / \sum_i |w_ij| + |w_ij| / \sum_j |w_ij|) ||x_i||^a
 
-    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. An input or output whose weights are all
-    small keeps some of them. The sums run within each matrix of a stack (scanned layers, groups of a convolution).
+    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. Rows and columns of small weights keep some of
+    their weights. Each matrix of a stack (scanned layers, groups of a convolution) is normalised separately.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="square")` returns.
-      power: the exponent a, 0 or more, 0.5 by default as in the paper; 0 ignores the activations.
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; leaves that devices share are refused.
+      stats: the result of `calibrate(fn, params, batches, collect="square")`.
+      power: a, a float; default 0.5 as in the paper; 0 ignores the activations.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; a leaf sharded over devices raises.
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more, at least float32; 0 where a whole row or column is 0. A leaf without statistics
-      scores a scalar zero.
+      A tree of scores, 0 or more, in float32 at least; 0 where a whole row or column is 0. A leaf without statistics or
+      that is not floating has a scalar zero.
 
     Raises:
-      ValueError: stats are missing, belong to other shapes, or hold no sums of squares; devices share a leaf.
-      TypeError: `stats` is not what `calibrate` returns.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no sums of squares; a leaf is
+        sharded.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -90,26 +91,26 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree 
 
 
 def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""Scores each channel by the absolute mean of its activations, for `masks.Channel(axis=-2)`.
+    r"""The absolute mean of the input of each weight, a criterion for channels.
 
         s_ij = |\sum_n x_ni / N|
 
-    Molchanov et al. 2017, arXiv 1611.06440, section 2.2. The paper takes the mean over a layer's outputs; here it
-    is taken over the inputs of the layer that reads them. A channel is therefore `masks.Channel(axis=-2)` of the
-    reading layer's kernel; slimming also removes it from the layer that computes it. All weights of one input have the
-    same score.
+    Molchanov et al. 2017, arXiv 1611.06440, section 2.2. The paper averages the outputs of a layer; this function
+    averages the inputs of the next layer, so a channel is `masks.Channel(axis=-2)` of the next layer's kernel. Slimming
+    removes the channel from both layers. All outputs of one input have the same score.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="total")` returns.
+      stats: the result of `calibrate(fn, params, batches, collect="total")`.
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more, at least float32. A leaf without statistics scores a scalar zero.
+      A tree of scores, 0 or more, in float32 at least. A leaf without statistics, or
+      that is not floating, has a scalar zero.
 
     Raises:
-      ValueError: stats are missing, belong to other shapes, or hold no totals.
-      TypeError: `stats` is not what `calibrate` returns.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no sums.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -123,25 +124,26 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
 
 
 def apoz(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    """Scores each channel by the fraction of samples in which it is not zero: for channels after a ReLU.
+    """The fraction of samples in which the input of a weight is not zero: a criterion for channels after a ReLU.
 
         s_ij = 1 - APoZ_i
 
-    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1. APoZ is the average percentage of zeros; one minus it is
-    larger for channels more worth keeping. As for `activation_mean`, the scores belong to the inputs of the layer that
-    reads the channels: use `masks.Channel(axis=-2)`.
+    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1: one minus the average percentage of zeros, so that a
+    larger score is more worth keeping. A channel is `masks.Channel(axis=-2)` of the kernel that reads it, see
+    `activation_mean`.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="zeros")` returns.
+      stats: the result of `calibrate(fn, params, batches, collect="zeros")`.
       **signals: ignored.
 
     Returns:
-      A tree of scores in [0, 1], at least float32. A leaf without statistics scores a scalar zero.
+      A tree of scores in [0, 1], in float32 at least. A leaf without statistics, or
+      that is not floating, has a scalar zero.
 
     Raises:
-      ValueError: stats are missing, belong to other shapes, or hold no counts of zeros.
-      TypeError: `stats` is not what `calibrate` returns.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no counts of zeros.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -162,7 +164,7 @@ def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
     if stats is None:
         raise ValueError(f"criteria.{criterion} needs stats: pass stats=calibrate(fn, params, batches)")
     if not hasattr(stats, "leaves"):
-        raise TypeError(f"criteria.{criterion}: stats must be what calibrate returns, got {type(stats).__name__}")
+        raise TypeError(f"criteria.{criterion}: stats must be the result of calibrate, got {type(stats).__name__}")
     leaves, treedef = jax.tree.flatten(params)
 
     def of(leaf: Any, inputs: Any) -> jax.Array:

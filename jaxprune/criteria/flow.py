@@ -18,24 +18,24 @@ Criterion = Callable[..., PyTree]
 
 
 def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) -> Criterion:
-    """Makes the criterion of gradient signal preservation: it keeps what the gradient norm owes most to.
+    """Gradient signal preservation: keeps the weights that contribute most to the norm of the gradient.
 
         s = w (H g),    H the Hessian and g the gradient of the loss
 
-    Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper removes the LARGEST of -w (H g);
-    here larger means keep, so the sign is reversed. Scores may be negative; rank them over all leaves, with
-    `allocation.one_ranking`. The paper divides the logits by 200 before the softmax: do that in `loss`.
+    Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper's score is -w (H g), and the paper removes
+    the LARGEST scores; here a larger score means keep, so the sign is reversed. Scores may be negative. Rank them over
+    all leaves (`allocation.one_ranking`). The paper divides the logits by 200 before the softmax; do this in `loss`.
 
     H g is one forward-over-reverse product (`jax.jvp` of `jax.grad`), at about the cost of two gradients.
 
     Args:
       loss: (params, *inputs) -> scalar.
-      inputs: further arguments of the loss, such as a batch of examples and their labels.
-      where: the leaves that may be pruned: None, a predicate `(name, leaf) -> bool`, a glob or a list of globs. As in
-        the paper the gradient is taken with respect to these leaves; the others are constants.
+      inputs: passed to the loss, such as a batch of examples and their labels.
+      where: the leaves that may be pruned: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default:
+        every leaf that may be pruned. The gradient is taken for these leaves only; the other leaves are constants.
 
     Returns:
-      A criterion: params -> scores, at least float32. A leaf that is not floating scores a scalar zero.
+      A criterion: params -> scores in float32 at least; a scalar zero for leaves that are not floating.
 
     Example:
       >>> loss = lambda params: (params['kernel'] ** 3).sum()
@@ -58,25 +58,26 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
 
 
 def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
-    """Makes the criterion of synaptic flow: the share of all paths from input to output through each weight.
+    """Synaptic flow: the sum over all paths from input to output that pass through a weight.
 
         s = |w| dR/d|w|,    R = sum of fn(|params|, 1, ..., 1)
 
-    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. It needs no data and no labels: all parameters
-    (biases, normalisation, running statistics if they are in `params`) are replaced by their absolute values, all
-    inputs by ones. The paper's guarantee that no layer collapses holds for the iterative form, `synflow_masks`.
+    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The criterion needs no data and no labels: it replaces
+    all parameters (biases, normalisation, and running statistics if they are in `params`) by their absolute values and
+    all inputs by ones. The paper's guarantee that no layer collapses holds for the iterative form, `synflow_masks`, and
+    not for one shot.
 
-    `fn` must run in inference mode: batch statistics of an all-ones batch are degenerate. R is a product over
-    layers and may overflow float32 in deep networks without normalisation; scores are then inf or NaN. Scale the
-    parameters down or use float64 (`jax.enable_x64`) there.
+    `fn` must run in inference mode: batch statistics of an all-ones batch are degenerate. R is a product over layers
+    and may overflow float32 in deep networks without normalisation; scores are then inf or NaN. In this case scale the
+    parameters down or use float64 (`jax.enable_x64`).
 
     Args:
-      fn: (params, *inputs) -> an array, or a tree of arrays of which the floating ones are summed.
-      inputs: arrays or ShapeDtypeStructs. Floating inputs are replaced by ones; others (token indices) are passed
-        unchanged. One example is enough; a batch of n gives n times the score.
+      fn: (params, *inputs) -> an array or a tree of arrays; its floating arrays are summed.
+      inputs: arrays or ShapeDtypeStructs. Floating inputs are replaced by ones of their shape; other inputs (token
+        indices) are passed unchanged. One example is enough; a batch of n multiplies the scores by n.
 
     Returns:
-      A criterion: params -> scores, 0 or more, at least float32. A leaf that is not floating scores a scalar zero.
+      A criterion: params -> scores, 0 or more, in float32 at least; a scalar zero for leaves that are not floating.
 
     Example:
       >>> fn = lambda params, x: x @ params['a'] @ params['b']
@@ -89,7 +90,7 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
         total, leaves, as_tree = _tree.differentiable(lambda p: _sum_floating(fn(p, *ones)), params)
-        # 16 bits overflow at once: the sum over all paths is computed in float32 at least.
+        # float16 and bfloat16 overflow at once, so the sum over all paths is computed in float32 at least.
         absolute = [jnp.abs(w.astype(wide(w.dtype))) for w in leaves]
         slopes = jax.grad(total)(absolute)
         return as_tree([jnp.abs(w * slope) for w, slope in zip(absolute, slopes, strict=True)])
@@ -116,28 +117,30 @@ def synflow_masks(
     iterations: int = 100,
     where: _tree.Where = None,
 ) -> PyTree:
-    """Returns the masks of iterative synaptic flow pruning, without data.
+    """Iterative synaptic flow pruning, without data; returns the masks.
 
-        for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights, ranked together
+        for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights together
 
-    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The scores of a layer have a conserved sum, so the
-    fewer weights a layer has left the higher they score, and no layer loses its last weight before it must. The loop is
-    one `lax.scan` with one gradient and one selection in each step. A removed weight stays removed, whatever ties.
+    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The scores of a layer have a constant sum, so they rise
+    as the layer loses weights, and no layer is emptied before it must be. The loop is one `lax.scan` with one gradient
+    and one selection in each step. A removed weight stays removed.
 
     Args:
-      fn: (params, *inputs) -> an array or a tree of arrays, in inference mode.
-      params: the parameters, at initialisation.
-      sparsity: the fraction to remove of all pruned leaves together, in [0, 1): a Python number or a traced scalar.
-      inputs: arrays or ShapeDtypeStructs; floating inputs are replaced by ones.
-      iterations: n, 1 or more, 100 by default; 1 prunes in one shot.
-      where: the leaves that are pruned: None, a predicate `(name, leaf) -> bool`, a glob or a list of globs.
+      fn: (params, *inputs) -> arrays, in inference mode; see `criteria.synflow`.
+      params: the parameters at initialisation.
+      sparsity: the fraction of the entries of all pruned leaves to remove, in [0, 1): a Python number or a traced
+        scalar.
+      inputs: arrays or ShapeDtypeStructs; see `criteria.synflow`.
+      iterations: n, 1 or more; default 100; 1 prunes in one shot.
+      where: the leaves to prune: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf
+        that may be pruned.
 
     Returns:
-      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf, and in it the
-      lowest index, is kept.
+      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf and the lowest index
+      are kept.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or fewer iterations than one.
+      ValueError: `sparsity` is outside [0, 1), or `iterations` is below 1.
 
     Example:
       >>> fn = lambda params, x: x @ params['a'] @ params['b']
@@ -154,7 +157,7 @@ def synflow_masks(
 
     def remove(kept: PyTree, removed: masks.Count) -> tuple[PyTree, None]:
         scores = criterion(masks.apply(params, kept))
-        # Removed weights score 0, as weights on dead paths do; and where the flow overflows, inf - inf is NaN.
+        # Removed weights score 0, like weights on dead paths. Where the flow overflows, inf - inf is NaN.
         scores = jax.tree.map(lambda s, m: jnp.where(m, jnp.nan_to_num(s), -jnp.inf) if m.ndim else s, scores, kept)
         return masks.select_global(scores, removed, where=lambda name, _: name in names), None
 
@@ -166,7 +169,7 @@ def synflow_masks(
 
 
 def _removed(sparsity: Any, iterations: int, entries: int) -> masks.Count:
-    """How many entries each iteration leaves removed; the last of them exactly as `sparsity` says."""
+    """The total number of removed entries after each iteration; the last number follows `sparsity` exactly."""
     parts = np.arange(1, iterations) / iterations
     if isinstance(sparsity, jax.Array):
         way = -jnp.expm1(jnp.log1p(-sparsity) * jnp.asarray(parts, sparsity.dtype))

@@ -1,4 +1,4 @@
-"""Criteria that need no signal but the weights: `magnitude`, and `random` as the control for every other criterion."""
+"""Criteria that read the weights alone: `magnitude`, and `random`, the control for every other criterion."""
 
 import zlib
 from typing import Any
@@ -25,7 +25,7 @@ def magnitude(
     specs: PyTree = None,
     **signals: Any,
 ) -> PyTree:
-    r"""Scores each weight by its absolute value or its square, as it is or relative to its leaf.
+    r"""The absolute value of each weight or its square, optionally divided by a norm of its leaf.
 
         s = |w|^power / norm
 
@@ -38,25 +38,25 @@ def magnitude(
         "max"  max a
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
-    Entries that are not finite keep their value and take no part in the norm. Sums are exact, so scores have the same
-    bits on any layout of devices; in a shard_map with `specs`.
+    Entries that are not finite stay unchanged and do not count in the norm. Sums are exact, so scores have the same
+    bits for every sharding; inside a shard_map pass `specs`.
 
     Args:
       params: any tree.
-      power: 1 (the default) or 2. Both rank single weights alike, unless squares under- or overflow. Added up over
-        blocks or channels, 1 gives L1 norms and 2 gives squared L2 norms.
-      normalise: None (the default), "l1", "l2", "mean" or "max".
-      batch_axes: how many leading axes of a leaf are layers stacked by a scan, each with its own norm: an int, 0 by
-        default, or a mapping from globs over names.
+      power: 1 (default) or 2. Both rank single weights alike, unless squares under- or overflow. Sums over blocks or
+        channels are L1 norms for 1 and squared L2 norms for 2.
+      normalise: None (default), "l1", "l2", "mean" or "max".
+      batch_axes: the number of leading axes of a leaf along which a scan stacks layers, each normalised separately: an
+        int or a mapping from globs over names; default 0.
       specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more: |w| in the dtype of the parameter, squares and normalised scores at least float32. A
-      leaf that is not floating scores a scalar zero.
+      A tree of scores, 0 or more: |w| in the dtype of the parameter, squares and normalised scores in float32 at least;
+      a scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: the power or the norm is none of the above.
+      ValueError: `power` or `normalise` has another value.
 
     Example:
       >>> magnitude({'kernel': jnp.array([-3.0, 1.0])}, normalise='l1')
@@ -89,7 +89,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     largest = finite.max(axes, keepdims=True)
     if layout.along(axes):
         largest = lax.pmax(largest, layout.along(axes))
-    # A power of two scales the largest entry to about 1: that is exact, and the sum neither over- nor underflows.
+    # Scaling to about 1 by a power of two is exact. It keeps sums from overflowing and from underflowing to zero.
     scale = jnp.ldexp(jnp.ones_like(largest), -jnp.clip(jnp.frexp(largest)[1], -120, 120))
     scaled, largest = size * scale, largest * scale
     finite = finite * scale
@@ -101,23 +101,23 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
         divisor = jnp.sqrt(divisor)
     if norm == "mean":
         divisor = divisor * (divisor.size / (size.size * layout.number(axes)))
-    # Without the barrier a compiler may turn the quotient into a product on one layout of devices and not on another,
-    # and the bits would differ.
+    # Without the barrier a compiler turns a division by a constant into a product for some shardings but not for
+    # others, and the bits differ.
     return scaled / lax.optimization_barrier(jnp.where(largest > 0, divisor, 1))
 
 
 def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None, **signals: Any) -> PyTree:
-    """Scores each weight by a uniform random number: the control for every other criterion.
+    """Uniform random scores.
 
         s ~ U[0, 1)
 
     Each leaf draws from `fold_in(key, crc32(name))`, so its scores depend on the key, its name and its shape only;
-    adding, removing or reordering other layers changes nothing. Numbers are drawn in float32 or wider, because bfloat16
-    has 128 distinct values in [0, 1). Draws in float32 take 2^23 values: in a leaf of n entries about n / 2^23 tie
-    with the threshold, and the lowest indices among them are kept. The bits are the same on any number of devices
-    (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes the scores are sharded as the parameter
-    is; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With `specs`, in a
-    shard_map, each device draws the whole leaf and takes its part.
+    adding, removing or reordering layers changes no other leaf. Numbers are drawn in float32 at least, because a
+    bfloat16 leaf would have only 128 distinct scores. float32 draws take 2^23 values, so about n / 2^23 of a leaf's n
+    entries tie with the threshold; the lowest indices are kept. The bits are the same on any number of devices (with
+    JAX's default, `jax_threefry_partitionable`). On a mesh with Explicit axes the scores have the sharding of the
+    parameter; with Auto axes the compiler decides, by `out_shardings` of the enclosing jit. Inside a shard_map, with
+    `specs`, each device draws the scores of the whole leaf and takes its shard.
 
     Args:
       params: any tree.
@@ -126,12 +126,11 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
       **signals: ignored.
 
     Returns:
-      A tree of scores in [0, 1), float32 (float64 for float64 leaves). A leaf that is not floating scores a scalar
-      zero.
+      A tree of scores in [0, 1), float32 (float64 for float64 leaves); a scalar zero for leaves that are not floating.
 
     Raises:
       ValueError: the key is missing.
-      TypeError: the key is a seed or something else.
+      TypeError: `key` is a seed or another value that is not a key.
 
     Example:
       >>> scores = random({'kernel': jnp.ones((2, 3), jnp.bfloat16)}, key=jax.random.key(0))
@@ -154,5 +153,5 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
 def _uniform(key: jax.Array, w: jax.Array, layout: shards.Shards) -> jax.Array:
     if layout.is_cut:
         return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
-    # On Explicit axes draw where the parameter lies; otherwise each device would hold the whole array.
+    # With Explicit axes the scores are drawn in the parameter's sharding; otherwise each device would hold all of them.
     return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=named_sharding(w))

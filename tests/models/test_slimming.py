@@ -13,7 +13,7 @@ from jaxprune.checkpoints import Folder
 from .test_decoder import _CASES, drawn
 from .test_pruning import TOKENS, write
 
-CASES = ["llama, biases", "gemma2", "phi3"]
+CASES = ["llama, biases", "qwen3", "gemma2", "phi3"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,10 +72,10 @@ def test_blocks_of_least_influence_go(tmp_path: Path):
     # Which blocks see a window stays with them.
     cut, new = models.parts(_CASES["gemma3"]["config"]), models.parts(removal.config)
     assert [new.is_local(place) for place in range(2)] == [cut.is_local(index) for index in stay]
-    hidden, block = cut.embed(wide, jnp.asarray(TOKENS)), jax.jit(cut.block, static_argnums=2)
+    hidden = cut.embed(wide, jnp.asarray(TOKENS))
     for index in stay:
-        hidden = block(models.block_params(wide, index), hidden, index)
-    got = jax.jit(models.decoder(removal.config))(small, jnp.asarray(TOKENS))
+        hidden = cut.block(models.block_params(wide, index), hidden, index)
+    got = models.decoder(removal.config)(small, jnp.asarray(TOKENS))
     np.testing.assert_allclose(got, cut.head(wide, hidden), atol=1e-4)
 
 

@@ -15,13 +15,12 @@ from jaxprune.checkpoints import Folder
 from .test_decoder import _CASES
 from .test_pruning import TOKENS, write
 
-torch: Any = pytest.importorskip("torch", reason="needs torch and transformers")
-transformers: Any = pytest.importorskip("transformers", reason="needs torch and transformers")
-
 _DENSE = [case for case, entry in _CASES.items() if "num_experts_per_tok" not in entry["config"]]
 
 
 def check_logits(folder: Path) -> None:
+    torch: Any = pytest.importorskip("torch", reason="needs torch and transformers")
+    transformers: Any = pytest.importorskip("transformers", reason="needs torch and transformers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = transformers.AutoModelForCausalLM.from_pretrained(
