@@ -1,4 +1,4 @@
-"""What pruning forgets: the samples on which pruned models answer otherwise, and the classes that lose by it."""
+"""What pruning forgets: `exemplars`, samples that pruned models answer differently, and `recall_by_class`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ class Forgotten:
 
 
 def exemplars(dense: Any, pruned: Any) -> Exemplars:
-    """Pruning identified exemplars (PIEs): samples on which the modal answers of two populations differ.
+    """Finds the samples on which the modal answers of two populations differ: pruning identified exemplars (PIEs).
 
     Hooker et al. 2019 (arXiv:1911.05248, section 3). Of equally frequent answers the class of the lowest index
     counts. One model each is a population of one: then these are all samples on which the two disagree.
@@ -107,7 +107,7 @@ def forgotten(
 
 
 def agreement(first: Any, second: Any) -> Array:
-    """The fraction of samples on which two models, or the majorities of two populations, answer alike.
+    """Computes the fraction of samples on which two models, or the majorities of two populations, answer alike.
 
     Args:
       first: logits (n, classes), or (models, n, classes).
@@ -123,7 +123,7 @@ def agreement(first: Any, second: Any) -> Array:
 
 
 def recall_by_class(logits: Any, labels: Any) -> Array:
-    """The accuracy within each class, (classes,): the difference of two models shows who pays for pruning.
+    """Computes the accuracy within each class; its difference between two models shows which classes lose by pruning.
 
     Args:
       logits: (n, classes).

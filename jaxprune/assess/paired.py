@@ -1,4 +1,4 @@
-"""Two models on the same samples: do they differ beyond chance, where, and on what."""
+"""Two models on the same samples: `mcnemar` and `sign_flip_test` test one figure, `changes` compares all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
-    """Whether two models differ in accuracy: McNemar's test (1947) in its exact, binomial form, two-sided.
+    """Tests whether two models differ in accuracy: McNemar's test (1947) in its exact, binomial form, two-sided.
 
     Args:
       first: logits (n, classes) of one model.
@@ -62,7 +62,7 @@ def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
 
 
 def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: int = 9999) -> Array:
-    """Whether two models differ in the mean of any loss: the paired randomisation test (Fisher 1935), two-sided.
+    """Tests whether two models differ in the mean of a loss: the paired randomisation test (Fisher 1935), two-sided.
 
     If the models are equally good, each sample's difference could as well have the other sign. The p-value is
     (1 + how many random flips give a mean difference at least as large) / (1 + flips).
