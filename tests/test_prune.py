@@ -19,8 +19,8 @@ INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
     [
         (INTEGERS, {}, r"nothing to prune.*\n  dense/bias: int32\[4\]\n  dense/kernel: int32\[8, 4\]"),
         ({}, {}, "the tree is empty"),
-        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False of all"),
-        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; there are:\n  dense/kernel"),
+        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False for all"),
+        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; the names are:\n  dense/kernel"),
         (PARAMS, {"sparsity": 90}, "for 90 % pass 0.9"),
         (PARAMS, {"pattern": masks.NM(2, 4), "sparsity": 0.9}, "removes exactly 0.5"),
     ],
@@ -65,7 +65,7 @@ def test_options_that_there_are_not_are_named(options: Any, message: str):
 def test_a_model_and_an_empty_list_of_globs_are_named():
     with pytest.raises(ValueError, match=r"params must be a tree of arrays, .*got object"):
         _ = jaxprune.prune(object(), 0.5)
-    with pytest.raises(ValueError, match=r"where=\[\] names no leaf"):
+    with pytest.raises(ValueError, match=r"where=\[\] selects no leaf"):
         _ = jaxprune.prune(PARAMS, 0.5, where=[])
     with pytest.raises(ValueError, match=r"dense/kernel: NM.* sparsity of this leaf is 0\.4; .*allocation\.uniform"):
         _ = jaxprune.prune(PARAMS, 0.4, pattern=masks.NM(2, 4))

@@ -1,4 +1,4 @@
-"""Whether two trees belong together; every difference is named before anything is computed."""
+"""Checks of arguments: whether trees, masks, batches, keys and functions fit; messages name all differences."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,8 +18,8 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     Args:
       tree: the tree that sets the structure.
       other: the tree that must follow it.
-      what: what `other` is, for the message.
-      of: what `tree` is, for the message.
+      what: the name of `other` in the message.
+      of: the name of `tree` in the message; default "params".
 
     Raises:
       ValueError: the structures differ; the message names the leaves that only one of them has.
@@ -30,7 +30,7 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
       ValueError: masks must have the structure of params; they differ:
         b: in params, not in masks
     """
-    # A packed mask is a node of its own, but stands for one array.
+    # A packed mask is a node, but represents one array.
     structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
     if structure == other_structure:
         return
@@ -38,26 +38,26 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     missing = [f"  {name}: in {of}, not in {what}" for name in names if name not in other_names]
     extra = [f"  {name}: in {what}, not in {of}" for name in other_names if name not in names]
     nodes = [f"  {of}: {structure}", f"  {what}: {other_structure}"]
-    detail = _shorten(missing + extra) or ["  same names, other containers (a dict and a FrozenDict, say):", *nodes]
+    detail = _shorten(missing + extra) or ["  same names, different containers (such as dict and FrozenDict):", *nodes]
     raise ValueError(f"{what} must have the structure of {of}; they differ:\n" + "\n".join(detail))
 
 
 def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyTree:
-    """`other` with the containers of `tree`, where both have the same leaves by `paths.identity`.
+    """Returns `other` with the containers of `tree`, if both have the same leaves by `paths.identity`.
 
-    A dict and a FrozenDict, or Variables and their values, differ in structure and mean the same leaves.
+    A dict and a FrozenDict, or Variables and their values, differ in structure but contain the same leaves.
 
     Args:
-      tree: sets the structure.
-      other: gives the leaves.
-      what: what `other` is, for the message.
-      is_leaf: nodes of `other` that are leaves.
+      tree: the tree that gives the structure.
+      other: the tree that gives the leaves.
+      what: the name of `other` in the message.
+      is_leaf: a function that says which nodes of `other` are leaves; default None.
 
     Returns:
-      The leaves of `other` in the structure of `tree`; `other` itself where it has that structure already.
+      The leaves of `other` in the structure of `tree`; `other` itself if it already has this structure.
 
     Raises:
-      ValueError: the leaves differ; the message names those that only one tree has.
+      ValueError: the leaves differ; the message names the leaves that only one tree has.
 
     Example:
       >>> from flax.core import FrozenDict
@@ -74,15 +74,15 @@ def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyT
 
 
 def check_masks(params: PyTree, masks: PyTree) -> None:
-    """Raises unless `masks` is a mask tree of `params`: same structure, bool, each leaf broadcasting to its own.
+    """Raises unless `masks` are masks of `params`: of the same structure, bool, each broadcasting to its parameter.
 
     Args:
       params: arrays, ShapeDtypeStructs, and leaves that are not arrays.
-      masks: bool arrays, and True for a leaf that is not pruned.
+      masks: bool arrays; True for a leaf that is not pruned.
 
     Raises:
       ValueError: structure or shapes do not fit; the message names each leaf with both shapes.
-      TypeError: a mask is not bool; 0 and 1 are not taken for masks.
+      TypeError: a mask is not bool; 0 and 1 are not accepted.
 
     Example:
       >>> check_masks({'w': jnp.ones((2, 3)), 'b': jnp.ones(3)}, {'w': jnp.ones((1, 3), bool), 'b': True})
@@ -100,26 +100,26 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
 
 
 def check_batches(batches: Any) -> None:
-    """Raises where one batch was given in place of batches: going through an array would take its rows for them.
+    """Raises if `batches` is a single batch: iterating over an array would yield its rows.
 
     Raises:
-      TypeError: an array, a mapping, or nothing that can be gone through.
+      TypeError: `batches` is an array, a mapping, or not iterable.
     """
     shape = getattr(batches, "shape", None)
     if shape is not None or isinstance(batches, Mapping) or not isinstance(batches, Iterable):
         got = type(batches).__name__ if shape is None else f"an array of shape {list(shape)}"
-        raise TypeError(f"batches is a list of batches, or something else to go through, got {got}; for one: [batch]")
+        raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
 
 
 def check_bool(masks: PyTree, *, what: str = "masks") -> None:
-    """Raises unless each leaf is a mask of some shape: bool, or packed.
+    """Raises unless each leaf is a bool or packed mask of any shape.
 
     Args:
       masks: any tree.
-      what: what it is, for the message.
+      what: the name of the tree in the message; default "masks".
 
     Raises:
-      TypeError: a leaf is not bool; 0 and 1 are not taken for masks. The message names the leaves.
+      TypeError: a leaf is not bool; 0 and 1 are not accepted. The message names the leaves.
 
     Example:
       >>> check_bool({'w': jnp.array([True, False]), 'b': True})
@@ -132,15 +132,15 @@ def check_bool(masks: PyTree, *, what: str = "masks") -> None:
 
 
 def check_function(given: Any, what: str, such_as: str) -> None:
-    """Raises where a name, a number or a result was passed for a function.
+    """Raises if the argument is not a function but, for instance, a name, a number or a result.
 
     Args:
-      given: what should be a function.
+      given: the argument.
       what: the name of the argument.
-      such_as: what could be passed.
+      such_as: an example of what to pass.
 
     Raises:
-      TypeError: it cannot be called.
+      TypeError: the argument is not callable.
 
     Example:
       >>> check_function(len, 'criterion', 'criteria.magnitude')
@@ -150,13 +150,13 @@ def check_function(given: Any, what: str, such_as: str) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raises where a seed was passed for a key; None passes.
+    """Raises if a seed was passed instead of a key; None is accepted.
 
     Args:
       key: a key of `jax.random`, typed or raw, or None.
 
     Raises:
-      TypeError: the argument is neither.
+      TypeError: the argument is neither a key nor None.
 
     Example:
       >>> check_key(jax.random.key(0))

@@ -1,7 +1,7 @@
-"""Reconstruction: prune in one shot, and change the weights that are kept to make up for those that are removed.
+"""Reconstruction: prune in one shot and change the kept weights to compensate for the removed ones.
 
-Methods are functions of one weight matrix, `(weight [inputs, outputs], gram, target) -> (weight, mask)`: `sparsegpt`,
-`alps`, `obs`, `least_squares`, or your own. The target says what to remove: `Entries`, `Grouped` or `Given`.
+A method is a function of one weight matrix, `(weight [inputs, outputs], gram, target) -> (weight, mask)`: `sparsegpt`,
+`alps`, `obs`, `least_squares`, or your own function. The target says what to remove: `Entries`, `Grouped` or `Given`.
 `reconstruct`, `reconstruct_blocks` and `reconstruct_sequential` run a method on every leaf of a tree of parameters.
 """
 
