@@ -55,6 +55,27 @@ def check_function(given: Any, what: str, such_as: str) -> None:
         raise TypeError(f"{what} must be a function, such as {such_as}; got {shown(given)}")
 
 
+def check_instance(given: Any, kind: type | tuple[type, ...], what: str, expected: str) -> None:
+    """Raises where an argument is of another type.
+
+    Args:
+      given: the argument.
+      kind: its type or types.
+      what: its name.
+      expected: what it should be, and where it comes from.
+
+    Raises:
+      TypeError: it is of another type.
+
+    Example:
+      >>> check_instance([1], dict, 'controls', 'a mapping from names to controls')
+      Traceback (most recent call last):
+      TypeError: controls must be a mapping from names to controls; got [1]
+    """
+    if not isinstance(given, kind):
+        raise TypeError(f"{what} must be {expected}; got {shown(given)}")
+
+
 def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
     """Calls a function of the user; an error says which argument it is and how it is called, where that is the reason.
 

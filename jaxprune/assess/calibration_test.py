@@ -108,6 +108,8 @@ def calibration_test(
     logits, labels = metrics.check(logits, labels)
     if binning not in BINNINGS:
         raise ValueError(f"binning must be one of {', '.join(BINNINGS)}; got {binning!r}")
+    if draws < 2 or not 0 < confidence < 1:
+        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {confidence}")
     table = np.asarray(_table(logits, labels, bins, binning, classwise), np.float64)
     cells = table[:, table[0] > 0]
     ends = np.flatnonzero(table[0] > 0) / bins if binning == "equal_width" and not classwise else None

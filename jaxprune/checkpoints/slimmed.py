@@ -52,6 +52,7 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       ((3, 2), (5, 2))
     """
     # Before the work of tracing and compiling: jax.export misses flatbuffers only at its end.
+    _tree.check_instance(slimmed, Slimmed, "slimmed", "what slim returned; save other networks by checkpoints.save")
     _ = _disk.check_new(path), _disk.optional("flatbuffers", "saving a function")
     structure = jax.tree.structure(slimmed.params)
 

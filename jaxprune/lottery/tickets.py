@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import masks
+from jaxprune import _tree, masks
 from jaxprune.lottery.search import Rounds
 
 PyTree = Any
@@ -54,9 +54,10 @@ def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None 
       >>> ticket(found, -1, method='magnitude', seeds={'search': 0}).provenance['sparsity']
       0.5
     """
+    _tree.check_instance(rounds, Rounds, "rounds", "what lottery.iterative_pruning returns")
     size = len(rounds.sparsity)
     if not -size <= r < size:
-        raise IndexError(f"round {r} of a search with {size}")
+        raise IndexError(f"r must be from {-size} to {size - 1}, for the search has {size} rounds; got {r}")
     held, start, metrics = jax.tree.map(lambda x: x[r], (rounds.ticket.masks, rounds.start, rounds.ticket.metrics))
     provenance = {
         "method": method,
