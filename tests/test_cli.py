@@ -87,7 +87,7 @@ def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pyt
         (["evaluate", "MODEL", "--text", "TEXT", "--length", "150"], "has 200 tokens, at least 300 tokens"),
         (
             ["prune", "MODEL", "--sparsity", "0.5", "--calibration", "TEXT", "--output", "MODEL", "--length", "16"],
-            "exists, and nothing is overwritten",
+            "exists and is not overwritten",
         ),
         (
             ["prune", "MODEL", "--pattern", "3:7", "--calibration", "TEXT", "--output", "NEW", "--length", "16"],

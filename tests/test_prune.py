@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxprune
@@ -18,8 +19,8 @@ INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
     [
         (INTEGERS, {}, r"nothing to prune.*\n  dense/bias: int32\[4\]\n  dense/kernel: int32\[8, 4\]"),
         ({}, {}, "the tree is empty"),
-        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False of all"),
-        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; there are:\n  dense/kernel"),
+        (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False for all"),
+        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; the names are:\n  dense/kernel"),
         (PARAMS, {"sparsity": 90}, "for 90 % pass 0.9"),
         (PARAMS, {"pattern": masks.NM(2, 4), "sparsity": 0.9}, "removes exactly 0.5"),
     ],
@@ -64,7 +65,7 @@ def test_options_that_there_are_not_are_named(options: Any, message: str):
 def test_a_model_and_an_empty_list_of_globs_are_named():
     with pytest.raises(ValueError, match=r"params must be a tree of arrays, .*got object"):
         _ = jaxprune.prune(object(), 0.5)
-    with pytest.raises(ValueError, match=r"where=\[\] names no leaf"):
+    with pytest.raises(ValueError, match=r"where=\[\] selects no leaf"):
         _ = jaxprune.prune(PARAMS, 0.5, where=[])
     with pytest.raises(ValueError, match=r"dense/kernel: NM.* sparsity of this leaf is 0\.4; .*allocation\.uniform"):
         _ = jaxprune.prune(PARAMS, 0.4, pattern=masks.NM(2, 4))
@@ -104,3 +105,15 @@ def test_a_mapping_gives_each_leaf_its_own_sparsity():
     assert jax.tree.all(jax.tree.map(jnp.array_equal, own.masks, tree))
     with pytest.raises(ValueError, match="sparsity: no leaf matches 'z'"):
         _ = jaxprune.prune(params, {"z": 0.5})
+
+
+@pytest.mark.parametrize("wrong", [90.0, 1.0, -0.3, float("nan")])
+def test_an_array_whose_value_is_known_is_checked_like_a_number(wrong):
+    params = {"w": jnp.arange(1.0, 17).reshape(4, 4)}
+    for allocate in (allocation.uniform, allocation.erk, allocation.one_ranking, allocation.lamp):
+        for value in (jnp.float32(wrong), np.float32(wrong)):
+            with pytest.raises(ValueError, match=r"sparsity is the fraction removed and must be in \[0, 1\)"):
+                _ = jaxprune.prune(params, value, allocation=allocate)
+    # A traced value is not known: it is clipped.
+    traced = jax.jit(lambda s: jaxprune.prune(params, s).masks)(jnp.float32(wrong))
+    assert int(traced["w"].sum()) == (0 if wrong >= 1 else 16)

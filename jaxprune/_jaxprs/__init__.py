@@ -21,6 +21,7 @@ A client decides what it carries and what it does where values meet:
 | --- | --- | --- | --- |
 | `weights`, `flops` | a `Weight`: how arrays of the leaf's shape become the value's | counts multiply-adds | settles |
 | `calibration` | the array, and `View`s: which axes of a leaf its axes are | sums the other operand | scans again |
+| `roles` | `View`s, and whether it depends on data | notes which axes are summed over | settles |
 | `slimming` | labels of positions; then zeros; then smaller arrays | couples labels | all of these |
 
 Two things are written per client on purpose. `Weight` and `View` both follow a leaf: by entries, which every move and

@@ -274,8 +274,8 @@ def _shift(view: View, axis: int, by: int) -> View:
 
 
 def _reshape(view: View, move: mv.Reshape, shape: Shape) -> View:
-    if move.order is not None:
-        raise NotFollowed("a reshape in another order")
+    if move.order is not None:  # as vmap writes the kernel of a convolution
+        view, shape = _transpose(view, mv.Transpose(move.order), shape), tuple(shape[a] for a in move.order)
     if 0 in shape:
         raise NotFollowed("a reshape of an empty array")
     axes: list[Axis] = []

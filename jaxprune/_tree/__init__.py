@@ -1,4 +1,4 @@
-"""Trees of parameters: the names of leaves, which may be pruned, rules by path."""
+"""Trees of parameters: names of leaves (`paths`), globs and `where` (`globs`), checks of arguments (`matching`)."""
 
 from jaxprune._tree.arguments import call as call
 from jaxprune._tree.arguments import check_batches as check_batches

@@ -38,15 +38,15 @@ def shown(value: Any) -> str:
 
 
 def check_function(given: Any, what: str, such_as: str) -> None:
-    """Raises where a name, a number or a result was passed for a function.
+    """Raises if the argument is not a function but, for instance, a name, a number or a result.
 
     Args:
-      given: what should be a function.
+      given: the argument.
       what: the name of the argument.
-      such_as: what could be passed.
+      such_as: an example of what to pass.
 
     Raises:
-      TypeError: it cannot be called.
+      TypeError: the argument is not callable.
 
     Example:
       >>> check_function(len, 'criterion', 'criteria.magnitude')
@@ -55,12 +55,12 @@ def check_function(given: Any, what: str, such_as: str) -> None:
         raise TypeError(f"{what} must be a function, such as {such_as}; got {shown(given)}")
 
 
-def check_instance(given: Any, kind: type | tuple[type, ...], what: str, expected: str) -> None:
+def check_instance(given: Any, kind: Any, what: str, expected: str) -> None:
     """Raises where an argument is of another type.
 
     Args:
       given: the argument.
-      kind: its type or types.
+      kind: its type, or a union of types.
       what: its name.
       expected: what it should be, and where it comes from.
 
@@ -142,7 +142,7 @@ def scalar(loss: Any, what: str, form: str) -> Callable[..., Any]:
 
 
 def check_key(key: Any, *, needed_by: str | None = None) -> None:
-    """Raises where a seed, or any other value, was passed for a key.
+    """Raises if a seed or another value was passed instead of a key.
 
     Args:
       key: a key of `jax.random`, typed or raw, or an array of keys; or None.
@@ -164,15 +164,15 @@ def check_key(key: Any, *, needed_by: str | None = None) -> None:
 
 
 def check_batches(batches: Any) -> None:
-    """Raises where one batch was given in place of batches: going through an array would take its rows for them.
+    """Raises if `batches` is a single batch: iterating over an array would yield its rows.
 
     Raises:
-      TypeError: an array, a mapping, or nothing that can be gone through.
+      TypeError: `batches` is an array, a mapping, or not iterable.
     """
     shape = getattr(batches, "shape", None)
     if shape is not None or isinstance(batches, Mapping) or not isinstance(batches, Iterable):
         got = type(batches).__name__ if shape is None else f"an array of shape {list(shape)}"
-        raise TypeError(f"batches is a list of batches, or something else to go through, got {got}; for one: [batch]")
+        raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
 
 
 def _is_function(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Globs over the names of leaves: which leaves `where` selects, and which value a mapping of globs gives each leaf."""
+"""Globs over leaf names: `prunable` and `selected` for `where`, `resolve` for mappings from globs to values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -31,12 +31,12 @@ def is_floating(leaf: Any) -> bool:
 
 
 def is_prunable(path: str, leaf: Any) -> bool:
-    """The default rule: floating, and two axes or more.
+    """The default rule: a leaf may be pruned if it is floating and has two axes or more.
 
-    It leaves out biases, normalisation scales, counters, keys, and the static leaves of Equinox modules.
+    The rule excludes biases, normalisation scales, counters, keys, and the static leaves of Equinox modules.
 
     Args:
-      path: the leaf's name, which the rule does not look at.
+      path: the leaf's name, which the rule ignores.
       leaf: anything.
 
     Returns:
@@ -51,20 +51,20 @@ def is_prunable(path: str, leaf: Any) -> bool:
 
 
 def prunable(tree: PyTree, where: Where = None) -> PyTree:
-    """Which leaves `where` selects.
+    """Returns which leaves `where` selects.
 
     Args:
-      tree: parameters, or anything of their structure whose leaves have their shapes and dtypes.
+      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
       where: None for the default rule (`is_prunable`); a predicate `(name, leaf) -> bool`; a glob over
         names such as `encoder/*/kernel` (`*` also crosses `/`); or a sequence of globs, any of which
-        may match. A glob narrows the default rule: `*` never selects a bias. A predicate replaces it.
+        may match. A glob narrows the default rule: `*` never selects a bias. A predicate replaces the rule.
 
     Returns:
       A tree of Python bools with the structure of `tree`.
 
     Raises:
-      TypeError: `where` is none of the above, or its predicate selects a leaf that is not floating.
-      ValueError: a glob matches no prunable leaf, and the message lists the names there are; no globs.
+      TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
+      ValueError: a glob matches no prunable leaf (the message lists the names), or the list of globs is empty.
 
     Example:
       >>> params = {'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
@@ -85,17 +85,17 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
 
 
 def selected(tree: PyTree, where: Where = None) -> list[bool]:
-    """Which leaves are pruned, one at least: `prunable` for those to whom none is a mistake.
+    """Returns which leaves are pruned; like `prunable`, but raises if no leaf is selected.
 
     Args:
-      tree: parameters, or anything of their structure whose leaves have their shapes and dtypes.
+      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
       where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs; see `prunable`.
 
     Returns:
       A list of Python bools, in the order of `jax.tree.leaves`.
 
     Raises:
-      TypeError: `where` is none of these, or its predicate selects a leaf that is not floating.
+      TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
       ValueError: a glob matches no prunable leaf; no leaf is selected. The message lists the leaves of the tree.
 
     Example:
@@ -112,15 +112,15 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
         )
     lines = [f"  {name or '(the tree itself)'}: {_described(leaf)}" for name, leaf in paths.named_leaves(tree)]
     lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
-    rule = "where=None takes floating leaves of two axes or more" if where is None else "the predicate is False of all"
+    rule = "where=None takes floating leaves of two axes or more" if where is None else "the predicate is False for all"
     raise ValueError(
-        f"there is nothing to prune: {rule}; pass a predicate where=lambda name, leaf: ... that is True of a floating "
+        f"there is nothing to prune: {rule}; pass a predicate where=lambda name, leaf: ... that is True for a floating "
         "leaf. The leaves are:\n" + ("\n".join(lines) or "  (none: the tree is empty)")
     )
 
 
 def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callable[[list], Any], list, Callable]:
-    """Rewrites a function of a tree as a function of the tree's floating leaves; other leaves have no gradient.
+    """Rewrites a function of a tree as a function of the tree's floating leaves, which have gradients.
 
     Args:
       fn: a function of params.
@@ -163,7 +163,7 @@ def _as_globs(where: Any) -> list[str]:
         return [where]
     if isinstance(where, Sequence) and all(isinstance(g, str) for g in where):
         if not where:
-            raise ValueError("where=[] names no leaf: pass globs over leaf names, or None for all kernels")
+            raise ValueError("where=[] selects no leaf: pass globs over leaf names, or None for all kernels")
         return list(where)
     raise TypeError(
         f"where must be None, a predicate (name, leaf) -> bool, a glob or a list of globs; got {shown(where)}"
@@ -188,24 +188,24 @@ def _check_globs(named: list[tuple[str, Any]], globs: list[str]) -> None:
     unmatched = [g for g in globs if not any(_matches(name, g) for name in names)]
     if unmatched:
         listed = "\n".join(f"  {name}" for name in names) or "  (none: no leaf is floating with two axes or more)"
-        raise ValueError(f"where: no prunable leaf matches {', '.join(map(repr, unmatched))}; there are:\n{listed}")
+        raise ValueError(f"where: no prunable leaf matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
 
 
 def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
-    """One value for each leaf of `tree`, in the order of its leaves.
+    """Returns one value for each leaf of `tree`, in the order of its leaves.
 
     Args:
-      rules: a mapping from globs over names to values, of which the first that matches counts; or any
-        other object, which then is the value of every leaf.
+      rules: a mapping from globs over names to values (the first glob that matches counts), or any other object, which
+        is the value of every leaf.
       tree: the tree whose leaves get the values.
-      default: the value where no glob matches.
-      what: what the values are, for messages.
+      default: the value of a leaf that no glob matches.
+      what: the name of the values, for messages.
 
     Returns:
       A list as long as `jax.tree.leaves(tree)`.
 
     Raises:
-      ValueError: a glob matches no leaf; the message lists the names there are.
+      ValueError: a glob matches no leaf; the message lists the names.
 
     Example:
       >>> resolve({'layers/*': 1}, {'head': 0.0, 'layers': {'kernel': 0.0}}, default=0, what='batch_axes')
@@ -217,10 +217,10 @@ def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
     unmatched = [glob for glob in rules if not any(_matches(name, glob) for name in names)]
     if unmatched:
         listed = "\n".join(f"  {name}" for name in names)
-        raise ValueError(f"{what}: no leaf matches {', '.join(map(repr, unmatched))}; there are:\n{listed}")
+        raise ValueError(f"{what}: no leaf matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
     return [next((value for glob, value in rules.items() if _matches(name, glob)), default) for name in names]
 
 
 def _matches(name: str, glob: str) -> bool:
-    # A name may hold brackets, which a glob takes for a set of characters: every name matches itself.
+    # Every name matches itself, even with brackets, which a glob reads as a set of characters.
     return name == glob or fnmatchcase(name, glob)

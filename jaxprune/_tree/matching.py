@@ -1,4 +1,4 @@
-"""Whether two trees belong together; every difference is named before anything is computed."""
+"""Checks whether two trees belong together: structures and masks; messages name all differences."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     Args:
       tree: the tree that sets the structure.
       other: the tree that must follow it.
-      what: what `other` is, for the message.
-      of: what `tree` is, for the message.
+      what: the name of `other` in the message.
+      of: the name of `tree` in the message; default "params".
 
     Raises:
       ValueError: the structures differ; the message names the leaves that only one of them has.
@@ -30,7 +30,7 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
       ValueError: masks must have the structure of params; they differ:
         b: in params, not in masks
     """
-    # A packed mask is a node of its own, but stands for one array.
+    # A packed mask is a node, but represents one array.
     structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
     if structure == other_structure:
         return
@@ -43,7 +43,7 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
         extra = [f"  {what} is {shown(other)}"]
     nodes = [f"  {of}: {structure}", f"  {what}: {other_structure}"]
     detail = _shorten(missing) + _shorten(extra) if len(extra) == 1 else _shorten(missing + extra)
-    detail = detail or ["  same names, other containers (a dict and a FrozenDict, say):", *nodes]
+    detail = detail or ["  same names, different containers (such as dict and FrozenDict):", *nodes]
     hints = [
         f"; of this {type(t).__name__} pass its .{field}"
         for t, field in ((tree, of), (other, what))
@@ -53,21 +53,21 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
 
 
 def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyTree:
-    """`other` with the containers of `tree`, where both have the same leaves by `paths.identity`.
+    """Returns `other` with the containers of `tree`, if both have the same leaves by `paths.identity`.
 
-    A dict and a FrozenDict, or Variables and their values, differ in structure and mean the same leaves.
+    A dict and a FrozenDict, or Variables and their values, differ in structure but contain the same leaves.
 
     Args:
-      tree: sets the structure.
-      other: gives the leaves.
-      what: what `other` is, for the message.
-      is_leaf: nodes of `other` that are leaves.
+      tree: the tree that gives the structure.
+      other: the tree that gives the leaves.
+      what: the name of `other` in the message.
+      is_leaf: a function that says which nodes of `other` are leaves; default None.
 
     Returns:
-      The leaves of `other` in the structure of `tree`; `other` itself where it has that structure already.
+      The leaves of `other` in the structure of `tree`; `other` itself if it already has this structure.
 
     Raises:
-      ValueError: the leaves differ; the message names those that only one tree has.
+      ValueError: the leaves differ; the message names the leaves that only one tree has.
 
     Example:
       >>> from flax.core import FrozenDict
@@ -84,15 +84,15 @@ def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyT
 
 
 def check_masks(params: PyTree, masks: PyTree) -> None:
-    """Raises unless `masks` is a mask tree of `params`: same structure, bool, each leaf broadcasting to its own.
+    """Raises unless `masks` are masks of `params`: of the same structure, bool, each broadcasting to its parameter.
 
     Args:
       params: arrays, ShapeDtypeStructs, and leaves that are not arrays.
-      masks: bool arrays, and True for a leaf that is not pruned.
+      masks: bool arrays; True for a leaf that is not pruned.
 
     Raises:
       ValueError: structure or shapes do not fit; the message names each leaf with both shapes.
-      TypeError: a mask is not bool; 0 and 1 are not taken for masks.
+      TypeError: a mask is not bool; 0 and 1 are not accepted.
 
     Example:
       >>> check_masks({'w': jnp.ones((2, 3)), 'b': jnp.ones(3)}, {'w': jnp.ones((1, 3), bool), 'b': True})
@@ -113,14 +113,14 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
 
 
 def check_bool(masks: PyTree, *, what: str = "masks") -> None:
-    """Raises unless each leaf is a mask of some shape: bool, or packed.
+    """Raises unless each leaf is a bool or packed mask of any shape.
 
     Args:
       masks: any tree.
-      what: what it is, for the message.
+      what: the name of the tree in the message; default "masks".
 
     Raises:
-      TypeError: a leaf is not bool; 0 and 1 are not taken for masks. The message names the leaves.
+      TypeError: a leaf is not bool; 0 and 1 are not accepted. The message names the leaves.
 
     Example:
       >>> check_bool({'w': jnp.array([True, False]), 'b': True})

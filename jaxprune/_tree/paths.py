@@ -1,4 +1,4 @@
-"""Names for leaves: `name` for people, `encoder/layer_0/kernel`; `identity` for programs; `with_paths` for a tree."""
+"""Names of leaves: `name` for people (`encoder/layer_0/kernel`), `identity` for programs, `with_paths` for a tree."""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Path = tuple[Any, ...]
 
 
 def name(path: Path) -> str:
-    """The name people read: keys joined by `/`, without the `/value` of a box or Variable.
+    """Returns the name for people: keys joined by `/`, without the `/value` of a box or Variable.
 
     Two leaves may share a name (`{'a/b': {'c': x}}` and `{'a': {'b/c': x}}`), so programs compare
     `identity(path)` instead.
@@ -31,16 +31,16 @@ def name(path: Path) -> str:
 
 
 def identity(path: Path) -> tuple[str, ...]:
-    """The path as a tuple of strings, one a key, without the key of a box or Variable.
+    """Returns the path as a tuple of strings, one for each key, without the key of a box or Variable.
 
-    Unlike `name` it cannot confuse two leaves of one tree, and unlike the path itself it is the same
-    for a dict entry and an attribute of the same spelling, and with or without a Variable around.
+    Unlike `name` it never confuses two leaves of one tree. Unlike the path itself it is the same for a dict entry and
+    an attribute of the same spelling, and with or without a Variable around the leaf.
 
     Args:
       path: a path from `with_paths`.
 
     Returns:
-      A tuple that programs compare and use for a key.
+      A tuple for comparisons and for keys of dicts.
 
     Example:
       >>> identity(with_paths({'a/b': {'c': 1.0}})[0][0])
@@ -50,7 +50,7 @@ def identity(path: Path) -> tuple[str, ...]:
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is a box of Flax around one array: `nn.Partitioned` or another AxisMetadata, or an `nnx.Variable`.
+    """Whether a node is a Flax box around one array: `nn.Partitioned` or another AxisMetadata, or an `nnx.Variable`.
 
     Args:
       node: anything.
@@ -63,7 +63,7 @@ def is_box(node: Any) -> bool:
       >>> is_box(nn.Partitioned(1.0, names=())), is_box({'value': 1.0})
       (True, False)
     """
-    # Where Flax has not been imported, no node is a box.
+    # If Flax has not been imported, no node is a box.
     kinds = (("flax.core.meta", "AxisMetadata"), ("flax.nnx.variablelib", "Variable"))
     return isinstance(
         node, tuple(getattr(sys.modules[module], kind) for module, kind in kinds if module in sys.modules)
@@ -73,12 +73,12 @@ def is_box(node: Any) -> bool:
 def with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Path, Any]]:
     """The leaves with their paths, in the order of `jax.tree.leaves`, for `name` and `identity`.
 
-    It differs from `jax.tree_util.tree_flatten_with_path` in what is called `value`: the key of a box of Flax stays an
-    attribute, which names leave out, and a field of a NamedTuple or dataclass becomes an ordinary key, which they keep.
+    It differs from `jax.tree_util.tree_flatten_with_path` for keys called `value`. The key of a Flax box stays an
+    attribute, which names omit. A field of a NamedTuple or dataclass becomes a dict key, which names keep.
 
     Args:
-      tree: any pytree; None is no leaf.
-      is_leaf: which nodes are leaves.
+      tree: any pytree; None does not count as a leaf.
+      is_leaf: a function that says which nodes are leaves; default None.
 
     Returns:
       Pairs (path, leaf).
@@ -101,10 +101,10 @@ def with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> li
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """The leaves with their names, in the order of `jax.tree.leaves`.
+    """Returns the leaves with their names, in the order of `jax.tree.leaves`.
 
     Args:
-      tree: any pytree; None is no leaf.
+      tree: any pytree; None does not count as a leaf.
 
     Returns:
       Pairs (`name(path)`, leaf).
@@ -117,18 +117,18 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """`jax.tree.map` with the leaf's name as the first argument of `fn`.
+    """Like `jax.tree.map`, but passes the leaf's name as the first argument of `fn`.
 
     Args:
       fn: `(name, leaf, *leaves of the rest) -> anything`.
-      tree: any pytree, which sets the structure.
-      *rest: trees of its structure, or with subtrees in place of its leaves.
+      tree: any pytree, which gives the structure.
+      *rest: trees of the same structure, or with subtrees in place of leaves.
 
     Returns:
       A tree in the structure of `tree`.
 
     Raises:
-      ValueError: a tree of another structure.
+      ValueError: a tree has another structure.
 
     Example:
       >>> map_named(lambda name, x: f'{name}={x}', {'a': {'c': 1}})
@@ -139,7 +139,7 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 
 
 def _without_box(path: Path) -> Path:
-    # nn.Partitioned and nnx.Variable are nodes with one child, reached by an attribute called `value`; a dict may have
-    # a key of that name, and `with_paths` turns fields of that name into such keys.
+    # nn.Partitioned and nnx.Variable are nodes with one child, whose key is an attribute called `value`. A dict may
+    # have a key `value` too, and `with_paths` turns fields called `value` into dict keys; names keep both.
     boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
     return path[:-1] if boxed else path

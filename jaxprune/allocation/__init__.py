@@ -1,7 +1,7 @@
-"""Allocations: from a total sparsity to one for each leaf.
+"""Allocations: functions that share a total sparsity among leaves (`uniform`, `erk`, `lamp`, `owl`, `by_path`, ...).
 
-An allocation is any function `allocation(scores, sparsity, **units: Unpack[masks.Units])` that returns an `Allocation`,
-whose `sparsities` are those that `masks.select` takes. `masks.leaves(scores, **units)` lists the leaves that share.
+An allocation is any function `allocation(scores, sparsity, **units: Unpack[masks.Units])` that returns an `Allocation`.
+Pass its `sparsities` to `masks.select`. `masks.leaves(scores, **units)` lists the leaves that share the total.
 """
 
 from jaxprune.allocation.by_path import by_path

@@ -1,13 +1,13 @@
-"""One level over several rows: how many entries of each row lie at or above it, found by counting.
+"""`keep_first`: how many entries of each row are among the first K in a common ranking, by counting.
 
-The entries of a row have integer keys, and the level of a key is a number that does not fall as the key rises. All
-entries are ranked by level, then by key, then by row (the earlier first); wanted is how many of the first K each row
-holds. Nothing is sorted but a few probes a row, and no level is computed but theirs: one pass over the data counts
-what lies at or above each probe.
+Each entry of a row has an integer key, and each key has a level that does not fall as the key rises. All entries are
+ranked by level, then by key, then by row (the earlier row first). `keep_first` returns how many of the first K entries
+each row has. Only a few probes in each row are sorted, and levels are computed only for probes: one pass over the data
+counts the entries at or above each probe.
 
-What is known of a row is a bracket: its keys under `low` are out, those from `high` on are in. What is known of all
-is a bracket on the rank of the last entry kept. The probes of ALL rows together bound how many entries rank at or
-before each of them; that narrows the common bracket, and with it every row's own.
+Each row has a bracket: keys below `low` are removed, keys from `high` on are kept. A common bracket bounds the rank of
+the last kept entry. The probes of ALL rows together bound how many entries rank at or before each probe; these bounds
+narrow the common bracket, and with it the bracket of every row.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
 
 PROBES = 8
-_BINADE = 1 << 23  # how much a key rises where the number doubles
-# Where the first probes fall, in halvings of the largest number of the row: thresholds of bell-shaped rows are among
-# the first, heavy tails among the last.
+_BINADE = 1 << 23  # the rise of a key when the number doubles
+# Positions of the first probes, in halvings of the largest number of the row: the first ones suit bell-shaped rows, the
+# last ones heavy tails.
 _FIRST = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 _LAST = jnp.iinfo(jnp.int32).max
 
 # int32[rows, PROBES] keys, ascending in each row, and an integer that changes with every pass -> how many entries of
-# each row lie at or above each, and the level there, float32, at least 0.
+# each row are at or above each probe, and the probe's level, float32, at least 0.
 Look = Callable[[jax.Array, jax.Array], tuple[Count, jax.Array]]
 
 
 class Rank(NamedTuple):
-    """A place in the common order: a larger level first, then a larger key, then an earlier row; int32 each."""
+    """A position in the common ranking: a larger level first, then a larger key, then an earlier row; int32 each."""
 
     level: jax.Array  # the bits of a float32 that is 0 or more
     key: jax.Array
@@ -41,29 +41,29 @@ class Rank(NamedTuple):
 
 
 class Bracket(NamedTuple):
-    """What is known of each row, and of the rank of the last entry kept."""
+    """Bounds on the kept keys of each row, and on the rank of the last kept entry."""
 
-    low: jax.Array  # int32[rows]: smaller keys are out
-    high: jax.Array  # int32[rows]: this and larger keys are in
+    low: jax.Array  # int32[rows]: smaller keys are removed
+    high: jax.Array  # int32[rows]: this key and larger keys are kept
     level: jax.Array  # int32[rows], the level of `low`
     from_low: Count  # [rows], the entries at or above `low`
-    from_high: Count  # [rows], those at or above `high`
-    reached: Rank  # K entries or more rank here or before
-    missed: Rank  # K entries or fewer do
-    passes: jax.Array  # int32, over the data so far
+    from_high: Count  # [rows], the entries at or above `high`
+    reached: Rank  # at least K entries rank at or before this rank
+    missed: Rank  # at most K entries rank at or before this rank
+    passes: jax.Array  # int32, the number of passes over the data so far
 
 
 def keep_first(look: Look, entries: Count, largest: jax.Array, kept: Count) -> tuple[Count, jax.Array]:
-    """How many of the first `kept` entries in the common order each row holds.
+    """Returns how many of the first `kept` entries in the common ranking each row has.
 
     Args:
-      look: counts of entries, and levels, at probes.
-      entries: how many entries each row has, a Count of [rows], of at most 2^15 rows.
-      largest: each row's largest key, int32[rows]. No key is negative, and the level of the key 0 is 0.
+      look: a function that counts the entries at probes and computes their levels.
+      entries: the number of entries of each row, a Count of [rows], for at most 2^15 rows.
+      largest: the largest key of each row, int32[rows]. Keys are 0 or more, and key 0 has level 0.
       kept: K, a Count of scalars, at most the number of all entries.
 
     Returns:
-      A Count of [rows], of which the sum is K; and how many passes it took, int32.
+      A Count of [rows] whose sum is K; and the number of passes, int32.
     """
     nothing, zeros = jnp.full_like(largest, -1), jnp.zeros_like(largest)
     bracket = Bracket(
@@ -95,7 +95,7 @@ def _narrow(bracket: Bracket, look: Look, kept: Count) -> Bracket:
     marks = jnp.concatenate([bracket.low[:, None], probes, bracket.high[:, None]], 1)
     table = _columns(bracket.from_low, found, bracket.from_high)
     bracket = _bound(bracket, rank, marks, table, kept)
-    # Each row for itself: its last probe not before `reached`, its first at or before `missed`.
+    # In each row: the last probe that ranks not before `reached`, and the first that ranks at or before `missed`.
     out = _at_or_before(bracket.reached, rank).sum(1, dtype=jnp.int32)
     into = (~_at_or_before(rank, bracket.missed)).sum(1, dtype=jnp.int32) + 1
     levels = jnp.concatenate([bracket.level[:, None], rank.level], 1)
@@ -110,16 +110,16 @@ def _narrow(bracket: Bracket, look: Look, kept: Count) -> Bracket:
 
 
 def _probes(bracket: Bracket) -> jax.Array:
-    """Keys that cut each bracket into equal parts.
+    """Returns keys that cut each bracket into equal parts.
 
-    Interpolating where a level would fall, row by row or in common, took as many passes or more: the bounds are loose
-    by what lies between the probes next to a level, in every row, and equal parts make the widest of them narrowest.
+    Interpolating the position of a level, row by row or in common, took as many passes or more. The bounds are loose by
+    the number of entries between the probes next to a level, in every row; equal parts make the widest gap narrowest.
     """
     span = (bracket.high - bracket.low)[:, None]
     first = span - 1 - jnp.array([round(x * _BINADE) for x in reversed(_FIRST)], jnp.int32)
     step = jnp.minimum(-(-span // (PROBES + 1)), _LAST // PROBES)
     equal = step * jnp.arange(1, PROBES + 1, dtype=jnp.int32)
-    # The key `low` is a probe only where it is the last one left.
+    # `low` itself is a probe only if it is the last key left.
     offset = jnp.clip(jnp.where(bracket.passes == 0, first, equal), 1, None)
     return bracket.low[:, None] + jnp.minimum(offset, jnp.maximum(span - 1, 0))
 
@@ -127,18 +127,18 @@ def _probes(bracket: Bracket) -> jax.Array:
 def _bound(bracket: Bracket, rank: Rank, marks: jax.Array, table: Count, kept: Count) -> Bracket:
     """Narrows the common bracket as far as the probes of all rows allow.
 
-    Let N(r) be how many entries rank at or before r, and of one row p and q the probes next to r on either side (p
-    after r, with the smaller key). The row holds at least what lies at or above q, and at most what lies at or above
-    p; exactly the former if q is the next key after p. Its `low` stands in for a missing p, as it ranks at or after
-    `reached`, and its `high` for a missing q.
+    Let N(r) be the number of entries that rank at or before r. In one row let p and q be the probes next to r (p after
+    r, with the smaller key). The row has at least as many entries at or before r as entries at or above q, and at most
+    as many as at or above p; if q is the next key after p, exactly as many as at or above q. Without such a p, the
+    row's `low` replaces it, because `low` ranks at or after `reached`; without such a q, `high` replaces it.
     """
     at = Count(*(limb[:, 1:-1] for limb in table))
     above = Count(*(limb[:, 2:] for limb in table))
-    # What lies above a mark, as far as it is known: exactly where the next mark is the next key.
+    # Bounds on the number of entries above a mark; exact where the next mark is the next key.
     adjacent = marks[:, 1:] == marks[:, :-1] + 1
     over = Count(*(jnp.where(adjacent, limb[:, 1:], limb[:, :-1]) for limb in table))
     over_at, over_below = (Count(*(limb[:, cut] for limb in over)) for cut in (slice(1, None), slice(None, -1)))
-    # From the first rank to the last, N's bounds rise by what each probe adds: one sort of the probes does it.
+    # The bounds of N rise from rank to rank by what each probe adds, so one sort of the probes computes them all.
     code = rank.row * PROBES + jnp.arange(PROBES - 1, -1, -1, dtype=jnp.int32)
     *_, order = lax.sort((~rank.level.ravel(), ~rank.key.ravel(), code.ravel(), jnp.arange(code.size)), num_keys=3)
     least = _add(_running(counts.subtract(at, above), order), counts.sum_counts(bracket.from_high))
@@ -146,7 +146,8 @@ def _bound(bracket: Bracket, rank: Rank, marks: jax.Array, table: Count, kept: C
     rise = _add(_running(upto, order), _running(past, order, inclusive=False))
     most = _add(rise, counts.sum_counts(Count(*(limb[:, -1] for limb in over_at))))
     ranks = Rank(*(x.ravel()[order] for x in rank))
-    # The bounds hold inside the common bracket only: `low` and `high` are no probes, and rank on its ends or outside.
+    # The bounds are valid only inside the common bracket: `low` and `high` are no probes and rank at its ends or
+    # outside.
     enough = ~counts.less(least, kept) & _at_or_before(bracket.missed, ranks)
     spare = ~counts.less(kept, most) & ~_at_or_before(bracket.reached, ranks)
     first, last = jnp.argmax(enough), jnp.maximum(spare.sum(dtype=jnp.int32) - 1, 0)
@@ -159,7 +160,7 @@ def _bound(bracket: Bracket, rank: Rank, marks: jax.Array, table: Count, kept: C
 
 
 def _fill(bracket: Bracket, kept: Count) -> Count:
-    """What is in, and of the last key of each row, in the common order, as many entries as are still wanted."""
+    """Counts the kept entries; those still missing are taken from the last keys of the rows, in the common ranking."""
     last = counts.subtract(bracket.from_low, bracket.from_high)
     rows = jnp.arange(len(bracket.low), dtype=jnp.int32)
     *_, order = lax.sort((~bracket.level, ~bracket.low, rows), num_keys=3)
@@ -175,7 +176,7 @@ def _fill(bracket: Bracket, kept: Count) -> Count:
 
 
 def _running(parts: Count, order: jax.Array, *, inclusive: bool = True) -> Count:
-    """Running sums of counts, in the given order; exact for up to 2^23 of them."""
+    """Running sums of counts in the given order; exact for up to 2^23 counts."""
     high, low = (limb.ravel()[order] for limb in parts)
     totals = [jnp.cumsum(x, dtype=jnp.int32) - (0 if inclusive else x) for x in (high, low >> 8, low & 255)]
     return counts.normalise(Count(totals[0] + (totals[1] >> 8), ((totals[1] & 255) << 8) + totals[2]))

@@ -1,6 +1,6 @@
-"""How many entries of an array lie at or above a value, and the sum of their squares: exact, in one pass.
+"""`tails`: the number of entries at or above a value and the sum of their squares, exact, in one pass.
 
-The squares are summed as integers, so the sums are the same bits in any order, on any number of devices.
+Squares are summed as integers, so the sums have the same bits in any order and on any number of devices.
 """
 
 import math
@@ -15,19 +15,19 @@ from jaxprune.masks._exact import counts, shards
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks._exact.shards import WHOLE, Shards
 
-SQUARE_BITS = 36  # a square, of at most 1, is a multiple of 2^-36
+SQUARE_BITS = 36  # a square is at most 1 and a multiple of 2^-36
 _DIGIT_BITS = 18
-_PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
+_PARTIAL = 1 << 15  # the largest number of partial sums that `counts.total` adds
 _FINITE = float(np.finfo(np.float32).max)
 _NORMAL = float(np.finfo(np.float32).tiny)
 
 
 class Tails(NamedTuple):
-    """What lies at or above each probe, in each slice.
+    """The entries at or above each probe, for each slice.
 
     Attributes:
-      entries: how many entries, a Count of [slices, probes].
-      squares: the sum of their squares, over the square of the slice's power of two: float32[slices, probes].
+      entries: the number of entries, a Count of [slices, probes].
+      squares: the sum of their squares, divided by the square of the slice's power of two: float32[slices, probes].
     """
 
     entries: Count
@@ -35,18 +35,18 @@ class Tails(NamedTuple):
 
 
 def sizes(scores: jax.Array) -> jax.Array:
-    """Scores as float32 that are 0 or normal: what is negative, NaN or denormal is 0, infinity the largest number."""
+    """Scores as normal float32 numbers or 0: negative, NaN and denormal become 0, infinity the largest number."""
     rounded = scores.astype(jnp.float32)
     return jnp.where(rounded >= _NORMAL, jnp.minimum(rounded, _FINITE), 0.0)
 
 
 def keys(sizes: jax.Array) -> jax.Array:
-    """Integers in the order of the sizes: their bits."""
+    """Integers in the order of the sizes: the bits of the sizes."""
     return lax.bitcast_convert_type(sizes, jnp.int32)
 
 
 def largest(scores: jax.Array, batch_axes: int, layout: Shards) -> jax.Array:
-    """The largest key of each slice, of the whole array: int32, in the shape of its batch axes."""
+    """The largest key of each slice of the whole array: int32, in the shape of its batch axes."""
     found = keys(sizes(scores)).max(tuple(range(batch_axes, scores.ndim)))
     if not layout.is_cut:
         return found
@@ -54,13 +54,13 @@ def largest(scores: jax.Array, batch_axes: int, layout: Shards) -> jax.Array:
 
 
 def exponents(largest: jax.Array) -> jax.Array:
-    """The least e with size < 2^e, of the keys of sizes; 0 is taken for the least normal number."""
+    """The least e with size < 2^e, from the keys of sizes; 0 counts as the smallest normal number."""
     return jnp.maximum(largest >> 23, 1) - 126
 
 
 def scaled_square(sizes: jax.Array, exponent: jax.Array) -> jax.Array:
     """(size / 2^exponent)^2, rounded to float32: in [0, 1]."""
-    # Two factors, for 2^128 is not a float32.
+    # Two factors, because 2^128 is not a float32.
     half = exponent // 2
     scaled = sizes * _power_of_two(-half) * _power_of_two(half - exponent)
     return scaled * scaled
@@ -70,10 +70,10 @@ def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array, layout: Sha
     """Counts the entries at or above each probe, and sums their squares.
 
     Args:
-      scores: floating; the leading axes, of the shape of `exponent`, are slices.
-      exponent: int32, from `exponents`, for each slice.
+      scores: floating; the leading axes, which have the shape of `exponent`, are slices.
+      exponent: int32, the result of `exponents`, for each slice.
       probes: int32[slices, p], keys.
-      layout: how devices of a shard_map share the array, of which `scores` is a part; all else is of the whole.
+      layout: how devices of a shard_map share the array. `scores` is a shard; all other values are of the whole array.
 
     Returns:
       Tails of [slices, p].
@@ -105,10 +105,10 @@ def tails(scores: jax.Array, exponent: jax.Array, probes: jax.Array, layout: Sha
 
 
 def plan(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How a slice is summed in 32 bits: the axes whose parts stay apart at first, and the bits of each digit.
+    """Plans a sum in 32 bits: the axes whose parts are summed separately at first, and the bits of each digit.
 
     Raises:
-      ValueError: the slice is too large for any.
+      ValueError: the slice is too large for every plan.
     """
     prefixes = [tuple(range(i)) for i in range(len(shape))]
     singles = [(i,) for i in range(1, len(shape))]
@@ -128,7 +128,7 @@ def plan(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _digits(square: jax.Array, bits: tuple[int, ...]) -> list[jax.Array]:
-    """The digits of squares rounded to SQUARE_BITS, the highest first; int32 each."""
+    """The digits of squares rounded to SQUARE_BITS, int32 each, the highest digit first."""
     digits = []
     for bit in bits[:-1]:
         square = square * 2.0**bit
@@ -139,8 +139,8 @@ def _digits(square: jax.Array, bits: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _join(totals: list[Count], bits: tuple[int, ...]) -> jax.Array:
-    # The smallest first. Every factor is a power of two, so only the sums round, and they keep the order: an entry
-    # more never makes the result smaller.
+    # Starts with the smallest total. Every factor is a power of two, so only the sums round, and rounding keeps the
+    # order: an additional entry never makes the result smaller.
     result = jnp.zeros_like(totals[0].high, jnp.float32)
     for i in reversed(range(len(bits))):
         result = result + counts.as_float(totals[i]) * 2.0 ** -sum(bits[: i + 1])

@@ -1,4 +1,4 @@
-"""Sparsities by path: some leaves fixed, the others share what is left of the total."""
+"""`by_path`: fixed sparsities for some leaves; the other leaves share the rest of the total."""
 
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -61,7 +61,7 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
 
 
 def _rest(sparsity: Any, fixed: list[Leaf], free: list[Leaf], matched: list[Any]) -> Any:
-    """The sparsity of the free leaves together."""
+    """The joint sparsity of the leaves that are not fixed."""
     gone = [removed_entries(leaf, matched[leaf.place]) for leaf in fixed]
     room, total = sum(leaf.entries for leaf in free), sum(leaf.entries for leaf in fixed + free)
     if isinstance(sparsity, jax.Array) or not all(isinstance(k, int) for k in gone):
@@ -72,8 +72,8 @@ def _rest(sparsity: Any, fixed: list[Leaf], free: list[Leaf], matched: list[Any]
         return (wanted - already) / max(room, 1)
     if not room:
         raise ValueError(
-            f"rules: every pruned leaf is fixed, which removes {already / total:.6g} of all, not {sparsity:.6g}; "
-            "pass that as the sparsity, or leave some leaves to share the rest"
+            f"rules: every pruned leaf is fixed, and together they remove {already / total:.6g} of all entries, not "
+            f"{sparsity:.6g}; pass this sparsity, or leave some leaves without a rule"
         )
     raise ValueError(
         f"rules: with the fixed leaves the total can be from {already / total:.6g} to just under "
@@ -84,8 +84,8 @@ def _rest(sparsity: Any, fixed: list[Leaf], free: list[Leaf], matched: list[Any]
 def _of_leaves(scores: PyTree, shared: Any, free: list[Leaf]) -> dict[int, Any]:
     if isinstance(shared, masks.Global):
         raise ValueError(
-            "by_path: one ranking over all leaves gives no leaf a sparsity, so it cannot be the default beside fixed "
-            "leaves; use lamp or erk, or leave the fixed leaves out by `where`"
+            "by_path: one ranking over all leaves gives no leaf a sparsity, so one_ranking cannot be the default; use "
+            "lamp or erk, or exclude the fixed leaves by `where`"
         )
     if isinstance(shared, masks.Count) or jax.tree.structure(shared) == jax.tree.structure(0):
         return {leaf.place: shared for leaf in free}

@@ -1,4 +1,4 @@
-"""LAMP: magnitudes made comparable across leaves."""
+"""`lamp`: one ranking over all leaves by magnitudes that are comparable across leaves."""
 
 import math
 from functools import partial
@@ -18,11 +18,11 @@ from jaxprune.masks._exact.shards import WHOLE, Shards
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
-_ROWS = 1 << 15  # what counts.sum_counts adds up, at most
+_ROWS = 1 << 15  # the largest number of counts that counts.sum_counts adds
 
 
 def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    r"""One ranking over all leaves by each weight's share of what is left of its leaf.
+    r"""One ranking over all leaves by each weight's share of the weights of its leaf that are not smaller.
 
         lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
 
@@ -37,14 +37,14 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
     weight of the earlier leaf.
 
     Args:
-      scores: floating arrays, 0 or more: |w|, that is `criteria.magnitude`. Squares would be squared again.
+      scores: floating arrays, 0 or more: |w|, the scores of `criteria.magnitude`. Squares would be squared again.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
-        `masks.Unstructured()`, for the score is of single weights. Each slice along `batch_axes` counts as a leaf.
+        `masks.Unstructured()`, because LAMP scores single weights. Each slice along `batch_axes` counts as a leaf.
 
     Returns:
-      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the total
-      achieved, exact: floor(s N + 1/2) of all N entries.
+      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the achieved
+      total, exactly floor(s N + 1/2) of all N entries.
 
     Raises:
       ValueError: the sparsity is outside [0, 1); a pattern is not `masks.Unstructured()`.
@@ -78,16 +78,16 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
 def keep(
     arrays: list[jax.Array], kept: Count, *, batch_axes: tuple[int, ...], layouts: tuple[Shards, ...] | None = None
 ) -> tuple[list[Count], jax.Array]:
-    """How many entries of each slice LAMP keeps.
+    """Returns how many entries of each slice LAMP keeps.
 
     Args:
-      arrays: floating, none empty.
-      kept: how many of all entries, a Count of scalars.
-      batch_axes: for each array, how many leading axes are slices.
-      layouts: how devices of a shard_map share each array; all else is of the whole.
+      arrays: floating arrays, none of them empty.
+      kept: the number of kept entries of all arrays together, a Count of scalars.
+      batch_axes: for each array, the number of leading axes that are slices.
+      layouts: how devices of a shard_map share each array. `arrays` are shards; all other values are of whole arrays.
 
     Returns:
-      A Count of [slices] for each array; and how many passes over the data it took.
+      A Count of [slices] for each array; and the number of passes over the data.
     """
     layouts = layouts or (WHOLE,) * len(arrays)
     given = list(zip(arrays, batch_axes, layouts, strict=True))
@@ -98,7 +98,7 @@ def keep(
     rows = jnp.concatenate([x.ravel() for x in exponents])[:, None]
 
     def look(probes: jax.Array, turn: jax.Array) -> tuple[Count, jax.Array]:
-        # The barrier ties the scores to the pass: else their squares are computed once, into buffers of their size.
+        # The barrier ties the scores to this pass. Without it squares are computed once and stored in large buffers.
         held = [x for x, _ in shards.tie(arrays, turn, layouts)]
         parts = zip(held, exponents, jnp.split(probes, bounds), layouts, strict=True)
         found = [_tails.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
@@ -117,9 +117,9 @@ def _check(pruned: list[Leaf]) -> None:
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
         raise ValueError(
-            "lamp ranks single weights, so every pattern must be Unstructured(); share by erk, or rank blocks and "
-            "channels by one_ranking:\n" + "\n".join(wrong)
+            "lamp ranks single weights, so every pattern must be Unstructured(); use erk, or rank blocks and channels "
+            "by one_ranking:\n" + "\n".join(wrong)
         )
     rows = sum(leaf.slices for leaf in pruned)
     if rows > _ROWS:
-        raise ValueError(f"lamp: {rows} slices, but at most {_ROWS} can be ranked together; use fewer batch axes")
+        raise ValueError(f"lamp can rank at most {_ROWS} slices together, got {rows}; use fewer batch axes")

@@ -1,4 +1,4 @@
-"""OWL: layers with more outliers among their scores stay denser."""
+"""`owl`: layers with more outliers among their scores stay denser."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Unpack
@@ -45,11 +45,11 @@ def owl(
         sparsity, as the matrices of a transformer block do in the paper. None: every leaf is a layer. Each slice of
         stacked layers counts on its own.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
-        `masks.Unstructured()`. Each slice along `batch_axes` is a layer with a sparsity of its own.
+        `masks.Unstructured()`. Each slice along `batch_axes` is a layer with its own sparsity.
 
     Returns:
-      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others, and the total
-      achieved: each layer's count is rounded on its own.
+      A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the achieved
+      total. Each layer's count is rounded separately.
 
     Raises:
       ValueError: the sparsity, `threshold` or `spread` is out of its range; a pattern is not `masks.Unstructured()`.
@@ -68,7 +68,7 @@ def owl(
     pruned = masks.leaves(scores, **units)
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
-        raise ValueError("owl shares single entries: pattern must be Unstructured():\n" + "\n".join(wrong))
+        raise ValueError("owl ranks single weights, so every pattern must be Unstructured():\n" + "\n".join(wrong))
     if not pruned:
         return allocation(scores, pruned, [])
     rows, sizes = _layers(pruned, layer_of)
@@ -78,7 +78,7 @@ def owl(
 
 
 def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) -> tuple[list[np.ndarray], list[int]]:
-    """For each leaf the layers of its slices, and for each layer how many entries it has."""
+    """Returns the layers of each leaf's slices, and the number of entries of each layer."""
     index: dict[Hashable, int] = {}
     sizes: list[int] = []
     rows = []
@@ -93,7 +93,7 @@ def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) 
 
 
 def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, threshold: float) -> jax.Array:
-    """The share of outliers in each layer."""
+    """The fraction of outliers in each layer."""
     entries = np.zeros(n)
     totals, above = jnp.zeros(n), jnp.zeros(n)
     for leaf, row in zip(pruned, rows, strict=True):
@@ -106,7 +106,7 @@ def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, thresh
 
 
 def _sums(leaf: Leaf) -> jax.Array:
-    """The sum of each slice, in the leaf's own shape and exact: the same bits on any layout."""
+    """The exact sum of each slice, in the leaf's shape: the same bits for every sharding."""
     scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
     found = sums.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.shards).reshape(scores.shape[:axes])
     if leaf.shards.along(range(axes)):

@@ -1,4 +1,4 @@
-"""How leaves share a sparsity: `uniform`, `one_ranking`, `er`, `erk`; and what an allocation returns, `Allocation`."""
+"""`uniform`, `one_ranking`, `er` and `erk`: allocations by the shapes of leaves; and `Allocation`, their result."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
@@ -13,15 +13,15 @@ from jaxprune.masks._exact import counts
 
 PyTree = Any
 Shape = tuple[int, ...]
-_LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity short of 1
+_LARGEST = float(np.nextafter(1.0, 0.0))  # the largest sparsity below 1
 
 
 class Allocation(NamedTuple):
-    """How a total sparsity is shared.
+    """The sparsity of each leaf and the total that they achieve.
 
     Attributes:
       sparsities: for `masks.select`: a tree with a sparsity, or a `masks.Count` of removed entries, for each leaf (0.0
-        for those that are not pruned), or `masks.Global`.
+        for leaves that are not pruned), or `masks.Global`.
       achieved: the fraction removed of all entries of the pruned leaves, once every leaf's count is rounded; a Python
         float if the sparsity was a Python number, else a float array of shape ().
     """
@@ -31,7 +31,7 @@ class Allocation(NamedTuple):
 
 
 # `(scores, sparsity, **units: Unpack[masks.Units]) -> Allocation`, with `sparsity` a number in [0, 1) or a traced
-# scalar. Options of an allocation's own may stand before `**units`, which no protocol can say.
+# scalar. An allocation may have options before `**units`, which a protocol cannot express.
 Allocate = Callable[..., Allocation]
 
 
@@ -66,7 +66,7 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
-        slice along `batch_axes` is ranked on its own, over all leaves.
+        slice along `batch_axes` is ranked separately, over all leaves.
 
     Returns:
       `masks.Global(sparsity)`, and the fraction of units removed. If the units of the leaves differ in size (blocks or
@@ -170,11 +170,11 @@ def _erdos_renyi(
 
 
 def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[Leaf]) -> list[Any]:
-    """1 - min(1, eps raw) for each leaf, with the eps for which the total comes out.
+    """Returns 1 - min(1, eps raw) for each leaf, with the eps for which the total is met.
 
-    Sorted by falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /
-    sum_{i>=m} raw_i n_i, with d the total density. The right m is the first whose own leaf would not be more than
-    dense: all candidates are computed at once, so a traced sparsity needs no loop.
+    In order of falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /
+    sum_{i>=m} raw_i n_i, where d is the total density. The right m is the first for which leaf m would have a density
+    of at most 1. All candidates are computed at once, so a traced sparsity needs no loop.
     """
     if not pruned:
         return []
@@ -188,14 +188,14 @@ def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[L
         xp, constant = np, lambda x: x
     scales = ((1 - sparsity) - constant(dense_before)) * constant(per_density)
     fits = scales * constant(raw[order]) <= 1
-    # Where rounding leaves none that fits, everything but the last leaf is dense.
+    # If rounding leaves no candidate, all leaves but the last are dense.
     first = xp.where(fits.any(), xp.argmax(fits), len(order) - 1)
     densities = xp.minimum(scales[first] * constant(raw), 1)
     return [share(1 - densities[i]) for i in range(len(pruned))]
 
 
 def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) -> Allocation:
-    """The allocation with these values for the pruned leaves, and 0.0 for the others."""
+    """The allocation with these values for the pruned leaves and 0.0 for the others."""
     filled: list[Any] = [0.0] * len(jax.tree.leaves(scores))
     for leaf, value in zip(pruned, values, strict=True):
         filled[leaf.place] = value
@@ -203,11 +203,11 @@ def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) ->
 
 
 def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
-    """The fraction of all entries that so many sparsities or counts remove.
+    """The fraction of all entries that these sparsities or counts remove.
 
     Returns:
-      A Python float, exact but for its rounding, if every value is a Python number or a Count of integers; else float32
-      (or the dtype of the sparsities).
+      A correctly rounded Python float if every value is a Python number or a Count of integers; else float32 (or the
+      dtype of the sparsities).
     """
     entries = sum(leaf.entries for leaf in pruned)
     removed = [removed_entries(leaf, value) for leaf, value in zip(pruned, values, strict=True)]
@@ -219,10 +219,10 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
 
 
 def removed_entries(leaf: Leaf, value: Any) -> Any:
-    """How many entries of a leaf a sparsity or a count removes: an int if the value is static, else a float array."""
+    """How many entries of a leaf a sparsity or a count removes: an int for a static value, else a float array."""
     count = value if isinstance(value, masks.Count) else counts.removed(value, leaf.units)
     if group := leaf.group:
-        # The pattern, not the sparsity, has the last word on how many of a group stay.
+        # The pattern, not the sparsity, decides how many entries of a group stay.
         most = group.size - group.kept
         count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
     each = leaf.entries // (leaf.slices * leaf.units)
@@ -233,7 +233,7 @@ def removed_entries(leaf: Leaf, value: Any) -> Any:
 
 
 def share(value: Any) -> Any:
-    """A sparsity computed by an allocation, kept in [0, 1): rounding may have carried it out."""
+    """A computed sparsity, clipped to [0, 1) because rounding may have moved it outside."""
     if isinstance(value, jax.Array):
         top = np.nextafter(np.ones((), value.dtype), np.zeros((), value.dtype))
         return jnp.clip(value, 0.0, top)
@@ -241,11 +241,11 @@ def share(value: Any) -> Any:
 
 
 def as_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
-    """The sparsity given by the user: a checked Python float, or a floating array of 32 bits at least.
+    """Checks a sparsity given by the user; returns a Python float or a floating array of 32 bits at least.
 
     Raises:
-      ValueError: a number outside [0, 1).
-      TypeError: not a number, or an array that is not a floating scalar.
+      ValueError: the number is outside [0, 1).
+      TypeError: `sparsity` is not a number, or is an array that is not a floating scalar.
     """
     counts.check_sparsity(sparsity, what)
     if isinstance(sparsity, jax.Array):

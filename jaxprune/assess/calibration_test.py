@@ -109,37 +109,39 @@ def calibration_test(
     if binning not in BINNINGS:
         raise ValueError(f"binning must be one of {', '.join(BINNINGS)}; got {binning!r}")
     if draws < 2 or not 0 < confidence < 1:
-        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {confidence}")
-    table = np.asarray(_table(logits, labels, bins, binning, classwise), np.float64)
-    cells = table[:, table[0] > 0]
-    ends = np.flatnonzero(table[0] > 0) / bins if binning == "equal_width" and not classwise else None
-    return _test(cells, ends, classwise, bins, generator(key), draws, confidence)
+        raise ValueError(f"draws must be 2 or more and confidence in (0, 1); got {draws} and {confidence}")
+    table = (
+        class_table(logits, labels, bins, binning)
+        if classwise
+        else top_table(metrics.confidences(logits), metrics.correct(logits, labels), bins, binning)
+    )
+    width = 1 / bins if binning == "equal_width" and not classwise else None
+    return judge_table(np.asarray(table, np.float64), width, classwise, key, draws, confidence)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _table(logits: Array, labels: Array, bins: int, binning: Binning, classwise: bool) -> Array:
-    """Of each bin (of each class) the number of samples, and the sums of what was promised and what came."""
+@partial(jax.jit, static_argnums=(2, 3))
+def top_table(confidence: Array, correct: Array, bins: int, binning: Binning) -> Array:
+    """Of each bin the number of samples, and the sums of their confidences and of their right answers, (3, bins)."""
+    index = BINNINGS[binning](confidence, bins)
+    rows = jnp.stack([jnp.ones_like(confidence), confidence, correct.astype(confidence.dtype)])
+    return jax.vmap(lambda row: jax.ops.segment_sum(row, index, bins))(rows)
 
-    def sums(values: Array, outcomes: Array) -> Array:
-        index = BINNINGS[binning](values, bins)
-        rows = jnp.stack([jnp.ones_like(values), values, outcomes.astype(values.dtype)])
-        return jax.vmap(lambda row: jax.ops.segment_sum(row, index, bins))(rows)
 
-    if not classwise:
-        return sums(metrics.confidences(logits), metrics.correct(logits, labels))
+@partial(jax.jit, static_argnums=(2, 3))
+def class_table(logits: Array, labels: Array, bins: int, binning: Binning) -> Array:
+    """The same of the probability of each class against whether it is the label, (3, classes * bins)."""
     targets = labels[:, None] == jnp.arange(logits.shape[1])
-    return jax.vmap(sums, (1, 1), 1)(jax.nn.softmax(logits, axis=1), targets).reshape(3, -1)
+    of_class = lambda values, outcomes: top_table(values, outcomes, bins, binning)
+    return jax.vmap(of_class, (1, 1), 1)(jax.nn.softmax(logits, axis=1), targets).reshape(3, -1)
 
 
-def _test(
-    cells: np.ndarray,
-    ends: np.ndarray | None,
-    classwise: bool,
-    bins: int,
-    rng: np.random.Generator,
-    draws: int,
-    confidence: float,
+def judge_table(
+    table: np.ndarray, width: float | None, classwise: bool, key: Array, draws: int, confidence: float
 ) -> CalibrationTest:
+    """`calibration_test` of the bins that `top_table` or `class_table` gave; regions where their width is given."""
+    filled = table[0] > 0
+    cells, rng = table[:, filled], generator(key)
+    ends = None if width is None else np.flatnonzero(filled) * width
     count, promised, came = cells
     total, mean = count.sum(), promised / count
     null = rng.binomial(count.astype(int), np.clip(mean, 0, 1), (draws, count.size)) - promised
@@ -164,7 +166,7 @@ def _test(
         error=error,
         p_value=p_value,
         mean_is_off=bool(of_whole[1] <= alpha),
-        regions=() if ends is None else _regions(cells, ends, 1 / bins, significant),
+        regions=() if ends is None or width is None else _regions(cells, ends, width, significant),
     )
 
 

@@ -1,4 +1,4 @@
-"""Many models side by side: one table for people, the same as JSON for programs."""
+"""Many models side by side in one table, as text and as JSON: `comparison_table` of `ModelResult`s."""
 
 import json
 import math
@@ -62,15 +62,16 @@ class ComparisonTable:
 
 
 def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = ()) -> ComparisonTable:
-    """Puts results side by side.
+    """Puts the results of several models side by side.
 
     Args:
       results: the models, in the order of the rows.
       notes: sentences for below the table.
 
     Returns:
-      A report with the columns that any result has a value for: sparsity, parameters, effective FLOPs, accuracy,
-      NLL, Brier score, ECE, and then those of `extra` in the order in which they come up.
+      A table with the columns for which any result has a value: sparsity, parameters, effective FLOPs, accuracy, NLL,
+      Brier score, ECE, and then the columns of `extra` in the order of their first appearance. `print(table)` and
+      `table.to_json()` show it.
 
     Raises:
       ValueError: no results, two of the same name, or an extra column with the name of one of ours.

@@ -60,7 +60,7 @@ class LeafComplexity:
     Attributes:
       size: its entries and its memory.
       flops: the FLOPs that multiply by its entries.
-      effective_flops: those of them that multiply by a kept entry.
+      effective_flops: the FLOPs that multiply by a kept entry.
     """
 
     size: LeafSize
@@ -70,7 +70,7 @@ class LeafComplexity:
 
 @dataclass(frozen=True)
 class Unattributed:
-    """FLOPs that multiply by parameters that could not be followed: they count as dense.
+    """FLOPs with parameters that could not be followed through the program; they count as dense.
 
     Attributes:
       leaves: the parameters.
@@ -85,7 +85,7 @@ class Unattributed:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs, dense and with its masks.
+    """Parameters, FLOPs and memory of a network, dense and with its masks.
 
     Attributes:
       leaves: the floating leaves of the parameters.

@@ -1,4 +1,4 @@
-"""Worse images: noise, blur and lost contrast as jitted functions, and how a model fares on them."""
+"""Corrupted images: noise, blur and lost contrast as jitted functions, and the logits of a model on them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
 
 
 class Corruption(NamedTuple):
-    """A way to make images worse.
+    """A way to corrupt images at several levels.
 
     Attributes:
       apply: `(images, level, key) -> images`.
-      levels: how much, from little to a lot.
+      levels: the levels for `apply`, from the weakest corruption to the strongest.
     """
 
     apply: Callable[[Array, Any, Array], Array]
@@ -30,7 +30,7 @@ class Corruption(NamedTuple):
 
 
 def noise(images: Any, sigma: Any, *, key: Array, low: float = 0.0, high: float = 1.0) -> Array:
-    """Gaussian noise of standard deviation sigma (high - low), clipped to [low, high].
+    """Adds Gaussian noise of standard deviation sigma (high - low), and clips to [low, high].
 
     Args:
       images: floating, any shape, in [low, high].
@@ -55,7 +55,7 @@ def noise(images: Any, sigma: Any, *, key: Array, low: float = 0.0, high: float 
 
 
 def blur(images: Any, sigma: Any, *, radius: int = 4) -> Array:
-    """A Gaussian blur of sigma pixels, rows and columns one after the other; the border pixel goes on outside.
+    """Blurs images with a Gaussian of sigma pixels; beyond its border an image has the values of the border.
 
     Args:
       images: floating, (n, height, width) or (n, height, width, channels).
@@ -81,7 +81,7 @@ def blur(images: Any, sigma: Any, *, radius: int = 4) -> Array:
 
 
 def contrast(images: Any, factor: Any) -> Array:
-    """Each image drawn to its own mean: mean + factor (image - mean).
+    """Lowers the contrast of each image: mean + factor (image - mean), with the mean of the image.
 
     Args:
       images: floating, (n, ...).
@@ -101,7 +101,7 @@ def contrast(images: Any, factor: Any) -> Array:
 
 
 def corruptions(*, low: float = 0.0, high: float = 1.0, scale: float = 1.0) -> dict[str, Corruption]:
-    """Noise, blur and contrast in the five levels of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv:1903.12261).
+    """Returns noise, blur and contrast in the five levels of CIFAR-10-C (Hendrycks and Dietterich, arXiv:1903.12261).
 
     Args:
       low: the value of black.
@@ -109,10 +109,14 @@ def corruptions(*, low: float = 0.0, high: float = 1.0, scale: float = 1.0) -> d
       scale: the blur's sigma is that of 32 pixels times this.
 
     Returns:
-      By name what `corrupted_logits` takes.
+      Corruptions for `corrupted_logits`, by name.
 
     Raises:
       ValueError: low is not below high.
+
+    Example:
+      >>> corruptions()['contrast'].levels
+      (0.75, 0.5, 0.4, 0.3, 0.15)
     """
     _check_range(low, high)
     return {
@@ -127,7 +131,7 @@ def corruptions(*, low: float = 0.0, high: float = 1.0, scale: float = 1.0) -> d
 def corrupted_logits(
     predict: Callable[[Array], Array], images: Any, *, key: Array, ways: Mapping[str, Corruption] | None = None
 ) -> dict[str, Array]:
-    """What a model says about images made worse.
+    """Runs a model on corrupted images, at each level of each corruption.
 
     All models that are to be compared should get the same key: then they see the same noise.
 

@@ -1,4 +1,4 @@
-"""What pruning forgets: the samples on which pruned models answer otherwise, and the classes that lose by it."""
+"""What pruning forgets: `exemplars`, samples that pruned models answer differently, and `recall_by_class`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,9 +22,9 @@ class Exemplars(NamedTuple):
       pruned: the answer of most pruned models, (n,).
     """
 
-    is_exemplar: Array
-    dense: Array
-    pruned: Array
+    is_exemplar: Any
+    dense: Any
+    pruned: Any
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Forgotten:
 
 
 def exemplars(dense: Any, pruned: Any) -> Exemplars:
-    """Pruning identified exemplars (PIEs): samples on which the modal answers of two populations differ.
+    """Finds the samples on which the modal answers of two populations differ: pruning identified exemplars (PIEs).
 
     Hooker et al. 2019 (arXiv:1911.05248, section 3). Of equally frequent answers the class of the lowest index
     counts. One model each is a population of one: then these are all samples on which the two disagree.
@@ -80,31 +80,34 @@ def exemplars(dense: Any, pruned: Any) -> Exemplars:
     return Exemplars(first != second, first, second)
 
 
-def forgotten(reference: Any, others: Any, labels: Any, pixels: np.ndarray | None = None) -> tuple[Forgotten, ...]:
-    """The exemplars one by one, with their pictures; on the host.
+def forgotten(
+    reference: np.ndarray, others: np.ndarray, labels: np.ndarray, pixels: np.ndarray | None = None
+) -> tuple[Forgotten, ...]:
+    """Lists the samples that a reference and most of the other models answer differently, with their pictures.
 
     Args:
-      reference: logits (n, classes) or (models, n, classes).
-      others: logits likewise.
+      reference: the reference's answers, integers (n,).
+      others: the answers of the other models, (models, n). Of equally frequent answers the lowest class counts.
       labels: integers, (n,).
       pixels: uint8 (n, height, width) or (n, height, width, 3); None for none.
 
     Returns:
-      One entry for each sample on which the two differ.
+      One entry for each such sample.
 
-    Raises:
-      ValueError: see `exemplars`.
+    Example:
+      >>> [found] = forgotten(np.array([0, 1]), np.array([[0, 2], [0, 2], [1, 1]]), np.array([0, 1]))
+      >>> found.index, found.reference, found.others
+      (1, 1, 2)
     """
-    found = exemplars(reference, others)
-    labels, dense, pruned = (np.asarray(x) for x in (labels, found.dense, found.pruned))
+    modal = np.asarray(_modal(jax.nn.one_hot(others, int(max(others.max(), reference.max())) + 1)))
     return tuple(
-        Forgotten(int(i), int(labels[i]), int(dense[i]), int(pruned[i]), None if pixels is None else pixels[i])
-        for i in np.flatnonzero(np.asarray(found.is_exemplar))
+        Forgotten(int(i), int(labels[i]), int(reference[i]), int(modal[i]), None if pixels is None else pixels[i])
+        for i in np.flatnonzero(modal != reference)
     )
 
 
 def agreement(first: Any, second: Any) -> Array:
-    """The fraction of samples on which two models, or the majorities of two populations, answer alike.
+    """Computes the fraction of samples on which two models, or the majorities of two populations, answer alike.
 
     Args:
       first: logits (n, classes), or (models, n, classes).
@@ -120,7 +123,7 @@ def agreement(first: Any, second: Any) -> Array:
 
 
 def recall_by_class(logits: Any, labels: Any) -> Array:
-    """The accuracy within each class, (classes,): the difference of two models shows who pays for pruning.
+    """Computes the accuracy within each class; its difference between two models shows which classes lose by pruning.
 
     Args:
       logits: (n, classes).

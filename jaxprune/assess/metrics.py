@@ -22,7 +22,7 @@ Array = jax.Array
 )
 @dataclass(frozen=True)
 class Metrics:
-    """How good predictions are; a pytree, so that seeds and resamples can be mapped over.
+    """Accuracy, NLL, Brier score and calibration error of predictions; a pytree, so that `vmap` can map over seeds.
 
     Attributes:
       accuracy: the fraction whose largest logit is the label's (top-1).
@@ -46,13 +46,13 @@ class Metrics:
 
 
 def evaluate(logits: Any, labels: Any, *, bins: int = 15, probabilities: bool = False) -> Metrics:
-    """The metrics of predictions.
+    """Computes accuracy, NLL, Brier score and calibration error of a classifier.
 
     Args:
-      logits: (n, classes), computed in float32 at least.
-      labels: integers, (n,).
-      bins: equally wide bins of the calibration error, static.
-      probabilities: whether `logits` are probabilities.
+      logits: floating, (n, classes); -inf excludes a class. Lower precisions are computed in float32.
+      labels: integers in [0, classes), (n,).
+      bins: number of equally wide bins of the calibration error, static; default 15.
+      probabilities: whether `logits` are probabilities; default False.
 
     Returns:
       Metrics of scalars.
@@ -142,7 +142,7 @@ def _evaluate(logits: Array, labels: Array, bins: int) -> Metrics:
 
 
 def check(logits: Any, labels: Any) -> tuple[Array, Array]:
-    """Logits (n, classes) in float32 at least, and labels (n,), after checks.
+    """Checks logits and labels, and returns them as arrays, the logits in float32 at least.
 
     Shapes and dtypes are checked always, values only where they are concrete: inside jit they cannot be seen.
 
@@ -177,7 +177,7 @@ def check(logits: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def logits_from_probabilities(probabilities: Any) -> Array:
-    """Probabilities as logits: their logarithms, which the softmax takes back to them.
+    """Turns probabilities into logits: their logarithms, which the softmax turns back into the probabilities.
 
     Args:
       probabilities: (n, classes), each row summing to one.
@@ -241,7 +241,7 @@ def _check_probabilities(probabilities: Array) -> None:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-    """Whether the largest logit is the label's; of equal ones the class of the lowest index counts.
+    """Tells for each sample whether the largest logit is the label's; of equal logits the lowest class counts.
 
     Args:
       logits: (n, classes).
@@ -254,7 +254,7 @@ def correct(logits: Array, labels: Array) -> Array:
 
 
 def log_losses(logits: Any, labels: Any) -> Array:
-    """The negative log-likelihood -log p_y of each sample, in nats; inf where p_y = 0.
+    """Computes the negative log-likelihood -log p_y of each sample, in nats; inf where p_y = 0.
 
     Args:
       logits: floating, (n, classes).
@@ -273,7 +273,7 @@ def log_losses(logits: Any, labels: Any) -> Array:
 
 
 def brier_losses(logits: Any, labels: Any) -> Array:
-    """The squared distance sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
+    """Computes the Brier score sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
 
     For two classes this is twice the one-sided form that some texts use.
 
@@ -299,7 +299,7 @@ def confidences(logits: Array) -> Array:
 
 
 def equal_width(values: Array, bins: int) -> Array:
-    """The bin of each probability: bin m of M holds ((m - 1)/M, m/M], and the first also 0.
+    """Returns the bin of each probability: bin m of M holds ((m - 1)/M, m/M], and the first also 0.
 
     Args:
       values: probabilities, (n,).
@@ -317,7 +317,7 @@ def equal_width(values: Array, bins: int) -> Array:
 
 
 def binned_error(values: Array, outcomes: Array, index: Array, bins: int) -> Array:
-    """The calibration error sum_m n_m/n |mean outcome in m - mean value in m| over bins.
+    """Computes the calibration error sum_m n_m/n |mean outcome in m - mean value in m| over bins.
 
     Naeini et al. 2015 (AAAI), Guo et al. 2017 (arXiv:1706.04599, eq. 3). Empty bins add nothing.
 

@@ -15,7 +15,7 @@ from jaxprune.assess.forgetting import Forgotten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DRAWN = 5
+DRAWN = 4
 """How many models the plots hold where no one says which."""
 CLASSES = 12
 """How many classes the table of classes shows at most."""
@@ -176,10 +176,10 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
     inked = dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK
     )
-    with plots.style({**inked, "legend.framealpha": 0.0, "legend.fontsize": "small"}):
+    with plots.style({**inked, "legend.framealpha": 0.0, "font.size": 12}):
         risks = {name: report.risks[name] for name in names}
         figures: dict[str, Any] = {
-            "Below the diagonal a model is overconfident. Bars are intervals; small points have few samples.": (
+            "Below the diagonal a model is overconfident. Bars are intervals, rings bins with few samples.": (
                 plots.reliability_diagram({name: each.reliability for name, each in risks.items()})
             ),
             "The error among the samples that it is surest of.": plots.risk_coverage_curves(

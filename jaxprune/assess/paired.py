@@ -1,4 +1,4 @@
-"""Two models on the same samples: do they differ beyond chance, where, and on what."""
+"""Two models on the same samples: `mcnemar` and `sign_flip_test` test one figure, `changes` compares all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jax.core import Tracer
 from scipy import special
 
 from jaxprune import _tree
-from jaxprune.assess import forgetting, intervals, metrics
+from jaxprune.assess import intervals, metrics
 from jaxprune.assess.forgetting import Exemplars
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
@@ -36,7 +36,7 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
-    """Whether two models differ in accuracy: McNemar's test (1947) in its exact, binomial form, two-sided.
+    """Tests whether two models differ in accuracy: McNemar's test (1947) in its exact, binomial form, two-sided.
 
     Args:
       first: logits (n, classes) of one model.
@@ -63,7 +63,7 @@ def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
 
 
 def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: int = 9999) -> Array:
-    """Whether two models differ in the mean of any loss: the paired randomisation test (Fisher 1935), two-sided.
+    """Tests whether two models differ in the mean of a loss: the paired randomisation test (Fisher 1935), two-sided.
 
     If the models are equally good, each sample's difference could as well have the other sign. The p-value is
     (1 + how many random flips give a mean difference at least as large) / (1 + flips).
@@ -196,12 +196,10 @@ def changes(
     if jnp.shape(reference) != jnp.shape(model):
         raise ValueError(f"both models need logits of one shape; got {jnp.shape(reference)} and {jnp.shape(model)}")
     a, b = metrics.samples(reference, labels), metrics.samples(model, labels)
-    return compare(a, b, jnp.shape(model)[1], forgetting.exemplars(reference, model), key, flips, confidence)
+    return compare(a, b, jnp.shape(model)[1], key, flips, confidence)
 
 
-def compare(
-    a: Samples, b: Samples, classes: int, exemplars: Exemplars, key: Array, flips: int, confidence: float
-) -> Changes:
+def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confidence: float) -> Changes:
     """`changes` of samples that are judged already."""
     n = a.labels.size
     lost, won = a.correct & ~b.correct, b.correct & ~a.correct
@@ -225,7 +223,7 @@ def compare(
         recall=recall,
         recall_adjusted=tuple(np.where(counts > 0, of_classes, np.nan).tolist()),
         agreement=intervals.proportion(float((a.answers == b.answers).mean()), n, confidence),
-        exemplars=exemplars,
+        exemplars=Exemplars(a.answers != b.answers, a.answers, b.answers),
         regressions=int(lost.sum()),
         gains=int(won.sum()),
         detectable=float((critical + special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),

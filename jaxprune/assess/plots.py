@@ -11,6 +11,9 @@ from jaxprune.assess.reliability import Reliability
 from jaxprune.assess.selection import pareto_front
 from jaxprune.assess.selective import RiskCoverage
 
+FEW_SAMPLES = 10
+"""A bin with fewer samples than this is drawn and printed as one with few."""
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -34,6 +37,11 @@ def accuracy_by_sparsity(
     Raises:
       ImportError: matplotlib is not installed.
       ValueError: no curve, an empty one, or a sparsity outside [0, 1).
+
+    Example:
+      >>> figure = accuracy_by_sparsity({'gradual': [(0.5, 0.95), (0.9, 0.93)]}, dense=0.96)
+      >>> figure.axes[0].get_xlabel()
+      'sparsity in %'
     """
     _check_curves(curves)
     figure, axes = new_figure(6.4, 4.2)
@@ -97,11 +105,17 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
       models: by name what `reliability` gave, or its `bootstrap`, whose intervals are drawn.
 
     Returns:
-      A figure; the area of a point grows with the samples in its bin.
+      A figure; the area of a point grows with the samples in its bin, and a bin with fewer than 10 is a ring apart
+      from the line.
 
     Raises:
       ImportError: matplotlib is not installed.
       ValueError: no model.
+
+    Example:
+      >>> bins = Reliability(np.array([9, 40]), np.array([0.4, 0.9]), np.array([0.5, 0.8]))
+      >>> reliability_diagram({'dense': bins}).axes[0].get_ylabel()
+      'accuracy'
     """
     if not models:
         raise ValueError("no model to draw")
@@ -112,13 +126,16 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
         count = np.asarray(bins.samples)
         filled = count > 0
         confidence, accuracy = np.asarray(bins.confidence)[filled], np.asarray(bins.accuracy)[filled]
-        [line] = axes.plot(confidence, accuracy, label=name)
-        axes.scatter(confidence, accuracy, 8 + 150 * count[filled] / count.sum(), color=line.get_color())
+        many = count[filled] >= FEW_SAMPLES
+        [line] = axes.plot(confidence[many], accuracy[many], label=name)
+        sizes = 8 + 150 * count[filled] / count.sum()
+        _ = axes.scatter(confidence[many], accuracy[many], sizes[many], color=line.get_color())
+        _ = axes.scatter(confidence[~many], accuracy[~many], 12, facecolors="none", edgecolors=line.get_color())
         if isinstance(given, Interval):
             low, high = (np.asarray(end.accuracy)[filled] for end in (given.low, given.high))
             axes.vlines(confidence, low, high, color=line.get_color(), alpha=0.5, linewidth=1)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.legend()
+    axes.legend(fontsize="small")
     return figure
 
 
@@ -158,6 +175,11 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
     Raises:
       ImportError: matplotlib is not installed.
       ValueError: no model, or none with a level.
+
+    Example:
+      >>> levels = [Interval(0.9, 0.88, 0.92), Interval(0.7, 0.66, 0.73)]
+      >>> accuracy_by_level({'dense': levels}, xlabel='noise').axes[0].get_xlabel()
+      'noise'
     """
     if not models or not all(len(levels) for levels in models.values()):
         raise ValueError("no model with a level to draw")

@@ -41,11 +41,12 @@ def calibration_error(
     classwise: bool = False,
     probabilities: bool = False,
 ) -> Array:
-    """The expected calibration error sum_m n_m/n |accuracy in bin m - mean confidence in bin m|.
+    """Computes the expected calibration error sum_m n_m/n |accuracy in bin m - mean confidence in bin m|.
 
-    Of the top class (Guo et al. 2017, arXiv:1706.04599, eq. 3), or classwise: of p_k against [y = k], the mean over
-    all classes k, with or without samples (Kull et al. 2019, arXiv:1910.12656). Bins are equally wide, or hold
-    equally many samples (Nixon et al. 2019, arXiv:1904.01685); equal probabilities stay in one bin.
+    The error is that of the largest probability (Guo et al. 2017, arXiv:1706.04599, eq. 3), or classwise that of p_k
+    against [y = k], averaged over all classes k, with or without samples (Kull et al. 2019, arXiv:1910.12656). Bins
+    are equally wide, or hold equally many samples (Nixon et al. 2019, arXiv:1904.01685); equal probabilities stay in
+    one bin. Few samples make the error larger than it is: `calibration_test` compares it with chance.
 
     Args:
       logits: (n, classes).
@@ -74,7 +75,7 @@ def calibration_error(
 def reliability(
     logits: Any, labels: Any, *, bins: int = 15, binning: Binning = "equal_width", probabilities: bool = False
 ) -> Reliability:
-    """How often the top class is right, by how confident the model is.
+    """Computes the accuracy of the samples in each bin of confidence, for a reliability diagram.
 
     Args:
       logits: (n, classes).
@@ -89,6 +90,11 @@ def reliability(
     Raises:
       TypeError: see `evaluate`.
       ValueError: see `calibration_error`.
+
+    Example:
+      >>> found = reliability(jnp.array([[0.9, 0.1]] * 4), jnp.array([0, 0, 0, 1]), bins=2, probabilities=True)
+      >>> found.samples.tolist(), float(found.accuracy[1])
+      ([0.0, 4.0], 0.75)
     """
     logits, labels = _checked(logits, labels, bins, binning, probabilities)
     return _reliability(logits, labels, bins, binning)
@@ -142,20 +148,20 @@ BINNINGS = {"equal_width": metrics.equal_width, "equal_mass": equal_mass}
 
 
 def fit_temperature(logits: Any, labels: Any) -> Array:
-    """The T that minimises the negative log-likelihood of softmax(logits / T).
+    """Finds the temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
     Guo et al. 2017 (arXiv:1706.04599, section 4.2). In b = 1/T the mean loss is convex, with derivative
     mean(E_p[z] - z_y); its root is found in log b by Newton's method, halving the bracket where a step is not at most
     half the last one (Press et al. 2007, Numerical Recipes, section 9.4, rtsafe), to a part in a million. Accuracy does
-    not change. A few steps do, so that `bootstrap(fit_temperature, logits, labels, key=key)` is cheap.
+    not change. The search takes a few steps, so that `bootstrap(fit_temperature, logits, labels, key=key)` is cheap.
 
     Args:
       logits: (n, classes) of data that neither trained the model nor will judge it.
       labels: integers, (n,).
 
     Returns:
-      A scalar in [0.001, 1000]. It is the least where every sample is right, and the most where the logits speak
-      against the labels: then the likelihood has no maximum, and more held-out data are needed.
+      A scalar in [0.001, 1000]. The likelihood has no maximum where every sample is right (0.001 is returned) or where
+      the logits speak against the labels (1000): then more held-out data are needed.
 
     Raises:
       TypeError: see `evaluate`.

@@ -14,8 +14,9 @@ from jaxprune import _tree
 from jaxprune.assess import formatting, page
 from jaxprune.assess.forgetting import Forgotten, forgotten
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.paired import Changes, changes
-from jaxprune.assess.risk import FIGURES, Labels, Predictions, Risk, risk
+from jaxprune.assess.paired import Changes, compare
+from jaxprune.assess.plots import FEW_SAMPLES
+from jaxprune.assess.risk import FIGURES, Judged, Labels, Predictions, Risk, figures_of, judge
 from jaxprune.assess.verdict import Answer, answers, verdict
 
 Array = jax.Array
@@ -106,7 +107,7 @@ class RiskReport:
 
         Args:
           title: the heading.
-          draw: the models in the plots; None for the reference and the first four others.
+          draw: the models in the plots; None for the reference and the first three others.
           most: how many forgotten samples are shown at most; the page says how many there are.
 
         Returns:
@@ -232,15 +233,14 @@ def risk_report(
     pixels = None if images is None else page.to_pixels(images)
     if pixels is not None and len(pixels) != len(labels.test):
         raise ValueError(f"images must be those of the {len(labels.test)} test samples; got {len(pixels)}")
-    risks, changed = {}, {}
+    judged, risks = {}, {}
     for name, predictions in models.items():
         try:
-            risks[name] = risk(predictions, labels, key=key, draws=draws, confidence=confidence)
-            if reference is not None and name != reference:
-                pair = models[reference].test, predictions.test
-                changed[name] = changes(*pair, labels.test, key=key, flips=draws - 1, confidence=confidence)
+            judged[name] = judge(predictions, labels, confidence)
+            risks[name] = figures_of(judged[name], key, draws)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
+    changed = {} if reference is None else _compare(judged, reference, key, draws, confidence)
     verdicts, answered = {}, {}
     for name, each in risks.items():
         other = risks[reference] if reference is not None and name != reference else None
@@ -248,9 +248,23 @@ def risk_report(
         answered[name] = answers(each, changed.get(name), other, verdicts[name])
     lost: tuple[Forgotten, ...] = ()
     if reference is not None and changed:
-        others = np.stack([np.asarray(models[name].test) for name in changed])
-        lost = forgotten(models[reference].test, others, labels.test, pixels)
+        first = risks[reference].test
+        lost = forgotten(first.answers, np.stack([risks[name].test.answers for name in changed]), first.labels, pixels)
     return RiskReport(risks, reference, changed, verdicts, answered, lost, tuple(notes))
+
+
+def _compare(
+    judged: Mapping[str, Judged], reference: str, key: Array, draws: int, confidence: float
+) -> dict[str, Changes]:
+    first = judged[reference]
+    for name, each in judged.items():
+        if each.classes != first.classes:
+            raise ValueError(f"{name}: logits of {each.classes} classes; those of {reference} are of {first.classes}")
+    return {
+        name: compare(first.test, each.test, first.classes, key, draws - 1, confidence)
+        for name, each in judged.items()
+        if name != reference
+    }
 
 
 _TABLES = {
@@ -300,7 +314,8 @@ def _bin(bins: Interval, k: int) -> str:
     if not samples:
         return formatting.MISSING
     accuracy, low, high = (100 * each.accuracy[k] for each in bins)
-    return f"{accuracy:.0f} ({low:.0f} to {high:.0f}), {samples}"
+    few = " few" if samples < FEW_SAMPLES else ""
+    return f"{accuracy:.0f} ({low:.0f} to {high:.0f}), {samples}{few}"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.assess import intervals, metrics, selective
-from jaxprune.assess.calibration_test import CalibrationTest, calibration_test
+from jaxprune.assess.calibration_test import CalibrationTest, class_table, judge_table, top_table
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
-from jaxprune.assess.reliability import Reliability, reliability, temperature_interval
+from jaxprune.assess.reliability import Binning, Reliability, temperature_interval
 
 Array = jax.Array
 _BINS = 15
@@ -135,39 +135,112 @@ def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1
       >>> [round(end, 2) for end in found.figures['accuracy']]
       [0.75, 0.3, 0.95]
     """
-    parts = _check(predictions, labels, draws, confidence)
-    test, train = parts["test"], parts.get("train")
-    hits = float(test.correct.mean())
-    calibration, scaled = _calibrations(predictions, labels, key, draws, confidence)
+    return figures_of(judge(predictions, labels, confidence), key, draws)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model says, judged sample by sample; all that its figures need.
+
+    Attributes:
+      test: the test samples.
+      by_class: the bins of the probability of each class, see `calibration_test.class_table`.
+      classes: how many classes there are.
+      train: the training samples; None if not given.
+      temperature: fitted on the held-out samples; None if not given.
+      cooled: the test samples at this temperature.
+      scores: uncertainties of test and of foreign samples, by `NAME/SCORE`.
+      corrupted: whether each answer is right, (levels, n), by the name of the corruption.
+      complexity: what the model costs.
+      seconds: the measured time of one call.
+      confidence: of the intervals to be computed.
+    """
+
+    test: Samples
+    by_class: np.ndarray
+    classes: int
+    train: Samples | None
+    temperature: Interval | None
+    cooled: Samples | None
+    scores: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    corrupted: Mapping[str, np.ndarray]
+    complexity: Complexity | None
+    seconds: float | None
+    confidence: float
+
+
+def judge(predictions: Predictions, labels: Labels, confidence: float) -> Judged:
+    """Reads all logits once: checks them, and judges each sample; see `risk` for arguments and errors."""
+    parts = _check(predictions, labels)
+    test, held_out = jnp.asarray(predictions.test), predictions.held_out
+    temperature = None if held_out is None else temperature_interval(held_out, labels.held_out, confidence)
+    scores = {}
+    for name, logits in predictions.foreign.items():
+        ways: dict[str, tuple[Any, Any, Any]] = {
+            "max_probability": (selective.max_probability, test, logits),
+            "entropy": (selective.entropy, test, logits),
+        }
+        if predictions.members is not None and name in predictions.foreign_members:
+            members = predictions.members, predictions.foreign_members[name]
+            ways["epistemic_uncertainty"] = (selective.epistemic_uncertainty, *members)
+        for way, (uncertainty, known, foreign) in ways.items():
+            scores[f"{name}/{way}"] = tuple(np.asarray(uncertainty(jnp.asarray(x))) for x in (known, foreign))
+    return Judged(
+        test=parts["test"],
+        by_class=np.asarray(class_table(test, jnp.asarray(labels.test), _BINS, "equal_width"), np.float64),
+        classes=test.shape[1],
+        train=parts.get("train"),
+        temperature=temperature,
+        cooled=None if temperature is None else metrics.samples(test / float(temperature.estimate), labels.test),
+        scores=scores,
+        corrupted={
+            name: np.asarray(jnp.argmax(jnp.asarray(worse), -1)) == parts["test"].labels
+            for name, worse in predictions.corrupted.items()
+        },
+        complexity=predictions.complexity,
+        seconds=predictions.seconds,
+        confidence=confidence,
+    )
+
+
+def figures_of(judged: Judged, key: Array, draws: int) -> Risk:
+    """The figures of a model that is judged already; see `risk`."""
+    if draws < 2 or not 0 < judged.confidence < 1:
+        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {judged.confidence}")
+    test, train, confidence = judged.test, judged.train, judged.confidence
+    table, calibration = _calibrations(judged, key, draws)
     figures = {
-        "accuracy": intervals.proportion(hits, test.correct.size, confidence),
+        "accuracy": intervals.proportion(float(test.correct.mean()), test.correct.size, confidence),
         "nll": _loss(test.nll, test, confidence),
         "brier": _loss(test.brier, test, confidence),
         **{name: found.error for name, found in calibration.items() if name != "scaled_ece"},
         "overconfidence": _overconfidence(test, confidence),
         "aurc": selective.area_under_risk_coverage(test.confidence, test.correct, confidence),
-        **scaled,
     }
+    if judged.temperature is not None and judged.cooled is not None:
+        figures["temperature"] = judged.temperature
+        figures["scaled_nll"] = _loss(judged.cooled.nll, test, confidence)
+        figures["scaled_ece"] = calibration["scaled_ece"].error
     if train is not None:
         seen = intervals.proportion(float(train.correct.mean()), train.correct.size, confidence)
         loss = intervals.mean(train.nll, confidence)
         figures |= {"train_accuracy": seen, "train_nll": loss}
         figures["accuracy_gap"] = intervals.independent_difference(seen, figures["accuracy"])
         figures["nll_gap"] = intervals.independent_difference(figures["nll"], loss)
-    figures |= _foreign(predictions, confidence)
+    for name, (known, foreign) in judged.scores.items():
+        figures[f"foreign/{name}"] = intervals.area_under_roc(known, foreign, confidence)
     corruption = {}
-    for name, worse in predictions.corrupted.items():
-        right = np.asarray(jnp.argmax(jnp.asarray(worse), -1)) == test.labels  # (levels, n)
+    for name, right in judged.corrupted.items():
         corruption[name] = tuple(intervals.proportion(float(x.mean()), x.size, confidence) for x in right)
         figures[f"corrupted/{name}"] = _share(right.mean(0), confidence)
     return Risk(
         figures=figures,
         calibration=calibration,
-        reliability=_bins(predictions.test, labels.test, confidence),
-        coverage=selective.risk_coverage(predictions.test, labels.test),
+        reliability=_bins(table, confidence),
+        coverage=selective.risk_coverage_curve(jnp.asarray(1 - test.confidence), jnp.asarray(~test.correct)),
         corruption=corruption,
-        complexity=predictions.complexity,
-        seconds=predictions.seconds,
+        complexity=judged.complexity,
+        seconds=judged.seconds,
         test=test,
         train=train,
         confidence=confidence,
@@ -195,46 +268,29 @@ def _overconfidence(test: Samples, confidence: float) -> Interval:
     return intervals.independent_difference(_share(test.confidence, confidence), hits)
 
 
-def _calibrations(
-    predictions: Predictions, labels: Labels, key: Array, draws: int, confidence: float
-) -> tuple[dict[str, CalibrationTest], dict[str, Interval]]:
-    """The tests as the model is and after temperature scaling, and the figures after temperature scaling."""
-    options: dict[str, Any] = {"key": key, "bins": _BINS, "draws": draws, "confidence": confidence}
+def _calibrations(judged: Judged, key: Array, draws: int) -> tuple[np.ndarray, dict[str, CalibrationTest]]:
+    """The equally wide bins, and the tests as the model is and after temperature scaling."""
+
+    def table(samples: Samples, binning: Binning) -> np.ndarray:
+        values = jnp.asarray(samples.confidence, jnp.float32), jnp.asarray(samples.correct)
+        return np.asarray(top_table(*values, _BINS, binning), np.float64)
+
+    top, options = table(judged.test, "equal_width"), (key, draws, judged.confidence)
     found = {
-        "ece": calibration_test(predictions.test, labels.test, **options),
-        "ece_mass": calibration_test(predictions.test, labels.test, binning="equal_mass", **options),
-        "ece_classwise": calibration_test(predictions.test, labels.test, classwise=True, **options),
+        "ece": judge_table(top, 1 / _BINS, False, *options),
+        "ece_mass": judge_table(table(judged.test, "equal_mass"), None, False, *options),
+        "ece_classwise": judge_table(judged.by_class, None, True, *options),
     }
-    if predictions.held_out is None:
-        return found, {}
-    factor = temperature_interval(predictions.held_out, labels.held_out, confidence)
-    cooled = jnp.asarray(predictions.test, jnp.float32) / np.float32(factor.estimate)
-    found["scaled_ece"] = calibration_test(cooled, labels.test, **options)
-    losses = metrics.samples(cooled, labels.test)
-    scaled = {"temperature": factor, "scaled_nll": _loss(losses.nll, losses, confidence)}
-    return found, {**scaled, "scaled_ece": found["scaled_ece"].error}
+    if judged.cooled is not None:
+        found["scaled_ece"] = judge_table(table(judged.cooled, "equal_width"), 1 / _BINS, False, *options)
+    return top, found
 
 
-def _foreign(predictions: Predictions, confidence: float) -> dict[str, Interval]:
-    """The area under the ROC curve of telling foreign samples by each score."""
-    found = {}
-    for name, logits in predictions.foreign.items():
-        scores: dict[str, tuple[Any, Any, Any]] = {
-            "max_probability": (selective.max_probability, predictions.test, logits),
-            "entropy": (selective.entropy, predictions.test, logits),
-        }
-        if predictions.members is not None and name in predictions.foreign_members:
-            members = predictions.members, predictions.foreign_members[name]
-            scores["epistemic_uncertainty"] = (selective.epistemic_uncertainty, *members)
-        for score, (uncertainty, known, foreign) in scores.items():
-            values = [np.asarray(uncertainty(jnp.asarray(x))) for x in (known, foreign)]
-            found[f"foreign/{name}/{score}"] = intervals.area_under_roc(values[0], values[1], confidence)
-    return found
-
-
-def _bins(logits: Any, labels: Any, confidence: float) -> Interval:
+def _bins(table: np.ndarray, confidence: float) -> Interval:
     """The reliability diagram with the interval of the accuracy in each bin that has a sample."""
-    found = Reliability(*(np.asarray(x, np.float64) for x in reliability(logits, labels, bins=_BINS)))
+    count, promised, came = table
+    with np.errstate(invalid="ignore"):
+        found = Reliability(count, promised / count, came / count)
     ends = [
         intervals.proportion(float(accuracy), float(samples), confidence)[1:] if samples else (np.nan, np.nan)
         for samples, accuracy in zip(found.samples, found.accuracy, strict=True)
@@ -243,14 +299,12 @@ def _bins(logits: Any, labels: Any, confidence: float) -> Interval:
     return Interval(found, low, high)
 
 
-def _check(predictions: Predictions, labels: Labels, draws: int, confidence: float) -> dict[str, Samples]:
+def _check(predictions: Predictions, labels: Labels) -> dict[str, Samples]:
     """Checks everything before anything is computed, and judges each sample of the parts that have labels."""
     for given, kind in ((predictions, Predictions), (labels, Labels)):
         if not isinstance(given, kind):
             name = kind.__name__
             raise TypeError(f"expected assess.{name}, got {type(given).__name__}; pass assess.{name}(...)")
-    if draws < 2 or not 0 < confidence < 1:
-        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {confidence}")
     checked = {}
     for part in ("test", "train", "held_out"):
         logits, targets = getattr(predictions, part), getattr(labels, part)

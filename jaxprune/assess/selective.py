@@ -1,4 +1,4 @@
-"""Knowing what one does not know: selective prediction, and telling foreign data by their uncertainty."""
+"""Uncertainty of single predictions: risk-coverage curves, and telling foreign data (`auroc`, `entropy`)."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 class RiskCoverage(NamedTuple):
-    """The risk of answering only where the model is most confident.
+    """The risk-coverage curve: the error of a model that answers only the samples it is surest of.
 
     Attributes:
       coverage: 1/n, 2/n ... 1: the fraction answered.
@@ -30,7 +30,7 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskCoverage:
-    """The risk-coverage curve and the area under it.
+    """Computes the risk-coverage curve and the area under it.
 
     Geifman, Uziel and El-Yaniv 2019 (arXiv:1805.08206). Samples are answered in the order of their uncertainty;
     among equal ones the mean over all orders is taken, so that the order of samples does not matter.
@@ -58,11 +58,11 @@ def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskC
     if given.shape != labels.shape:
         raise ValueError(f"uncertainty must have one value a sample, {labels.shape}; got {given.shape}")
     _check_values(given, "uncertainty")
-    return _risk_coverage(given, ~metrics.correct(logits, labels))
+    return risk_coverage_curve(given, ~metrics.correct(logits, labels))
 
 
 def auroc(known: Any, foreign: Any) -> Array:
-    """The area under the ROC curve of telling foreign samples from known ones by a score.
+    """Computes the area under the ROC curve of telling foreign samples from known ones by a score.
 
     It is the probability that a foreign sample has the larger score, equal ones counting half (Mann and Whitney
     1947): 1 is perfect, 0.5 chance.
@@ -158,7 +158,10 @@ def entropy(logits: Array) -> Array:
 
 
 def epistemic_uncertainty(members: Array) -> Array:
-    """What members disagree about: the entropy of their mean prediction less their mean entropy, in nats.
+    """Computes how much members disagree: the entropy of their mean prediction less their mean entropy, in nats.
+
+    This is the mutual information of the prediction and the member, which measures epistemic uncertainty (Depeweg et
+    al. 2018, arXiv:1710.07283).
 
     Args:
       members: logits (members, n, classes).
@@ -175,7 +178,8 @@ def epistemic_uncertainty(members: Array) -> Array:
 
 
 @jax.jit
-def _risk_coverage(uncertainty: Array, wrong: Array) -> RiskCoverage:
+def risk_coverage_curve(uncertainty: Array, wrong: Array) -> RiskCoverage:
+    """The curve of `risk_coverage` from the uncertainty of each sample and whether its answer is wrong, (n,) each."""
     n = wrong.shape[0]
     order = jnp.argsort(uncertainty)
     ordered, errors = uncertainty[order], wrong[order].astype(jnp.float32)

@@ -1,9 +1,9 @@
 """Calibration: `calibrate` sums up the activations that each parameter meets, for any function.
 
-An interpreter (`interpreter`) runs the jaxpr of the function. It computes every value as the function does, and follows
-each parameter to the matrix products and convolutions it takes part in (`jaxprune._jaxprs.views`). There it sums
-moments of the other operand (`moments`): Gram matrices, squares, sums, counts of zeros. `Stats` holds the sums of each
-leaf and its `layout`, which says which axes are its inputs. `accumulate_gradients` sums gradients over batches instead.
+An interpreter (`interpreter`) runs the jaxpr of the function and computes every value as the function does. It follows
+each parameter to its matrix products and convolutions (`jaxprune._jaxprs.views`), and sums moments of the other operand
+(`moments`): Gram matrices, squares, sums, counts of zeros. `Stats` holds the sums of each leaf and its `layout`, which
+says which axes are inputs. `accumulate_gradients` averages gradients over batches.
 """
 
 from jaxprune.calibration.gradients import Gradients, accumulate_gradients

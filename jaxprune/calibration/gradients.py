@@ -1,4 +1,4 @@
-"""`accumulate_gradients`: means of gradients and of their squares, which Fisher, Taylor and movement criteria read."""
+"""`accumulate_gradients`: means of gradients and of squared gradients, for the Fisher, Taylor and movement criteria."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ PyTree = Any
 
 
 class Gradients(NamedTuple):
-    """Means over gradients, in the structure of the parameters; a scalar zero for leaves that are not floating.
+    """Means of gradients, in the structure of the parameters; leaves that are not floating have a scalar zero.
 
     Attributes:
       mean: the mean of the gradients, in float32 at least.
-      square: the mean of their squares; over gradients of single examples, the diagonal of the empirical Fisher matrix.
-      samples: how many gradients the means are over.
+      square: the mean of the squared gradients. For gradients of single examples this is the diagonal of the empirical
+        Fisher matrix.
+      samples: the number of gradients.
     """
 
     mean: PyTree
@@ -32,11 +33,11 @@ def accumulate_gradients(
     *,
     per_example: bool = False,
 ) -> Gradients:
-    r"""Returns the mean of $\nabla L(\theta; b)$ over batches b, and the mean of its square, elementwise.
+    r"""Returns the mean of $\nabla L(\theta; b)$ over batches b, and the elementwise mean of its square.
 
     Pass `mean` to criteria as `grads`, and `square` to `criteria.fisher` as `squared_grads`. With `per_example` the
-    means are over single examples: `square` is then the diagonal of the empirical Fisher matrix (Theis et al. 2018,
-    arXiv 1801.05787), which the squared gradients of batches underestimate. Each shape of batch compiles once; memory
+    gradients are of single examples: `square` is then the diagonal of the empirical Fisher matrix (Theis et al. 2018,
+    arXiv 1801.05787). The squared gradients of batches underestimate it. Each shape of batch compiles once. Memory
     holds one gradient and two sums in float32 (float64 for float64 parameters).
 
     Args:
@@ -44,15 +45,15 @@ def accumulate_gradients(
       params: any tree; leaves that are not floating are passed to `loss` unchanged.
       batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size. A leading axis may be
         sharded over devices.
-      per_example: whether to take a gradient of each example, that is of each index along the leading axis that the
-        arrays of a batch share, one example after another.
+      per_example: whether to compute one gradient for each example instead of one for each batch. All arrays of a batch
+        must then share their leading axis. Default False.
 
     Returns:
       The means and the number of gradients, as `Gradients`.
 
     Raises:
       ValueError: there are no batches; with `per_example`, a batch is empty or its arrays share no leading axis; a
-        gradient is not finite. The message names the leaves.
+        gradient is not finite (the message names the leaves).
 
     Example:
       >>> loss = lambda w, x: (w * x).sum()

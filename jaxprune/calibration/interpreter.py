@@ -1,9 +1,9 @@
-"""An interpreter that runs a jaxpr and sums up the activations that parameters meet on the way.
+"""`Interpreter`: runs a jaxpr and sums up the activations that parameters are multiplied by.
 
-It computes every value as the function does. With each value it keeps the views of the parameters in it, and whether it
-depends on data: a parameter is followed only until data come in. It enters calls (jit, remat, custom derivatives). It
-runs scans with the sums as a further carry, or stacks the sums if the scan runs over the parameter itself. It runs
-`while`, `cond` and `shard_map` as they are, and notes the parameters that go into them.
+The interpreter computes every value as the function does. For each value it records the views of parameters and whether
+the value depends on data; it follows a parameter until data enter. It interprets the bodies of calls (jit, remat,
+custom derivatives). It runs a scan with the sums as an additional carry, or stacks the sums if the scan runs over the
+parameter. It runs `while`, `cond` and `shard_map` unchanged, and reports the parameters that they use.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class Value(NamedTuple):
     """A value of the jaxpr.
 
     Attributes:
-      array: the value itself.
-      views: the parameters in it.
-      data: whether it depends on data.
-      name: the place where it is computed; two values with one name are the same.
+      array: the computed value.
+      views: the views of parameters that the value consists of.
+      data: whether the value depends on data.
+      name: identifies the computation; two values with the same name are equal.
     """
 
     array: Any
@@ -43,15 +43,15 @@ class Value(NamedTuple):
 
 
 class Interpreter:
-    """One run of a jaxpr. It has state, but lives only while a function is traced.
+    """One run of a jaxpr. The object is mutable and lives only while a function is traced.
 
     Attributes:
-      sites: every place where a parameter meets an activation, in order.
-      lost: for each leaf, the operations it enters that cannot be followed.
+      sites: every product of a parameter with an activation, in order of execution.
+      lost: for each leaf, the operations through which it cannot be followed.
     """
 
     def __init__(self, collect: frozenset[str], dtype: Any):
-        """Sums up what `collect` says, in `dtype`."""
+        """Sums the moments named in `collect`, in `dtype`."""
         self.sites: dict[Key, Site] = {}
         self.lost: dict[int, list[str]] = {}
         self._scans: dict[Key, tuple[tuple[Key, Factor], ...]] = {}
@@ -60,7 +60,7 @@ class Interpreter:
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value], path: Key = ()
     ) -> tuple[list[Value], Sums]:
-        """The results of a jaxpr and the sums of the sites in it."""
+        """Runs a jaxpr; returns its results and the sums of its sites."""
         sums: Sums = {}
 
         def equation(index: int, eqn: Equation, operands: list[Value]) -> list[Value]:
@@ -72,7 +72,7 @@ class Interpreter:
         return walk(jaxpr, [*given, *inputs], Values[Value](Value), equation), sums
 
     def loop(self, key: Key, layout: Layout) -> Key | None:
-        """The scan over whose rounds the matrices of a leaf are stacked, if they are and nothing else is."""
+        """Returns the scan that stacks the matrices of a leaf; None without a scan or with further batch axes."""
         scans = self._scans[key]
         return scans[0][0] if len(scans) == 1 and layout.batch == (scans[0][1],) else None
 
@@ -124,8 +124,8 @@ class Interpreter:
                 name = (other.name, eqn.primitive.name, *([str(eqn.params)] if kernel else []))
                 self.sites[key] = site._replace(samples=met.number, met=name)
                 self._scans[key] = view.scanned
-                if not other.data:  # an activation that is the same for all data, or half of a product of weights
-                    self._lose(operands[mine : mine + 1], f"`{eqn.primitive.name}` with what holds no data")
+                if not other.data:  # a constant activation, or a product of two weights
+                    self._lose(operands[mine : mine + 1], f"`{eqn.primitive.name}` with an operand without data")
                 sums[key] = moments(met, self._collect, self._dtype)
         return sums
 
@@ -161,7 +161,7 @@ class Interpreter:
         return [Value(x, kept.get(k, ()), data, (path, k)) for k, x in enumerate(results)], total | each
 
     def _into(self, sub: Sub, k: int, operands: list[Value], data: bool, path: Key) -> Value:
-        """An input of a scan's body; of a scanned operand the whole array, but the views of one entry."""
+        """An input of a scan's body: the array of the whole operand, and the views of one entry of it."""
         value = operands[_all(sub.inputs)[k]]._replace(name=(path, "in", k))
         if k in {i for _, i in sub.carried}:
             kept = self._carried_views(sub, k, operands)
@@ -179,7 +179,7 @@ class Interpreter:
         return value._replace(views=tuple(entries))
 
     def _carried_views(self, sub: Sub, k: int, operands: list[Value]) -> tuple[View, ...]:
-        # A parameter in the carry is followed if every round hands it on as it is.
+        # A parameter in the carry is followed only if every round returns it unchanged.
         out = next((o for o, i in sub.carried if i == k), None)
         same = out is not None and sub.jaxpr.outvars[out] is sub.jaxpr.invars[k]
         return operands[_all(sub.inputs)[k]].views if same else ()

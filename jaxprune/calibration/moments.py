@@ -1,4 +1,4 @@
-"""Activations at a matrix product or a convolution, in the order of a weight's inputs, and their moments."""
+"""`samples_of` and `moments`: the activations at a matrix product or a convolution, ordered like a weight's inputs."""
 
 import itertools
 import math
@@ -18,12 +18,12 @@ Moments = dict[str, jax.Array]
 
 
 class Samples(NamedTuple):
-    """Activations in the order of a site: [*batch, *samples, *inputs].
+    """Activations in the order of a site: array[*batch, *samples, *inputs].
 
     Attributes:
       values: the array.
-      batch: how many leading axes are batch axes.
-      inputs: how many trailing axes are inputs.
+      batch: the number of leading batch axes.
+      inputs: the number of trailing input axes.
     """
 
     values: jax.Array
@@ -32,18 +32,19 @@ class Samples(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return math.prod(self.values.shape[self.batch : self.values.ndim - self.inputs])
 
 
 def samples_of(meeting: Meeting, other: jax.Array) -> Samples:
-    """What a weight meets in a product: the other operand (of a kernel, the patches under it) in the order of a site.
+    """Returns the activations that a weight is multiplied by, in the order of a site.
 
-    The operand is cut to the part that the view covers, its axes are split into the view's factors and ordered.
+    The function cuts the other operand to the part that the view covers, splits its axes into the view's factors and
+    orders them.
 
     Args:
-      meeting: how the weight takes part.
-      other: the other operand, or the patches.
+      meeting: the weight and its axes in the product.
+      other: the other operand of the product; for a kernel, the patches of its input.
     """
     view, batch, contract = meeting
     for mine, yours in (*batch, *contract):
@@ -57,7 +58,7 @@ def samples_of(meeting: Meeting, other: jax.Array) -> Samples:
         kind, own = roles.get(axis, ("samples", (Factor(size),)))
         split += [(kind, f) for f in own]
     x = other.reshape([f.size for _, f in split])
-    # One entry of the weight for several of x: samples where they lie in a batch, a sum where they are summed over.
+    # If one weight meets several entries of x: batch axes of x become samples, contracted axes are summed.
     summed = [i for i, (kind, f) in enumerate(split) if kind == "inputs" and f.of is None]
     x = x.sum(summed)
     split = [entry for i, entry in enumerate(split) if i not in summed]
@@ -70,11 +71,11 @@ def samples_of(meeting: Meeting, other: jax.Array) -> Samples:
 
 
 def patches(eqn: Equation, x: jax.Array) -> jax.Array:
-    """What the kernel of a convolution meets, one sample for each output position.
+    """Returns the patches under the kernel of a convolution, one sample for each output position.
 
     Args:
       eqn: the convolution.
-      x: its image.
+      x: the input of the convolution.
 
     Returns:
       [batch, *positions, groups if more than one, channels, *kernel positions].
@@ -100,15 +101,16 @@ def patches(eqn: Equation, x: jax.Array) -> jax.Array:
 
 
 def moments(samples: Samples, collect: frozenset[str], dtype: Any) -> Moments:
-    """Sums over the samples.
+    """Returns sums over the samples.
 
     Args:
       samples: the activations.
-      collect: what of "gram", "square", "total" and "zeros".
-      dtype: in which to sum.
+      collect: one or more of "gram", "square", "total" and "zeros".
+      dtype: the dtype of the sums.
 
     Returns:
-      "gram" [*batch, *inputs, *inputs]; "square" (of squares), "total" and "zeros" (how many) [*batch, *inputs].
+      "gram" [*batch, *inputs, *inputs]; "square" (sums of squares), "total" (sums) and "zeros" (counts of zeros)
+      [*batch, *inputs].
     """
     x, first = samples.values.astype(dtype), samples.batch
     over = tuple(range(first, x.ndim - samples.inputs))
@@ -127,7 +129,7 @@ def moments(samples: Samples, collect: frozenset[str], dtype: Any) -> Moments:
 
 
 def _everywhere(x: jax.Array) -> NamedSharding | None:
-    # On a mesh with explicit axes a sum over a sharded axis must say where its result lies; elsewhere the compiler
-    # knows.
+    # With explicit mesh axes, a sum over a sharded axis must state the sharding of its result. Otherwise the compiler
+    # chooses it.
     mesh = jax.typeof(x).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if AxisType.Explicit in mesh.axis_types else None

@@ -1,4 +1,4 @@
-"""`calibrate` and `calibrator`: run batches through a function and sum up the activations that its parameters meet."""
+"""`calibrate` and `calibrator`: run batches through a function and sum up the activations of each parameter."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -32,26 +32,26 @@ def calibrate(
     r"""Sums up the activations that each parameter is multiplied by, over batches, for any function.
 
     Criteria and reconstruction need to know which inputs $x$ a weight matrix sees. This function follows each
-    parameter to every matrix product and convolution that it takes part in, and sums $X^T X$ and the like over the rows
-    $x$ of the other operand. It follows parameters through casts, reshapes, transposes, slices, concatenations,
+    parameter to all its matrix products and convolutions, and sums $X^T X$ and other moments over the rows $x$ of the
+    other operand. It follows parameters through casts, reshapes, transposes, slices, concatenations,
     broadcasts, masks and scales (any factor or summand that does not depend on data), through jit, remat, custom
     derivatives and vmap, and through scans over layers or over time.
 
     A parameter that is used several times gets the sum over its uses. If several products use different parts of an
     input axis, the blocks of the Gram matrix between these parts are zero. The rows of a convolution are the patches
-    under its kernel, which take as much memory as its input times the number of kernel positions, for one batch.
+    under its kernel. For one batch they take the memory of the input times the number of kernel positions.
 
-    Calibration does not look into `while`, `cond` and `shard_map`, and cannot follow a computed index or a convolution
-    with batch_group_count. `Stats.uncovered` names the leaves that are used only there, with the reason; `Stats.partly`
-    names those that are used there too, and those that meet a constant or another parameter (learned queries, or the
-    factors of `x @ (a @ b)`, which meet each other and not x).
+    Calibration cannot follow parameters into `while`, `cond` and `shard_map`, through a computed index, or through a
+    convolution with batch_group_count. `Stats.uncovered` names the leaves without any sums, with the reason.
+    `Stats.partly` names the leaves whose sums miss some uses, and the leaves that are multiplied by a constant or by
+    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`).
 
     Args:
       fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode: calibration runs dropout and
         batch statistics as `fn` has them.
       params: any tree of arrays.
       batches: an iterable of trees of arrays. A leading axis may be sharded over devices. Shapes may differ between
-        batches; each new shape compiles once. One batch is held at a time.
+        batches; each new shape compiles once. Memory holds one batch at a time.
       collect: one or more of "gram" (matrices of inputs x inputs; includes "square"), "square" (sums of squares),
         "total" (sums, for means) and "zeros" (how often an input is exactly zero). Default "gram".
       where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf that may
@@ -78,7 +78,7 @@ def calibrate(
       ([5.0, 5.0, 5.0], 6)
     """
     run = calibrator(fn, params, collect=collect, where=where, dtype=dtype, max_bytes=max_bytes)
-    _tree.check_batches(batches)  # before the bar hides what was given
+    _tree.check_batches(batches)  # before the progress bar wraps them
     return run(params, _progress.bar(batches, progress, what="calibrate"))
 
 
@@ -91,12 +91,12 @@ def calibrator(
     dtype: Any = jnp.float32,
     max_bytes: int = 2**31,
 ) -> Callable[[PyTree, Iterable[PyTree]], Stats]:
-    """Makes a function that calibrates parameters that change, compiled once for each shape of batch.
+    """Returns a compiled `calibrate` for parameters that change: it compiles once for each shape of batch.
 
     Args:
       fn: a function `fn(params, batch)`; its result is not used.
       params: the parameters as arrays or ShapeDtypeStructs; only their shapes matter here.
-      collect: one or more of "gram", "square", "total" and "zeros", as `calibrate` explains them; default "gram".
+      collect: one or more of "gram" (default), "square", "total" and "zeros"; see `calibrate`.
       where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf that may
         be pruned.
       dtype: the floating dtype of the sums; default float32.
@@ -149,7 +149,7 @@ def calibrator(
 
 
 class _Plan(NamedTuple):
-    """What a traced function says before it is run: how each leaf is used, and how many samples it sees."""
+    """The layout and the number of samples of each leaf, known once a function is traced."""
 
     layouts: dict[int, Layout]
     counts: dict[int, np.ndarray]
@@ -260,13 +260,13 @@ class _Run(NamedTuple):
                 f"  {name}: {x.sizes[0]} of {x.sizes[1]} x {x.sizes[1]}, {size(x):,} bytes" for name, x in large.items()
             ]
             raise ValueError(
-                f"Gram matrices larger than max_bytes = {self.max_bytes:,}; collect='square' needs only their "
-                "diagonal, a narrower `where` leaves leaves out, and max_bytes may be raised:\n" + "\n".join(lines)
+                f"Gram matrices larger than max_bytes = {self.max_bytes:,}; pass collect='square' (the diagonal only), "
+                "a `where` without these leaves, or a larger max_bytes:\n" + "\n".join(lines)
             )
 
 
 def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) -> Moments:
-    """Adds the sums of every site to those of their leaf."""
+    """Adds the sums of all sites of a leaf."""
     out = {}
     for what, total in sums.items():
         twice = 2 if what == "gram" else 1
@@ -291,7 +291,7 @@ def _index(layout: Layout, place: Place, twice: int) -> tuple[tuple[int | slice,
 
 
 def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
-    """How many samples each input of each matrix has seen, [batch, inputs]."""
+    """The number of samples of each input of each matrix, [batch, inputs]."""
     batch, inputs, _ = layout.sizes
     out = np.zeros([f.size for f in (*layout.batch, *layout.inputs)])
     for site, place in sites:
@@ -308,7 +308,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
     bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[leaf]]
     if bad:
         raise ValueError(
-            "activations are not finite (NaN or inf in the data, in the parameters, or an overflow); first met by:\n"
+            "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"
             + "\n".join(f"  {name}" for name in bad[:10])
         )
     inputs = {}

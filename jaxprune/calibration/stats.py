@@ -17,7 +17,7 @@ Identity = tuple[str, ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The activations that one leaf meets, summed over samples. A sample of a convolution is one output position.
+    """Sums over the activations that one leaf is multiplied by. A convolution has one sample for each output position.
 
     Attributes:
       layout: which axes of the leaf are inputs, outputs and a batch of matrices.
@@ -58,11 +58,11 @@ class Inputs:
 
 
 class Together(NamedTuple):
-    """Leaves that meet the same activation.
+    """Leaves that are multiplied by the same activation.
 
     Attributes:
       names: the names of the leaves.
-      loop: identifies the scan over whose layers the leaves are stacked; None if they are not stacked by a scan.
+      loop: identifies the scan whose layers the leaves stack; None without such a scan.
     """
 
     names: tuple[str, ...]
@@ -72,14 +72,14 @@ class Together(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """What `calibrate` returns; a pytree, so that it goes through jit and into checkpoints.
+    """The result of `calibrate`: a pytree, which jit accepts and checkpoints can store.
 
     Attributes:
       inputs: the sums of each leaf, by the leaf's path as a tuple.
       uncovered: pairs (name, reason) of leaves that `where` selects but that could not be followed to a product.
       partly: pairs (name, reason) of leaves with sums that do not cover all uses of the leaf.
-      together: groups of leaves that meet the same activation, in the order of execution.
-      roles: the roles of all leaves, as `find_roles` finds them; None if the statistics were made by hand.
+      together: groups of leaves that are multiplied by the same activation, in order of execution.
+      roles: the result of `find_roles` for all leaves; None if the statistics were made by hand.
     """
 
     inputs: dict[Identity, Inputs]
@@ -89,10 +89,10 @@ class Stats:
     roles: Roles | None = dataclasses.field(metadata={"static": True}, default=None)
 
     def __getitem__(self, name: str) -> Inputs:
-        """The sums of the leaf of this name.
+        """Returns the sums of the leaf with this name.
 
         Raises:
-          KeyError: the leaf was not calibrated; the message says why.
+          KeyError: the leaf was not calibrated; the message gives the reason.
         """
         for identity, inputs in self.inputs.items():
             if "/".join(identity) == name:
@@ -102,18 +102,18 @@ class Stats:
         raise KeyError(f"{name}: {why}")
 
     def leaves(self, params: PyTree) -> list[Inputs | None]:
-        """The sums of each leaf in the order of `jax.tree.leaves(params)`; None for a leaf that was not calibrated.
+        """Returns the sums of each leaf in the order of `jax.tree.leaves(params)`; None if a leaf was not calibrated.
 
         Raises:
-          ValueError: a leaf has another shape than when it was calibrated.
+          ValueError: the shape of a leaf has changed since calibration.
         """
         found = []
         for path, leaf in _tree.with_paths(params):
             inputs = self.inputs.get(_tree.identity(path))
             if inputs is not None and tuple(leaf.shape) != inputs.layout.shape:
                 raise ValueError(
-                    f"{_tree.name(path)}: calibrated with shape {inputs.layout.shape}, is now {tuple(leaf.shape)}; "
-                    "calibrate the parameters that are pruned"
+                    f"{_tree.name(path)}: calibrated with shape {inputs.layout.shape}, but has shape "
+                    f"{tuple(leaf.shape)} now; calibrate the parameters that you prune"
                 )
             found.append(inputs)
         return found

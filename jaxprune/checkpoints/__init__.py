@@ -1,7 +1,7 @@
-"""Files: networks in safetensors, training states in Orbax checkpoints, runs that can be resumed.
+"""Checkpoints: networks in safetensors, training states in Orbax, resumable runs, Hugging Face folders.
 
-What is on disk is whole or absent, whenever the process ends, and nothing is overwritten. What is read is checked
-against what the caller expects, leaf by leaf, before it is used.
+A file or folder is written completely or not at all, even if the process is killed, and nothing is overwritten. Before
+use, every leaf that is read is compared with what the caller expects.
 """
 
 from jaxprune.checkpoints.huggingface import Folder, FolderWriter

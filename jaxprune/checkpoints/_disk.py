@@ -1,4 +1,4 @@
-"""What all files share: `write_new` writes them whole, `check_same` compares them with what the caller expects."""
+"""Helpers for all files: `write_new` writes a file completely or not at all, `check_same` compares descriptions."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ def as_path(path: Any) -> Path:
 
 
 def check_new(path: Any) -> Path:
-    """Raises unless a path can be written to: nothing is there, and its folder exists. Returns the path.
+    """Raises unless a new file can be written to the path; returns the path.
 
     Raises:
       FileExistsError: the file exists.
@@ -30,24 +30,24 @@ def check_new(path: Any) -> Path:
     """
     path = as_path(path)
     if path.exists():
-        raise FileExistsError(f"{path} exists, and nothing is overwritten; choose another name or remove it first")
+        raise FileExistsError(f"{path} exists and is not overwritten; choose another name, or remove it first")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
     return path
 
 
 def write_new(path: Any, write: Callable[[Path], Any]) -> Path:
-    """Writes a file that does not exist yet. Under its name the file is whole or absent, whenever the process ends.
+    """Writes a new file completely or not at all, even if the process is killed.
 
     Args:
-      path: the file. Its folder exists.
-      write: writes the content to the path that it is given, in the same folder.
+      path: the file; its folder must exist.
+      write: a function that writes the content to the path it receives, in the same folder.
 
     Returns:
       The path.
 
     Raises:
-      FileExistsError: the file exists. It is left as it is.
+      FileExistsError: the file exists; it is not changed.
       FileNotFoundError: the folder does not exist.
     """
     path = check_new(path)
@@ -56,7 +56,7 @@ def write_new(path: Any, write: Callable[[Path], Any]) -> Path:
         write(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        # A link, unlike a rename, never replaces a file that another process has written meanwhile.
+        # Unlike a rename, a link never replaces a file that another process has written in the meantime.
         os.link(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -67,8 +67,8 @@ def optional(module: str, what: str) -> Any:
     """Imports a module of the `storage` extra.
 
     Args:
-      module: its name.
-      what: what needs it, for the message.
+      module: the name of the module.
+      what: the action that needs the module, for the message.
 
     Raises:
       ImportError: the module is missing. The message says what to install.
@@ -80,17 +80,17 @@ def optional(module: str, what: str) -> Any:
 
 
 def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mapping[Any, Any], hint: str = "") -> None:
-    """Raises unless what a file or folder describes is what the caller expects.
+    """Raises unless the description in a file or folder equals the caller's.
 
     Args:
       path: the file or folder, for the message.
-      what: what it holds, such as "network" or "search".
-      saved: what it describes: a name or a path of keys, and a string or anything that JSON can hold.
-      expected: the same of the caller.
+      what: what the file contains, such as "network" or "search".
+      saved: the description in the file: from a name or a path of keys to a string or any JSON value.
+      expected: the description of the caller, in the same form.
       hint: the probable cause, for the message.
 
     Raises:
-      ValueError: they differ. The message names each difference.
+      ValueError: the descriptions differ. The message names each difference.
     """
     names = sorted(name for name in {*saved, *expected} if saved.get(name) != expected.get(name))
     if not names:
@@ -101,11 +101,11 @@ def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mappin
         for name in names[:_SHOWN]
     ]
     lines += [f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    raise ValueError(f"{path} holds another {what}{hint}; they differ in:\n" + "\n".join(lines))
+    raise ValueError(f"{path} contains another {what}{hint}; they differ in:\n" + "\n".join(lines))
 
 
 def nested(leaves: dict[tuple[str, ...], Any]) -> Any:
-    """Nested dicts by path; a tree that is a single leaf stays one."""
+    """Makes nested dicts from paths; a single leaf with an empty path is returned unchanged."""
     if [*leaves] == [()]:
         return leaves[()]
     tree: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def nested(leaves: dict[tuple[str, ...], Any]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the name of its type."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints as Hugging Face writes them: `Folder` reads safetensors folders, `FolderWriter` writes new ones.
+"""Hugging Face checkpoints: `Folder` reads safetensors folders, `FolderWriter` writes new ones.
 
-A folder holds `config.json`, one `model.safetensors` or several files with `model.safetensors.index.json`, and further
-files (a tokenizer, a model card) that are carried over. Names are dotted, kernels are [outputs, inputs], a tied head is
-stored once. Arrays are read from memory-mapped files, one at a time, so that a model may be larger than memory.
+A folder contains `config.json`, one `model.safetensors` or several files with `model.safetensors.index.json`, and other
+files (a tokenizer, a model card), which are copied. Names are dotted, kernels are [outputs, inputs], and a tied head is
+stored once. Arrays are read one at a time from memory-mapped files, so a model may be larger than memory.
 """
 
 import json
@@ -22,7 +22,7 @@ _DTYPES |= {"I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32":
 
 
 class Folder:
-    """A checkpoint on disk. Opening it reads the headers alone.
+    """A checkpoint on disk. Opening it reads only the headers.
 
     Attributes:
       path: the folder.
@@ -33,9 +33,9 @@ class Folder:
       path: the folder.
 
     Raises:
-      FileNotFoundError: there is no such folder, no `config.json`, or no safetensors file; or the index names a file
-        that is not there.
-      ValueError: a file is truncated or damaged, or holds other parameters than the index says.
+      FileNotFoundError: the folder, `config.json` or the safetensors files do not exist; or the index names a file that
+        does not exist.
+      ValueError: a file is truncated or damaged, or the index does not match the parameters of the files.
       ImportError: the package safetensors is missing.
 
     Example:
@@ -63,7 +63,7 @@ class Folder:
         wrong = sorted(name for name, file in self._files.items() if found.get(name) != file)
         if wrong:
             raise ValueError(
-                f"{self.path / _INDEX} says that {wrong[0]} is in {self._files[wrong[0]]}, and it is not; download the "
+                f"{self.path / _INDEX} says that {wrong[0]} is in {self._files[wrong[0]]}, but it is not; download the "
                 "folder again"
             )
         self._files = found
@@ -73,14 +73,14 @@ class Folder:
         """Returns parameters as arrays.
 
         Args:
-          names: which parameters; None for all.
-          dtype: the floating dtype to cast floating parameters to; None keeps each one's own.
+          names: the names of the parameters; None (default) for all.
+          dtype: the floating dtype to which floating parameters are cast; None (default) keeps each dtype.
 
         Returns:
-          A flat dict by dotted names.
+          A flat dict from dotted names to arrays.
 
         Raises:
-          KeyError: there is no parameter of that name.
+          KeyError: no parameter has this name.
         """
         wanted: dict[str, list[str]] = {}
         for name in self.shapes if names is None else names:
@@ -97,13 +97,13 @@ class Folder:
         return out
 
     def other_files(self) -> list[Path]:
-        """The files beside config and weights, such as the tokenizer's; hidden ones and folders are left out."""
+        """The files other than config and weights, such as the tokenizer's, without hidden files and folders."""
         weights = {*self._files.values(), _INDEX, _CONFIG}
         inside = (path for path in sorted(self.path.iterdir()) if path.is_file() and not path.name.startswith("."))
         return [path for path in inside if path.name not in weights]
 
     def _where(self) -> dict[str, str]:
-        """The file of each parameter, as the index says; empty where one file holds all."""
+        """The file of each parameter, according to the index; empty if one file contains all parameters."""
         if (self.path / _INDEX).is_file():
             files = _json(self.path / _INDEX).get("weight_map")
             if not isinstance(files, dict) or not files:
@@ -111,7 +111,7 @@ class Folder:
             missing = sorted({file for file in files.values() if not (self.path / file).is_file()})
             if missing:
                 raise FileNotFoundError(
-                    f"{self.path / _INDEX} names {', '.join(missing)}, not in the folder; download what is missing"
+                    f"{self.path / _INDEX} names {', '.join(missing)}, which are missing; download the missing files"
                 )
             return files
         if (self.path / _ONE).is_file():
@@ -129,7 +129,7 @@ class Folder:
                     kind = part.get_dtype()
                     if kind not in _DTYPES:
                         raise ValueError(
-                            f"{self.path / file}: {name} has dtype {kind}, which is not read; dequantise it"
+                            f"{self.path / file}: {name} has dtype {kind}, which is not supported; dequantise it"
                         )
                     found[name] = jax.ShapeDtypeStruct(tuple(part.get_shape()), jnp.dtype(_DTYPES[kind]))
         except self._package.SafetensorError as error:
@@ -140,21 +140,21 @@ class Folder:
 
 
 class FolderWriter:
-    """A new checkpoint, written part by part; a killed run goes on after its last finished part.
+    """A new checkpoint, written part by part; a killed run can resume after its last finished part.
 
-    Until it is complete the folder is called `PATH.unfinished`; leaving the `with` block without an error writes the
-    index and gives it its name. An error before the first part leaves nothing. Nothing is ever written over.
+    An incomplete folder is called `PATH.unfinished`. Leaving the `with` block without an error writes the index and
+    renames the folder. An error before the first part removes the folder. Nothing is overwritten.
 
     Args:
       path: the new folder.
-      config: the content of its `config.json`.
-      parts: how many parts there will be; each becomes a file `model-00001-of-0000N.safetensors`.
-      identity: what makes this the same run, as anything that JSON can hold: a resumed one must have the same.
-      resume: whether to go on with an unfinished folder. Without it, an unfinished folder is an error.
+      config: the content of `config.json`.
+      parts: the number of parts; each becomes a file `model-00001-of-0000N.safetensors`.
+      identity: a JSON value that identifies the run; a resumed run must have the same identity. Default None.
+      resume: whether to continue an unfinished folder; default False: an unfinished folder raises.
 
     Raises:
-      FileExistsError: the folder exists; or an unfinished one does and `resume` is False.
-      ValueError: the unfinished folder is of another run; the message says what differs.
+      FileExistsError: the folder exists; or an unfinished folder exists and `resume` is False.
+      ValueError: the unfinished folder belongs to another run; the message says what differs.
     """
 
     def __init__(
@@ -170,13 +170,13 @@ class FolderWriter:
         self.path, self._parts, self._config = Path(path), parts, dict(config)
         self._unfinished = self.path.with_name(f"{self.path.name}.unfinished")
         if self.path.exists():
-            raise FileExistsError(f"{self.path} exists, and nothing is overwritten; choose another folder")
+            raise FileExistsError(f"{self.path} exists and is not overwritten; choose another folder")
         own = json.loads(json.dumps({"parts": parts, **(identity or {})}))
         note = self._unfinished / _NOTE
         if self._unfinished.exists():
             if not resume:
                 raise FileExistsError(
-                    f"{self._unfinished} is left of an earlier run; go on with it (resume=True, --resume) or remove it"
+                    f"{self._unfinished} is left of an earlier run; continue it (resume=True, --resume) or remove it"
                 )
             _disk.check_same(self._unfinished, "run", _json(note), own)
         else:
@@ -190,31 +190,31 @@ class FolderWriter:
         if kind is None:
             self._finish()
         elif not any(map(self.has, range(self._parts))):
-            shutil.rmtree(self._unfinished)  # nothing is lost, and the corrected call need not resume
+            shutil.rmtree(self._unfinished)  # no part is lost, and the corrected call need not resume
 
     def has(self, number: int) -> bool:
-        """Whether the part of this number, from 0 on, is written."""
+        """Whether the part with this number (from 0) is already written."""
         return self._file(number).is_file()
 
     def add(self, number: int, params: Mapping[str, jax.Array]) -> None:
-        """Writes a part, and returns once it is on the disk."""
+        """Writes a part, and returns when it is on the disk."""
         arrays = dict(params)
         save = lambda part: self._package.save_file(arrays, part, metadata={"format": "pt"})
         _disk.write_new(self._file(number), save)
 
     def load(self, number: int) -> dict[str, jax.Array]:
-        """Reads a part that is written."""
+        """Reads a part that is already written."""
         return self._package.load_file(self._file(number))
 
     def carry_over(self, folder: Folder) -> None:
-        """Copies the other files of a folder: its tokenizer, its model card."""
+        """Copies the other files of a folder, such as its tokenizer and model card."""
         for path in folder.other_files():
             target = self._unfinished / path.name
             if not target.exists():
                 shutil.copyfile(path, target)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a further file, such as a report."""
+        """Writes an additional file, such as a report."""
         (self._unfinished / name).write_text(text)
 
     def _file(self, number: int) -> Path:
@@ -234,7 +234,7 @@ class FolderWriter:
         for name, content in ((_INDEX, index), (_CONFIG, self._config)):
             (self._unfinished / name).write_text(json.dumps(content, indent=2) + "\n")
         self._unfinished.rename(self.path)
-        (self.path / _NOTE).unlink()  # last: a run that is killed before the new name can still be resumed
+        (self.path / _NOTE).unlink()  # last, so that a run killed before the renaming can still resume
 
 
 def _json(path: Path) -> Any:

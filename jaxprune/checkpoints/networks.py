@@ -1,9 +1,9 @@
-"""Networks in safetensors files: `save` and `load` parameters, their masks, and what is known about them.
+"""`save` and `load`: networks in safetensors files: parameters, masks, and a JSON value about them.
 
-The file format. A pruned leaf `a/b` is two arrays: `a/b.mask`, its mask at one bit an entry, the first entry in the
-lowest bit of the first byte, and `a/b.values`, its kept values in row-major order and its own dtype. A leaf that is not
-pruned is one array `a/b`. The metadata entry `jaxprune` is JSON: the path, shape and dtype of each leaf, `about`, and a
-SHA-256 of all of it. Nothing is pickled, and every safetensors reader can open the file.
+The file format: a pruned leaf `a/b` is stored as two arrays. `a/b.mask` is its mask with one bit for each entry; the
+first entry is the lowest bit of the first byte. `a/b.values` has its kept values in row-major order and in its dtype. A
+leaf that is not pruned is stored as one array `a/b`. The metadata entry `jaxprune` is JSON: the path, shape and dtype
+of each leaf, `about`, and a SHA-256 of everything. Nothing is pickled, and every safetensors reader can open the file.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from jaxprune.checkpoints import _disk
 
 PyTree = Any
 _KIND = "jaxprune.network/1"
-# Names of dtypes in safetensors files.
+# The safetensors names of dtypes.
 _DTYPES = {
     "BOOL": jnp.bool_, "U8": jnp.uint8, "I8": jnp.int8, "U16": jnp.uint16, "I16": jnp.int16, "U32": jnp.uint32,
     "I32": jnp.int32, "U64": jnp.uint64, "I64": jnp.int64, "F16": jnp.float16, "BF16": jnp.bfloat16,
@@ -33,14 +33,14 @@ _DTYPES = {
 
 
 class Saved(NamedTuple):
-    """The sizes of a file that `save` or `save_slim` wrote. `print` it.
+    """The sizes of a file that `save` or `save_slim` wrote; print it for a summary.
 
     Attributes:
       path: the file.
-      bytes: its size.
-      dense: the bytes of the parameters in memory.
-      masks: the bytes of the masks in the file.
-      values: the bytes of the kept values in the file, those of unpruned leaves included.
+      bytes: the size of the file.
+      dense: the size of the parameters in memory, in bytes.
+      masks: the size of the masks in the file, in bytes.
+      values: the size of the kept values in the file, in bytes, including leaves that are not pruned.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Saved(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A network from a file.
+    """A network read from a file.
 
     Attributes:
       params: the parameters, zero where the masks are False.
@@ -73,24 +73,24 @@ class Loaded(NamedTuple):
 def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = None) -> Saved:
     """Writes a network to a new safetensors file: kept values, masks as bits, a checksum.
 
-    It saves whatever consists of these parts: `save(path, *pruned)` for a `Pruned`, `save(path, *ticket)` for a
-    `lottery.Ticket`. A slim network with its function has `save_slim`.
+    Use `save(path, *pruned)` for a `Pruned` and `save(path, *ticket)` for a `lottery.Ticket`. Use `save_slim` for a
+    slim network with its function.
 
     Args:
-      path: a file that does not exist, in a folder that does.
+      path: a new file in an existing folder.
       params: any pytree of arrays, zero where the masks are False (`masks.apply`).
-      masks: bool or packed masks of the same leaves, in the same containers or others, as an `nnx.Optimizer` has them.
-        None: the network is not pruned, or is slim.
-      about: anything that JSON can hold: where the network comes from, its metrics.
+      masks: bool or packed masks of the same leaves; their containers may differ from those of `params`, as in an
+        `nnx.Optimizer`. None (default): the network is not pruned, or is slim.
+      about: any JSON value, such as the network's origin and metrics; default None.
 
     Returns:
       The sizes.
 
     Raises:
       FileExistsError: the file exists; nothing is overwritten.
-      ValueError: masks that do not fit; parameters that are not zero where the masks are False, which would be lost;
-        arrays that no single process holds.
-      TypeError: leaves that are not arrays of numbers; `about` is not JSON.
+      ValueError: masks do not fit; parameters are not zero where the masks are False, and would be lost; arrays are
+        spread over several processes.
+      TypeError: leaves are not arrays of numbers, or `about` is not JSON.
       ImportError: the package safetensors is missing.
 
     Example:
@@ -111,15 +111,15 @@ def load(path: Any, like: PyTree = None) -> Loaded:
     Args:
       path: the file.
       like: arrays or ShapeDtypeStructs in the structure of the parameters, such as `jax.eval_shape(model.init, ...)`.
-        The result has this structure. Where a leaf has a sharding, the parameter is put there, and so is a mask of full
-        shape. None returns nested dicts, keyed by the parts of each leaf's path.
+        The result has this structure. A parameter, and a mask of full shape, gets the sharding of its leaf in `like`.
+        None (default) returns nested dicts, keyed by the parts of each leaf's path.
 
     Returns:
-      The parameters, bit for bit, their masks, and `about`.
+      The parameters, equal bit for bit to the saved ones, their masks, and `about`.
 
     Raises:
-      ValueError: `save` did not write the file, the file is damaged (any bit of it), or it holds other leaves, shapes
-        or dtypes than `like`.
+      ValueError: `save` did not write the file, any bit of the file is damaged, or its leaves, shapes or dtypes differ
+        from `like`.
       ImportError: the package safetensors is missing.
 
     Example:
@@ -134,7 +134,7 @@ def load(path: Any, like: PyTree = None) -> Loaded:
 
 
 def write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str, np.ndarray]) -> Saved:
-    """`save` with more arrays in the file, whose names must not be those of leaves."""
+    """`save` with additional arrays, whose names must differ from those of leaves."""
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
         masks = jax.tree.map(lambda _: True, params)
@@ -143,7 +143,7 @@ def write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str,
     arrays, leaves = _split(params, masks_.unpack(masks), [*extra])
     arrays |= extra
     described = json.dumps({"kind": _KIND, "leaves": leaves, "about": about})
-    # One entry: the package writes several in an order of its own, and equal networks should be equal files.
+    # One entry, because the package writes several entries in any order, and equal networks should give equal files.
     metadata = {"jaxprune": json.dumps({"sha256": _digest(described, arrays), "content": described})}
     written = _disk.write_new(path, lambda part: package.save_file(arrays, part, metadata))
     sizes = {"mask": 0, "values": 0}
@@ -155,7 +155,7 @@ def write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str,
 
 
 def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
-    """`load`, with all arrays of the file by name and the paths of the leaves in the order of the file."""
+    """`load`; also returns all arrays of the file by name, and the paths of the leaves in the order of the file."""
     package = _disk.optional("safetensors", "loading a network")
     path = _disk.as_path(path)
     if not path.is_file():
@@ -166,7 +166,7 @@ def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[t
         arrays = {name: _as_array(**found) for name, found in package.deserialize(data)}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (package.SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, truncated, or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged, truncated, or not a safetensors file: {error}") from error
     metadata = header.get("__metadata__", {})
     if "jaxprune" not in metadata:
         raise ValueError(f"{path} is not from jaxprune.checkpoints.save: its metadata have no entry `jaxprune`")
@@ -176,10 +176,10 @@ def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[t
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: its metadata cannot be read: {error}") from error
     if not whole:
-        raise ValueError(f"{path} is damaged: its content does not have the checksum that was saved with it")
+        raise ValueError(f"{path} is damaged: the checksum of its content differs from the saved checksum")
     content = json.loads(noted["content"])
     if content["kind"] != _KIND:
-        raise ValueError(f"{path} is of the kind {content['kind']!r}; this version reads {_KIND!r}")
+        raise ValueError(f"{path} has the kind {content['kind']!r}; this version reads {_KIND!r}")
     entries = {tuple(entry["path"]): entry for entry in content["leaves"]}
     if like is None:
         like = _disk.nested({p: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"]) for p, entry in entries.items()})
@@ -216,14 +216,14 @@ def _split(params: PyTree, masks: PyTree, taken: list[str]) -> tuple[dict[str, n
             lost.append(f"  {name}: {np.count_nonzero(removed)} of {removed.size}")
     if lost:
         raise ValueError(
-            "only kept values are saved, but these leaves are not zero everywhere where their masks are False; zero "
-            "them first (masks.apply(params, masks)), or save without masks:\n" + "\n".join(lost)
+            "only kept values are saved, but these leaves are not zero where their masks are False; zero them first "
+            "(masks.apply(params, masks)), or save without masks:\n" + "\n".join(lost)
         )
     return arrays, leaves
 
 
 def _join(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """One leaf and its mask."""
+    """Returns one leaf and its mask."""
     name, shape = entry["name"], tuple(entry["shape"])
     if entry["mask"] is None:
         return arrays[name], np.array(True)
@@ -232,7 +232,7 @@ def _join(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[np.ndar
     full = np.broadcast_to(mask, shape)
     values = arrays[f"{name}.values"]
     if int(full.sum()) != len(values) or len(values) != entry["kept"]:
-        raise ValueError(f"{name}: its mask keeps {int(full.sum())} values, the file has {len(values)} of them")
+        raise ValueError(f"{name}: its mask keeps {int(full.sum())} values, but the file has {len(values)}")
     array = np.zeros(shape, values.dtype)
     array[full] = values
     return array, mask
@@ -249,7 +249,7 @@ def _digest(described: str, arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(described.encode())
     for name in sorted(arrays):
         array = arrays[name]
-        # Name, dtype and shape too: the same bytes in another shape are other weights.
+        # The digest includes name, dtype and shape, because the same bytes in another shape are other weights.
         digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -277,7 +277,7 @@ def _check_leaves(named: list[tuple[str, Any]], taken: list[str]) -> None:
     counts = Counter([*names, *(f"{name}.{part}" for name in names for part in ("mask", "values")), *taken])
     _refuse(
         ValueError,
-        "leaves whose names would be the same in the file; rename one of each",
+        "leaves must have different names in the file; rename one of each",
         sorted(name for name, count in counts.items() if count > 1),
     )
 

@@ -1,4 +1,4 @@
-"""Resumable runs: `Run` is a folder that belongs to one run, keeps its finished steps and never overwrites."""
+"""`Run`: a folder that stores the finished steps of one resumable computation and never overwrites them."""
 
 import hashlib
 import json
@@ -15,22 +15,23 @@ PyTree = Any
 
 
 class Run:
-    """The folder of one long computation that can be killed at any time and goes on after its last finished step.
+    """The folder of one long computation that can be killed at any time and resumes after its last finished step.
 
-    A JSON file in the folder describes the run: its options, its key, and the shapes and bits of its first parameters.
-    Each step is an Orbax checkpoint of named arrays. File and steps appear under their names only once they are whole.
+    A JSON file in the folder describes the run: its options, its key, and the shapes and bits of its initial
+    parameters. Each step is an Orbax checkpoint of named arrays. The JSON file and the steps get their names only when
+    complete.
 
     Args:
-      folder: made if it does not exist. It must be empty or hold this very run.
-      options: what else makes the run the same: names, and anything that JSON can hold.
-      params: the first parameters.
+      folder: the folder; it is created if it does not exist. It must be empty or belong to the same run.
+      options: other values that identify the run: names with JSON values.
+      params: the initial parameters.
       key: the JAX key.
-      kind: what the run is, in one word: it names the JSON file and stands in messages.
-      step: what a step is, in one word: it names the folders of the steps.
+      kind: one word for the run, used in the name of the JSON file and in messages; default "run".
+      step: one word for a step, used in the names of the steps' folders; default "step".
 
     Raises:
-      FileExistsError: the folder holds something else.
-      ValueError: the folder holds another run (the message says what differs), or its description is damaged.
+      FileExistsError: the folder contains other files.
+      ValueError: the folder belongs to another run (the message says what differs), or its description is damaged.
       ImportError: the package orbax-checkpoint is missing.
 
     Example:
@@ -57,9 +58,9 @@ class Run:
         self._folder.mkdir(parents=True, exist_ok=True)
         note = self._folder / f"{kind}.json"
         if not note.exists():
-            # A process that was killed before it could name its file has left it under a hidden name.
+            # A process killed before it could rename its file leaves the file under a hidden name.
             if any(not path.match(f".{note.name}.*.part") for path in self._folder.iterdir()):
-                raise FileExistsError(f"{self._folder} holds files of no {kind}; pass an empty or a new folder")
+                raise FileExistsError(f"{self._folder} contains files of no {kind}; pass an empty or a new folder")
             text = json.dumps(identity, indent=1)
             _ = _disk.write_new(note, lambda part: part.write_text(text))
             return
@@ -75,7 +76,7 @@ class Run:
         _disk.check_same(self._folder, kind, saved, identity)
 
     def load(self, number: int) -> dict[str, np.ndarray] | None:
-        """Returns the arrays of a finished step, or None.
+        """Returns the arrays of a finished step, or None if the step is not finished.
 
         Raises:
           ValueError: the step is damaged. The message names its folder.
@@ -92,7 +93,7 @@ class Run:
                 ) from error
 
     def save(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """Writes a finished step and returns once it is on the disk."""
+        """Writes a finished step, and returns when it is on the disk."""
         with self._orbax.StandardCheckpointer() as checkpointer:
             checkpointer.save(self._path(number), arrays)
             checkpointer.wait_until_finished()

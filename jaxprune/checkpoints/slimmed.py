@@ -1,4 +1,4 @@
-"""Slim networks in one file: `save_slim` and `load_slim` keep the smaller function, its parameters and the manifest."""
+"""`save_slim` and `load_slim`: a slim network in one file: the smaller function, its parameters and the manifest."""
 
 import json
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ _FUNCTION = "jaxprune.function"
 def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> Saved:
     """Writes a slim network and its function to a new safetensors file.
 
-    The file holds the smaller parameters as `save` writes them, the manifest, and the function as a StableHLO program
-    (`jax.export`). Whoever loads it needs neither the original network nor its code.
+    The file contains the smaller parameters in the format of `save`, the manifest, and the function as a StableHLO
+    program (`jax.export`). `load_slim` needs neither the original network nor its code.
 
     Args:
-      path: a file that does not exist, in a folder that does.
-      slimmed: what `jaxprune.slim` returned; `dataclasses.replace(slimmed, params=trained)` after fine-tuning.
+      path: a new file in an existing folder.
+      slimmed: the result of `jaxprune.slim`; after fine-tuning `dataclasses.replace(slimmed, params=trained)`.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
-        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` leaves the batch free.
-      platforms: the kinds of devices that the loaded function can run on, as `jax.export` names them.
+        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
+      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`.
 
     Returns:
       The sizes.
 
     Raises:
       FileExistsError: the file exists; nothing is overwritten.
-      ValueError: the function cannot be exported: inputs or outputs in containers other than dicts, lists, tuples and
-        those registered with `jax.export`.
-      TypeError: parameters that are not arrays of numbers.
+      ValueError: the function cannot be exported: its inputs or outputs have containers other than dicts, lists, tuples
+        and classes registered with `jax.export`.
+      TypeError: parameters are not arrays of numbers.
       ImportError: the package safetensors or flatbuffers is missing.
 
     Example:
@@ -51,13 +51,13 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       >>> params['a'].shape, fn(params, jnp.ones((5, 3))).shape
       ((3, 2), (5, 2))
     """
-    # Before the work of tracing and compiling: jax.export misses flatbuffers only at its end.
     _tree.check_instance(slimmed, Slimmed, "slimmed", "what slim returned; save other networks by checkpoints.save")
+    # Checked before tracing and compiling, because jax.export needs flatbuffers only at its end.
     _ = _disk.check_new(path), _disk.optional("flatbuffers", "saving a function")
     structure = jax.tree.structure(slimmed.params)
 
     def flat(leaves: list[Any], *inputs: Any) -> PyTree:
-        # A list of leaves, because the containers of the parameters may be of classes that nobody registered.
+        # A list of leaves, because the containers of the parameters may not be registered with jax.export.
         return slimmed.fn(jax.tree.unflatten(structure, leaves), *inputs)
 
     try:
@@ -71,27 +71,28 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
 
 
 def load_slim(path: Any, like: PyTree = None) -> Slimmed:
-    """Reads a slim network with its function from a file that `save_slim` wrote.
+    """Reads a slim network and its function from a file that `save_slim` wrote.
 
-    The function runs under jit and vmap. It has no gradient: to train on, call
-    `jaxprune.slim(fn, params, loaded.manifest, *inputs)` with the original network and load the parameters with `load`.
+    The function runs under jit and vmap but has no gradient. To continue training, call
+    `jaxprune.slim(fn, params, loaded.manifest, *inputs)` with the original network, and load the parameters with
+    `load`.
 
     Args:
       path: the file.
-      like: arrays or ShapeDtypeStructs in the structure of the smaller parameters, for parameters in containers other
-        than dicts; see `load`.
+      like: arrays or ShapeDtypeStructs in the structure of the smaller parameters, if their containers are not dicts;
+        see `load`. Default None.
 
     Returns:
       `Slimmed(fn, params, manifest)`.
 
     Raises:
-      ValueError: the file is damaged, holds no function, or other parameters than `like`.
+      ValueError: the file is damaged, contains no function, or its parameters differ from `like`.
       ImportError: the package safetensors or flatbuffers is missing.
     """
     _ = _disk.optional("flatbuffers", "loading a function")
     loaded, arrays, paths = networks.read(path, like)
     if _FUNCTION not in arrays:
-        raise ValueError(f"{path} holds a network without its function; read it with checkpoints.load")
+        raise ValueError(f"{path} contains a network without its function; read it with checkpoints.load")
     exported = export.deserialize(bytearray(arrays[_FUNCTION]))
 
     def fn(params: PyTree, *inputs: Any) -> PyTree:

@@ -1,4 +1,4 @@
-"""Training states in Orbax checkpoints: `restore` returns the saved state or says what differs."""
+"""`restore`: returns a training state from an Orbax checkpoint, or says what differs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,27 @@ _Names = tuple[str, ...]
 
 
 def restore(path: Any, like: PyTree) -> PyTree:
-    """Restores a training state from an Orbax checkpoint, after a check that the checkpoint holds this state.
+    """Restores a training state from an Orbax checkpoint, after checking that the checkpoint contains this state.
 
-    Use it for checkpoints that `StandardCheckpointer().save(path, state)` or `CheckpointManager.save(step,
-    args=StandardSave(state))` wrote (there the path is `folder/step/default`), of Flax NNX states too. Orbax itself
-    returns None for an array that was saved as None, and says little about differences; `restore` compares every leaf
-    first. It only reads the checkpoint.
+    Use it for checkpoints written by `StandardCheckpointer().save(path, state)` or `CheckpointManager.save(step,
+    args=StandardSave(state))` (whose path is `folder/step/default`), including Flax NNX states. Orbax itself returns
+    None for an array that was saved as None, and reports few differences; `restore` first compares every leaf. It does
+    not change the checkpoint.
 
     Args:
       path: the folder of the checkpoint.
       like: the state, or its shapes (`jax.eval_shape(init, ...)`). A leaf with a sharding is restored to this sharding,
-        whatever number of devices saved it; `jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype,
-        sharding=s), shapes, shardings)` makes such a tree. NNX Variables and their plain values name the same leaves.
+        whatever number of devices saved it; make such a tree by `jax.tree.map(lambda x, s:
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)`. NNX Variables and their plain values
+        count as the same leaves.
 
     Returns:
-      The state in the structure of `like`, bit for bit.
+      The state in the structure of `like`, equal bit for bit to the saved state.
 
     Raises:
       FileNotFoundError: the folder does not exist.
-      ValueError: the checkpoint holds another state (the message names the leaves), or cannot be read. Orbax detects
-        missing and truncated files; it does not detect a flipped bit in an array, as `checkpoints.load` does.
+      ValueError: the checkpoint contains another state (the message names the leaves), or cannot be read. Orbax detects
+        missing and truncated files, but unlike `checkpoints.load` no flipped bits in arrays.
       ImportError: the package orbax-checkpoint is missing.
 
     Example:
@@ -46,30 +47,30 @@ def restore(path: Any, like: PyTree) -> PyTree:
     orbax = _disk.optional("orbax.checkpoint", "checkpoints.restore")
     path = Path(path).absolute()
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is no folder; pass the folder of an Orbax checkpoint")
+        raise FileNotFoundError(f"{path} is not a folder; pass the folder of an Orbax checkpoint")
     with orbax.StandardCheckpointer() as checkpointer:
         try:
             there = checkpointer.metadata(path).item_metadata.tree
         except Exception as error:  # Orbax documents no type
-            message = f"{path} is no checkpoint of Orbax, or is damaged: {_disk.first_line(error)}"
+            message = f"{path} is not an Orbax checkpoint, or is damaged: {_disk.first_line(error)}"
             raise ValueError(message) from error
         saved = {_names(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(there)[0]}
         leaves = [(_saved_name(p, saved), leaf) for p, leaf in _tree.with_paths(like)]
         _check(path, saved, dict(leaves))
         target = jax.tree.map(_abstract, like)
         if [name for name, _ in leaves] != [_names(p) for p, _ in jax.tree_util.tree_flatten_with_path(like)[0]]:
-            # Variables were saved and values are wanted, or the other way round: read in the saved containers.
+            # If Variables were saved and values are requested, or the reverse, read in the saved containers.
             target = _disk.nested({name: _abstract(leaf) for name, leaf in leaves})
         try:
             found = checkpointer.restore(path, target)
         except Exception as error:
-            raise ValueError(f"{path} cannot be read, it may be truncated: {_disk.first_line(error)}") from error
+            raise ValueError(f"{path} cannot be read; it may be truncated: {_disk.first_line(error)}") from error
     arrays = {_names(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name, _ in leaves])
 
 
 def _saved_name(path: Any, saved: dict[_Names, Any]) -> _Names:
-    """The name under which a leaf was saved: with or without the `value` of a Variable."""
+    """The name under which a leaf was saved, with or without the `value` of a Variable."""
     plain = _tree.identity(path)
     options = [_names(path), plain, (*plain, "value")]
     return next((name for name in options if name in saved), plain)

@@ -1,10 +1,10 @@
 """Criteria: functions from parameters and signals to scores, where a larger score means more worth keeping.
 
 A criterion is any function `criterion(params, *, grads=None, stats=None, key=None, **signals)` that returns a tree of
-scores with the structure of `params`, each array in the shape of its parameter. A function of your own works as well as
-these. In the returned scores:
+scores with the structure of `params`, each array in the shape of its parameter. You can pass a function of your own
+wherever a criterion is accepted. In the returned scores:
 
-- leaves that are not floating, and leaves that a criterion has no signal for, score a scalar zero and are not pruned;
+- leaves that are not floating, and leaves without a signal, have a scalar zero and are not pruned;
 - |w| keeps the dtype of the parameter; products are at least float32, because 16 bits under- and overflow.
 """
 

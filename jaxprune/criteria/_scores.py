@@ -25,14 +25,13 @@ def wide(dtype: Any) -> Any:
 
 
 def within_outputs(criterion: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Marks a criterion whose scores are compared with those of the same output only, as Wanda's are.
+    """Marks a criterion whose scores can be compared only within one output, such as Wanda's.
 
-    `prune` and `reconstruct` then remove the same number of weights from each output of a leaf, whose inputs lie along
-    the axes that the statistics know. Two arguments say otherwise: a `pattern` that names axes, and
-    `allocation.one_ranking`, which compares all weights.
+    `prune` and `reconstruct` then remove the same number of weights from each output of a leaf; the statistics tell
+    which axes are inputs. A `pattern` with axes and `allocation.one_ranking` override the mark.
 
     Args:
-      criterion: any criterion of your own; `wanda` is marked.
+      criterion: any criterion; `wanda` is already marked.
 
     Returns:
       The same function.
@@ -60,7 +59,7 @@ def map_scores(score: Callable[..., Any], params: PyTree, *signals: PyTree) -> P
     """Applies `score(leaf, *signals)` to each floating leaf; every other leaf scores a scalar zero.
 
     Args:
-      score: a function of arrays that returns an array in the shape of the first.
+      score: a function of arrays that returns an array in the shape of its first argument.
       params: any tree.
       signals: trees of the same structure, checked by `need`.
 

@@ -1,4 +1,4 @@
-"""Criteria on the activations that calibration saw: weights by their inputs, channels by what comes through them."""
+"""Criteria from calibrated activations: `wanda` and `ria` for weights, `activation_mean` and `apoz` for channels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,22 +20,22 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
         s_ij = |w_ij| ||x_i||
 
     Sun et al. 2023 (Wanda), arXiv 2306.11695, eq. 1. The paper compares the weights of one output with each other, not
-    those of the whole layer, and finds that this matters. `prune` and `reconstruct` do the same (`within_outputs`): the
-    same number of weights is removed from each output, whose inputs lie along the axes that `stats` knows. The pattern
-    `masks.Unstructured(axes=(0, 1))`, with all axes of a kernel, ranks the whole layer.
+    the weights of the whole layer, and shows that this matters. `prune` and `reconstruct` do the same (see
+    `within_outputs`): they remove the same number of weights from each output, and take the input axes from `stats`.
+    Pass `pattern=masks.Unstructured(axes=(0, 1))`, with all axes of a kernel, to rank the whole layer.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="square")` returns.
+      stats: the result of `calibrate(fn, params, batches, collect="square")`.
       **signals: ignored.
 
     Returns:
-      A tree of scores, 0 or more, in float32 at least. A leaf without statistics (`stats.uncovered` says why) gets a
-      scalar zero, as leaves that are not floating do, and so is not pruned.
+      A tree of scores, 0 or more, in float32 at least. A leaf without statistics (`stats.uncovered` gives the reason)
+      or that is not floating has a scalar zero and is not pruned.
 
     Raises:
-      ValueError: there are no stats, or not of these shapes, or squares were not summed.
-      TypeError: `stats` is not what `calibrate` returns.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no sums of squares.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -49,26 +49,28 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
 
 
 def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree = None, **signals: Any) -> PyTree:
-    r"""Relative importance: the share of a weight among those of its input and of its output, times its input's norm.
+    r"""Relative importance: a weight's share of its row and of its column, times the norm of its input.
 
         s_ij = (|w_ij| / \sum_i |w_ij| + |w_ij| / \sum_j |w_ij|) ||x_i||^a
 
-    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. No input or output is emptied for its weights being
-    small throughout. Matrices of a stack (scanned layers, groups of a convolution) have sums of their own.
+    Zhang et al. 2024 (Plug-and-Play, RIA), ICLR 2024, eq. 4 and 5. Rows and columns of small weights keep some of
+    their weights. Each matrix of a stack (scanned layers, groups of a convolution) is normalised separately.
 
     Args:
       params: any tree.
-      stats: as for `wanda`.
-      power: a, 0.5 in the paper; 0 leaves the activations out.
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; leaves that devices share are refused.
+      stats: the result of `calibrate(fn, params, batches, collect="square")`.
+      power: a, a float; default 0.5 as in the paper; 0 ignores the activations.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; a leaf sharded over devices raises.
       **signals: ignored.
 
     Returns:
-      A tree of scores, as of `wanda`; 0 where a whole row or column is 0.
+      A tree of scores, 0 or more, in float32 at least; 0 where a whole row or column is 0. A leaf without statistics or
+      that is not floating has a scalar zero.
 
     Raises:
-      ValueError: as `wanda` does.
-      TypeError: as `wanda` does.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no sums of squares; a leaf is
+        sharded.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -89,25 +91,26 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree 
 
 
 def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""The absolute mean of the input that a weight meets: for channels.
+    r"""The absolute mean of the input of each weight, a criterion for channels.
 
         s_ij = |\sum_n x_ni / N|
 
-    Molchanov et al. 2017, arXiv 1611.06440, section 2.2, where it is taken over a layer's outputs. Here it stands at
-    the inputs of the layer that reads them, so a channel is `masks.Channel(axis=-2)` of that layer's kernel; slimming
-    removes it from the layer that makes it as well. Scores do not differ between a weight's outputs.
+    Molchanov et al. 2017, arXiv 1611.06440, section 2.2. The paper averages the outputs of a layer; this function
+    averages the inputs of the next layer, so a channel is `masks.Channel(axis=-2)` of the next layer's kernel. Slimming
+    removes the channel from both layers. All outputs of one input have the same score.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="total")` returns.
+      stats: the result of `calibrate(fn, params, batches, collect="total")`.
       **signals: ignored.
 
     Returns:
-      A tree of scores, as of `wanda`.
+      A tree of scores, 0 or more, in float32 at least. A leaf without statistics, or
+      that is not floating, has a scalar zero.
 
     Raises:
-      ValueError: there are no stats, or not of these shapes, or totals were not summed.
-      TypeError: as `wanda` does.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no sums.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -121,24 +124,26 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
 
 
 def apoz(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    """The fraction of samples in which the input that a weight meets is not zero: for channels after a ReLU.
+    """The fraction of samples in which the input of a weight is not zero: a criterion for channels after a ReLU.
 
         s_ij = 1 - APoZ_i
 
-    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1: the average percentage of zeros, turned round so that
-    larger is more worth keeping. Where it stands and how it is used: see `activation_mean`.
+    Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1: one minus the average percentage of zeros, so that a
+    larger score is more worth keeping. A channel is `masks.Channel(axis=-2)` of the kernel that reads it, see
+    `activation_mean`.
 
     Args:
       params: any tree.
-      stats: what `calibrate(fn, params, batches, collect="zeros")` returns.
+      stats: the result of `calibrate(fn, params, batches, collect="zeros")`.
       **signals: ignored.
 
     Returns:
-      A tree of scores in [0, 1], as of `wanda`.
+      A tree of scores in [0, 1], in float32 at least. A leaf without statistics, or
+      that is not floating, has a scalar zero.
 
     Raises:
-      ValueError: there are no stats, or not of these shapes, or zeros were not counted.
-      TypeError: as `wanda` does.
+      ValueError: stats are missing, do not fit the shapes of `params`, or contain no counts of zeros.
+      TypeError: `stats` was not returned by `calibrate`.
 
     Example:
       >>> from jaxprune.calibration import calibrate
@@ -159,7 +164,7 @@ def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
     if stats is None:
         raise ValueError(f"criteria.{criterion} needs stats: pass stats=calibrate(fn, params, batches)")
     if not hasattr(stats, "leaves"):
-        raise TypeError(f"criteria.{criterion}: stats must be what calibrate returns, got {type(stats).__name__}")
+        raise TypeError(f"criteria.{criterion}: stats must be the result of calibrate, got {type(stats).__name__}")
     leaves, treedef = jax.tree.flatten(params)
     sums = stats.leaves(params)
     if all(inputs is None for inputs in sums):

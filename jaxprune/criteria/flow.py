@@ -18,22 +18,21 @@ Criterion = Callable[..., PyTree]
 
 
 def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) -> Criterion:
-    """Gradient signal preservation: keep what the norm of the gradient owes most to.
+    """Gradient signal preservation: keeps the weights that contribute most to the norm of the gradient.
 
         s = w (H g),    H the Hessian and g the gradient of the loss
 
-    Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper's score is -w (H g), of which the
-    LARGEST are removed; here larger means keep, so the sign is the other. Scores may be negative: they are ranked as
-    they are, best over all leaves (`allocation.one_ranking`). The paper divides the logits by 200 before the
-    softmax, in the loss: that is for the caller to do.
+    Wang et al. 2020 (GraSP), arXiv 2002.07376, algorithms 1 and 2. The paper's score is -w (H g), and the paper removes
+    the LARGEST scores; here a larger score means keep, so the sign is reversed. Scores may be negative. Rank them over
+    all leaves (`allocation.one_ranking`). The paper divides the logits by 200 before the softmax; do this in `loss`.
 
     H g is one forward-over-reverse product (`jax.jvp` of `jax.grad`), at about the cost of two gradients.
 
     Args:
       loss: (params, *inputs) -> scalar.
-      inputs: passed on to the loss, such as a batch of examples and their labels.
-      where: the leaves that may be pruned; as in the paper the gradient is that of these leaves alone, the others
-        being constants.
+      inputs: passed to the loss, such as a batch of examples and their labels.
+      where: the leaves that may be pruned: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default:
+        every leaf that may be pruned. The gradient is taken for these leaves only; the other leaves are constants.
 
     Returns:
       A criterion: params -> scores in float32 at least; a scalar zero for leaves that are not floating.
@@ -60,22 +59,23 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
 
 
 def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
-    """Synaptic flow: the part of all paths from input to output that goes through a weight.
+    """Synaptic flow: the sum over all paths from input to output that pass through a weight.
 
         s = |w| dR/d|w|,    R = sum of fn(|params|, 1, ..., 1)
 
-    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1: no data and no labels; all parameters (biases,
-    normalisation, running statistics if they are in `params`) by their absolute value, all inputs one. The paper's
-    guarantee against the collapse of a layer holds for the iterative form, `synflow_masks`, not for one shot.
+    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The criterion needs no data and no labels: it replaces
+    all parameters (biases, normalisation, and running statistics if they are in `params`) by their absolute values and
+    all inputs by ones. The paper's guarantee that no layer collapses holds for the iterative form, `synflow_masks`, and
+    not for one shot.
 
-    `fn` must run in inference mode: batch statistics of an all-ones batch are degenerate. R is a product over
-    layers and may overflow float32 in deep networks without normalisation; scores are then inf or NaN. Scale the
-    parameters down or use float64 (`jax.enable_x64`) there.
+    `fn` must run in inference mode: batch statistics of an all-ones batch are degenerate. R is a product over layers
+    and may overflow float32 in deep networks without normalisation; scores are then inf or NaN. In this case scale the
+    parameters down or use float64 (`jax.enable_x64`).
 
     Args:
-      fn: (params, *inputs) -> an array, or a tree of arrays of which the floating ones are summed.
-      inputs: arrays or ShapeDtypeStructs, for their shapes: floating ones are replaced by ones. Others (token
-        indices) are passed as they are. One example is enough; a batch of n gives n times the score.
+      fn: (params, *inputs) -> an array or a tree of arrays; its floating arrays are summed.
+      inputs: arrays or ShapeDtypeStructs. Floating inputs are replaced by ones of their shape; other inputs (token
+        indices) are passed unchanged. One example is enough; a batch of n multiplies the scores by n.
 
     Returns:
       A criterion: params -> scores, 0 or more, in float32 at least; a scalar zero for leaves that are not floating.
@@ -93,7 +93,7 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
         total, leaves, as_tree = _tree.differentiable(lambda p: _sum_floating(call(p)), params)
-        # 16 bits overflow at once: the sum over all paths is computed in float32 at least.
+        # float16 and bfloat16 overflow at once, so the sum over all paths is computed in float32 at least.
         absolute = [jnp.abs(w.astype(wide(w.dtype))) for w in leaves]
         slopes = jax.grad(total)(absolute)
         return as_tree([jnp.abs(w * slope) for w, slope in zip(absolute, slopes, strict=True)])
@@ -120,27 +120,30 @@ def synflow_masks(
     iterations: int = 100,
     where: _tree.Where = None,
 ) -> PyTree:
-    """The masks of iterative synaptic flow pruning, without data.
+    """Iterative synaptic flow pruning, without data; returns the masks.
 
-        for i = 1..n: scores of the masked parameters; of all weights together keep the fraction (1 - s)^(i/n)
+        for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights together
 
-    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The score of a layer is conserved, so the fewer weights
-    it has left the higher they score, and no layer loses its last weight before it must. One `lax.scan`, with one
-    gradient and one selection in each step. What was removed stays removed, whatever ties.
+    Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The scores of a layer have a constant sum, so they rise
+    as the layer loses weights, and no layer is emptied before it must be. The loop is one `lax.scan` with one gradient
+    and one selection in each step. A removed weight stays removed.
 
     Args:
-      fn: (params, *inputs) -> arrays, in inference mode: see `criteria.synflow`.
-      params: the parameters, at initialisation.
-      sparsity: the fraction to remove of all pruned leaves together, in [0, 1): a Python number or a traced scalar.
-      inputs: arrays or ShapeDtypeStructs: see `criteria.synflow`.
-      iterations: n, 1 or more; 1 is one-shot.
-      where: the leaves that are pruned.
+      fn: (params, *inputs) -> arrays, in inference mode; see `criteria.synflow`.
+      params: the parameters at initialisation.
+      sparsity: the fraction of the entries of all pruned leaves to remove, in [0, 1): a Python number or a traced
+        scalar.
+      inputs: arrays or ShapeDtypeStructs; see `criteria.synflow`.
+      iterations: n, 1 or more; default 100; 1 prunes in one shot.
+      where: the leaves to prune: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf
+        that may be pruned.
 
     Returns:
-      Masks that remove exactly floor(s N + 1/2) of all N entries; ties by the first leaf and the lowest index kept.
+      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf and the lowest index
+      are kept.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or fewer iterations than one.
+      ValueError: `sparsity` is outside [0, 1), or `iterations` is below 1.
 
     Example:
       >>> fn = lambda params, x: x @ params['a'] @ params['b']
@@ -158,7 +161,7 @@ def synflow_masks(
 
     def remove(kept: PyTree, removed: masks.Count) -> tuple[PyTree, None]:
         scores = criterion(masks.apply(params, kept))
-        # Removed weights score 0, as weights on dead paths do; and where the flow overflows, inf - inf is NaN.
+        # Removed weights score 0, like weights on dead paths. Where the flow overflows, inf - inf is NaN.
         scores = jax.tree.map(lambda s, m: jnp.where(m, jnp.nan_to_num(s), -jnp.inf) if m.ndim else s, scores, kept)
         return masks.select_global(scores, removed, where=lambda name, _: name in names), None
 
@@ -170,7 +173,7 @@ def synflow_masks(
 
 
 def _removed(sparsity: Any, iterations: int, entries: int) -> masks.Count:
-    """How many entries each iteration leaves removed; the last of them exactly as `sparsity` says."""
+    """The total number of removed entries after each iteration; the last number follows `sparsity` exactly."""
     parts = np.arange(1, iterations) / iterations
     if isinstance(sparsity, jax.Array):
         way = -jnp.expm1(jnp.log1p(-sparsity) * jnp.asarray(parts, sparsity.dtype))

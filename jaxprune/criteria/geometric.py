@@ -1,4 +1,4 @@
-"""`distance_sums`: how far each of many vectors is from all others, for the geometric median of filters (FPGM)."""
+"""`distance_sums`: the sum of distances from each vector to all vectors, for the geometric median of filters (FPGM)."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ def distance_sums(rows: Any) -> Array:
 
         s_i = \sum_j || w_i - w_j ||
 
-    The row of the smallest sum is nearest to the geometric median (He et al. 2019, FPGM, arXiv 1811.00250, eq. 4 to 6).
+    The row with the smallest sum is nearest to the geometric median (He et al. 2019, FPGM, arXiv 1811.00250, eq. 4-6).
 
     Args:
       rows: (n, entries) numbers.
 
     Returns:
-      (n,) sums in float32 at least. Equal rows are at a distance of exactly 0: differences are taken, not products.
+      (n,) sums in float32 at least. Distances are norms of differences, so equal rows have a distance of exactly 0.
 
     Example:
       >>> distance_sums([[0.0], [1.0], [5.0]]).tolist()

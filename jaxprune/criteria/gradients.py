@@ -1,4 +1,4 @@
-"""First-order saliency: what the loss is estimated to change by when a weight is removed."""
+"""`gradient`, `snip` and `fisher`: criteria that estimate the change in loss from gradients."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ _GRADS = "jax.grad(loss)(params, batch)"
 
 
 def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals: Any) -> PyTree:
-    """The first-order Taylor term of the change in loss.
+    """The first-order Taylor estimate of the change in loss when a weight is removed.
 
         s = |w g|^power
 
-    With power 2 it is Molchanov et al. 2019, arXiv 1906.10771, for single weights; with power 1 its root, as
-    in Molchanov et al. 2017, arXiv 1611.06440. Both rank alike; they differ once scores are added up, over
+    Power 2 gives the score of Molchanov et al. 2019, arXiv 1906.10771, for single weights; power 1 gives its square
+    root, the score of Molchanov et al. 2017, arXiv 1611.06440. Both rank single weights alike, and differ in sums over
     blocks, channels or batches.
 
     Args:
       params: any tree.
       grads: gradients of the loss, of the structure and shapes of `params`.
-      power: 1 or 2.
+      power: 1 (default) or 2.
       **signals: ignored.
 
     Returns:
@@ -31,7 +31,7 @@ def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals:
       scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: grads are missing or do not fit the params, or the power is another.
+      ValueError: grads are missing or do not fit the params, or `power` is not 1 or 2.
 
     Example:
       >>> gradient({'kernel': jnp.array([-2.0, 3.0])}, grads={'kernel': jnp.array([0.5, 0.0])})
@@ -46,9 +46,9 @@ def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
 
         s = |w g|
 
-    Lee et al. 2019 (SNIP), arXiv 1810.02340: the derivative of the loss with respect to a mask of ones
-    is w g. The paper divides by the sum over all weights, which changes no ranking and is left out. It is meant for
-    gradients of one mini-batch at initialisation, and for `allocation.one_ranking`.
+    Lee et al. 2019 (SNIP), arXiv 1810.02340: w g is the derivative of the loss with respect to a mask of ones. The
+    paper divides by the sum over all weights, which changes no ranking; this function does not. Use gradients of one
+    mini-batch at initialisation, and `allocation.one_ranking`.
 
     Args:
       params: any tree.
@@ -56,7 +56,7 @@ def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
       **signals: ignored.
 
     Returns:
-      A tree of scores, as of `gradient`.
+      A tree of scores, 0 or more, in float32 at least; a scalar zero for leaves that are not floating.
 
     Raises:
       ValueError: grads are missing or do not fit the params.
@@ -70,15 +70,15 @@ def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
 
 
 def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None, **signals: Any) -> PyTree:
-    """The second-order change in loss, with the diagonal of the empirical Fisher for the Hessian.
+    """The second-order change in loss, with the diagonal of the empirical Fisher matrix in place of the Hessian.
 
         s = w^2 F,    F = mean_n g_n^2 (`squared_grads`), or else (mean_n g_n)^2 (`grads`)
 
-    Theis et al. 2018, arXiv 1801.05787 (there for feature maps, and with a factor 1/2 that changes no ranking):
-    F is the mean over examples of the SQUARED gradients of each, which
-    `calibration.accumulate_gradients(loss, params, batches, per_example=True).square` is. Where just the
-    gradient of the mean loss is at hand, its square stands in; the scores are then the squares of `gradient`'s, and
-    vanish as training converges, where the paper's do not.
+    Theis et al. 2018, arXiv 1801.05787 (the paper scores feature maps and has a factor 1/2, which changes no ranking).
+    F is the mean over examples of the SQUARED gradient of each example:
+    `calibration.accumulate_gradients(loss, params, batches, per_example=True).square`. Without it, F is the square of
+    the gradient of the mean loss; the scores are then the squares of the scores of `gradient` and vanish as training
+    converges, unlike the paper's.
 
     Args:
       params: any tree.
@@ -90,7 +90,7 @@ def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None
       A tree of scores, 0 or more, in float32 at least; a scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: both signals are missing, or the one given does not fit the params.
+      ValueError: both signals are missing, or a signal does not fit the params.
 
     Example:
       >>> fisher({'kernel': jnp.array([-2.0, 3.0])}, squared_grads={'kernel': jnp.array([0.5, 1.0])})

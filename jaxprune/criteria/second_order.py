@@ -1,4 +1,4 @@
-"""Second-order saliency: the curvature of the loss along each weight."""
+"""`obd` and `hessian_diagonal`: criteria from the second derivative of the loss in each weight."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,15 +17,16 @@ def obd(params: PyTree, *, hessian_diagonal: PyTree = None, **signals: Any) -> P
 
         s = w^2 h / 2,    h the diagonal of the Hessian of the loss
 
-    LeCun et al. 1990 (Optimal Brain Damage, NeurIPS 2), for a trained network: the gradient is taken as zero and the
-    rest of the Hessian left out. Away from a minimum h, and with it the score, may be negative: removing such a weight
-    is estimated to lower the loss, and it goes first. The scores are changes of one loss, so units of slimming add
-    them up: `slimming.group_scores(groups, scores, reduce="sum", normalise=None)`; "l2" would square the sign away.
+    LeCun et al. 1990 (Optimal Brain Damage, NeurIPS 2), for a trained network: the formula assumes that the gradient is
+    zero and ignores the rest of the Hessian. Away from a minimum h and the score may be negative: the estimate says
+    that removing the weight lowers the loss, and the weight is removed first. Scores are changes of one loss, so
+    slimming adds them up over units: `slimming.group_scores(groups, scores, reduce="sum", normalise=None)`. "l2" would
+    lose the sign.
 
     Args:
       params: any tree.
-      hessian_diagonal: h, of the structure and shapes of `params`, from the function of this name. For `prune`:
-        `criterion=functools.partial(criteria.obd, hessian_diagonal=h)`.
+      hessian_diagonal: h, of the structure and shapes of `params`; the result of `criteria.hessian_diagonal`. For
+        `prune` pass `criterion=functools.partial(criteria.obd, hessian_diagonal=h)`.
       **signals: ignored.
 
     Returns:
@@ -67,27 +68,28 @@ def hessian_diagonal(
 
         h = mean over batches and samples of  z * (H z),    z = +1 or -1 with probability 1/2 each
 
-    Hutchinson's estimator, for the diagonal by Bekas et al. 2007 (Applied Numerical Mathematics 57, 1214-1229), for
-    networks by Yao et al. 2021 (AdaHessian, arXiv 2006.00719; neither their average over kernels nor their momentum is
-    taken). It is unbiased. One sample of one batch has the variance $\sum_{j \ne i} H_{ij}^2$ at weight i:
-    none where the Hessian is diagonal, and a standard error that falls as 1 / sqrt(samples x batches) elsewhere.
+    Hutchinson's estimator. Bekas et al. 2007 (Applied Numerical Mathematics 57, 1214-1229) apply it to the diagonal,
+    Yao et al. 2021 (AdaHessian, arXiv 2006.00719) to networks; AdaHessian's averages over kernels and momentum are not
+    used here. The estimate is unbiased. One sample of one batch has the variance $\sum_{j \ne i} H_{ij}^2$ at weight i.
+    The variance is zero where the Hessian is diagonal; elsewhere the standard error falls as
+    1 / sqrt(samples x batches).
 
-    H z is a Jacobian-vector product of the gradient, which each batch linearises once: a sample costs about as much as
-    a gradient. H is that of the function as it is written: the second derivative of ReLU is zero.
+    H z is a Jacobian-vector product of the gradient. The gradient is linearised once for each batch, so a sample costs
+    about as much as a gradient. The second derivative of ReLU counts as zero.
 
     Args:
       loss: `loss(params, batch)` -> scalar, a mean over the batch, twice differentiable.
-      params: any tree; leaves that are not floating are passed on as they are.
-      batches: trees of arrays, weighted alike whatever their sizes; each shape compiles once.
-      key: a JAX key; each sample of each batch draws signs of its own.
-      samples: how many draws for each batch, 1 or more.
+      params: any tree; leaves that are not floating are passed to `loss` unchanged.
+      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size; each shape compiles
+        once.
+      key: a key of `jax.random`. Each sample of each batch draws its own signs.
+      samples: the number of samples for each batch, 1 or more; default 16.
 
     Returns:
       A tree of arrays in the shapes of the params, float32 at least; a scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: there are no batches, fewer than one sample, or an estimate is not finite; the message names the
-        leaves.
+      ValueError: there are no batches; `samples` is below 1; an estimate is not finite (the message names the leaves).
 
     Example:
       >>> loss = lambda params, x: (x * params['kernel'] ** 3).sum()  # H is diagonal: 6 x w

@@ -1,4 +1,4 @@
-"""Criteria that need no signal but the weights: `magnitude`, and `random` as the control for every other criterion."""
+"""Criteria that read the weights alone: `magnitude`, and `random`, the control for every other criterion."""
 
 import zlib
 from typing import Any
@@ -25,7 +25,7 @@ def magnitude(
     specs: PyTree = None,
     **signals: Any,
 ) -> PyTree:
-    r"""The absolute value of each weight or its square, as it is or relative to its leaf.
+    r"""The absolute value of each weight or its square, optionally divided by a norm of its leaf.
 
         s = |w|^power / norm
 
@@ -38,16 +38,16 @@ def magnitude(
         "max"  max a
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
-    Entries that are not finite stay what they are and take no part in the norm. Sums are exact (`masks.exact_sum`), so
-    that scores have the same bits on any layout; in a shard_map with `specs`.
+    Entries that are not finite stay unchanged and do not count in the norm. Sums are exact, so scores have the same
+    bits for every sharding; inside a shard_map pass `specs`.
 
     Args:
       params: any tree.
-      power: 1 or 2. Both rank alike, but for squares that under- or overflow; added up over blocks or channels, the
-        former gives L1 norms, the latter L2 norms.
-      normalise: None, "l1", "l2", "mean" or "max".
-      batch_axes: how many leading axes of a leaf are layers stacked by a scan, each with a norm of its own: an int, or
-        a mapping from globs over names.
+      power: 1 (default) or 2. Both rank single weights alike, unless squares under- or overflow. Sums over blocks or
+        channels are L1 norms for 1 and squared L2 norms for 2.
+      normalise: None (default), "l1", "l2", "mean" or "max".
+      batch_axes: the number of leading axes of a leaf along which a scan stacks layers, each normalised separately: an
+        int or a mapping from globs over names; default 0.
       specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
@@ -56,7 +56,7 @@ def magnitude(
       a scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: another power or norm.
+      ValueError: `power` or `normalise` has another value.
 
     Example:
       >>> magnitude({'kernel': jnp.array([-3.0, 1.0])}, normalise='l1')
@@ -89,7 +89,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     largest = finite.max(axes, keepdims=True)
     if layout.along(axes):
         largest = lax.pmax(largest, layout.along(axes))
-    # Scaled to about 1 by a power of two, which is exact, no sum overflows, nor does all of it underflow.
+    # Scaling to about 1 by a power of two is exact. It keeps sums from overflowing and from underflowing to zero.
     scale = jnp.ldexp(jnp.ones_like(largest), -jnp.clip(jnp.frexp(largest)[1], -120, 120))
     scaled, largest = size * scale, largest * scale
     finite = finite * scale
@@ -101,23 +101,23 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
         divisor = jnp.sqrt(divisor)
     if norm == "mean":
         divisor = divisor * (divisor.size / (size.size * layout.number(axes)))
-    # The barrier, and no division by a constant: else a compiler makes products of quotients, on one layout and not
-    # on another, and the bits differ.
+    # Without the barrier a compiler turns a division by a constant into a product for some shardings but not for
+    # others, and the bits differ.
     return scaled / lax.optimization_barrier(jnp.where(largest > 0, divisor, 1))
 
 
 def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None, **signals: Any) -> PyTree:
-    """Uniform random numbers.
+    """Uniform random scores.
 
         s ~ U[0, 1)
 
-    Each leaf draws from `fold_in(key, crc32(name))`, so its scores depend on the key, its own name and its shape:
-    layers that are added, removed or reordered change no other's. Numbers are drawn in float32 where the parameter
-    is narrower, else a bfloat16 leaf would have 128 distinct scores. The float32 draws take 2^23 values: in a leaf of
-    n entries about n / 2^23 tie with the threshold, and of these the lowest indices are kept. The bits are the same on
-    any number of devices (JAX's default, `jax_threefry_partitionable`). On a mesh of Explicit axes they lie where the
-    parameter does; on Auto axes the compiler decides, by `out_shardings` of the jitted function that calls this. With
-    `specs`, in a shard_map, each device draws the whole leaf and takes its part.
+    Each leaf draws from `fold_in(key, crc32(name))`, so its scores depend on the key, its name and its shape only;
+    adding, removing or reordering layers changes no other leaf. Numbers are drawn in float32 at least, because a
+    bfloat16 leaf would have only 128 distinct scores. float32 draws take 2^23 values, so about n / 2^23 of a leaf's n
+    entries tie with the threshold; the lowest indices are kept. The bits are the same on any number of devices (with
+    JAX's default, `jax_threefry_partitionable`). On a mesh with Explicit axes the scores have the sharding of the
+    parameter; with Auto axes the compiler decides, by `out_shardings` of the enclosing jit. Inside a shard_map, with
+    `specs`, each device draws the scores of the whole leaf and takes its shard.
 
     Args:
       params: any tree.
@@ -129,8 +129,8 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
       A tree of scores in [0, 1), float32 (float64 for float64 leaves); a scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: there is no key.
-      TypeError: a seed in place of a key.
+      ValueError: the key is missing.
+      TypeError: `key` is a seed or another value that is not a key.
 
     Example:
       >>> scores = random({'kernel': jnp.ones((2, 3), jnp.bfloat16)}, key=jax.random.key(0))
@@ -153,5 +153,5 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
 def _uniform(key: jax.Array, w: jax.Array, layout: shards.Shards) -> jax.Array:
     if layout.is_cut:
         return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
-    # Where types name the devices, drawn where the parameter lies; else it would be whole on each of them.
+    # With Explicit axes the scores are drawn in the parameter's sharding; otherwise each device would hold all of them.
     return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=named_sharding(w))

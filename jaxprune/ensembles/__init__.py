@@ -1,4 +1,4 @@
-"""Ensembles of pruned members: one vmapped model, its uncertainty, and cheap ways to make members and to merge them."""
+"""Ensembles of pruned networks: members as one vmapped model, uncertainty, free tickets, soups and distillation."""
 
 from jaxprune.ensembles.distillation import distillation_loss, softened
 from jaxprune.ensembles.free_tickets import Updates, free_tickets

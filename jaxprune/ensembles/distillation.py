@@ -1,4 +1,4 @@
-"""Distillation: `distillation_loss` teaches a student what one teacher or an ensemble predicts."""
+"""`distillation_loss`: teaches a student the predictions of one teacher or of an ensemble."""
 
 from typing import Any
 
@@ -17,23 +17,23 @@ def distillation_loss(
 
         weight T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - weight) cross-entropy(labels, student)
 
-    Hinton et al. 2015, arXiv 1503.02531, section 2; the mean over all axes but that of the classes. T^2 keeps the size
-    of the gradient when T changes. The teacher receives no gradient. Use it for a slim or pruned student: give the
-    gradients to `jaxprune.sparsify(optimizer, training.gradual(...))`, and the student is pruned while it learns. The
-    logits of a fixed teacher do not change in training: compute them once.
+    Hinton et al. 2015, arXiv 1503.02531, section 2; the mean over all axes except the classes. The factor T^2 keeps the
+    size of the gradient when T changes. The teacher receives no gradient. Use it for a slim or pruned student: with
+    `jaxprune.sparsify(optimizer, training.gradual(...))` the student is pruned while it learns. The logits of a fixed
+    teacher do not change during training, so compute them once.
 
     Args:
       student: logits (..., classes).
-      teacher: logits (..., classes), or (members, ..., classes) of an ensemble, which teaches by `softened`.
-      labels: integers (...), needed if `weight` is below 1.
-      temperature: T > 0, of both softmaxes.
-      weight: how much the teacher counts, in [0, 1]; the labels count for the rest.
+      teacher: logits (..., classes), or (members, ..., classes) of an ensemble, combined by `softened`.
+      labels: integers (...), required if `weight` is below 1; default None.
+      temperature: T > 0 of both softmaxes; default 2.
+      weight: the weight of the teacher, in [0, 1]; default 1. The labels have the weight 1 - `weight`.
 
     Returns:
       A scalar, computed in float32 at least.
 
     Raises:
-      ValueError: shapes that do not fit, a number out of its range, missing labels.
+      ValueError: shapes do not fit, a number is out of range, or labels are missing.
 
     Example:
       >>> x = jnp.asarray([[1.0, 2.0]])
@@ -42,8 +42,8 @@ def distillation_loss(
     """
     if teacher.shape != student.shape and teacher.shape[1:] != student.shape:
         raise ValueError(
-            f"student and teacher must have one shape, or the teacher a leading axis of members; got {student.shape} "
-            f"and {teacher.shape}"
+            f"student and teacher must have the same shape, except for a leading axis of members of the teacher; got "
+            f"{student.shape} and {teacher.shape}"
         )
     if not temperature > 0 or not 0 <= weight <= 1:
         raise ValueError(f"temperature must be positive and weight in [0, 1]; got {temperature}, {weight}")
@@ -67,8 +67,7 @@ def distillation_loss(
 def softened(logits: Array, temperature: float = 2.0) -> Array:
     """Logits whose softmax at the temperature T is the mean of the members' softmaxes at T: T log 1/M sum_m p_m(T).
 
-    The mean of the members' probabilities at T = 1, softened afterwards, would lose what single members know about the
-    other classes.
+    Averaging probabilities at T = 1 and softening the mean would lose what single members know about the other classes.
 
     Args:
       logits: (members, ..., classes).

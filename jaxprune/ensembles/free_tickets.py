@@ -1,4 +1,4 @@
-"""Free tickets (EDST): `free_tickets` makes several members in one sparse training that explores and refines."""
+"""`free_tickets`: makes several members in one sparse training (EDST), which explores and then refines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from jaxprune.prune import How
 
 @dataclass(frozen=True)
 class Updates:
-    """How the masks move while members are found.
+    """How masks change while members are trained.
 
     Attributes:
-      every: the interval between mask updates, in steps; 1 or more.
-      fraction: the fraction of the kept weights that each update drops and grows, in [0, 1].
-      leap: the fraction that the first update of each refinement but the first drops and grows, in [0, 1]. It is large,
-        so that training leaves the basin of the last member.
-      grow: the criterion for growing: removed weights with the highest scores are grown.
+      every: the number of steps between mask updates, 1 or more; default 100.
+      fraction: the fraction of the kept weights that each update drops and grows, in [0, 1]; default 0.5.
+      leap: the fraction that the first update of each refinement except the first drops and grows, in [0, 1]; default
+        0.8. A large fraction makes the training leave the basin of the last member.
+      grow: the criterion for growing: the removed weights with the highest scores are grown.
     """
 
     every: int = 100
@@ -29,12 +29,12 @@ class Updates:
 
 
 class FreeTickets(NamedTuple):
-    """One training in which several members are completed.
+    """One training that completes several members.
 
     Attributes:
       method: the method for `jaxprune.sparsify`.
-      rate: step -> the factor in (0, 1] of the learning rate.
-      ends: the number of steps after which each member is complete; the last one is the length of the training.
+      rate: step -> the factor of the learning rate, in (0, 1].
+      ends: the number of steps after which each member is complete; the last number is the length of the training.
     """
 
     method: training.Method
@@ -52,17 +52,17 @@ def free_tickets(
     rates: tuple[float, float] = (0.1, 0.01),
     **how: Unpack[How],
 ) -> FreeTickets:
-    """EDST ensembles: an exploration, then one refinement for each member: Liu et al. 2022, arXiv 2106.14568.
+    """EDST ensembles: one exploration, then one refinement for each member (Liu et al. 2022, arXiv 2106.14568).
 
-    Masks drop and grow as in RigL, by a constant fraction. The factor of the learning rate is 1 in the exploration, and
-    `rates` in the two halves of each refinement, at whose end a member is complete. The next refinement begins with a
-    leap: a large fraction is dropped and grown at once. All members together cost one sparse training of
-    explore + members * refine steps.
+    Each update drops and grows a constant fraction, like RigL. The factor of the learning rate is 1 in the exploration;
+    `rates` has the factors of the two halves of a refinement. A member is complete at the end of its refinement. The
+    next refinement starts with a leap: it drops and grows a large fraction at once. All members together cost one
+    sparse training of explore + members * refine steps.
 
-    The defaults are those of the authors' experiments on CIFAR except `updates.every` (1000 there), which must suit the
-    length of the training; short refinements need larger `rates`. In the second half of a refinement the masks do not
-    move: at so small a learning rate a grown weight stays near zero. (The authors move them, and take the best epoch by
-    validation instead.)
+    The defaults follow the authors' experiments on CIFAR except `updates.every`, which must suit the length of the
+    training; short refinements need larger `rates`. Masks do not change in the second half of a refinement, because a
+    grown weight stays near zero at such a small learning rate. (The authors change them, and choose the best epoch by
+    validation.)
 
         tickets = free_tickets(0.9, members=3, explore=1000, refine=500, key=key)
         optimizer = jaxprune.sparsify(optax.sgd(lambda step: 0.1 * tickets.rate(step)), tickets.method)
@@ -71,20 +71,20 @@ def free_tickets(
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
-      members: number of members, 1 or more.
-      explore: steps of the exploration.
-      refine: steps of each refinement, 2 or more.
-      updates: how the masks move.
-      rates: factors of the learning rate in the two halves of a refinement, in (0, 1].
+      members: the number of members, 1 or more.
+      explore: the number of steps of the exploration.
+      refine: the number of steps of each refinement, 2 or more.
+      updates: how masks change; default `Updates()`.
+      rates: the factors of the learning rate in the two halves of a refinement, in (0, 1]; default (0.1, 0.01).
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
-        `key` is required, for the first masks and random growth. `criterion` says which weights are dropped.
-        `allocation` is `allocation.erk` by default.
+        `key` is required, for the first masks and random growth. `criterion` chooses the weights to drop. `allocation`
+        is `allocation.erk` by default.
 
     Returns:
-      The method, the factor of the learning rate, and when members are complete.
+      The method, the factor of the learning rate, and the steps at which members are complete.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number is out of range.
 
     Example:
       >>> import jax
@@ -114,13 +114,13 @@ def free_tickets(
 def _check(members: int, explore: int, refine: int, updates: Updates, rates: tuple[float, float]) -> None:
     for name, value, least in (("members", members, 1), ("explore", explore, 0), ("refine", refine, 2)):
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of {least} at least; got {value!r}")
+            raise ValueError(f"{name} must be an integer of {least} or more; got {value!r}")
     if not isinstance(updates, Updates):
         raise TypeError(f"updates must be ensembles.Updates(every=..., ...); got {updates!r}")
     for name, value in (("fraction", updates.fraction), ("leap", updates.leap)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} is the fraction dropped of the kept weights and must be in [0, 1]; got {value}")
+            raise ValueError(f"{name} must be in [0, 1], the fraction of the kept weights that is dropped; got {value}")
     if not all(0 < rate <= 1 for rate in rates):
-        raise ValueError(f"rates are two factors in (0, 1]; got {rates}")
+        raise ValueError(f"rates must be two factors in (0, 1]; got {rates}")
     if not isinstance(updates.every, int) or updates.every < 1:
         raise ValueError(f"every must be a positive integer; got {updates.every!r}")

@@ -1,4 +1,4 @@
-"""Members of an ensemble as one value: `stack`, `from_stacked`, `from_keys`, `take`, `kept_weights`."""
+"""`Members`: several networks as one value for vmap; made by `stack`, `from_stacked`, `from_keys` and `take`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class Members(NamedTuple):
-    """Several networks of one shape, for `jax.vmap`.
+    """Several networks of the same shape, for `jax.vmap`.
 
     Attributes:
       params: the parameters, each leaf with a leading axis of members.
@@ -32,19 +32,19 @@ class Members(NamedTuple):
 
 
 def stack(networks: Sequence[Any]) -> Members:
-    """Stacks networks of one shape.
+    """Stacks networks of the same shape.
 
     Args:
-      networks: pairs (params, masks), such as `Pruned`, all in one structure, with None for the masks of a dense
-        network. Masks may be packed, and shapes of masks may differ between members.
+      networks: pairs (params, masks), such as `Pruned`, all of one structure; the masks of a dense network are None.
+        Masks may be packed, and the shapes of masks may differ between members.
 
     Returns:
       The members, in the order of `networks`.
 
     Raises:
-      ValueError: no network, networks that differ in structure or shapes, or masks that do not fit. The message names
+      ValueError: there is no network, networks differ in structure or shapes, or masks do not fit. The message names
         the leaves.
-      TypeError: masks that are not bool; a network that is no pair.
+      TypeError: masks are not bool, or a network is not a pair.
 
     Example:
       >>> two = stack([({'w': jnp.ones((2, 2))}, None), ({'w': jnp.zeros((2, 2))}, {'w': jnp.eye(2, dtype=bool)})])
@@ -53,12 +53,12 @@ def stack(networks: Sequence[Any]) -> Members:
     """
     _tree.check_instance(networks, list | tuple, "networks", "a list of pairs (params, masks)")
     if not networks:
-        raise ValueError("an ensemble needs a member; got none")
+        raise ValueError("stack needs at least one network; got none")
     odd = [i for i, network in enumerate(networks) if not (isinstance(network, tuple) and len(network) == 2)]
     if odd:
         raise TypeError(
-            f"each network must be a pair (params, masks), with None for the masks of a dense one; of {odd} got "
-            f"{type(networks[odd[0]]).__name__}"
+            f"each network must be a pair (params, masks), with masks None for a dense network; "
+            f"networks {odd} are not, the first is {type(networks[odd[0]]).__name__}"
         )
     first = networks[0][0]
     every = []
@@ -72,23 +72,23 @@ def stack(networks: Sequence[Any]) -> Members:
 
 
 def from_stacked(params: PyTree, masks: PyTree = None) -> Members:
-    """Takes trees that are stacked already, as `jax.vmap` and the rounds of a ticket search return them.
+    """Makes members from trees that are already stacked, such as results of `jax.vmap` or of `iterative_pruning`.
 
         rounds = lottery.iterative_pruning(...)
         members = take(from_stacked(rounds.ticket.params, rounds.ticket.masks), [3, 4, 5])
 
     Args:
       params: leaves with one leading axis of members.
-      masks: bool masks, each with the same leading axis, the rest of which broadcasts to the leaf; None for dense
+      masks: bool masks with the same leading axis; the other axes broadcast to the parameter. None (default) for dense
         members.
 
     Returns:
       The members.
 
     Raises:
-      ValueError: leaves without a leading axis or with leading axes of different lengths, or masks that do not fit. The
-        message names the leaves.
-      TypeError: masks that are not bool.
+      ValueError: a leaf has no leading axis, leading axes have different lengths, or masks do not fit. The message
+        names the leaves.
+      TypeError: masks are not bool.
 
     Example:
       >>> from_stacked({'w': jnp.ones((3, 2))}).masks['w'].tolist()
@@ -97,7 +97,7 @@ def from_stacked(params: PyTree, masks: PyTree = None) -> Members:
     sizes = {name: np.shape(leaf)[:1] for name, leaf in _tree.named_leaves(params)}
     if not sizes or len(set(sizes.values())) > 1 or () in sizes.values() or (0,) in sizes.values():
         listed = "\n".join(f"  {name}: {size[0] if size else 'no axis'}" for name, size in sizes.items())
-        raise ValueError(f"each leaf needs the same leading axis of one member or more; lengths found:\n{listed}")
+        raise ValueError(f"each leaf needs the same leading axis of one member or more; got the lengths:\n{listed}")
     size = next(iter(sizes.values()))[0]
     if masks is None:
         masks = jax.tree.map(lambda leaf: jnp.ones(size, bool), params)
@@ -115,7 +115,7 @@ def from_stacked(params: PyTree, masks: PyTree = None) -> Members:
 
 
 def take(members: Members, which: Any) -> Members:
-    """Takes some of the members, in the order of `which`. A member may be taken more than once.
+    """Returns some of the members, in the order of `which`. A member may be repeated.
 
     Args:
       members: the members.
@@ -136,22 +136,22 @@ def take(members: Members, which: Any) -> Members:
     )
     rows = np.asarray(which)
     if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
-        raise ValueError(f"which must be the numbers of one member or more; got {which}")
+        raise ValueError(f"which must be the numbers of at least one member; got {which}")
     if (rows < -members.size).any() or (rows >= members.size).any():
-        raise ValueError(f"there are {members.size} members; asked for {rows.tolist()}")
+        raise ValueError(f"which must be numbers of the {members.size} members; got {rows.tolist()}")
     return jax.tree.map(lambda leaf: leaf[rows], members)
 
 
 def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: Any) -> Members:
-    """Trains one member for each key, all at once: `train` under vmap and jit.
+    """Trains one member for each key, all at once, by `train` under vmap and jit.
 
     On a CPU this is fast for networks of matrix products, and slow for convolutions: each member has its own kernel.
 
     Args:
-      train: `(key, *data) -> (params, masks)`, a whole training with its initialisation; traceable.
+      train: `(key, *data) -> (params, masks)`, a complete training with its initialisation; traceable.
       keys: JAX keys, (members,).
-      *data: arrays that all members share, such as the training images. Arrays that `train` closes over would be copied
-        into the compiled program; arguments are not.
+      *data: arrays that all members share, such as the training images. Pass them here: the compiled program would
+        contain a copy of arrays that `train` closes over.
 
     Returns:
       The members.
@@ -168,7 +168,7 @@ def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: A
     form = "train(key, *data) -> (params, masks)"
     _tree.check_function(train, "train", form)
     if jnp.ndim(keys) != 1:
-        raise ValueError(f"keys must have one axis, of members; got shape {jnp.shape(keys)}. Use jax.random.split")
+        raise ValueError(f"keys must have one axis, the members; got shape {jnp.shape(keys)}. Use jax.random.split")
     _tree.check_key(keys)
 
     def one(key: Array, *data: Any) -> Any:
@@ -181,13 +181,13 @@ def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: A
 
 
 def kept_weights(members: Members) -> int:
-    """Counts the weights that all members keep together, on the host.
+    """Counts the weights that all members keep in total, on the host.
 
     Args:
       members: the members.
 
     Returns:
-      The number of floating parameters where the masks are True, biases and other unpruned leaves included.
+      The number of floating parameters where the masks are True, including biases and other leaves that are not pruned.
 
     Example:
       >>> masks = {'w': jnp.array([[True, False, True], [True, True, True]])}
@@ -224,4 +224,4 @@ def _check_shapes(every: Sequence[PyTree]) -> None:
         if np.shape(leaf) != np.shape(first)
     ]
     if wrong:
-        raise ValueError("members must have leaves of one shape, to run as one model:\n" + "\n".join(wrong))
+        raise ValueError("members must have leaves of the same shape, to run as one model:\n" + "\n".join(wrong))

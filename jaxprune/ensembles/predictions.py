@@ -1,7 +1,7 @@
-"""Members as one model: `member_logits` and `predictor` run them; `mean_probability` and others combine them.
+"""`member_logits` and `predictor` run members as one model; `mean_probability` and others combine their predictions.
 
-The functions that combine predictions take logits with a leading axis of members and return log-probabilities, which
-serve wherever logits do: the softmax leaves them as they are.
+The functions that combine predictions take logits with a leading axis of members and return log-probabilities. You can
+use log-probabilities wherever logits are expected, because the softmax does not change them.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Combine = Callable[[Array], Array]
 def mean_probability(logits: Array) -> Array:
     """The mean of the members' probabilities, log 1/M sum_m p_m: Lakshminarayanan et al. 2017, arXiv 1612.01474.
 
-    Its negative log-likelihood is never above the mean of the members' own (Jensen's inequality).
+    Its negative log-likelihood is at most the mean negative log-likelihood of the members (Jensen's inequality).
 
     Args:
       logits: (members, ..., classes).
@@ -57,10 +57,10 @@ def mean_logit(logits: Array) -> Array:
 
 
 def majority(logits: Array) -> Array:
-    """The majority vote: the logarithm of the fraction of members that answer each class.
+    """The majority vote: the logarithm of the fraction of members that predict each class.
 
-    Where classes have equally many votes, the lowest one is the answer. A class without a vote has probability 0, so
-    the negative log-likelihood of a label without a vote is infinite.
+    If classes have equally many votes, the lowest class is predicted. A class without votes has probability 0, so the
+    negative log-likelihood of a label without votes is infinite.
 
     Args:
       logits: (members, ..., classes).
@@ -79,16 +79,16 @@ def majority(logits: Array) -> Array:
 
 
 def member_logits(fn: Callable[..., Array]) -> Callable[..., Array]:
-    """Runs all members on the same inputs in one vmapped and jitted function, and returns the logits of each.
+    """Returns a vmapped and jitted function that runs all members on the same inputs and returns their logits.
 
-    Keep the returned function: each call of `member_logits` compiles anew.
+    Reuse the returned function: each call of `member_logits` compiles again.
 
     Args:
       fn: `(params, *inputs) -> logits (n, classes)`, traceable.
 
     Returns:
-      `(members, *inputs) -> logits (members, n, classes)`. It applies the masks, so that removed weights are zero
-      whatever the parameters hold.
+      `(members, *inputs) -> logits (members, n, classes)`. It applies the masks, so removed weights are zero for any
+      parameters.
 
     Example:
       >>> from jaxprune.ensembles import from_stacked
@@ -113,14 +113,14 @@ def member_logits(fn: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def predictor(fn: Callable[..., Array], combine: Combine = mean_probability) -> Callable[..., Array]:
-    """The ensemble as one function: it runs all members and combines their predictions in one jitted program.
+    """Returns the ensemble as one jitted function, which runs all members and combines their predictions.
 
     Args:
       fn: `(params, *inputs) -> logits (n, classes)`, traceable.
-      combine: `mean_probability`, `mean_logit`, `majority`, or any function of logits (members, n, classes).
+      combine: `mean_probability` (default), `mean_logit`, `majority`, or any function of logits (members, n, classes).
 
     Returns:
-      `(members, *inputs) -> log-probabilities (n, classes)`: what `assess.evaluate` takes as logits.
+      `(members, *inputs) -> log-probabilities (n, classes)`, which `assess.evaluate` accepts as logits.
 
     Example:
       >>> from jaxprune.ensembles import from_stacked

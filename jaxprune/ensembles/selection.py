@@ -1,4 +1,4 @@
-"""Ensemble selection: `greedy_selection` adds the member that improves the ensemble most, one after another."""
+"""`greedy_selection`: adds members to an ensemble one by one, each time the member that improves it most."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ class Selection(NamedTuple):
     """Members in the order of a greedy selection.
 
     Attributes:
-      order: numbers of members, int32 (size,); the best single member is first.
-      losses: (size,), the mean negative log-likelihood of the ensembles of the first member, the first two, and so on.
+      order: the numbers of the members, int32 (size,); the best single member is first.
+      losses: (size,), the mean negative log-likelihood of the first member, of the first two members, and so on.
     """
 
     order: Array
@@ -25,27 +25,27 @@ class Selection(NamedTuple):
 
     @property
     def best(self) -> Array:
-        """The members of the ensemble with the lowest loss, and the smallest such ensemble. Concrete arrays only."""
+        """The members of the smallest ensemble with the lowest loss. Concrete arrays only."""
         return self.order[: int(self.losses.argmin()) + 1]
 
 
 def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selection:
-    """Adds members one after another: each time the one with which the mean probability has the lowest loss.
+    """Adds members one by one: each time the member with which the mean probability has the lowest loss.
 
-    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. In a tie the member
-    with the lowest number is added. Use data that neither trained the members nor will judge the ensemble.
+    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. Of equal members the
+    one with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.
 
     Args:
-      logits: (members, n, classes), of held-out data.
+      logits: (members, n, classes), for held-out data.
       labels: integers, (n,).
-      size: number of members to select, in [1, members], static; None orders all members.
+      size: the number of members to select, in [1, members], static; None (default) orders all members.
 
     Returns:
       A `Selection`: the members in the order in which they were added, and the losses of the growing ensembles.
 
     Raises:
-      ValueError: logits or labels of other shapes, labels that are not classes, NaN, a size out of range.
-      TypeError: labels that are not integers.
+      ValueError: shapes do not fit, labels are not classes, logits have NaN, or `size` is out of range.
+      TypeError: labels are not integers.
 
     Example:
       >>> logits = jnp.log(jnp.array([[[0.6, 0.4]], [[0.9, 0.1]], [[0.2, 0.8]]]))
@@ -56,7 +56,7 @@ def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selec
     members, n, classes = logits.shape
     wanted = members if size is None else size
     if not 1 <= wanted <= members:
-        raise ValueError(f"size must lie in [1, {members}], the number of members; got {size}")
+        raise ValueError(f"size must be in [1, {members}], the number of members; got {size}")
     flat, every = logits.reshape(members * n, classes), jnp.tile(jnp.asarray(labels), members)
     assess.log_losses(flat, every)  # checks both
     return _select(logits, jnp.asarray(labels), wanted)
@@ -65,13 +65,13 @@ def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selec
 @partial(jax.jit, static_argnums=2)
 def _select(logits: Array, labels: Array, size: int) -> Selection:
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    of_label = jnp.take_along_axis(log_p, labels[None, :, None], axis=-1)[..., 0]  # (members, n): all that counts
+    of_label = jnp.take_along_axis(log_p, labels[None, :, None], axis=-1)[..., 0]  # (members, n)
 
     def step(carry: tuple[Array, Array], count: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         total, free = carry
         together = jnp.logaddexp(total, of_label)  # log of the sum of the probabilities, with each candidate
         losses = jnp.where(free, jnp.log(count) - together.mean(-1), jnp.nan)
-        # A loss may be infinite for all: an infinite free member still comes before one that was chosen.
+        # If all losses are infinite, a member that is not yet chosen must still come before a chosen one.
         chosen = jnp.nanargmin(jnp.where(free, jnp.nan_to_num(losses, posinf=jnp.finfo(losses.dtype).max), jnp.nan))
         return (together[chosen], free.at[chosen].set(False)), (chosen.astype(jnp.int32), losses[chosen])
 

@@ -1,4 +1,4 @@
-"""Model soups: `soup` averages the weights of members that share their masks into one network."""
+"""`soup`: averages the weights of members that share their masks into one network."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ PyTree = Any
 def soup(members: Members, weights: Any = None) -> masks_.Pruned:
     """The weighted mean of the members' parameters, sum_m a_m w_m / sum_m a_m: Zimmer et al. 2024, arXiv 2306.16788.
 
-    Members that were fine-tuned from one pruned network, with other seeds or learning rates, lie in one basin, and
-    their mean is about as good as each. Members from different initialisations do not. The members must share their
-    masks: the mean of networks with different masks would be denser than each.
+    Members that were fine-tuned from one pruned network, with different seeds or learning rates, are in one basin, and
+    their mean is about as good as each member. Members from different initialisations are not. The members must share
+    their masks, because the mean of networks with different masks is denser than each network.
 
-    Sparse Model Soups prune the mean further, train copies of it and average again. As the `train` of
+    Sparse Model Soups prune the mean further, train copies of it and average again. Use this `train` for
     `lottery.iterative_pruning(..., rewind=lottery.learning_rate_only())`:
 
         def train(params, masks, key):
@@ -30,14 +30,14 @@ def soup(members: Members, weights: Any = None) -> masks_.Pruned:
 
     Args:
       members: members that share their masks.
-      weights: a_m, (members,), non-negative, with a positive sum; None for equal weights.
+      weights: a_m, (members,), non-negative, with a positive sum; None (default) for equal weights.
 
     Returns:
-      `Pruned(params, masks)`. Leaves that are not floating are those of the first member.
+      `Pruned(params, masks)`. Leaves that are not floating are taken from the first member.
 
     Raises:
-      ValueError: masks that differ, where their values are known (the message names the leaves); weights that are
-        negative, sum to zero, or are not one for each member.
+      ValueError: concrete masks differ (the message names the leaves); weights are negative, sum to zero, or are not
+        one for each member.
 
     Example:
       >>> from jaxprune.ensembles import from_stacked
@@ -51,7 +51,7 @@ def soup(members: Members, weights: Any = None) -> masks_.Pruned:
     size = members.size
     weights = jnp.ones(size) if weights is None else jnp.asarray(weights, jnp.float32)
     if weights.shape != (size,):
-        raise ValueError(f"weights must be one number a member, {(size,)}; got {weights.shape}")
+        raise ValueError(f"weights must be one number for each member, {(size,)}; got {weights.shape}")
     if not isinstance(weights, Tracer) and (np.any(np.asarray(weights) < 0) or not 0 < float(weights.sum()) < np.inf):
         raise ValueError(f"weights must be non-negative with a positive sum; got {np.asarray(weights).tolist()}")
     _check_shared(members.masks)
@@ -74,7 +74,8 @@ def _check_shared(stacked: PyTree) -> None:
     wrong = [f"  {name}: {count} places" for name, count in differing.items() if count]
     if wrong:
         raise ValueError(
-            "members must share one mask, or their mean is denser than each; masks differ from the first member's in\n"
+            "members must share one mask, or the soup is denser than each member; masks differ from the first "
+            "member's in\n"
             + "\n".join(wrong)
             + "\nfine-tune copies of one pruned network, or combine predictions with `predictor`"
         )

@@ -1,4 +1,4 @@
-"""How members differ: `uncertainty` splits the entropy, `disagreement` counts differing answers."""
+"""How members differ: `uncertainty` splits the entropy, `disagreement` counts different answers."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Uncertainty(NamedTuple):
     Attributes:
       total: the entropy of the mean prediction, H(1/M sum_m p_m).
       aleatoric: the mean entropy of the members, 1/M sum_m H(p_m); more members do not lower it.
-      epistemic: the mutual information of prediction and member; 0 where all members predict the same.
+      epistemic: the mutual information of prediction and member; 0 if all members predict the same.
     """
 
     total: Array
@@ -36,7 +36,7 @@ def uncertainty(logits: Any) -> Uncertainty:
       `Uncertainty`, three arrays (n,).
 
     Raises:
-      ValueError: logits without three axes, or with an empty axis; NaN, where values are known.
+      ValueError: logits do not have three axes, an axis is empty, or concrete logits have NaN.
 
     Example:
       >>> sure = jnp.array([[[0.0, -jnp.inf]], [[-jnp.inf, 0.0]]])  # each member sure, of different answers
@@ -53,17 +53,18 @@ def uncertainty(logits: Any) -> Uncertainty:
 def disagreement(logits: Any) -> Array:
     """For each sample, the fraction of pairs of members that answer differently.
 
-    With v_k votes for class k from M members: (M^2 - sum_k v_k^2) / (M (M - 1)). Where logits tie, the lowest class is
-    the answer.
+    With v_k votes for class k from M members: (M^2 - sum_k v_k^2) / (M (M - 1)). If logits tie, the lowest class is the
+    answer.
 
     Args:
-      logits: (members, n, classes), two members at least.
+      logits: (members, n, classes), for two members or more.
 
     Returns:
       (n,), in [0, 1].
 
     Raises:
-      ValueError: logits without three axes, or with an empty axis; NaN, where values are known; fewer than two members.
+      ValueError: logits do not have three axes, an axis is empty, concrete logits have NaN, or there is only one
+        member.
 
     Example:
       >>> answers = jnp.array([[0, 1], [0, 2], [1, 0]])
@@ -83,11 +84,11 @@ def pairwise_disagreement(logits: Any) -> Array:
       logits: (members, n, classes).
 
     Returns:
-      (members, members), symmetric, with zeros on the diagonal. Its mean off the diagonal is the mean of
+      (members, members), symmetric, with zeros on the diagonal. The mean off the diagonal equals the mean of
       `disagreement` over the samples.
 
     Raises:
-      ValueError: logits without three axes, or with an empty axis; NaN, where values are known.
+      ValueError: logits do not have three axes, an axis is empty, or concrete logits have NaN.
 
     Example:
       >>> answers = jnp.array([[0, 1], [0, 2]])
@@ -99,14 +100,14 @@ def pairwise_disagreement(logits: Any) -> Array:
 
 
 def check_logits(logits: Any, *, least: int = 1) -> Array:
-    """Returns the logits of members in float32 at least; raises where shape, dtype or values are wrong."""
+    """Checks the shape, dtype and values of member logits; returns the logits in float32 at least."""
     logits = jnp.asarray(logits)
     if logits.ndim != 3 or not logits.size or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating, (members, n, classes); got {logits.dtype} {logits.shape}")
     if logits.shape[0] < least:
-        raise ValueError(f"{least} members are needed to differ; got {logits.shape[0]}")
+        raise ValueError(f"disagreement needs at least {least} members; got {logits.shape[0]}")
     if not isinstance(logits, Tracer):
         wrong = np.flatnonzero(np.isnan(np.asarray(logits, np.float64)).any((1, 2)))
         if wrong.size:
-            raise ValueError(f"logits of member {', '.join(map(str, wrong))} hold NaN")
+            raise ValueError(f"logits of member {', '.join(map(str, wrong))} contain NaN")
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

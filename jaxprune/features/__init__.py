@@ -1,4 +1,4 @@
-"""Features: which inputs of a network matter, which hidden channels and layers tell the same, and a network of fewer.
+"""Features: which inputs of a network matter, which hidden channels and layers are redundant, and smaller networks.
 
 A score is larger for a feature that is more worth keeping; `top` and `eliminate` turn scores into a mask, and `narrow`
 turns a mask into a smaller network.
@@ -6,7 +6,7 @@ turns a mask into a smaller network.
 | what the score sees | scores |
 |---|---|
 | one feature and the target | `pearson`, `spearman`, `anova_f`, `mutual_information` |
-| features and each other | `mrmr`, `one_of_each` (remove redundancy), `relatedness` (looks for it) |
+| pairs of features | `mrmr`, `one_of_each` (remove redundancy), `relatedness` (looks for redundancy) |
 | a trained network | `gradient_saliency`, `permutation`, `input_norms` |
 | a network while it trains | `StochasticGates`, `input_lasso` |
 | hidden channels and layers | `distinctness`, `alive`, `map_rank`, `cka`, `channel_similarity`, `layer_similarity` |

@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 def samples(x: Any, *, what: str = "x", least: int = 2) -> Array:
-    """Checks samples and returns them as a matrix of float32, or of the wider float dtype that they have.
+    """Checks samples and returns them as a matrix in float32 or wider.
 
     Args:
       x: (n, features) numbers.
@@ -22,8 +22,8 @@ def samples(x: Any, *, what: str = "x", least: int = 2) -> Array:
       (n, features).
 
     Raises:
-      ValueError: `x` is not a matrix, has too few samples or no feature, or has NaN or infinite values. Values are
-        checked only where they are concrete, that is outside jit.
+      ValueError: `x` is not a matrix, has too few samples or no feature, or contains NaN or infinite values. Values are
+        checked only outside jit, where they are concrete.
     """
     matrix = jnp.asarray(x)
     if matrix.ndim != 2 or matrix.shape[0] < least or matrix.shape[1] < 1:
@@ -36,14 +36,14 @@ def samples(x: Any, *, what: str = "x", least: int = 2) -> Array:
         wrong = np.asarray(~np.isfinite(np.asarray(matrix)).all(0))
         if wrong.any():
             raise ValueError(
-                f"{what} holds NaN or infinite values in {int(wrong.sum())} of {len(wrong)} features, the first is "
+                f"{what} contains NaN or infinite values in {int(wrong.sum())} of {len(wrong)} features, the first is "
                 f"feature {int(np.argmax(wrong))}; fill or drop them first"
             )
     return matrix
 
 
 def is_classes(y: Any) -> bool:
-    """Whether targets are class labels: one per sample, and integers, booleans or strings rather than floats."""
+    """Whether targets are class labels: one for each sample, and integers, booleans or strings rather than floats."""
     if not hasattr(y, "dtype"):
         y = np.asarray(y)
     return y.ndim == 1 and not jnp.issubdtype(y.dtype, jnp.floating)
@@ -60,7 +60,7 @@ def classes(y: Any, n: int) -> tuple[Array, int]:
       (n,) int32 class numbers, and the number of classes; under jit, where labels are unknown, the bound n.
 
     Raises:
-      ValueError: `y` has another shape, or every sample has a class of its own. The latter is checked outside jit.
+      ValueError: `y` has another shape, or every sample is a different class (checked outside jit).
     """
     if np.shape(y) != (n,):
         raise ValueError(f"y must have shape ({n},), one class label for each sample; got {np.shape(y)}")
@@ -104,7 +104,7 @@ def scores(values: Any, *, what: str = "scores") -> np.ndarray:
     """
     vector = np.asarray(values, np.float64)
     if vector.ndim != 1 or not vector.size or np.isnan(vector).any():
-        raise ValueError(f"{what} must be a vector, one number a feature, none of them NaN; got shape {vector.shape}")
+        raise ValueError(f"{what} must be a vector, one number for each feature, not NaN; got shape {vector.shape}")
     return vector
 
 
@@ -139,11 +139,11 @@ def activations(values: Any) -> Array:
         raise ValueError(f"activations must have shape (n, ..., channels); got {array.shape}")
     array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
     if not isinstance(array, Tracer) and not bool(jnp.isfinite(array).all()):
-        raise ValueError(f"activations of shape {array.shape} hold NaN or infinite values")
+        raise ValueError(f"activations of shape {array.shape} contain NaN or infinite values")
     return array
 
 
 def kernel_axis(kernel: Array, axis: int) -> None:
     """Raises ValueError unless the kernel has this axis."""
     if not -kernel.ndim <= axis < kernel.ndim:
-        raise ValueError(f"the kernel has shape {kernel.shape} and no axis {axis}")
+        raise ValueError(f"the kernel has shape {kernel.shape}, so it has no axis {axis}")

@@ -1,4 +1,4 @@
-"""From scores to a mask over features: `top` in one step, `eliminate` in rounds that score the remaining features."""
+"""`top` and `eliminate`: turn scores into a mask over features, in one step or in rounds that score the rest again."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ class Round(NamedTuple):
     """One round of an elimination.
 
     Attributes:
-      mask: (features,) bool, True = the feature was still there and was scored.
-      scores: (features,) the scores of these features; NaN for the others.
+      mask: (features,) bool, True = the feature was scored in this round.
+      scores: (features,) the scores; NaN for the other features.
     """
 
     mask: np.ndarray
@@ -33,7 +33,7 @@ def top(scores: Any, count: int) -> np.ndarray:
       count: the number of features to keep, 1 to `features`.
 
     Returns:
-      (features,) bool mask, True = kept, with `count` True. Of equal scores the first feature is kept.
+      (features,) bool mask with `count` True, True = kept. Of equal scores the first feature is kept.
 
     Raises:
       ValueError: `scores` is not a vector or has NaN, or `count` is out of range.
@@ -52,11 +52,11 @@ def top(scores: Any, count: int) -> np.ndarray:
 def eliminate(
     score: Callable[[Array, Array], Any], features: int, keep: int, *, key: Array, sparsity: float = 0.5
 ) -> tuple[np.ndarray, list[Round]]:
-    """Removes features in rounds: each round scores the remaining features and removes the worst of them.
+    """Removes features in rounds: each round scores the remaining features and removes the worst ones.
 
-    Guyon et al. 2002, Machine Learning 46 (recursive feature elimination), which removes one feature per round. Scores
-    of a network trained on many useless features are noisy; each round has fewer of them, so its scores are better.
-    A `score` may train a network on the features of the mask and return its `input_norms`.
+    Guyon et al. 2002, Machine Learning 46 (recursive feature elimination), remove one feature in each round. The scores
+    of a network trained on many useless features are noisy; each round has fewer useless features, so its scores are
+    better. For example, `score` may train a network on the features of the mask and return its `input_norms`.
 
     Args:
       score: `(mask, key) -> scores`, both (features,). Scores of removed features are ignored. A jitted `score`
@@ -64,11 +64,11 @@ def eliminate(
       features: the number of features.
       keep: the number of features to keep, 1 to `features`.
       key: a JAX key; round r gets `fold_in(key, r)`.
-      sparsity: the fraction of the remaining features that a round removes, in (0, 1), rounded down; at least one
-        feature, and no more than leaves `keep`.
+      sparsity: the fraction of the remaining features to remove in each round, in (0, 1), rounded down; default 0.5.
+        Each round removes at least one feature, and stops at `keep` features.
 
     Returns:
-      (features,) bool mask, True = kept; and the rounds. Of equal scores the first feature is kept.
+      (features,) bool mask, True = kept; and a list of rounds. Of equal scores the first feature is kept.
 
     Raises:
       ValueError: `keep` or `sparsity` is out of range, or the scores have another shape or NaN for a remaining
@@ -85,13 +85,13 @@ def eliminate(
     if not 1 <= keep <= features:
         raise ValueError(f"keep must be in 1 to {features}, the number of features; got {keep}")
     if not 0 < sparsity < 1:
-        raise ValueError(f"sparsity is the fraction of the features that a round removes, in (0, 1); got {sparsity}")
+        raise ValueError(f"sparsity must be in (0, 1), the fraction of the features removed in a round; got {sparsity}")
     mask, rounds = np.ones(features, bool), []
     while (left := int(mask.sum())) > keep:
         scores = np.asarray(score(jnp.asarray(mask), jax.random.fold_in(key, len(rounds))), np.float64)
         if scores.shape != mask.shape or np.isnan(scores[mask]).any():
             raise ValueError(
-                f"score must return one number a feature, {mask.shape}, not NaN where the mask is True; "
+                f"score must return one number for each feature, {mask.shape}, and no NaN where the mask is True; "
                 f"got {scores.shape}"
             )
         rounds.append(Round(mask, np.where(mask, scores, np.nan)))

@@ -1,6 +1,6 @@
-"""Features chosen while the network trains, as Optax links: `StochasticGates` and `input_lasso`.
+"""`StochasticGates` and `input_lasso`: Optax transformations that choose features while the network trains.
 
-Both see what features tell jointly, because the loss of the whole network decides.
+Both evaluate features jointly, because the loss of the whole network decides.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ class StochasticGates:
 
         z_ij = min(1, max(0, mu_j + sigma e_ij)),    e_ij ~ N(0, 1)
 
-    Yamada, Lindenbaum, Negahban and Kluger 2020, arXiv 1810.04247, section 3: a Bernoulli gate, relaxed so that its
-    gradient with respect to mu is that of a clipped Gaussian. Put `start(features)` into the tree of parameters as a
+    Yamada, Lindenbaum, Negahban and Kluger 2020, arXiv 1810.04247, section 3: a Bernoulli gate, relaxed so that the
+    gradient with respect to mu is that of a clipped Gaussian. Add `start(features)` to the tree of parameters as a
     leaf, multiply the features by `draw(mu, key, n)` in the loss, and put `add_penalty` before the optimizer. After
-    training, mu is the score of each feature, and the features with mu > 0 are kept.
+    training, mu is the score of each feature; keep the features with mu > 0.
 
     Attributes:
-      sigma: the standard deviation of the noise, above 0; the paper takes 0.5.
+      sigma: the standard deviation of the noise, above 0; default 0.5 as in the paper.
 
     Raises:
       ValueError: `sigma` is not above 0.
@@ -56,7 +56,7 @@ class StochasticGates:
 
         Args:
           features: the number of features, 1 or more.
-          mu: the value that each gate starts at; at 0.5 a gate without noise is half open.
+          mu: the start value of each gate; default 0.5: a gate without noise is half open.
           dtype: the dtype of the parameters.
 
         Returns:
@@ -66,16 +66,16 @@ class StochasticGates:
           ValueError: `features` is below 1.
         """
         if features < 1:
-            raise ValueError(f"there must be a feature; got {features}")
+            raise ValueError(f"features must be 1 or more; got {features}")
         return jnp.full(features, mu, dtype)
 
     def draw(self, mu: Array, key: Array, samples: int) -> Array:
-        """Draws what the gates let through in a training step; the loss multiplies the features by it.
+        """Draws the gate values of a training step; multiply the features by them in the loss.
 
         Args:
           mu: (features,) the parameters of the gates.
-          key: a JAX key, another one in each step.
-          samples: the number of rows; each has noise of its own.
+          key: a JAX key, a new one in each step.
+          samples: the number of rows; each row has its own noise.
 
         Returns:
           (samples, features) in [0, 1].
@@ -83,7 +83,7 @@ class StochasticGates:
         return jnp.clip(mu + self.sigma * jax.random.normal(key, (samples, *mu.shape), mu.dtype), 0.0, 1.0)
 
     def through(self, mu: Array) -> Array:
-        """What the gates let through after training: mu clipped to [0, 1]. Features with values above 0 are kept.
+        """The gate values after training: mu clipped to [0, 1]. Keep the features with values above 0.
 
         Example:
           >>> StochasticGates().through(jnp.array([-0.5, 0.25, 3.0])).tolist()
@@ -106,7 +106,7 @@ class StochasticGates:
         Put it before the optimizer: `optax.chain(gates.add_penalty(0.01, "gates"), optax.adam(1e-3))`.
 
         Args:
-          strength: 0 or more; or a schedule, a function of the step. A larger strength closes more gates.
+          strength: 0 or more, or a schedule (a function of the step). A larger strength closes more gates.
           where: the leaf of the gates: its name, a glob, several globs, or a predicate `(name, leaf) -> bool`.
 
         Returns:
@@ -138,18 +138,18 @@ class StochasticGates:
 
 
 def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0) -> optax.GradientTransformation:
-    r"""Group lasso on the inputs of the first layer: an input's weights become exactly zero, all at once.
+    r"""Group lasso on the inputs of the first layer: all weights of an input become exactly zero together.
 
         w_j <- w_j max(0, 1 - t sqrt(m) / ||w_j||)     after the optimizer's step, with m weights per input
 
-    Yuan and Lin 2006, J. R. Stat. Soc. B 68, eq. 2.4, as a proximal step; Scardapane et al. 2017, arXiv 1607.00485, for
-    the inputs of networks. Put it last in the chain. `slimming.group_lasso` does the same for hidden units.
+    Yuan and Lin 2006, J. R. Stat. Soc. B 68, eq. 2.4, as a proximal step. Scardapane et al. 2017, arXiv 1607.00485, use
+    it for the inputs of networks. Put it last in the chain. `slimming.group_lasso` does the same for hidden units.
 
     Args:
-      strength: t, the shrinkage of one step: the learning rate times the penalty; or a schedule, a function of the
-        step. Let it fall with the learning rate.
+      strength: t, the shrinkage of one step, 0 or more: the learning rate times the penalty; or a schedule (a function
+        of the step). It should fall with the learning rate.
       where: the kernel of the first layer: its name, a glob, several globs, or a predicate `(name, leaf) -> bool`.
-      axis: the axis of the kernel that its inputs lie on.
+      axis: the axis of the inputs in the kernel; default 0.
 
     Returns:
       An Optax transformation whose `update` needs `params`. After `optax.apply_updates` the weights of a removed input
@@ -170,7 +170,7 @@ def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0
         units, first = [], 0
         for w in jax.tree.leaves(params):
             if not -w.ndim <= axis < w.ndim:
-                raise ValueError(f"input_lasso: a kernel of shape {w.shape} has no axis {axis}")
+                raise ValueError(f"input_lasso: the kernel has shape {w.shape}, so it has no axis {axis}")
             own = [np.full((size, 1), -1) for size in w.shape]
             own[axis] = first + np.arange(w.shape[axis])[:, None]
             units, first = [*units, own], first + w.shape[axis]
@@ -180,14 +180,14 @@ def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0
 
 
 def _leaves_at(where: _tree.Where, what: str) -> Callable[[PyTree], PyTree]:
-    """A function from parameters to the leaves that `where` selects, as bools."""
+    """Returns a function from parameters to a tree of bools, True for the leaves that `where` selects."""
     if where is None:
         raise ValueError(f'{what}: where must name the leaf, such as "gates" or "first/kernel"; got None')
 
     def selected(params: PyTree) -> PyTree:
         if callable(where):
             return _tree.prunable(params, where)
-        # Gates have one axis, so the default rule of `where` (two axes or more) must not narrow a glob here.
+        # Gates have one axis. The default rule of `where` (two axes or more) must not exclude them.
         rules = dict.fromkeys([where] if isinstance(where, str) else where, True)
         return jax.tree.unflatten(jax.tree.structure(params), _tree.resolve(rules, params, default=False, what=what))
 

@@ -1,9 +1,10 @@
-"""Hidden channels and layers by their activations.
+"""Scores and similarities of hidden channels and layers, computed from their activations.
 
-`distinctness`, `alive` and `map_rank` score channels; `slimming.unit_scores` takes such scores to slimming. `cka`,
-`channel_similarity`, `layer_similarity` and `similar_layers` compare channels or layers by centred kernel alignment.
+`distinctness`, `alive` and `map_rank` score channels; pass such scores to `slimming.unit_scores` to slim by them.
+`cka`, `channel_similarity`, `layer_similarity` and `similar_layers` compare channels or layers by centred kernel
+alignment.
 
-Activations have shape (n, ..., channels), as a layer returns them. Every position counts as a sample, except where the
+Activations have shape (n, ..., channels), as a layer returns them. Every position counts as a sample, unless the
 docstring says otherwise.
 """
 
@@ -27,7 +28,7 @@ class Alike(NamedTuple):
     Attributes:
       first: the name of the earlier layer.
       second: the name of the later layer, a candidate to drop.
-      cka: their alignment.
+      cka: the CKA of the two layers.
     """
 
     first: str
@@ -36,7 +37,7 @@ class Alike(NamedTuple):
 
 
 def distinctness(activations: Any) -> Array:
-    """One minus the largest correlation of a channel with another: a channel that no other can replace scores high.
+    """One minus the largest correlation with another channel: channels that no other can replace score high.
 
     Args:
       activations: (n, ..., channels), two channels or more.
@@ -54,7 +55,7 @@ def distinctness(activations: Any) -> Array:
     """
     values = _checks.activations(activations)
     if values.shape[-1] < 2:
-        raise ValueError("distinctness compares a channel with others; there is one channel alone")
+        raise ValueError("distinctness compares channels with each other, but there is only one channel")
     flat = values.reshape(-1, values.shape[-1])
     alike = correlations(flat)
     still = flat.max(0) == flat.min(0)
@@ -87,12 +88,12 @@ def alive(activations: Any) -> Array:
 def map_rank(activations: Any, *, batch: int = 64) -> Array:
     """The rank of a channel's feature maps, averaged over the samples.
 
-    Lin et al. 2020 (HRank), arXiv 2002.10179, eq. 5. A singular value counts if it is above the largest one times the
-    longer side times the machine epsilon, NumPy's rule for `matrix_rank`.
+    Lin et al. 2020 (HRank), arXiv 2002.10179, eq. 5. A singular value counts if it exceeds the largest one times the
+    longer side times the machine epsilon (the rule of NumPy's `matrix_rank`).
 
     Args:
       activations: (n, height, width, channels).
-      batch: the number of maps decomposed at once, static; the result does not depend on it.
+      batch: the number of maps decomposed at once, static; default 64; it does not change the result.
 
     Returns:
       (channels,) scores from 0 to the smaller of height and width.
@@ -116,8 +117,8 @@ def cka(a: Any, b: Any) -> Array:
 
         CKA = ||A'B||_F^2 / (||A'A||_F ||B'B||_F),    columns centred
 
-    Kornblith et al. 2019, arXiv 1905.00414, eq. 4 with a linear kernel. It is 1 for representations that differ by a
-    rotation and a scale.
+    Kornblith et al. 2019, arXiv 1905.00414, eq. 4 with a linear kernel. CKA is 1 for representations that differ only
+    by a rotation and a scale.
 
     Args:
       a: (n, ...) numbers, one sample per row.
@@ -136,15 +137,15 @@ def cka(a: Any, b: Any) -> Array:
     """
     a, b = _rows(a), _rows(b)
     if a.shape[0] != b.shape[0] or a.shape[0] < 2:
-        raise ValueError(f"a and b must be of the same two samples or more; got {a.shape[0]} and {b.shape[0]}")
+        raise ValueError(f"a and b must have the same number of samples, 2 or more; got {a.shape[0]} and {b.shape[0]}")
     return _aligned(a, b)
 
 
 def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
-    """The CKA of each layer with each other layer.
+    """The CKA of each pair of layers.
 
     Args:
-      activations: by the name of a layer its activations (n, ...), all of the same samples.
+      activations: a mapping from layer names to activations (n, ...) of the same samples.
 
     Returns:
       (layers, layers) in [0, 1], symmetric; 1 on the diagonal for layers that vary.
@@ -158,7 +159,7 @@ def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
       [[1.0, 1.0], [1.0, 1.0]]
     """
     if len(activations) < 2:
-        raise ValueError(f"there must be two layers to compare; got {list(activations)}")
+        raise ValueError(f"layer_similarity needs two layers or more; got {list(activations)}")
     values = list(activations.values())
     found = np.zeros((len(values), len(values)))
     for i, a in enumerate(values):
@@ -170,16 +171,15 @@ def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
 def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -> list[Alike]:
     """Lists the pairs of layers that represent samples in nearly the same way, the most similar pair first.
 
-    Such a layer is a candidate to drop. Try it: CKA sees only directions of large variance (Davari et al. 2022, arXiv
-    2210.16156), and the network may need the others.
+    The later layer of a pair is a candidate to drop. Evaluate the network without it: CKA sees only directions of large
+    variance (Davari et al. 2022, arXiv 2210.16156), and the network may need the other directions.
 
     Args:
-      activations: by the name of a layer its activations (n, ...), all of the same samples, in the order of the
-        network.
-      threshold: the CKA from which on a pair is listed, in (0, 1].
+      activations: a mapping from layer names to activations (n, ...) of the same samples, in the order of the network.
+      threshold: the smallest CKA of a listed pair, in (0, 1]; default 0.95.
 
     Returns:
-      The pairs.
+      A list of pairs.
 
     Raises:
       ValueError: `threshold` is out of range, there are fewer than two layers or samples, or different numbers of
@@ -191,7 +191,7 @@ def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -
       [('first', 'second')]
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is an alignment in (0, 1]; got {threshold}")
+        raise ValueError(f"threshold must be a CKA in (0, 1]; got {threshold}")
     names, found = list(activations), layer_similarity(activations)
     pairs = [
         Alike(names[i], names[j], float(found[i, j]))
@@ -203,9 +203,9 @@ def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -
 
 
 def channel_similarity(activations: Any) -> Array:
-    """The CKA of each channel with each other, where the maps (n, height x width) of a channel are its representation.
+    """The CKA of each pair of channels; the representation of a channel is its maps, (n, height x width).
 
-    Unlike `correlations` it depends neither on the positions in the map nor on the sign.
+    Unlike `correlations`, this depends neither on positions in the map nor on the sign.
 
     Args:
       activations: (n, ..., channels), two samples or more.
@@ -244,7 +244,7 @@ def _channels(maps: Array) -> Array:
 @jax.jit
 def _aligned(a: Array, b: Array) -> Array:
     a, b = a - a.mean(0), b - b.mean(0)
-    # Fourth powers would overflow float32 early, so the largest value becomes 1.
+    # The values are scaled to a largest value of 1, because fourth powers would overflow float32 early.
     a, b = (x / jnp.maximum(jnp.abs(x).max(), 1e-30) for x in (a, b))
     if a.shape[0] < max(a.shape[1], b.shape[1]):
         a, b = a @ a.T, b @ b.T

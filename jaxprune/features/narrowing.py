@@ -1,4 +1,4 @@
-"""`narrow` makes a network physically smaller that uses only some of its input features."""
+"""`narrow`: makes a network that uses only some of its input features physically smaller."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,9 +23,10 @@ class Narrowed:
       params: the smaller parameters.
       mask: (features,) bool, True = kept.
       kept: the names of the kept features, in order.
-      axis: the axis of `x` that the features lie on.
-      manifest: what is kept of each leaf of the parameters; `manifest.shrink` makes optimizer states smaller too.
-      inexact: None if the smaller function equals `fn` with zeros for the removed weights; otherwise the reason.
+      axis: the axis of the features in `x`.
+      manifest: the kept positions of each leaf; `manifest.shrink` makes optimizer states smaller too.
+      inexact: None if the smaller function equals `fn` with zeros for the removed weights; otherwise the reason why
+        not.
     """
 
     fn: Callable[..., PyTree]
@@ -52,13 +53,13 @@ def narrow(
     axis: int = -1,
     names: Sequence[str] | None = None,
 ) -> Narrowed:
-    """Makes a network physically smaller that no longer uses some of its input features.
+    """Makes a network that no longer uses some of its input features physically smaller.
 
-    The weights of the first layer that meet a removed feature are removed, wherever the traced program has them: in
-    a dense layer after images were flattened, in several layers that read the input, after a normalisation by
-    constants. On the kept features the smaller function equals `fn` with zeros for the removed weights, whatever the
-    removed features are. Where the features are combined before the first layer (a normalisation over the features)
-    it cannot, and `inexact` says why.
+    The function removes the weights that multiply a removed feature, wherever the traced program uses them: in a dense
+    layer after flattened images, in several layers that read the input, after a normalisation by constants. On the kept
+    features the smaller function equals `fn` with zeros for the removed weights, for any values of the removed
+    features. This is impossible where the features are combined before the first layer (a normalisation over the
+    features); `inexact` then gives the reason.
 
     Args:
       fn: a function `fn(params, x, *rest)`.
@@ -66,15 +67,15 @@ def narrow(
       mask: (features,) bool, True = kept.
       x: the input, or its ShapeDtypeStruct.
       *rest: further inputs, or their ShapeDtypeStructs.
-      axis: the axis of `x` that the features lie on.
-      names: the names of the features; their numbers by default.
+      axis: the axis of the features in `x`; default -1.
+      names: the names of the features; default None: their numbers.
 
     Returns:
       A `Narrowed`: the smaller function, its parameters, and the names of the kept features.
 
     Raises:
-      ValueError: `mask` does not have one bool per feature or keeps none, `names` has another length, or `fn` needs
-        its input whole: it convolves over the axis, or returns the input itself.
+      ValueError: `mask` does not have one bool for each feature or keeps none, `names` has another length, or no
+        feature can be removed from the input: `fn` convolves over the axis, or returns the input itself.
 
     Example:
       >>> net = lambda w, x: jnp.tanh(x @ w['first']) @ w['second']
@@ -92,14 +93,14 @@ def narrow(
             f"got {mask.dtype} {mask.shape}"
         )
     if not mask.any():
-        raise ValueError("mask keeps no feature; a network needs one at least")
+        raise ValueError("mask keeps no feature; a network needs at least one")
     labels = [str(i) for i in range(len(mask))] if names is None else list(map(str, names))
     if len(labels) != len(mask):
         raise ValueError(f"there are {len(mask)} features and {len(labels)} names")
     joint = lambda both, *rest: fn(both[_PARAMS], both[_INPUT], *rest)
     manifest, inexact = _removed(joint, params, mask, x, rest, axis % len(x.shape))
     kept = tuple(label for label, stays in zip(labels, mask, strict=True) if stays)
-    # The user's manifest has no input, and paths from the root of the parameters.
+    # The user's manifest excludes the input, and its paths start at the root of the parameters.
     paths = [(leaf, leaf.identity[1:]) for leaf in manifest.leaves[1:]]
     own = Manifest(tuple(leaf._replace(name="/".join(path), identity=path) for leaf, path in paths))
     return Narrowed(_smaller(joint, manifest, axis % len(x.shape)), own.shrink(params), mask, kept, axis, own, inexact)
@@ -108,14 +109,14 @@ def narrow(
 def _removed(
     joint: Callable[..., PyTree], params: PyTree, mask: np.ndarray, x: Any, rest: tuple[Any, ...], axis: int
 ) -> tuple[Manifest, str | None]:
-    # The input becomes the first leaf of the parameters, so that its features are units as the channels of a layer are.
+    # The input becomes the first leaf of the parameters, so that features are units like the channels of a layer.
     groups = find_groups(joint, {_INPUT: jax.ShapeDtypeStruct(x.shape, x.dtype), _PARAMS: params}, *rest)
     if mask.all():
         return Choice.remove(groups, {}).manifest(), None
     units = groups.units[0][axis]
     gone = units[~mask].ravel()
     if units.shape[-1] != 1 or (units < 0).any() or np.isin(units[mask], gone).any():
-        raise ValueError(f"features cannot go from axis {axis} of x, {tuple(x.shape)}:\n" + _why(groups, axis))
+        raise ValueError(f"cannot remove features from axis {axis} of x, {tuple(x.shape)}:\n" + _why(groups, axis))
     removed = {g.name: gone[(gone >= g.first) & (gone < g.first + g.count)] - g.first for g in groups}
     removed = {name: np.unique(numbers) for name, numbers in removed.items() if numbers.size}
     inexact = next((groups[name].inexact for name in removed if groups[name].inexact), None)
@@ -127,7 +128,7 @@ def _smaller(joint: Callable[..., PyTree], manifest: Manifest, axis: int) -> Cal
     features = (manifest.leaves[0].shape or ())[axis]
 
     def narrowed(params: PyTree, x: Any, *rest: Any) -> PyTree:
-        # A manifest has one shape for each leaf, and the input has batches of any size.
+        # A manifest has one shape for each leaf, but inputs have batches of any size.
         shape = (*x.shape[:axis], features, *x.shape[axis + 1 :])
         if shape not in made:
             leaves = (manifest.leaves[0]._replace(shape=shape), *manifest.leaves[1:])
@@ -140,4 +141,4 @@ def _smaller(joint: Callable[..., PyTree], manifest: Manifest, axis: int) -> Cal
 def _why(groups: Any, axis: int) -> str:
     own = [f for f in groups.frozen if (f.name, f.axis) == (_INPUT, axis)]
     reasons = [f"  {f.positions} of {f.of} positions: {f.reason}" for f in own]
-    return "\n".join(reasons) or "  a feature stands for several units; choose units with find_groups and use slim"
+    return "\n".join(reasons) or "  a feature consists of several units; choose units with find_groups and use slim"

@@ -1,10 +1,10 @@
-"""What features share with each other: `correlations`, `mrmr`, `clusters`, `one_of_each` and `relatedness`.
+"""Redundancy between features: `correlations`, `mrmr`, `clusters`, `one_of_each` and `relatedness`.
 
-Whether redundant features should be removed or looked for depends on the data. One of several copies is enough, and of
-smooth inputs (neighbouring pixels, spectra) the best few by any single score are neighbours that tell the same: `mrmr`
-and `one_of_each` remove them. But where the target is a joint function of several directions, and each direction is
-measured by several features among much noise, the noise stands alone and the informative features are correlated:
-there `mrmr` and `one_of_each` remove what matters, and `relatedness` finds it.
+Whether to remove redundant features or to look for them depends on the data. In smooth inputs (neighbouring pixels,
+spectra) the best features by any single score are neighbours with the same information: `mrmr` and `one_of_each` remove
+such copies. If instead the target is a joint function of several directions, and several features measure each
+direction among many noise features, then the informative features are correlated and the noise is not: `relatedness`
+finds them, while `mrmr` and `one_of_each` would remove them.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ Array = jax.Array
 
 
 def correlations(x: Any, *, ranked: bool = False) -> Array:
-    """The size of the correlation of each feature with each other feature, or of each channel with each other.
+    """The absolute correlation of each pair of features, or of each pair of channels.
 
     Args:
-      x: (n, features) numbers, or activations (n, ..., channels), of which every position counts as a sample.
-      ranked: whether to correlate ranks (Spearman) instead of values (Pearson).
+      x: (n, features) numbers, or activations (n, ..., channels); every position then counts as a sample.
+      ranked: True correlates ranks (Spearman), False (default) correlates values (Pearson).
 
     Returns:
       (features, features) in [0, 1], symmetric; 1 on the diagonal, and 0 for a feature that does not vary.
@@ -51,25 +51,25 @@ def mrmr(
     quotient: bool = False,
     pool: Callable[..., np.ndarray] = np.mean,
 ) -> np.ndarray:
-    r"""Minimum redundancy, maximum relevance: chooses features one by one, each relevant and unlike those before it.
+    r"""Minimum redundancy, maximum relevance: chooses features one by one, relevant and unlike the chosen ones.
 
         next = argmax_j  relevance_j - mean_{i chosen} similarity_ij          (or the quotient of the two)
 
-    Peng, Long and Ding 2005, IEEE TPAMI 27(8), eq. 6, with mutual informations for both. Any two scores of one scale
-    serve: `pearson(x, y)`, which treats class labels as classes, with `correlations(x)`; both are in [0, 1].
+    Peng, Long and Ding 2005, IEEE TPAMI 27(8), eq. 6, use mutual informations for both. Any two scores on one scale
+    work, for example `pearson(x, y)` (which treats class labels as classes) with `correlations(x)`; both are in [0, 1].
 
-    The mean forgets: among fifty chosen features a copy of one of them has a redundancy of about 1/50. With
-    `pool=np.max` the redundancy of a feature is its largest similarity with a chosen feature, which keeps copies out
-    however many features are chosen (as CMIM does, Fleuret 2004). Take it where features come in groups that tell the
-    same.
+    With many chosen features the mean dilutes redundancy: among fifty chosen features, a copy of one of them has a
+    redundancy of about 1/50. With `pool=np.max` the redundancy of a feature is its largest similarity with a chosen
+    feature, which excludes copies at any number of chosen features (like CMIM, Fleuret 2004). Use it where groups of
+    features have the same information.
 
     Args:
       relevance: (features,) scores, larger is better.
       similarity: (features, features) symmetric.
       count: the number of features to choose, 1 to `features`.
-      quotient: whether to divide the relevance by the redundancy instead of subtracting it.
-      pool: reduces the similarities with the chosen features, (chosen, features), along `axis=0`: `np.mean` or
-        `np.max`.
+      quotient: True divides the relevance by the redundancy, False (default) subtracts it.
+      pool: reduces the similarities with the chosen features, (chosen, features), along `axis=0`: `np.mean` (default)
+        or `np.max`.
 
     Returns:
       (count,) the numbers of the chosen features, in the order in which they were chosen. Of equal features the first
@@ -85,12 +85,12 @@ def mrmr(
     """
     relevance, similarity = _checks.scores(relevance, what="relevance"), _checks.similarity(similarity)
     if len(similarity) != len(relevance):
-        raise ValueError(f"similarity is of {len(similarity)} features, relevance of {len(relevance)}")
+        raise ValueError(f"similarity has {len(similarity)} features, but relevance has {len(relevance)}")
     _checks.count(count, len(relevance))
     chosen = [int(np.argmax(relevance))]
     while len(chosen) < count:
         shared = pool(similarity[chosen], axis=0)
-        # A feature that shares nothing would have an infinite quotient.
+        # A feature without any similarity would have an infinite quotient.
         value = relevance / np.maximum(shared, 1e-12) if quotient else relevance - shared
         value[chosen] = -np.inf
         chosen.append(int(np.argmax(value)))
@@ -102,7 +102,7 @@ def clusters(similarity: Any, threshold: float) -> np.ndarray:
 
     Args:
       similarity: (features, features) symmetric, such as `correlations(x)`.
-      threshold: the similarity from which on two features are connected.
+      threshold: the smallest similarity that connects two features.
 
     Returns:
       (features,) the number of the cluster of each feature. Clusters are numbered 0, 1, 2, ... by their first feature.
@@ -146,11 +146,11 @@ def one_of_each(scores: Any, clusters: Any) -> np.ndarray:
 
 
 def relatedness(similarity: Any) -> np.ndarray:
-    """The largest similarity of each feature with another feature: looks for redundancy instead of removing it.
+    """The largest similarity of each feature with another feature: a score that looks for redundancy.
 
-    It needs no target. It finds several measurements of the same directions among features of independent noise, and
-    nothing else: where all features are informative (pixels, spectra) it chooses those that tell the same, which is
-    worse than choosing at random.
+    The score needs no target. It finds features that measure the same directions among independent noise features. Do
+    not use it where all features are informative (pixels, spectra): there it chooses copies, and random features are
+    better.
 
     Args:
       similarity: (features, features) symmetric, such as `correlations(x)`; two features or more.
@@ -159,7 +159,7 @@ def relatedness(similarity: Any) -> np.ndarray:
       (features,) scores.
 
     Raises:
-      ValueError: the similarity is not square, not symmetric, has NaN, or has one feature alone.
+      ValueError: the similarity is not square, not symmetric, has NaN, or has only one feature.
 
     Example:
       >>> relatedness([[1.0, 0.2, 0.9], [0.2, 1.0, 0.1], [0.9, 0.1, 1.0]]).tolist()
@@ -167,7 +167,7 @@ def relatedness(similarity: Any) -> np.ndarray:
     """
     others = _checks.similarity(similarity).copy()
     if len(others) < 2:
-        raise ValueError("relatedness compares a feature with others; there is one feature alone")
+        raise ValueError("relatedness compares features with each other, but there is only one feature")
     np.fill_diagonal(others, -np.inf)
     return others.max(0)
 

@@ -1,6 +1,6 @@
 """Scores of features by a trained network: `gradient_saliency`, `permutation` and `input_norms`.
 
-They see what features tell jointly, as far as the network does. Features should be of one scale.
+These scores evaluate features jointly, as far as the network uses them jointly. Features should have one scale.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ Losses = Callable[[Array, Array], Array]
 
 
 def gradient_saliency(predict: Predict, params: PyTree, x: Any, y: Any, losses: Losses) -> Array:
-    r"""How much the loss of a trained network changes with each feature, averaged over samples.
+    r"""The absolute derivative of a trained network's loss with respect to each feature, averaged over samples.
 
         s_j = 1/n \sum_i | d loss_i / d x_ij |
 
-    Simonyan et al. 2014, arXiv 1312.6034, who differentiate the class score instead of the loss. The derivative
-    depends on the unit of the feature, so features should be of one scale.
+    Simonyan et al. 2014, arXiv 1312.6034, differentiate the class score instead of the loss. The derivative depends on
+    the unit of a feature, so features should have one scale.
 
     Args:
-      predict: `(params, x) -> outputs`, one row per sample; the output of a sample depends on that sample alone.
+      predict: `(params, x) -> outputs`, one row for each sample; a sample's output depends only on that sample.
       params: the trained parameters, any pytree.
       x: (n, features) numbers.
       y: (n, ...) targets, passed to `losses`.
@@ -62,11 +62,11 @@ def permutation(
     repeats: int = 5,
     batch: int = 16,
 ) -> Array:
-    """How much the mean loss of a trained network rises when the values of a feature are shuffled among the samples.
+    """The increase in the mean loss of a trained network when the values of a feature are shuffled among the samples.
 
     Breiman 2001, Machine Learning 45, section 10. Pass samples that the network was not trained on: an overfitted
-    network uses every feature on its training samples. Of features that tell the same, each alone scores low, because
-    the network still has the others.
+    network uses every feature on its training samples. Features with the same information all score low, because the
+    network can use the others.
 
     Args:
       predict: `(params, x) -> outputs`, one row per sample.
@@ -75,12 +75,12 @@ def permutation(
       y: (n, ...) targets, passed to `losses`.
       losses: `(outputs, y) -> (n,)`, the loss of each sample; for the error rate, `argmax != y`.
       key: a JAX key. All features are shuffled by the same permutations, so that their scores can be compared.
-      repeats: the number of permutations that are averaged, 1 or more; static.
-      batch: the number of features computed at once, 1 or more; static. Memory grows with it; the result does not
-        depend on it.
+      repeats: the number of permutations to average over, 1 or more; static; default 5.
+      batch: the number of features computed at once, 1 or more; static; default 16. Memory grows with it; the result
+        does not depend on it.
 
     Returns:
-      (features,) scores; about 0, or below 0, for a feature that the network does not use.
+      (features,) scores; about 0 or negative for a feature that the network does not use.
 
     Raises:
       ValueError: `x` is not a matrix of finite numbers, `y` has another length, the losses do not have shape (n,), or
@@ -103,11 +103,11 @@ def permutation(
 
 
 def input_norms(kernel: Any, *, axis: int = 0) -> Array:
-    """The Euclidean norm of the first layer's weights of each input.
+    """The Euclidean norm of each input's weights in the first layer.
 
     Args:
       kernel: the kernel of the first layer.
-      axis: the axis of the kernel that its inputs lie on.
+      axis: the axis of the inputs in the kernel; default 0.
 
     Returns:
       (features,) scores in float32 or wider.
@@ -157,5 +157,7 @@ def _checked(predict: Predict, params: PyTree, x: Any, y: Any, losses: Losses) -
         raise ValueError(f"y must have one entry for each of the {x.shape[0]} samples; got shape {y.shape}")
     shape = jax.eval_shape(lambda p, x, y: losses(predict(p, x), y), params, x, y).shape
     if shape != x.shape[:1]:
-        raise ValueError(f"losses(predict(params, x), y) must be one loss a sample, {x.shape[:1]}; got {shape}")
+        raise ValueError(
+            f"losses(predict(params, x), y) must have one loss for each sample, {x.shape[:1]}; got {shape}"
+        )
     return x, y

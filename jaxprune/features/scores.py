@@ -1,10 +1,9 @@
-r"""Scores of features by the target alone: `pearson`, `spearman`, `anova_f` and `mutual_information`.
+r"""Scores of features from samples and targets alone: `pearson`, `spearman`, `anova_f` and `mutual_information`.
 
-Each score looks at one feature at a time. It misses what features tell only together (an exclusive or): there take a
-score of a trained network (`permutation`, `gradient_saliency`, `input_lasso`, `StochasticGates`). It does not see that
-two features tell the same: where many features measure few directions (spectra, pixels of high resolution), the
-features of the largest scores are copies of each other and serve worse than random ones: there take `mrmr` or
-`one_of_each`.
+Each score considers one feature at a time. It misses information that only several features have together (an exclusive
+or); use a score of a trained network instead (`permutation`, `gradient_saliency`, `input_lasso`, `StochasticGates`). It
+also ignores redundancy: where many features measure few directions (spectra, pixels of high resolution), the features
+with the largest scores are copies of each other, and random features are better; use `mrmr` or `one_of_each` instead.
 
 Targets `y` of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
 """
@@ -29,11 +28,11 @@ def pearson(x: Any, y: Any) -> Array:
         classes:           s_j = sqrt( \sum_k n_k (m_jk - m_j)^2 / \sum_i (x_ij - m_j)^2 )
         several targets:   s_j = the multiple correlation of x_j with all columns of y
 
-    The second is the correlation ratio (Pearson 1905; Fisher 1925): the share of the feature's variance that lies
-    between the classes. For two classes it is the size of the correlation with a label of 0 and 1; for one-hot labels
-    the third is equal to it. Distances between classes count squared: a feature that sets a few of many classes far
-    apart scores higher than one that tells all classes a little. Where that chooses features of a few easy classes
-    only, take `spearman` or `mutual_information`, which no distance dominates.
+    The formula for classes is the correlation ratio (Pearson 1905; Fisher 1925): the fraction of the feature's variance
+    between the classes. For two classes it equals the absolute correlation with a label of 0 and 1; for one-hot labels
+    the formula for several targets equals it. Distances between classes count squared: a feature that separates a few
+    classes widely scores higher than a feature that separates all classes a little. If it selects features for a few
+    easy classes only, use `spearman` or `mutual_information`, which no distance dominates.
 
     Args:
       x: (n, features) numbers.
@@ -58,11 +57,11 @@ def pearson(x: Any, y: Any) -> Array:
 
 
 def spearman(x: Any, y: Any) -> Array:
-    """The rank correlation of each feature with the target: `pearson` of the ranks of `x` (and of `y`, of numbers).
+    """The rank correlation of each feature with the target: `pearson` of the ranks of `x` and of numeric `y`.
 
-    It finds any monotone relation; neither outliers nor a class far from the others dominate it. Equal values share the
-    mean of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), with the H of Kruskal and
-    Wallis (1952).
+    The score finds any monotone relation. Neither outliers nor a distant class dominate it. Equal values share the mean
+    of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), where H is the statistic of
+    Kruskal and Wallis (1952).
 
     Args:
       x: (n, features) numbers.
@@ -86,8 +85,8 @@ def spearman(x: Any, y: Any) -> Array:
 def anova_f(x: Any, y: Any) -> np.ndarray:
     """The F statistic of each feature, by scikit-learn in float64: variance between classes over variance within.
 
-    It orders features as `pearson` does, and fails where `pearson` fails. Its size is a test statistic, about 1 for a
-    feature that is independent of the target. For floats it is the F statistic of the slope.
+    It orders features like `pearson` and has the same limits. It is a test statistic, with a value of about 1 for a
+    feature that is independent of the target. For float targets it is the F statistic of the slope.
 
     Args:
       x: (n, features) numbers.
@@ -129,18 +128,18 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
 
         I_j = \sum_{b,k} p_bk ln( p_bk / (p_b p_k) )  -  (B_j - 1)(K - 1) / 2n
 
-    It finds any relation between one feature and the target, monotone or not. A feature is cut at its quantiles into
-    B bins of about n / B samples, where equal values share a bin; p_bk is the fraction of samples in bin b and class k.
-    The last term is what independent features have in the mean (Miller 1955), with the B_j bins that are not empty.
+    The score finds any relation between one feature and the target, monotone or not. Each feature is cut at its
+    quantiles into B bins of about n / B samples; equal values share a bin. p_bk is the fraction of samples in bin b and
+    class k. The last term, with B_j bins that are not empty, is the mean for independent features (Miller 1955).
 
-    The cost is a sort of each feature and one pass over the samples. The nearest-neighbour estimate of scikit-learn's
-    `mutual_info_classif` needs no bins and resolves finer structure; it takes about twenty times as long.
+    The cost is a sort of each feature and one pass over the samples. scikit-learn's `mutual_info_classif` uses a
+    nearest-neighbour estimate, which needs no bins and resolves finer structure, but takes much longer.
 
     Args:
       x: (n, features) numbers.
       y: (n,) class labels (integers, booleans, strings), or floats, which are cut into B bins as well.
-      bins: B, 2 or more. By default as many as leave five samples in a cell of the table of bins and classes, at least
-        4 and at most 16.
+      bins: B, 2 or more. Default None: as many bins as leave five samples in a cell of the table of bins and classes,
+        at least 4 and at most 16.
 
     Returns:
       (features,) float32 scores, 0 or more.
@@ -171,14 +170,14 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
 
 @jax.jit
 def ranks(x: Array) -> Array:
-    """The rank of each value in its column, from 1; equal values share the mean of their ranks."""
+    """The rank of each value in its column, starting at 1; equal values share the mean of their ranks."""
     return rankdata(x, axis=0).astype(x.dtype)
 
 
 def standard(x: Array) -> Array:
     """Columns shifted to mean 0 and scaled to a sum of squares of 1; a column that does not vary becomes 0."""
     centred = x - x.mean(0)
-    # The mean of a constant column is rounded, so its centred values need not be 0.
+    # The mean of a constant column is rounded, so centred values may differ from 0.
     still = jnp.max(x, 0) == jnp.min(x, 0)
     norm = jnp.linalg.norm(centred, axis=0)
     return jnp.where(still, 0.0, centred / jnp.where(still, 1.0, norm))
@@ -205,7 +204,7 @@ def _multiple(x: Array, y: Array) -> Array:
     y = standard(y)
     if y.shape[1] == 1:
         return jnp.clip(jnp.abs(standard(x).T @ y)[:, 0], 0.0, 1.0)
-    # An orthonormal basis of the columns of y; centred one-hot labels have one dimension fewer than columns.
+    # An orthonormal basis of the columns of y; centred one-hot labels span one dimension fewer than they have columns.
     basis, sizes, _ = jnp.linalg.svd(y, full_matrices=False)
     real = sizes > sizes.max() * max(y.shape) * jnp.finfo(y.dtype).eps
     parts = standard(x).T @ jnp.where(real, basis, 0.0)

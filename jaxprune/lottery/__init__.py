@@ -1,4 +1,4 @@
-"""Lottery tickets: iterative pruning with rewinding, control experiments, stability, tickets with their provenance.
+"""Lottery tickets: iterative pruning with rewinding, control experiments, stability, and tickets with provenance.
 
 train --> score --> prune --> rewind --> train --> ...      Rounds --ticket--> Ticket --checkpoints.save--> a file
 """

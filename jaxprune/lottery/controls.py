@@ -1,4 +1,4 @@
-"""Control experiments beside a ticket: `reinitialised` weights, `random_masks` and `shuffled_masks`."""
+"""Control experiments to compare with a ticket: `reinitialised` weights, `random_masks` and `shuffled_masks`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ Control = Callable[[PyTree, PyTree, Any, Any], tuple[PyTree, PyTree]]
 
 
 def reinitialised(init: Callable[[Any], PyTree]) -> Control:
-    """The ticket's masks with other first weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
+    """The ticket's masks with new initial weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
 
     Args:
       init: `key -> params`, the initialisation of the network.
@@ -29,7 +29,7 @@ def reinitialised(init: Callable[[Any], PyTree]) -> Control:
 
 
 def random_masks() -> Control:
-    """The ticket's weights with random masks that keep as many weights of each leaf, nested from round to round.
+    """The ticket's weights with random masks of the same count in each leaf, nested from round to round.
 
     Returns:
       A control for `iterative_pruning(..., controls={...})`.
@@ -41,7 +41,7 @@ def random_masks() -> Control:
 
 
 def shuffled_masks() -> Control:
-    """The ticket's weights with its masks shuffled within each leaf, anew in every round.
+    """The ticket's weights with its masks shuffled within each leaf, newly in every round.
 
     Frankle et al. 2021, arXiv 2009.08576, section 5.
 
@@ -55,10 +55,10 @@ def shuffled_masks() -> Control:
 
 
 def shuffle(masks: PyTree, key: Any) -> PyTree:
-    """Draws random masks with exactly as many True in each leaf.
+    """Draws random masks with the same number of True in each leaf.
 
-    The masks of one key are nested: fewer True are a subset of more. Channels stay channels. N:M groups and blocks do
-    not stay such, and layers that are stacked in one leaf are shuffled as one.
+    The masks of one key are nested: masks with fewer True are subsets. Channels stay channels. N:M groups and blocks do
+    not stay groups and blocks, and layers stacked in one leaf are shuffled together.
 
     Args:
       masks: bool masks.
@@ -68,7 +68,7 @@ def shuffle(masks: PyTree, key: Any) -> PyTree:
       bool masks in the same shapes.
 
     Raises:
-      ValueError: no mask has axes.
+      ValueError: every mask is a scalar.
 
     Example:
       >>> import jax.numpy as jnp

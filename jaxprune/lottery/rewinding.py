@@ -1,4 +1,4 @@
-"""Rewinding between rounds: `initial_weights`, `early_weights`, `learning_rate_only`, `fine_tuning`."""
+"""Rewinding between rounds: `initial_weights`, `early_weights`, `learning_rate_only` and `fine_tuning`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ Train = Callable[[PyTree, PyTree, Any], Any]
 
 
 class Rewinding(NamedTuple):
-    """How weights are rewound between rounds. Three functions of these signatures are a rewinding.
+    """How weights are rewound between rounds. You can make a rewinding from your own functions.
 
     Attributes:
-      anchor: `(params, key) -> params`: the weights to rewind to. It is called once, before the first round, which
-        starts from them too.
-      start: `(anchor, trained) -> params`: the weights that the next round starts from, before its masks.
-      later: the train function of all rounds but the first; None uses the same one.
+      anchor: `(params, key) -> params`: returns the weights to rewind to. It is called once, before the first round,
+        which also starts from these weights.
+      start: `(anchor, trained) -> params`: returns the weights from which the next round starts, before masking.
+      later: the train function of all rounds but the first; default None: the same function.
     """
 
     anchor: Callable[[PyTree, Any], PyTree]
@@ -25,10 +25,10 @@ class Rewinding(NamedTuple):
 
 
 def initial_weights() -> Rewinding:
-    """Rewinds to the first weights: Frankle and Carbin 2019, arXiv 1803.03635, strategy 1.
+    """Rewinds to the initial weights: Frankle and Carbin 2019, arXiv 1803.03635, strategy 1.
 
     Returns:
-      A rewinding: each round starts from the weights that the search was given.
+      A rewinding: each round starts from the weights passed to `iterative_pruning`.
 
     Example:
       >>> initial_weights().start('first', 'trained')
@@ -41,8 +41,8 @@ def early_weights(train: Callable[[PyTree, Any], PyTree]) -> Rewinding:
     """Rewinds to the weights at step k (weight rewinding): Frankle et al. 2020, arXiv 1912.05671.
 
     Args:
-      train: `(params, key) -> params`: the first k steps, dense. The train function of the search does the steps from
-        k on, in the first round too.
+      train: `(params, key) -> params`: the first k steps, dense. The train function of `iterative_pruning` runs the
+        steps from k on, also in the first round.
 
     Returns:
       A rewinding.
@@ -59,7 +59,7 @@ def learning_rate_only() -> Rewinding:
     """Keeps the trained weights and rewinds the schedule of the learning rate: Renda et al. 2020, arXiv 2003.02389.
 
     Returns:
-      A rewinding: each round starts from the weights that the last one ended with, under the new masks.
+      A rewinding: each round starts from the final weights of the last round, under the new masks.
 
     Example:
       >>> learning_rate_only().start('first', 'trained')
@@ -69,11 +69,11 @@ def learning_rate_only() -> Rewinding:
 
 
 def fine_tuning(train: Train) -> Rewinding:
-    """Rewinds nothing: keeps the trained weights and trains them by another function from the second round on.
+    """Does not rewind: keeps the trained weights, and trains them by another function from the second round on.
 
     Args:
-      train: `(params, masks, key) -> params`, such as a training at the last learning rate. The train function of the
-        search is used in the first round only.
+      train: `(params, masks, key) -> params`, such as a training at the final learning rate. The train function of
+        `iterative_pruning` is used only in the first round.
 
     Returns:
       A rewinding.

@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning (IMP): `iterative_pruning` searches lottery tickets and returns all its `Rounds`."""
+"""`iterative_pruning`: iterative magnitude pruning (IMP), which searches lottery tickets and returns `Rounds`."""
 
 import json
 import zlib
@@ -23,15 +23,15 @@ _METRICS = "metrics"
 
 @dataclass(frozen=True)
 class Training:
-    """How the networks of a search are trained and measured.
+    """How to train and evaluate the networks of a search.
 
     Attributes:
-      train: `(params, masks, key) -> params`, a whole training. It should hold removed weights at zero (with
-        `sparsify(optimizer, training.fixed(masks))`); the search sets them to zero after it in any case.
-      evaluate: `(params, masks) -> metrics`, a dict of arrays or numbers, of the trained weights. None: no metrics.
-      has_aux: whether `train` returns `(params, metrics)`: for what is known only while training, such as the step of
-        the lowest validation loss. The metrics, a dict of arrays, join those of `evaluate`.
-      traceable: whether JAX can trace `train` and `evaluate`.
+      train: `(params, masks, key) -> params`, a complete training. It should keep removed weights at zero (use
+        `sparsify(optimizer, training.fixed(masks))`); the search sets them to zero after training in any case.
+      evaluate: `(params, masks) -> metrics`, a dict of arrays or numbers, for the trained weights. None: no metrics.
+      has_aux: whether `train` returns `(params, metrics)`, for values known only during training, such as the step of
+        the lowest validation loss. These metrics, a dict of arrays, are added to those of `evaluate`. Default False.
+      traceable: whether JAX can trace `train` and `evaluate`. Default True.
     """
 
     train: Train
@@ -44,9 +44,9 @@ class Trained(NamedTuple):
     """One trained network of a search.
 
     Attributes:
-      masks: its masks.
+      masks: the masks of the network.
       params: the trained weights, exactly zero where the masks are False.
-      metrics: what `evaluate` returned, joined with the metrics of a training with `has_aux`.
+      metrics: the metrics of `evaluate` and, with `has_aux`, of the training.
     """
 
     masks: PyTree
@@ -58,8 +58,8 @@ class Rounds(NamedTuple):
     """All rounds of a search. Each array has a leading axis of rounds; round 0 is the dense network.
 
     Attributes:
-      sparsity: float32, the total sparsity asked for in each round.
-      start: the weights that each round started from, zero where its masks are False.
+      sparsity: float32, the requested total sparsity of each round.
+      start: the weights from which each round started, zero where its masks are False.
       ticket: the trained tickets.
       controls: the trained control experiments, by name.
     """
@@ -71,7 +71,7 @@ class Rounds(NamedTuple):
 
 
 class _Carry(NamedTuple):
-    """The weights that the next round starts from, before its masks, and the masks."""
+    """The masks of the next round, and its start weights before masking."""
 
     start: PyTree
     masks: PyTree
@@ -98,43 +98,44 @@ def iterative_pruning(
     progress: bool | None = None,
     **how: Unpack[How],
 ) -> Rounds:
-    """Searches winning tickets: trains, prunes, rewinds the weights that are left, and trains again.
+    """Searches winning tickets: trains, prunes, rewinds the kept weights, and trains again.
 
         m_r = the largest scores among the weights that m_{r-1} keeps, at the sparsity s_r, in round r = 1, ..., rounds
 
     Frankle and Carbin 2019, arXiv 1803.03635. Round 0 trains the dense network. Each round trains the rewound weights
-    under its masks, and the trained weights are scored for the masks of the next. Round r uses `fold_in(key, r)`: the
-    same key gives the same bits.
+    under its masks; the scores of the trained weights give the masks of the next round. Round r uses `fold_in(key, r)`:
+    the same key gives the same bits.
 
-    Without a folder and with a traceable training the whole search is one `lax.scan`: it may be jitted, and vmapped
-    over keys and parameters. Otherwise it runs round by round. With a folder each round is saved as it ends
-    (`checkpoints.Run`), and a call with the same arguments goes on after the last finished round, to the same bits as
-    without a break. The folder belongs to this search. The check compares numbers, names and the first weights; it
-    cannot see what is inside functions.
+    Without a folder and with a traceable training, the whole search is one `lax.scan`: it may be jitted, and vmapped
+    over keys and parameters. Otherwise it runs round by round. With a folder, each finished round is saved
+    (`checkpoints.Run`), and a call with the same arguments continues after the last saved round, with the same bits as
+    an uninterrupted search. A folder belongs to one search. The check compares numbers, names and the initial weights,
+    but it cannot compare the code of functions.
 
     Args:
-      train: `(params, masks, key) -> params`, a whole training, or a `Training` that also says how to measure.
-      params: the first weights.
-      rounds: the number of rounds, 0 or more, each of which removes a fifth of the weights that are left; or the total
+      train: `(params, masks, key) -> params`, a complete training, or a `Training`, which also says how to evaluate.
+      params: the initial weights.
+      rounds: the number of rounds, 0 or more, each of which removes a fifth of the remaining weights; or the total
         sparsity of each round, ascending, in (0, 1), such as `[0.5, 0.75, 0.9]`. The dense network is trained first.
-      rewind: where a round starts from: `initial_weights()`, `early_weights(train)`, `learning_rate_only()` or
-        `fine_tuning(train)`.
-      controls: control experiments by name, such as `{"random": random_masks()}`. Each is trained beside the ticket in
+      rewind: the weights from which a round starts: `initial_weights()` (default), `early_weights(train)`,
+        `learning_rate_only()` or `fine_tuning(train)`.
+      controls: control experiments by name, such as `{"random": random_masks()}`. Each is trained in every round and
+        does not influence the ticket. Default None.
         every round, and has no influence on it.
-      folder: an empty or new folder, or one of this very search; None saves nothing.
+      folder: a new or empty folder, or a folder of the same search; None (default) saves nothing.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         `key` is required: everything random in the search depends on it. `allocation` is `allocation.one_ranking` by
         default.
 
     Returns:
-      `Rounds`, each array with a leading axis of one entry for each training.
+      `Rounds`, each array with a leading axis of rounds.
 
     Raises:
-      ValueError: sparsities out of range or not ascending; a folder of another search, or a damaged one; metrics of the
-        same name from `train` and `evaluate`.
-      TypeError: no key.
-      FileExistsError: a folder with other things in it.
+      ValueError: sparsities are out of range or not ascending; the folder belongs to another search or is damaged;
+        `train` and `evaluate` return metrics of the same name.
+      TypeError: the key is missing.
+      FileExistsError: the folder contains other files.
       ImportError: the package orbax-checkpoint is missing, or tqdm for `progress=True`.
 
     Example:
@@ -155,7 +156,7 @@ def iterative_pruning(
     select, key = Selector(**how), how.get("key")
     if key is None:
         raise TypeError(
-            "iterative_pruning needs key=, a key of jax.random: all that is random in it depends on the key"
+            "iterative_pruning needs key=, a key of jax.random: everything random in the search depends on the key"
         )
     _tree.selected(params, select.where)
     first = masks_.ones(params, **select.units)
@@ -166,7 +167,7 @@ def iterative_pruning(
         described |= {"sparsities": sparsities, "controls": sorted(controls or {})}
         run = checkpoints.Run(folder, described, params=params, key=key, kind="search", step="round")
     anchor = rewind.anchor(params, _fold_name(key, "anchor"))
-    # In float32, traced or not, so that all ways to run count alike.
+    # Sparsities are float32, traced or not, so that all modes count alike.
     search = _Search(training, select, rewind, dict(controls or {}), jnp.asarray(sparsities, jnp.float32), anchor, key)
     if training.traceable and run is None:
         return jax.lax.scan(lambda c, r: _round(search, c, r), _Carry(anchor, first), jnp.arange(len(sparsities)))[1]
@@ -237,14 +238,14 @@ def _train(search: _Search, start: PyTree, masks: PyTree, key: Any, r: Any) -> T
 
 
 def _rank_removed_last(score: Any, mask: Any) -> Any:
-    """Scores with NaN at removed weights, which rank lowest, and -inf at kept weights whose score is NaN."""
+    """Sets scores to NaN at removed weights, which rank lowest, and to -inf at kept weights whose score is NaN."""
     if not mask.ndim:
         return score
     return jnp.where(mask, jnp.where(jnp.isnan(score), -jnp.inf, score), jnp.nan)
 
 
 def _sparsities(rounds: int | Sequence[float]) -> list[float]:
-    """The total sparsity of each training, 0 for the dense one first."""
+    """The total sparsity of each training, starting with 0 for the dense one."""
     if isinstance(rounds, float | str) or not isinstance(rounds, int | Sequence | np.ndarray):
         raise TypeError(f"rounds must be a number of rounds or a list of sparsities; got {_tree.shown(rounds)}")
     if isinstance(rounds, int):
@@ -265,14 +266,14 @@ def _fold_name(key: Any, name: str) -> Any:
 
 
 def _pack(found: tuple[_Carry, Rounds]) -> dict[str, np.ndarray]:
-    """A finished round as named arrays."""
+    """Converts a finished round to named arrays."""
     arrays = {f"{i:06d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(found))}
     names = json.dumps(sorted(found[1].ticket.metrics)).encode()
     return arrays | {_METRICS: np.frombuffer(names, np.uint8)}
 
 
 def _unpack(arrays: dict[str, Any], params: PyTree, controls: Mapping[str, Control]) -> tuple[_Carry, Rounds]:
-    """The round of which `_pack` made the arrays."""
+    """Converts the arrays of `_pack` back to a round."""
     metrics = dict.fromkeys(json.loads(bytes(arrays[_METRICS])), 0)
     one = Trained(params, params, metrics)
     like = (_Carry(params, params), Rounds(jnp.zeros(()), params, one, dict.fromkeys(controls, one)))

@@ -1,4 +1,4 @@
-"""Stability to the noise of SGD: `error_barrier` and `instability` on the straight line between two networks."""
+"""`error_barrier` and `instability`: stability to the noise of SGD, on the straight line between two networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,12 +28,12 @@ class Line(NamedTuple):
 
 
 def interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
-    """The network between two networks: `(1 - a) params + a other` for floating leaves.
+    """Interpolates two networks: `(1 - a) params + a other` for floating leaves.
 
-    Other leaves are taken from `params`. Between two networks with the same masks zeros stay exactly zero.
+    Other leaves are taken from `params`. Zeros of both networks stay exactly zero.
 
     Args:
-      params: the network at position 0, where its bits are returned.
+      params: the network at position 0, which is returned bit for bit for a = 0.
       other: the network at position 1, in the same structure.
       position: a, a number or a traced scalar.
 
@@ -59,25 +59,25 @@ def interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
 
 
 def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree, *, points: int = 11) -> Line:
-    """The error barrier between two networks trained from the same weights with different noise of SGD.
+    """The error barrier between two networks trained from the same weights with different SGD noise.
 
         barrier = max_a error((1 - a) W_1 + a W_2) - (error(W_1) + error(W_2)) / 2
 
-    Frankle et al. 2020, arXiv 1912.05671, section 2: a ticket trains to full accuracy where training is stable to the
-    noise of SGD, that is where the barrier is about 0. Batch statistics in the trees are interpolated like weights; a
-    network with batch normalisation needs new statistics at each point, which `error` must compute.
+    Frankle et al. 2020, arXiv 1912.05671, section 2: a ticket trains to full accuracy if training is stable to SGD
+    noise, that is if the barrier is about 0. Batch statistics in the trees are interpolated like weights. A network
+    with batch normalisation needs new statistics at each point; `error` must compute them.
 
     Args:
       error: `params -> scalar`, such as the error on test data; traceable.
       params: W_1.
       other: W_2, in the same structure.
-      points: number of evenly spaced positions, both ends included; 2 or more.
+      points: the number of evenly spaced positions including both ends, 2 or more; default 11.
 
     Returns:
       A `Line`.
 
     Raises:
-      ValueError: fewer than 2 points, structures that differ.
+      ValueError: `points` is below 2, or the structures differ.
 
     Example:
       >>> hill = lambda params: 1 - params['w'] ** 2
@@ -85,7 +85,7 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
       1.0
     """
     if points < 2:
-        raise ValueError(f"points must be 2 or more, for the two ends; got {points}")
+        raise ValueError(f"points must be 2 or more, because both ends count; got {points}")
     error = _tree.scalar(error, "error", "error(params)")
     positions = jnp.arange(points, dtype=jnp.float32) / (points - 1)
     errors = jax.lax.map(lambda a: jnp.asarray(error(interpolate(params, other, a))), positions)
@@ -95,24 +95,24 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
 def instability(
     train: Train, error: Callable[[PyTree], Any], params: PyTree, masks: PyTree, key: Any, *, points: int = 11
 ) -> Line:
-    """Trains the same ticket twice with different noise of SGD, and returns the error barrier between both networks.
+    """Trains the same ticket twice with different SGD noise, and returns the error barrier between the two networks.
 
     Frankle et al. 2020, arXiv 1912.05671, section 2. Both trainings start from the same weights under the same masks;
-    their keys are split from one.
+    their keys are split from `key`.
 
     Args:
-      train: `(params, masks, key) -> params`, a whole training; the order of its data depends on the key.
+      train: `(params, masks, key) -> params`, a complete training; the order of the data depends on the key.
       error: `params -> scalar`, such as the error on test data; traceable.
-      params: the weights that both trainings start from.
-      masks: the masks of both; `masks.ones(params)` for the dense network.
+      params: the initial weights of both trainings.
+      masks: the masks of both trainings; `masks.ones(params)` for the dense network.
       key: a JAX key.
-      points: number of evenly spaced positions, both ends included; 2 or more.
+      points: the number of evenly spaced positions including both ends, 2 or more; default 11.
 
     Returns:
-      A `Line`. The network is stable to the noise of SGD if the barrier is about 0.
+      A `Line`. Training is stable to SGD noise if the barrier is about 0.
 
     Raises:
-      ValueError: fewer than 2 points; masks that do not fit.
+      ValueError: `points` is below 2, or the masks do not fit.
 
     Example:
       >>> train = lambda params, masks, key: {'w': jax.random.normal(key)}

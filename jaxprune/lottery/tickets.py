@@ -1,4 +1,4 @@
-"""`ticket` takes one round of a search as a `Ticket`: masks, the weights to train from, and where they come from."""
+"""`ticket`: makes a `Ticket` from one round of a search: masks, the weights to train from, and the provenance."""
 
 import importlib
 import platform
@@ -14,14 +14,13 @@ PyTree = Any
 
 
 class Ticket(NamedTuple):
-    """A sparse network to be trained.
+    """A sparse network to train.
 
-    It has the parts that `checkpoints.save` writes: `checkpoints.save(path, *ticket)` and
-    `Ticket(*checkpoints.load(path, params))`.
+    `checkpoints.save(path, *ticket)` writes a ticket, and `Ticket(*checkpoints.load(path, params))` reads it.
 
     Attributes:
       params: the weights to train from, zero where the masks are False.
-      masks: bool masks of the same leaves.
+      masks: bool masks of the parameters.
       provenance: a JSON value: `method`, `seeds`, `round`, `sparsity`, `metrics`, `versions`, and further notes.
     """
 
@@ -31,18 +30,18 @@ class Ticket(NamedTuple):
 
 
 def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None = None, **notes: Any) -> Ticket:
-    """Takes the ticket of one round of a search.
+    """Makes the ticket of one round of a search.
 
     Args:
-      rounds: the rounds of one search. Of a vmapped search take one member: `jax.tree.map(lambda x: x[i], rounds)`.
-      r: the number of the round, 0 for the dense network; negative numbers count from the last.
-      method: how the ticket was found, in words.
-      seeds: the seeds that the search depends on, by name.
+      rounds: the rounds of one search. For a vmapped search pass one member: `jax.tree.map(lambda x: x[i], rounds)`.
+      r: the number of the round, 0 for the dense network; negative numbers count from the end.
+      method: a description of how the ticket was found.
+      seeds: the seeds of the search, by name; default None.
       **notes: further entries of the provenance, anything that JSON can hold.
 
     Returns:
-      The ticket. Its provenance also has the sparsity counted from the masks, the metrics of its training, and the
-      versions of jaxprune, JAX and Python.
+      The ticket. Its provenance also contains the sparsity of the masks, the metrics of the training, and the versions
+      of jaxprune, JAX and Python.
 
     Raises:
       IndexError: the search has no such round.
@@ -57,7 +56,7 @@ def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None 
     _tree.check_instance(rounds, Rounds, "rounds", "what lottery.iterative_pruning returns")
     size = len(rounds.sparsity)
     if not -size <= r < size:
-        raise IndexError(f"r must be from {-size} to {size - 1}, for the search has {size} rounds; got {r}")
+        raise IndexError(f"round {r} does not exist; r must be from {-size} to {size - 1}")
     held, start, metrics = jax.tree.map(lambda x: x[r], (rounds.ticket.masks, rounds.start, rounds.ticket.metrics))
     provenance = {
         "method": method,

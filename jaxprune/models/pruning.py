@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _progress, calibration, reconstruction
+from jaxprune import _progress, reconstruction
 from jaxprune import masks as masks_
 from jaxprune.checkpoints import Folder, FolderWriter
 from jaxprune.models.decoder import Parts, block_params, parts
+from jaxprune.reconstruction.blocks import BlockRunner
 
 _ROUTERS = ("*mlp.gate.weight", "*block_sparse_moe.gate.weight", "*shared_expert_gate.weight")
 
@@ -139,7 +140,11 @@ def prune_folder(
             else:
                 began = time.perf_counter()
                 whole = block_params(folder.load(names, dtype=jnp.float32), index)
-                pruned, errors = run.prune(index, whole, hidden, _of_block(sparsity, names, prefix), where, options)
+                chosen = _predicate(where, prefix)
+                pruned, stats = run.of(index).prune(
+                    whole, hidden, _of_block(sparsity, names, prefix), where=chosen, **options
+                )
+                errors = reconstruction.relative_errors(whole, pruned.params, stats)
                 stored = {prefix + k: v.astype(folder.shapes[prefix + k].dtype) for k, v in pruned.params.items()}
                 writer.add(index, stored)
                 removed = float(masks_.sparsity(pruned.params, pruned.masks))
@@ -147,7 +152,7 @@ def prune_folder(
                 results.append(BlockResult(errors, removed, time.perf_counter() - began))
             # What is stored goes on, rounded to the dtype of the folder, so that a resumed run has the same bits.
             params = block_params({name: x.astype(jnp.float32) for name, x in stored.items()}, index)
-            hidden = [run.forward(index, params, x) for x in hidden]
+            hidden = run.of(index).forward(params, hidden)
             bar.update()
         if not writer.has(cut.blocks):
             writer.add(cut.blocks, folder.load(rest))
@@ -186,7 +191,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
         prefix = f"model.layers.{index}."
         names = [name for name in folder.shapes if name.startswith(prefix)]
         params = block_params(folder.load(names, dtype=jnp.float32), index)
-        hidden = [run.forward(index, params, x) for x in hidden]
+        hidden = run.of(index).forward(params, hidden)
     losses = np.concatenate([np.asarray(_losses(cut, outer, x, row)) for x, row in zip(hidden, rows, strict=True)])
     mean, error = losses.mean(), losses.std(ddof=1) / math.sqrt(len(losses))
     low, high = (math.exp(mean + side * 1.96 * error) for side in (-1, 1))
@@ -195,28 +200,18 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
 
 
 class _Runner:
-    """Blocks compiled once for each kind of block and each shape of its arrays."""
+    """The blocks of a decoder: one compiled program for each kind of block and each shape of its arrays."""
 
     def __init__(self, cut: Parts) -> None:
         self._cut = cut
-        self._forward = jax.jit(cut.block, static_argnums=2)
-        self._calibrators: dict[Any, Callable] = {}
+        self._runners: dict[int, BlockRunner] = {}
 
-    def forward(self, index: int, params: Any, hidden: jax.Array) -> jax.Array:
-        return self._forward(params, hidden, self._cut.alike(index))
-
-    def prune(
-        self, index: int, params: dict[str, Any], hidden: Sequence[jax.Array], sparsity: Any, where: Any, options: Any
-    ) -> tuple[masks_.Pruned, dict[str, float]]:
-        chosen = _predicate(where, f"model.layers.{index}.")
+    def of(self, index: int) -> BlockRunner:
         alike = self._cut.alike(index)
-        shapes = tuple((name, x.shape, bool(chosen(name, x))) for name, x in params.items())
-        if (alike, shapes) not in self._calibrators:
+        if alike not in self._runners:
             block = lambda params, hidden: self._cut.block(params, hidden, alike)
-            self._calibrators[alike, shapes] = calibration.calibrator(block, params, where=chosen)
-        stats = self._calibrators[alike, shapes](params, hidden)
-        pruned = reconstruction.reconstruct(params, stats, sparsity, where=chosen, **options)
-        return pruned, reconstruction.relative_errors(params, pruned.params, stats)
+            self._runners[alike] = BlockRunner(block, collect="gram")  # whatever the method: the errors need them
+        return self._runners[alike]
 
 
 @partial(jax.jit, static_argnums=0)

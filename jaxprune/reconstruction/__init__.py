@@ -1,12 +1,13 @@
-"""Reconstruction: prune in one shot, and change the weights that are kept to make up for those that are removed.
+"""Reconstruction: prune in one shot and change the kept weights to compensate for the removed ones.
 
-Methods are functions of one weight matrix, `(weight [inputs, outputs], gram, target) -> (weight, mask)`: `sparsegpt`,
-`alps`, `obs`, `least_squares`, or your own. The target says what to remove: `Entries`, `Grouped` or `Given`.
-`reconstruct` and `reconstruct_sequential` run a method on every leaf of a tree of parameters.
+A method is a function of one weight matrix, `(weight [inputs, outputs], gram, target) -> (weight, mask)`: `sparsegpt`,
+`alps`, `obs`, `least_squares`, or your own function. The target says what to remove: `Entries`, `Grouped` or `Given`.
+`reconstruct`, `reconstruct_blocks` and `reconstruct_sequential` run a method on every leaf of a tree of parameters.
 """
 
 from jaxprune.reconstruction.alps import alps
 from jaxprune.reconstruction.batch_statistics import recalibrate_statistics
+from jaxprune.reconstruction.blocks import reconstruct_blocks
 from jaxprune.reconstruction.least_squares import least_squares
 from jaxprune.reconstruction.obs import obs
 from jaxprune.reconstruction.reconstruct import reconstruct, relative_errors
@@ -23,6 +24,7 @@ __all__ = [
     "obs",
     "recalibrate_statistics",
     "reconstruct",
+    "reconstruct_blocks",
     "reconstruct_sequential",
     "relative_errors",
     "sparsegpt",

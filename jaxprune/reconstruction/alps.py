@@ -1,15 +1,15 @@
-r"""ALPS: the alternating direction method of multipliers finds the mask, least squares the weights.
+r"""`alps`: finds the mask by the alternating direction method of multipliers (ADMM), the weights by least squares.
 
-Meng, Behdin, Wang and Mazumder 2024 (arXiv 2406.07831). The problem $\min \|X W - X W_0\|^2$ over matrices $W$ with a
-given number of entries (or n of m in each output) is split in two: $W$ minimises the error, a copy $D$ has the zeros,
-and multipliers $V$ with a penalty $\rho$ draw them together:
+Meng, Behdin, Wang and Mazumder 2024 (arXiv 2406.07831) minimise $\|X W - X W_0\|^2$ over matrices $W$ with a given
+number of entries (or n of m in each output). They split the problem: $W$ minimises the error, a copy $D$ has the zeros,
+and multipliers $V$ with a penalty $\rho$ pull $W$ and $D$ together:
 
     W <- (H + rho I)^-1 (H W_0 - V + rho D)
     D <- the entries of W + V / rho of largest magnitude
     V <- V + rho (W - D)
 
-The penalty grows with the number of entries in which $D$'s zeros still change, so that the first rounds explore and the
-last ones settle.
+The penalty grows with the number of zeros of $D$ that still change: the first rounds explore masks, the last rounds
+settle on one.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from jax import lax
 from jaxprune.reconstruction import gram, removal
 from jaxprune.reconstruction.least_squares import least_squares
 
-_ROUND = 3  # steps between two looks at the zeros
+_ROUND = 3  # steps between two comparisons of the mask
 _FIRST_PENALTY = 0.1
 _LEAST_PENALTY, _LARGEST_PENALTY = 1e-5, 1e6
 
@@ -36,19 +36,20 @@ def alps(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Prunes one weight matrix by ALPS (Meng et al. 2024, arXiv 2406.07831, Algorithms 1 and 2).
 
-    Slower than SparseGPT by some ten to a hundred times, and with a smaller output error, most of all at high
-    sparsity. The inputs are scaled to equal norms first. The kept weights are then the least squares optimum for the
-    mask, in place of the paper's ten steps of conjugate gradients.
+    ALPS takes ten to a hundred times as long as SparseGPT. Its output error is smaller, most of all at high sparsity.
+    The inputs are first scaled to equal norms. At the end the kept weights are the least squares optimum for the mask;
+    the paper runs ten steps of conjugate gradients instead.
 
     Args:
       weight: float[inputs, outputs]; computed in float32 at least.
       gram_matrix: float[inputs, inputs], $X^T X$ of the inputs, in any scale.
-      target: what to remove: `Entries`, `Grouped` or `Given`; with `Given` this is `least_squares`.
-      damping: what is added to the diagonal, in units of its mean.
-      steps: the largest number of ADMM steps; static. They end earlier once the mask no longer changes.
+      target: what to remove: `Entries`, `Grouped` or `Given`. With `Given` the function equals `least_squares`.
+      damping: added to the diagonal of the Gram matrix, relative to the diagonal's mean; 0 or more; default 0.01.
+      steps: the largest number of ADMM steps; static; default 300. The loop stops when the mask no longer changes.
 
     Returns:
-      `(weights, mask)` as `sparsegpt` returns them.
+      `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the bool mask is False. Kept weights are
+      NaN if the damped Gram matrix is not positive definite.
 
     Raises:
       ValueError: shapes do not fit, m does not divide the inputs, or `steps` is not positive.
@@ -85,7 +86,7 @@ def _mask(
     norms = jnp.sqrt(system.diagonal())[:, None]
     system = system / (norms * norms.T)
     values, vectors = jnp.linalg.eigh(system)
-    # Dead inputs serve no output: their weights are removed first.
+    # Dead inputs reach no output, so their weights are removed first.
     dense = jnp.where((gram_matrix.diagonal() <= 0)[:, None], 0.0, weight.astype(system.dtype) * norms)
     goal = gram.matmul(system, dense)
     start = removal.keep(jnp.abs(dense), target)
@@ -108,7 +109,7 @@ def _mask(
         exploring = state.exploring | (fraction > 0.005)
         factor = jnp.where(fraction > 0.1, 1.3, jnp.where(fraction > 0.005, 1.2, 1.1))
         penalty = jnp.clip(jnp.where(exploring, state.penalty * factor, state.penalty / 5), None, _LARGEST_PENALTY)
-        # A first penalty so large that hardly anything changed: start again with a smaller one.
+        # If the first penalty is so large that hardly any entry changes, start again with a smaller penalty.
         sparse = jnp.where(exploring, sparse, jnp.where(start, dense, 0))
         multipliers = jnp.where(exploring, multipliers, 0)
         mask = jnp.where(exploring, mask, start)
@@ -122,5 +123,5 @@ def _mask(
     never = jnp.zeros((), bool)
     state = _State(jnp.int32(0), first, jnp.where(start, dense, 0), jnp.zeros_like(dense), start, never, jnp.int32(0))
     state = lax.while_loop(going, advance, state)
-    # By rank rather than by `sparse != 0`: a kept weight may happen to be zero, and counts are exact.
+    # The mask is chosen by rank and not as `sparse != 0`: a kept weight may be zero, and counts must be exact.
     return removal.keep(jnp.abs(state.sparse), target)

@@ -1,4 +1,4 @@
-r"""The Gram matrix of a layer's inputs as the measure of a change: damping, its inverse's factor, output errors.
+r"""Gram matrices of a layer's inputs: `damped`, `inverse_factor`, `output_errors`, `no_worse`.
 
 A layer computes $Y = X W$ with inputs $X$ [samples, inputs] and weights $W$ [inputs, outputs]. Changing the weights
 by $\Delta$ changes the outputs by $\|X \Delta\|^2 = \mathrm{tr}(\Delta^T H \Delta)$ with $H = X^T X$. Outputs do not
@@ -14,15 +14,15 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The product in full precision, where a GPU or TPU would take fewer bits."""
+    """The matrix product in full precision; a GPU or TPU would use fewer bits by default."""
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
 def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
-    r"""$H + \lambda \bar d I$, scaled so that the mean $\bar d$ of the diagonal over inputs that are ever alive is 1.
+    r"""Returns $H + \lambda \bar d I$, scaled so that the mean $\bar d$ of the diagonal over live inputs is 1.
 
-    A dead input (zero on the diagonal, so zero in its row and column) gets 1 on the diagonal: it is independent of
-    the others and its weights are neither changed nor used.
+    A dead input has zeros in its row and column. It gets 1 on the diagonal, so it is independent of the other inputs,
+    and its weights are neither changed nor used.
 
     Args:
       gram: float[inputs, inputs], symmetric, positive semidefinite.
@@ -81,10 +81,10 @@ def output_errors(change: jax.Array, gram: jax.Array) -> jax.Array:
 
 
 def no_worse(weight: jax.Array, repaired: jax.Array, mask: jax.Array, gram: jax.Array) -> jax.Array:
-    """The repaired weights, but for outputs that the plain masked weights serve better.
+    """The repaired weights; outputs with a smaller error under the plain mask keep their masked weights.
 
-    Damping, rounding to a short dtype and early stops can make a repair worse than none. Each output then keeps
-    its masked weights. NaN in the repaired weights is kept, so that it is seen.
+    Damping, rounding to a short dtype and early stops can make a repair worse than none. NaN in the repaired weights
+    stays, so that it is noticed.
 
     Args:
       weight: float[inputs, outputs], before pruning.
@@ -104,5 +104,5 @@ def no_worse(weight: jax.Array, repaired: jax.Array, mask: jax.Array, gram: jax.
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Float64 stays, everything shorter becomes float32."""
+    """Casts to float32, but keeps float64."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,8 +1,8 @@
-r"""The best values for the weights that a mask keeps: least squares on the inputs seen.
+r"""`least_squares`: the optimal values of the weights that a mask keeps.
 
-For each output, with kept inputs $S$, $\min_w \|X (w - w_0)\|^2$ over $w$ that is zero outside $S$ is the solution of
-$H_{SS}\, \delta_S = (H w_0^{\text{removed}})_S$, $w = w_0^{\text{kept}} + \delta$. Every output has a system of its
-own: solved by Cholesky up to some hundred inputs, by conjugate gradients on all outputs at once beyond.
+For each output with kept inputs $S$, the minimum of $\|X (w - w_0)\|^2$ over $w$ that is zero outside $S$ solves
+$H_{SS}\, \delta_S = (H w_0^{\text{removed}})_S$, $w = w_0^{\text{kept}} + \delta$. Every output has its own linear
+system. Small systems are solved by Cholesky, larger ones by conjugate gradients on all outputs at once.
 """
 
 import jax
@@ -25,20 +25,22 @@ def least_squares(
     direct: bool | None = None,
     steps: int = 200,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Gives the kept weights of each output the values for which the output moves least.
+    r"""Sets the kept weights of each output to the values that change the output least.
 
     Args:
       weight: float[inputs, outputs]; computed in float32 at least.
       gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
-      target: `Given(mask)` with any mask bool[inputs, outputs], True = kept; this method finds no masks.
-      damping: what is added to the diagonal, in units of its mean; it holds weights near their old values.
-      direct: whether to factorise a system for each output (inputs^3 / 3 operations for each); else conjugate
-        gradients (2 inputs^2 a step for each). None: direct up to 256 inputs. Static.
-      steps: the largest number of steps of conjugate gradients; they end once no output has a residual above 1e-6.
+      target: `Given(mask)` with any mask bool[inputs, outputs], True = kept. The method does not choose masks.
+      damping: added to the diagonal of the Gram matrix, relative to the diagonal's mean; 0 or more; default 1e-4. A
+        larger value keeps weights nearer to their old values.
+      direct: True factorises one system for each output (inputs^3 / 3 operations each); False runs conjugate gradients
+        (2 inputs^2 operations a step each); None (default) is True up to 256 inputs. Static.
+      steps: the largest number of steps of conjugate gradients; default 200. The loop stops when every residual is at
+        most 1e-6.
 
     Returns:
-      `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the mask is False; no output is farther
-      from its old values than with the mask alone. With `direct`, NaN if a damped system is not positive definite.
+      `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the mask is False. No output has a larger
+      error than with the mask alone. With `direct`, kept weights are NaN if a damped system is not positive definite.
 
     Raises:
       ValueError: shapes do not fit, or the target is not a mask.
@@ -77,7 +79,7 @@ def solve(system: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
 
     def one(columns: tuple[jax.Array, jax.Array]) -> jax.Array:
         right, kept = columns
-        # Removed inputs get the identity's rows, so that every system has the same shape.
+        # Removed inputs get rows of the identity, so that every system has the same shape.
         own = jnp.where(kept[:, None] & kept[None, :], system, 0.0) + jnp.diag(jnp.where(kept, 0.0, 1.0))
         return cho_solve((jnp.linalg.cholesky(own, symmetrize_input=False), True), right)
 
@@ -94,8 +96,8 @@ def conjugate_gradients(
       system: float[inputs, inputs], positive definite.
       target: float[inputs, outputs], zero where the mask is False.
       mask: bool[inputs, outputs].
-      steps: at most; each is one product of the system with a matrix of the weights' shape.
-      tolerance: an output stops when its preconditioned residual has fallen to this fraction of its first.
+      steps: the largest number of steps; each multiplies the system by a matrix of the weights' shape.
+      tolerance: an output stops when its preconditioned residual is at most this fraction of the first residual.
 
     Returns:
       float[inputs, outputs], zero where the mask is False.

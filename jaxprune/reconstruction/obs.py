@@ -1,9 +1,9 @@
-r"""Exact optimal brain surgeon, one weight at a time: the reference for small layers.
+r"""`obs`: exact optimal brain surgeon, which removes one weight at a time; the reference for small layers.
 
-Frantar, Singh and Alistarh 2022, Optimal Brain Compression (arXiv 2208.11580), Algorithms 1 and 2. For each output,
-the weight of least $w_j^2 / [H^{-1}]_{jj}$ is removed, the others follow by
-$w \leftarrow w - \frac{w_j}{[H^{-1}]_{jj}} H^{-1}_{:j}$, and $j$ leaves the inverse by one step of Gaussian
-elimination. Outputs are then given their share of a total by the size of their losses.
+Frantar, Singh and Alistarh 2022, Optimal Brain Compression (arXiv 2208.11580), Algorithms 1 and 2. Each step removes
+the weight of an output with the least $w_j^2 / [H^{-1}]_{jj}$, updates the other weights by
+$w \leftarrow w - \frac{w_j}{[H^{-1}]_{jj}} H^{-1}_{:j}$, and eliminates $j$ from the inverse by one step of Gaussian
+elimination. The sizes of the losses then decide how many weights each output loses.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from jaxprune.reconstruction import gram, removal
 from jaxprune.reconstruction.least_squares import least_squares
 from jaxprune.reconstruction.sparsegpt import sparsegpt
 
-_CHUNK = 1 << 24  # entries of all the inverses that are held at once
+_CHUNK = 1 << 24  # entries of all the inverses in memory at once
 
 
 def obs(
@@ -29,23 +29,25 @@ def obs(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Prunes one small weight matrix by exact OBS (Frantar, Singh and Alistarh 2022, arXiv 2208.11580).
 
-    inputs^3 operations for each output: for layers of up to a few hundred inputs. The order of removal is greedy; the
-    kept weights are then the least squares solution for the mask, which is what the updates add up to. Equal losses:
-    the lower index is removed first within an output; between outputs the lowest index is kept.
+    The cost is inputs^3 operations for each output, so use it for layers of up to a few hundred inputs. The order of
+    removal is greedy. The kept weights are then the least squares solution for the mask, which equals the sum of the
+    updates. Of equal losses within an output the lower index is removed first; between outputs the lowest index is
+    kept.
 
-    Greedy is no optimum: another mask may do better. With `guard`, SparseGPT's mask with its weights at their least
-    squares optimum, and SparseGPT itself, are tried too, and the smallest total output error wins (of each output's,
+    A greedy mask need not be the best mask. With `guard`, the function also computes SparseGPT, and SparseGPT's mask
+    with least squares weights, and returns the result of the smallest total output error (for each output separately
     with `Grouped` and `Given`, where outputs are independent).
 
     Args:
       weight: float[inputs, outputs]; computed in float32 at least.
       gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
       target: what to remove: `Entries`, `Grouped` or `Given`.
-      damping: what is added to the diagonal, in units of its mean.
-      guard: never to be worse than SparseGPT; static.
+      damping: added to the diagonal of the Gram matrix, relative to the diagonal's mean; 0 or more; default 1e-4.
+      guard: whether the result must be no worse than SparseGPT's; static; default True.
 
     Returns:
-      `(weights, mask)` as `sparsegpt` returns them.
+      `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the bool mask is False. Kept weights are
+      NaN if the damped Gram matrix is not positive definite.
 
     Raises:
       ValueError: shapes do not fit, or m does not divide the inputs.
@@ -72,7 +74,7 @@ def obs(
 def greedy_mask(
     weight: jax.Array, gram_matrix: jax.Array, target: removal.Target, *, damping: float | jax.Array = 1e-4
 ) -> jax.Array:
-    """The mask that removing one weight at a time arrives at; see `obs`."""
+    """Returns the mask from removing one weight at a time; see `obs`."""
     if isinstance(target, removal.Given):
         return target.mask
     factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
@@ -85,15 +87,15 @@ def greedy_mask(
     if grouped is not None:
         return (turns >= weight.shape[0] // grouped.m * (grouped.m - grouped.n)).T
     assert isinstance(target, removal.Entries)  # for the type checker
-    # The losses of all outputs are ranked together; an output loses as many weights as it has losses among those
-    # that go, taken in its own order.
+    # The losses of all outputs are ranked together. An output loses as many weights as it has removed losses, in its
+    # own order.
     stays = removal.keep_largest(losses.T, weight.size - jnp.asarray(target.removed))
     mask = (~stays).sum(0) <= turns.T
     return jnp.where(jnp.isnan(inverse).any(), stays, mask)
 
 
 def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: removal.Grouped | None) -> tuple[jax.Array, jax.Array]:
-    """For one output: the loss of each turn, and at which turn each weight goes (at none: the number of inputs)."""
+    """For one output: the loss of each step, and the step at which each weight is removed (never: number of inputs)."""
     n = weight.shape[0]
     steps = n if grouped is None else n // grouped.m * (grouped.m - grouped.n)
 

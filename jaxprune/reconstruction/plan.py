@@ -1,4 +1,4 @@
-"""What reconstruction removes from each leaf: the calibrated leaves, and a plan of targets or of masks for them."""
+"""`plan`: what reconstruction removes from each calibrated leaf, as targets or by a criterion."""
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ PyTree = Any
 
 
 class Leaf(NamedTuple):
-    """A leaf with the statistics of its inputs."""
+    """A leaf and the statistics of its inputs."""
 
     position: int
     name: str
@@ -28,19 +28,19 @@ class Leaf(NamedTuple):
 
 
 def calibrated(params: PyTree, stats: Stats | None, where: _tree.Where, needs: str = "layout") -> list[Leaf]:
-    """Returns the leaves that `where` selects, with their statistics; with None, all leaves that have some.
+    """Returns the leaves that `where` selects, with their statistics; for None, all leaves that have statistics.
 
     Args:
       params: the parameters.
-      stats: what `calibrate` returned.
-      where: which leaves, see `_tree.prunable`.
-      needs: the field of the statistics that must be there.
+      stats: the result of `calibrate`.
+      where: which leaves; see `_tree.prunable`.
+      needs: the field of the statistics that is required.
 
     Raises:
       ValueError: statistics are missing; the message names the leaves.
     """
     if stats is None:
-        raise ValueError("reconstruction needs stats: pass what calibrate(fn, params, batches) returns")
+        raise ValueError("reconstruction needs stats: pass the result of calibrate(fn, params, batches)")
     if not isinstance(stats, Stats):
         swapped = ": params and stats are swapped" if isinstance(params, Stats) else ""
         raise TypeError(f"stats must be what calibrate(fn, params, batches) returns; got {_tree.shown(stats)}{swapped}")
@@ -57,11 +57,11 @@ def calibrated(params: PyTree, stats: Stats | None, where: _tree.Where, needs: s
     if missing:
         why = dict(stats.uncovered)
         lines = "\n".join(f"  {name}: {why.get(name, 'was not calibrated')}" for name in missing)
-        raise ValueError(f"where selects leaves without statistics; narrow it, or calibrate them:\n{lines}")
+        raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
     lacking = [named[i][0] for i in picked if getattr(entries[i], needs) is None]
     if lacking:
         raise ValueError(
-            f"this method needs calibrate(..., collect={needs!r}); without it are:\n"
+            f"this method needs calibrate(..., collect={needs!r}); these leaves were calibrated without it:\n"
             + "\n".join(f"  {name}" for name in lacking)
         )
     return [Leaf(i, *named[i], entry) for i in picked if (entry := entries[i]) is not None]
@@ -72,10 +72,10 @@ class Plan:
     """What is removed from each leaf.
 
     Attributes:
-      targets: for each leaf position a target for all its matrices, or None if the leaf is left alone; None if a
-        criterion chooses.
-      selector: the criterion, with the sparsity of each leaf as its allocation; None without one.
-      ranks_all: whether the criterion ranks all leaves together, which stage by stage is not possible.
+      targets: for each leaf position a target for all its matrices, or None if nothing is removed. The whole field is
+        None if a criterion chooses.
+      selector: the criterion, with the sparsity of each leaf as its allocation; None without a criterion.
+      ranks_all: whether the criterion ranks all leaves together, which is impossible stage by stage.
     """
 
     targets: dict[int, Target | None] | None = None
@@ -83,7 +83,7 @@ class Plan:
     ranks_all: bool = False
 
     def of(self, params: PyTree, stats: Stats, leaves: Sequence[Leaf]) -> list[Target | None]:
-        """The targets of these leaves, for parameters and statistics as they are now."""
+        """Returns the targets of these leaves for the current parameters and statistics."""
         if self.targets is not None:
             return [self.targets[leaf.position] for leaf in leaves]
         assert self.selector is not None
@@ -105,18 +105,18 @@ def plan(
 
     Args:
       params: the parameters.
-      stats: the statistics that tell each leaf's layout and, to a criterion, its scores.
+      stats: the statistics, which give each leaf's layout and the scores of a criterion.
       leaves: the calibrated leaves.
-      sparsity: what the user asked for.
-      kept: masks to use as they are, or None.
-      how: how weights are chosen; without a criterion in it the method chooses.
-      method: its name, for messages.
+      sparsity: the user's sparsity.
+      kept: masks to use unchanged, or None.
+      how: how weights are chosen; if it contains no criterion, the method chooses.
+      method: the name of the method, for messages.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: the arguments exclude each other, or do not fit a leaf.
+      ValueError: the arguments contradict each other, or do not fit a leaf.
     """
     if how.get("specs") is not None:
         raise ValueError("reconstruction works on whole arrays, outside jax.shard_map; leave specs out")
@@ -125,7 +125,7 @@ def plan(
         given += [] if sparsity is None else ["sparsity"]
         if given:
             raise ValueError(
-                "masks say what is removed: leave sparsity and pattern out, criterion, allocation and batch_axes too; "
+                "masks already say what is removed: leave out sparsity, pattern, criterion, allocation and batch_axes; "
                 f"got {', '.join(given)}"
             )
         return Plan(_all_given(params, leaves, kept))
@@ -148,14 +148,14 @@ def plan(
     values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
     if isinstance(values, masks.Global):
         raise ValueError(
-            f"{method} finds its own masks leaf by leaf; allocation.one_ranking gives no leaf a sparsity. Pass "
-            "criterion=criteria.magnitude or another, which then gives the masks"
+            f"{method} chooses its masks leaf by leaf, and allocation.one_ranking gives no leaf a sparsity; pass a "
+            "criterion, such as criterion=criteria.magnitude, which then chooses the masks"
         )
     return Plan({x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves})
 
 
 def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
-    """How many leading axes of each leaf are scanned layers, that is whole axes with one matrix for each index."""
+    """Returns how many leading axes of each leaf stack scanned layers, one matrix for each index."""
     axes = {}
     for leaf in leaves:
         layout, n = leaf.inputs.layout, 0
@@ -173,8 +173,8 @@ def _all_given(params: PyTree, leaves: Sequence[Leaf], kept: PyTree) -> dict[int
     other = [name for i, (name, _) in named if i not in covered and not listed[i].all()]
     if other:
         raise ValueError(
-            "masks remove something from leaves that are not reconstructed (where leaves them out, or they were not "
-            "calibrated); set their masks to True:\n" + "\n".join(f"  {name}" for name in other)
+            "masks remove something from leaves that are not reconstructed (not selected by where, or not calibrated); "
+            "set their masks to True:\n" + "\n".join(f"  {name}" for name in other)
         )
     return {leaf.position: _given(leaf, listed[leaf.position]) for leaf in leaves}
 
@@ -188,17 +188,17 @@ def _given(leaf: Leaf, mask: jax.Array) -> Given | None:
 def _sparsities(
     params: PyTree, pruned: Sequence[masks.Leaf], sparsity: Any, selector: Selector, stats: Stats
 ) -> list[Any] | masks.Global:
-    """A sparsity or a `masks.Count` for each leaf of the tree, or one ranking over all leaves."""
+    """A sparsity or a `masks.Count` for each leaf of the tree; or `masks.Global` for one ranking over all leaves."""
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
         fixed = {leaf.place: leaf.pattern.fixed_sparsity for leaf in pruned}
         missing = [leaf.name for leaf in pruned if fixed[leaf.place] is None]
         if missing:
-            raise ValueError(f"{missing[0]}: pass a sparsity, n of m as its pattern, or masks")
+            raise ValueError(f"{missing[0]} has no sparsity: pass a sparsity, an N:M pattern or masks")
         return [fixed.get(i, 0.0) for i in range(treedef.num_leaves)]
     if _is_number(sparsity):
-        # The uniform allocation reads shapes only: no need for scores of all leaves at once.
+        # The uniform allocation reads only shapes, so no scores are computed.
         uniform = selector.allocation is allocation.uniform
         scores = params if uniform else selector.scores(params, stats=stats)
         shared = selector.allocation(scores, sparsity, **selector.units).sparsities
@@ -218,20 +218,20 @@ def _is_number(sparsity: Any) -> bool:
 
 
 def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
-    """Why a method that finds its own masks cannot follow the pattern of a leaf; None if it can."""
+    """Why a method that chooses its own masks cannot follow the pattern of a leaf; None if it can."""
     group, inputs = own.pattern.group(own), leaf.inputs.layout.input_axes
     if own.pattern == masks.Unstructured() or (group and group.along == inputs):
         return None
     if group and group.along:
-        return f"{leaf.name}: {own.pattern} lies along other axes than its inputs, {inputs}; leave axis out"
+        return f"{leaf.name}: {own.pattern} needs the axes of the inputs, {inputs}; leave axis out"
     return (
-        f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), which {method} finds masks for; pass "
+        f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), the patterns of {method}; pass "
         "criterion=criteria.magnitude or another, or masks=masks.select(...)"
     )
 
 
 def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
-    """What a method removes from all matrices of a leaf, its fields stacked; None where nothing is removed."""
+    """The target for all matrices of a leaf, with stacked fields; None if nothing is removed."""
     if group := own.pattern.group(own):
         fixed = 1 - group.kept / group.size
         if not (_is_number(sparsity) and abs(float(sparsity) - fixed) < 1e-6):
@@ -244,12 +244,12 @@ def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
 
 
 def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
-    """How many entries each of so many equal parts of a leaf loses: the leaf's own number, spread evenly."""
+    """How many entries each of the equal parts of a leaf loses: the number for the whole leaf, spread evenly."""
     is_count = isinstance(sparsity, masks.Count)
     if is_count and np.ndim(sparsity.low):
         each = np.asarray(sparsity.high, np.int64) * 2**16 + np.asarray(sparsity.low)
         if parts % len(each):
-            raise ValueError(f"{leaf.name}: a Count of {len(each)} slices, but it is {parts} matrices")
+            raise ValueError(f"{leaf.name}: the Count has {len(each)} slices, but the leaf has {parts} matrices")
         return np.concatenate([_spread(int(k), parts // len(each)) for k in each])
     return _spread(int(sparsity if is_count else counts.removed(sparsity, leaf.entries)), parts)
 

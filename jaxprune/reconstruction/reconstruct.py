@@ -1,4 +1,4 @@
-"""`reconstruct` prunes trees of parameters and repairs the weights that are kept; `relative_errors` measures it."""
+"""`reconstruct` prunes trees of parameters and repairs the kept weights; `relative_errors` measures the repair."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from jaxprune.reconstruction.sparsegpt import sparsegpt
 PyTree = Any
 Kernel = Callable[[jax.Array, jax.Array, Target], tuple[jax.Array, jax.Array]]
 
-_TOGETHER = 1 << 24  # entries of all the Gram matrices that are worked on at once
+_TOGETHER = 1 << 24  # entries of all the Gram matrices processed at once
 
 
 def _leave(weight: jax.Array, gram_matrix: jax.Array, target: Given) -> tuple[jax.Array, jax.Array]:
@@ -32,13 +32,13 @@ def _leave(weight: jax.Array, gram_matrix: jax.Array, target: Given) -> tuple[ja
 
 
 class Method(NamedTuple):
-    """How one weight matrix is pruned and repaired.
+    """How to prune and repair one weight matrix.
 
     Attributes:
       name: for messages.
       kernel: `(weight, gram, target) -> (weight, mask)`.
-      criterion: what gives the masks where the user passes none; None: the kernel finds its own.
-      needs: the field of the statistics that the kernel reads; "layout" for none.
+      criterion: chooses the masks if the user passes no criterion and no masks; None: the kernel chooses them.
+      needs: the field of the statistics that the kernel reads; "layout" if it reads none.
     """
 
     name: str
@@ -67,56 +67,55 @@ def reconstruct(
     masks: PyTree | None = None,
     **how: Unpack[How],
 ) -> Pruned:
-    r"""Prunes parameters in one shot and changes the weights that are kept so that outputs move little.
+    r"""Prunes parameters in one shot and changes the kept weights so that outputs change little.
 
-    A method repairs the kept weights. The masks come from one of three places, and any masks go with any method:
+    A method repairs the kept weights. The masks have one of three sources, each of which works with every method:
 
-    - `masks=...`: masks to use as they are;
-    - `criterion=...`: any criterion, as in `prune`, whose masks they are: `reconstruct(params, stats, 0.5,
-      method="least_squares", criterion=criteria.ria)`;
-    - neither: the method's own choice.
+    - `masks=...`: the masks that you pass;
+    - `criterion=...`: any criterion, for example `reconstruct(params, stats, 0.5, method="least_squares",
+      criterion=criteria.ria)`;
+    - neither of them: the method's own choice.
 
     | method | own masks | repair of the kept weights |
     |---|---|---|
-    | "sparsegpt" | found in its sweep | in the same sweep; see `sparsegpt` |
+    | "sparsegpt" | chosen in its sweep | in the same sweep; see `sparsegpt` |
     | "alps" | by ADMM, slower and better | least squares; see `alps` |
     | "obs" | by exact OBS, for small layers | least squares; see `obs` |
-    | "least_squares" | of `criteria.wanda` | least squares; see `least_squares` |
-    | "wanda" | of `criteria.wanda` | none |
-    | "magnitude" | of `criteria.magnitude` | none |
-    | a function | its own | its own |
+    | "least_squares" | by `criteria.wanda` | least squares; see `least_squares` |
+    | "wanda" | by `criteria.wanda` | none |
+    | "magnitude" | by `criteria.magnitude` | none |
+    | a function | chosen by the function | by the function |
 
-    Each leaf is a weight matrix [inputs, outputs] or a stack of them, as calibration found it to be used: dense
-    kernels, convolutions (inputs are height x width x channels of the kernel), groups of a convolution, attention
-    projections with head axes, scanned layers. Matrices are repaired each by itself, and no output of a matrix ever
-    moves farther from its old values, on the activations seen, than with the same mask and no repair.
+    Each leaf is a weight matrix [inputs, outputs] or a stack of matrices. Calibration has determined which axes are
+    inputs: dense kernels, convolutions (inputs are height x width x channels of the kernel), groups of a convolution,
+    attention projections with head axes, scanned layers. Each matrix is repaired separately. No output of a matrix has
+    a larger error on the calibration data than with the same mask and no repair.
 
     Args:
       params: any tree; the parameters that were calibrated.
-      stats: what `calibrate` returned for them: with Gram matrices for a repair; with what the criterion needs
-        (squares for Wanda).
+      stats: the result of `calibrate` for `params`, with Gram matrices for a repair and with the statistics that the
+        criterion needs (squares for Wanda).
       sparsity: the fraction removed, in [0, 1): a number, which the allocation shares among the leaves (by default
         each gets the same); a mapping from globs to numbers (leaves that match none are not pruned); or a tree of
         numbers or `masks.Count` in the structure of `params`, such as an allocation's `sparsities`. A method that
-        finds its own masks removes exactly $\lfloor s n + 1/2 \rfloor$ of a leaf's n entries, spread evenly over its
-        matrices; a criterion's masks have the counts that `prune` gives them. May be None with `masks`, and with n of
-        m as the pattern.
-      method: a name from the table; the function of that name with options, such as `functools.partial(
-        reconstruction.sparsegpt, block=64)`; or a function of your own, `(weight [inputs, outputs], gram, target) ->
+        chooses its own masks removes exactly $\lfloor s n + 1/2 \rfloor$ of a leaf's n entries, spread evenly over its
+        matrices. A criterion removes as many as `prune` does. Default None, for `masks` or an N:M pattern.
+      method: a name from the table; a function of that name with options, such as `functools.partial(
+        reconstruction.sparsegpt, block=64)`; or your own function, `(weight [inputs, outputs], gram, target) ->
         (weight, mask)`, which is traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`.
-      masks: masks to use as they are, for instance from `masks.select`; a leaf whose mask is a scalar True is left
-        alone. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
+      masks: masks to use unchanged, for instance from `masks.select`; a leaf whose mask is a scalar True is not
+        changed. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see `jaxprune.How`. By
-        default `where` is all leaves that were calibrated (`stats.uncovered` names those that could not be), and
+        default `where` selects all calibrated leaves (`stats.uncovered` names leaves that could not be calibrated), and
         scanned layers are `batch_axes`. Without a criterion the pattern must be `Unstructured()` or `NM(n, m)`.
 
     Returns:
       `Pruned(params, masks)`; dtypes are kept, and a leaf that is not pruned is the same array.
 
     Raises:
-      ValueError: a leaf has no statistics, or not those the method needs; m does not divide the inputs; a Gram matrix
-        is not positive definite (raise the method's `damping`); parameters are not finite; arguments exclude each
-        other. The message names the leaves.
+      ValueError: a leaf has no statistics, or lacks the statistics that the method needs; m does not divide the inputs;
+        a Gram matrix is not positive definite (raise the method's `damping`); parameters are not finite; arguments
+        contradict each other. The message names the leaves.
       TypeError: a sparsity is not a number.
 
     Example:
@@ -130,7 +129,7 @@ def reconstruct(
     """
     chosen = method_of(method)
     leaves = calibrated(params, stats, how.get("where"), chosen.needs)
-    assert stats is not None  # for the type checker: `calibrated` refuses None
+    assert stats is not None  # for the type checker: `calibrated` raises for None
     targets = plan(params, stats, leaves, sparsity, masks, with_criterion(how, chosen, masks), chosen.name).of(
         params, stats, leaves
     )
@@ -144,15 +143,15 @@ def reconstruct(
 
 
 def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, float]:
-    r"""Returns how far each calibrated leaf's outputs moved, $\|X (W - W')\|^2 / \|X W\|^2$, by the leaf's name.
+    r"""Returns the relative change of each calibrated leaf's outputs, $\|X (W - W')\|^2 / \|X W\|^2$, by leaf name.
 
     Args:
       params: the parameters that were calibrated.
       new: other parameters of the same structure and shapes.
-      stats: what `calibrate` returned, with Gram matrices.
+      stats: the result of `calibrate`, with Gram matrices.
 
     Returns:
-      A number for each leaf that was calibrated; 0 where the outputs were zero and still are.
+      A number for each calibrated leaf; 0 where the outputs are zero before and after.
 
     Raises:
       ValueError: there are no Gram matrices.
@@ -177,7 +176,7 @@ def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, floa
 
 
 def method_of(method: str | Kernel) -> Method:
-    """Returns the method of a name, or of a user's function.
+    """Returns the method with this name, or the method around a user's function.
 
     Raises:
       ValueError: there is no method of this name.
@@ -192,15 +191,15 @@ def method_of(method: str | Kernel) -> Method:
 
 
 def with_criterion(how: How, method: Method, masks: PyTree | None) -> How:
-    """Adds the method's own criterion where the user gave neither a criterion nor masks.
+    """Adds the method's own criterion if the user gave neither a criterion nor masks.
 
     Raises:
       ValueError: the method is a criterion without repair, and the user passed another.
     """
     if "criterion" in how and method.needs == "layout":
         raise ValueError(
-            f"method={method.name!r} is a criterion without repair, and criterion= is another; to leave the weights as "
-            'they are call jaxprune.prune, to repair them pass method="least_squares" or another'
+            f"method={method.name!r} is a criterion without repair, but another criterion= was passed; to keep the "
+            'weights unchanged call jaxprune.prune, to repair them pass another method, such as method="least_squares"'
         )
     if "criterion" in how or masks is not None or method.criterion is None:
         return how
@@ -208,7 +207,7 @@ def with_criterion(how: How, method: Method, masks: PyTree | None) -> How:
 
 
 class _Hashable(NamedTuple):
-    """A `functools.partial` that equals another with the same function and options, so that jit finds it again."""
+    """A `functools.partial` that compares by function and options, so that jit reuses its compiled program."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -238,10 +237,10 @@ def prune_leaf(
       leaf: the leaf.
       target: what to remove from all its matrices.
       kernel: `(weight, gram, target) -> (weight, mask)`.
-      matrix: the index of the only matrix that is pruned; None for all of them.
+      matrix: the index of the only matrix to prune; None for all matrices.
 
     Returns:
-      The leaf and its mask; the other matrices stay as they are, with all entries kept.
+      The leaf and its mask. Matrices that are not pruned are unchanged, with all entries kept.
     """
     layout = leaf.inputs.layout
     matrices = layout.matrices(jnp.asarray(leaf.array))
@@ -259,7 +258,7 @@ def prune_leaf(
 def _run(
     matrices: jax.Array, grams: jax.Array, targets: Any, *, kernel: Callable[..., Any], groups: Grouped | None
 ) -> tuple[jax.Array, jax.Array]:
-    # All matrices by vmap, or so many at a time that their Gram matrices stay within bounds.
+    # vmap runs all matrices at once, or as many as fit the bound on the size of their Gram matrices.
     form = "method(weight, gram_matrix, target)"
     one = lambda x: _tree.call(kernel, "method", form, x[0], x[1], groups or x[2])
     n, size = len(matrices), grams.shape[1] ** 2
@@ -269,7 +268,7 @@ def _run(
 
 
 def check_finite(leaves: Sequence[Leaf], new: Sequence[jax.Array]) -> None:
-    """Raises unless the leaves were finite and still are; kernels return NaN for a matrix that they cannot invert.
+    """Raises unless the leaves are finite before and after. A kernel returns NaN for a matrix that it cannot invert.
 
     Raises:
       ValueError: a leaf is not finite, before or after; the message names the leaves.
@@ -283,7 +282,7 @@ def check_finite(leaves: Sequence[Leaf], new: Sequence[jax.Array]) -> None:
     after = [leaf.name for leaf, (_, now) in zip(leaves, finite, strict=True) if not now]
     if after:
         raise ValueError(
-            "the Gram matrix is not positive definite: raise the damping, as in "
+            "the Gram matrix is not positive definite: raise the damping, for example by "
             "method=functools.partial(reconstruction.sparsegpt, damping=0.1), or calibrate on more data:\n"
             + "\n".join(f"  {name}" for name in after)
         )

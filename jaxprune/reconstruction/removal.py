@@ -1,4 +1,4 @@
-"""What a method removes from one weight matrix: `Entries`, `Grouped` or `Given`, and the exact choice of the rest."""
+"""Targets: what a method removes from one weight matrix (`Entries`, `Grouped` or `Given`), and exact selection."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ _INPUTS = 46_340  # 2 * _INPUTS**2 < 2**32
 
 
 class Entries(NamedTuple):
-    """A number of entries of the whole matrix.
+    """Removes a number of entries of the whole matrix.
 
     Attributes:
       removed: how many entries are removed: a Python integer, or an int32 scalar, which may be traced.
@@ -25,7 +25,7 @@ class Entries(NamedTuple):
 
 
 class Grouped(NamedTuple):
-    """n kept of each m consecutive inputs, in every output. Both numbers are static.
+    """Keeps n of each m consecutive inputs, in every output. Both numbers are static.
 
     Attributes:
       n: how many inputs of a group are kept, 1 to m - 1.
@@ -37,7 +37,7 @@ class Grouped(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The entries that a mask says; the method changes the kept weights only.
+    """Removes the entries where a mask is False; the method changes only the kept weights.
 
     Attributes:
       mask: bool[inputs, outputs], True = kept.
@@ -72,17 +72,17 @@ def check(weight: jax.Array, gram_matrix: jax.Array, target: Target) -> None:
             raise ValueError(f"n of m needs 0 < n < m, got n = {target.n}, m = {target.m}")
         if weight.shape[0] % target.m:
             raise ValueError(
-                f"groups of m = {target.m} do not divide {weight.shape[0]} inputs; take an m that does, or leave this "
-                "leaf out"
+                f"groups of m = {target.m} do not divide {weight.shape[0]} inputs; choose an m that divides them, or "
+                "exclude this leaf"
             )
 
 
 def keep(saliency: jax.Array, target: Target) -> jax.Array:
-    """Returns the mask that keeps the most salient entries of a matrix, as the target asks.
+    """Returns the mask that keeps the most salient entries of a matrix, as many as the target says.
 
     Args:
       saliency: float[inputs, outputs], larger = more worth keeping; NaN ranks lowest.
-      target: what is removed; for `Given` the saliencies do not matter.
+      target: what to remove; for `Given` the saliencies are ignored.
 
     Returns:
       bool of the same shape. Of equal saliencies the lowest index is kept.
@@ -102,8 +102,9 @@ def keep(saliency: jax.Array, target: Target) -> jax.Array:
 def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
     """Returns the mask of the largest entries of a matrix; of equal entries the lowest index is kept.
 
-    The threshold is found bit by bit, in as many counting passes as a key has bits. `masks.select` needs far fewer
-    passes, but takes ten times as long to compile in the body of a scan, where a block of the matrix fits the cache.
+    A bisection over the bits of the keys finds the threshold, with one counting pass for each bit. `masks.select` needs
+    far fewer passes, but takes ten times as long to compile in the body of a scan, where a block of the matrix fits the
+    cache.
 
     Args:
       saliency: float[rows, columns], fewer than 2^31 entries. NaN ranks lowest.
@@ -132,7 +133,7 @@ def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
     rows, columns = (lax.broadcasted_iota(jnp.int32, key.shape, axis) for axis in (0, 1))
     index = rows * key.shape[1] + columns
 
-    # The largest flat index before which at most `wanted` entries tie. If all ties are kept there is no need to search.
+    # The largest flat index before which at most `wanted` entries tie. No search is needed if all ties are kept.
     def refine_cut(i: jax.Array, cut: jax.Array) -> jax.Array:
         probe = cut | (jnp.int32(1) << (30 - i))
         return jnp.where((tied & (index < probe)).sum() <= wanted, probe, cut)
@@ -145,13 +146,13 @@ def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
 def kept_by_block(removed: jax.Array | int, inputs: int, outputs: int, block: int) -> jax.Array:
     r"""Returns how many entries each block of inputs keeps, so that all blocks together lose exactly `removed`.
 
-    Up to the end of a block at row $r$, $\lfloor k r / \text{inputs} + 1/2 \rfloor$ entries are removed.
+    After a block that ends at row $r$, $\lfloor k r / \text{inputs} + 1/2 \rfloor$ entries are removed.
 
     Args:
       removed: $k$, at most inputs times outputs; an int32 scalar may be traced.
-      inputs: how many rows the matrix has, at most 46,340.
-      outputs: how many columns; the matrix has fewer than 2^31 entries.
-      block: how many rows a block has. The last block counts as full: its missing rows count as kept, because their
+      inputs: the number of rows of the matrix, at most 46,340.
+      outputs: the number of columns; the matrix has fewer than 2^31 entries.
+      block: the number of rows of a block. The last block counts as full: its missing rows count as kept, because their
         saliencies are infinite.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`reconstruct_sequential`: layer after layer, each calibrated on the outputs of the layers already pruned."""
+"""`reconstruct_sequential`: prunes layer by layer; each layer is calibrated on the outputs of the pruned layers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
@@ -18,11 +18,11 @@ PyTree = Any
 
 
 class Repair(How, total=False):
-    """How weights are chosen and repaired: the keyword arguments of `reconstruct`.
+    """The keyword arguments of `reconstruct`: how weights are chosen and repaired.
 
     Attributes:
-      method: how the kept weights are repaired, "sparsegpt" by default; see `reconstruct`.
-      masks: masks to use as they are, or None (the default); see `reconstruct`.
+      method: how the kept weights are repaired; default "sparsegpt"; see `reconstruct`.
+      masks: masks to use unchanged, or None (default); see `reconstruct`.
     """
 
     method: str | Kernel
@@ -40,30 +40,30 @@ def reconstruct_sequential(
     progress: bool | None = None,
     **how: Unpack[Repair],
 ) -> Pruned:
-    """Runs `reconstruct` one stage at a time: each stage is calibrated on what the stages before it make of the data.
+    """Runs `reconstruct` in stages: each stage is calibrated on the outputs of the stages that are already pruned.
 
-    A stage is the leaves that meet the same activation (query, key and value, say), in the order of execution; of
-    layers that are scanned over, one layer at a time. Targets stay the dense weights' outputs on the inputs that are
-    now seen, as in Frantar and Alistarh 2023, section 4. Each stage runs `fn` over all batches and compiles it anew
-    (a scan's stages once for all its layers), so this takes as many passes over the data as there are stages.
+    A stage is a set of leaves that are multiplied by the same activation (query, key and value, for instance), in order
+    of execution. Scanned layers are pruned one layer at a time. The target of each stage is the output of its dense
+    weights on its current inputs (Frantar and Alistarh 2023, section 4). Each stage compiles `fn` anew (a scan's stages
+    compile once for all its layers) and runs it over all batches, so there is one pass over the data for each stage.
 
     Args:
-      fn: `fn(params, batch)`, as for `calibrate`.
+      fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode.
       params: any tree of arrays.
-      batches: a list of trees of arrays, or anything else that can be iterated over once for each stage.
+      batches: a list of trees of arrays, or another iterable that can be iterated over once for each stage.
       sparsity: the fraction removed, in [0, 1): a number, a mapping from globs or a tree; see `reconstruct`.
-      dtype: the dtype in which Gram matrices are summed.
-      max_bytes: how large the Gram matrices of a single leaf may be.
+      dtype: the floating dtype of the Gram matrices; default float32.
+      max_bytes: the largest size of the Gram matrices of one leaf, in bytes; default 2 GiB.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
-      **how: method and masks, and how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see
-        `reconstruct`. The allocation sees scores from the first batch; it must give each leaf a sparsity.
+      **how: method, masks, and how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see
+        `reconstruct`. The allocation reads scores from the first batch and must give each leaf a sparsity.
 
     Returns:
       `Pruned(params, masks)`.
 
     Raises:
-      ValueError: as `calibrate` and `reconstruct` do; `batches` is an iterator, which is used up after one pass; the
-        allocation ranks all leaves together.
+      ValueError: `batches` is an iterator, which is used up after one pass; the allocation ranks all leaves together;
+        or an error of `calibrate` or `reconstruct`.
       ImportError: `progress=True` and tqdm is not installed.
 
     Example:
@@ -76,21 +76,21 @@ def reconstruct_sequential(
     """
     _tree.check_batches(batches)
     if isinstance(batches, Iterator):
-        raise ValueError("batches is gone through once for each stage, and an iterator only once: pass a list")
+        raise ValueError("batches is iterated over once for each stage, but an iterator allows one pass: pass a list")
     method, masks, where = method_of(how.pop("method", "sparsegpt")), how.pop("masks", None), how.get("where")
     options: dict[str, Any] = {
         "collect": "gram" if method.needs == "gram" else "square",
         "dtype": dtype,
         "max_bytes": max_bytes,
     }
-    # Which leaves meet what is known after one batch; sums of squares are the cheapest to ask for.
+    # One batch shows which leaves share an activation; sums of squares are the cheapest statistics to collect.
     first = calibrator(fn, params, collect="square", where=where)(params, islice(batches, 1))
     leaves = calibrated(params, first, where)
     wanted = plan(params, first, leaves, sparsity, masks, with_criterion(how, method, masks), method.name)
     if wanted.ranks_all:
         raise ValueError(
-            "reconstruct_sequential prunes one stage after the other, and allocation.one_ranking ranks all leaves "
-            "together; take an allocation that gives each leaf a sparsity, such as allocation.erk, or pass masks"
+            "reconstruct_sequential prunes stage by stage, but allocation.one_ranking ranks all leaves together; pass "
+            "an allocation that gives each leaf a sparsity, such as allocation.erk, or pass masks"
         )
     flat, treedef = jax.tree.flatten(params)
     kept = [jnp.ones((), bool)] * len(flat)
@@ -109,7 +109,7 @@ def reconstruct_sequential(
 
 
 def rounds(stats: Stats, leaves: Sequence[Leaf]) -> Iterator[tuple[tuple[str, ...], int | None]]:
-    """The leaves of each stage, and which of their matrices it prunes: a layer of a scan, or None for all."""
+    """Yields the leaves of each stage and the matrix to prune: a layer of a scan, or None for all matrices."""
     chosen = {leaf.name: leaf for leaf in leaves}
     groups = [together._replace(names=tuple(n for n in together.names if n in chosen)) for together in stats.together]
     for loop, members in groupby((g for g in groups if g.names), key=lambda g: g.loop):

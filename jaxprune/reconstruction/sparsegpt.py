@@ -1,8 +1,8 @@
-r"""SparseGPT: one sweep over the inputs that removes weights and lets the inputs behind make up for them.
+r"""`sparsegpt`: one sweep over the inputs that removes weights and updates the later inputs to compensate.
 
-Frantar and Alistarh 2023 (arXiv 2301.00774), Algorithm 1. With $H^{-1} = U^T U$, removing $w_i$ changes the weights
-behind it by $-\frac{w_i}{U_{ii}} U_{i,i+1:}$, and its saliency is $(w_i / U_{ii})^2$. Updates are held back: a column
-updates its panel, a panel its block, a block everything behind, so that nearly all work is matrix products.
+Frantar and Alistarh 2023 (arXiv 2301.00774), Algorithm 1. With $H^{-1} = U^T U$, removing $w_i$ changes the later
+weights by $-\frac{w_i}{U_{ii}} U_{i,i+1:}$, and its saliency is $(w_i / U_{ii})^2$. Updates are delayed: a column
+updates its panel, a panel its block, a block everything after it, so that nearly all work is matrix products.
 """
 
 from collections.abc import Callable
@@ -27,21 +27,21 @@ def sparsegpt(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Prunes one weight matrix and repairs it in the same sweep (Frantar and Alistarh 2023, arXiv 2301.00774).
 
-    The sweep goes over the inputs in their order. With `Entries`, the mask of a block of inputs is chosen when the
-    sweep reaches it, by $(w_i / U_{ii})^2$ among all entries of the block; the number removed up to the end of a block
-    of $r$ rows is $\lfloor k r / \text{inputs} + 1/2 \rfloor$, so the total is exactly $k$. With `Grouped`, each
-    group's mask is chosen when the sweep reaches it. Equal saliencies: the lowest index is kept.
+    The sweep runs over the inputs in order. With `Entries`, the mask of a block of inputs is chosen when the sweep
+    reaches the block, by $(w_i / U_{ii})^2$ among all entries of the block. After a block that ends at row $r$,
+    $\lfloor k r / \text{inputs} + 1/2 \rfloor$ entries are removed, so the total is exactly $k$. With `Grouped`, the
+    mask of a group is chosen when the sweep reaches the group. Of equal saliencies the lowest index is kept.
 
-    An input that is never alive has saliency 0 and its kept weights are not changed. An output for which the sweep
-    turns out worse than the mask alone (damping can do that) keeps its masked weights.
+    A dead input (always zero) has saliency 0, and its kept weights are not changed. An output whose error after the
+    sweep is larger than with the mask alone (damping can cause this) keeps its masked weights.
 
     Args:
       weight: float[inputs, outputs]; computed in float32 at least.
       gram_matrix: float[inputs, inputs], $X^T X$ of the inputs, in any scale.
       target: what to remove: `Entries`, `Grouped` or `Given`.
-      damping: what is added to the diagonal, in units of its mean.
-      block: how many inputs share one choice of the mask and one delayed update; static. With `Grouped` it is
-        rounded to a multiple of m.
+      damping: added to the diagonal of the Gram matrix, relative to the diagonal's mean; 0 or more; default 0.01.
+      block: the number of inputs whose mask is chosen together and whose updates are delayed together; static; default
+        128. With `Grouped` it is rounded to a multiple of m.
 
     Returns:
       `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the bool mask is False. Kept
@@ -67,7 +67,7 @@ def sparsegpt(
 
 
 class _Plan(NamedTuple):
-    # for_block is what the scan over blocks hands to choose_block: counts, or pieces of a given mask.
+    # The scan over blocks passes for_block to choose_block: counts, or pieces of a given mask.
     block: int
     panel: int
     for_block: Any
@@ -99,7 +99,7 @@ def _sweep(weight: jax.Array, upper: jax.Array, dead: jax.Array, plan: _Plan) ->
     inputs, block = weight.shape[0], plan.block
     padded = _padded(weight, block)
     extra = padded.shape[0] - inputs
-    # Padding rows have infinite saliency and no part in the others; dead ones none at all.
+    # Padding rows have infinite saliency and do not affect other rows; dead inputs have saliency 0.
     upper = jnp.pad(upper, ((0, extra), (0, extra)))
     scale = jnp.where(dead, 0.0, 1.0 / upper.diagonal()[:inputs])
     scale = jnp.pad(scale, (0, extra), constant_values=jnp.inf)
@@ -111,7 +111,7 @@ def _sweep(weight: jax.Array, upper: jax.Array, dead: jax.Array, plan: _Plan) ->
         own_u, own_scale = (lax.dynamic_slice_in_dim(x, start, block, axis) for x, axis in ((u, 1), (scale, 0)))
         mask = plan.choose_block(given, _saliency(rows, own_scale))
         rows, errors, mask = _block(rows, own_u, own_scale, mask, plan)
-        # Rows before this block have zeros in u; those of the block itself are written over.
+        # Rows before this block have zeros in u; the rows of the block are overwritten.
         current = current - gram.matmul(u.T, errors)
         return lax.dynamic_update_slice_in_dim(current, rows, start, 0), mask
 
@@ -148,5 +148,5 @@ def _panel(rows: jax.Array, u: jax.Array, mask: jax.Array) -> tuple[jax.Array, j
 
 
 def _saliency(rows: jax.Array, scale: jax.Array) -> jax.Array:
-    # |w / U_ii|: of the same order as its square, which may under- or overflow. 0 * inf on padding must not be NaN.
+    # |w / U_ii| ranks like its square, which may under- or overflow. 0 * inf on padding must not become NaN.
     return jnp.where(jnp.isinf(scale)[:, None], jnp.inf, jnp.abs(rows) * scale[:, None])

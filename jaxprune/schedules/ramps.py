@@ -1,4 +1,4 @@
-"""Schedules from a step to a sparsity: constant, jump, cubic, exponential, cyclic, a ramp by formula, and Optax's."""
+"""Schedules: `constant`, `jump`, `cubic`, `exponential`, `cyclic`, `ramp` by a formula, and `from_optax`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from jaxprune.schedules.steps import (
     steps_left,
 )
 
-_LONGEST = 100  # steps between two revisions that `gradual` makes by default
+_LONGEST = 100  # the largest default interval between two mask updates of `gradual`, in steps
 
 
 def constant(sparsity: Sparsity) -> Schedule:
@@ -49,7 +49,7 @@ def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
 
     Args:
       sparsity: the fraction removed, a number or a traced scalar in [0, 1).
-      step: the first step at this sparsity, an int of 0 or more; default 0.
+      step: the first step with this sparsity, an int of 0 or more; default 0.
 
     Returns:
       A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
@@ -70,7 +70,7 @@ def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
 
 
 def cubic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Schedule:
-    """A sparsity that rises fast at first, while many weights can be spared, and slowly towards the end.
+    """A sparsity that rises fast at first and slowly towards the end.
 
         s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (t_n - t_0))^3        for t_0 <= t <= t_n
 
@@ -133,7 +133,7 @@ def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cy
 
     Srinivas et al. 2022, "Cyclical Pruning for Sparse Neural Networks", arXiv 2202.01290. The period of a cycle is
     (end - begin) / cycles. Each cycle reaches `final` at `begin` plus a multiple of the period, and the next cycle
-    starts one step later; so updates whose interval divides the period meet each `final` once.
+    starts one step later. Updates whose interval divides the period therefore meet `final` once in each cycle.
 
     Args:
       begin: the last step at `initial`, an int of 0 or more.
@@ -177,7 +177,7 @@ def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cy
 def ramp(
     begin: int, end: int, final: Sparsity, initial: Sparsity, value: Callable[[Any, Any, Any, Any], Any]
 ) -> Schedule:
-    """A schedule from `initial` at `begin` to `final` at `end` by a formula of the user.
+    """A schedule from `initial` at `begin` to `final` at `end` by your own formula.
 
     Args:
       begin: the last step at `initial`, an int of 0 or more.
@@ -185,7 +185,8 @@ def ramp(
       final: in [0, 1); a number or a traced scalar.
       initial: in [0, 1); a number or a traced scalar.
       value: `(xp, left, initial, final) -> sparsity`, where `xp` is numpy or jax.numpy and `left` is the fraction of
-        the steps that are left, from 1 at `begin` to 0 at `end`. The two ends are set exactly whatever it returns.
+        the remaining steps, from 1 at `begin` to 0 at `end`. The sparsities at `begin` and `end` are exact, whatever
+        `value` returns.
 
     Returns:
       A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
@@ -203,16 +204,16 @@ def ramp(
 
 
 def from_optax(schedule: Callable[[Any], Any], *, begin: int = 0, end: int | None = None) -> Schedule:
-    """An Optax schedule, or any function from a step to a number, as a schedule of sparsities.
+    """Makes a schedule of sparsities from an Optax schedule, or from any function of a step.
 
-    The value at step 0 is checked at once, and so is every value computed for an int; a traced value cannot be checked
-    and is clipped to [0, 1). Optax counts in float32, so its schedules lose steps after 2^24.
+    The value at step 0 is checked at once, and every value at an int step is checked when it is computed. A traced
+    value cannot be checked and is clipped to [0, 1). Optax counts in float32, so its schedules lose steps after 2^24.
 
     Args:
       schedule: a function such as `optax.linear_schedule(0.0, 0.9, 1000)`.
       begin: the step at which the sparsity starts to change, an int of 0 or more; default 0.
-      end: the step at which the sparsity is final, an int above `begin`. It decides when `training.gradual` revises
-        masks; by default an end is unknown, and masks are revised at every step.
+      end: the step from which the sparsity is final, an int above `begin`. `training.gradual` updates masks until then.
+        Default None: the end is unknown, and masks are updated at every step.
 
     Returns:
       A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
@@ -265,7 +266,7 @@ def _planned(name: str, begin: int, end: int, final: Sparsity, initial: Sparsity
 
 
 def _interval(period: int) -> int:
-    """A tenth of the period, and 100 steps at the most."""
+    """A tenth of the period, but at most 100 steps."""
     return max(1, min(_LONGEST, period // 10))
 
 
@@ -283,15 +284,15 @@ def _cubic(xp: Any, left: Any, initial: Any, final: Any) -> Any:
 
 
 def _exponential(xp: Any, left: Any, initial: Any, final: Any) -> Any:
-    # The compiler folds log1p of a constant by another routine than it runs on an array: numbers stay on the host.
+    # A compiler evaluates log1p of a constant by another routine than log1p of an array, so numbers stay on the host.
     first, last = (np.log1p(-s) if isinstance(s, float) else jnp.log1p(-s) for s in (initial, final))
     return -xp.expm1(_interpolate(xp, last, first, left))
 
 
 def _interpolate(xp: Any, at_0: Any, at_1: Any, weight: Any) -> Any:
-    # The clip changes nothing but the rounding's last bit. Without it a compiler fuses the product and the sum
-    # into one rounding, the jitted schedule and the eager one differ in that bit, and a count by one. Division
-    # by a constant has the same fault (it becomes a product), so there is none.
+    # The clip changes only the last bit. Without it a compiler fuses the product and the sum into one rounding, the
+    # jitted and the eager schedule differ in that bit, and a count differs by one. There is no division by a constant,
+    # because a compiler turns it into a product with the same effect.
     gap = at_1 - at_0
     return at_0 + xp.clip(gap * weight, xp.minimum(gap, 0.0), xp.maximum(gap, 0.0))
 

@@ -1,4 +1,4 @@
-"""Steps and sparsities: the types and checks that schedules share, and `Planned`, a schedule that knows its end."""
+"""Types and checks of steps and sparsities, and `Planned`, a schedule that knows its begin and end."""
 
 import operator
 from collections.abc import Callable
@@ -22,11 +22,11 @@ class Planned:
     """A schedule that knows where it begins and ends, and prints as the call that made it.
 
     Attributes:
-      call: that call.
+      call: the call that made the schedule.
       begin: the last step at the initial sparsity.
-      end: the first step at the final sparsity, which it keeps from there on.
-      interval: the number of steps between two revisions of the masks that is enough to follow it.
-      value: the sparsity at a step.
+      end: the first step at the final sparsity, which then stays constant.
+      interval: the number of steps between mask updates that suffices to follow the schedule.
+      value: the function from a step to a sparsity.
     """
 
     call: str
@@ -44,7 +44,7 @@ class Planned:
 
 
 def is_static(step: Any) -> bool:
-    """Whether a step is a plain integer; the schedule then returns a Python float.
+    """Whether a step is a plain integer, for which a schedule returns a Python float.
 
     Example:
       >>> is_static(3), is_static(jnp.int32(3))
@@ -63,7 +63,7 @@ def as_step(step: Any) -> Any:
       An int for a static step, else an array.
 
     Raises:
-      TypeError: the step is not an integer. A float32 counter stops at 2^24, so floats are refused.
+      TypeError: the step is not an integer. Floats raise, because a float32 counter stops at 2^24.
     """
     if is_static(step):
         return int(step)
@@ -75,10 +75,10 @@ def as_step(step: Any) -> Any:
 
 
 def steps_left(step: Any, begin: int, end: int) -> Any:
-    """The steps from `step` to `end`, from `end - begin` at and before `begin` to 0 at and after `end`.
+    """The number of steps from `step` to `end`, limited to the range from 0 to `end - begin`.
 
-    The difference is computed in integers and only then rounded to a float, with a relative error of 2^-24 whatever
-    the size of the step; a float32 step would lose whole steps after 2^24.
+    The difference is computed in integers and then rounded to a float, with a relative error of 2^-24 at any step. A
+    float32 step would lose whole steps after 2^24.
 
     Args:
       step: from `as_step`.
@@ -100,18 +100,18 @@ def steps_left(step: Any, begin: int, end: int) -> Any:
 
 
 def check_sparsity(sparsity: Any, what: str) -> Any:
-    """A sparsity in [0, 1): a number is checked and becomes a float, a traced one passes unchecked.
+    """Checks a sparsity in [0, 1) and returns it as a float; a traced sparsity is returned unchecked.
 
     Args:
       sparsity: a real number, or an array of shape ().
-      what: its name in messages.
+      what: the name of the sparsity in messages.
 
     Returns:
       A Python float, or the traced array.
 
     Raises:
-      TypeError: it is not a real number.
-      ValueError: it is outside [0, 1).
+      TypeError: `sparsity` is not a real number.
+      ValueError: `sparsity` is outside [0, 1).
     """
     if isinstance(sparsity, Tracer):
         return sparsity
@@ -125,11 +125,11 @@ def check_sparsity(sparsity: Any, what: str) -> Any:
 
 
 def check_step(step: Any, what: str, least: int = 0) -> int:
-    """A step number given by the user: an integer not below `least`.
+    """Checks a step number given by the user: an integer of `least` or more.
 
     Raises:
-      TypeError: it is not an integer; step numbers are static.
-      ValueError: it is below `least`.
+      TypeError: the step is not an integer; step numbers are static.
+      ValueError: the step is below `least`.
     """
     try:
         value = operator.index(step)
@@ -141,15 +141,15 @@ def check_step(step: Any, what: str, least: int = 0) -> int:
 
 
 def check_interval(begin: Any, end: Any) -> tuple[int, int]:
-    """The two ends of a ramp, as ints.
+    """Checks the two ends of a ramp and returns them as ints.
 
     Raises:
-      TypeError: one is not an integer.
-      ValueError: `begin` is negative, or `end` is not after it.
+      TypeError: an end is not an integer.
+      ValueError: `begin` is negative, or `end` is not after `begin`.
     """
     begin, end = check_step(begin, "begin"), check_step(end, "end")
     if end <= begin:
-        raise ValueError(f"end must come after begin; got begin={begin}, end={end} (jump jumps in a single step)")
+        raise ValueError(f"end must come after begin; got begin={begin}, end={end} (jump changes in a single step)")
     return begin, end
 
 

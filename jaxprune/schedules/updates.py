@@ -1,4 +1,4 @@
-"""Update rules: `every` says at which steps masks are revised; `covering` derives the rule from a schedule."""
+"""Update rules: `every` says at which steps masks are updated; `covering` derives a rule from a schedule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ Update = Callable[[Step], Any]
 class every:  # users call it as a function, and it prints as that call
     """True at `begin`, every `n` steps from there, and at `end`.
 
-    The update at `end` takes place even where `n` does not divide `end - begin`, so a schedule that ends at the same
-    step reaches its final sparsity.
+    The masks are also updated at `end` if `n` does not divide `end - begin`, so a schedule that ends at the same step
+    reaches its final sparsity.
 
     Args:
       n: the number of steps between two updates, an int of 1 or more.
@@ -51,7 +51,7 @@ class every:  # users call it as a function, and it prints as that call
                 raise ValueError(f"end must not come before begin; got begin={self.begin}, end={self.end}")
 
     def __call__(self, step: Step) -> Any:
-        """Whether the masks are revised before the update of a step."""
+        """Whether the masks are updated at this step."""
         step = as_step(step)
         due = (step >= self.begin) & ((step - self.begin) % self.n == 0)
         if self.end is not None:
@@ -59,7 +59,7 @@ class every:  # users call it as a function, and it prints as that call
         return bool(due) if is_static(step) else jnp.asarray(due)
 
     def first_from(self, step: int) -> int | None:
-        """The step of the first update at or after `step`; None if there is none."""
+        """The step of the first update at or after `step`; None if no update follows."""
         following = self.begin + max(0, -(-(step - self.begin) // self.n)) * self.n
         if self.end is None or following <= self.end:
             return following
@@ -67,14 +67,14 @@ class every:  # users call it as a function, and it prints as that call
 
 
 def covering(schedule: Schedule) -> Update:
-    """The updates that a schedule needs to reach its final sparsity in a run that lasts until its end.
+    """The updates that a schedule needs to reach its final sparsity in a run of its length.
 
     Args:
       schedule: a function from a step to a sparsity.
 
     Returns:
-      For a schedule that knows its end: every 100 steps from its begin to its end, or every tenth of it if that is
-      shorter. For any other function: every step.
+      For a schedule that knows its end: every 100 steps from its begin to its end, or every tenth of its length if that
+      is shorter. For any other function: every step.
 
     Example:
       >>> from jaxprune import schedules

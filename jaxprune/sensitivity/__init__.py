@@ -1,4 +1,4 @@
-"""Sensitivity: how much pruning each leaf or group bears alone, and sparsities that meet a budget at the least loss.
+"""Sensitivity: how much the loss rises when each leaf or group is pruned alone, and the best sparsities for a budget.
 
 leaf_sensitivity --changes--> cheapest_loss(changes, leaf_costs, budget) --sparsities--> prune or select
 group_sensitivity --changes--> choose_levels --a Choice--> slim

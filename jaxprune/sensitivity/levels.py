@@ -1,4 +1,4 @@
-"""Sparsities that meet a budget at the least loss: `cheapest_loss` and `greedy_levels`, with the costs they need."""
+"""`cheapest_loss` and `greedy_levels`: sparsities within a budget at the least loss; and the costs that they need."""
 
 import heapq
 from collections.abc import Callable
@@ -14,13 +14,13 @@ PyTree = Any
 
 
 class Levels(NamedTuple):
-    """One level, that is one sparsity, for each leaf or group.
+    """A level (one of several sparsities) for each leaf or group.
 
     Attributes:
-      chosen: (leaves,) the number of the level of each leaf.
+      chosen: (leaves,) the index of the level of each leaf.
       loss: the sum of the losses of the leaves.
       cost: the sum of the costs of the leaves.
-      exact: whether no other levels lose less within the budget.
+      exact: whether no other levels within the budget have a lower loss.
     """
 
     chosen: np.ndarray
@@ -29,28 +29,28 @@ class Levels(NamedTuple):
     exact: bool
 
     def sparsities(self, found: Sensitivity) -> dict[str, float]:
-        """The sparsity of each leaf or group by its name, for `jaxprune.prune`, `masks.select` or `slimming.choose`."""
+        """The sparsity of each leaf or group by name, for `jaxprune.prune`, `masks.select` or `slimming.choose`."""
         return {name: float(found.levels[i]) for name, i in zip(found.names, self.chosen, strict=True)}
 
 
 def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_000) -> Levels:
-    r"""The levels of the least total loss within a budget, by dynamic programming.
+    r"""Chooses levels of the least total loss within a budget, by dynamic programming.
 
         min \sum_i loss[i, l_i]    such that    \sum_i cost[i, l_i] <= budget
 
-    After each leaf the pairs (cost, loss) are kept that no other pair beats in both. This is exact, for any real costs,
-    as long as there are at most `states` pairs. Of more pairs the one of the least loss is kept in each cell of a grid
-    over the costs: the result still meets the budget, and `exact` is False. The method assumes that the losses of
-    leaves pruned alone add up; evaluate the pruned network afterwards.
+    After each leaf the algorithm keeps the pairs (cost, loss) that no other pair beats in both. This is exact for any
+    real costs while there are at most `states` pairs. If there are more, it keeps the pair of the least loss in each
+    cell of a grid over the costs: the result still meets the budget, but `exact` is False. The method assumes that the
+    losses of leaves pruned alone add up, so evaluate the pruned network afterwards.
 
     Args:
-      losses: (leaves, levels) losses, such as `Sensitivity.changes` of a loss, or its negative of an accuracy.
+      losses: (leaves, levels) losses, such as `Sensitivity.changes` of a loss, or minus the changes of an accuracy.
       costs: (leaves, levels) the cost of each leaf at each level, such as `leaf_costs` returns.
       budget: the largest total cost.
-      states: the largest number of pairs that are kept.
+      states: the largest number of pairs to keep; default 20,000.
 
     Returns:
-      The levels. Of equal losses the cheaper levels are chosen.
+      `Levels`. Of equal losses the cheaper levels are chosen.
 
     Raises:
       ValueError: shapes do not fit, values are NaN, or the cheapest levels cost more than the budget.
@@ -60,7 +60,7 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
       [1, 0]
     """
     losses, costs = _checked(losses, costs, budget)
-    rest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0.0)  # the least cost of the leaves that follow
+    rest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0.0)  # the least cost of all later leaves
     slack = 1e-9 * max(1.0, abs(budget))
     cost, loss, exact = np.zeros(1), np.zeros(1), True
     steps: list[tuple[np.ndarray, np.ndarray]] = []
@@ -72,11 +72,11 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
         if len(kept) > states:
             exact = False
             grid = np.ceil((total[kept] - total[kept][0]) / max(budget - total[kept][0], 1e-300) * states)
-            # The last pair of a cell has the least loss, and it keeps its own cost, so the budget holds.
+            # The last pair of a cell has the least loss. It keeps its own cost, so the budget is met.
             kept = kept[np.flatnonzero(np.diff(grid, append=np.inf))]
         steps.append((kept // costs.shape[1], kept % costs.shape[1]))
         cost, loss = total[kept], lost[kept]
-    at = len(loss) - 1  # along the front costs rise and losses fall
+    at = len(loss) - 1  # costs rise and losses fall along the front
     index = np.zeros(len(losses), int)
     for i in reversed(range(len(losses))):
         before, level = steps[i]
@@ -85,10 +85,10 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
 
 
 def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
-    """Levels within a budget, step by step: each step is the one that adds the least loss per cost saved.
+    """Chooses levels within a budget step by step: each step adds the least loss for the cost that it saves.
 
-    A step takes one leaf from its level to any later level. This is fast, and close to `cheapest_loss` where the losses
-    are convex in the costs; the last step may save more than was needed.
+    A step moves one leaf from its level to any later level. This is fast, and close to `cheapest_loss` where losses are
+    convex in costs. The last step may save more than needed.
 
     Args:
       losses: (leaves, levels) losses; every leaf starts at level 0.
@@ -96,11 +96,11 @@ def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
       budget: the largest total cost.
 
     Returns:
-      The levels; `exact` is False.
+      `Levels`; `exact` is False.
 
     Raises:
       ValueError: shapes do not fit, values are NaN, the cheapest levels cost more than the budget, or no further step
-        saves anything.
+        saves cost.
 
     Example:
       >>> greedy_levels([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
@@ -122,7 +122,7 @@ def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
     total, slack = costs[:, 0].sum(), 1e-9 * max(1.0, abs(budget))
     while total > budget + slack:
         if not queue:
-            raise ValueError(f"no further step saves anything, at a cost of {total:g}, above the budget {budget:g}")
+            raise ValueError(f"no further step saves cost; the cost is {total:g}, above the budget {budget:g}")
         _, i, level, _ = heapq.heappop(queue)
         total += costs[i, level] - costs[i, index[i]]
         index[i] = level
@@ -140,18 +140,18 @@ def leaf_costs(
     scores: PyTree | None = None,
     **units: Unpack[masks.Units],
 ) -> np.ndarray:
-    """The cost of each leaf at each level, unstructured or by any pattern, counted on the masks of that level.
+    """The cost of each leaf at each level, for any pattern, counted from the masks of that level.
 
     Args:
       fn: the network, `fn(params, *inputs)`.
       params: its parameters, any pytree.
       found: the result of `leaf_sensitivity`; its leaves and levels are used.
       *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are those of this batch.
-      of: the cost: "parameters"; "memory", in bytes: the kept values, and one bit per entry for the mask of a pruned
-        leaf; or "flops", the effective FLOPs. Masks do not change the time that a network takes: for latency see
+      of: the cost: "parameters" (default); "memory", in bytes: the kept values, and one bit per entry for the mask of a
+        pruned leaf; or "flops", the effective FLOPs. Masks do not change the time that a network takes: for latency see
         `choose_levels`.
-      scores: a tree of scores, larger is kept; by default the magnitudes. The FLOPs of padded convolutions depend on
-        which weights are kept.
+      scores: a tree of scores, larger = more worth keeping; default None: magnitudes. The FLOPs of padded convolutions
+        depend on which weights are kept.
       **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
 
     Returns:
@@ -177,7 +177,7 @@ def leaf_costs(
         by_name = {leaf.size.name: leaf for leaf in cost.leaves}
         lacking = [name for name in found.names if name not in by_name]
         if lacking:
-            raise ValueError(f"these parameters have no leaf {', '.join(lacking)}; `found` is of another network")
+            raise ValueError(f"these parameters have no leaf {', '.join(lacking)}; `found` belongs to another network")
         columns.append([_cost(by_name[name], of, masked=level > 0) for name in found.names])
     return np.asarray(columns, np.float64).T
 
@@ -187,7 +187,7 @@ def group_costs(groups: Groups, scores: np.ndarray, found: Sensitivity, cost: Ca
 
     Args:
       groups: the groups of the network, from `find_groups`.
-      scores: (units,) larger is kept.
+      scores: (units,) larger = more worth keeping.
       found: the result of `group_sensitivity`; its groups and levels are used.
       cost: the cost of a choice: `slimming.costs.parameters`, `memory`, `flops(...)` or `latency(...)`, or a function
         `Choice -> float`.
@@ -213,29 +213,29 @@ def choose_levels(
     *,
     rounds: int = 12,
 ) -> tuple[Choice, Levels]:
-    """Levels for groups of units such that the slim network's own cost is within a target, by `cheapest_loss`.
+    """Chooses levels for groups of units, by `cheapest_loss`, so that the slim network's cost is within a target.
 
-    Groups share weights, so that two groups save less together than the sum of what each saves alone. The budget of
-    the sum is therefore lowered, by bisection, until the cost of the whole network is within the target. The result
-    loses no more than the best choice with one level for all groups; another choice may lose less, for a cost of
-    products is harder to minimise than a sum.
+    Groups share weights, so two groups together save less than the sum of their separate savings. A bisection therefore
+    lowers the budget of the sum until the cost of the whole network is within the target. The loss is at most that of
+    the best choice with one level for all groups. It need not be the smallest possible loss, because a cost of products
+    is harder to minimise than a sum.
 
     Args:
       groups: the groups of the network, from `find_groups`.
-      scores: (units,) larger is kept.
+      scores: (units,) larger = more worth keeping.
       found: the result of `group_sensitivity`.
       losses: (groups, levels), such as `found.changes`.
       cost: the cost of a choice, `Choice -> float`. It is called once for each choice, so that a measured latency is
         compared with the target as it was measured.
       target: the largest cost of the network.
-      rounds: the number of bisections of the budget.
+      rounds: the number of bisections of the budget, default 12.
 
     Returns:
-      The choice for `slim`, and its levels; their `cost` is the sum over groups, and `exact` is False.
+      The choice for `slim`, and its levels. `cost` of the levels is the sum over groups, and `exact` is False.
 
     Raises:
-      ValueError: the network costs more than the target with each group at its cheapest level, shapes do not fit, or
-        values are NaN.
+      ValueError: the network costs more than the target even with each group at its cheapest level, shapes do not fit,
+        or values are NaN.
     """
     cost = _measured_once(cost)
     costs = group_costs(groups, scores, found, cost)
@@ -274,7 +274,7 @@ def _cost(leaf: Any, of: str, *, masked: bool) -> float:
 
 
 def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]:
-    """Remembers the cost of each choice: a second measurement takes time, and may contradict the first."""
+    """Remembers the cost of each choice: a second measurement takes time and may differ from the first."""
     known: dict[bytes, float] = {}
 
     def once(choice: Choice) -> float:
@@ -287,7 +287,7 @@ def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]
 
 
 def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """The pairs that no other pair beats in both, in order of rising cost; of equal pairs the first."""
+    """The pairs that no other pair beats in both, by rising cost; of equal pairs the first."""
     order = np.lexsort((loss, cost))
     before = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
     return order[loss[order] < before]
@@ -303,7 +303,7 @@ def _checked(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, np.nda
     if losses.ndim != 2 or losses.shape != costs.shape or not losses.size:
         raise ValueError(f"losses and costs must both be (leaves, levels); got {losses.shape} and {costs.shape}")
     if np.isnan(losses).any() or np.isnan(costs).any():
-        raise ValueError("losses and costs must not hold NaN; give a level that is impossible an infinite loss")
+        raise ValueError("losses and costs must not contain NaN; give an impossible level an infinite loss")
     if (least := costs.min(1).sum()) > budget:
         raise ValueError(f"the cheapest levels cost {least:g}, more than the budget {budget:g}: allow higher levels")
     return losses, costs

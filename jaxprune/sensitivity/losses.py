@@ -1,4 +1,4 @@
-"""`leaf_sensitivity` and `group_sensitivity`: what a network loses when one leaf or group of units is pruned alone."""
+"""`leaf_sensitivity` and `group_sensitivity`: the value of a network with one leaf or group pruned alone."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
@@ -26,7 +26,7 @@ class Sensitivity(NamedTuple):
     Attributes:
       names: the names of the leaves, or of the groups.
       levels: (levels,) the sparsities, ascending; the first is 0.
-      values: (leaves, levels) the values that `evaluate` returned, float64; column 0 has the dense network's value.
+      values: (leaves, levels) the values that `evaluate` returned, float64; column 0 is the dense network's value.
     """
 
     names: tuple[str, ...]
@@ -51,24 +51,24 @@ def leaf_sensitivity(
 ) -> Sensitivity:
     """Prunes each leaf alone to several sparsities, and evaluates the network each time.
 
-    One function is compiled for all leaves and levels: it is vmapped over levels and loops over leaves.
+    One compiled function evaluates all leaves and levels: it is vmapped over levels and loops over leaves.
 
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
       params: the trained parameters, any pytree.
-      levels: sparsities in [0, 1); 0 is added. Entries are counted for the float32 number nearest to each.
+      levels: sparsities in [0, 1); 0 is added. Each is rounded to float32 before entries are counted.
       grads: gradients in the structure of `params`, for criteria that need them.
-      stats: what `jaxprune.calibrate` returned, for criteria that need it.
-      batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
-      **how: how weights are chosen: criterion, pattern, where, batch_axes, key, specs; see `jaxprune.How`. There is no
-        allocation, because each leaf is pruned alone. The pattern must be one that can have any sparsity (`NM` cannot).
+      stats: the result of `jaxprune.calibrate`, for criteria that need it.
+      batch: the number of levels computed at once, 1 or more; default None: all levels. 1 needs the least memory.
+      **how: how weights are chosen: criterion, pattern, where, batch_axes, key, specs; see `jaxprune.How`. An
+        allocation raises, because each leaf is pruned alone. The pattern must allow any sparsity (`NM` does not).
 
     Returns:
       A `Sensitivity` with one row for each leaf that may be pruned.
 
     Raises:
       ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, or the scores do not fit.
-      TypeError: an allocation was passed, or an unknown option.
+      TypeError: an allocation or an unknown option was passed.
 
     Example:
       >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[3.0, 9.0]])}
@@ -79,7 +79,7 @@ def leaf_sensitivity(
     asked = _levels(levels)
     _check_scalar(evaluate, params)
     if "allocation" in how:
-        raise TypeError("leaf_sensitivity takes no allocation: each leaf is pruned alone, to each of the levels")
+        raise TypeError("leaf_sensitivity takes no allocation, because it prunes each leaf alone to each level")
     select = Selector(**how)
     chosen = masks.leaves(params, **select.units)
     places = [leaf.place for leaf in chosen]
@@ -107,15 +107,15 @@ def group_sensitivity(
 ) -> Sensitivity:
     """Masks the lowest units of each group alone, to several sparsities, and evaluates the network each time.
 
-    One function is compiled for all groups and levels.
+    One compiled function evaluates all groups and levels.
 
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
       params: the trained parameters, any pytree.
       groups: the groups of the network, from `find_groups`. Groups that cannot lose units exactly are left out.
-      scores: (units,) larger is kept.
+      scores: (units,) larger = more worth keeping.
       levels: sparsities in [0, 1), of the units of the group; 0 is added. Every group keeps at least one unit.
-      batch: the number of levels computed at once, 1 or more; all levels by default. 1 needs the least memory.
+      batch: the number of levels computed at once, 1 or more; default None: all levels. 1 needs the least memory.
 
     Returns:
       A `Sensitivity` with one row for each exact group.
@@ -137,7 +137,7 @@ def group_sensitivity(
     _check_scalar(evaluate, params)
     names = [group.name for group in groups if group.exact]
     if not names:
-        raise ValueError("there is no group whose units can be removed exactly")
+        raise ValueError("no group has units that can be removed exactly")
     keep = np.stack([[choose(groups, scores, {name: level}).keep for level in asked[1:]] for name in names])
 
     def value(group: Any, level: Any, params: PyTree, keep: Any) -> Any:
@@ -154,7 +154,7 @@ def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
 
     Args:
       found: the result of `leaf_sensitivity` or `group_sensitivity`.
-      ylabel: the name of the values.
+      ylabel: the name of the values; default "loss".
 
     Returns:
       A figure; `figure.savefig(path)` writes it. The dotted line is the dense network's value.
@@ -167,13 +167,13 @@ def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
     for name, values in zip(found.names, found.values, strict=True):
         _ = axes.plot(100 * found.levels, values, marker="o", markersize=3, label=name)
     _ = axes.axhline(found.values[0, 0], color="black", linestyle=":")
-    axes.set(xlabel="sparsity of this one alone, in %", ylabel=ylabel)
+    axes.set(xlabel="sparsity of one leaf or group alone, in %", ylabel=ylabel)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
 def _unit_masks(groups: Groups, params: PyTree, keep: jax.Array) -> PyTree:
-    """The masks of (units,) bools that may be traced, where `Choice.masks` needs concrete ones."""
+    """The masks for kept units, (units,) bools that may be traced; `Choice.masks` needs concrete bools."""
     padded = jnp.append(keep, True)
     leaves = []
     for leaf, axes in zip(jax.tree.leaves(params), groups.units, strict=True):
@@ -207,7 +207,7 @@ def _levels(levels: Sequence[float]) -> np.ndarray:
         raise TypeError(f"levels must be a list of sparsities in [0, 1), such as [0.5, 0.9]; got {levels}")
     found = sorted({0.0, *map(float, levels)})
     if len(found) < 2 or not all(0 <= level < 1 for level in found):
-        raise ValueError(f"levels are sparsities in [0, 1), one above 0 at least; got {list(levels)}")
+        raise ValueError(f"levels must be sparsities in [0, 1), at least one of them above 0; got {list(levels)}")
     return np.asarray(found)
 
 

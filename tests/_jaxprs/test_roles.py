@@ -99,6 +99,12 @@ MULTIPLIED = {
         "output input input input",
     ),
     "conv grouped": (lambda w, x: conv(w, x, 2), (3, 3, 2, 6), IMAGE, "input input input group+output"),
+    "conv, vmapped": (
+        jax.vmap(lambda w, x: lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))),
+        (3, 2, 4, 6),
+        shape(3, 2, 9, 4),
+        "group input input output",
+    ),
     "conv depthwise": (lambda w, x: conv(w, x, 4), (3, 3, 1, 4), IMAGE, "input input single group"),
 }
 

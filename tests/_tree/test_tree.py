@@ -75,7 +75,7 @@ def test_where_narrows_by_glob_and_replaces_by_predicate(where, expected):
 
 def test_where_says_what_is_wrong():
     with pytest.raises(
-        ValueError, match=r"no prunable leaf matches 'decoder/\*'; there are:\n  encoder/layer_0/kernel"
+        ValueError, match=r"no prunable leaf matches 'decoder/\*'; the names are:\n  encoder/layer_0/kernel"
     ):
         _ = _tree.prunable(PARAMS, ["encoder/*", "decoder/*"])
     with pytest.raises(TypeError, match="step: int32"):
@@ -88,7 +88,7 @@ def test_nothing_to_prune_is_named():
     assert _tree.selected(PARAMS, "*/layer_0/*") == [False, True, False, False]
     with pytest.raises(ValueError, match=r"nothing to prune: where=None takes .*\n  w: int32\[2, 2\]\n  x: float"):
         _ = _tree.selected({"w": jnp.ones((2, 2), jnp.int32), "x": 1.0})
-    with pytest.raises(ValueError, match="the predicate is False of all"):
+    with pytest.raises(ValueError, match="the predicate is False for all"):
         _ = _tree.selected(PARAMS, lambda name, leaf: False)
     with pytest.raises(ValueError, match="the tree is empty"):
         _ = _tree.selected({})
@@ -119,7 +119,7 @@ def test_masks_are_checked_all_at_once():
         _tree.check_masks(params, good | {"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="b: in params, not in masks"):
         _tree.check_masks(params, {"a": good["a"]})
-    with pytest.raises(ValueError, match="same names, other containers"):
+    with pytest.raises(ValueError, match="same names, different containers"):
         _tree.check_masks(params, FrozenDict(good))
 
 
@@ -144,7 +144,7 @@ def test_align_takes_other_containers_but_no_other_leaves():
 )
 def test_one_batch_is_no_list_of_batches(batches, got):
     _tree.check_batches([batches])
-    with pytest.raises(TypeError, match=f"list of batches.*got {got}; for one"):
+    with pytest.raises(TypeError, match=f"list or another iterable of batches.*got {got}; for one"):
         _tree.check_batches(batches)
 
 

@@ -159,7 +159,7 @@ def test_float64_scores_are_ranked_as_float32():
 def test_other_patterns_are_named():
     with pytest.raises(ValueError, match=r"(?s)lamp ranks single weights.*stem/kernel: Channel"):
         _ = allocation.lamp(scores(), 0.5, pattern={"stem/*": masks.Channel()})
-    with pytest.raises(ValueError, match="at most 32768 can be ranked together"):
+    with pytest.raises(ValueError, match="at most 32768 slices together"):
         _ = allocation.lamp({"w": jnp.ones((40_000, 1, 1))}, 0.5, batch_axes=1)
 
 

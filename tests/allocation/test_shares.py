@@ -105,7 +105,7 @@ def test_impossible_totals_say_what_is_possible():
     clipped = jax.jit(lambda s: allocate(tree, s).sparsities["b"])
     assert clipped(0.1) == 0.0
     assert clipped(0.95) == np.nextafter(np.float32(1), np.float32(0))
-    with pytest.raises(ValueError, match=r"every pruned leaf is fixed, which removes 0\.5 of all, not 0\.6"):
+    with pytest.raises(ValueError, match=r"and together they remove 0\.5 of all entries, not 0\.6"):
         _ = allocation.by_path({"*": 0.5})(tree, 0.6)
     assert allocation.by_path({"*": 0.5})(tree, 0.5).achieved == 0.5
 

@@ -75,6 +75,11 @@ LINEAR = {
         (4, 6, 2),
         (2, 9, 6),
     ),
+    "conv 1d, vmapped": (
+        jax.vmap(lambda w, x: lax.conv_general_dilated(x, w, (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))),
+        (3, 4, 6, 2),
+        (3, 2, 9, 6),
+    ),
     "bfloat16": (lambda w, x: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (4, 3), (7, 4)),
 }
 

@@ -119,7 +119,7 @@ def test_products_without_data_are_named():
     stats = calibrate(fn, params, [X])
     # The summand is no part of what w meets; its factors meet each other, which is said.
     np.testing.assert_allclose(stats["w"].gram[0], X.T @ X, rtol=1e-5)
-    assert dict(stats.partly) == dict.fromkeys(("a", "b", "k", "queries"), "`dot_general` with what holds no data")
+    assert dict(stats.partly) == dict.fromkeys(("a", "b", "k", "queries"), "`dot_general` with an operand without data")
     np.testing.assert_allclose(stats["k"].gram[0], 12 * np.ones((4, 4)), rtol=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_statistics_go_through_jit_and_know_their_leaves():
     np.testing.assert_allclose(same["a"].mean, X.mean(0)[None], rtol=1e-4, atol=1e-6)
     assert [inputs.layout.shape for inputs in stats.leaves(PARAMS) if inputs] == [(4, 5), (5, 2)]
     assert stats.leaves({"a": PARAMS["a"], "c": jnp.ones(3)})[1] is None
-    with pytest.raises(ValueError, match=r"a: calibrated with shape \(4, 5\), is now \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"a: calibrated with shape \(4, 5\), but has shape \(4, 6\) now"):
         _ = stats.leaves({"a": jnp.ones((4, 6))})
 
 

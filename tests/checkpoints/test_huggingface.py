@@ -97,7 +97,7 @@ def test_a_run_that_failed_goes_on_where_it_was(source: Path, tmp_path: Path):
 
 
 def test_nothing_is_written_over(source: Path, tmp_path: Path):
-    with pytest.raises(FileExistsError, match="exists, and nothing is overwritten"):
+    with pytest.raises(FileExistsError, match="exists and is not overwritten"):
         _ = FolderWriter(source, {}, parts=1)
     with FolderWriter(tmp_path / "new", {}, parts=1) as writer:
         writer.add(0, PARAMS)

@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(saved):
 def test_a_truncated_file_is_found(saved, length):
     sizes, _ = saved
     _ = sizes.path.write_bytes(sizes.path.read_bytes()[:length])
-    with pytest.raises(ValueError, match="damaged, truncated, or no safetensors file"):
+    with pytest.raises(ValueError, match="damaged, truncated, or not a safetensors file"):
         _ = checkpoints.load(sizes.path, make())
 
 
@@ -141,7 +141,7 @@ def test_another_network_is_told_by_its_leaves(saved):
 def test_nothing_is_overwritten_and_nothing_is_left_behind(saved, monkeypatch):
     sizes, pruned = saved
     before = sizes.path.read_bytes()
-    with pytest.raises(FileExistsError, match="nothing is overwritten"):
+    with pytest.raises(FileExistsError, match="is not overwritten"):
         _ = checkpoints.save(sizes.path, pruned.params, pruned.masks)
     assert sizes.path.read_bytes() == before
 
@@ -157,7 +157,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(saved, monkeypatch):
             sizes.path.with_name("raced"), lambda p: (p.write_bytes(b"a"), p.parent.joinpath("raced").touch())
         )
     assert sorted(p.name for p in sizes.path.parent.iterdir()) == ["net.safetensors", "raced"]
-    with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
+    with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
         _ = checkpoints.save(sizes.path.parent / "none" / "x", pruned.params)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
     with pytest.raises(ImportError, match=r"pip install jaxprune\[storage\]"):
@@ -172,7 +172,7 @@ def test_what_would_be_lost_is_refused(tmp_path):
         _ = checkpoints.save(tmp_path / "x", {"key": jax.random.key(0)})
     with pytest.raises(TypeError, match="  fn: function"):
         _ = checkpoints.save(tmp_path / "x", {"fn": lambda x: x, "w": jnp.ones(2)})
-    with pytest.raises(ValueError, match="would be the same in the file"):
+    with pytest.raises(ValueError, match="must have different names in the file"):
         _ = checkpoints.save(tmp_path / "x", {"a": {"mask": jnp.ones(1)}, "a.mask": jnp.ones(1), "a/mask": jnp.ones(1)})
     with pytest.raises(TypeError, match="not JSON serializable"):
         _ = checkpoints.save(tmp_path / "x", params, about={1, 2})

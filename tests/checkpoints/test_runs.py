@@ -25,7 +25,7 @@ def test_steps_come_back_and_another_run_is_told(tmp_path):
     assert found is not None
     np.testing.assert_array_equal(found["a"], np.arange(4))
     assert found["b"].dtype == np.float32
-    with pytest.raises(ValueError, match=r"new holds another search; they differ in:\n  rounds: saved 2, expected 3$"):
+    with pytest.raises(ValueError, match=r"contains another search; they differ in:\n  rounds: saved 2, expected 3$"):
         _ = open_run(tmp_path / "new", rounds=3)
 
 

@@ -115,9 +115,9 @@ def test_a_truncated_checkpoint_is_told_and_left(checkpoint, tmp_path, what):
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
         _ = checkpoints.restore(tmp_path / "none", make())
-    with pytest.raises(ValueError, match="no checkpoint of Orbax"):
+    with pytest.raises(ValueError, match="not an Orbax checkpoint"):
         _ = checkpoints.restore(tmp_path, make())
 
 

@@ -96,9 +96,9 @@ def test_under_jit_in_short_dtypes_and_with_missing_signals(stats):
     assert got["dense"].dtype == jnp.float32
     with pytest.raises(ValueError, match=r"criteria\.ria needs stats: pass stats=calibrate"):
         _ = criteria.ria(PARAMS)
-    with pytest.raises(TypeError, match="stats must be what calibrate returns, got dict"):
+    with pytest.raises(TypeError, match="stats must be the result of calibrate, got dict"):
         _ = criteria.apoz(PARAMS, stats={})
     with pytest.raises(ValueError, match=r"collect=\('zeros',\)"):
         _ = criteria.apoz(PARAMS, stats=calibrate(fn, PARAMS, [X], collect="square"))
-    with pytest.raises(ValueError, match="calibrate the parameters that are pruned"):
+    with pytest.raises(ValueError, match="calibrate the parameters that you prune"):
         _ = criteria.wanda({**PARAMS, "dense": jnp.ones((6, 5))}, stats=stats)

@@ -115,7 +115,7 @@ def test_the_criterion_of_free_tickets_says_what_is_dropped():
         ({"refine": 1}, "refine must be an integer of 2"),
         ({"explore": 0.5}, "explore must be an integer of 0"),
         ({"updates": ensembles.Updates(leap=1.5)}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
-        ({"rates": (0.1, 0.0)}, r"rates are two factors in \(0, 1\]; got \(0.1, 0.0\)"),
+        ({"rates": (0.1, 0.0)}, r"rates must be two factors in \(0, 1\]; got \(0.1, 0.0\)"),
         ({"updates": ensembles.Updates(every=0)}, "every must be a positive integer"),
         ({"sparsity": 1.0}, "sparsity"),
     ],
@@ -144,7 +144,7 @@ def test_distillation_loss():
     for bad, message in wrong:
         with pytest.raises(ValueError, match=message):
             _ = ensembles.distillation_loss(jnp.asarray(student), jnp.asarray(teacher), **bad)
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         _ = ensembles.distillation_loss(jnp.asarray(student), jnp.asarray(teacher)[:2])
 
 

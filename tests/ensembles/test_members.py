@@ -97,7 +97,7 @@ def test_seeds_at_once_are_those_one_after_another():
 
 def test_errors():
     params = init(KEY)
-    with pytest.raises(ValueError, match="needs a member"):
+    with pytest.raises(ValueError, match="needs at least one network"):
         _ = ensembles.stack([])
     with pytest.raises(ValueError, match="out: in member 0, not in member 1"):
         _ = ensembles.stack([(params, None), ({"hidden": params["hidden"]}, None)])
@@ -108,9 +108,9 @@ def test_errors():
         _ = ensembles.from_stacked({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
     with pytest.raises(ValueError, match=r"leading axis of 2 members:\n  a: mask \(\)"):
         _ = ensembles.from_stacked({"a": jnp.ones((2, 3))}, {"a": jnp.array(True)})
-    with pytest.raises(ValueError, match=r"there are 1 members; asked for \[1\]"):
+    with pytest.raises(ValueError, match=r"numbers of the 1 members; got \[1\]"):
         _ = ensembles.take(ensembles.from_stacked({"a": jnp.ones((1, 3))}), [1])
-    with pytest.raises(ValueError, match="numbers of one member or more"):
+    with pytest.raises(ValueError, match="numbers of at least one member"):
         _ = ensembles.take(ensembles.from_stacked({"a": jnp.ones((1, 3))}), [])
-    with pytest.raises(ValueError, match="one axis, of members"):
+    with pytest.raises(ValueError, match="one axis, the members"):
         _ = ensembles.from_keys(lambda key: (params, None), KEY)

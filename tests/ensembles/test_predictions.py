@@ -102,12 +102,12 @@ def test_kernels_are_the_same_under_jit():
 def test_errors():
     with pytest.raises(ValueError, match=r"\(members, n, classes\); got float32 \(90, 3\)"):
         _ = ensembles.uncertainty(MEMBERS[0])
-    with pytest.raises(ValueError, match="2 members are needed to differ; got 1"):
+    with pytest.raises(ValueError, match="needs at least 2 members; got 1"):
         _ = ensembles.disagreement(MEMBERS[:1])
     spoiled = MEMBERS.at[3, 0, 0].set(jnp.nan)
     with pytest.raises(ValueError, match="logits of member 3 hold NaN"):
         _ = ensembles.greedy_selection(spoiled, LABELS)
-    with pytest.raises(ValueError, match=r"size must lie in \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"size must be in \[1, 5\]"):
         _ = ensembles.greedy_selection(MEMBERS, LABELS, 6)
     with pytest.raises(ValueError, match="labels must lie in"):
         _ = ensembles.greedy_selection(MEMBERS, LABELS + 1)

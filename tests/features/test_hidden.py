@@ -107,12 +107,12 @@ def test_a_channel_that_others_stand_in_for_is_really_removed():
     ("call", "message"),
     [
         (lambda: features.alive(np.ones(3)), r"must have shape \(n, ..., channels\)"),
-        (lambda: features.alive(np.array([[1.0, np.inf]])), "hold NaN or infinite values"),
-        (lambda: features.distinctness(np.ones((3, 1))), "one channel alone"),
+        (lambda: features.alive(np.array([[1.0, np.inf]])), "contain NaN or infinite values"),
+        (lambda: features.distinctness(np.ones((3, 1))), "only one channel"),
         (lambda: features.map_rank(np.ones((2, 3, 4))), r"\(n, height, width, channels\)"),
-        (lambda: features.cka(np.ones((3, 1)), np.ones((4, 1))), "same two samples or more; got 3 and 4"),
-        (lambda: features.layer_similarity({"a": np.ones((3, 1))}), "two layers to compare"),
-        (lambda: features.similar_layers({}, threshold=0), "alignment in"),
+        (lambda: features.cka(np.ones((3, 1)), np.ones((4, 1))), "same number of samples, 2 or more; got 3 and 4"),
+        (lambda: features.layer_similarity({"a": np.ones((3, 1))}), "needs two layers or more"),
+        (lambda: features.similar_layers({}, threshold=0), "a CKA in"),
         (lambda: features.channel_similarity(np.ones((1, 3))), "n of 2 or more"),
     ],
 )

@@ -100,9 +100,9 @@ def test_a_network_in_flax():
 
 def test_what_cannot_go_is_said():
     conv = lambda w, x: jax.lax.conv(x[:, None], w, (1,), "SAME")
-    with pytest.raises(ValueError, match="features cannot go from axis 1"):
+    with pytest.raises(ValueError, match="cannot remove features from axis 1"):
         _ = features.narrow(conv, jnp.ones((1, 1, 3)), np.arange(6) > 0, jnp.zeros((2, 6)))
-    with pytest.raises(ValueError, match=r"features cannot go from axis 1.*\n.*output"):
+    with pytest.raises(ValueError, match=r"cannot remove features from axis 1.*\n.*output"):
         _ = features.narrow(lambda w, x: x * w, jnp.ones(6), np.arange(6) > 0, jnp.zeros((2, 6)))
 
 

@@ -179,7 +179,7 @@ _STATE: Any = optax.MaskedState(optax.ScaleByScheduleState(jnp.zeros((), jnp.int
         ),
         (
             lambda: features.gradient_saliency(lambda w, x: x @ w, _W, _X, _Y, lambda o, y: o.mean()),
-            "one loss a sample",
+            "one loss for each sample",
         ),
         (
             lambda: features.permutation(
@@ -193,10 +193,10 @@ _STATE: Any = optax.MaskedState(optax.ScaleByScheduleState(jnp.zeros((), jnp.int
             lambda: features.eliminate(lambda m, k: m, 3, 1, key=jax.random.key(0), sparsity=1),
             "sparsity is the fraction",
         ),
-        (lambda: features.eliminate(lambda m, k: m[:2], 3, 1, key=jax.random.key(0)), "one number a feature"),
+        (lambda: features.eliminate(lambda m, k: m[:2], 3, 1, key=jax.random.key(0)), "one number for each feature"),
         (lambda: features.top([1.0, np.nan], 1), "none of them NaN"),
         (lambda: features.top([1.0, 2.0], 0), "count must be in 1 to 2"),
-        (lambda: GATES.start(0), "there must be a feature"),
+        (lambda: GATES.start(0), "features must be 1 or more"),
         (lambda: features.StochasticGates(sigma=0.0), "sigma must be above 0"),
         (lambda: features.input_lasso(0.1, "w").init({"v": _W}), "no leaf matches 'w'"),
         (lambda: features.input_lasso(0.1, None), "where must name the leaf"),

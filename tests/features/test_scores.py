@@ -254,13 +254,13 @@ def test_redundancy_deletes_what_relatedness_finds():
             "bins must be 2 or more",
         ),
         (lambda: features.mutual_information(np.ones((3, 2)), np.ones(2)), r"y must have shape \(3,\)"),
-        (lambda: features.mrmr([1.0, 2.0], np.eye(3), 1), "similarity is of 3 features, relevance of 2"),
+        (lambda: features.mrmr([1.0, 2.0], np.eye(3), 1), "similarity has 3 features, but relevance has 2"),
         (lambda: features.mrmr([1.0, 2.0], np.eye(2), 3), "count must be in 1 to 2"),
         (lambda: features.clusters([[1.0, 0.2], [0.3, 1.0]], 0.5), "must be symmetric"),
         (lambda: features.clusters(np.ones((2, 3)), 0.5), r"must be \(features, features\)"),
         (lambda: features.one_of_each([1.0, 2.0], [0]), "clusters must have the shape of scores"),
         (lambda: features.one_of_each([1.0, np.nan], [0, 0]), "none of them NaN"),
-        (lambda: features.relatedness([[1.0]]), "one feature alone"),
+        (lambda: features.relatedness([[1.0]]), "only one feature"),
     ],
 )
 def test_errors_say_what_is_wrong(call, message):

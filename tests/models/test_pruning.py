@@ -61,16 +61,16 @@ def test_a_killed_run_resumes_to_the_same_bits(llama: Path, tmp_path: Path, monk
     whole = lambda path, **more: models.prune_folder(llama, path, TOKENS, 0.5, options={"method": "wanda"}, **more)
     assert len(whole(tmp_path / "straight")) == 3
     calls: list[int] = []
-    forward = pruning._Runner.forward
+    forward = pruning.BlockRunner.forward
 
-    def stop_at_the_second(self: Any, index: int, params: Any, hidden: Any) -> Any:
-        calls.append(index)
-        if index == 1:
+    def stop_at_the_second(self: Any, params: Any, hidden: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        return forward(self, index, params, hidden)
+        return forward(self, params, hidden)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pruning._Runner, "forward", stop_at_the_second)
+        patched.setattr(pruning.BlockRunner, "forward", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             _ = whole(tmp_path / "killed")
     assert not (tmp_path / "killed").exists()

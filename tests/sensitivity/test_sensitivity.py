@@ -237,13 +237,13 @@ _FOUND = sensitivity.Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, e: sensitivity.leaf_sensitivity(e, p, [0.5, 1.0]), r"levels are sparsities in \[0, 1\)"),
-        (lambda p, e: sensitivity.leaf_sensitivity(e, p, []), "one above 0 at least"),
+        (lambda p, e: sensitivity.leaf_sensitivity(e, p, [0.5, 1.0]), r"levels must be sparsities in \[0, 1\)"),
+        (lambda p, e: sensitivity.leaf_sensitivity(e, p, []), "at least one of them above 0"),
         (lambda p, e: sensitivity.leaf_sensitivity(lambda p: p["bias"], p, [0.5]), r"must be a scalar.*\(3,\)"),
         (lambda p, e: sensitivity.leaf_sensitivity(e, p, [0.5], batch=0), "batch must be 1 or more"),
         (lambda p, e: sensitivity.cheapest_loss(_LOSS, _LOSS[:1], 1), "must both be"),
         (lambda p, e: sensitivity.cheapest_loss(_LOSS, _LOSS + 1, 1), "cheapest levels cost 2, more than the budget 1"),
-        (lambda p, e: sensitivity.cheapest_loss(_LOSS * np.nan, _LOSS, 1), "must not hold NaN"),
+        (lambda p, e: sensitivity.cheapest_loss(_LOSS * np.nan, _LOSS, 1), "must not contain NaN"),
         (
             lambda p, e: sensitivity.greedy_levels(_LOSS, np.array([[5, 6, 1], [5.0, 5, 5]]), 5),
             "cheapest levels cost 6, more than the budget 5",
@@ -266,7 +266,7 @@ def test_errors_say_what_is_wrong(problem, call, message):
 
 def test_an_allocation_is_refused(problem):
     params, _, evaluate = problem
-    with pytest.raises(TypeError, match="takes no allocation: each leaf is pruned alone"):
+    with pytest.raises(TypeError, match="takes no allocation, because it prunes each leaf alone"):
         _ = sensitivity.leaf_sensitivity(evaluate, params, [0.5], allocation=jaxprune.allocation.erk)
 
 

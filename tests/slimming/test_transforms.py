@@ -70,3 +70,14 @@ def test_grouped_queries_go_with_their_keys_or_evenly() -> None:
     chosen = slimming.choose(groups, np.ones(groups.size), {heads.name: 1.0}, limits=slimming.Limits(min_units=1))
     assert chosen.kept(heads.name).tolist() == [True, False]
     _ = checks.check_agrees(fn, params, (X[0],))
+
+
+def test_convolutions_vmapped_over_members() -> None:
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    cnn = lambda p, x: jax.nn.relu(conv(jax.nn.relu(conv(x, p["a"])), p["b"])).mean((1, 2)) @ p["o"]
+    shapes = {"a": (4, 3, 3, 3, 8), "b": (4, 3, 3, 8, 6), "o": (4, 6, 5)}
+    params = checks.random_params({name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()})
+    x = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype("f4")
+    groups, _, small = checks.check_agrees(jax.vmap(cnn, (0, None)), params, [x])
+    assert [(g.name, g.count) for g in groups] == [("a[4]", 8), ("b[4]", 6)]
+    assert jax.tree.map(jnp.shape, small.params) == {"a": (4, 3, 3, 3, 4), "b": (4, 3, 3, 4, 3), "o": (4, 3, 5)}

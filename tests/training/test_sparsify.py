@@ -394,3 +394,11 @@ def test_the_evaluation_parameters_of_schedule_free_are_sparse_too():
     params, state = run(optimizer, init_params())
     evaluated = optax.contrib.schedule_free_eval_params(state.inner, params)
     expect_zeros(evaluated, jaxprune.get_masks(state), REMOVED)
+
+
+def test_in_float16_an_eps_that_is_not_zero_keeps_links_after_adam_finite():
+    params = init_params(jnp.float16)
+    chain = optax.chain(optax.scale_by_adam(eps=1e-7), optax.clip_by_global_norm(1.0), optax.scale(-0.01))
+    params, state = run(jaxprune.sparsify(chain, gradual()), params, dtype=jnp.float16)
+    expect_zeros(params, jaxprune.get_masks(state), REMOVED)
+    assert "`eps`" in str(jaxprune.sparsify.__doc__)  # which says so

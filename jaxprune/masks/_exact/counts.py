@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 _BASE_BITS = 16
 _BASE = 1 << _BASE_BITS
@@ -161,7 +162,8 @@ def kept_in_slices(
       TypeError: neither a number, a floating scalar nor a Count.
     """
     for sparsity, name in zip(sparsities, names, strict=True):
-        if not isinstance(sparsity, Count):
+        # An allocation may remove a whole leaf: of float32 shares the largest is 1.
+        if not isinstance(sparsity, Count) and not (isinstance(sparsity, jax.Array) and _is_one(sparsity)):
             check_sparsity(sparsity, f"{name}: sparsity")
     each = _removed_from_each([0.0 if isinstance(s, Count) else s for s in sparsities], units)
     row = np.repeat(np.arange(len(slices)), slices)
@@ -201,7 +203,7 @@ def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.
 
 
 def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
-    """Raises unless a number is a sparsity: at least 0, less than 1. Arrays of JAX are not looked into.
+    """Raises unless a number or an array is a sparsity: at least 0, less than 1. A traced value is not known.
 
     Args:
       sparsity: a real number, or a floating scalar array.
@@ -209,7 +211,7 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
 
     Raises:
       TypeError: it is neither.
-      ValueError: it is a number outside [0, 1), or NaN.
+      ValueError: it is outside [0, 1), or NaN.
 
     Example:
       >>> check_sparsity(90, 'dense/kernel: sparsity')
@@ -219,7 +221,9 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
     if isinstance(sparsity, jax.Array):
         if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
             raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
-        return
+        if isinstance(sparsity, Tracer) or not sparsity.is_fully_addressable:
+            return
+        sparsity = float(sparsity)
     if isinstance(sparsity, np.ndarray) and sparsity.ndim == 0:
         sparsity = sparsity.item()
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
@@ -228,6 +232,11 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
     if not 0 <= float(sparsity) < 1:
         hint = f"; for {sparsity} % pass {float(sparsity) / 100:g}" if 1 < float(sparsity) < 100 else ""
         raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}{hint}")
+
+
+def _is_one(sparsity: jax.Array) -> bool:
+    known = not isinstance(sparsity, Tracer) and sparsity.is_fully_addressable
+    return known and sparsity.ndim == 0 and float(sparsity) == 1
 
 
 def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:

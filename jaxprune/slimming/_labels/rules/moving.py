@@ -53,17 +53,18 @@ def _zero_transpose(site: ZeroSite, m: mv.Transpose, known: list[Zeros]) -> Zero
 
 
 def _follow_reshape(site: Site, m: mv.Reshape, operands: list[Axes]) -> Axes:
-    old = tuple(ax.size(axis) for axis in operands[0])
-    if 0 in old or m.order is not None:
-        for axis in operands[0]:
-            site.freeze(axis, "a reshape of an empty array" if 0 in old else "a reshape in another order")
+    axes = operands[0] if m.order is None else tuple(operands[0][a] for a in m.order)
+    old = tuple(map(ax.size, axes))
+    if 0 in old:
+        for axis in axes:
+            site.freeze(axis, "a reshape of an empty array")
         return whole(m.shape)
     result: list[Axis] = []
     for ins, outs in factors.blocks(old, m.shape):
         if len(ins) == len(outs) == 1:
-            result.append(operands[0][ins[0]])
+            result.append(axes[ins[0]])
             continue
-        block = ax.merge([operands[0][i] for i in ins])
+        block = ax.merge([axes[i] for i in ins])
         if not outs:
             site.freeze(block, "a reshape that drops its axis")
         else:
@@ -72,12 +73,14 @@ def _follow_reshape(site: Site, m: mv.Reshape, operands: list[Axes]) -> Axes:
 
 
 def _zero_reshape(site: ZeroSite, m: mv.Reshape, known: list[Zeros]) -> Zeros:
-    old = tuple(ax.size(axis) for axis in site.operand(0))
-    if 0 in old or m.order is not None:
+    order = m.order or range(len(known[0].axes))
+    old = tuple(ax.size(site.operand(0)[a]) for a in order)
+    if 0 in old:
         return Zeros((False,) * len(m.shape))
+    zeros = [settled(site, 0, a, known[0].axes[a]) for a in order]
     result: list[bool] = []
     for ins, outs in factors.blocks(old, m.shape):
-        result += [all(settled(site, 0, i, known[0].axes[i]) for i in ins)] * len(outs)
+        result += [all(zeros[i] for i in ins)] * len(outs)
     return Zeros(tuple(result), known[0].value)
 
 

@@ -1,0 +1,75 @@
+"""Block by block in memory: the same as the loop written out, in two passes a block."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import calibrate, masks, reconstruct
+from jaxprune.reconstruction import reconstruct_blocks
+
+PATTERN = masks.NM(2, 4, axis=0)
+
+
+def block(params, x):
+    h = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+    return x + jax.nn.silu(h @ params["up"]) @ params["down"]
+
+
+@pytest.fixture
+def stacked():
+    keys = jax.random.split(jax.random.key(9), 2)
+    up = jax.random.normal(keys[0], (5, 8, 16)) / 3
+    return {"up": up, "down": jax.random.normal(keys[1], (5, 16, 8)) / 16}
+
+
+BATCHES = [jax.random.normal(jax.random.key(i), (4, 6, 8)) for i in range(2)]
+
+
+def by_hand(params):
+    hidden, out = BATCHES, []
+    for i in range(5):
+        own = jax.tree.map(lambda w, i=i: w[i], params)
+        new = reconstruct(own, calibrate(block, own, hidden), pattern=masks.NM(2, 4)).params
+        hidden = [block(new, x) for x in hidden]
+        out.append(new)
+    return out
+
+
+def test_each_block_is_calibrated_on_the_blocks_pruned_before_it(stacked):
+    want = by_hand(stacked)
+    found = reconstruct_blocks(block, stacked, BATCHES, pattern=masks.NM(2, 4))
+    for i, own in enumerate(want):
+        for name, x in own.items():
+            np.testing.assert_allclose(found.params[name][i], x, atol=1e-5)
+    assert found.masks["up"].shape == stacked["up"].shape
+    np.testing.assert_array_equal(found.params["up"] != 0, found.masks["up"])
+
+
+def test_a_list_of_blocks_stays_a_list(stacked):
+    listed = [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(5)]
+    found = reconstruct_blocks(block, listed, BATCHES, 0.5)
+    together = reconstruct_blocks(block, stacked, BATCHES, 0.5)
+    assert isinstance(found.params, list)
+    for i in range(5):
+        np.testing.assert_allclose(found.params[i]["down"], together.params["down"][i], atol=1e-6)
+
+
+def test_each_block_runs_twice_and_compiles_once(stacked):
+    traced = []
+
+    def counted(params, x):
+        traced.append(jnp.shape(params["up"]))
+        return block(params, x)
+
+    _ = reconstruct_blocks(counted, stacked, BATCHES, 0.5, method="wanda")
+    assert len(traced) <= 3  # once to be calibrated and once to run, however many blocks there are
+
+
+def test_mistakes_are_named(stacked):
+    with pytest.raises(ValueError, match=r"as many blocks in each leaf.*\n  down: 5\n  up: 4"):
+        _ = reconstruct_blocks(block, {**stacked, "up": stacked["up"][:4]}, BATCHES, 0.5)
+    with pytest.raises(ValueError, match="params holds no block"):
+        _ = reconstruct_blocks(block, [], BATCHES, 0.5)
+    with pytest.raises(TypeError, match="batches is a list of batches"):
+        _ = reconstruct_blocks(block, stacked, BATCHES[0], 0.5)  # pyright: ignore[reportArgumentType]
