@@ -105,7 +105,7 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     chosen = jax.tree.leaves(prunable(tree, where))
     if any(chosen):
         return chosen
-    if jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree):
+    if tree is None or (jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree)):
         raise ValueError(
             f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
             f"got {shown(tree)}"

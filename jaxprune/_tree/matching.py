@@ -133,7 +133,7 @@ def check_bool(masks: PyTree, *, what: str = "masks") -> None:
 
 
 def _is_mask(leaf: Any) -> bool:
-    return getattr(leaf, "dtype", type(leaf)) == np.bool_
+    return getattr(leaf, "dtype", type(leaf)) in (np.bool_, bool)
 
 
 def _is_array(node: Any) -> bool:
