@@ -1,5 +1,9 @@
 """What users get wrong, room by room: each message names the argument or the leaf, what was expected, and a way out."""
 
+# The mistakes are what a type checker complains of.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportUnusedCallResult=false, reportAttributeAccessIssue=false
+# pyright: reportIndexIssue=false, reportOptionalMemberAccess=false, reportReturnType=false
+
 import functools
 import re
 

@@ -95,7 +95,9 @@ def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = (
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
         raise ValueError(
-            f"each row needs a name of its own; twice: {', '.join(twice)}" if twice else "results holds no ModelResult"
+            f"each row needs a name of its own; twice: {', '.join(twice)}"
+            if twice
+            else "no results: pass a list of assess.ModelResult"
         )
     extra = dict.fromkeys(key for result in results for key in result.extra)
     taken = [key for key in extra if key in _LABELS]

@@ -56,7 +56,7 @@ def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None 
     _tree.check_instance(rounds, Rounds, "rounds", "what lottery.iterative_pruning returns")
     size = len(rounds.sparsity)
     if not -size <= r < size:
-        raise IndexError(f"round {r} does not exist; r must be from {-size} to {size - 1}")
+        raise IndexError(f"round {r} does not exist; the search has {size} rounds, {-size} to {size - 1}")
     held, start, metrics = jax.tree.map(lambda x: x[r], (rounds.ticket.masks, rounds.start, rounds.ticket.metrics))
     provenance = {
         "method": method,
