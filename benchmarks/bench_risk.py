@@ -1,6 +1,6 @@
 """Do the verdicts of the risk report hold their error rates, and do its intervals cover? Prints tables of Markdown.
 
-python benchmarks/bench_risk.py            # about half an hour on one core
+python benchmarks/bench_risk.py            # about an hour on one core
 python benchmarks/bench_risk.py --repeats 50
 """
 

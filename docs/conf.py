@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from docutils import nodes
 from docutils.utils.math import latex2mathml
+from sphinx import addnodes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -25,10 +27,12 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "auto"
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 80
@@ -125,6 +129,7 @@ def as_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
     """
     made: list[str] = []
     in_sections = False
+    lines[:] = _whole_spans(lines)
     for number, line in enumerate(lines):
         text, indent = line.strip(), len(line) - len(line.lstrip())
         before = lines[number - 1].strip() if number else ""
@@ -139,6 +144,17 @@ def as_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
         else:
             made.append(_inline(line))
     lines[:] = made
+
+
+def _whole_spans(lines: list[str]) -> list[str]:
+    """The lines, where a name in backticks or a formula that is broken over two lines stands in the first of them."""
+    whole: list[str] = []
+    for line in lines:
+        if whole and line.strip() and any(whole[-1].count(mark) % 2 for mark in "`$") and ">>>" not in whole[-1]:
+            whole[-1] += " " + line.strip()
+        else:
+            whole.append(line)
+    return whole
 
 
 def _in_doctest(lines: list[str], number: int) -> bool:
@@ -166,7 +182,10 @@ _ARGUMENT = re.compile(r"^\s*\*{1,2}\w+(?=:)")
 def _inline(line: str) -> str:
     head = match[0] if (match := _ARGUMENT.match(line)) else ""
     parts = _PARTS.split(line[len(head) :])
-    return head + "".join(_part(part) if i % 2 else re.sub(r"([|*])", r"\\\1", part) for i, part in enumerate(parts))
+    made = [_part(part) if i % 2 else re.sub(r"([|*])", r"\\\1", part) for i, part in enumerate(parts)]
+    for i in range(1, len(made), 2):  # names must end before a letter follows, as in a plural
+        made[i] += "\\ " if made[i + 1][:1].isalnum() else ""
+    return head + "".join(made)
 
 
 def _part(part: str) -> str:
@@ -182,18 +201,40 @@ def _part(part: str) -> str:
 _PUBLIC = _public()
 
 
+def link_names(app: Any, doctree: Any) -> None:
+    """Makes links of the API's names in backticks; on the page of all methods they may lack their room."""
+    names = {**_short_names(), **_PUBLIC} if app.env.docname == "start/methods" else _PUBLIC
+    for literal in list(doctree.findall(nodes.literal)):
+        inside = literal.parent
+        if literal.astext() in names and not isinstance(inside, nodes.reference | nodes.title | addnodes.pending_xref):
+            options = {"refdomain": "py", "reftype": "obj", "reftarget": names[literal.astext()], "refexplicit": True}
+            link = addnodes.pending_xref("", literal.deepcopy(), refdoc=app.env.docname, refwarn=False, **options)
+            literal.replace_self(link)
+
+
+def _short_names() -> dict[str, str]:
+    """The public names without their room, where only one room has the name."""
+    ends = [full.rpartition(".")[2] for full in set(_PUBLIC.values())]
+    return {end: full for end, full in zip(ends, set(_PUBLIC.values()), strict=True) if ends.count(end) == 1}
+
+
+def skip_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out the fields of tuples and dataclasses: the docstring of the class has described them."""
+    return True if what == "class" and not inspect.isroutine(obj) and not isinstance(obj, property) else None
+
+
 def _mathml(translator: Any, node: Any, *, block: bool) -> None:
     """Formulas as MathML, which browsers draw themselves: no script is fetched from elsewhere."""
-    from docutils import nodes
-
     mathml = latex2mathml.tex2mathml(node.astext(), as_block=block)
     translator.body.append(f'<div class="math">{mathml}</div>' if block else mathml)
     raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
-    """Registers the docstrings' conversion and the drawing of formulas."""
+    """Registers the conversion of docstrings, the links of names, and the drawing of formulas."""
     _ = app.connect("autodoc-process-docstring", as_rst, priority=400)
+    _ = app.connect("autodoc-skip-member", skip_fields)
+    _ = app.connect("doctree-read", link_names)
     inline = lambda translator, node: _mathml(translator, node, block=False)
     block = lambda translator, node: _mathml(translator, node, block=True)
     app.add_html_math_renderer("mathml", (inline, None), (block, None))

@@ -1,21 +1,21 @@
 """One engine that walks jaxprs, for FLOPs, calibration, roles and slimming.
 
-A function is traced from shapes (`trace`), and a client learns something of every value in its jaxpr by going through
-the equations in order. What all clients need is here once:
+`trace` traces a function from shapes. A client then visits the equations in order and derives a value for every
+variable of the jaxpr. This package contains what all clients need:
 
-- The loop (`walk`). `Values` is the environment: it holds what the client knows of each variable, whatever that is,
-  and asks the client what a literal is. The client gives one function, from an equation and what is known of its
-  operands to what is known of its results. `walk(..., only_live=True)` leaves dead code out, `settle` repeats the body
-  of a loop until what goes round no longer changes, `scan_again` writes a scan once more with another body.
-- The table (`primitives.PRIMITIVES`). It says what each primitive does to the axes and entries of its operands:
-  entrywise (where is the result zero, in which operands is it linear, what does it cost), moving entries (as one of
-  the `moves`, which NumPy arrays understand too), a sum of products, a reduction, a mix along axes, picking or writing
-  by index. A primitive that nobody knew is described there, and every client follows it.
-- The jaxprs inside equations (`sub_jaxprs`): which operand is which input, what is stacked, what goes round, how often
-  it runs, for jit, remat, custom derivatives, scan, while, cond, shard_map, in every JAX version.
+- The loop (`walk`). `Values` is the environment: it stores the client's value of each variable, and asks the client for
+  the value of a literal. The client supplies one function, from an equation and the values of its operands to the
+  values of its results. `walk(..., only_live=True)` skips dead code, `settle` repeats the body of a loop until the
+  carried values no longer change, and `scan_again` rebuilds a scan with another body.
+- The table (`primitives.PRIMITIVES`). It says what each primitive does to the axes and entries of its operands: an
+  entrywise function (where its result is zero, in which operands it is linear, what it costs), a move of entries (one
+  of `moves`, which NumPy arrays also accept), a sum of products, a reduction, a mix along axes, a read or a write by
+  index. A new primitive is described in this table, and every client then follows it.
+- The jaxprs inside equations (`sub_jaxprs`): which operand is which input, which values are stacked or carried, and how
+  often the jaxpr runs, for jit, remat, custom derivatives, scan, while, cond, shard_map, in every JAX version.
 - Axes as products of factors (`factors`): `Factor`, `split`, `merge` and `blocks` make reshapes exact.
 
-A client decides what it carries and what it does where values meet:
+Clients differ in the value that they derive, and in what they do at products and loops:
 
 | client | of each value it carries | at a product | at a loop |
 | --- | --- | --- | --- |

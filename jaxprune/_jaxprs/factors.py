@@ -1,8 +1,8 @@
 """Axes as products of factors: `Factor`, `split`, `merge` and `blocks`, which make reshapes exact.
 
 An axis is a tuple of factors, from the slowest to the fastest; its length is the product of their sizes. An axis of
-heads times dimensions is two factors, so that a reshape that takes it apart needs to know nothing else. What a factor
-says of its positions is up to the client: `views` writes the run along a leaf's axis, `slimming` the labels.
+heads times dimensions has two factors, so a reshape that separates them needs no other information. The client decides
+what a factor stores about its positions: `views` stores the run along a leaf's axis, `slimming` stores labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ class Factor(NamedTuple):
 
     Attributes:
       size: the number of positions; a symbolic dimension (for jax.export) if `of` is None.
-      of: what the positions are, in the client's terms; None if there is nothing to tell them apart.
+      of: what the positions are, in the client's terms; None if the positions are all alike.
     """
 
     size: int
@@ -34,7 +34,7 @@ def size(axis: Sequence[Factor]) -> int:
 
 
 def merge(axes: Sequence[Axis]) -> Axis:
-    """One axis of several, the last the fastest; factors that say nothing are joined, and left out if of size 1.
+    """Merges axes into one, the last axis fastest; joins factors without `of`, and drops them if their size is 1.
 
     Example:
       >>> merge([(Factor(2), Factor(1)), (Factor(3),), (Factor(4, "x"),)])
@@ -50,12 +50,12 @@ def merge(axes: Sequence[Axis]) -> Axis:
 
 
 def split(axis: Axis, sizes: Sequence[int], cut: Cut) -> list[Axis] | None:
-    """Distributes the factors of an axis over several axes, the last the fastest.
+    """Distributes the factors of an axis over several axes, the last axis fastest.
 
     Args:
       axis: the axis.
       sizes: the sizes of the new axes; their product is the size of the axis.
-      cut: `cut(factor, fast)` returns two factors of sizes (factor.size / fast, fast) that together are the factor.
+      cut: `cut(factor, fast)` returns two factors of sizes (factor.size / fast, fast), whose product is the factor.
 
     Returns:
       One axis for each size; None where a factor would have to be cut unevenly.
@@ -85,14 +85,14 @@ def split(axis: Axis, sizes: Sequence[int], cut: Cut) -> list[Axis] | None:
 
 
 def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest runs of axes of two shapes that hold the same number of positions.
+    """The smallest runs of axes of two shapes that have the same number of positions.
 
     Args:
       old: a shape without zeros.
-      new: another shape of as many entries.
+      new: another shape with the same number of entries.
 
     Returns:
-      Pairs (axes of `old`, axes of `new`), in order; either may be empty, where the other has axes of size 1.
+      Pairs (axes of `old`, axes of `new`), in order. One of them is empty where the other has axes of size 1.
 
     Example:
       >>> blocks((4, 6, 5), (24, 5, 1))

@@ -1,4 +1,4 @@
-"""The FLOPs of a traced function: `count_flops`, each operation with the parameter it multiplies by, and `shares`."""
+"""`count_flops` counts the FLOPs of a traced function by operation and parameter; `shares` splits them by leaf."""
 
 import math
 from collections import Counter
@@ -19,12 +19,12 @@ class Operation(NamedTuple):
     """One equation that multiplies, over all its runs.
 
     Attributes:
-      primitive: its name.
-      path: the equations it sits in, from the outside.
+      primitive: the name of the primitive.
+      path: the equations around it, starting with the outermost.
       flops: 2 for each multiply-add, over all runs.
       repeats: how often it runs when the function runs once.
-      weight: the parameter leaves it multiplies by; None if its operands are activations or were lost.
-      per_entry: multiply-adds of each entry of the weight in one run, broadcasting to its shape.
+      weight: the parameter leaves by which it multiplies; None if its operands are activations or were lost.
+      per_entry: multiply-adds of each entry of the weight in one run, broadcasting to the weight's shape.
       lost: the leaves of an operand that could not be followed, and where they were lost.
     """
 
@@ -42,9 +42,9 @@ class Flops(NamedTuple):
 
     Attributes:
       operations: matrix products and convolutions, in order.
-      elementwise: FLOPs of the other arithmetic, one for each entry; None if it was not asked for.
-      uncounted: how often primitives run for which there is no count (an FFT, a decomposition, a kernel).
-      unbounded: the `while` loops, by path, whose bodies were counted as running once.
+      elementwise: FLOPs of other arithmetic, one for each entry; None if not requested.
+      uncounted: how often primitives without a known count run (an FFT, a decomposition, a kernel).
+      unbounded: the paths of `while` loops, whose bodies are counted as running once.
     """
 
     operations: tuple[Operation, ...]
@@ -61,18 +61,18 @@ class Flops(NamedTuple):
 def count_flops(closed: Any, params: Sequence[int] = (), *, elementwise: bool = False) -> Flops:
     """Counts the FLOPs of a jaxpr: 2 for each multiply-add of a matrix product or a convolution.
 
-    The body of a scan counts as often as it runs, of a cond the branch with the most FLOPs, and the body of a
-    `while` once, which `unbounded` then says. What a shard_map does counts on all its devices. Code whose results
-    nothing depends on does not count. See `multiply_adds` for what counts in a convolution.
+    The body of a scan counts as often as it runs. A cond counts its branch with the most FLOPs. The body of a `while`
+    counts once, and `unbounded` names the loop. A shard_map counts the work of all its devices. Dead code does not
+    count. See `multiply_adds` for what counts in a convolution.
 
     Args:
       closed: a closed jaxpr, such as `trace(fn, *args).closed`.
       params: positions of the parameters in its invars; operations are attributed to them.
       elementwise: whether other arithmetic counts too: one FLOP for each entry of the result of an elementwise
-        function, whatever it costs, and one for each entry that a reduction or a pooling window reads.
+        function, and one for each entry that a reduction or a pooling window reads. Default False.
 
     Returns:
-      The operations and what was left out, by name.
+      The operations, and the names of what was not counted.
 
     Example:
       >>> from jaxprune._jaxprs.tracing import trace
@@ -111,7 +111,7 @@ def _operation(met: Met) -> Operation:
 
 
 def _preference(met: Met, state: State, k: int) -> tuple[bool, int]:
-    # Of two weights the one whose own entries they are, then the larger.
+    # Of two weights the one that is not only part of a broadcast comes first, then the larger.
     return isinstance(state, Weight) and state.broadcast, -met.eqn.invars[k].aval.size
 
 
@@ -125,7 +125,7 @@ def _elementwise(met: Met) -> int:
 
 
 def _cost(eqn: Equation) -> Cost:
-    """What an equation costs, apart from products."""
+    """The cost of an equation that is not a product."""
     what = PRIMITIVES.get(eqn.primitive.name)
     if what is None:
         return Cost.UNKNOWN
@@ -136,9 +136,9 @@ class MultiplyAdds(NamedTuple):
     """The multiply-adds of one run of an equation.
 
     Attributes:
-      total: all of them.
-      per_entry: for each of the two operands an int64 array that broadcasts to its shape: how many each entry
-        takes part in. Over the whole operand these sum up to `total`.
+      total: the number of multiply-adds.
+      per_entry: for each of the two operands an int64 array that broadcasts to its shape: the multiply-adds of each
+        entry. Summed over the whole operand they give `total`.
     """
 
     total: int
@@ -151,12 +151,12 @@ def is_product(eqn: Equation) -> bool:
 
 
 def multiply_adds(eqn: Equation) -> MultiplyAdds:
-    """Counts exactly.
+    """Counts the multiply-adds of an equation exactly.
 
-    A dot_general meets every entry of an operand equally often. In a convolution an entry of the kernel is met once
-    for each output position at which it falls on an entry of the input: not on padding and not into the holes of
-    a dilated input, so that the taps at the border of a SAME convolution count less often. That is what XLA's own
-    cost analysis counts. Zero times a number counts; complex numbers count as one.
+    A dot_general uses every entry of an operand equally often. A convolution uses an entry of the kernel once for each
+    output position at which it meets an entry of the input. Padding and the holes of a dilated input do not count, so
+    the taps at the border of a SAME convolution count less often. XLA's cost analysis counts in the same way. Zero
+    times a number counts; a complex number counts as one number.
 
     Args:
       eqn: a product or a convolution (`is_product`).
@@ -194,8 +194,8 @@ def _conv(eqn: Equation) -> MultiplyAdds:
         sizes = lhs[lhs_spec[2 + d]], rhs[rhs_spec[2 + d]], out[out_spec[2 + d]]
         steps = p["window_strides"][d], p["padding"][d][0], p["lhs_dilation"][d], p["rhs_dilation"][d]
         met.append(met_1d(*sizes, *steps))
-    # Every kernel entry meets its input feature in each sample of its batch group; every input entry meets all
-    # the output features of its feature group and batch group.
+    # Every kernel entry meets its input feature in each sample of its batch group. Every input entry meets all the
+    # output features of its feature group and batch group.
     samples = lhs[lhs_spec[0]] // p["batch_group_count"]
     features = rhs[rhs_spec[0]] // (p["feature_group_count"] * p["batch_group_count"])
     per_lhs = _outer(len(lhs), [(lhs_spec[2 + d], m.sum(0)) for d, m in enumerate(met)], features)
@@ -209,8 +209,8 @@ def met_1d(
 ) -> np.ndarray:
     """How often each tap meets each input entry along one axis, (taps, size) of int64.
 
-    Output position o puts tap k on place o * stride + k * rhs_dilation - pad of the dilated input, of which only
-    the multiples of lhs_dilation hold entries.
+    At output position o, tap k meets position o * stride + k * rhs_dilation - pad of the dilated input, in which only
+    multiples of lhs_dilation contain entries.
     """
     place = np.arange(positions)[:, None] * stride + np.arange(taps) * rhs_dilation - pad  # (positions, taps)
     entry, hole = np.divmod(place, lhs_dilation)
@@ -236,12 +236,12 @@ def _outer(ndim: int, factors: list[tuple[int, np.ndarray]], scale: int) -> np.n
 
 
 class Share(NamedTuple):
-    """What one parameter leaf has to do with one operation.
+    """The FLOPs of one operation that multiply by one parameter leaf.
 
     Attributes:
-      leaf: its position among the inputs of the jaxpr.
-      dense: the operation's FLOPs that multiply by this leaf.
-      effective: those of them that multiply by a kept entry.
+      leaf: the position of the leaf among the inputs of the jaxpr.
+      dense: the FLOPs that multiply by this leaf.
+      effective: the FLOPs that multiply by a kept entry of this leaf.
     """
 
     leaf: int
@@ -252,18 +252,18 @@ class Share(NamedTuple):
 def shares(
     operation: Operation, shapes: Mapping[int, tuple[int, ...]], masks: Mapping[int, np.ndarray]
 ) -> tuple[Share, ...]:
-    """An operation's FLOPs by parameter leaf, dense and effective.
+    """Splits an operation's FLOPs by parameter leaf, dense and effective.
 
-    Every kept entry counts with the multiply-adds that it takes part in: all alike in a matrix product, in a
-    convolution those at the border of a SAME kernel less often. A leaf that a scan slices counts slice by slice.
+    Every kept entry counts with its multiply-adds: equally many in a matrix product, fewer at the border of a SAME
+    convolution. A leaf that a scan slices is counted slice by slice.
 
     Args:
       operation: one of `count_flops(...).operations`.
       shapes: the shape of each input of the jaxpr that is a parameter.
-      masks: bool arrays that broadcast to these shapes, True = kept; a leaf without one is kept whole.
+      masks: bool arrays that broadcast to these shapes, True = kept; a leaf without a mask counts as kept.
 
     Returns:
-      One share for each leaf of the operation's weight; none if it has no weight.
+      One share for each leaf of the operation's weight; empty if it has no weight.
 
     Example:
       >>> import jax
@@ -277,7 +277,7 @@ def shares(
     whole = {leaf: np.broadcast_to(np.True_, shapes[leaf]) for leaf in leaves}
     found = []
     for leaf in leaves:
-        # Of a concatenation the other leaves count as absent.
+        # In a concatenation, all other leaves count as absent.
         others = {other: np.broadcast_to(np.False_, shapes[other]) for other in leaves if other != leaf}
         dense = operation.flops if len(leaves) == 1 else _kept_flops(operation, {**others, leaf: whole[leaf]})
         mask = masks.get(leaf)

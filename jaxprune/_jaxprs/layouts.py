@@ -1,4 +1,4 @@
-"""A parameter leaf as a stack of weight matrices [inputs, outputs]: `Layout`, from every `Site` where it is used."""
+"""`Layout`: a parameter leaf as a stack of weight matrices [inputs, outputs], derived from the `Site`s that use it."""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from jaxprune._jaxprs.views import Meeting, NotFollowed, run
 
 
 class Layout(NamedTuple):
-    """A leaf as matrices: `batch` of them (scanned layers, groups of a convolution), each inputs by outputs.
+    """A leaf as a stack of `batch` matrices (scanned layers, groups of a convolution), each inputs by outputs.
 
-    Every axis of the leaf is one factor, or is split into several (the output axis of a grouped convolution is
-    groups by outputs of a group). Inputs are in the order of the leaf's axes, so a convolution's are
-    (height, width, channel) for HWIO kernels.
+    Every axis of the leaf is one factor or is split into several (the output axis of a grouped convolution is split
+    into groups and the outputs of a group). Inputs have the order of the leaf's axes, so the inputs of a convolution
+    are (height, width, channel) for HWIO kernels.
 
-    A factor's `of` is the `Run` along the leaf's axis: which axis, and in which steps.
+    A factor's `of` is a `Run`, which gives the axis of the leaf and the stride along it.
 
     Attributes:
       shape: the leaf's shape.
-      batch: factors along which there is one matrix each.
-      inputs: factors that are summed over.
-      outputs: the others.
+      batch: the factors with one matrix for each position.
+      inputs: the factors that are summed over.
+      outputs: the other factors.
     """
 
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """How many matrices, inputs, outputs."""
+        """The numbers of matrices, inputs and outputs."""
         batch, inputs, outputs = (math.prod(f.size for f in part) for part in self[1:])
         return batch, inputs, outputs
 
@@ -61,9 +61,9 @@ class Layout(NamedTuple):
         return split.transpose(inverse).reshape(self.shape)
 
     def along_inputs(self, values: jax.Array) -> jax.Array:
-        """Values [batch, inputs] in a shape that broadcasts to the leaf, where no axis is partly an output.
+        """Values [batch, inputs] in a shape that broadcasts to the leaf.
 
-        Where one is (a grouped convolution), the full shape of the leaf.
+        If an axis is partly an output (a grouped convolution), the result has the full shape of the leaf.
 
         Example:
           >>> layout = Layout((2, 3), (), (run(1, 3),), (run(0, 2),))
@@ -91,16 +91,16 @@ class Layout(NamedTuple):
 
 
 class Site(NamedTuple):
-    """One place where a leaf meets an activation.
+    """One product that multiplies a leaf by an activation.
 
     Attributes:
-      leaf: which leaf.
-      batch: the leading axes of the sums, in their order.
-      inputs: in the order of the leaf.
-      outputs: what of the leaf is neither.
-      offset: for each axis of the leaf, where the part that is used starts.
-      samples: how many samples (rows of X) a batch has here.
-      met: what was met, the same for leaves that meet the same activation.
+      leaf: the number of the leaf.
+      batch: the leading axes of the sums, in order.
+      inputs: the input factors, in the order of the leaf.
+      outputs: the other factors of the leaf.
+      offset: for each axis of the leaf, where the used part starts.
+      samples: the number of samples (rows of X) in a batch.
+      met: identifies the activation; leaves multiplied by the same activation have the same value.
     """
 
     leaf: int
@@ -113,12 +113,12 @@ class Site(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the sums of a site belong among those of its leaf.
+    """The place of a site's sums within the sums of its leaf.
 
     Attributes:
       order: the permutation of the site's batch axes.
-      batch: for each batch factor of the layout, an index, or a whole slice.
-      inputs: for each axis that is an input, where the site's inputs start and how many they are.
+      batch: for each batch factor of the layout, an index or a whole slice.
+      inputs: for each input axis, the start and the number of the site's inputs.
     """
 
     order: tuple[int, ...]
@@ -127,7 +127,7 @@ class Place(NamedTuple):
 
 
 def site_of(meeting: Meeting) -> Site:
-    """Where a leaf is used, from how a view of it takes part in a product.
+    """The site of a leaf, from the view of it that takes part in a product.
 
     Raises:
       NotFollowed: no axis of the leaf is summed over.
@@ -136,7 +136,7 @@ def site_of(meeting: Meeting) -> Site:
     runs = lambda axes: tuple(f for a in axes for f in view.axes[a] if f.of is not None)
     inputs = sorted(runs(mine for mine, _ in contract), key=_position)
     if not inputs:
-        raise NotFollowed("a product in which no axis of it is summed over")
+        raise NotFollowed("a product that sums over no axis of it")
     used = {mine for mine, _ in (*batch, *contract)}
     along_batch = runs(mine for mine, _ in sorted(batch, key=lambda pair: pair[1]))
     outputs = runs(a for a in range(len(view.axes)) if a not in used)
@@ -144,7 +144,7 @@ def site_of(meeting: Meeting) -> Site:
 
 
 def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, list[Place]]:
-    """The layout that all uses of a leaf share, and where each belongs.
+    """The common layout of all uses of a leaf, and the place of each use.
 
     Raises:
       NotFollowed: two uses sum over different axes, or over different parts.
@@ -158,7 +158,7 @@ def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, li
 
 def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
     roles: dict[str, list[Factor]] = {"batch": [], "inputs": [], "outputs": []}
-    chosen: dict[Factor, int] = {}  # batch factors of which the site uses one entry
+    chosen: dict[Factor, int] = {}  # batch factors of which the site uses only one entry
     spans: list[tuple[int, int]] = []
     for axis, size in enumerate(shape):
         own = _own_factors(site, axis)
@@ -190,7 +190,7 @@ def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
 
 
 def _own_factors(site: Site, axis: int) -> list[tuple[str, Factor]]:
-    """The factors along one axis, the slowest first; they must run over consecutive entries."""
+    """The factors along one axis, the slowest first; raises unless they run over consecutive entries."""
     kinds = (("batch", site.batch), ("inputs", site.inputs), ("outputs", site.outputs))
     own = sorted(((kind, f) for kind, part in kinds for f in part if f.of.axis == axis), key=lambda k: -k[1].of.stride)
     stride = 1

@@ -1,8 +1,8 @@
-"""The moves: what primitives that only move entries do, as values that every client can apply in its own terms.
+"""Moves: what primitives that only move entries do (`Transpose`, `Reshape`, `Slice`, ...), as values for every client.
 
-`primitives` writes each such primitive as one move for each result, and a client says once what each move does to the
-values that it follows: `weights` applies them to arrays, `views` to factors, `slimming` to labels. A move is called
-with arrays (NumPy's or JAX's) to do what it says.
+`primitives` describes each such primitive by one move for each result. Each client implements each move once for its
+own values: `weights` applies moves to arrays, `views` to factors, `slimming` to labels. Calling a move with arrays (of
+NumPy or JAX) performs it.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 class Same(NamedTuple):
-    """Every entry stays where it is."""
+    """Every entry keeps its position."""
 
     def __call__(self, x: Any) -> Any:
         """The array itself."""
@@ -31,18 +31,18 @@ class Transpose(NamedTuple):
 
 
 class Reshape(NamedTuple):
-    """The entries in the same order in another shape; with `order`, after a transpose by it."""
+    """The entries in the same order in another shape; with `order`, the axes are first transposed by it."""
 
     shape: Shape
     order: Shape | None = None
 
     def __call__(self, x: Any) -> Any:
-        """The array in the shape."""
+        """The array in the new shape."""
         return (x if self.order is None else x.transpose(self.order)).reshape(self.shape)
 
 
 class Squeeze(NamedTuple):
-    """The axes `dimensions`, of one position each, are dropped."""
+    """Drops the axes `dimensions`, each of one position."""
 
     dimensions: Shape
 
@@ -58,7 +58,7 @@ class Broadcast(NamedTuple):
     dimensions: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The array repeated."""
+        """The broadcast array."""
         kept = [1] * len(self.shape)
         for axis, n in zip(self.dimensions, x.shape, strict=True):
             kept[axis] = n
@@ -78,12 +78,12 @@ class Slice(NamedTuple):
 
 
 class Reverse(NamedTuple):
-    """The axes `dimensions` run backwards."""
+    """Reverses the axes `dimensions`."""
 
     dimensions: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The array turned."""
+        """The array with these axes reversed."""
         return np.flip(x, self.dimensions)
 
 
@@ -98,28 +98,28 @@ class Tile(NamedTuple):
 
 
 class Pad(NamedTuple):
-    """On each axis (low, high, inside) entries of a second operand come before, after and between the entries."""
+    """Puts (low, high, inside) entries of a second operand before, after and between the entries of each axis."""
 
     config: tuple[tuple[int, int, int], ...]
 
 
 class Concatenate(NamedTuple):
-    """All operands one after another along an axis."""
+    """Concatenates all operands along an axis."""
 
     axis: int
 
     def __call__(self, *parts: Any) -> Any:
-        """The arrays in one."""
+        """The concatenated arrays."""
         return np.concatenate(parts, self.axis)
 
 
 class Stack(NamedTuple):
-    """All operands one after another along a new axis."""
+    """Stacks all operands along a new axis."""
 
     axis: int
 
     def __call__(self, *parts: Any) -> Any:
-        """The arrays in one."""
+        """The stacked arrays."""
         return np.stack(parts, self.axis)
 
 

@@ -1,14 +1,14 @@
 """The table of primitives: `PRIMITIVES` says what each one does to the axes and entries of its operands.
 
-A primitive is described here once, by a value of one of the kinds below; FLOPs, calibration, roles and slimming read
-the description and do what they each have to. A primitive that nobody knew is added here:
+A primitive is described once, by a value of one of the kinds below. FLOPs, calibration, roles and slimming read the
+description. Add a new primitive here:
 
     PRIMITIVES["softcap"] = Entrywise(Zero.FIRST)                                  # f(0) = 0, entry by entry
     PRIMITIVES["swap"] = Moves(lambda eqn: [Transpose((1, 0))])                    # moves entries
     PRIMITIVES["my_matmul"] = Product(lambda eqn: (((1,), (0,)), ((), ())))        # sums products over axes
 
-Equations with jaxprs inside are described by `subs` instead. A primitive in neither place is unknown: FLOPs name it as
-uncounted, calibration and roles lose the parameters that enter it, slimming removes nothing that it touches.
+Equations with jaxprs inside are described by `subs` instead. A primitive in neither file is unknown: FLOPs list it as
+uncounted, calibration and roles cannot follow the parameters that enter it, slimming removes nothing that it uses.
 """
 
 import enum
@@ -23,39 +23,39 @@ Axes = tuple[int, ...]
 
 
 class Flops(enum.Enum):
-    """What an equation costs, apart from products."""
+    """The cost of an equation that is not a product."""
 
     NONE = enum.auto()  # nothing
     RESULT = enum.auto()  # one for each entry of the result
     OPERAND = enum.auto()  # one for each entry of the operand
     WINDOW = enum.auto()  # one for each entry of each window
-    UNKNOWN = enum.auto()  # there is no count; the primitive is named
+    UNKNOWN = enum.auto()  # not known; the primitive is reported
 
 
 class Zero(enum.Enum):
-    """At which entries the result of an entrywise function is zero because its operands are."""
+    """Where the result of an entrywise function is zero because its operands are zero."""
 
-    SAME = enum.auto()  # the result is the operand, up to precision and place
-    FIRST = enum.auto()  # where the first operand is
-    ANY = enum.auto()  # where one operand is
-    ALL = enum.auto()  # where all operands are
-    CASES = enum.auto()  # where all but the first are
-    NEVER = enum.auto()  # nothing is known
-    POLE = enum.auto()  # nowhere: infinite where the operand is zero
-    DIVIDE = enum.auto()  # where the first is, unless the second is too
-    POWER = enum.auto()  # where the first is, if the exponent is positive
-    LARGER = enum.auto()  # where all are, a constant of at most zero aside
-    SMALLER = enum.auto()  # where all are, a constant of at least zero aside
-    CLAMP = enum.auto()  # where the second is, if zero lies within the bounds
+    SAME = enum.auto()  # the result is the operand, up to precision and placement
+    FIRST = enum.auto()  # where the first operand is zero
+    ANY = enum.auto()  # where one operand is zero
+    ALL = enum.auto()  # where all operands are zero
+    CASES = enum.auto()  # where all operands but the first are zero
+    NEVER = enum.auto()  # unknown
+    POLE = enum.auto()  # nowhere: the result is infinite where the operand is zero
+    DIVIDE = enum.auto()  # where the first operand is zero and the second is not
+    POWER = enum.auto()  # where the first operand is zero, if the exponent is positive
+    LARGER = enum.auto()  # where all operands are zero, except a constant of at most zero
+    SMALLER = enum.auto()  # where all operands are zero, except a constant of at least zero
+    CLAMP = enum.auto()  # where the second operand is zero, if zero is within the bounds
 
 
 class Entrywise(NamedTuple):
-    """Each entry of the result depends on the operands' entries at the same place, and on operands without axes.
+    """Each entry of the result depends on the operands' entries at the same position, and on scalar operands.
 
     Attributes:
       zero: where the result is zero.
-      linear: the operands in each of which the result is linear while the others stay; empty if in none.
-      flops: what it costs.
+      linear: the operands in each of which the result is linear while the others are constant; empty if there are none.
+      flops: the cost.
     """
 
     zero: Zero
@@ -64,11 +64,12 @@ class Entrywise(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Entries are moved, repeated and left out, but not changed.
+    """Entries are moved, repeated and dropped, but not changed.
 
     Attributes:
-      moves: for an equation one move for each result. It applies to the first operand, Concatenate and Stack to all.
-      each: whether result k is made of operand k instead.
+      moves: from an equation to one move for each result. It applies to the first operand; Concatenate and Stack apply
+        to all operands.
+      each: whether result k is made from operand k instead.
     """
 
     moves: Callable[[Equation], list[mv.Move]]
@@ -76,10 +77,11 @@ class Moves(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A sum of products of two operands over axes; the result has batch axes, then those of the left, of the right.
+    """A sum of products of two operands; the result has the batch axes, then the axes of the left, then of the right.
 
     Attributes:
-      numbers: for an equation ((contracted axes of the left, of the right), (batch axes of the left, of the right)).
+      numbers: from an equation to ((contracted axes of the left, of the right), (batch axes of the left, of the
+        right)).
     """
 
     numbers: Callable[[Equation], tuple[tuple[Axes, Axes], tuple[Axes, Axes]]]
@@ -90,13 +92,13 @@ class Convolution(NamedTuple):
 
 
 class Reduce(NamedTuple):
-    """Some axes of the operands are dropped, each entry of the result depends on all entries along them.
+    """Drops some axes of the operands; each entry of the result depends on all entries along these axes.
 
     Attributes:
-      axes: for an equation the axes.
-      sums: whether entries that are zero make no difference.
-      keeps_zero: whether the result is zero where all entries are.
-      flops: what it costs.
+      axes: from an equation to these axes.
+      sums: whether zero entries do not change the result.
+      keeps_zero: whether the result is zero where all entries are zero.
+      flops: the cost.
     """
 
     axes: Callable[[Equation], Axes]
@@ -106,12 +108,12 @@ class Reduce(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """Along some axes each entry of the result depends on several entries; along the others on the one.
+    """Along some axes each entry of the result depends on several entries, along the other axes on one entry.
 
     Attributes:
-      axes: for an equation the axes.
-      keeps_zero: whether the result is zero where all entries along these axes are.
-      flops: what it costs.
+      axes: from an equation to these axes.
+      keeps_zero: whether the result is zero where all entries along these axes are zero.
+      flops: the cost.
     """
 
     axes: Callable[[Equation], Axes]
@@ -120,19 +122,19 @@ class Mix(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Operands tell which entries of the first are taken."""
+    """Reads entries of the first operand at positions that other operands give."""
 
 
 class Write(NamedTuple):
-    """Operands tell at which places of the first others are written."""
+    """Writes other operands into the first operand at positions that further operands give."""
 
 
 class Make(NamedTuple):
-    """The result has no axes of operands: each position gets its own value."""
+    """The result has no axes of the operands: each position gets its own value."""
 
 
 class Other(NamedTuple):
-    """Nothing is known but that it costs no FLOPs."""
+    """An operation that costs no FLOPs; nothing else is known."""
 
 
 Primitive: TypeAlias = Entrywise | Moves | Product | Convolution | Reduce | Mix | Pick | Write | Make | Other

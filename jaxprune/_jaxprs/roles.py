@@ -1,4 +1,4 @@
-"""What each parameter leaf is for and what its axes mean, from the function that uses it: `find_roles`, `Roles`."""
+"""`find_roles` and `Roles`: what each parameter leaf is for and what its axes mean, from the function that uses it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,19 +25,19 @@ Use = Literal["multiplied", "embedding", "elementwise", "other"]
 
 @dataclasses.dataclass(frozen=True)
 class LeafRole:
-    """What one leaf is for.
+    """The role of one leaf.
 
     Attributes:
-      name: its path.
-      identity: its path as a tuple.
-      shape: its shape; () for a leaf that is not an array.
-      uses: what the function does with it: "multiplied" (in a matrix product or convolution that sums over an axis of
-        it), "embedding" (data tell which entries are taken), "elementwise" (a bias or scale), "other".
-      axes: for each axis "input" (summed over), "output", "stacked" (one matrix each: scan, experts, a batch of
-        matrices), "group" (of a grouped convolution), "indexed" (of an embedding), "entry" (of a bias or scale),
-        "unknown", or several of them joined by "+", the slowest first, where an axis is split.
-      layout: the leaf as [batch, inputs, outputs] where it is multiplied, always in one way; else None.
-      note: why nothing better is known; "" if there is nothing to say.
+      name: the path of the leaf.
+      identity: the path as a tuple.
+      shape: the shape; () for a leaf that is not an array.
+      uses: how the function uses the leaf: "multiplied" (a matrix product or convolution sums over one of its axes),
+        "embedding" (data choose which entries are read), "elementwise" (a bias or scale), "other".
+      axes: for each axis "input" (summed over), "output", "stacked" (one matrix for each index: scan, experts, a batch
+        of matrices), "group" (of a grouped convolution), "indexed" (of an embedding), "entry" (of a bias or scale),
+        "unknown", or several of them joined by "+", the slowest first, if the axis is split.
+      layout: the leaf as [batch, inputs, outputs] if it is multiplied, always in one way; else None.
+      note: the reason if a role is uncertain; else "".
     """
 
     name: str
@@ -50,7 +50,7 @@ class LeafRole:
 
     @property
     def role(self) -> Literal["multiplied", "embedding", "elementwise", "other", "several", "unused"]:
-        """Its only use, "several" or "unused"."""
+        """The only use of the leaf, "several" or "unused"."""
         for use in self.uses:
             alone = len(self.uses) == 1 and (use != "multiplied" or self.layout is not None)
             return use if alone else "several"
@@ -63,12 +63,12 @@ class LeafRole:
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """The axes along which the outputs of a product lie."""
+        """The axes of a product's outputs."""
         return tuple(a for a in self._axes("output") if a not in self.inputs)
 
     @property
     def stacked(self) -> tuple[int, ...]:
-        """The axes along which nothing but layers, experts or groups lie."""
+        """The axes that consist only of layers, experts or groups."""
         return tuple(a for a, kinds in enumerate(self.axes) if set(kinds.split("+")) <= {"stacked", "group"})
 
     def _axes(self, kind: str) -> tuple[int, ...]:
@@ -78,12 +78,13 @@ class LeafRole:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """What every leaf of a tree of parameters is for.
+    """The roles of all leaves of a tree of parameters.
 
-    Hashable, and a pytree without leaves: it passes `jax.jit` as an argument, static or not, and in closures.
+    `Roles` is hashable and a pytree without leaves: `jax.jit` accepts it as an argument, static or not, and in
+    closures.
 
     Attributes:
-      leaves: one for each leaf, in the order of `jax.tree.leaves`.
+      leaves: one `LeafRole` for each leaf, in the order of `jax.tree.leaves`.
     """
 
     leaves: tuple[LeafRole, ...]
@@ -110,13 +111,13 @@ class Roles:
         return "\n".join("  ".join(row).rstrip() for row in cells)
 
     def of(self, params: PyTree) -> tuple[LeafRole, ...]:
-        """The roles of the leaves of a tree, in its order.
+        """The roles of the leaves of a tree, in the tree's order.
 
         Args:
-          params: a tree of the leaves whose roles these are, or of some of them, or with None in place of others.
+          params: a tree of the parameters that `find_roles` received, or of some of them, with None for the others.
 
         Raises:
-          ValueError: a leaf has no role here, or another shape; the message names the leaves.
+          ValueError: a leaf has no role, or had another shape; the message names the leaves.
         """
         known = {leaf.identity: leaf for leaf in self.leaves}
         found, wrong = [], []
@@ -124,30 +125,31 @@ class Roles:
             role, shape = known.get(_tree.identity(path)), tuple(getattr(leaf, "shape", ()))
             found.append(role)
             if role is None:
-                wrong.append(f"  {_tree.name(path)}: not among the parameters whose roles were found")
+                wrong.append(f"  {_tree.name(path)}: was not among the parameters of find_roles")
             elif role.shape != shape:
-                wrong.append(f"  {_tree.name(path)}: has shape {shape}, had {role.shape} when roles were found")
+                wrong.append(f"  {_tree.name(path)}: has shape {shape}, but had {role.shape} when roles were found")
         if wrong:
-            raise ValueError("these roles are of other parameters; call find_roles again:\n" + "\n".join(wrong[:20]))
+            raise ValueError("these roles belong to other parameters; call find_roles again:\n" + "\n".join(wrong[:20]))
         return tuple(found)
 
 
 def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles:
-    """Finds what every leaf of the parameters of a function is for, and which of its axes are inputs and outputs.
+    """Finds the role of every leaf of a function's parameters, and which of its axes are inputs and outputs.
 
-    The function is traced from shapes, nothing is computed. Each leaf is followed through its jaxpr, through casts,
-    reshapes, transposes, slices, scales and masks, jit, remat, scan, while and cond, to where it meets data: a matrix
-    product or convolution sums over its input axes; a gather takes entries of an embedding; anything else is
-    elementwise. Of two leaves that are multiplied before they meet data, one of which is repeated along an axis (an
-    int8 kernel and its scales), the repeated one is elementwise.
+    The function is traced from shapes; nothing is computed. Each leaf is followed through its jaxpr (casts, reshapes,
+    transposes, slices, scales and masks, jit, remat, scan, while and cond) until it meets data: a matrix product or
+    convolution sums over its input axes; a gather reads entries of an embedding; every other operation is elementwise.
+    If two leaves are multiplied before they meet data and one of them is repeated along an axis (an int8 kernel and its
+    scales), the repeated leaf is elementwise.
 
-    What is not known is said: a leaf that meets only another parameter, or that passes a function that is not linear
-    before it is multiplied (a packed kernel), is used "otherwise", with a note.
+    Uncertain roles are marked: a leaf that meets only another parameter, or that passes a nonlinear function before it
+    is multiplied (a packed kernel), has the use "other" and a note.
 
     Args:
       fn: a function `fn(params, *inputs)`.
       params: any tree of arrays or ShapeDtypeStructs: of Flax linen, NNX, Equinox, Haiku or your own.
-      *inputs: arrays or ShapeDtypeStructs in any trees; what depends on them is data. Anything else is a constant.
+      *inputs: arrays or ShapeDtypeStructs in any trees; values that depend on them are data. Other leaves are
+        constants.
 
     Returns:
       The roles; `print` shows a table.
@@ -165,7 +167,7 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
 
 
 def leaves_of(params: PyTree) -> list[LeafRole]:
-    """The leaves of a tree, of which no role is known."""
+    """The leaves of a tree, with unknown roles."""
     flat = _tree.with_paths(params)
     shapes = [tuple(leaf.shape) if is_array(leaf) else () for _, leaf in flat]
     return [
@@ -196,14 +198,14 @@ def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
 
 
 class _Seen(NamedTuple):
-    """What a value is.
+    """A value of the jaxpr, as far as the roles need it.
 
     Attributes:
-      views: the parameters it is, seen through moves, scales and masks, if no data went in.
-      leaves: the parameters it is made of in whatever way, if no data went in.
-      data: whether it depends on data.
-      mask: whether it is data that says yes or no.
-      picked: the parameters of which data took entries that it is.
+      views: the parameters that the value consists of, after moves, scales and masks, if it does not depend on data.
+      leaves: all parameters from which the value is computed, if it does not depend on data.
+      data: whether the value depends on data.
+      mask: whether the value is boolean data.
+      picked: the parameters whose entries the value has, read at positions that data give.
       number: the number of a literal.
     """
 
@@ -224,12 +226,12 @@ class _Note(NamedTuple):
     site: Site | None = None
     grouped: bool = False
     indexed: frozenset[int] = frozenset()
-    chosen: bool = False  # data tell which of several matrices
+    chosen: bool = False  # data choose one of several matrices
     why: str = ""
 
 
 class _Walker:
-    """Goes through a jaxpr; `notes` are the uses that it has seen."""
+    """Walks through a jaxpr and collects the uses of leaves in `notes`."""
 
     def __init__(self, notes: list[_Note]):
         self.notes = notes
@@ -254,7 +256,7 @@ class _Walker:
         return self._meet(eqn, operands) if any(v.data for v in operands) else self._alone(eqn, operands)
 
     def _alone(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """No data: parameters are moved, scaled and masked."""
+        """An equation without data: moves, scales and masks parameters."""
         views, scales = self._unspread(eqn, operands)
         leaves = frozenset(leaf for v in operands for leaf in v.leaves) - scales
         try:
@@ -264,7 +266,7 @@ class _Walker:
         return [_Seen(views, leaves) for views in seen]
 
     def _unspread(self, eqn: Equation, operands: list[_Seen]) -> tuple[list[tuple[View, ...]], frozenset[int]]:
-        """Of parameters that are multiplied or added, those that are repeated along an axis are scales and biases."""
+        """If parameters are multiplied or added, the repeated ones are scales and biases: returns the others."""
         views = [v.views for v in operands]
         if not isinstance(PRIMITIVES.get(eqn.primitive.name), Entrywise) or sum(map(bool, views)) < 2:
             return views, frozenset()
@@ -278,7 +280,7 @@ class _Walker:
         return full, frozenset(view.leaf for view in scales)
 
     def _meet(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """Parameters meet data, not in a product."""
+        """Parameters meet data, but not in a product."""
         what = PRIMITIVES.get(eqn.primitive.name)
         masks = [v.mask for v in operands if v.data]
         if all(masks) and (eqn.primitive.name == "mul" or (eqn.primitive.name == "select_n" and operands[0].mask)):
@@ -341,8 +343,8 @@ class _Walker:
                     self.notes.append(_Note(view.leaf, "elementwise" if alone else "other", view, why=str(reason)))
             hidden = mine.leaves - {view.leaf for view in mine.views}
             if other.data or not other.leaves:
-                self._use([_Seen(leaves=hidden)], "other", "passes a function that is not linear before a product")
-            # Experts that data choose: what they meet is data, and is no chosen parameter itself.
+                self._use([_Seen(leaves=hidden)], "other", "passes a nonlinear function before a product")
+            # Experts chosen by data: the product's other operand is data, not a chosen parameter.
             for view in mine.picked if not other.picked and not other.leaves else ():
                 try:
                     site = site_of(vw.meeting(eqn, view, k))
@@ -359,13 +361,13 @@ class _Walker:
             inner = _Walker([])
 
             def once(values: list[_Seen], sub: Sub = sub, inner: _Walker = inner) -> list[_Seen]:
-                inner.notes.clear()  # only the last round counts, when it is known what goes round
+                inner.notes.clear()  # only the last round counts, when the carried values are final
                 return inner.run(sub.jaxpr, sub.consts, values, path)
 
             entered, outs = settle(sub, inputs, once, self._join)
             self.notes += inner.notes
             for into in {into for _, into in sub.carried}:
-                if entered[into].data:  # a first state that is learned
+                if entered[into].data:  # a learned initial state
                     self._use([inputs[into]], "elementwise", "")
             for k, place in enumerate(sub.outputs):
                 if place is not None:
@@ -393,7 +395,7 @@ class _Walker:
         return value._replace(views=tuple(kept), picked=())
 
     def _join(self, a: _Seen, b: _Seen) -> _Seen:
-        """What is the one or the other."""
+        """The value that is either `a` or `b`."""
         if a == b:
             return a
         if a.data or b.data:

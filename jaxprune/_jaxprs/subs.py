@@ -1,7 +1,7 @@
-"""The jaxprs inside an equation, told the same way for every primitive and every JAX version.
+"""`sub_jaxprs`: the jaxprs inside an equation, in the same form for every primitive and every JAX version.
 
-Who walks a jaxpr has to know which operand of `scan` is which input of its body, which parameter holds the branches
-of `cond`, and that JAX renames such things. `sub_jaxprs` answers with avals and positions instead:
+To walk a jaxpr one must know which operand of `scan` is which input of its body, which parameter contains the branches
+of `cond`, and that JAX renames such things. `sub_jaxprs` returns avals and positions instead:
 
     for sub in sub_jaxprs(eqn):
         inner = {v: outer[eqn.invars[i]] for v, i in zip(sub.jaxpr.invars, sub.inputs) if i is not None}
@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax.extend.core as jec
 
-Equation = Any  # jax.extend.core.JaxprEqn, of which pyright knows nothing
+Equation = Any  # jax.extend.core.JaxprEqn, which has no types for pyright
 Jaxpr = Any  # jax.extend.core.Jaxpr
 Role = Literal["call", "scan", "while_cond", "while_body", "branch", "shard_map", "unknown"]
 
-# Their jaxprs say how two scalars combine, not what happens to the operands.
+# Their jaxprs say how two scalars are combined, not what happens to the operands.
 COMBINERS = frozenset(
     {"reduce", "reduce_window", "select_and_scatter", "scatter", "scatter-add", "scatter_add", "scatter_mul"}
     | {"scatter-mul", "scatter-sub", "scatter_sub", "scatter_min", "scatter-min", "scatter_max", "scatter-max"}
@@ -26,19 +26,19 @@ COMBINERS = frozenset(
 
 
 class Sub(NamedTuple):
-    """One jaxpr inside an equation, and how the two fit together.
+    """One jaxpr inside an equation, and how its inputs and outputs correspond to the equation's.
 
     Attributes:
       jaxpr: the open jaxpr.
       consts: the values of `jaxpr.constvars`.
-      role: what the equation does with it; "unknown" where the positions are not known, and are all None.
+      role: how the equation uses the jaxpr; "unknown" if the positions are not known, and are all None.
       inputs: for each of `jaxpr.invars` the position of its operand in `eqn.invars`, or None.
       outputs: for each of `jaxpr.outvars` the position of its result in `eqn.outvars`, or None.
       stacked_inputs: positions in `jaxpr.invars` that get one slice of their operand's axis 0 (scan's xs).
       stacked_outputs: positions in `jaxpr.outvars` that are stacked on axis 0 (scan's ys).
-      carried: pairs (position in `jaxpr.outvars`, position in `jaxpr.invars`) that the next round takes over.
-      length: how often the jaxpr runs each time the equation runs; None where only the data tell (while).
-      reverse: whether the slices are taken last to first.
+      carried: pairs (position in `jaxpr.outvars`, position in `jaxpr.invars`): this output is the next round's input.
+      length: how often the jaxpr runs each time the equation runs; None if data decide (while).
+      reverse: whether the slices are taken in reverse order.
       branch: the index of this branch of a cond, else None.
     """
 
@@ -56,16 +56,16 @@ class Sub(NamedTuple):
 
 
 def sub_jaxprs(eqn: Equation) -> tuple[Sub, ...]:
-    """The jaxprs that run when an equation runs.
+    """Returns the jaxprs that run when an equation runs.
 
-    Of a custom_linear_solve that is the solver, not the matrix it solves for; the jaxprs by which `reduce`,
-    `scatter` and their like combine two scalars are left out.
+    For a custom_linear_solve this is the solver, not the matrix. Jaxprs that combine two scalars (in `reduce`,
+    `scatter` and similar primitives) are left out.
 
     Args:
       eqn: an equation of a jaxpr.
 
     Returns:
-      One `Sub` for each; none for a primitive without jaxprs.
+      One `Sub` for each jaxpr; empty for a primitive without jaxprs.
 
     Example:
       >>> from jax import lax
@@ -81,13 +81,13 @@ def sub_jaxprs(eqn: Equation) -> tuple[Sub, ...]:
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:
-    """The open jaxpr and its constants, of an open or a closed one (they are one class from jax 0.11 on).
+    """Returns the open jaxpr and its constants, from an open or a closed jaxpr (they are one class from jax 0.11 on).
 
     Args:
-      jaxpr: of either kind.
+      jaxpr: an open or a closed jaxpr.
 
     Returns:
-      The open jaxpr; the values of its constants, none for one that was open.
+      The open jaxpr; the values of its constants, which are empty for an open jaxpr.
 
     Example:
       >>> opened, constants = open_jaxpr(jax.make_jaxpr(jnp.sin)(1.0))
@@ -125,8 +125,8 @@ def _call(eqn: Equation) -> tuple[Sub, ...]:
 
 def _scan(eqn: Equation) -> tuple[Sub, ...]:
     jaxpr, consts = open_jaxpr(eqn.params["jaxpr"])
-    # An operand with one axis more than the body's input is sliced, likewise for results; the carry is what is
-    # left of the results. This holds whatever the primitive calls its counts (they changed in jax 0.11).
+    # An operand with one axis more than the body's input is sliced; the same holds for results. The other results are
+    # the carry. This does not depend on the names of the primitive's counts (they changed in jax 0.11).
     stacked_in = _deeper(eqn.invars, jaxpr.invars)
     stacked_out = _deeper(eqn.outvars, jaxpr.outvars)
     n_carry = len(eqn.outvars) - len(stacked_out)
@@ -156,7 +156,7 @@ def _cond(eqn: Equation) -> tuple[Sub, ...]:
 
 
 def _shard_map(eqn: Equation) -> tuple[Sub, ...]:
-    # The body sees one block; it runs once for each device of the axes made manual here.
+    # The body sees one block; it runs once on each device of the manual axes.
     [sub] = _call(eqn)
     shape, manual = eqn.params["mesh"].shape, eqn.params["newly_manual_axes"]
     return (sub._replace(role="shard_map", length=math.prod(shape[axis] for axis in manual)),)

@@ -1,4 +1,4 @@
-"""A function's jaxpr from shapes alone, with the way back to its leaves."""
+"""`trace`: the jaxpr of a function from shapes alone, and the position of each leaf in it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,11 +31,11 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
 
     Args:
       fn: a function of trees; it may be jitted.
-      *args: arrays or ShapeDtypeStructs in any tree. Leaves that are neither (Python numbers, functions, the
-        static leaves of Equinox modules) are taken as they are, and are constants of the jaxpr.
+      *args: arrays or ShapeDtypeStructs in any tree. Other leaves (Python numbers, functions, static leaves of Equinox
+        modules) are constants of the jaxpr.
 
     Returns:
-      The jaxpr and where each leaf went in.
+      The jaxpr and the position of each leaf.
 
     Example:
       >>> traced = trace(lambda p, x: x @ p['w'], {'w': jax.ShapeDtypeStruct((3, 2), jnp.float32)}, jnp.ones(3))
@@ -64,7 +64,7 @@ def is_array(leaf: Any) -> bool:
       leaf: anything.
 
     Returns:
-      A Python bool; False for Python's own numbers.
+      A Python bool; False for Python numbers.
 
     Example:
       >>> is_array(jnp.ones(2)), is_array(1.0)

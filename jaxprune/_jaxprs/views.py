@@ -1,7 +1,8 @@
-"""A parameter leaf seen through moves, axis by axis: `View`, what primitives make of views, and how products meet them.
+"""`View`: a parameter leaf after moves, axis by axis; `results` applies primitives to views, `meeting` finds products.
 
-Symbolic, where `weights.follow` looks at entries: to know which axes of a leaf are summed over must not cost an array
-of the leaf's size. A factor of a view's axis is a `Run` along one axis of the leaf; one without a run repeats entries.
+Views are symbolic, while `weights.follow` looks at entries: finding the summed axes of a leaf must not cost an array of
+the leaf's size. A factor of a view's axis is a `Run` along one axis of the leaf; a factor without a run repeats
+entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +19,21 @@ Pairs = Sequence[tuple[int, int]]  # (axis of the weight, axis of the other oper
 
 
 class Run(NamedTuple):
-    """Entries of a leaf, `stride` apart along one of its axes."""
+    """Entries of a leaf at distances of `stride` along one of its axes."""
 
     axis: int
     stride: int = 1
 
 
 class View(NamedTuple):
-    """Part of a value that is (part of) a parameter leaf.
+    """Part of a value that is a parameter leaf or part of one.
 
     Attributes:
-      leaf: which leaf.
-      axes: for each axis of the value, what it runs along, the slowest first; its length is the factors' product.
-      start: for each axis of the value, where the part starts (a concatenation has parts that start elsewhere).
+      leaf: the number of the leaf.
+      axes: for each axis of the value, the factors that it runs along, the slowest first; its length is their product.
+      start: for each axis of the value, where the part starts (in a concatenation, parts start at different positions).
       offset: for each axis of the leaf, where the view starts.
-      scanned: what loops around have taken one entry of: pairs (loop, factor), outermost first.
+      scanned: the factors of which enclosing loops take one entry: pairs (loop, factor), outermost first.
     """
 
     leaf: int
@@ -43,13 +44,13 @@ class View(NamedTuple):
 
 
 class Meeting(NamedTuple):
-    """How a weight takes part in a product.
+    """A weight in a product.
 
     Attributes:
-      view: the weight; of a convolution's kernel the output axis comes last, and is (groups, outputs) if grouped.
-      batch: pairs of batch axes, of the weight and of what it meets.
-      contract: pairs of axes that are summed over. What a kernel meets are patches, with axes (batch, *positions,
-        groups if more than one, channels, *kernel positions).
+      view: the weight. For the kernel of a convolution the output axis is last, and is (groups, outputs) if grouped.
+      batch: pairs of batch axes, of the weight and of the other operand.
+      contract: pairs of axes that are summed over. The other operand of a kernel is patches, with axes (batch,
+        *positions, groups if more than one, channels, *kernel positions).
     """
 
     view: View
@@ -58,16 +59,16 @@ class Meeting(NamedTuple):
 
 
 class NotFollowed(Exception):
-    """What happens to a parameter cannot be told as a view; the message says what it is."""
+    """A view cannot express what happens to a parameter; the message names the operation."""
 
 
 def run(axis: int, size: int, stride: int = 1) -> Factor:
-    """The factor of `size` entries of a leaf, `stride` apart along an axis."""
+    """The factor of `size` entries of a leaf at distances of `stride` along an axis."""
     return Factor(size, Run(axis, stride))
 
 
 def whole(leaf: int, shape: Shape) -> View:
-    """A leaf as it is.
+    """The view of a whole leaf.
 
     Example:
       >>> whole(0, (3, 1)).axes
@@ -78,10 +79,10 @@ def whole(leaf: int, shape: Shape) -> View:
 
 
 def results(eqn: Equation, operands: Sequence[Sequence[View]], numbers: Sequence[Any]) -> list[tuple[View, ...]]:
-    """The views of the results of an equation without jaxprs, none of whose operands depends on data.
+    """Returns the views of the results of an equation without jaxprs and without data.
 
-    A factor or summand beside a weight (a mask, a scale, a low-rank correction) leaves it a weight; the sum of two
-    weights, or their product, meets what each of them meets.
+    A weight stays a weight if it is multiplied by or added to something else (a mask, a scale, a low-rank correction).
+    A sum or product of two weights is followed as both.
 
     Args:
       eqn: the equation.
@@ -116,7 +117,7 @@ def results(eqn: Equation, operands: Sequence[Sequence[View]], numbers: Sequence
 
 
 def moved(view: View, move: mv.Move, shape: Shape) -> View | None:
-    """The view of a moved value.
+    """Returns the view of a moved value.
 
     Args:
       view: a view of the value.
@@ -124,16 +125,16 @@ def moved(view: View, move: mv.Move, shape: Shape) -> View | None:
       shape: the shape of the value.
 
     Returns:
-      The view; None if the result holds nothing of the leaf.
+      The view; None if the result contains nothing of the leaf.
 
     Raises:
-      NotFollowed: the result is no view.
+      NotFollowed: the result cannot be expressed as a view.
     """
     return _MOVED[type(move)](view, move, shape)
 
 
 def stretched(view: View, shape: Shape) -> View:
-    """The view of a value as an operand of an entrywise function, which repeats axes of size 1 and numbers.
+    """Returns the view of an operand of an entrywise function, which broadcasts axes of size 1 and scalars.
 
     Args:
       view: a view of the operand.
@@ -146,15 +147,15 @@ def stretched(view: View, shape: Shape) -> View:
 
 
 def one_of(view: View, loop: tuple[int, ...], length: int | None) -> View:
-    """The view of one entry along the first axis, as the rounds of a scan get it.
+    """Returns the view of one entry along the first axis, which a round of a scan receives.
 
     Args:
-      view: a view of what is scanned over.
-      loop: names the scan.
-      length: how many rounds it has.
+      view: a view of the scanned value.
+      loop: identifies the scan.
+      length: the number of rounds.
 
     Raises:
-      NotFollowed: the view holds something else than one entry for each round.
+      NotFollowed: the view does not have one entry for each round.
     """
     outer = view.axes[0]
     if fx.size(outer) != length or len(outer) > 1:
@@ -164,16 +165,16 @@ def one_of(view: View, loop: tuple[int, ...], length: int | None) -> View:
 
 
 def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
-    """How a weight takes part in a product or, as its kernel, in a convolution.
+    """Describes the product of a weight with another operand, or the convolution with the weight as its kernel.
 
     Args:
       eqn: the equation.
       view: a view of one operand.
-      operand: 0 or 1, which operand that is.
+      operand: the number of this operand, 0 or 1.
 
     Raises:
-      NotFollowed: it is the image of a convolution, or one with batch_group_count, or a kernel of which the view holds
-        only some outputs of a group.
+      NotFollowed: the weight is the image of a convolution, the convolution has batch_group_count, or the view of the
+        kernel has only some outputs of a group.
     """
     what = PRIMITIVES[eqn.primitive.name]
     if isinstance(what, Product):
@@ -199,7 +200,7 @@ def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
 
 def _known_slice(eqn: Equation, shape: Shape, starts: Sequence[Any]) -> mv.Slice:
     if any(start is None for start in starts):
-        raise NotFollowed("an index that is computed")
+        raise NotFollowed("a computed index")
     sizes = tuple(eqn.params["slice_sizes"])
     first = tuple(min(max(int(i), 0), n - s) for i, n, s in zip(starts, shape, sizes, strict=True))
     return mv.Slice(first, tuple(a + s for a, s in zip(first, sizes, strict=True)), (1,) * len(shape))

@@ -1,7 +1,7 @@
-"""The one loop over the equations of a jaxpr, and what loops inside a jaxpr have in common.
+"""`walk`, `settle`, `scan_again` and `live`: the loop over the equations of a jaxpr, and helpers for inner loops.
 
-`walk` goes through equations in order; `settle` repeats a loop's body until what goes round no longer changes;
-`scan_again` writes a scan once more with another body.
+`walk` visits equations in order; `settle` repeats a loop's body until the carried values no longer change; `scan_again`
+rebuilds a scan with another body.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,10 @@ V = TypeVar("V")
 
 
 class Values(Generic[V]):
-    """What a client knows of each variable of a jaxpr: arrays, labels, views, zeros."""
+    """The client's value of each variable of a jaxpr: arrays, labels, views, zeros."""
 
     def __init__(self, literal: Callable[[Any], V]):
-        """Knows nothing yet; `literal` tells what a literal's number is."""
+        """Makes an empty environment; `literal` returns the value of a literal's number."""
         self._literal = literal
         self._known: dict[Any, V] = {}
 
@@ -29,7 +29,7 @@ class Values(Generic[V]):
         return self._literal(var.val) if isinstance(var, jec.Literal) else self._known[var]
 
     def update(self, variables: Sequence[Any], values: Sequence[V]) -> None:
-        """Notes the values of several variables."""
+        """Stores the values of several variables."""
         known = self._known
         for variable, value in zip(variables, values, strict=True):
             known[variable] = value
@@ -48,14 +48,14 @@ def walk(
     *,
     only_live: bool = False,
 ) -> list[V]:
-    """Goes through the equations of a jaxpr in order.
+    """Visits the equations of a jaxpr in order.
 
     Args:
       jaxpr: an open jaxpr.
-      given: the values of its constvars, then of its invars.
-      values: an empty environment; afterwards it knows every variable.
+      given: the values of the constvars, then of the invars.
+      values: an empty environment; afterwards it contains every variable.
       equation: `equation(index, eqn, operands)` returns the values of the results.
-      only_live: whether to leave out equations whose results nothing depends on, as the compiler does.
+      only_live: whether to skip equations without an effect on the results, as the compiler does; default False.
 
     Returns:
       The values of the results.
@@ -77,16 +77,16 @@ def walk(
 def settle(
     sub: Sub, inputs: Sequence[V], run: Callable[[list[V]], Sequence[V]], join: Callable[[V, V], V]
 ) -> tuple[list[V], list[V]]:
-    """Repeats the body of a loop until the values that go round no longer change.
+    """Repeats the body of a loop until the carried values no longer change.
 
     Args:
-      sub: the body; one that carries nothing runs once.
+      sub: the body; without carried values it runs once.
       inputs: the values of its inputs in the first round.
-      run: from the values of its inputs to those of its results.
-      join: the value of what is the one in one round and the other in the next; it may not go back and forth.
+      run: a function from the values of the inputs to the values of the results.
+      join: the common value of two rounds; it must be monotone, so that the loop ends.
 
     Returns:
-      The values of the inputs and results of any round; a carried result is that of no round at all, too.
+      Values of the inputs and results that hold for every round; carried results also hold for zero rounds.
     """
     now = list(inputs)
     while True:
@@ -109,18 +109,18 @@ def scan_again(
     length: int | None,
     unroll: int = 1,
 ) -> tuple[list[Any], Any, Any]:
-    """Runs a scan with another body, a further carry and further stacked results.
+    """Runs a scan with another body, an additional carry and additional stacked results.
 
     Args:
       sub: the scan.
-      operands: the arrays that go into the equation, one for each input of the body.
-      body: `body(inputs, carry)` returns the results of a round, the further carry and what is to be stacked.
-      carry: the further carry of the first round.
-      length: how many rounds.
-      unroll: how many rounds the compiler writes out.
+      operands: the operands of the equation, one array for each input of the body.
+      body: `body(inputs, carry)` returns the results of a round, the additional carry and the values to stack.
+      carry: the additional carry of the first round.
+      length: the number of rounds.
+      unroll: how many rounds the compiler unrolls.
 
     Returns:
-      The results of the equation, the last further carry, the further stacked results.
+      The results of the equation, the last additional carry, the additional stacked results.
     """
     turning, stacked = [into for _, into in sub.carried], sorted(sub.stacked_inputs)
 

@@ -1,7 +1,7 @@
-"""Following parameters to the equations that they meet, entry by entry: `follow`.
+"""`follow`: follows parameters entry by entry to the equations that use them.
 
-Every value is a `Weight` (a parameter leaf in another shape), `Lost` (made of parameters in a way that cannot be
-followed), `Data` or `Constant`. Equations are met in order, inside sub-jaxprs too.
+Every value is a `Weight` (a parameter leaf in another shape), `Lost` (computed from parameters in a way that cannot be
+followed), `Data` or `Constant`. Equations are visited in order of execution, inside sub-jaxprs too.
 """
 
 import math
@@ -21,19 +21,19 @@ from jaxprune._jaxprs.walk import Values, settle, walk
 Equation = Any
 Jaxpr = Any
 Views = list[np.ndarray]
-_SHOWN_ZERO = 1 << 16  # larger constants are not searched for something else than zeros
+_SHOWN_ZERO = 1 << 16  # larger constants are not searched for nonzero entries
 
 
 @dataclass(frozen=True)
 class Weight:
-    """Parameter leaves seen through casts, reshapes, slices and the like: an entry is zero where the leaf's is.
+    """Parameter leaves after casts, reshapes, slices and similar moves: an entry is zero where the leaf's entry is.
 
     Attributes:
-      leaves: the inputs of the jaxpr that it is made of; more than one after a concatenation.
-      view: takes an array in the shape of each of these inputs to the arrays in the shape of the value, one for
-        each time the value is met: a leaf that a scan slices is met once for each slice.
-      slices: how many arrays `view` gives.
-      broadcast: whether an entry of a leaf stands in several places of the value.
+      leaves: the inputs of the jaxpr that the value consists of; several after a concatenation.
+      view: maps an array in the shape of each of these inputs to the arrays in the shape of the value, one for each run
+        of the equation: a leaf that a scan slices has one array for each slice.
+      slices: the number of arrays that `view` returns.
+      broadcast: whether an entry of a leaf has several positions in the value.
     """
 
     leaves: tuple[int, ...]
@@ -42,13 +42,13 @@ class Weight:
     broadcast: bool = False
 
     def then(self, step: Callable[[np.ndarray], np.ndarray], *, broadcast: bool = False) -> "Weight":
-        """The same leaves, seen through one more step."""
+        """The same leaves after one more move."""
         return replace(
             self, view=lambda leaves: [step(x) for x in self.view(leaves)], broadcast=self.broadcast or broadcast
         )
 
     def split(self, into: Callable[[np.ndarray], Sequence[np.ndarray]], n: int) -> "Weight":
-        """The same leaves, in n pieces that are met one after the other."""
+        """The same leaves in n pieces, which are used one after the other."""
         return replace(
             self, view=lambda leaves: [piece for x in self.view(leaves) for piece in into(x)], slices=self.slices * n
         )
@@ -56,12 +56,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Lost:
-    """Made of parameters alone, but in a way in which an entry of a leaf is no longer one entry of the value.
+    """A value computed only from parameters, whose entries are no longer single entries of a leaf.
 
     Attributes:
-      leaves: the inputs of the jaxpr that went in.
-      primitive: what could not be followed.
-      picked: whether data told which entries were taken, as in an embedding: whatever is computed from it is data.
+      leaves: the inputs of the jaxpr from which the value is computed.
+      primitive: the primitive that could not be followed.
+      picked: whether data choose the entries, as in an embedding; values computed from it are then data.
     """
 
     leaves: frozenset[int]
@@ -71,10 +71,10 @@ class Lost:
 
 @dataclass(frozen=True)
 class Constant:
-    """Made of neither parameters nor data.
+    """A value computed from neither parameters nor data.
 
     Attributes:
-      zero: whether it is known to be zero everywhere.
+      zero: whether the value is known to be zero everywhere.
     """
 
     zero: bool = False
@@ -82,10 +82,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Data:
-    """Made of inputs that are not parameters.
+    """A value computed from inputs that are not parameters.
 
     Attributes:
-      mask: whether it is a cast boolean, so that a product with it is a selection.
+      mask: whether the value is a cast boolean, so that a product with it is a selection.
     """
 
     mask: bool = False
@@ -95,7 +95,7 @@ State: TypeAlias = Weight | Lost | Constant | Data
 
 
 def mix(states: Sequence[State], primitive: str) -> State:
-    """The state of a value that depends on others in any other way than those that can be followed."""
+    """The state of a value that depends on other values in a way that cannot be followed."""
     if any(isinstance(s, Data) or (isinstance(s, Lost) and s.picked) for s in states):
         return Data()
     lost = [s for s in states if isinstance(s, Lost)]
@@ -106,7 +106,7 @@ def mix(states: Sequence[State], primitive: str) -> State:
 
 
 def join(first: State, second: State, primitive: str) -> State:
-    """The state of a value that is the one or the other: after a cond, or in the next round of a loop."""
+    """The state of a value that has one of two states: after a cond, or in the next round of a loop."""
     if first == second or first is second:
         return first
     if isinstance(first, Constant) and isinstance(second, Constant):
@@ -115,13 +115,13 @@ def join(first: State, second: State, primitive: str) -> State:
 
 
 class Met(NamedTuple):
-    """One equation without sub-jaxprs that can be entered.
+    """One equation that contains no sub-jaxprs, or none that can be entered.
 
     Attributes:
       eqn: the equation.
-      states: what each of its operands is.
-      repeats: how often it runs when the function runs once.
-      path: the equations it sits in, from the outside: `("scan", "jit:silu")`.
+      states: the state of each operand.
+      repeats: how often the equation runs when the function runs once.
+      path: the equations around it, starting with the outermost: `("scan", "jit:silu")`.
     """
 
     eqn: Equation
@@ -134,15 +134,15 @@ Choose = Callable[[list[list[Met]]], list[Met]]
 
 
 def follow(closed: Any, params: Sequence[int], *, choose: Choose | None = None) -> list[Met]:
-    """Every equation that is met, with what its operands are.
+    """Returns every equation that runs, with the states of its operands.
 
-    Equations whose results nothing depends on are left out, as the compiler does. The body and the condition of a
-    `while` are counted as running once.
+    Equations without an effect on the results are left out, as the compiler does. The body and the condition of a
+    `while` count as running once.
 
     Args:
       closed: a closed jaxpr.
-      params: positions in its invars that are parameters; the others are data.
-      choose: which equations of a cond count, given those of each branch; all of them by default.
+      params: positions of the parameters in its invars; all other inputs are data.
+      choose: from the equations of each branch of a cond to the equations that count; default: all of them.
 
     Returns:
       The equations in the order of execution.
@@ -166,7 +166,7 @@ class _Walker(NamedTuple):
     def run(
         self, jaxpr: Jaxpr, consts: Sequence[Any], states: Sequence[State], repeats: int, path: tuple[str, ...]
     ) -> tuple[list[State], list[Met]]:
-        """The states of a jaxpr's results, and the equations met on the way."""
+        """The states of a jaxpr's results, and the equations that run."""
         met: list[Met] = []
 
         def equation(index: int, eqn: Equation, operands: list[State]) -> list[State]:
@@ -196,7 +196,7 @@ class _Walker(NamedTuple):
                 outs, met[:] = self.run(sub.jaxpr, sub.consts, states, times, path)
                 return outs
 
-            # States only ever go up (constant, weight, lost, data), so this ends.
+            # States only rise (constant, weight, lost, data), so the loop ends.
             _, outs = settle(sub, states, once, lambda a, b: join(a, b, name))
             branches.append(met)
             for k, place in enumerate(sub.outputs):
@@ -208,7 +208,7 @@ class _Walker(NamedTuple):
 
 
 def label(eqn: Equation) -> str:
-    """How an equation is called in paths: its primitive, and the name of a jitted function."""
+    """The name of an equation in paths: its primitive, and the name of a jitted function."""
     name = eqn.params.get("name")
     return f"{eqn.primitive.name}:{name}" if isinstance(name, str) else eqn.primitive.name
 
@@ -233,7 +233,7 @@ def _into(sub: Sub, k: int, eqn: Equation, operands: Sequence[State]) -> State:
 
 
 def _out_of(sub: Sub, k: int, state: State, name: str) -> State:
-    """The state of an equation's result; slices put together again are not followed."""
+    """The state of an equation's result; stacked slices are not followed."""
     together = k in sub.stacked_outputs or sub.role == "shard_map"
     return mix([state], name) if together and isinstance(state, Weight) else state
 
@@ -252,7 +252,7 @@ def _constant(value: Any) -> Constant:
 
 
 def _pieces(weight: Weight, outer: tuple[int, ...], inner: tuple[int, ...]) -> Weight:
-    """A weight of the shape `outer` in blocks of the shape `inner`, as the devices of a shard_map see it."""
+    """A weight of shape `outer` cut into blocks of shape `inner`, which the devices of a shard_map see."""
     if outer == inner:
         return weight
     counts = [o // i for o, i in zip(outer, inner, strict=True)]
@@ -310,8 +310,8 @@ def _first(eqn: Equation, states: Sequence[State]) -> State:
 
 
 def _multiply(eqn: Equation, states: Sequence[State]) -> State:
-    # A product is zero where either factor is. Of two weights (a kernel and a gain spread over it) the one that
-    # is not spread is followed. A weight times data is an activation, unless the data are a mask.
+    # A product is zero where either factor is zero. Of two weights (a kernel and a gain broadcast over it) the one that
+    # is not broadcast is followed. A weight times data is an activation, unless the data are a mask.
     weights = sorted((s for s in states if isinstance(s, Weight)), key=lambda w: w.broadcast)
     if Constant(zero=True) in states:
         return Constant(zero=True)
@@ -330,7 +330,7 @@ def _select(eqn: Equation, states: Sequence[State]) -> State:
 
 
 def _pick(eqn: Equation, states: Sequence[State]) -> State:
-    # Which entries are taken only the data tell; that they are a parameter's must not be forgotten.
+    # Only the data tell which entries are read, but the value must still be known as part of a parameter.
     first, picked = states[0], any(isinstance(s, Data) for s in states[1:])
     if isinstance(first, Weight):
         return Lost(frozenset(first.leaves), eqn.primitive.name, picked)

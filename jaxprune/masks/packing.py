@@ -1,4 +1,4 @@
-"""Masks at one bit a weight."""
+"""`pack` and `unpack`: masks with one bit for each weight."""
 
 import sys
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ PyTree = Any
 @partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["width"])
 @dataclass(frozen=True)
 class Packed:
-    """A mask of which eight neighbours along the last axis share a byte, the first in the lowest bit.
+    """A mask in which eight neighbours along the last axis share a byte; the first is the lowest bit.
 
-    Every function of jaxprune that takes masks takes packed ones. The other axes stay, so a packed mask is sharded
-    along them as its parameter is. `flax.serialization`, imported before masks are packed, saves and restores them.
+    Every function of jaxprune that takes masks takes packed masks too. The other axes are unchanged, so a packed mask
+    is sharded along them like its parameter. `flax.serialization`, if imported before packing, saves and restores it.
 
     Attributes:
       bits: uint8[..., ceil(width / 8)].
@@ -32,7 +32,7 @@ class Packed:
     width: int
 
     def __post_init__(self) -> None:
-        # Not on import: it would load Flax for users who do without it.
+        # Registered here and not on import, which would load Flax for users who do not use it.
         if "flax.serialization" in sys.modules and not _REGISTERED:
             _register_with_flax()
 
@@ -56,13 +56,13 @@ def pack(masks: PyTree) -> PyTree:
     """Packs every mask that has axes; `unpack` is the inverse.
 
     Args:
-      masks: bool masks; those packed already stay.
+      masks: bool masks; masks that are already packed stay.
 
     Returns:
       A tree with `Packed` in place of each mask with axes; a scalar stays.
 
     Raises:
-      TypeError: a leaf that is not bool.
+      TypeError: a leaf is not bool.
 
     Example:
       >>> pack({'w': jnp.ones((2, 16), bool)})['w'].bits.tolist()
@@ -73,11 +73,11 @@ def pack(masks: PyTree) -> PyTree:
 
 
 def unpack(masks: PyTree, like: PyTree = None) -> PyTree:
-    """Bool arrays in place of packed masks; others stay as they are.
+    """Returns bool arrays in place of packed masks; other masks stay unchanged.
 
     Args:
       masks: bool or packed masks.
-      like: the arrays that they mask, in the structure of the masks: see `as_bool`.
+      like: the parameters, in the structure of the masks; see `as_bool`. Default None.
 
     Returns:
       bool masks.
@@ -96,7 +96,7 @@ def unpack(masks: PyTree, like: PyTree = None) -> PyTree:
 
 
 def is_packed(node: Any) -> bool:
-    """Whether a node of a mask tree is a packed mask: the `is_leaf` to walk mask trees with.
+    """Whether a node of a mask tree is a packed mask; use it as `is_leaf` to traverse mask trees.
 
     Args:
       node: anything.
@@ -112,12 +112,12 @@ def is_packed(node: Any) -> bool:
 
 
 def as_bool(mask: Any, like: Any = None) -> Any:
-    """One mask as a bool array, whatever it was.
+    """Returns one mask as a bool array.
 
     Args:
       mask: a packed mask, or a bool array or scalar.
-      like: the array that it masks. Where types name the devices, a packed mask comes to lie on those of the array: so
-        few of its entries on each that they make no byte lay on all of them.
+      like: the parameter. If its type names its devices, a packed mask is unpacked onto these devices. A mask with too
+        few entries to share bytes among devices is stored on all of them. Default None.
 
     Returns:
       bool in the shape of the mask.
@@ -153,7 +153,7 @@ def _register_with_flax() -> None:
 
     def restore(mask: Packed, state: dict[str, Any]) -> Packed:
         if state["width"] != mask.width:
-            raise ValueError(f"a packed mask of width {state['width']} was saved, expected width {mask.width}")
+            raise ValueError(f"a packed mask was saved with width {state['width']}, but width {mask.width} is expected")
         return Packed(serialization.from_state_dict(mask.bits, state["bits"]), mask.width)
 
     save = lambda mask: {"bits": mask.bits, "width": mask.width}

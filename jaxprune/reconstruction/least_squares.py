@@ -53,7 +53,8 @@ def least_squares(
     """
     if not isinstance(target, removal.Given):
         raise ValueError(
-            f"least_squares repairs the weights that a mask keeps: pass criterion= or masks=; got {target}"
+            "least_squares repairs the weights that a mask keeps: pass criterion= or masks=; got a target "
+            f"{type(target).__name__}"
         )
     removal.check(weight, gram_matrix, target)
     mask = target.mask

@@ -79,7 +79,7 @@ UNCOVERED = {
     "both ways": (lambda p, x: x @ p["w"] + x @ p["w"].T, "several ways"),
     "every second": (lambda p, x: x[:, :2] @ p["w"][::2], "`steps`|several|part"),
     "uneven parts": (lambda p, x: (x @ p["w"][:, :1], x @ p["w"][:, 1:]), "equal parts"),
-    "outer product": (lambda p, x: jnp.einsum("n,io->nio", x[:, 0], p["w"]), "no axis of it is summed"),
+    "outer product": (lambda p, x: jnp.einsum("n,io->nio", x[:, 0], p["w"]), "sums over no axis of it"),
     "changing carry": (lambda p, x: lax.scan(lambda c, y: (c * 0.5, y @ c), p["w"], x), "carry of a scan"),
 }
 

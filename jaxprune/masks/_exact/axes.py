@@ -1,4 +1,4 @@
-"""Axes cut in two and joined again, where types may name the devices an axis lies on."""
+"""`split` and `join` axes, `place_like`: for arrays whose type may name the devices of an axis (Explicit meshes)."""
 
 import math
 from typing import Any
@@ -8,9 +8,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def split(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Cuts each axis into (n / size, size): an array of twice as many axes.
+    """Splits each axis into (n / size, size): the result has twice as many axes.
 
-    A sharded axis stays sharded along the first of its two where the devices divide that; else it is gathered.
+    A sharded axis stays sharded along the first of its two axes if the number of devices divides it; else it is
+    gathered.
     """
     shape = [part for n, size in zip(x.shape, sizes, strict=True) for part in (n // size, size)]
     spec = _spec(x)
@@ -26,7 +27,7 @@ def split(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
 
 
 def join(x: jax.Array) -> jax.Array:
-    """The inverse of `split`: joins each two neighbouring axes."""
+    """The inverse of `split`: joins each pair of neighbouring axes."""
     shape = [a * b for a, b in zip(x.shape[::2], x.shape[1::2], strict=True)]
     spec = _spec(x)
     if spec is None:
@@ -37,18 +38,18 @@ def join(x: jax.Array) -> jax.Array:
 
 
 def replicate(x: jax.Array) -> jax.Array:
-    """An array on every device, where its type names the devices; elsewhere the compiler decides."""
+    """Puts an array on every device if its type names the devices; otherwise the compiler decides."""
     return x if _spec(x) is None else _place(x, jax.typeof(x).sharding.mesh, [])
 
 
 def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """An array on the devices of another one of its shape, where the type of that one names them."""
+    """Puts an array on the devices of another array of its shape, if the type of the other array names them."""
     place = jax.typeof(other).sharding
     return x if jax.typeof(x).sharding.spec == place.spec else jax.sharding.reshard(x, place)
 
 
 def named_sharding(x: jax.Array) -> NamedSharding | None:
-    """Where an array lies, if its type names the devices, as `out_sharding` takes it; else None."""
+    """The sharding of an array for `out_sharding`, if its type names the devices; else None."""
     place = jax.typeof(x).sharding
     return None if all(part is None for part in place.spec) else place
 

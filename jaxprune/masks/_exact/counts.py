@@ -1,7 +1,7 @@
 """Exact counts of up to 2^47 entries, in 32-bit integers, and how many entries a sparsity removes.
 
-JAX has no 64-bit integers unless asked, float32 counts are exact only to 2^24, and a leaf or a model may
-hold more than 2^31 entries. So a count is two limbs in base 2^16.
+JAX has no 64-bit integers unless enabled, float32 counts are exact only to 2^24, and a leaf or a model may have more
+than 2^31 entries. So a count has two limbs in base 2^16.
 """
 
 import math
@@ -55,35 +55,35 @@ class Count(NamedTuple):
         return cls(value >> _BASE_BITS, value & (_BASE - 1))
 
     def __int__(self) -> int:
-        """The Python integer of a count of single numbers that are not traced: `int(count)`."""
+        """The Python integer of a scalar count that is not traced: `int(count)`."""
         return int(self.high) * _BASE + int(self.low)
 
 
 def as_float(value: Count) -> jax.Array:
-    """The count as float32, rounded; negative differences too."""
+    """The count, or a negative difference of counts, rounded to float32."""
     return jnp.float32(_BASE) * jnp.asarray(value.high, jnp.float32) + jnp.asarray(value.low, jnp.float32)
 
 
 def total(parts: jax.Array, axis: int | tuple[int, ...] | None = None) -> Count:
-    """The exact sum of non-negative int32 numbers, at most 2^15 of them for each result.
+    """The exact sum of non-negative int32 numbers, at most 2^15 numbers for each result.
 
-    Each part is cut into limbs before the sum: 2^15 low limbs stay under 2^31, and so do the high ones.
+    Each number is cut into limbs before the sum, so that the sums of 2^15 limbs stay below 2^31.
     """
     return normalise(Count(_sum(parts >> _BASE_BITS, axis), _sum(parts & (_BASE - 1), axis)))
 
 
 def _sum(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
-    # Where 64-bit integers are enabled a sum would become one.
+    # With 64-bit integers enabled, a sum would become a 64-bit integer.
     return x.sum(axis, dtype=jnp.int32)
 
 
 def sum_counts(parts: Count, axis: int = 0) -> Count:
-    """The exact sum of counts along an axis of at most 2^15 of them."""
+    """The exact sum of at most 2^15 counts along an axis."""
     return normalise(Count(_sum(parts.high, axis), _sum(parts.low, axis)))
 
 
 def normalise(value: Count) -> Count:
-    """Carries what `low` holds beyond its limb; a negative `low` borrows."""
+    """Carries the excess of `low` into `high`; a negative `low` borrows."""
     return Count(value.high + (value.low >> _BASE_BITS), value.low & (_BASE - 1))
 
 
@@ -103,7 +103,7 @@ def equal(a: Count, b: Count) -> Any:
 
 
 def zeros(like: Count | None = None) -> Count:
-    """Counts of nothing: one, or in the shape of others."""
+    """A zero count, or zero counts in the shape of others."""
     return Count(0, 0) if like is None else Count(jnp.zeros_like(like.high), jnp.zeros_like(like.low))
 
 
@@ -116,9 +116,9 @@ def removed(sparsity: Any, n: int) -> Count:
     r"""How many of `n` entries a sparsity removes: $\lfloor s n + 1/2 \rfloor$, exactly.
 
     Args:
-      sparsity: in [0, 1). A Python or NumPy number or a Fraction is evaluated on the host, in float64 or
-        exactly; an array of float32 (or another float type), traced or not, is taken for the exact binary
-        fraction that it is, of which the bits below 2^-80 are dropped. Outside [0, 1) a traced value is clipped.
+      sparsity: in [0, 1). A Python or NumPy number is evaluated on the host in float64, a Fraction exactly. A floating
+        array, traced or not, counts as the exact binary fraction that it holds, without bits below 2^-80; a traced
+        value outside [0, 1) is clipped.
       n: the number of entries, below 2^47.
 
     Returns:
@@ -126,7 +126,7 @@ def removed(sparsity: Any, n: int) -> Count:
 
     Raises:
       ValueError: the sparsity is a number outside [0, 1) or NaN.
-      TypeError: it is not a number.
+      TypeError: the sparsity is not a number.
 
     Note that float32(0.9) is less than 0.9, so a schedule inside jit may remove one entry less from a large
     leaf than the Python number 0.9 does.
@@ -146,10 +146,10 @@ def removed(sparsity: Any, n: int) -> Count:
 def kept_in_slices(
     sparsities: Sequence[Any], units: Sequence[int], slices: Sequence[int], names: Sequence[str]
 ) -> Count:
-    """How many units of each slice are kept.
+    """Returns how many units of each slice are kept.
 
     Args:
-      sparsities: for each leaf a sparsity in [0, 1), or the Count removed: one for all slices, or one for each.
+      sparsities: for each leaf a sparsity in [0, 1), or the Count to remove: one for all slices, or one for each slice.
       units: for each leaf, the number of units in a slice.
       slices: for each leaf, the number of slices.
       names: for each leaf, its name.
@@ -158,11 +158,11 @@ def kept_in_slices(
       A Count of int32[slices of all leaves].
 
     Raises:
-      ValueError: a number outside [0, 1); the message names the leaf.
-      TypeError: neither a number, a floating scalar nor a Count.
+      ValueError: a sparsity is outside [0, 1); the message names the leaf.
+      TypeError: a sparsity is neither a number, a floating scalar nor a Count.
     """
     for sparsity, name in zip(sparsities, names, strict=True):
-        # An allocation may remove a whole leaf: of float32 shares the largest is 1.
+        # An allocation may remove a whole leaf: the largest float32 sparsity rounds to 1.
         if not isinstance(sparsity, Count) and not (isinstance(sparsity, jax.Array) and _is_one(sparsity)):
             check_sparsity(sparsity, f"{name}: sparsity")
     each = _removed_from_each([0.0 if isinstance(s, Count) else s for s in sparsities], units)
@@ -176,7 +176,7 @@ def kept_in_slices(
 
 
 def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.Array:
-    """How many units of each small group are kept: the pattern's own number, or more where the sparsity is traced.
+    """Returns how many units of each small group are kept: as the pattern says, or more for a traced sparsity.
 
     Args:
       sparsity: a number, which must be 1 - kept / size, or a floating scalar array.
@@ -185,13 +185,13 @@ def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.
       what: the leaf and its pattern, for messages.
 
     Raises:
-      ValueError: another sparsity, or a Count.
-      TypeError: neither a number nor a floating scalar.
+      ValueError: the sparsity has another value, or is a Count.
+      TypeError: the sparsity is neither a number nor a floating scalar.
     """
     if isinstance(sparsity, jax.Array):
         return jnp.maximum(kept, size - removed(sparsity, size).low)
     if isinstance(sparsity, Count):
-        raise ValueError(f"{what} removes the same of every group, so a Count does not go with it; pass a sparsity")
+        raise ValueError(f"{what} removes the same number of every group, so it takes no Count; pass a sparsity")
     check_sparsity(sparsity, f"{what}: sparsity")
     exact = 1 - kept / size
     if abs(float(sparsity) - exact) > 1e-6:
@@ -203,15 +203,15 @@ def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.
 
 
 def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
-    """Raises unless a number or an array is a sparsity: at least 0, less than 1. A traced value is not known.
+    """Raises unless a number or an array is a sparsity in [0, 1). The value of a traced array is not checked.
 
     Args:
       sparsity: a real number, or a floating scalar array.
-      what: its name, for the message.
+      what: the name of the sparsity, for the message.
 
     Raises:
-      TypeError: it is neither.
-      ValueError: it is outside [0, 1), or NaN.
+      TypeError: the sparsity is neither a number nor a floating scalar.
+      ValueError: the sparsity is outside [0, 1), or NaN.
 
     Example:
       >>> check_sparsity(90, 'dense/kernel: sparsity')
@@ -240,8 +240,8 @@ def _is_one(sparsity: jax.Array) -> bool:
 
 
 def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
-    # s = sum_i s_i 2^(-16 i) with 16-bit digits, and so n: the product is exact in limbs. Cutting a digit off
-    # is exact in floating point: the fraction keeps fewer bits each time.
+    # s = sum_i s_i 2^(-16 i) with 16-bit digits, and n likewise, so the product is exact in limbs. Removing a digit is
+    # exact in floating point, because the fraction keeps fewer bits each time.
     fraction = jnp.clip(jnp.nan_to_num(sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))), 0.0, 1.0)
     digits = []
     for _ in range(5):
@@ -250,7 +250,7 @@ def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
         digits.append(digit.astype(jnp.uint32))
         fraction = fraction - digit
     n_digits = [((n >> shift) & (_BASE - 1)).astype(np.uint32) for shift in (0, 16, 32)]
-    # columns[c] collects what weighs 2^(16 (c - 5)); the first digit of s may be 2^16, for s = 1.
+    # columns[c] collects the terms of weight 2^(16 (c - 5)); the first digit of s is 2^16 for s = 1.
     columns = [jnp.zeros(sparsity.shape, jnp.uint32) for _ in range(9)]
     for i, digit in enumerate(digits):
         for j, n_digit in enumerate(n_digits):
@@ -291,7 +291,7 @@ def _removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count
 
 
 def _given(sparsities: Sequence[Any], slices: Sequence[int]) -> Count:
-    """The Counts among the sparsities, each a number for all slices of its leaf or one for each; zeros elsewhere."""
+    """The Counts among the sparsities, for each slice of their leaves; zeros for the other leaves."""
     given = [s if isinstance(s, Count) else zeros() for s in sparsities]
     limbs = zip(*given, strict=True)
     if not any(isinstance(limb, jax.Array) for s in given for limb in s):

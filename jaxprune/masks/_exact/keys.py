@@ -1,4 +1,4 @@
-"""Floats as integers of the same order: what selection compares instead of scores."""
+"""`ordered`: floats as integers of the same order, which selection compares instead of scores."""
 
 from functools import partial
 
@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The bits of +inf, by dtype; what is above them, sign aside, is NaN.
+# The bits of +inf, by dtype; larger bits, without the sign, are NaN.
 _INF_BITS = {"float64": 0x7FF0000000000000, "float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
 _INTS = {8: np.int64, 4: np.int32, 2: np.int16}
 
 
 def ordered(scores: jax.Array) -> jax.Array:
-    """Integers that order as the scores do, elementwise.
+    """Returns integers in the same order as the scores, elementwise.
 
-    NaN, of either sign and any payload, is one value below -inf; -0.0 equals 0.0; denormals are told apart
-    (a comparison of floats would flush them on some back ends). No key is the least integer of its type.
+    NaN of either sign and any payload becomes one value below -inf; -0.0 equals 0.0; denormals stay distinct (some back
+    ends flush them when comparing floats). No key is the least integer of its type.
 
     Args:
       scores: float64, float32, bfloat16 or float16, any shape. Other floats are cast to float32 first.
@@ -32,8 +32,8 @@ def ordered(scores: jax.Array) -> jax.Array:
         scores = scores.astype(jnp.float32)
     key_type = integer(scores.dtype)
     least = np.iinfo(key_type).min
-    # Sign and magnitude become two's complement, shifted up until +inf is the largest integer: every NaN then wraps
-    # round to below -inf, where the maximum makes them one.
+    # Sign and magnitude become two's complement, shifted up until +inf is the largest integer. Every NaN then wraps to
+    # a value below -inf, and the maximum makes them all equal.
     shift = -int(least) - 1 - _INF_BITS[scores.dtype.name]
     bits = lax.bitcast_convert_type(scores, key_type)
     scalar = partial(np.asarray, dtype=key_type)

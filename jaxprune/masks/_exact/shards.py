@@ -1,8 +1,8 @@
-"""Arrays of which each device of a `jax.shard_map` holds a part, ranked as the whole that they are.
+"""`Shards`: how the devices of a `jax.shard_map` share an array, which is ranked as a whole.
 
-Inside a `shard_map` (or `pmap`) an array is one device's part, and nothing in it says of what. So the caller says how
-each leaf is cut, in the terms of the `shard_map` itself: by its `in_specs`. Everything that counts, ranks or draws asks
-here what the whole looks like, and adds up over the axes of the mesh what each device found in its part.
+Inside a `shard_map` (or `pmap`) each device sees only its shard and cannot infer the shape of the whole array. So the
+caller says how each leaf is sharded, by the `in_specs` of the `shard_map`. Counting, ranking and drawing ask `Shards`
+for the shape of the whole array, and add up the results of all devices over the axes of the mesh.
 """
 
 import math
@@ -27,11 +27,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Shards:
-    """How an array is cut: for each of its axes the axes of the mesh, first the slowest, and into how many parts.
+    """How an array is sharded: for each axis, the axes of the mesh (the slowest first) and the number of shards.
 
     Attributes:
-      names: for each axis names of mesh axes; none for an axis that is whole. Axes that are left out are whole.
-      parts: for each axis, how many parts.
+      names: for each axis the names of mesh axes, empty if the axis is not sharded. Missing trailing axes are not
+        sharded.
+      parts: for each axis, the number of shards.
     """
 
     names: tuple[tuple[str, ...], ...] = ()
@@ -39,37 +40,37 @@ class Shards:
 
     @property
     def is_cut(self) -> bool:
-        """Whether there are more parts than one, or could be."""
+        """Whether an axis is sharded, possibly into a single shard."""
         return any(self.names)
 
     def whole(self, shape: Shape) -> Shape:
-        """The shape of the array of which one device's part has this shape."""
+        """The shape of the whole array, from the shape of one shard."""
         return tuple(n * self.cuts(axis) for axis, n in enumerate(shape))
 
     def cuts(self, axis: int) -> int:
-        """Into how many parts an axis is cut."""
+        """The number of shards along an axis."""
         return self.parts[axis] if axis < len(self.parts) else 1
 
     def number(self, axes: Sequence[int]) -> int:
-        """How many parts there are along some axes."""
+        """The number of shards along several axes."""
         return math.prod(self.cuts(axis) for axis in axes)
 
     def along(self, axes: Sequence[int]) -> tuple[str, ...]:
-        """The axes of the mesh that cut these axes."""
+        """The axes of the mesh that shard these axes."""
         return tuple(name for axis in axes if axis < len(self.names) for name in self.names[axis])
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The axes of the mesh that cut any axis, in one order whatever the layout."""
+        """The axes of the mesh that shard any axis, in the same order for every layout."""
         return tuple(sorted(self.along(range(len(self.names)))))
 
     def take(self, order: Sequence[int | None]) -> "Shards":
-        """The layout of an array whose axes are these of this one; None for an axis that is whole."""
+        """The layout of an array with these axes of this array; None stands for an axis that is not sharded."""
         names = [self.along([axis]) if axis is not None else () for axis in order]
         return Shards(tuple(names), tuple(self.cuts(axis) if axis is not None else 1 for axis in order))
 
     def position(self, axes: Sequence[int]) -> Any:
-        """The place of this device's part along some axes, the last of them fastest: int32."""
+        """The index of this device's shard along some axes, the last axis fastest: int32."""
         place: Any = np.int32(0)
         for axis in axes:
             names = self.along([axis])
@@ -77,18 +78,18 @@ class Shards:
         return place
 
     def start(self, axis: int, size: int) -> Any:
-        """The index along an axis at which this device's part, of this size, begins."""
+        """The index along an axis at which this device's shard, of this size, begins."""
         return self.position([axis]) * np.int32(size)
 
     def own(self, values: jax.Array, shape: Shape) -> jax.Array:
-        """This device's part, which has this shape, of an array that it holds whole; further axes stay whole."""
+        """This device's shard, of this shape, of an array that the device has whole; additional axes stay whole."""
         for axis, size in enumerate(shape):
             if self.along([axis]):
                 values = lax.dynamic_slice_in_dim(values, self.start(axis, size), size, axis)
         return values
 
     def spread(self, values: jax.Array, shape: Shape) -> jax.Array:
-        """The inverse of `own`: the whole array with zeros at the parts of other devices, for a sum over devices."""
+        """The inverse of `own`: the whole array, with zeros in the shards of other devices, to sum over devices."""
         for axis, size in enumerate(shape):
             if self.along([axis]):
                 whole = list(values.shape)
@@ -102,16 +103,16 @@ WHOLE = Shards()
 
 
 def of_leaves(params: PyTree, specs: PyTree = None) -> list[Shards]:
-    """How each leaf is cut, in the order of `jax.tree.leaves`.
+    """Returns how each leaf is sharded, in the order of `jax.tree.leaves`.
 
     Args:
       params: parameters, or a tree in their structure.
-      specs: a tree of `PartitionSpec` in the structure of the parameters, or a prefix of it, as the `in_specs` of a
-        `shard_map` are. None: the leaves are whole, as they are outside of a `shard_map` whatever `specs` says.
+      specs: a tree of `PartitionSpec` in the structure of the parameters or a prefix of it, like the `in_specs` of a
+        `shard_map`. None: the leaves are whole; outside a `shard_map` they are whole for any `specs`.
 
     Raises:
-      TypeError: what is no tree of PartitionSpecs.
-      ValueError: it is no beginning of the tree, or some of its axes are not bound where others are.
+      TypeError: `specs` is not a tree of PartitionSpecs.
+      ValueError: `specs` is not a prefix of the tree, or only some of its mesh axes are bound.
     """
     size = len(jax.tree.leaves(params))
     if specs is None:
@@ -120,31 +121,31 @@ def of_leaves(params: PyTree, specs: PyTree = None) -> list[Shards]:
     if wrong:
         raise TypeError(
             "specs takes PartitionSpecs, the in_specs of the shard_map for the parameters: a name alone does not "
-            f"say which axis of a leaf is cut; got {wrong[0]!r}"
+            f"say which axis of a leaf is sharded; got {wrong[0]!r}"
         )
     try:
         specs = jax.tree.leaves(jax.tree.broadcast(specs, params, is_leaf=_is_spec), is_leaf=_is_spec)
     except ValueError as error:
-        raise ValueError(f"specs must have the structure of the parameters, or the beginning of it: {error}") from None
+        raise ValueError(f"specs must have the structure of the parameters, or a prefix of it: {error}") from None
     sizes = _bound({name for spec in specs for part in _parts(spec) for name in part})
     return [_layout(spec, sizes) for spec in specs] if sizes else [WHOLE] * size
 
 
 def total(parts: Count, names: tuple[str, ...]) -> Count:
-    """Adds up over axes of the mesh what each device counted in its part: the same on all of them."""
+    """Adds up the counts of all devices over axes of the mesh; every device gets the same sum."""
     if not names:
         return parts
-    # Limbs of 16 bits, of which no number of devices that there is makes more than 31.
+    # Limbs of 16 bits: their sum over any realistic number of devices fits 31 bits.
     return counts.normalise(Count(*lax.psum(jnp.stack(counts.normalise(parts)), names)))
 
 
 def total_slices(value: Count, layout: Shards, batch: Shape) -> Count:
-    """Adds up what devices counted in each slice of their parts.
+    """Adds up the counts of all devices for each slice.
 
     Args:
       value: [*batch, ...].
-      layout: how the array is cut.
-      batch: its leading axes, of which each position is a slice.
+      layout: how the array is sharded.
+      batch: the leading axes of the shard; each position is a slice.
 
     Returns:
       A normalised Count of [slices of the whole, ...], the same on every device.
@@ -155,10 +156,10 @@ def total_slices(value: Count, layout: Shards, batch: Shape) -> Count:
 
 
 def tie(arrays: Sequence[jax.Array], turn: PyTree, layouts: Sequence[Shards]) -> list[tuple[jax.Array, PyTree]]:
-    """Each array with `turn`, tied to it so that the compiler takes nothing that is made of the array out of a loop.
+    """Ties `turn` to each array, so that the compiler does not move computations on the array out of a loop.
 
-    All outputs must be used. One barrier for all; but where arrays are cut, one for each, for what comes out of a
-    barrier is taken to differ between devices as all of what goes in does.
+    All outputs must be used. One barrier ties all arrays. If arrays are sharded, each needs its own barrier, because
+    the outputs of a barrier vary over all mesh axes over which any of its inputs varies.
     """
     if any(layout.is_cut for layout in layouts):
         return [lax.optimization_barrier((x, turn)) for x in arrays]
@@ -183,7 +184,7 @@ def _layout(spec: Any, sizes: dict[str, int]) -> Shards:
 
 
 def _bound(names: set[str]) -> dict[str, int]:
-    """The sizes of the axes of the mesh; none where no such axis is bound, outside of a shard_map."""
+    """The sizes of the mesh axes; empty if none of them is bound, that is outside a shard_map."""
     sizes, missing = {}, []
     for name in sorted(names):
         try:
@@ -192,19 +193,19 @@ def _bound(names: set[str]) -> dict[str, int]:
             missing.append(name)
     if sizes and missing:
         raise ValueError(
-            f"specs: no axis {', '.join(missing)} of the mesh is bound here, while {', '.join(sizes)} is; take the "
-            "in_specs of the shard_map that this is called in"
+            f"specs: mesh axes {', '.join(missing)} are not bound here, but {', '.join(sizes)} is; pass the in_specs "
+            "of the enclosing shard_map"
         )
     return sizes
 
 
 def refuse_cut(params: PyTree, specs: PyTree, what: str) -> None:
-    """Raises where leaves are cut, for what needs them whole.
+    """Raises if leaves are sharded, for functions that need whole leaves.
 
     Raises:
-      ValueError: naming the leaves.
+      ValueError: a leaf is sharded; the message names the leaves.
     """
     pairs = zip(_tree.named_leaves(params), of_leaves(params, specs), strict=True)
     lines = [f"  {name}: {layout.names}" for (name, _), layout in pairs if layout.is_cut]
     if lines:
-        raise ValueError(f"{what} needs whole leaves; call it outside of the shard_map:\n" + "\n".join(lines))
+        raise ValueError(f"{what} needs whole leaves; call it outside the shard_map:\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""n of m kept: the rank of each member within its group, by comparing pairs."""
+"""`keep_in_groups`: keeps n of m, by comparing the members of each group in pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ from jaxprune.masks._exact import keys
 
 
 def keep_in_groups(scores: jax.Array, kept: int | jax.Array, *, axis: int) -> jax.Array:
-    """Keeps so many of the largest of each group.
+    """Keeps the same number of largest scores in each group.
 
-    The rank of a member is the number of members with a larger score, or with an equal one and a lower index; it is
-    kept if its rank is below `kept`. So NaN ranks lowest and of equal scores the lowest index is kept.
+    The rank of a member is the number of members with a larger score, or with an equal score and a lower index. A
+    member is kept if its rank is below `kept`. So NaN ranks lowest, and of equal scores the lowest index is kept.
 
     Args:
       scores: floating, any shape.
-      kept: how many of each group; a traced int32 does not recompile.
-      axis: along which the m members of a group lie.
+      kept: the number to keep in each group; another traced int32 does not recompile.
+      axis: the axis of the m members of a group.
 
     Returns:
       bool, in the shape of `scores`.
@@ -30,13 +30,13 @@ def keep_in_groups(scores: jax.Array, kept: int | jax.Array, *, axis: int) -> ja
     return rank < kept
 
 
-# In both, that an earlier member wins a tie is a key one less for the other; no key is the least integer, so none
-# wraps round. On 2048 x 2048 and two cores, 2 of 4: by pairs 2.5 ms, and 37 ms where groups lie along the last axis;
-# one by one 2.6 and 2.3 ms, but of 8 it takes twice as long as by pairs.
+# In both functions an earlier member wins a tie, because 1 is subtracted from the key of the other member. No key is
+# the least integer, so no key wraps round. Comparing by pairs is slow if groups are along the last axis; one by one is
+# slower for larger groups.
 
 
 def _rank_by_pairs(key: jax.Array, axis: int) -> jax.Array:
-    # By broadcasting: the comparison fuses into the sum, and no array of pairs is made.
+    # The broadcast comparison fuses into the sum, so no array of pairs is stored.
     members = key.shape[axis]
     earlier = np.arange(members)[:, None] < np.arange(members)
     shape = [1] * (key.ndim + 1)

@@ -1,4 +1,4 @@
-"""Exactly k of n kept, for arrays: by rank of the scores, the lowest index first among equals."""
+"""`keep_largest`: keeps exactly k of n entries of arrays; of equal scores the lowest index is kept."""
 
 import math
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from jaxprune.masks._exact.shards import WHOLE, Shards
 from jaxprune.masks._rank.rows import Leaf, Seen
 from jaxprune.masks._rank.search import Bracket, Rows, probes_between, probes_from_sample, search, settled_exactly
 
-# A threshold is first guessed from a sample: of so many entries in all rows, but of each row at least so many, and
-# one of so many. It is sorted, so a larger one costs more than the pass it saves.
+# A sample gives the first guess of a threshold: a number of entries in all rows, at least a number in each row, and at
+# most one entry of so many. The sample is sorted, so a larger one costs more than the pass that it saves.
 _SAMPLE = 8192
-_SAMPLE_SPREAD = 1024  # with several devices, between which it moves
+_SAMPLE_SPREAD = 1024  # for several devices, which exchange the sample
 _LEAST = 64
 _RARE = 1024
-_LARGE = 1 << 16  # entries from which an array is not stacked with others of its shape
+_LARGE = 1 << 16  # arrays of so many entries are not stacked with others of their shape
 
 
 class _State(NamedTuple):
-    """Where the ranking stands: the parts of the places (key, digits of the index) are searched one by one."""
+    """The state of the ranking: the parts of the places (key, digits of the index) are searched one by one."""
 
     part: jax.Array  # int32, the part to search next
-    found: jax.Array  # int[parts, rows], the thresholds of the parts before
-    wanted: Count  # [rows], how many of the places equal to them are still to be kept
-    equal: Count  # [rows], of so many
+    found: jax.Array  # int[parts, rows], the thresholds of the earlier parts
+    wanted: Count  # [rows], how many of the places equal to these thresholds are still to be kept
+    equal: Count  # [rows], how many places are equal to them
 
 
 def keep_largest(
@@ -41,15 +41,15 @@ def keep_largest(
     shared: bool,
     layouts: Sequence[Shards] | None = None,
 ) -> list[jax.Array]:
-    """Masks that keep exactly so many of the largest scores.
+    """Returns masks that keep exactly a given number of the largest scores.
 
     Args:
       scores: floating arrays. The leading `batch_axes[i]` axes of array i are independent slices.
-      kept: how many entries to keep, at most as many as there are. If not shared, a Count of [slices of all
-        arrays, in order]; if shared, of [slices], of which all arrays then have the same number.
-      batch_axes: for each array, how many leading axes it is sliced along.
-      shared: whether the arrays' scores are ranked together.
-      layouts: how devices of a shard_map share each array, of which `scores` then are parts; all else is of the whole.
+      kept: the number of entries to keep, at most the number of entries. If not shared, a Count of [slices of all
+        arrays, in order]; if shared, of [slices], and all arrays have the same number of slices.
+      batch_axes: for each array, the number of leading axes that are slices.
+      shared: whether the scores of all arrays are ranked together.
+      layouts: how devices of a shard_map share each array. `scores` are shards; all other values are of whole arrays.
 
     Returns:
       bool masks in the shapes of the scores. NaN ranks lowest, -0.0 equals 0.0, and of equal scores those with the
@@ -79,10 +79,10 @@ def keep_largest(
 
 
 def _unknown(numbers: list[int]) -> list[jax.Array]:
-    """Integers of which the compiler does not know what they are.
+    """Integers whose values the compiler does not know.
 
-    XLA compiles a kernel once, however often it occurs. What a leaf asks of a table by its row is the same kernel for
-    all leaves of one shape, unless the row's number is written into it.
+    XLA compiles a kernel once, however often it occurs. All leaves of one shape use the same kernel to read a table by
+    row, unless the number of the row is a constant in the kernel.
     """
     known = lax.optimization_barrier(jnp.asarray(True))
     return lax.cond(known, lambda: [jnp.int32(n) for n in numbers], lambda: [jnp.int32(n + 1) for n in numbers])
@@ -95,8 +95,8 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], r
     entries = _per_row(leaves)
     guess = probes_from_sample(*_sample(arrays, leaves, rows, integer), kept, rows.total(entries, jnp.array(True)))
 
-    # One loop in another, so that each leaf is counted by one kernel, whichever part is searched: it is the number of
-    # kernels that makes compiling slow. Only where keys tie at a threshold is there a second part to search.
+    # One loop inside another, so that one kernel counts each leaf for every part: the number of kernels determines the
+    # compile time. A second part is searched only if keys tie at a threshold.
     def unfinished(state: _State) -> jax.Array:
         return (state.part == 0) | ((state.part < len(lows)) & jnp.any(counts.less(counts.zeros(), state.wanted)))
 
@@ -105,8 +105,8 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], r
         together = part == 0
 
         def count_above(probes: jax.Array) -> Count:
-            # Without this barrier the compiler takes the keys and indices out of the loop, into buffers as large as
-            # the scores. All of its outputs must be used, or it ties nothing.
+            # Without this barrier the compiler moves the keys and indices out of the loop, into buffers as large as the
+            # scores. All outputs of the barrier must be used, otherwise it has no effect.
             tied = shards.tie(arrays, (probes, jnp.int32(0)), [leaf.layout for leaf in leaves])
             each = zip(leaves, tied, first, strict=True)
             return _total(
@@ -125,15 +125,15 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], r
             equal,
         )
 
-    # Nothing is above the highs: what is not searched keeps nothing.
+    # No place is above the highs, so rows that are not searched keep nothing.
     state = _State(jnp.int32(0), highs, Count(*(jnp.asarray(limb) for limb in kept)), entries)
     return lax.while_loop(unfinished, search_part, state).found
 
 
 def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: jax.Array) -> Count:
-    """How many of its entries equal to the threshold each row keeps: none where the count came out exact.
+    """Returns how many entries equal to the threshold each row keeps: zero if the count was exact.
 
-    Rows that were searched together keep those of the earliest array first.
+    Of rows that were searched together, the earliest arrays keep theirs first.
     """
     own = counts.where(exact, counts.zeros(wanted), wanted)
     if len(rows.order) == 1:
@@ -151,9 +151,9 @@ def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: 
 
 
 def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
-    """For each leaf a Count of [probes, slices] -> a Count of [rows, probes], of all that devices of a shard_map hold.
+    """Adds up the counts of all devices: for each leaf a Count of [probes, slices] -> a Count of [rows, probes].
 
-    That takes one collective for all leaves shared along the same axes of the mesh.
+    All leaves that are sharded along the same mesh axes share one collective.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, leaf in enumerate(leaves):
@@ -170,7 +170,7 @@ def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
 
 
 def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The ends of the search, int[parts, rows]; a leaf that has fewer parts than others has a dummy last."""
+    """The ends of the search, int[parts, rows]; a leaf with fewer parts than others has a dummy part at the end."""
     parts = max(len(leaf.bounds) for leaf in leaves)
     ends = [leaf.bounds + [(-2, -1)] * (parts - len(leaf.bounds)) for leaf in leaves for _ in range(leaf.slices)]
     table = np.array(ends, integer).transpose(2, 1, 0)
@@ -183,7 +183,7 @@ def _per_row(leaves: list[Leaf]) -> Count:
 
 
 def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np.dtype) -> tuple[jax.Array, np.ndarray]:
-    """A few keys for each row, int[rows, m], padded with the largest integer; and how many there are."""
+    """A few keys of each row, int[rows, m], padded with the largest integer; and the number of keys."""
     total = sum(leaf.entries for leaf in leaves)
     size = _SAMPLE if jax.device_count() == 1 else _SAMPLE_SPREAD
     if len(rows.order) > 1:
@@ -203,18 +203,18 @@ def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np
     )
 
 
-# Many layers alike are ranked by the kernels of one: it is the number of kernels that makes a mask update slow to
-# compile. A large array is not worth the copy.
+# Equal layers share the kernels of one layer, because the number of kernels determines the compile time of a mask
+# update. For a large array this is not worth the copy.
 
 
 class Stacks(NamedTuple):
-    """Arrays of which some are stacks.
+    """Arrays, some of which are stacks of the given arrays.
 
     Attributes:
       arrays: the arrays; a stack has a new leading axis.
-      batch_axes: how many leading axes of each are slices, that of a stack among them.
-      layouts: how devices of a shard_map share each.
-      members: for each, which of the arrays given it is made of, in order.
+      batch_axes: the number of leading axes of each array that are slices, including the axis of a stack.
+      layouts: how devices of a shard_map share each array.
+      members: for each array, the numbers of the given arrays that it consists of, in order.
     """
 
     arrays: list[jax.Array]
@@ -224,11 +224,11 @@ class Stacks(NamedTuple):
 
     @property
     def order(self) -> list[int]:
-        """The number of each member, in the order of the stacks."""
+        """The number of each given array, in the order of the stacks."""
         return [i for members in self.members for i in members]
 
     def unstack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        """The inverse of stacking, for other arrays in the shapes of `self.arrays`."""
+        """The inverse of `stack`, for other arrays in the shapes of `self.arrays`."""
         found: dict[int, jax.Array] = {}
         for array, members in zip(arrays, self.members, strict=True):
             found |= {members[0]: array} if len(members) == 1 else dict(zip(members, array, strict=True))
@@ -236,7 +236,7 @@ class Stacks(NamedTuple):
 
 
 def stack(arrays: Sequence[jax.Array], batch_axes: Sequence[int], layouts: Sequence[Shards] | None = None) -> Stacks:
-    """Stacks arrays of one shape, dtype, number of batch axes, and sharding as far as types tell, if they are small."""
+    """Stacks small arrays of the same shape, dtype, number of batch axes, and sharding (as far as types tell)."""
     layouts = [WHOLE] * len(arrays) if layouts is None else layouts
     groups: dict[object, list[int]] = {}
     for i, (x, axes, layout) in enumerate(zip(arrays, batch_axes, layouts, strict=True)):

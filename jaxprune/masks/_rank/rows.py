@@ -1,6 +1,6 @@
-"""One array of scores, seen as slices of entries: what selection asks of it, in the array's own shape.
+"""`Leaf`: one array of scores as slices of entries, with the kernels of the selection.
 
-Nothing here reshapes or slices the scores but for a sample: a reshape of a sharded array gathers it.
+Apart from the sample, no kernel reshapes or slices the scores, because reshaping a sharded array gathers it.
 """
 
 import math
@@ -19,27 +19,27 @@ from jaxprune.masks._exact.axes import named_sharding, replicate, split
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks._exact.shards import WHOLE, Shards
 
-_INT32 = 1 << 31  # entries of which neither the count nor the index fits 31 bits
-_SMALL = 1 << 18  # entries that are counted in one go
-_PARALLEL = 16  # partial sums, at least: what a back end may work on at the same time
-_PARTIAL = 1 << 15  # partial sums that `counts.total` adds up, at most
-_GATHERED = 8  # devices up to which what each of them counted may be gathered
-_DIGITS = 1 << 23  # numbers whose digits of 8 bits add up to 31 bits, at most
-_APART = 64  # devices, at least, that an axis can be shared out to in whole stretches
+_INT32 = 1 << 31  # entries whose count and index exceed 31 bits
+_SMALL = 1 << 18  # entries that are counted in one step
+_PARALLEL = 16  # the least number of partial sums, for back ends that work in parallel
+_PARTIAL = 1 << 15  # the largest number of partial sums that `counts.total` adds
+_GATHERED = 8  # the largest number of devices whose counts may be gathered
+_DIGITS = 1 << 23  # the largest number of 8-bit digits whose sum fits 31 bits
+_APART = 64  # the least number of devices that can share an axis in whole runs
 
 
 @dataclass(frozen=True)
 class Leaf:
     """The shape of an array of scores whose leading axes are independent slices.
 
-    An entry has a place: its key, and then, for when keys tie, minus its index less one, so that of equal keys the
-    lowest index ranks first. The index is one digit, or two in a slice of 2^31 entries and more.
+    The place of an entry in the ranking is its key and then, if keys tie, minus its index minus one, so that of equal
+    keys the lowest index ranks first. The index has one digit, or two digits in a slice of 2^31 entries or more.
 
     Attributes:
-      full: the shape of the array, or of the part of it that a device of a shard_map holds.
-      batch_axes: how many leading axes are slices.
-      dtype: of the scores.
-      layout: how devices of a shard_map share it. Slices, shape and entries are those of the whole.
+      full: the shape of the array, or of the shard of a device of a shard_map.
+      batch_axes: the number of leading axes that are slices.
+      dtype: the dtype of the scores.
+      layout: how devices of a shard_map share the array. Slices, shape and entries are those of the whole array.
     """
 
     full: tuple[int, ...]
@@ -49,12 +49,12 @@ class Leaf:
 
     @property
     def part(self) -> "Leaf":
-        """The part that this device holds, as if it were all there is."""
+        """The shard of this device, as an array of its own."""
         return Leaf(self.full, self.batch_axes, self.dtype)
 
     @property
     def slices(self) -> int:
-        """How many slices there are."""
+        """The number of slices."""
         return math.prod(self.layout.whole(self.full)[: self.batch_axes])
 
     @property
@@ -64,7 +64,7 @@ class Leaf:
 
     @property
     def entries(self) -> int:
-        """How many entries a slice has."""
+        """The number of entries of a slice."""
         return math.prod(self.shape)
 
     @property
@@ -73,36 +73,36 @@ class Leaf:
         return [keys.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
     def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> Count:
-        """How many places of each slice exceed each probe, by the part that is looked at now.
+        """Counts how many places of each slice exceed each probe, in the current part of the places.
 
         Args:
           scores: the array.
-          probes: int[rows, p], of these slices and of others.
-          seen: what is known already.
-          first: int32, which of the rows is the first slice of this array.
+          probes: int[rows, p], for the slices of this array and of others.
+          seen: the state of the search.
+          first: int32, the row of the first slice of this array.
 
         Returns:
-          A Count of [p, slices] that is not normalised; of this device's part, if there are more.
+          A Count of [p, slices] that is not normalised; for the shard of this device, if there are several shards.
         """
         return _count_above(self, scores, probes, seen, first)
 
     def mask(self, scores: jax.Array, found: jax.Array, first: jax.Array) -> jax.Array:
-        """True where the place is above `found`, int[parts, rows]: by the first part in which the two differ."""
+        """True if the place is above `found`, int[parts, rows], in the first part in which the two differ."""
         return _mask(self, scores, found, first)
 
     def sample(self, scores: jax.Array, wanted: int) -> jax.Array:
-        """Keys of at most `wanted` entries of each slice, spread over it: [slices, m]."""
+        """Keys of at most `wanted` entries of each slice, spread over the slice: [slices, m]."""
         return _sample(self, scores, wanted)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the search knows when it looks at one part of the places.
+    """The state of the search while it counts one part of the places.
 
     Attributes:
-      part: int32, which part is looked at: 0, the keys.
-      found: int[parts, rows], what was found for the parts before; only entries equal to it count.
-      zero: a 0 that the compiler cannot see through, else it keeps the indices in a buffer as large as the scores.
+      part: int32, the current part; part 0 is the keys.
+      found: int[parts, rows], the thresholds of the earlier parts; only entries equal to them count.
+      zero: a 0 that the compiler does not know; otherwise it stores the indices in a buffer as large as the scores.
     """
 
     part: jax.Array
@@ -114,10 +114,10 @@ jax.tree_util.register_dataclass(Seen, data_fields=["part", "found", "zero"], me
 
 
 def digits(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Cuts a shape where needed so that the indices within each stretch of axes fit 31 bits.
+    """Cuts a shape if needed, so that the indices within each run of axes fit 31 bits.
 
     Raises:
-      ValueError: that takes more than two stretches, or an axis is too long by itself.
+      ValueError: two runs are not enough, or a single axis is too long.
     """
     if math.prod(shape) < _INT32:
         return [shape]
@@ -168,9 +168,9 @@ def _sample(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
 
 
 def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
-    """As many keys of each part, in a place of its own, so that a sum over devices gives all of them the same sample.
+    """Takes equally many keys from each shard, at separate positions; a sum over devices gives the whole sample.
 
-    Of more parts than keys are wanted, as many parts give one each.
+    If there are more shards than wanted keys, some of the shards give one key each.
     """
     within = range(leaf.batch_axes, len(leaf.full))
     parts, part = leaf.layout.number(within), leaf.layout.position(within)
@@ -186,7 +186,7 @@ def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
 
 
 def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
-    """Of values for this device's slices, [slices, ...], those for all, with zeros for those of other devices."""
+    """Spreads values for this device's slices, [slices, ...], to all slices, with zeros for those of other devices."""
     if not leaf.layout.along(range(leaf.batch_axes)):
         return values
     batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
@@ -194,10 +194,10 @@ def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
 
 
 def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
-    """So many entries of each slice, spread evenly: [slices, wanted].
+    """Takes entries of each slice that are evenly spread: [slices, wanted].
 
-    Single entries, of which the compiler moves just these from device to device. It would make a slice with strides by
-    moving whole stretches of the array first.
+    The entries are indexed one by one, so the compiler moves only them between devices. A strided slice would move
+    whole runs of the array first.
     """
     index = (slice(None),) * leaf.batch_axes + points(leaf.shape, wanted)
     if named_sharding(scores) is None:
@@ -206,7 +206,7 @@ def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
 
 
 def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
-    r"""Indices of points spread evenly over an array, without a stride that some structure in it could share.
+    r"""Indices of points that are spread evenly over an array, without a stride that could match its structure.
 
     Along axis j the positions are the fractional parts of $i \phi^{-j}$ for $i = 1, 2, \dots$, with $\phi$ the root of
     $\phi^{d + 1} = \phi + 1$ (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
@@ -224,7 +224,7 @@ def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
 
 def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
     places = [keys.ordered(scores).astype(integer)]
-    # Where types name the devices, an index is made where its entry lies; else it would be whole on each of them.
+    # If types name the devices, an index is made on the device of its entry; otherwise every device has all indices.
     place = named_sharding(scores)
     axis = leaf.batch_axes
     for digit in digits(leaf.shape):
@@ -240,7 +240,7 @@ def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> lis
 
 
 def _own(leaf: Leaf, table: jax.Array, first: jax.Array) -> jax.Array:
-    """The columns of a table that are of those of the leaf's slices that this device has: [n, rows] -> [n, slices]."""
+    """The table columns of the slices on this device: [n, rows] -> [n, slices]."""
     own = lax.dynamic_slice(table, (np.int32(0), first), (len(table), leaf.slices), allow_negative_indices=False)
     if not leaf.layout.along(range(leaf.batch_axes)):
         return own
@@ -249,16 +249,16 @@ def _own(leaf: Leaf, table: jax.Array, first: jax.Array) -> jax.Array:
 
 
 def _column(leaf: Leaf, table: jax.Array, row: int) -> jax.Array:
-    """One value a slice, as large as the scores."""
+    """One value for each slice, broadcast to the size of the scores."""
     batch = leaf.full[: leaf.batch_axes]
     values = lax.slice_in_dim(table, row, row + 1).reshape(batch)
     return lax.broadcast_in_dim(values, leaf.full, tuple(range(leaf.batch_axes)))
 
 
 def _count(leaf: Leaf, hits: list[jax.Array]) -> Count:
-    """How many hits there are of each kind in each slice: a Count of [kinds, slices]."""
-    # One reduction for all kinds: a single pass over the scores. That of a large slice may leave some leading axes,
-    # so that there are parts to work on at the same time, which are then summed.
+    """Counts the hits of each kind in each slice: a Count of [kinds, slices]."""
+    # One reduction for all kinds, so there is a single pass over the scores. For a large slice the reduction may leave
+    # some leading axes, which are summed afterwards, so that back ends can work in parallel.
     numbers = [lax.convert_element_type(hit, jnp.int32) for hit in hits]
     within = tuple(range(leaf.batch_axes, len(leaf.full)))
     if leaf.entries < _INT32 and jax.device_count() > _GATHERED:
@@ -282,10 +282,10 @@ def _count(leaf: Leaf, hits: list[jax.Array]) -> Count:
 
 
 def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:
-    """Sums over short stretches of the last axis, so short that each lies on one device.
+    """Sums over short runs of the last axis; each run is on one device.
 
-    A partitioned reduction of several operands gathers what each device found; one of a single operand adds it up on
-    the way, but reads the scores once for each probe. So several operands within a stretch, and one beyond it.
+    A partitioned reduction of several operands gathers the counts of all devices. A reduction of a single operand adds
+    them up, but reads the scores once for each probe. So there are several operands within a run, and one beyond it.
     """
     size = next(d for d in (16, 8, 4, 2, 1) if numbers[0].shape[-1] % (_APART * d) == 0 or d == 1)
     if size == 1:
@@ -295,9 +295,9 @@ def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:
 
 
 def _shared_out(leaf: Leaf) -> tuple[int, ...]:
-    """How long the stretches are, along each axis, of a slice whose count exceeds 31 bits.
+    """The lengths of the runs along each axis, for a slice whose count exceeds 31 bits.
 
-    As many along each axis as devices may share it, and in all no more than `_add_digits` adds up.
+    There are as many runs along each axis as devices may share it, and at most as many in total as `_add_digits` adds.
     """
     most = 4 * _APART
     while True:
@@ -308,9 +308,9 @@ def _shared_out(leaf: Leaf) -> tuple[int, ...]:
 
 
 def _add_digits(number: jax.Array, axes: tuple[int, ...]) -> Count:
-    """Sums beyond 31 bits, of at most 2^23 numbers: of each of their digits, by reductions of a single operand.
+    """Sums at most 2^23 numbers beyond 31 bits: sums each of their digits, by reductions of a single operand.
 
-    These a partitioned program adds up on the way; of one that carries, it would gather what each device found.
+    A partitioned program adds up such reductions over devices. With a carry it would gather the counts of all devices.
     """
     digits = [((number >> shift) & 0xFF).sum(axes, dtype=jnp.int32) for shift in (0, 8, 16, 24)]
     ones, second, third, fourth = digits
@@ -326,13 +326,12 @@ def _add(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of a slice over which counts stay apart in the first sum.
+    """The axes of a slice over which counts are not yet summed in the first sum.
 
-    None for a small slice, of which one thread makes short work. Below 2^31 entries: leading axes, but not the last,
-    until there are enough parts to share out; but none where there are several devices, which work at the same time
-    as it is, and between which the parts would move: a partitioned reduction of several operands gathers what each
-    device found. Beyond, on one device: one axis short enough to be summed in limbs, and long enough that no part holds
-    2^31.
+    A small slice has no such axes. Below 2^31 entries they are leading axes, but not the last, until there are enough
+    partial sums to work in parallel. There are none with several devices, which work in parallel anyway and would have
+    to exchange the partial sums: a partitioned reduction of several operands gathers them. From 2^31 entries on, on one
+    device, there is one axis, short enough to be summed in limbs and long enough that no partial sum reaches 2^31.
 
     Raises:
       ValueError: there is no such axis.
@@ -352,10 +351,10 @@ def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def strides(shape: tuple[int, ...], wanted: int) -> tuple[int, ...]:
-    """Strides that take about `wanted` entries of an array, dividing its axes evenly where they can.
+    """Strides that take about `wanted` entries of an array, and divide its axes evenly if possible.
 
-    What remains of an axis keeps as many factors of two as possible, so that a slice of an axis sharded over a power
-    of two of devices needs no other device's entries.
+    The size that remains of an axis keeps as many factors of two as possible. If a power of two of devices share the
+    axis, no entries have to move between devices.
     """
     chosen = [1] * len(shape)
     order = sorted(range(len(shape)), key=lambda a: shape[a])
