@@ -1,5 +1,6 @@
 """Plots of comparisons. Matplotlib is imported when one is drawn; no window is opened, no global state touched."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,16 @@ def new_figure(width: float, height: float) -> tuple["Figure", Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "jaxprune[report]"') from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+    class Shown(Figure):
+        """A figure that notebooks show as a picture, which pyplot would do otherwise."""
+
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=100)
+            return picture.getvalue()
+
+    figure = Shown(figsize=(width, height), layout="constrained", dpi=150)
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)

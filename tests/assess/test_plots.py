@@ -30,6 +30,10 @@ def test_accuracy_by_sparsity(tmp_path):
     assert (tmp_path / "curves.svg").stat().st_size > 1000
 
 
+def test_a_notebook_shows_a_figure_as_a_picture():
+    assert getattr(accuracy_by_sparsity(CURVES), "_repr_png_")()[:4] == b"\x89PNG"  # noqa: B009
+
+
 def test_sparsity_by_leaf(tmp_path):
     figure = sparsity_by_leaf({"a": cost(4), "b": cost(2)})
     [axes] = figure.axes
