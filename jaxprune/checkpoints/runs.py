@@ -43,7 +43,7 @@ class Run:
       (0.5, None)
       >>> Run(folder, {'rate': 0.2}, params=params, key=key)  # doctest: +ELLIPSIS
       Traceback (most recent call last):
-      ValueError: /... holds another run; they differ in:
+      ValueError: /... contains another run; they differ in:
         rate: saved 0.1, expected 0.2
     """
 
