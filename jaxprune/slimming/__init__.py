@@ -1,4 +1,4 @@
-"""Slimming: the units of any JAX function that go together, which of them go, and the physically smaller function.
+"""Slimming: finds units of any JAX function that must be removed together, chooses units, and makes it smaller.
 
     find_groups --> group_scores --> choose --> slim --> Slimmed(fn, params, manifest)
 

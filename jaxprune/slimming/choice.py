@@ -1,4 +1,4 @@
-"""`Choice`: which units of which groups stay, made from unit numbers or from masks, and turned into masks again."""
+"""`Choice`: the units of each group that stay; made from unit numbers or from masks, and converted to masks."""
 
 import dataclasses
 import warnings
@@ -18,14 +18,14 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """Which units of which groups stay. `print` shows how many units each group keeps.
+    """The units of each group that stay. `print` shows how many units each group keeps.
 
     Attributes:
       groups: the groups.
       keep: one bool for each unit of all groups; True keeps the unit.
-      empty: whether a group may lose all its units. A residual branch whose inner group is empty adds no more than its
-        last bias: this is how whole blocks go.
-      untouched: the groups that `choose` could not shrink although it was asked to, by name, each with the reason.
+      empty: whether a group may lose all its units. A residual branch whose inner group is empty adds at most its last
+        bias, so whole blocks can be removed in this way. Default: False.
+      untouched: the groups that `choose` was asked to shrink but could not, by name, each with the reason.
 
     Raises:
       ValueError: `keep` is not one bool for each unit, a group would be empty, or the layers of a stacked group would
@@ -234,7 +234,7 @@ def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], 
 
 
 def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
-    # A position that is removed takes one unit with it, or several; of heads times dimensions neither is meant.
+    # A removed position belongs to one unit or to several; of heads times dimensions neither unit is chosen.
     alone = np.zeros(groups.size, bool)
     for axes in groups.units:
         for units in axes:
@@ -256,7 +256,7 @@ def _differing(choice: Choice, masks: Sequence[np.ndarray]) -> list[str]:
 
 
 def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, ...]) -> np.ndarray:
-    """Which positions of an axis (of each layer) the mask removes entirely."""
+    """The positions of an axis (of each layer) that the mask removes entirely."""
     mask = np.broadcast_to(mask, shape)
     layers = len(lead) - 1
     others = tuple(i for i in range(len(shape)) if i != axis and i >= layers)
@@ -264,7 +264,7 @@ def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, 
 
 
 def _of_layers_left(stay: np.ndarray, stays: dict[int, np.ndarray]) -> np.ndarray:
-    # Where whole layers go, nothing is said of the positions in them.
+    # The positions of layers that are removed as a whole do not count.
     for axis in range(stay.ndim - 1):
         if axis in stays:
             stay = np.compress(stays[axis], stay, axis)

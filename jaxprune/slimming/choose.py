@@ -1,4 +1,4 @@
-"""`choose`: which units go, by a sparsity of each group, by one ranking over all groups, or down to a cost."""
+"""`choose`: chooses units to remove, by a sparsity of each group, by one ranking over all groups, or down to a cost."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ class Limits(NamedTuple):
     """What a choice must respect. Each number may be a mapping from globs over group names to numbers.
 
     Attributes:
-      round_to: the kept width of a group is a multiple of this whole number: 8, say, or 128 for TPU lanes. The width
+      round_to: the kept width of a group is a multiple of this whole number, such as 8, or 128 for TPU lanes. The width
         is the number of units; for units that are blocks of positions on one axis, such as fused heads, it is the
         number of positions. A group too narrow to be rounded stays whole. Default: 1.
-      min_units: at least this many units of a group, of each layer of a stacked group, stay. 0 lets all go; see
-        `Choice.empty`. Default: 1.
-      max_sparsity: at most this fraction of a group's units goes, in [0, 1]. Default: 1.
-      protect: groups and leaves that stay whole: a glob or several, over names of groups and paths of leaves.
+      min_units: the least number of units that each group keeps (each layer of a stacked group). 0 allows an empty
+        group; see `Choice.empty`. Default: 1.
+      max_sparsity: the largest fraction of a group's units to remove, in [0, 1]. Default: 1.
+      protect: groups and leaves that stay whole: a glob or several globs over names of groups and paths of leaves.
       inexact: whether groups may lose units where removing is not the same as masking (`Group.inexact` says why).
         Default: False.
     """
@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """Units of one group that go at once: one, or one of each layer, or as many as keep the width rounded.
+    """Units of one group that are removed together: one, one of each layer, or as many as keep the width rounded.
 
     Attributes:
       key: removals happen in ascending order of their keys.
@@ -65,12 +65,14 @@ def choose(
 
     Args:
       groups: the groups.
-      scores: (units,) scores, from `group_scores` or your own; larger is kept. Of equal scores the first is kept.
-      sparsity: the fraction of units to remove, in [0, 1]. With scope "group" it holds for each group:
-        floor(sparsity x units + 1/2) go, then fewer if the limits demand it; a mapping from globs over group names
-        gives groups their own, and 0 to all others. With scope "global" it is one number, for all units that may go.
+      scores: (units,) scores, from `group_scores` or your own; larger = more worth keeping. Of equal scores the first
+        is kept.
+      sparsity: the fraction of units to remove, in [0, 1]. With scope "group" each group loses
+        floor(sparsity x units + 1/2) units, or fewer if the limits demand it; a mapping from globs over group names
+        gives each group its own sparsity, and 0 to groups without a match. With scope "global" it is one number for all
+        units that may be removed.
       cost: `cost(choice) -> number`: see `costs` (parameters, memory, FLOPs, measured latency), or any function.
-      target: the cost to come down to.
+      target: the largest cost to reach.
       scope: "group" removes from each group by its own ranking; with a target every group shrinks by the same
         fraction. "global" ranks the units of all groups together: normalise the scores then. Default: "group".
       limits: what to respect. Default: `Limits()`.
@@ -79,11 +81,11 @@ def choose(
       The choice; all layers of a stacked group lose the same number of units. `Choice.untouched` names the groups that
       could not shrink, with the reason; a warning does so where `round_to` is the reason.
 
-      With a target, the choice is the one after the removal at which the cost crosses the target: one removal fewer
-      costs more. If the cost never rises as units go (parameters, memory, FLOPs), it is the first choice that meets
-      the target. A measured time may rise at odd widths and is never the same twice: the choice is then one of those
-      where the time crosses the target, and measured again it may exceed the target by as much as the measurement
-      varies. `cost` is called for about log2(removals) + 2 choices, once for each.
+      With a target, the cost crosses the target at the last removal of the choice: one removal fewer costs more. If the
+      cost never rises when units are removed (parameters, memory, FLOPs), it is the first choice that meets the target.
+      A measured time may rise at odd widths and varies between measurements: the choice is then one at which the time
+      crosses the target, and a new measurement may exceed the target by as much as measurements vary. `cost` is called
+      once for each of about log2(removals) + 2 choices.
 
     Raises:
       ValueError: neither or both of sparsity and cost are given, the scores have another shape or NaN, a sparsity is
@@ -128,8 +130,8 @@ def removal_order(
     Args:
       groups: the groups.
       scores: (units,) scores; larger is kept.
-      scope: "global" goes by score, and for a removal of several units (one of each stacked layer) by their mean;
-        "group" shrinks all groups by the same fraction. Default: "group".
+      scope: "global" orders by score, and a removal of several units (one of each stacked layer) by their mean; "group"
+        shrinks all groups by the same fraction. Default: "group".
       limits: what to respect. Default: `Limits()`.
 
     Returns:
@@ -216,7 +218,7 @@ def _removals(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) 
         return []
     own = scores[group.span]
     layer = np.zeros(group.count, int) if group.layer is None else group.layer
-    # Ascending; of equal scores the last goes first.
+    # Ascending; of equal scores the last unit is removed first.
     rows = [np.flatnonzero(layer == k)[::-1] for k in range(group.layers)]
     rows = np.stack([row[np.argsort(own[row], kind="stable")] for row in rows])
     removals, before, highest = [], rows.shape[1], -np.inf
@@ -229,7 +231,7 @@ def _removals(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) 
 
 
 def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
-    """The numbers of units, of each layer, that a group may keep, falling."""
+    """The numbers of units, of each layer, that a group may keep, in falling order."""
     width = group.count // group.layers
     k = groups.groups.index(group)
     multiple, units, sparsity = (
@@ -242,7 +244,7 @@ def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
 
 
 def _obstacle(group: Group, limits: Limits) -> str | None:
-    """Why a group must stay whole whatever is asked for, or None."""
+    """Why a group must stay whole for every sparsity; None if it may shrink."""
     globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
     if any(_matches(name, glob) for name in (group.name, *(m.name for m in group.members)) for glob in globs):
         return "it is protected"

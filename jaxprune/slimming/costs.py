@@ -1,4 +1,4 @@
-"""What a choice costs: `parameters`, `memory`, `flops`, measured `latency`; for `choose`."""
+"""The cost of a choice, for `choose`: `parameters`, `memory`, `flops`, measured `latency`."""
 
 import statistics
 import time
@@ -25,7 +25,7 @@ Count = Callable[[Decision], int]
 
 
 def parameters(choice: Choice) -> float:
-    """The number of entries of all leaves that are left.
+    """The number of entries of all leaves after slimming.
 
     Args:
       choice: the choice.
@@ -44,7 +44,7 @@ def parameters(choice: Choice) -> float:
 
 
 def memory(choice: Choice) -> float:
-    """The bytes of all leaves that are left.
+    """The bytes of all leaves after slimming.
 
     Args:
       choice: the choice.
@@ -66,13 +66,13 @@ def memory(choice: Choice) -> float:
 def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
     """The FLOPs of the smaller function's matrix products and convolutions; nothing is computed.
 
-    The function is traced once. Each choice is counted from the sizes that are left of the traced axes: milliseconds
-    for a ResNet-56. The count is that of the smaller function's own program, 2 for each multiply-add.
+    The function is traced once. Each choice is then counted from the remaining sizes of the traced axes, which takes
+    milliseconds. The count equals that of the smaller function's own program, 2 for each multiply-add.
 
     Args:
       fn: the function.
       params: its whole parameters, or their shapes.
-      *inputs: what it is applied to, or their shapes.
+      *inputs: the inputs of the function, or their shapes.
 
     Returns:
       A cost: a function from a choice to its FLOPs.
@@ -95,22 +95,22 @@ def latency(
 ) -> Cost:
     """The median seconds of a call of the smaller function, compiled, on the default device.
 
-    Time is not monotone in widths: on many machines a few channels less than a multiple of 8 are slower than all of
-    them. Give `choose` limits with a `round_to` that the machine likes; its docstring says what holds otherwise.
+    Time is not monotone in widths: on many machines a few channels less than a multiple of 8 are slower than the whole
+    multiple. Give `choose` limits with a suitable `round_to`; its docstring explains what a time target means.
 
     Args:
       fn: the function.
       params: its whole parameters.
-      *inputs: arrays that it is applied to.
+      *inputs: the inputs of the function, as arrays.
       repeats: the number of timed calls, 1 or more. Default: 20.
       measure: `measure(fn, params, *inputs) -> seconds`, in place of the clock of this machine: another statistic,
-        another device, a table of measured layers. It gets the smaller function, not compiled.
+        another device, a table of measured layers. It receives the smaller function, not compiled.
 
     Returns:
       A cost: a function from a choice to seconds. Each call compiles the smaller function.
 
     Raises:
-      ValueError: fewer than one repeat.
+      ValueError: `repeats` is below 1.
 
     Example:
       >>> from jaxprune.slimming import find_groups
@@ -143,7 +143,7 @@ def _median_seconds(repeats: int, fn: Callable[..., PyTree], params: PyTree, *in
 
 
 def _counter(frame: Frame) -> Count:
-    """Counts the FLOPs of a traced program by the sizes that a decision leaves, as `count_flops` counts them."""
+    """Counts the FLOPs of a traced program from the remaining sizes, in the same way as `count_flops`."""
     parts: list[Count] = []
     for index, eqn in live(frame.jaxpr):
         if is_product(eqn):
@@ -167,7 +167,7 @@ def _counter(frame: Frame) -> Count:
 
 
 def _product(frame: Frame, eqn: Any) -> Count:
-    """Counts a matrix product or a convolution: 2 for each multiply-add, of the part that is left of each axis."""
+    """Counts a matrix product or a convolution: 2 for each multiply-add of the remaining part of each axis."""
     primitive = PRIMITIVES[eqn.primitive.name]
     if isinstance(primitive, Product):
         (_, contracted), (_, batch) = primitive.numbers(eqn)
@@ -183,7 +183,7 @@ def _product(frame: Frame, eqn: Any) -> Count:
 
 
 def _times(count: Count, length: int, axes: Sequence[Axis]) -> Count:
-    """A count times a length, of which each axis is a factor that may shrink."""
+    """A count times a length; each axis of the length may shrink."""
     shrinking = [axis for axis in axes if not is_fixed(axis)]
 
     def counted(decision: Decision) -> int:

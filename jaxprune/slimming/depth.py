@@ -18,8 +18,8 @@ def block_influence(hidden: Sequence[Any] | Any) -> Array:
         BI_i = 1 - E[ x_i . x_{i+1} / (||x_i|| ||x_{i+1}||) ]
 
     Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1: x_i is the input of block i and x_{i+1} its output; the mean
-    is over samples and positions. Blocks of small influence are candidates to remove. Only directions count, because a
-    normalisation that follows removes the lengths.
+    is over samples and positions. Blocks with a small influence are candidates to remove. Only directions count,
+    because a later normalisation removes the lengths.
 
     Args:
       hidden: blocks + 1 arrays (n, ..., features) of one shape: the input of each block, and the output of the last; or
@@ -50,14 +50,14 @@ def block_influence(hidden: Sequence[Any] | Any) -> Array:
 
 
 def keep_influential(influence: Any, count: int) -> np.ndarray:
-    """Marks all blocks as kept but the `count` blocks of the smallest influence.
+    """Marks the blocks to keep: all but the `count` blocks with the smallest influence.
 
     Args:
       influence: (blocks,) numbers, such as `block_influence` returns.
       count: the number of blocks to remove, 0 to blocks - 1.
 
     Returns:
-      (blocks,) bool, True = kept. Of equally influential blocks the later one is removed.
+      (blocks,) bool, True = kept. Of equal influences the later block is removed.
 
     Raises:
       ValueError: `count` is out of range, or an influence is NaN.
@@ -78,7 +78,7 @@ def keep_influential(influence: Any, count: int) -> np.ndarray:
 
 
 def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
-    """Takes the kept blocks out of the parameters, for a network that runs over as many blocks as it is given.
+    """Takes the kept blocks out of the parameters, for a network that runs over any number of blocks.
 
     Args:
       blocks: a list or tuple of the parameters of each block; or one tree whose leaves have the blocks on their first

@@ -1,4 +1,4 @@
-"""`find_groups`: the units of a function's parameters that must be removed together, as `Groups`, a table in print."""
+"""`find_groups` and `Groups`: the units of a function's parameters that must be removed together."""
 
 import dataclasses
 import difflib
@@ -17,13 +17,13 @@ _SHOWN_MEMBERS = 6
 
 
 class Member(NamedTuple):
-    """An axis of a leaf that loses positions when units of a group go.
+    """An axis of a leaf that loses positions when units of a group are removed.
 
     Attributes:
-      leaf: the place of the leaf in `jax.tree.leaves(params)`.
-      name: the leaf's path.
+      leaf: the index of the leaf in `jax.tree.leaves(params)`.
+      name: the path of the leaf.
       axis: the axis.
-      positions: how many positions of the axis one unit holds (of one layer, in stacked parameters).
+      positions: the number of positions of the axis in one unit (of one layer, in stacked parameters).
     """
 
     leaf: int
@@ -85,16 +85,16 @@ class Frozen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Groups:
-    """What of a function's parameters can be removed together.
+    """The groups of a function's parameters, and the frozen positions.
 
-    Iterate over the groups, or take one by its number, by its name, or by any member: `groups["layer/kernel[3]"]` is
-    the group that holds axis 3 of that leaf. `print` shows a table.
+    Iterate over the groups, or get one by its number, by its name, or by any member: `groups["layer/kernel[3]"]` is the
+    group with axis 3 of that leaf. `print` shows a table.
 
     Attributes:
       groups: the groups.
-      frozen: what cannot be removed, with the reason.
+      frozen: the positions that cannot be removed, with the reason.
       analysis: the traced function and its labels.
-      units: for each leaf and axis the units of each position, shape (layers..., n, k); -1 fills up.
+      units: for each leaf and axis the units of each position, shape (layers..., n, k), filled up with -1.
     """
 
     groups: tuple[Group, ...]
@@ -130,7 +130,7 @@ class Groups:
 
     @functools.cached_property
     def roles(self) -> Roles:
-        """What each leaf is for, as `find_roles` finds it."""
+        """The role of each leaf, as returned by `find_roles`."""
         shaped = [
             LeafRole(leaf.name, leaf.identity, leaf.shape or (), (), ("unknown",) * len(leaf.shape or ()))
             for leaf in self.analysis.leaves
@@ -143,7 +143,7 @@ class Groups:
         return sum(group.count for group in self.groups)
 
     def to_dot(self) -> str:
-        """The groups (boxes) and the leaves they hold (ellipses) as a graph in Graphviz' language."""
+        """The groups (boxes) and their leaves (ellipses) as a graph in Graphviz' language."""
         lines = ["graph groups {", "  rankdir=LR;"]
         for k, group in enumerate(self.groups):
             colour = "black" if group.exact else "orange"
@@ -159,22 +159,22 @@ class Groups:
 def find_groups(
     fn: Callable[..., PyTree], params: PyTree, *inputs: Any, also: Sequence[tuple[Any, ...]] = ()
 ) -> Groups:
-    """Finds which slices of the parameters of any JAX function have to be removed together.
+    """Finds the slices of the parameters of any JAX function that must be removed together.
 
     The function is traced from shapes; nothing is computed. Labels of positions are followed through its jaxpr:
     an addition couples the channels of both operands, a contraction those of a layer with the next layer's rows,
-    a reshape of heads times dimensions makes heads and dimensions units of their own (Fang et al., DepGraph,
-    2023, arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). Whatever the outputs, the
-    inputs, a softmax, a sort, an index or an unknown primitive needs whole is frozen, and the reason is reported.
+    a reshape of heads times dimensions makes heads and dimensions separate units (Fang et al., DepGraph, 2023,
+    arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). Positions that the outputs, the
+    inputs, a softmax, a sort, an index or an unknown primitive need are frozen, and the reason is reported.
 
-    Batch statistics belong into `params`. A function that returns them freezes their channels, as it freezes all
+    Batch statistics belong in `params`. A function that returns them freezes their channels, because it freezes all
     outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the
-    training mode reads follow where it is named in `also`.
+    training mode reads are included if it is passed in `also`.
 
     Args:
       fn: a function `fn(params, *inputs)`.
       params: any tree of arrays or ShapeDtypeStructs.
-      *inputs: arrays or ShapeDtypeStructs in any trees; anything else is a constant.
+      *inputs: arrays or ShapeDtypeStructs in any trees; other leaves are constants.
       also: further functions of the same parameters that must run with fewer units too, each as a tuple
         (function, *inputs), such as [(train, x, key)]. They tie leaves that `fn` does not use; their outputs may
         shrink. Default: none.
@@ -183,7 +183,7 @@ def find_groups(
       The groups.
 
     Raises:
-      TypeError: a function needs numbers where there are only shapes.
+      TypeError: a function needs numbers, but only shapes are known.
 
     Example:
       >>> params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2)), 'mean': jnp.ones(4)}

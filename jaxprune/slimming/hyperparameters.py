@@ -1,4 +1,4 @@
-"""`hyperparameters`: with which hyperparameters a linen or NNX model has the shapes of slim parameters."""
+"""`hyperparameters`: the hyperparameters for which a linen or NNX model has the shapes of slim parameters."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ _MEANS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
 
 
 class Rebuilt(NamedTuple):
-    """The hyperparameters to rebuild one module with.
+    """The hyperparameters to rebuild one module.
 
     Attributes:
       path: the path of the module, and its class.
@@ -37,15 +37,15 @@ class Rebuilt(NamedTuple):
 
 
 def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any) -> list[Rebuilt]:
-    """Finds the hyperparameters with which the modules of a model have the shapes of slim parameters.
+    """Finds the hyperparameters for which the modules of a model have the shapes of slim parameters.
 
-    Each module is compared with the leaves that it owns: the features of a Dense or Conv, the heads of an attention,
-    the sizes of an embedding. Each layer gets widths of its own, so a model whose layers share one number must be
-    changed to take one number for each layer. `Rebuilt.problem` names what no constructor can express: an attention
-    whose queries and values have different dimensions, or a norm whose mean would be taken over fewer positions.
+    Each module is compared with its leaves: the features of a Dense or Conv, the heads of an attention, the sizes of an
+    embedding. Each layer gets its own widths, so a model whose layers share one number must be changed to take one
+    number for each layer. `Rebuilt.problem` reports what no constructor can express: an attention whose queries and
+    values have different dimensions, or a norm whose mean would be taken over fewer positions.
 
     Args:
-      manifest: the positions that stay, of parameters in the model's own structure: `model.init(...)` or its "params",
+      manifest: the positions that stay, for parameters in the model's own structure: `model.init(...)` or its "params",
         or the state of `nnx.split`.
       model: a linen module (not bound), or an NNX module.
       *inputs: for linen, arrays or ShapeDtypeStructs to call the model with, since linen makes its modules in a call.

@@ -1,4 +1,4 @@
-"""`Manifest`: which positions of each leaf stay, as plain data; makes trees smaller and puts them back, is JSON."""
+"""`Manifest`: the positions of each leaf that stay, as plain data; shrinks and expands trees."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ class Kept(NamedTuple):
       name: the leaf's path.
       identity: the leaf's path as a tuple.
       shape: the leaf's whole shape; None for a leaf that is not an array.
-      axes: the positions that stay, ascending, for each axis that loses some: (n,), or (layers..., n) where each layer
-        of a stacked leaf keeps positions of its own. Layers that go as a whole are left out.
+      axes: the positions that stay, ascending, for each axis that loses positions: (n,), or (layers..., n) if each
+        layer of a stacked leaf keeps different positions. Removed layers are not included.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Kept(NamedTuple):
     def stay(self, axis: int) -> np.ndarray:
         """Whether each position of an axis that shrinks stays: (n,) bools, or (layers..., n) for all layers.
 
-        A layer that goes as a whole is said to lose the positions of the first layer that stays: which positions go
-        together is the same in all layers.
+        A removed layer counts as losing the positions of the first layer that stays: in all layers the same positions
+        are removed together.
         """
         positions = self.axes[axis]
         stay = np.zeros((*positions.shape[:-1], (self.shape or ())[axis]), bool)
@@ -82,11 +82,11 @@ class Manifest:
         return f"Manifest({shrunk} of {len(self.leaves)} leaves smaller, {small:,} of {whole:,} entries kept)"
 
     def shrink(self, mirror: PyTree) -> PyTree:
-        """Makes any tree that mirrors the parameters smaller, as the parameters are.
+        """Makes any tree that mirrors the parameters smaller, in the same way as the parameters.
 
         Parameters, gradients, the state of an optimizer, masks and ShapeDtypeStructs mirror the parameters: a leaf
         shrinks with a parameter if its path ends with the parameter's path and its shape is that of the parameter or
-        broadcasts to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned as they are.
+        broadcasts to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned unchanged.
 
         Args:
           mirror: the tree.
@@ -212,7 +212,7 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
 
 
 def _at_hand(leaf: Any) -> bool:
-    # On one CPU device NumPy reads the array where it lies; JAX would compile a program for every shape.
+    # On one CPU device NumPy reads the array in place; JAX would compile a program for every shape.
     return (
         isinstance(leaf, jax.Array)
         and not isinstance(leaf, Tracer)
@@ -232,7 +232,7 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
         full, small = (kept.shape or ())[axis], kept.small[axis]
         if leaf.shape[axis] == 1 and small != 1:
             continue
-        # Where each position of the whole axis is found in the smaller one; `small` for what is filled.
+        # For each position of the whole axis its position in the smaller axis; `small` where `fill` is used.
         source = np.full((*positions.shape[:-1], full), small)
         np.put_along_axis(source, positions, np.broadcast_to(np.arange(small), positions.shape), -1)
         index = spread(source, axis, leaf.ndim)

@@ -1,4 +1,4 @@
-"""Driving whole units to zero in training: `group_lasso`, and `growing_penalty` on the units chosen to go."""
+"""`group_lasso` and `growing_penalty` drive whole units to zero in training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def unit_norms(groups: Groups, params: PyTree) -> jax.Array:
       params: the parameters.
 
     Returns:
-      (units,) float32 norms. An entry of which a unit holds both row and column counts twice.
+      (units,) float32 norms. An entry whose row and column belong to the same unit counts twice.
 
     Example:
       >>> from jaxprune.slimming import find_groups
@@ -45,7 +45,7 @@ def unit_norms(groups: Groups, params: PyTree) -> jax.Array:
 
 
 def zero_units(groups: Groups, params: PyTree) -> np.ndarray:
-    """Whether all entries of a unit are exactly zero, as group lasso leaves them.
+    """Whether all entries of a unit are exactly zero, as after group lasso.
 
     Args:
       groups: the groups.
@@ -69,8 +69,9 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 
     After the optimizer's step to w, each unit's entries w_u become w_u max(0, 1 - t sqrt(n_u) / ||w_u||), with n_u
     entries in the unit (Yuan & Lin, 2006, eq. 2.4, as a proximal step). An entry of several units (a row of one, a
-    column of another) is multiplied by the factors of all. Put it last in the chain: it must see the optimizer's
-    updates.
+    entries in the unit (Yuan & Lin, 2006, eq. 2.4, as a proximal step). An entry of several units (a row of one, a
+    column of another) is multiplied by the factors of all its units. Put it last in the chain, because it must see the
+    optimizer's updates.
 
     Args:
       groups: the groups, found on parameters of these shapes.
@@ -96,11 +97,11 @@ def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 
     """An L2 penalty on the units that a choice removes, growing from step to step.
 
     Adds c_t w to the gradient of their entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
-    GReg-1; as DepGraph trains before it prunes). Units that stay are not penalised. Put it before the optimizer.
+    GReg-1; DepGraph trains in this way before pruning). Units that stay are not penalised. Put it before the optimizer.
 
     Args:
       choice: the units to remove.
-      growth: how much the coefficient grows in a step; or a function of the step that returns the coefficient.
+      growth: the increase of the coefficient in a step, or a function of the step that returns the coefficient.
       limit: the largest coefficient. Default: 1.
 
     Returns:
@@ -154,7 +155,7 @@ def proximal_lasso(
         norms = _norms(units, sizes.size, stepped)
         factors = jnp.maximum(0.0, 1.0 - amount * jnp.sqrt(sizes) / jnp.maximum(norms, 1e-30))
         scaled = _scale(units, stepped, factors)
-        # Where nothing is left the update is -w itself, not cast, so that w + update is exactly zero.
+        # If nothing is left the update is exactly -w, without a cast, so that w + update is exactly zero.
         new = lambda s, p, u: jnp.where(s == 0, -p, jnp.asarray(s - p, u.dtype))
         return jax.tree.map(new, scaled, params, updates)
 
@@ -202,7 +203,7 @@ def _sizes(units: Units, params: PyTree) -> np.ndarray:
 
 
 def _scale(units: Units, params: PyTree, factors: jax.Array) -> PyTree:
-    """Each entry times the factors of all units it belongs to; exactly zero where one is."""
+    """Multiplies each entry by the factors of all its units; exactly zero if a factor is zero."""
     padded = jnp.append(factors, 1.0)
     leaves, structure = jax.tree.flatten(params)
     result = []

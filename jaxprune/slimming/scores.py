@@ -1,4 +1,4 @@
-"""Scores of units: `group_scores` adds up any criterion's scores, `geometric_median_scores` compares units (FPGM)."""
+"""`group_scores` adds up any criterion's scores over units; `geometric_median_scores` compares units (FPGM)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -21,18 +21,18 @@ _NORMALISE = (None, "mean", "max", "sum")
 def group_scores(
     groups: Groups, scores: PyTree, *, reduce: str = "l2", normalise: str | None = "mean", where: Leaves = "*"
 ) -> np.ndarray:
-    """Scores of units from the scores of the entries they hold.
+    """Scores of units, from the scores of their entries.
 
     With magnitudes as scores and "l2" this is the group norm of DepGraph (Fang et al., 2023, arXiv:2301.12900, eq. 4):
-    the root of the sum of squares over all entries that go with the unit. With the scales of normalisation layers
+    the root of the sum of squares over all entries of the unit. With the scales of normalisation layers
     alone (`where="*scale"`) it is network slimming (Liu et al., 2017, arXiv:1708.06519).
 
     Args:
       groups: the groups.
-      scores: what any criterion returns: a tree of the parameters' structure, its arrays of the parameters' shapes or
-        broadcasting to them. A single number for a leaf that is not single means that the leaf has no scores.
+      scores: the result of any criterion: a tree of the parameters' structure, with arrays that have the parameters'
+        shapes or broadcast to them. A single number for a larger leaf means that the leaf has no scores.
       reduce: "sum", "mean", "l2" or "max" over the entries of a unit, in all leaves that `where` selects. An entry
-        of which a unit holds both row and column counts twice. Default: "l2".
+        whose row and column belong to the same unit counts twice. Default: "l2".
       normalise: divides the scores of each group by the "mean", "max" or "sum" of their absolute values, so that groups
         can be compared; each layer of a stacked group by its own. The order within a group never changes. None leaves
         the scores as they are. Default: "mean".
@@ -70,8 +70,8 @@ def geometric_median_scores(
 ) -> np.ndarray:
     """FPGM: the sum of a unit's distances to the other units of its group (He et al., 2019, arXiv:1811.00250, eq. 5).
 
-    g(u) = sum_v ||w_u - w_v||, with w_u all entries that go with unit u. The unit of the smallest sum is nearest to
-    the geometric median of its group: the other units can replace it best, however large its norm is.
+    g(u) = sum_v ||w_u - w_v||, where w_u are all entries of unit u. The unit with the smallest sum is nearest to the
+    geometric median of its group: the other units can replace it best, whatever its norm.
 
     Args:
       groups: the groups.
@@ -82,11 +82,11 @@ def geometric_median_scores(
         convolutions in the paper. Default: all.
 
     Returns:
-      (units,) float64 scores of all units; 0 in groups without an entry that counts. Units of stacked layers are
-      compared within their layer.
+      (units,) float64 scores of all units; 0 in groups without entries in the selected leaves. Units of stacked layers
+      are compared within their layer.
 
     Raises:
-      ValueError: the parameters are of another tree, `normalise` is unknown, or `where` selects no leaf.
+      ValueError: the parameters have another structure, `normalise` is unknown, or `where` selects no leaf.
 
     Example:
       >>> from jaxprune.slimming import find_groups
@@ -127,7 +127,7 @@ def _add_leaf(
 
 
 def _entries(groups: Groups, units: np.ndarray, values: np.ndarray, member: Member) -> np.ndarray:
-    """(units, entries) what each unit holds of one leaf along one axis, in ascending order of the positions."""
+    """(units, entries) the entries of each unit in one leaf along one axis, by ascending position."""
     held = groups.units[member.leaf][member.axis]
     lead = held.ndim - 2
     rows = np.moveaxis(values, member.axis, lead).reshape(
@@ -181,7 +181,8 @@ def _normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.
         layer = np.zeros(group.count, int) if group.layer is None else group.layer
         for k in range(group.layers):
             own = group.first + np.flatnonzero(layer == k)
-            # Scores may be negative (OBD with the diagonal of the Hessian): a signed mean would turn the order round.
+            # Scores may be negative (OBD with the diagonal of the Hessian): dividing by a signed mean could reverse
+            # them.
             by = getattr(np, normalise)(np.abs(total[own]))
             result[own] = total[own] / by if by else total[own]
     return result
@@ -198,8 +199,8 @@ def unit_scores(groups: Groups, scores: Mapping[str, Any]) -> np.ndarray:
 
     Args:
       groups: the groups of the network, from `find_groups`.
-      scores: by the name of a group the scores of its units, in the order of their channels. The units of other groups
-        get infinite scores; give `choose` a mapping that prunes only the groups that are scored.
+      scores: a mapping from group names to the scores of their units, in the order of their channels. Units of other
+        groups get infinite scores; give `choose` a mapping that prunes only the groups with scores.
 
     Returns:
       (units,) float64 scores.

@@ -1,4 +1,4 @@
-"""`slim`: the smaller function and its parameters, `Slimmed`."""
+"""`slim`: removes units of a function's parameters and returns `Slimmed`, the smaller function and its parameters."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Slimmed:
-    """A smaller function, its parameters, and what was removed.
+    """A smaller function, its parameters, and the manifest of what was removed.
 
     Attributes:
       fn: an ordinary JAX function `fn(params, *inputs)` of the smaller parameters. State that the function updates in
@@ -46,7 +46,7 @@ class Slimmed:
         return iter((self.fn, self.params, self.manifest))
 
     def shrink(self, mirror: PyTree) -> PyTree:
-        """What stays of any tree that mirrors the parameters; see `Manifest.shrink`."""
+        """Makes any tree that mirrors the parameters smaller; see `Manifest.shrink`."""
         return self.manifest.shrink(mirror)
 
     def expand(self, mirror: PyTree) -> PyTree:
@@ -57,13 +57,13 @@ class Slimmed:
         return f"Slimmed({self.manifest})"
 
     def rebind(self, fn: Callable[..., PyTree], *inputs: Any) -> Callable[..., PyTree]:
-        """Another function of the same parameters, smaller: a loss, the training mode, one step of decoding.
+        """Makes another function of the same parameters smaller: a loss, the training mode, one step of decoding.
 
         Args:
-          fn: a function `fn(params, *inputs)` of the whole parameters, or of some of their leaves. Outputs that hold
-            removed units (new batch statistics) come out smaller.
-          *inputs: arrays or ShapeDtypeStructs that `fn` takes before slimming. Give them where inputs hold removed
-            units as well, such as the heads of a key-value cache: these axes shrink as the parameters do, and the
+          fn: a function `fn(params, *inputs)` of the whole parameters, or of some of their leaves. Outputs with removed
+            units (new batch statistics) become smaller.
+          *inputs: arrays or ShapeDtypeStructs, the inputs of `fn` before slimming. Pass them if inputs have removed
+            units too, such as the heads of a key-value cache: these axes then shrink like the parameters, and the
             function takes smaller inputs. Without them the inputs keep their shapes.
 
         Returns:
@@ -93,25 +93,25 @@ def slim(
     """Removes units from a function's parameters, and makes the smaller function.
 
     The smaller function runs the traced program of `fn` with smaller shapes; for inputs of other shapes than it
-    has seen it traces `fn` again. Constants (the scale of attention, the count in a mean) stay what they were, so
-    that for exact groups it equals `fn` of the masked parameters. Random bits are drawn in the whole shape and the
-    positions that stay are taken, so dropout agrees too.
+    has seen it traces `fn` again. Constants (the scale of attention, the count in a mean) keep their values, so for
+    exact groups it equals `fn` with masked parameters. Random bits are drawn in the whole shape and only the kept
+    positions are used, so dropout agrees too.
 
     Args:
       fn: a function `fn(params, *inputs)`, with the outputs that must keep their shapes.
       params: arrays, or ShapeDtypeStructs.
       what: what to remove, one of
-        a sparsity in [0, 1]: this fraction of the units of each exact group, those of the lowest scores, which are the
-        group norms of what `criterion` returns (`group_scores`, then `choose`);
+        a sparsity in [0, 1]: the fraction of the units of each exact group to remove, those with the lowest group norms
+        of the scores of `criterion` (`group_scores`, then `choose`);
         a `Choice`;
         a mapping from groups, by name or member, to the numbers of the units to remove;
-        masks, a tree of bools like params, True is kept: masks that remove only parts of units, as those of
+        masks, a tree of bools like params, True = kept: masks that remove only parts of units, such as those of
         `prune(pattern=Channel())`, are completed to whole units with a warning (`Choice.from_masks`);
         a `Manifest`.
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
       criterion: for a sparsity: `criterion(params, *, grads, stats, key) -> scores`. Default: magnitude.
       grads: for a criterion: gradients like params.
-      stats: for a criterion: what `jaxprune.calibrate` returned.
+      stats: for a criterion: the result of `jaxprune.calibrate`.
       key: for a random criterion: a JAX key.
 
     Returns:
@@ -119,9 +119,9 @@ def slim(
 
     Raises:
       KeyError: a mapping names a group that does not exist.
-      TypeError: `what` is nothing of the above, or numbers of units are not integers.
-      ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes what
-        is frozen; or the masks remove no whole unit.
+      TypeError: `what` has another type, or numbers of units are not integers.
+      ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
+        positions; or the masks remove no whole unit.
 
     Example:
       >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
@@ -163,11 +163,11 @@ def _manifest(
 
 
 def _names_units(groups: Groups, params: PyTree, what: Mapping[Any, Any]) -> bool:
-    """Whether a mapping says which units go, rather than being a tree of masks."""
+    """Whether a mapping gives units to remove, and is not a tree of masks."""
     members = {f"{m.name}[{m.axis}]" for group in groups for m in group.members}
     if members.union(group.name for group in groups).intersection(what):
         return True
-    # No key names a group: numbers of units under a mistyped name, or masks, perhaps of another structure.
+    # No key names a group: it has unit numbers under a mistyped name, or masks, perhaps of another structure.
     masks = any(getattr(np.asarray(leaf), "dtype", None) == np.bool_ for leaf in jax.tree.leaves(what))
     return not masks and jax.tree.structure(dict(what)) != jax.tree.structure(params)
 
@@ -175,19 +175,19 @@ def _names_units(groups: Groups, params: PyTree, what: Mapping[Any, Any]) -> boo
 def smaller(
     fn: Callable[..., PyTree], manifest: Manifest, *, fix_outputs: bool, whole: tuple[Any, ...] = ()
 ) -> Callable[..., PyTree]:
-    """The function `fn` of smaller parameters.
+    """Makes the function `fn` of smaller parameters.
 
     Args:
       fn: a function `fn(params, *inputs)` of the whole parameters.
       manifest: the positions of each leaf that stay.
       fix_outputs: whether all outputs must keep their shapes.
-      whole: the inputs before slimming, where they may shrink with the parameters.
+      whole: the inputs before slimming, if they may shrink with the parameters.
 
     Returns:
       A function of the smaller parameters.
     """
     traced: dict[Any, tuple[Analysis, Decision]] = {}
-    given: dict[Any, Any] = {}  # for the structure of parameters the inputs' axes that shrink
+    given: dict[Any, Any] = {}  # from the structure of the parameters to the axes of inputs that shrink
     stateful = _with_state(fn)
 
     def slimmed(params: PyTree, *inputs: Any) -> PyTree:
@@ -216,7 +216,7 @@ def smaller(
 
 
 def _with_state(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function that also returns the leaves of its arguments that `fn` replaces in place, by their places."""
+    """A function that also returns the leaves of its arguments that `fn` replaces in place, by their index."""
 
     @functools.wraps(fn)
     def run(*args: Any) -> tuple[PyTree, dict[int, Any]]:
@@ -237,7 +237,7 @@ def _leaves_by_path(tree: PyTree) -> dict[Any, Any]:
 
 
 def _update_in_place(args: tuple[Any, ...], state: dict[int, Any]) -> None:
-    """Replaces leaves as the function did, which shows that their containers can be changed."""
+    """Replaces the leaves that the function replaced; their containers can be changed, as the function shows."""
     for k, path in enumerate(_leaves_by_path(args)):
         if k in state:
             try:
@@ -290,7 +290,7 @@ def _whole_inputs(inputs: tuple[Any, ...], shrinking: list[dict[int, tuple[int, 
         full = [axes[axis][0] if axis in axes else n for axis, n in enumerate(leaf.shape)] if axes else []
         leaves.append(jax.ShapeDtypeStruct(tuple(full), leaf.dtype) if axes else leaf)
     if wrong:
-        raise ValueError("these inputs hold units that were removed, and must be smaller:\n" + "\n".join(wrong))
+        raise ValueError("these inputs contain removed units, and must be smaller:\n" + "\n".join(wrong))
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -302,7 +302,7 @@ def _decide(
     fix_outputs: bool,
     fix_inputs: bool,
 ) -> tuple[Analysis, Decision]:
-    """Traces a function that returns (outputs, state) with the whole parameters, and decides which labels go."""
+    """Traces a function that returns (outputs, state) with the whole parameters, and decides which labels to remove."""
     leaves, structure = jax.tree.flatten(params)
     whole = [
         jax.ShapeDtypeStruct(kept.shape, leaf.dtype) if is_array(leaf) and kept.shape is not None else leaf
@@ -315,7 +315,7 @@ def _decide(
         for k in jax.tree.leaves(outputs):
             for axis in analysis.frame.read(results[k]):
                 freeze(labels, axis, labels.reason(f"output {k} of the function"))
-    for place, k in state.items():  # what replaces a leaf in place loses the positions that the leaf loses
+    for place, k in state.items():  # the new value of a leaf loses the same positions as the leaf
         why = labels.reason(f"the new state of leaf {place} of the arguments")
         old = analysis.frame.jaxpr.invars[analysis.traced.inputs[place]]
         for a, b in zip(analysis.frame.read(old), analysis.frame.read(results[k]), strict=True):
@@ -324,15 +324,15 @@ def _decide(
 
 
 def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, int, Piece]] | None = None) -> Decision:
-    """The labels that must go so that exactly the positions go that the manifest removes.
+    """The labels to remove so that exactly the positions that the manifest removes are removed.
 
     Args:
       analysis: a function traced with the whole parameters.
-      manifest: the positions that stay. Leaves that the function does not use may be smaller in any way.
+      manifest: the positions that stay. Leaves that the function does not use may have any smaller shape.
       whole: `whole_pieces(analysis)`, to decide about many manifests.
 
     Raises:
-      ValueError: some position goes although no label of it goes; the message names the arrays.
+      ValueError: a position must be removed although none of its labels can be; the message names the arrays.
     """
     pieces = [
         piece._replace(stay=manifest.leaves[k].stay(axis)) if axis in manifest.leaves[k].axes else piece
@@ -382,5 +382,5 @@ def _signature(args: Any) -> Any:
 
 
 def _leaks(analysis: Analysis) -> bool:
-    # A function that closes over values of a surrounding trace has them as constants: not to be used again.
+    # A function that closes over values of a surrounding trace has them as constants, which cannot be reused.
     return any(isinstance(const, Tracer) for const in analysis.traced.closed.consts)

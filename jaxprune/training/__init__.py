@@ -3,8 +3,8 @@
     optimizer = jaxprune.sparsify(optax.adamw(1e-3), training.gradual(schedules.cubic(0, 1000, 0.9)))
 
 Methods that hold removed weights at zero: `fixed`, `one_shot`, `gradual`; `static`, `set_`, `rigl`, `srigl`, `dynamic`;
-`acdc`; and `phases`, one after another. Methods that train dense weights behind a sparse forward pass
-(`sparse_params`): `straight_through`, `sr_ste`, `top_kast`, `movement`. A method of one's own is a `Method`.
+`acdc`; and `phases`, which runs methods one after another. Methods that train dense weights behind a sparse forward
+pass (`sparse_params`): `straight_through`, `sr_ste`, `top_kast`, `movement`. Your own method is a `Method`.
 """
 
 from jaxprune.training.acdc import acdc as acdc

@@ -1,6 +1,6 @@
-"""Why an update failed: `explain` finds gradients or a state that do not belong to the parameters or the optimizer.
+"""`explain`: why an update failed: gradients or a state that do not belong to the parameters or the optimizer.
 
-It runs only after something has failed, for it traces the optimizer's init anew.
+It runs only after a failure, because it traces the optimizer's init again.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, pa
     if packed[0] != packed[1]:
         hint = f"; it has {'packed' if packed[1] else 'bool'} masks: pass sparsify(..., packed={packed[1]})"
     return (
-        "the state is of another optimizer, method or network than this sparsify(...); make it by "
+        "the state belongs to another optimizer, method or network than this sparsify(...); make it by "
         "optimizer.init(params), restore it for the same one, or change methods by training.phases(...)"
         + "\n".join([hint, *lines])
     )
@@ -64,7 +64,7 @@ def _kind(leaf: Any) -> str:
 
 
 def _differences(expected: dict[Any, str], got: dict[Any, str], *, optional: bool = False) -> list[str]:
-    """A line for each leaf that differs. Gradients (`optional`) may leave leaves out, and have another dtype."""
+    """A line for each leaf that differs. Gradients (`optional`) may lack leaves and may have another dtype."""
     names = [name for name in {**expected, **got} if not (optional and name not in got)]
     bare = (lambda kind: kind[kind.find("[") :]) if optional else (lambda kind: kind)
     wrong = [n for n in names if bare(expected.get(n, "nothing")) != bare(got.get(n, "nothing"))]

@@ -32,16 +32,16 @@ def acdc(
 
     Peste et al. 2021, arXiv 2106.12379, algorithm 1. The masks are computed at the start of each compressed phase, from
     the weights of that step, and do not change during the phase. In a dense phase all masks are True: removed weights
-    start again from zero and without moments. The moments of the other weights are kept; the authors' code clears all.
-    The paper's 100 epochs on ImageNet have 10 dense epochs, phases of 5, and a last dense phase from epoch 75 to 85:
-    `begin=10, end=85, compressed=5, dense=5, last_dense=10`, times the steps of an epoch. The result is a sparse model
-    and, from the last dense phase, a dense one.
+    restart from zero and without moments. The other moments are kept, while the authors' code clears all of them. The
+    paper trains 100 epochs on ImageNet with 10 dense epochs, phases of 5, and a last dense phase from epoch 75 to 85:
+    `begin=10, end=85, compressed=5, dense=5, last_dense=10`, times the steps of an epoch. The result is a sparse model,
+    and a dense model at the end of the last dense phase.
 
     Args:
       sparsity: the fraction removed in compressed phases, in [0, 1).
       begin: the step of the first compressed phase, an int of 0 or more.
-      end: the step from which the network stays compressed, an int above `begin`. If it lies in a compressed phase,
-        the masks of that phase stay.
+      end: the step from which the network stays compressed, an int above `begin`. If `end` falls into a compressed
+        phase, the masks of that phase stay.
       compressed: the length of a compressed phase in steps, an int of 1 or more.
       dense: the length of a dense phase in steps, an int of 1 or more.
       last_dense: the number of steps before `end` that are always dense, for a longer last dense phase; default 0.
@@ -53,7 +53,7 @@ def acdc(
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), `end` not after `begin`, a phase without steps.
+      ValueError: the sparsity is outside [0, 1), `end` is not after `begin`, or a phase has no steps.
 
     Example:
       >>> method = acdc(0.9, begin=2, end=9, compressed=2, dense=3)

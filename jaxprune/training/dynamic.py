@@ -22,8 +22,8 @@ Fraction = Callable[[Any], Any]
 def static(sparsity: float, **how: Unpack[How]) -> Method:
     """Random masks that are drawn at init and never change.
 
-    The baseline of sparse training (Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134). As with
-    every sparse start, `params = masks.apply(params, get_masks(state))` has the zeros in the first gradient too.
+    The baseline of sparse training (Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134). Start
+    with `params = masks.apply(params, get_masks(state))`, so that the first gradient sees the zeros too.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
@@ -35,7 +35,7 @@ def static(sparsity: float, **how: Unpack[How]) -> Method:
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); at init, no key.
+      ValueError: the sparsity is outside [0, 1); at init, the key is missing.
 
     Example:
       >>> start, _ = static(0.75, key=jax.random.key(0)).init({'w': jnp.ones((4, 4))})
@@ -80,7 +80,7 @@ def set_(
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
+      ValueError: a number is out of range; at init, the key is missing, or drop and grow does not support the pattern.
 
     Example:
       >>> start, _ = set_(0.75, key=jax.random.key(0)).init({'w': jnp.ones((4, 4))})
@@ -100,12 +100,12 @@ def rigl(
     end: float = 0.75,
     **how: Unpack[How],
 ) -> Method:
-    """RigL: drops the smallest weights and grows those with the largest gradients.
+    """RigL: drops the smallest weights and grows the removed weights with the largest gradients.
 
         f(t) = alpha / 2 (1 + cos(pi t / T_end))        at t = every, 2 every, ... < T_end
 
-    Evci et al. 2020, arXiv 1911.11134, algorithm 1. The gradients must be dense: those of the loss at the sparse
-    weights with respect to all weights, which is what `jax.grad` returns for parameters that hold zeros.
+    Evci et al. 2020, arXiv 1911.11134, algorithm 1. The gradients must be dense: gradients at the sparse weights with
+    respect to all weights, which `jax.grad` returns for parameters that contain zeros.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
@@ -121,7 +121,7 @@ def rigl(
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
+      ValueError: a number is out of range; at init, the key is missing, or drop and grow does not support the pattern.
 
     Example:
       >>> method = rigl(0.9, 1000, key=jax.random.key(0))
@@ -144,9 +144,9 @@ def srigl(
     """SRigL: RigL in which all outputs have the same number of inputs, or all groups keep n of m.
 
     Lasby et al. 2024, arXiv 2305.02299, section 3.2: the smallest weights of the whole leaf are dropped; each output
-    (or group) then grows as many as it lost, those with the largest gradients. So one output may change most of its
-    inputs while another keeps its own, where `rigl` with the same pattern drops the same fraction of each. The paper
-    also removes whole neurons; this method does not: every output keeps its number of inputs.
+    (or group) then grows as many weights as it lost, those with the largest gradients. So one output may change most of
+    its inputs while another keeps its inputs; `rigl` with the same pattern drops the same fraction of each. The paper
+    also removes whole neurons; in this method every output keeps its number of inputs.
 
     Args:
       sparsity: the total fraction removed, in [0, 1); 1 - n/m for `masks.NM(n, m)`.
@@ -163,7 +163,7 @@ def srigl(
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a number out of its range; at init, no key, or a pattern that drop and grow does not cover.
+      ValueError: a number is out of range; at init, the key is missing, or drop and grow does not support the pattern.
 
     Example:
       >>> start, _ = srigl(0.75, 1000, key=jax.random.key(0)).init({'w': jnp.ones((8, 4))})
@@ -185,7 +185,7 @@ def dynamic(
     whole_leaf: bool = False,
     **how: Unpack[How],
 ) -> Method:
-    """Dynamic sparse training: each revision drops the worst of the kept weights and grows as many removed ones.
+    """Dynamic sparse training: each update drops the worst kept weights and grows as many removed weights.
 
     With rare updates and few drops it explores in time what a dense network has in space (Liu et al. 2021, ITOP, arXiv
     2102.02887): `grow=criteria.random` is their ITOP of SET, `grow=training.gradient_growth` that of RigL, and with
@@ -260,7 +260,7 @@ def dynamic(
 
 
 def cosine_fraction(initial: float, end: int) -> Fraction:
-    """The fraction that RigL drops: `alpha / 2 (1 + cos(pi t / T_end))`, and 0 from `end` on.
+    """RigL's drop fraction: `alpha / 2 (1 + cos(pi t / T_end))`, and 0 from `end` on.
 
     Evci et al. 2020, arXiv 1911.11134, section 3 (2).
 
@@ -272,7 +272,7 @@ def cosine_fraction(initial: float, end: int) -> Fraction:
       A function from a step to a float array of shape ().
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of range.
 
     Example:
       >>> [round(float(cosine_fraction(0.3, 100)(step)), 2) for step in (0, 50, 100, 101)]
@@ -302,7 +302,7 @@ def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[sc
 
 def _check_fraction(value: float, what: str) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{what} is the fraction dropped of the kept weights and must be in [0, 1], got {value}")
+        raise ValueError(f"{what} must be in [0, 1], the fraction of the kept weights that is dropped; got {value}")
 
 
 def _zeros(leaf: Any) -> Any:

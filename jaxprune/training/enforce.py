@@ -1,6 +1,6 @@
-"""Exact zeros at removed weights: in updates, gradients, parameters, moments; and `keep_zeros`, a plain last link.
+"""Exact zeros at removed weights in updates, gradients, parameters and moments; and `keep_zeros`, a plain last link.
 
-Steps that `optax.apply_if_finite` skips are recognised here, too: in such a step no mask changes and no time passes.
+It also detects steps that `optax.apply_if_finite` skips: in such a step no mask changes and the step count stays.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     Args:
       updates: the optimizer's updates; None for a leaf without one.
       params: the parameters to which the updates will be added.
-      masks: their masks.
+      masks: the masks of the parameters.
 
     Returns:
       A tree in the structure of `updates`.
@@ -34,7 +34,7 @@ def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
 
 
 def zero(values: PyTree, masks: PyTree) -> PyTree:
-    """Gradients or parameters with zeros at removed weights, for norms, factors and moments to see; None stays."""
+    """Gradients or parameters with zeros at removed weights, so that norms and moments ignore them; None stays None."""
     return _map(lambda x, _, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), values, values, masks)
 
 
@@ -50,7 +50,7 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     Args:
       state: any state of an optimizer.
       params: the parameters that it was initialised with.
-      masks: their masks, in the structure of `params`.
+      masks: the masks of the parameters, in the structure of `params`.
 
     Returns:
       A tree in the structure of `state`.
@@ -87,13 +87,13 @@ class KeepZerosState(NamedTuple):
 
 
 def keep_zeros(masks: PyTree) -> optax.GradientTransformationExtraArgs:
-    """The plain last link of a chain, which holds removed weights at zero.
+    """A plain last link of a chain that holds removed weights at zero.
 
     It must come last: `optax.chain(optimizer, keep_zeros(masks))`. Use `jaxprune.sparsify` unless you need a plain
-    link, for `keep_zeros` has limits: the optimizer before it still sees gradients of removed weights and keeps moments
-    for them (which act on the kept ones through norms, factored moments and orthogonalisation); masks do not change;
-    inside `optax.MultiSteps` it acts on every k-th step only, inside `lookahead` or a transparent `sam` not on all; the
-    evaluation parameters of `schedule_free` keep removed weights.
+    link, because `keep_zeros` has limits. The optimizer before it sees gradients of removed weights and keeps moments
+    for them, which affect kept weights through norms, factored moments and orthogonalisation. Masks do not change.
+    Inside `optax.MultiSteps` it acts only on every k-th step, and inside `lookahead` or a transparent `sam` not on all
+    parameters. The evaluation parameters of `schedule_free` keep removed weights.
 
     Args:
       masks: masks in the structure of the parameters. They are copied into the state.
@@ -102,7 +102,8 @@ def keep_zeros(masks: PyTree) -> optax.GradientTransformationExtraArgs:
       A transformation whose update needs `params`.
 
     Raises:
-      ValueError, TypeError: at init, masks that do not fit; the message names the leaves. At update, no parameters.
+      ValueError, TypeError: at init, the masks do not fit (the message names the leaves); at update, params are
+      missing.
 
     Example:
       >>> params, masks = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
@@ -126,7 +127,7 @@ def keep_zeros(masks: PyTree) -> optax.GradientTransformationExtraArgs:
 
 
 def fit(params: PyTree, masks: PyTree) -> PyTree:
-    """The masks in the structure of the parameters, checked.
+    """Checks the masks and returns them in the structure of the parameters.
 
     Masks of the same leaves in other containers are accepted: an `nnx.State` of Variables and its pure dict, a
     FrozenDict and a dict, boxes and their values.
@@ -145,19 +146,19 @@ def own_masks(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def own_key(key: Any) -> Any:
-    """The data of the user's key, copied for a state: every checkpoint format takes it. None stays None.
+    """Copies the data of the user's key into a state, in a form for every checkpoint format. None stays None.
 
-    The copy matters: donating the state must not delete the user's key.
+    Without the copy, donating the state would delete the user's key.
     """
     _tree.check_key(key)
     return None if key is None else jnp.copy(jax.random.key_data(key))
 
 
 def use_key(state: Any, key: Any) -> Any:
-    """The key in a method's state, in the form of the user's key.
+    """Returns the key in a method's state, in the form of the user's key.
 
     Raises:
-      ValueError: the method has a key and the state is something else, or the reverse.
+      ValueError: the method has a key but the state has none, or the reverse.
     """
     if jax.tree.structure(state) != jax.tree.structure(key):
         raise ValueError(f"the state of this method is {'None' if key is None else 'a key'}; got {state!r}")
@@ -167,7 +168,7 @@ def use_key(state: Any, key: Any) -> Any:
 
 
 def check_params(params: PyTree | None, what: str) -> None:
-    """Raises where a training loop calls `update` without the parameters."""
+    """Raises if a training loop calls `update` without the parameters."""
     if params is None:
         raise ValueError(
             f"{what} needs the parameters to bring removed weights to exact zeros; "
@@ -181,13 +182,13 @@ def is_guarded(state: PyTree) -> bool:
 
 
 def was_skipped(before: PyTree, after: PyTree) -> jax.Array:
-    """Whether `optax.apply_if_finite` met gradients that are not finite between two states; a bool scalar."""
+    """Whether `optax.apply_if_finite` received gradients that are not finite between two states; a bool scalar."""
     pairs = zip(_guards(before), _guards(after), strict=True)
     return jnp.any(jnp.stack([a.total_notfinite != b.total_notfinite for b, a in pairs]))
 
 
 def are_finite(grads: PyTree, masks: PyTree) -> jax.Array:
-    """Whether all gradients of kept weights are finite; the optimizer sees no others. A bool scalar."""
+    """Whether all gradients of kept weights are finite; the optimizer sees only these gradients. A bool scalar."""
     leaves = jax.tree.leaves(zero(grads, masks))
     return jnp.all(jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)]))
 
@@ -211,7 +212,7 @@ def _mirrored(leaves: list[tuple[Path, bool]], like: dict[Path, Any]) -> list[Pa
     for i, (path, _) in enumerate(leaves):
         for length in range(len(path) + 1):
             below.setdefault(path[:length], []).append(i)
-    # Two leaves below the path of a complex parameter stand for it: its real and its imaginary part.
+    # Two leaves below the path of a complex parameter represent its real and its imaginary part.
     halves = {name for name, leaf in like.items() if _is_complex(leaf)}
     found: list[Path | None] = [None] * len(leaves)
     for root, places in below.items():

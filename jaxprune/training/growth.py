@@ -1,6 +1,6 @@
-"""Drop and grow: `drop_and_grow` moves kept weights of each leaf to other places, in an exact number.
+"""`drop_and_grow`: moves an exact number of kept weights of each leaf to other positions.
 
-`gradient_growth` is the criterion by which RigL grows.
+`gradient_growth` is RigL's criterion for growing.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ def drop_and_grow(
 
         k = min(floor(f n + 1/2), N - n)        n kept of N entries
 
-    Where the pattern has parts (the inputs of an output, the groups of N:M) n and N are those of each part. With
-    `whole_leaf`, the k worst of the whole leaf are dropped and each part grows as many as it lost, so that weights move
-    to where they matter and the parts stay alike.
+    If the pattern has parts (the inputs of an output, the groups of N:M), n and N are counted in each part. With
+    `whole_leaf`, the k worst weights of the whole leaf are dropped and each part grows as many as it lost, so that
+    weights move to where they matter and parts keep their size.
 
-    k is computed in float32, so for n above 2^24 it is that of n rounded; but exactly as many weights are dropped as
-    grown, and n is conserved exactly. No weight that is dropped is grown in the same call.
+    k is computed in float32, so above 2^24 it is computed from a rounded n; still exactly as many weights are dropped
+    as grown, so n never changes. A weight that is dropped is not grown in the same call.
 
     Args:
       masks: bool masks in the structure of the scores.
@@ -55,8 +55,9 @@ def drop_and_grow(
       New masks. Ties fall to the lowest index: of equal scores the first is kept, and the first is grown.
 
     Raises:
-      ValueError: a pattern that is not covered, trees that differ in structure, a fraction outside [0, 1].
-      TypeError: masks that are not bool.
+      ValueError: the pattern is not supported, trees differ in structure, or `fraction` is outside [0, 1]; the message
+        names the leaves.
+      TypeError: masks are not bool.
 
     Example:
       >>> masks = {'w': jnp.array([[True, True, False, False]])}
@@ -104,26 +105,26 @@ def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[Units]) -
     ]
     if wrong:
         raise ValueError(
-            "drop and grow is for Unstructured; for as many inputs of every output use "
+            "drop and grow supports Unstructured; for the same number of inputs of every output use "
             "Unstructured(axes=-2), for N:M training.srigl or sr_ste:\n" + "\n".join(wrong)
         )
 
 
 def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
-    """The size of the gradient, |g|, also of removed weights: the criterion by which RigL grows.
+    """The absolute gradient, |g|, also of removed weights: RigL's criterion for growing.
 
-    Evci et al. 2020 (RigL), arXiv 1911.11134, eq. 1. Do not drop by it.
+    Evci et al. 2020 (RigL), arXiv 1911.11134, eq. 1. Do not use it as a criterion for dropping.
 
     Args:
       params: any tree.
-      grads: dense gradients in its structure.
+      grads: dense gradients in the structure of `params`.
       **signals: ignored.
 
     Returns:
       A tree of scores, in the dtypes of the gradients; a scalar zero for leaves that are not floating.
 
     Raises:
-      ValueError: there are no gradients.
+      ValueError: grads are missing.
 
     Example:
       >>> gradient_growth({'w': jnp.zeros(2)}, grads={'w': jnp.array([-2.0, 1.0])})['w'].tolist()
@@ -159,7 +160,7 @@ def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: 
 
 
 def _not_to_replace(leaf: Leaf, scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """The weights that stay even if each part drops all that it can grow again: its best, beyond its removed ones."""
+    """The best weights of each part, which stay so that no part drops more weights than it can grow."""
     if group := leaf.group:
         least = 2 * group.kept - group.size
         return keep_in_leaf(dataclasses.replace(leaf, array=scores), least) if least > 0 else jnp.zeros_like(mask)
@@ -173,7 +174,7 @@ def _least(a: Count, b: Count) -> Count:
 
 
 def _count(mask: jax.Array, leaf: Leaf) -> Count:
-    """The number of True, or of each part if there are many; no axis is merged with another before it is counted."""
+    """The number of True, in total or in each part; no axes are merged before they are counted."""
     units, axes = leaf.pattern.units(mask, leaf), leaf.pattern.slice_axes(leaf)
     rows = units.sum(-1, dtype=jnp.int32)
     total = counts.normalise(Count(jnp.zeros_like(rows), rows))
@@ -184,12 +185,12 @@ def _count(mask: jax.Array, leaf: Leaf) -> Count:
 
 
 def _drop_scores(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """NaN, the lowest rank, where removed; and no NaN elsewhere."""
+    """Sets scores to NaN, the lowest rank, at removed weights; no other score is NaN."""
     return jnp.where(mask, jnp.where(jnp.isnan(scores), -jnp.inf, scores), jnp.nan) if mask.ndim else scores
 
 
 def _last_where(kept: jax.Array, scores: jax.Array) -> jax.Array:
-    """Infinite where a weight is not to be dropped, finite or NaN elsewhere."""
+    """Infinite where a weight must not be dropped, finite or NaN elsewhere."""
     return jnp.where(kept, jnp.inf, jnp.minimum(scores, jnp.finfo(scores.dtype).max))
 
 

@@ -1,4 +1,4 @@
-"""Training methods: `Method`, the functions that make and revise masks; `Signals`, what they see; `Dense`."""
+"""`Method`: functions that make and update masks during training; `Signals`, their input; `Dense`."""
 
 import glob
 from collections.abc import Callable
@@ -15,14 +15,14 @@ PyTree = Any
 
 
 class Signals(NamedTuple):
-    """What a method sees when it revises the masks.
+    """The values that a method may read when it updates the masks.
 
     Attributes:
       params: the parameters before the update. Removed weights are exactly zero from the first update on.
       grads: the raw gradients, also of removed weights; zeros for a leaf whose gradient is None.
       step: int32 scalar, the number of updates before this one.
       extra: the extra arguments of the optimizer's update.
-      before: the parameters at which `grads` were computed, where these are not `params` (methods with `dense`).
+      before: the parameters at which `grads` were computed, if they are not `params` (methods with `dense`).
       frozen: for each leaf of `params`, whether its gradient is None: the leaf is not trained, and so not pruned.
     """
 
@@ -34,7 +34,7 @@ class Signals(NamedTuple):
     frozen: tuple[bool, ...] = ()
 
     def trained(self, select: Selector) -> Selector:
-        """The selector without the leaves that are frozen."""
+        """The selector without frozen leaves."""
         if not any(self.frozen):
             return select
         chosen = jax.tree.leaves(_tree.prunable(self.params, select.where))
@@ -42,18 +42,18 @@ class Signals(NamedTuple):
         names = {n for (n, _), yes, no in zip(named, chosen, self.frozen, strict=True) if yes and not no}
         if not names:
             raise ValueError("there is nothing to prune: where selects only leaves whose gradients are None")
-        # A predicate would ask for scores of every leaf; globs leave out those that the criterion does not cover.
+        # A predicate would request scores of every leaf; globs leave out leaves that the criterion does not support.
         exact = (lambda name, leaf: name in names) if callable(select.where) else [glob.escape(n) for n in names]
         return replace(select, where=exact)
 
 
 def in_shape(masks: PyTree, old: PyTree) -> PyTree:
-    """New masks in the shapes of the old ones: the mask of a frozen leaf, a scalar True, becomes an array of True."""
+    """New masks in the shapes of the old masks: the scalar True of a frozen leaf becomes an array of True."""
     return jax.tree.map(lambda m, o: m if m.ndim == o.ndim else jnp.broadcast_to(m, o.shape), masks, old)
 
 
 class Dense(NamedTuple):
-    """What a method that goes on training removed weights does to gradients and updates.
+    """How a method that trains removed weights too changes gradients and updates.
 
     Attributes:
       gradients: `(grads, params, masks, state) -> grads`: returns the gradients that the optimizer sees.
@@ -65,19 +65,19 @@ class Dense(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to make masks in training. Any three functions with these signatures are a method.
+    """A way to make masks during training. Any three functions with these signatures are a method.
 
     Attributes:
-      init: `params -> (masks, state)`: returns the first masks, whose shapes stay for the whole run, and whatever the
-        method has to remember (arrays; None for nothing).
-      is_due: `step -> bool scalar`: whether the masks are revised before this update; None for never.
+      init: `params -> (masks, state)`: returns the first masks, whose shapes never change, and the method's own state
+        (arrays; None for nothing).
+      is_due: `step -> bool scalar`: whether the masks are updated before this step; None for never.
       revise: `(masks, state, signals) -> (masks, state)`, called under `lax.cond` on the steps that are due.
-      dense: None holds removed weights, their gradients and moments at zero. Otherwise all weights are trained, the
-        masks are for the forward pass (`training.sparse_params`), and they are revised after the update, from the
-        new parameters and for the next step: `is_due` and `signals.step` have that step's number.
+      dense: None holds removed weights, their gradients and moments at zero. Otherwise all weights are trained, and the
+        masks are for the forward pass (`training.sparse_params`). They are then updated after the step, from the new
+        parameters and for the next step: `is_due` and `signals.step` have that step's number.
       specs: None, or for an update inside `jax.shard_map` the `PartitionSpec`s of the parameters.
-      end: the number of updates after which the method has reached its final sparsity; None where it does not know.
-      starts_sparse: whether `init` chooses weights to remove. `update` then refuses a pruned leaf without gradients.
+      end: the number of updates after which the method has reached its final sparsity; None if unknown.
+      starts_sparse: whether `init` removes weights. `update` then raises for a pruned leaf without gradients.
     """
 
     init: Callable[[PyTree], tuple[PyTree, Any]]

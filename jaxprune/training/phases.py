@@ -1,4 +1,4 @@
-"""Phases: `phases` runs one method after another, such as gradual pruning and then RigL at the sparsity reached."""
+"""`phases`: runs one method after another, such as gradual pruning and then RigL at the final sparsity."""
 
 from itertools import pairwise
 from typing import Any
@@ -14,11 +14,11 @@ PyTree = Any
 
 
 def phases(*parts: tuple[int, Method]) -> Method:
-    """Runs each method from its own step until the step of the next one.
+    """Runs each method from its step until the step of the next method.
 
-    Each method starts from the masks that the one before it leaves; the first masks are the first method's. Each method
-    has its own state from the start, and sees the number of steps since the start of the run. `gradual` computes its
-    own sparsity; the methods that drop and grow keep the number of weights that they find.
+    Each method starts from the last masks of the previous method; the first method makes the first masks. Each method
+    has its own state from the start, and counts steps from the start of the run. `gradual` computes its own sparsity;
+    methods that drop and grow keep the current number of weights.
 
     Args:
       *parts: pairs `(step, method)`, with steps that rise from 0.
@@ -27,9 +27,9 @@ def phases(*parts: tuple[int, Method]) -> Method:
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: no parts, steps that do not rise from 0, a method that keeps dense weights (its masks have another
-        meaning); at init, methods whose masks differ in shape.
-      TypeError: a part that is not a pair (step, method).
+      ValueError: there are no parts, steps do not rise from 0, or a method keeps dense weights (its masks have another
+        meaning); at init, the masks of the methods differ in shape.
+      TypeError: a part is not a pair (step, method).
 
     Example:
       >>> from jaxprune import schedules, training

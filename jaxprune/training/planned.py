@@ -56,7 +56,7 @@ def one_shot(sparsity: float, *, step: int = 0, **how: Unpack[How]) -> Method:
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a negative step.
+      ValueError: the sparsity is outside [0, 1), or the step is negative.
       TypeError: the criterion or the allocation is not a function.
 
     Example:
@@ -72,17 +72,17 @@ def one_shot(sparsity: float, *, step: int = 0, **how: Unpack[How]) -> Method:
 def gradual(schedule: schedules.Schedule, *, when: schedules.Update | None = None, **how: Unpack[How]) -> Method:
     """Prunes along a schedule during training: gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878).
 
-    Removed weights rank lowest at the next revision, so a removed weight returns only where the schedule falls, and it
-    returns as zero.
+    Removed weights rank lowest at the next update of the masks. A removed weight returns only where the schedule falls,
+    and it returns as zero.
 
     Args:
       schedule: a function from a step to a sparsity, such as `schedules.cubic(begin=0, end=1000, final=0.9)`. Traced
         values outside [0, 1) are clipped.
       when: a function from a step to whether the masks are revised before this update. The default follows from the
-        schedule and always reaches its final sparsity: every 100 steps from its begin to its end, or every tenth of it
-        if that is shorter; every step if the schedule is a function that does not know its end. With a rule of your own
-        such as `schedules.every(n, begin, end)`, a schedule that ends between two revisions reaches its final sparsity
-        at the second. Whether a run has reached it, `training.is_finished(state)` says.
+        schedule and always reaches its final sparsity: every 100 steps from its begin to its end, or every tenth of its
+        length if that is shorter; every step if the schedule is a function without a known end. With your own rule,
+        such as `schedules.every(n, begin, end)`, a schedule that ends between two updates reaches its final sparsity at
+        the second update. `training.is_finished(state)` says whether a run has reached it.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         The criterion sees the raw gradients and the extra arguments of `update`. The key is the same at every
         revision, so that masks of a random criterion are nested.

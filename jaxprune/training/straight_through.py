@@ -1,6 +1,6 @@
 """Methods that train dense weights behind a sparse forward pass: straight-through, SR-STE, Top-KAST, movement pruning.
 
-The loss takes `sparse_params(params, get_masks(opt_state))`, and `masks.apply` makes the zeros at the end.
+The loss calls `sparse_params(params, get_masks(opt_state))`, and `masks.apply` sets the zeros after training.
 """
 
 from typing import Any, Unpack
@@ -24,7 +24,7 @@ _SUM = optax.sgd(1.0)
 def sparse_params(params: PyTree, masks: PyTree) -> PyTree:
     """The parameters with zeros where the masks are False, and with gradients as if no mask had been applied.
 
-        forward: w where m, else 0        backward: dL/dw := dL/d(forward), all of it
+        forward: w where m, else 0        backward: dL/dw := dL/d(forward), unmasked
 
     The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432), for the loss of the methods in this file:
     `jax.grad(lambda p: loss(sparse_params(p, masks)))`, with `masks = get_masks(opt_state)` of the same step. Forward-
@@ -52,7 +52,7 @@ def sparse_params(params: PyTree, masks: PyTree) -> PyTree:
 def straight_through(
     sparsity: float | schedules.Schedule, *, when: schedules.Update = schedules.every(1), **how: Unpack[How]
 ) -> Method:
-    """Masks by the scores of the dense weights; all weights are trained, and removed ones may return with their value.
+    """Masks from the scores of the dense weights; all weights are trained, so removed weights may return.
 
         w <- w - lr dL/dw(w m(w)),    m(w) the largest by |w|
 
@@ -66,10 +66,10 @@ def straight_through(
         The criterion has no gradients for the first masks, only parameters and the key.
 
     Returns:
-      A method for `jaxprune.sparsify`, which then leaves removed weights, their gradients and moments alone.
+      A method for `jaxprune.sparsify`. Removed weights, their gradients and moments are not set to zero.
 
     Raises:
-      ValueError: a sparsity outside [0, 1).
+      ValueError: the sparsity is outside [0, 1).
 
     Example:
       >>> start, _ = straight_through(0.5).init({'w': jnp.array([[3.0, 1.0, 2.0, 4.0]])})
@@ -104,14 +104,14 @@ def sr_ste(*, decay: float = 2e-4, when: schedules.Update = schedules.every(1), 
       when: a function from a step to whether the masks for this step are computed anew from its parameters; every step
         by default.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
-        The pattern must have a sparsity of its own, as `masks.NM(2, 4)`, the default; leave out leaves that m does not
+        The pattern must have a fixed sparsity, such as `masks.NM(2, 4)`, the default; leave out leaves that m does not
         divide.
 
     Returns:
       A method for `jaxprune.sparsify`, which keeps dense weights.
 
     Raises:
-      TypeError: a pattern without a sparsity of its own.
+      TypeError: the pattern has no fixed sparsity.
       ValueError: the decay is negative; at init, a leaf that the pattern does not divide.
 
     Example:
@@ -140,7 +140,7 @@ def top_kast(
     when: schedules.Update = schedules.every(1),
     **how: Unpack[How],
 ) -> Method:
-    """Top-KAST: the forward pass uses the largest weights A, and a larger set B of the largest is updated.
+    """Top-KAST: the forward pass uses the largest weights, A; updates change a larger set of the largest weights, B.
 
         forward: w on A, else 0        update: on B, else none
         penalty: R = lambda (sum_A w^2 / 2 + sum_{B - A} w^2 / (2 D)),    D = 1 - sparsity
@@ -163,7 +163,7 @@ def top_kast(
       A method for `jaxprune.sparsify`, which keeps dense weights; its state is B.
 
     Raises:
-      ValueError: sparsities out of range or order, a negative penalty.
+      ValueError: sparsities are out of range or order, or the penalty is negative.
 
     Example:
       >>> forward, backward = top_kast(0.75, 0.5).init({'w': jnp.array([[3.0, 1.0, 2.0, 4.0]])})
@@ -207,7 +207,7 @@ def movement(
     when: schedules.Update = schedules.every(1),
     **how: Unpack[How],
 ) -> Method:
-    """Movement pruning: keeps the weights with the highest learned scores, those that moved away from zero.
+    """Movement pruning: keeps the weights with the highest learned scores, which moved away from zero.
 
         forward: W' = w where S is among the highest, else 0        dL/dS = dL/dW' w        dL/dw = dL/dW' where kept
 
@@ -232,8 +232,8 @@ def movement(
       as in the authors' code.
 
     Raises:
-      ValueError: a sparsity outside [0, 1).
-      TypeError: a criterion or a key was given.
+      ValueError: the sparsity is outside [0, 1).
+      TypeError: a criterion or a key was passed.
 
     Example:
       >>> method = movement(schedules.cubic(100, 900, 0.9), learn=optax.adam(1e-2))
@@ -269,7 +269,7 @@ def movement(
 
 
 def _as_schedule(sparsity: Any, when: Any) -> tuple[schedules.Schedule, int | None]:
-    """The schedule, or the number as a constant one, and the number of updates after which it is final."""
+    """The schedule (a constant one for a number), and the number of updates after which it is final."""
     _tree.check_function(when, "when", "schedules.every(100)")
     if not callable(sparsity):
         check_sparsity(sparsity)
@@ -299,7 +299,7 @@ def _unchanged(updates: PyTree, masks: PyTree, state: Any) -> PyTree:
 
 
 def _of_pruned(fn: Any, updates: PyTree, *rest: PyTree) -> PyTree:
-    """`fn` on pruned leaves, those whose leaf in the last tree has axes; None, a leaf without an update, stays."""
+    """Applies `fn` to pruned leaves, whose leaf in the last tree has axes; None, a leaf without an update, stays."""
 
     def apply(update: Any, *others: Any) -> Any:
         return update if update is None or not jnp.ndim(others[-1]) else fn(update, *others)

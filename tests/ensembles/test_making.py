@@ -114,7 +114,7 @@ def test_the_criterion_of_free_tickets_says_what_is_dropped():
         ({"members": 0}, "members must be an integer of 1"),
         ({"refine": 1}, "refine must be an integer of 2"),
         ({"explore": 0.5}, "explore must be an integer of 0"),
-        ({"updates": ensembles.Updates(leap=1.5)}, r"leap is the fraction dropped .* in \[0, 1\]; got 1.5"),
+        ({"updates": ensembles.Updates(leap=1.5)}, r"leap must be in \[0, 1\], the fraction .*; got 1.5"),
         ({"rates": (0.1, 0.0)}, r"rates must be two factors in \(0, 1\]; got \(0.1, 0.0\)"),
         ({"updates": ensembles.Updates(every=0)}, "every must be a positive integer"),
         ({"sparsity": 1.0}, "sparsity"),

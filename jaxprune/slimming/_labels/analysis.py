@@ -1,4 +1,4 @@
-"""A function traced, with the labels of its parameters' axes."""
+"""`analyse`: traces a function and couples the labels of its parameters' axes."""
 
 import dataclasses
 import re
@@ -32,11 +32,11 @@ class Leaf:
     """One leaf of the parameters.
 
     Attributes:
-      name: its path.
-      identity: its path as a tuple.
-      shape: its shape; None for a leaf that is not an array.
-      dtype: its dtype.
-      ids: for each axis its labels; (layers..., n) where a scan over layers takes it apart.
+      name: the path of the leaf.
+      identity: the path as a tuple.
+      shape: the shape; None for a leaf that is not an array.
+      dtype: the dtype.
+      ids: the labels of each axis; (layers..., n) if a scan runs over layers of the leaf.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Analysis:
     """A traced function and the labels in it.
 
     Attributes:
-      labels: all labels, coupled as the function demands.
-      traced: the jaxpr, and where each leaf of (params, *inputs) goes.
+      labels: all labels, coupled as the function requires.
+      traced: the jaxpr, and the position of each leaf of (params, *inputs) in it.
       frame: the axes of every value.
       leaves: the leaves of the parameters.
     """
@@ -76,14 +76,14 @@ def analyse(
 
     Args:
       fn: the function.
-      params: arrays or ShapeDtypeStructs; leaves that are neither are constants.
+      params: arrays or ShapeDtypeStructs; other leaves are constants.
       inputs: arrays or ShapeDtypeStructs.
       fix_outputs: whether the outputs of `fn` must keep their shapes.
       also: further functions of the same parameters, each as (function, *inputs); their outputs may shrink.
-      fix_inputs: whether the inputs of `fn` must keep their shapes; otherwise they have labels of their own.
+      fix_inputs: whether the inputs of `fn` must keep their shapes; otherwise they have their own labels.
 
     Raises:
-      TypeError: a function needs numbers where there are only shapes.
+      TypeError: a function needs numbers, but only shapes are known.
     """
     if not isinstance(also, list | tuple) or not all(isinstance(other, list | tuple) and other for other in also):
         raise TypeError(f"also must be a list of tuples (function, *inputs); got {_tree.shown(also)}")
@@ -96,8 +96,8 @@ def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequen
     """Traces `fn(params, *inputs)`.
 
     Raises:
-      TypeError: `fn` is no function or `params` hold no array; or the function needs numbers where there are only
-        shapes: the message names the leaves that they depend on.
+      TypeError: `fn` is not a function, `params` contain no array, or the function needs numbers although only shapes
+        are known; the message names the leaves on which the numbers depend.
     """
     if not callable(fn):
         swapped = ": fn and params are swapped" if callable(params) else ""
@@ -176,7 +176,7 @@ def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tu
 
 
 def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
-    """For each input that goes straight into a scan as what it runs over: the lengths of the scans."""
+    """The lengths of the scans that run directly over each input."""
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
@@ -203,7 +203,7 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
 
 
 def _used(jaxpr: Any) -> set[int]:
-    """The inputs that something is computed from, or that are returned."""
+    """The inputs that the function uses or returns."""
     used = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for eqn in jaxpr.eqns:
         operands = [None if isinstance(v, Literal) else v for v in eqn.invars]

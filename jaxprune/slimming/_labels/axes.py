@@ -1,9 +1,8 @@
-"""Axes with labels: every factor of an axis (`_jaxprs.factors`) says which labels its positions have.
+"""Axes with labels: each factor of an axis (`_jaxprs.factors`) stores the labels of its positions.
 
-A factor's `of` is an array of labels of shape (..., size), or None if none of its positions can go. The leading axes
-are the layers of the scans around, each of which may remove other positions. (heads, dimensions) merged into one axis
-keeps its two factors, so cutting it again costs nothing; an axis of one factor is cut by writing its labels as
-conjunctions.
+A factor's `of` is an array of labels of shape (..., size), or None if no position can be removed. The leading axes are
+the layers of the enclosing scans, each of which may lose different positions. An axis that merges heads and dimensions
+keeps its two factors, so splitting it again is free; to split an axis of one factor, its labels become conjunctions.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ Axes: TypeAlias = tuple[Axis, ...]
 
 
 def fixed(size: Any) -> Axis:
-    """An axis of which nothing can be removed; its size is an int or a symbolic dimension."""
+    """An axis without removable positions; its size is an int or a symbolic dimension."""
     return (Factor(size, None),)
 
 
@@ -32,12 +31,12 @@ def labelled(ids: Ids) -> Axis:
 
 
 def is_fixed(axis: Axis) -> bool:
-    """Whether the axis carries no labels at all (labels may still be frozen)."""
+    """Whether the axis has no labels (labels may still be frozen)."""
     return all(factor.of is None for factor in axis)
 
 
 def flat(labels: Labels, axis: Axis) -> Ids | None:
-    """The labels of all positions of an axis, or None if it has none."""
+    """The labels of all positions of an axis; None if it has no labels."""
     if is_fixed(axis):
         return None
     total = np.full((1,), Labels.FIXED)
@@ -50,10 +49,10 @@ def flat(labels: Labels, axis: Axis) -> Ids | None:
 
 
 def split(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """Cuts an axis into several, the last the fastest.
+    """Splits an axis into several, the last one fastest.
 
     Args:
-      labels: the labels, which may be rewritten as conjunctions.
+      labels: all labels; the labels of the axis may become conjunctions.
       axis: the axis.
       sizes: the sizes of the new axes; their product is the axis' size.
 
@@ -74,7 +73,7 @@ def split(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 
 
 def unify(labels: Labels, a: Axis, b: Axis, why: int) -> None:
-    """Makes two axes of one size lose the same positions; what meets a fixed position is frozen for `why`."""
+    """Makes two axes of one size lose the same positions; partners of fixed positions are frozen (`why`)."""
     if a is b:
         return
     left, right = list(a), list(b)
@@ -107,9 +106,9 @@ def freeze(labels: Labels, axis: Axis, why: int) -> None:
 
 
 def take(labels: Labels, axis: Axis, positions: slice | np.ndarray) -> Axis:
-    """The axis at some of its positions."""
+    """Some positions of the axis."""
     if isinstance(positions, slice) and len(axis) > 1:
-        # Whole runs of the slowest factor: the other factors stay as they are.
+        # Whole runs of the slowest factor leave the other factors unchanged.
         start, stop, step = positions.indices(size(axis))
         inner = size(axis) // axis[0].size
         if step == 1 and start % inner == 0 and stop % inner == 0:
@@ -121,7 +120,7 @@ def take(labels: Labels, axis: Axis, positions: slice | np.ndarray) -> Axis:
 
 
 def concatenate(labels: Labels, axes: Sequence[Axis]) -> Axis:
-    """The axes one after another."""
+    """The concatenation of the axes."""
     if all(is_fixed(axis) for axis in axes):
         return fixed(sum(size(axis) for axis in axes))
     parts = [flat(labels, axis) for axis in axes]
@@ -142,7 +141,7 @@ def _unify_factors(labels: Labels, a: Factor, b: Factor, why: int) -> None:
 
 
 def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
-    """Cuts a factor into (size / fast, fast), by conjunctions where a position depends on both."""
+    """Splits a factor into (size / fast, fast), with conjunctions if a position depends on both parts."""
     slow = factor.size // fast
     if factor.of is None:
         return Factor(slow, None), Factor(fast, None)

@@ -1,4 +1,4 @@
-"""From positions of arrays to the labels that go."""
+"""`labels_that_go`: from removed positions of arrays to removed labels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from jaxprune.slimming._labels.labels import Ids, Labels
 
 
 class Piece(NamedTuple):
-    """The labels of one axis of one array, and which of its positions stay.
+    """The labels of one axis of one array, and the positions that stay.
 
     Attributes:
       name: the array and the axis, for messages.
       ids: (..., n) labels.
       stay: (..., n) bool; leading axes broadcast with those of `ids`.
-      atoms: `labels.atoms(ids)`, where the same labels are asked for again and again.
+      atoms: `labels.atoms(ids)`, cached if the same labels are used repeatedly; else None.
     """
 
     name: str
@@ -25,19 +25,19 @@ class Piece(NamedTuple):
 
 
 def labels_that_go(labels: Labels, pieces: Sequence[Piece]) -> np.ndarray:
-    """Which labels have to go so that exactly the given positions go.
+    """Finds the labels to remove so that exactly the given positions are removed.
 
-    An atom goes if it is at positions that go and at none that stays.
+    An atom is removed if it belongs to removed positions and to no position that stays.
 
     Args:
       labels: all labels.
       pieces: every axis that may lose positions.
 
     Returns:
-      For each label whether it goes.
+      For each label whether it is removed.
 
     Raises:
-      ValueError: some position goes although no label of it goes; the message names the arrays.
+      ValueError: a position must be removed although none of its labels can be; the message names the arrays.
     """
     going, staying = np.zeros(labels.size, bool), np.zeros(labels.size, bool)
     held = []

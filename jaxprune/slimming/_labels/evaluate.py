@@ -1,4 +1,4 @@
-"""Running a traced program again with smaller shapes."""
+"""`evaluate`: runs a traced program again with smaller shapes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ Keeps = tuple[Keep | None, ...]
 
 
 class Decision:
-    """All labels, and which of them go.
+    """All labels, and which of them are removed.
 
     Attributes:
       labels: all labels.
-      gone: for each label whether it goes.
+      gone: for each label whether it is removed.
     """
 
     def __init__(self, labels: Labels, gone: np.ndarray) -> None:
@@ -32,8 +32,8 @@ class Decision:
         self._known: dict[int, tuple[Axis, Keep | None]] = {}
 
     def keep(self, axis: Axis) -> Keep | None:
-        """Which positions of an axis stay; None if all do."""
-        # Values share their axes, so the answer is kept; the axis with it, so that its id is not used again.
+        """The positions of an axis that stay; None if all stay."""
+        # Values share axes, so results are cached by id. The axis is cached too, so that its id is not reused.
         if id(axis) not in self._known:
             self._known[id(axis)] = (axis, keep_of(self.labels, axis, self.gone))
         return self._known[id(axis)][1]
@@ -41,7 +41,7 @@ class Decision:
 
 @dataclasses.dataclass
 class ShrinkSite:
-    """One equation while the smaller program runs: what a rule may use."""
+    """One equation of the smaller program, with what a rule may use."""
 
     decision: Decision
     frame: Frame
@@ -53,11 +53,11 @@ class ShrinkSite:
         return self.frame.jaxpr.eqns[self.index]
 
     def keeps(self, k: int) -> Keeps:
-        """What stays of each axis of the k-th operand."""
+        """The positions that stay, for each axis of the k-th operand."""
         return tuple(self.decision.keep(axis) for axis in self.frame.read(self.eqn.invars[k]))
 
     def out_keeps(self, k: int = 0) -> Keeps:
-        """What stays of each axis of the k-th result."""
+        """The positions that stay, for each axis of the k-th result."""
         return tuple(self.decision.keep(axis) for axis in self.frame.read(self.eqn.outvars[k]))
 
     def out_shape(self, k: int = 0) -> tuple[int, ...]:
@@ -65,7 +65,7 @@ class ShrinkSite:
         return small_shape(self.eqn.outvars[k].aval.shape, self.out_keeps(k))
 
     def bind(self, *operands: Any, **params: Any) -> list[Any]:
-        """The equation's own primitive on other operands, with some parameters replaced."""
+        """Runs the equation's primitive on other operands, with some parameters replaced."""
         original = self.eqn.primitive.get_bind_params(self.eqn.params)
         result = self.eqn.primitive.bind(*operands, **{**original, **params})
         return list(result) if self.eqn.primitive.multiple_results else [result]
@@ -79,15 +79,15 @@ def evaluate(decision: Decision, frame: Frame, inputs: Sequence[Any]) -> list[An
     """Runs a jaxpr with smaller shapes.
 
     Args:
-      decision: which labels go.
+      decision: the labels to remove.
       frame: the jaxpr and the labels of its values.
       inputs: arrays of the smaller shapes.
 
     Returns:
-      The outputs, smaller where their labels go.
+      The outputs, smaller along removed labels.
 
     Raises:
-      RuntimeError: a result has not the shape that its labels tell; a bug in a rule.
+      RuntimeError: the shape of a result differs from that of its labels; a bug in a rule.
       UnevenError: layers of a scan would need different shapes.
     """
     constants = [
@@ -124,7 +124,7 @@ def small_shape(shape: Sequence[int], keeps: Sequence[Keep | None]) -> tuple[int
 
 
 def take(array: Any, keeps: Sequence[Keep | None]) -> Any:
-    """An array at the positions that stay, the same in every layer."""
+    """The positions of an array that stay, the same in every layer."""
     for axis, keep in enumerate(keeps):
         if keep is not None:
             array = select(array, axis, single(keep.positions))
@@ -132,7 +132,7 @@ def take(array: Any, keeps: Sequence[Keep | None]) -> Any:
 
 
 def select(array: Any, axis: int, index: np.ndarray) -> jax.Array:
-    """The entries of an axis at known places, by a slice where that is possible."""
+    """The entries of an axis at known positions, by a slice if possible."""
     array = jnp.asarray(array)
     steps = np.unique(np.diff(index))
     if index.size and (steps.size == 0 or (steps.size == 1 and steps[0] > 0)):
@@ -142,14 +142,14 @@ def select(array: Any, axis: int, index: np.ndarray) -> jax.Array:
 
 
 def move(site: ShrinkSite, array: Any, axis: int, source: np.ndarray, out: Keep | None) -> Any:
-    """The kept entries of a result axis that is made of known positions of an operand's axis.
+    """The kept entries of a result axis whose positions come from known positions of an operand's axis.
 
     Args:
       site: the equation; its first operand is the array.
       array: the smaller operand.
       axis: the operand's axis.
-      source: for each position of the whole result axis the position of the whole operand's axis it comes from.
-      out: what stays of the result axis.
+      source: for each position of the whole result axis, its position on the whole operand's axis.
+      out: the positions that stay of the result axis.
     """
     keep = site.keeps(0)[axis]
     full = site.eqn.invars[0].aval.shape[axis]

@@ -1,4 +1,4 @@
-"""Following labels through a jaxpr: which axis of which value carries which labels."""
+"""`follow`: follows labels through a jaxpr; `Frame` stores the labels of each axis of each value."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,16 +19,16 @@ Jaxpr = Any
 
 @dataclasses.dataclass
 class Frame:
-    """The axes of every value of one jaxpr at one call, and the frames of the jaxprs it calls.
+    """The axes of every value of one jaxpr in one call, and the frames of its inner jaxprs.
 
     Attributes:
       jaxpr: an open jaxpr.
       consts: the values of its constvars.
-      layers: the lengths of the scans around that run over stacked parameters; labels have these leading axes.
-      rule_of: finds the rule of an equation; None for a primitive that is not known.
+      layers: the lengths of the enclosing scans over stacked parameters; labels have these leading axes.
+      rule_of: returns the rule of an equation; None for an unknown primitive.
       axes: the axes of each variable.
       rules: the rule of each equation.
-      children: by the index of an equation, the frames of its jaxprs.
+      children: from the index of an equation to the frames of its jaxprs.
     """
 
     jaxpr: Jaxpr
@@ -50,12 +50,12 @@ def _of_literal(value: Any) -> Axes:
 
 @dataclasses.dataclass
 class Site:
-    """One equation while its labels are followed: what a rule may use.
+    """One equation while labels are followed, with what a rule may use.
 
     Attributes:
       labels: all labels.
-      frame: the frame that the equation is in.
-      index: its place among the frame's equations.
+      frame: the frame of the equation.
+      index: the index of the equation in the frame.
     """
 
     labels: Labels
@@ -77,31 +77,31 @@ class Site:
         return tuple(self.eqn.outvars[k].aval.shape)
 
     def free(self, count: int) -> Axis:
-        """A new axis of which anything may be removed, in each layer something else."""
+        """A new axis whose positions may be removed, different ones in each layer."""
         if export.is_symbolic_dim(count):
             return ax.fixed(count)
         return ax.labelled(self.labels.fresh((*self.frame.layers, count)))
 
     def shared(self, count: int) -> Axis:
-        """A new axis of which anything may be removed, the same in every layer."""
+        """A new axis whose positions may be removed, the same ones in every layer."""
         if export.is_symbolic_dim(count):
             return ax.fixed(count)
         return ax.labelled(self.labels.fresh((count,)))
 
     def freeze(self, axis: Axis, text: str) -> None:
-        """Keeps all positions of an axis, for a reason."""
+        """Freezes all positions of an axis, with a reason."""
         if not ax.is_fixed(axis):
             ax.freeze(self.labels, axis, self.labels.reason(text))
 
     def unify(self, a: Axis, b: Axis) -> Axis:
         """Couples two axes and returns one of them."""
         if a is not b and not (ax.is_fixed(a) and ax.is_fixed(b)):
-            # (T, C) + (T, C): one position each; what meets an axis of fixed meaning stays.
+            # (T, C) + (T, C): position by position; positions coupled with an axis of fixed meaning stay.
             ax.unify(self.labels, a, b, self.labels.reason(f"{self.name} with an axis that cannot shrink"))
         return b if ax.is_fixed(a) else a
 
     def mark(self, axis: Axis) -> None:
-        """Notes that positions were singled out: each layer of a scan must then keep as many of them."""
+        """Records that an operation selects positions: each layer of a scan must then keep equally many of them."""
         if any(f.of is not None and f.of.ndim > 1 for f in axis):
             self.labels.marks += [f.of for f in axis if f.of is not None]
 
@@ -124,15 +124,15 @@ def follow(
     """Follows labels through a jaxpr.
 
     Args:
-      labels: all labels; coupled as the equations demand.
+      labels: all labels, which are coupled as the equations require.
       jaxpr: an open or closed jaxpr.
       consts: the values of its constvars.
-      inputs: the axes of each of its inputs.
-      layers: the lengths of the scans over stacked parameters around it.
-      rule_of: finds the rule of an equation; None for a primitive that is not known.
+      inputs: the axes of each input.
+      layers: the lengths of the enclosing scans over stacked parameters.
+      rule_of: returns the rule of an equation; None for an unknown primitive.
 
     Returns:
-      The axes of all its values.
+      The frame with the axes of all values.
     """
     jaxpr, own = open_jaxpr(jaxpr)
     frame = Frame(jaxpr, tuple(consts) or own, layers, rule_of)
@@ -160,7 +160,7 @@ def follow(
 
 
 def unknown(site: Site, operands: list[Axes]) -> list[Axes]:
-    """For a primitive without a rule: nothing it touches can shrink."""
+    """For a primitive without a rule: freezes all its operands."""
     for axis in (axis for axes in operands for axis in axes):
         site.freeze(axis, f"primitive {site.name}, which slimming does not know")
     return [tuple(ax.fixed(n) for n in getattr(v.aval, "shape", ())) for v in site.eqn.outvars]
@@ -169,7 +169,7 @@ def unknown(site: Site, operands: list[Axes]) -> list[Axes]:
 def even(labels: Labels, axis: Axis, depth: int) -> Axis:
     """Ties the layers of stacked parameters that are used outside the scan over them.
 
-    They can then no longer lose different positions.
+    The layers can then no longer lose different positions.
     """
     if all(f.of is None or f.of.ndim - 1 <= depth for f in axis):
         return axis

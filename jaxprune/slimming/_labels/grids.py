@@ -1,8 +1,8 @@
-"""Matching two ways of writing the same positions as conjunctions of atoms.
+"""`match`: makes two descriptions of the same positions, as conjunctions of atoms, agree.
 
-Row r of `a` holds the atoms that position r needs by the one account, row r of `b` by the other: heads and
-dimensions, say, on both sides. Setting atoms equal column by column is always sound; which columns belong together
-is told by how they vary over the rows.
+Row r of `a` has the atoms of position r in one description, row r of `b` in the other (heads and dimensions in both,
+for instance). Making atoms equal column by column is always correct. How columns vary over the rows tells which columns
+belong together.
 """
 
 from itertools import combinations
@@ -14,12 +14,12 @@ Columns = np.ndarray  # (rows, k) integers
 
 
 class Matched(NamedTuple):
-    """What makes two accounts of the same rows agree.
+    """Equations under which two descriptions of the same rows agree.
 
     Attributes:
-      equal: pairs of columns to be made equal, row by row.
+      equal: pairs of columns to make equal, row by row.
       products: pairs (column, columns): the column is the conjunction of the others.
-      unmatched: atoms that have to be frozen.
+      unmatched: atoms that must be frozen.
     """
 
     equal: list[tuple[np.ndarray, np.ndarray]]
@@ -28,12 +28,12 @@ class Matched(NamedTuple):
 
 
 def match(a: Columns, b: Columns, fixed: int) -> Matched:
-    """Finds equations between atoms under which both accounts agree in every row.
+    """Finds equations between atoms under which both descriptions agree in every row.
 
     Args:
-      a: (rows, k) atoms; `fixed` where a row has fewer.
+      a: (rows, k) atoms, filled up with `fixed` where a row has fewer.
       b: (rows, m) atoms of the same rows.
-      fixed: the label that stands for nothing.
+      fixed: the label that fills up rows.
 
     Returns:
       The equations.
@@ -45,7 +45,7 @@ def match(a: Columns, b: Columns, fixed: int) -> Matched:
       [(1, 11), (3, 13)]
     """
     a, b = _without_common(a, b, fixed), _without_common(b, a, fixed)
-    # Rows whose atoms sit in other columns (pieces of a concatenation, say) are matched apart.
+    # Rows whose atoms are in other columns (pieces of a concatenation, for instance) are matched separately.
     used = np.concatenate([a != fixed, b != fixed], 1)
     kinds, kind_of = np.unique(used, axis=0, return_inverse=True)
     equal, products, unmatched = [], [], [np.zeros(0, np.int64)]
@@ -68,7 +68,7 @@ def _match_rows(left: list[np.ndarray], right: list[np.ndarray]) -> Matched:
 
 
 def _without_common(a: Columns, b: Columns, fixed: int) -> Columns:
-    # An atom that a row needs by both accounts says nothing about the others in that row.
+    # An atom in both descriptions of a row says nothing about the other atoms of that row.
     return np.where((a[:, :, None] == b[:, None, :]).any(-1), fixed, a)
 
 
@@ -77,7 +77,7 @@ def _columns(a: Columns, fixed: int) -> list[np.ndarray]:
 
 
 def _pattern(columns: list[np.ndarray]) -> bytes:
-    # The partition of the rows into those where all columns agree, classes numbered by first appearance.
+    # The partition of the rows into classes with equal columns, numbered by first appearance.
     keys = np.zeros(columns[0].size, np.int64)
     for column in columns:
         inverse = np.unique(column, return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""Which positions of an axis stay, once it is decided which labels go."""
+"""`Keep` and `keep_of`: the positions of an axis that stay, given the removed labels."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Keep(NamedTuple):
 
     Attributes:
       full: the size of the whole axis.
-      positions: (..., n) ascending positions; leading axes are the layers of the scans around.
+      positions: (..., n) ascending positions; leading axes are the layers of the enclosing scans.
     """
 
     full: int
@@ -22,24 +22,24 @@ class Keep(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many positions stay."""
+        """The number of positions that stay."""
         return self.positions.shape[-1]
 
 
 class UnevenError(ValueError):
-    """The layers of a scan would have to have different shapes."""
+    """The layers of a scan would need different shapes."""
 
 
 def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
-    """Which positions of an axis stay, or None if all do.
+    """Returns the positions of an axis that stay, or None if all stay.
 
     Args:
       labels: all labels.
       axis: the axis.
-      gone: for each label whether it goes.
+      gone: for each label whether it is removed.
 
     Raises:
-      UnevenError: in a scan over layers, layers keep different numbers of positions.
+      UnevenError: the layers of a scan keep different numbers of positions.
     """
     stay: np.ndarray | None = None
     parts = [None if factor.of is None else staying(labels, factor.of, gone) for factor in axis]
@@ -62,7 +62,7 @@ def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
 
 
 def staying(labels: Labels, ids: Ids, gone: np.ndarray) -> np.ndarray | None:
-    """For each label whether its position stays, or None if all do."""
+    """For each label whether its position stays, or None if all stay."""
     roots = labels.find(ids)
     if not gone[roots].any() and not labels.has_parts(roots).any():
         return None
@@ -70,10 +70,10 @@ def staying(labels: Labels, ids: Ids, gone: np.ndarray) -> np.ndarray | None:
 
 
 def ranks(keep: Keep | None, full: int, positions: np.ndarray) -> np.ndarray:
-    """Where positions of the whole axis are found in the smaller one.
+    """Converts positions of the whole axis to positions of the smaller axis.
 
     Args:
-      keep: what stays of the axis, None for all of it.
+      keep: the positions that stay; None if all stay.
       full: the size of the whole axis.
       positions: (..., n) positions that stay.
 
@@ -93,10 +93,10 @@ def ranks(keep: Keep | None, full: int, positions: np.ndarray) -> np.ndarray:
 
 
 def single(positions: np.ndarray) -> np.ndarray:
-    """The positions, where every layer has the same.
+    """The positions, if every layer has the same positions.
 
     Raises:
-      UnevenError: they differ.
+      UnevenError: the layers have different positions.
     """
     rows = positions.reshape(-1, positions.shape[-1]) if positions.shape[-1] else positions.reshape(1, 0)
     if (rows != rows[:1]).any():

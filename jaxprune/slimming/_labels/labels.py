@@ -1,9 +1,9 @@
-"""Labels of positions: union-find over integers, with conjunctions.
+"""`Labels`: labels of positions, a union-find over integers with conjunctions.
 
-Each position of an axis carries a label. Two positions with one label are removed together or not at all. A label is
-an atom, or the conjunction of two labels: a position so labelled stays only if both stay. Conjunctions arise when an
-axis that holds heads times head dimensions is cut into the two: position (i, j) then stays if head i and dimension j
-stay. An atom can be frozen, for a reason that is kept: it never goes, and drops out of conjunctions.
+Each position of an axis has a label. Two positions with equal labels are removed together or not at all. A label is an
+atom, or the conjunction of two labels: its position stays only if both stay. Conjunctions arise when an axis of heads
+times head dimensions is split: position (i, j) then stays if head i and dimension j stay. An atom can be frozen, with a
+reason: it is never removed, and is dropped from conjunctions.
 
 Everything works on whole arrays of labels; there is no loop over positions.
 """
@@ -15,16 +15,16 @@ import numpy as np
 from jaxprune.slimming._labels import grids
 
 Ids = np.ndarray  # integer labels, any shape
-_CAPACITY = 2**23  # memory is not touched before it is used
-_DEPTH = 12  # conjunctions of more parts than this many levels are circular
+_CAPACITY = 2**23  # memory is allocated only when used
+_DEPTH = 12  # conjunctions nested more deeply are circular
 
 
 class Labels:
     """A growing set of labels.
 
     Attributes:
-      reasons: why atoms are frozen; `why` holds indices into it, 0 for an atom that is free.
-      marks: labels that were singled out from those of their axis.
+      reasons: why atoms are frozen; `why` has indices into it, 0 for an atom that is not frozen.
+      marks: labels that an operation selected from their axis.
     """
 
     FIXED = 0
@@ -53,7 +53,7 @@ class Labels:
         return np.arange(first, self._size).reshape(shape)
 
     def reason(self, text: str) -> int:
-        """The index of a reason, added if it is new."""
+        """The index of a reason, which is added if it is new."""
         if text not in self.reasons:
             self.reasons.append(text)
         return self.reasons.index(text)
@@ -68,11 +68,11 @@ class Labels:
             roots = above
 
     def why(self, ids: Ids) -> np.ndarray:
-        """For each label's representative the index of the reason it is frozen for, 0 if it is not."""
+        """The index of the reason why each label's representative is frozen; 0 if it is not frozen."""
         return self._why[self.find(ids)]
 
     def why_any(self, ids: Ids) -> np.ndarray:
-        """The reasons of labels that are frozen, those of conjunctions by one of their parts."""
+        """The reasons of frozen labels; a conjunction has the reason of one of its parts."""
         ids = self.find(ids)
         for _ in range(_DEPTH):
             parts = (self._left[ids] > 0) & (self._why[ids] == 0)
@@ -98,9 +98,9 @@ class Labels:
         return result
 
     def atoms(self, ids: Ids) -> Ids:
-        """The free atoms of each label, in a new last axis; FIXED fills up.
+        """The free atoms of each label, in a new last axis filled up with FIXED.
 
-        The last axis is empty where nothing is free.
+        The last axis is empty if there are no free atoms.
         """
         pending, done = [(self.find(ids), 0)], []
         while pending:
@@ -117,7 +117,7 @@ class Labels:
         return _tidy(done)
 
     def freeze(self, ids: Ids, why: int) -> None:
-        """Freezes labels, and every part of those that are conjunctions."""
+        """Freezes labels, and every part of conjunctions."""
         roots = self.find(ids)
         if not (self._left[roots] > 0).any():
             self._why[roots] = np.where(self._why[roots] > 0, self._why[roots], why)
@@ -126,10 +126,10 @@ class Labels:
         self._why[atoms[atoms != self.FIXED]] = why
 
     def unify(self, a: Ids, b: Ids) -> None:
-        """Makes each label of `a` the same as its partner in `b` (arrays that broadcast together).
+        """Makes each label of `a` equal to its partner in `b` (arrays that broadcast together).
 
-        Where conjunctions meet, their parts are matched by how they vary over the positions, which is exact for
-        grids such as heads times dimensions; what cannot be matched is frozen.
+        The parts of two conjunctions are matched by how they vary over the positions, which is exact for grids such as
+        heads times dimensions; atoms without a match are frozen.
         """
         if a is b:
             return
@@ -158,7 +158,7 @@ class Labels:
         low, high = np.minimum(u, v)[where], np.maximum(u, v)[where]
         passed = (self._why[high] > 0) & (self._why[low] == 0)
         self._why[low[passed]] = self._why[high[passed]]
-        self._parent[high] = low  # of several partners one wins here; the others come round again
+        self._parent[high] = low  # if a label has several partners, the others are linked in the next round
         while True:
             above = self._parent[self._parent[high]]
             if np.array_equal(above, self._parent[high]):
@@ -167,8 +167,8 @@ class Labels:
         return [(low, high)]
 
     def _define(self, atom: Ids, whole: Ids) -> list[tuple[Ids, Ids]]:
-        # An atom becomes a conjunction. A frozen atom freezes its parts; an atom that is one of the parts cannot
-        # be defined by them: then the other parts never go.
+        # The atom becomes a conjunction. A frozen atom freezes its parts. An atom that is one of the parts cannot be
+        # defined by them; then the other parts are frozen.
         parts = self.atoms(whole)
         frozen = self._why[atom] > 0
         own = (parts == atom[:, None]).any(-1)
@@ -226,7 +226,7 @@ def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def _tidy(columns: list[Ids]) -> Ids:
-    # Drops columns without atoms and an atom's second appearance in a row.
+    # Drops columns without atoms, and repeated atoms in a row.
     kept: list[Ids] = []
     for found in columns:
         column = found

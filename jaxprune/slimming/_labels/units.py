@@ -1,4 +1,4 @@
-"""The units of an analysed function: which atoms are one unit, which units are of one kind, where each unit lies."""
+"""`units_of`: the units of an analysed function, sorted by kind, and the positions of each unit."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Units(NamedTuple):
     """The units, numbered kind by kind.
 
     Attributes:
-      placed: for each leaf and axis the units of each position, (layers..., n, k); -1 fills up.
+      placed: for each leaf and axis the units of each position, (layers..., n, k), filled up with -1.
       counts: the number of units of each kind.
       inexact: for each kind why removing its units is not the same as masking them, or None.
       inner: for each kind the positions that are contracted together with one of its positions: the dimensions of a
@@ -41,7 +41,7 @@ def units_of(analysis: Analysis) -> Units:
     present = np.flatnonzero(first < np.iinfo(np.int64).max)
     present = present[present != Labels.FIXED]
     present = present[np.argsort(first[present], kind="stable")]
-    # Atoms that are at the same positions of all leaves (two cuts of one axis that leave nothing to choose) are one.
+    # Atoms at the same positions of all leaves (two splits of one axis without a choice between them) are one unit.
     _, where, of_content = np.unique(content[present], return_index=True, return_inverse=True)
     same = present[where[of_content.ravel()]]
     alone = present[same == present]
@@ -53,7 +53,7 @@ def units_of(analysis: Analysis) -> Units:
     number[present] = number[same]
     placed = tuple(tuple(_once(number[a]) for a in axes) for axes in atoms)
     counts = np.bincount(order) if units.size else np.zeros(0, int)
-    kind_of = np.append(np.repeat(np.arange(len(counts)), counts), -1)[number]  # of each atom; -1 is no unit
+    kind_of = np.append(np.repeat(np.arange(len(counts)), counts), -1)[number]  # of each atom; -1 for no unit
     reasons, inner = _inexact(analysis, number), _inner(analysis, kind_of, len(counts))
     ends = np.cumsum(counts)
     inexact = [
@@ -64,7 +64,7 @@ def units_of(analysis: Analysis) -> Units:
 
 
 def _once(units: np.ndarray) -> np.ndarray:
-    # (..., n, k) units: of those that a position names twice the first alone counts.
+    # (..., n, k) units: if a position has a unit twice, only the first counts.
     for i in range(1, units.shape[-1]):
         again = (units[..., :i] == units[..., i : i + 1]).any(-1)
         units[..., i] = np.where(again, -1, units[..., i])
@@ -72,9 +72,9 @@ def _once(units: np.ndarray) -> np.ndarray:
 
 
 def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each atom a number that tells its kind, one that tells its positions, and where it comes first.
+    """For each atom a number for its kind, a number for its positions, and its first position.
 
-    Units are of one kind if they hold positions of the same axes, in the same form.
+    Units are of one kind if they have positions on the same axes, in the same form.
     """
     rng = np.random.default_rng(0)
     signature, content = np.zeros((2, analysis.labels.size), np.uint64)

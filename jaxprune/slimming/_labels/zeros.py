@@ -1,9 +1,9 @@
-"""Whether what is removed would have been zero: the difference between removing and masking.
+"""`follow_zeros`: whether removed positions would be zero if masked: the difference between removing and masking.
 
-Masking sets the removed slices of the parameters to zero. The masked function then equals the smaller one if what
-the removed positions still contribute is zero wherever positions meet: in a contraction, a sum. `Zeros` says for each
-axis of a value whether it is zero at the positions whose parameters are masked. Where positions meet that are not
-zero, the labels are marked inexact with the reason.
+Masking sets the removed slices of the parameters to zero. The masked function equals the smaller function if removed
+positions contribute zero wherever positions meet: in a contraction or a sum. `Zeros` says for each axis of a value
+whether the value is zero at masked positions. If it is not zero where positions meet, the labels are marked inexact,
+with the reason.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from jaxprune.slimming._labels.labels import Labels
 
 
 class Zeros(NamedTuple):
-    """What is known of one value.
+    """What is known about the zeros of one value.
 
     Attributes:
       axes: for each axis whether masking a position makes the value zero there.
-      value: the number that the value is everywhere, if that is known.
+      value: the number that the value has everywhere; None if unknown.
     """
 
     axes: tuple[bool, ...]
@@ -38,7 +38,7 @@ class Zeros(NamedTuple):
 
 @dataclasses.dataclass
 class ZeroSite:
-    """One equation while zeros are followed: what a rule may use."""
+    """One equation while zeros are followed, with what a rule may use."""
 
     labels: Labels
     frame: Frame
@@ -74,11 +74,11 @@ def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: l
     Args:
       labels: all labels.
       frame: the axes of its values.
-      inputs: what is known of each input.
-      marks: gets the axes at which values that are not zero meet, with the reason.
+      inputs: the known zeros of each input.
+      marks: a list to which inexact axes are added, with the reason.
 
     Returns:
-      What is known of each output.
+      The known zeros of each output.
     """
 
     def equation(index: int, eqn: Any, known: list[Zeros]) -> list[Zeros]:
@@ -91,7 +91,7 @@ def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: l
 
 
 def of_constant(value: Any) -> Zeros:
-    """What is known of a constant: a single number is known by value, of an array nothing is."""
+    """The known zeros of a constant: a scalar is known by its value, an array is unknown."""
     if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
         return Zeros((), float(np.real(value)))
     return Zeros((False,) * np.ndim(value))

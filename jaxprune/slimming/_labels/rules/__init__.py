@@ -1,3 +1,3 @@
-"""What slimming knows of each primitive: how labels pass, whether zero stays zero, how it runs when smaller."""
+"""The rules of slimming for each primitive: how labels and zeros pass, and how it runs with smaller arrays."""
 
 from jaxprune.slimming._labels.rules.table import rule_of as rule_of

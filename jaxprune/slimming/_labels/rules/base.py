@@ -1,4 +1,4 @@
-"""The parts of a rule that many primitives share."""
+"""`Rule` and the parts that many rules share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
 
 
 class Rule(NamedTuple):
-    """What slimming knows of a primitive.
+    """The rule of slimming for a primitive.
 
     Attributes:
-      follow: from the axes of the operands to those of the results; couples and freezes labels.
-      zero: from what is known to be zero of the operands to the results.
+      follow: from the axes of the operands to the axes of the results; couples and freezes labels.
+      zero: from the known zeros of the operands to those of the results.
       shrink: runs the primitive on smaller operands.
-      ragged: whether operands may be stacked layers of which each loses other positions.
+      ragged: whether operands may be stacked layers that lose different positions.
     """
 
     follow: Callable[[Site, list[Axes]], list[Axes]]
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 def rebind(site: ShrinkSite, operands: list[Any]) -> list[Any]:
-    """For primitives whose parameters say nothing of the shapes."""
+    """For primitives whose parameters do not depend on shapes."""
     return site.bind(*operands)
 
 
@@ -40,16 +40,16 @@ def together(site: Site, axes: Sequence[Axis]) -> Axis:
 
 
 def whole(shape: Sequence[int]) -> Axes:
-    """Axes of which nothing can be removed."""
+    """Axes without removable positions."""
     return tuple(ax.fixed(n) for n in shape)
 
 
 def no_zeros(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    """For primitives after which nothing is known to be zero."""
+    """For primitives whose results are not known to be zero."""
     del known
     return [Zeros((False,) * site.rank(k)) for k in range(len(site.eqn.outvars))]
 
 
 def settled(site: ZeroSite, k: int, axis: int, zero: bool) -> bool:
-    """Whether an operand's axis is zero where masked, or has nothing that can be masked."""
+    """Whether an operand's axis is zero at masked positions, or has no removable positions."""
     return zero or ax.is_fixed(site.operand(k)[axis])

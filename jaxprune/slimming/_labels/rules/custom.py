@@ -1,7 +1,7 @@
-"""Functions with derivatives of their own: the smaller function keeps them.
+"""Functions with custom derivatives (custom_jvp, custom_vjp): the smaller function keeps the derivatives.
 
-The derivative is traced at the whole shapes, by JAX's own jvp and vjp of the original equation, and then run again
-with smaller shapes like any other program.
+JAX's own jvp and vjp trace the derivative of the original equation at the whole shapes; the trace then runs with
+smaller shapes like any other program.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,14 +86,14 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 @jax.tree_util.register_static
 class _Saved:
-    """What the backward pass has to know besides the residuals; equal only to itself."""
+    """What the backward pass needs besides the residuals; equal only to itself."""
 
     def __init__(self, structure: Any, keeps: list[Keeps], avals: list[Any]) -> None:
         self.structure, self.keeps, self.avals = structure, keeps, avals
 
 
 def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Callable[..., list[Any]], list[Keeps]]:
-    """Another program of which it is known what stays of its inputs."""
+    """A smaller program, from the positions that stay of its inputs."""
     labels, inputs, pieces = Labels(), [], []
     for k, (var, stays) in enumerate(zip(closed.jaxpr.invars, keeps, strict=True)):
         axes = tuple(_fresh(labels, site.frame, n, stay) for n, stay in zip(var.aval.shape, stays, strict=True))

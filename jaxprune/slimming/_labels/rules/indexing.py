@@ -1,4 +1,4 @@
-"""Indexing by values that are only known when the program runs: what is indexed stays whole."""
+"""Indexing by values that are known only at run time: indexed axes are frozen."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Primitives that only move entries, one rule for each of the moves, and those that make entries of nothing."""
+"""Primitives that only move entries, with one rule for each move; and primitives that create entries."""
 
 from collections.abc import Callable
 from typing import Any

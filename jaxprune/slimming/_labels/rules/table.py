@@ -1,4 +1,4 @@
-"""The rule of each equation: by the kind of its primitive, or by its name where its parameters mean something."""
+"""`rule_of`: the rule of each equation, by the kind of its primitive or by its name."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _BY_KIND: dict[type, Rule] = {
 
 
 def rule_of(eqn: Any) -> Rule | None:
-    """The rule of an equation; None if nothing is known of its primitive."""
+    """The rule of an equation; None for an unknown primitive."""
     name = eqn.primitive.name
     rule = _BY_NAME.get(name)
     if rule is not None:
