@@ -124,7 +124,7 @@ def test_damaged_folders_are_refused_in_one_sentence(source: Path, tmp_path: Pat
         _ = Folder(source)
     save_file({"steps": PARAMS["steps"]}, file)
     with pytest.raises(
-        ValueError, match=r"says that model.layers.0.mlp.up_proj.weight is in b.safetensors, and it is not"
+        ValueError, match=r"says that model.layers.0.mlp.up_proj.weight is in b.safetensors, but it is not"
     ):
         _ = Folder(source)
     file.unlink()
