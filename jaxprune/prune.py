@@ -120,8 +120,11 @@ class Selector:
         key = self.key if key is None else key
         chosen = _tree.selected(params, self.where)
         given = {"grads": grads, "stats": stats, "key": key, **sharding, **signals}
-        _check_signature(self.criterion, given)
-        scores = self.criterion(params, **given)
+        try:
+            scores = self.criterion(params, **given)
+        except TypeError:
+            _check_signature(self.criterion, given)
+            raise
         return _checked(scores, params, self.criterion, chosen, every=callable(self.where))
 
     def masks(self, scores: PyTree, sparsity: Any) -> PyTree:
@@ -147,7 +150,10 @@ class Selector:
                 )
             of_leaves = _tree.resolve(sparsity, scores, default=0.0, what="sparsity")
             return masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), of_leaves), **self.units)
-        shared = self.allocation(scores, sparsity, **self.units)
+        form = "allocation(scores, sparsity, **units)"
+        shared = _tree.call(self.allocation, "allocation", form, scores, sparsity, **self.units)
+        if not isinstance(shared, allocations.Allocation):
+            raise TypeError(f"allocation must return an allocation.Allocation; got {_tree.shown(shared)}")
         return masks.select(scores, shared.sparsities, **self.units)
 
     def __call__(
@@ -235,6 +241,7 @@ def prune(
 
 
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
+    """Raises where a failed call is that of a criterion that does not take the signals."""
     try:
         signature = inspect.signature(criterion)
     except (TypeError, ValueError):

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune import _tree
+
 PyTree = Any
 
 
@@ -47,7 +49,7 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
         filled = list(leaves)
         for place, array in zip(places, arrays, strict=True):
             filled[place] = array
-        return fn(*jax.tree.unflatten(in_tree, filled))
+        return _tree.call(fn, "fn", "fn(params, *inputs)", *jax.tree.unflatten(in_tree, filled))
 
     shapes = [_shape(leaves[place]) for place in places]
     closed, out = jax.make_jaxpr(on_arrays, return_shape=True)(*shapes)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._tree import paths
+from jaxprune._tree.arguments import call, shown
 
 PyTree = Any
 Where = str | Sequence[str] | Callable[[str, Any], bool] | None
@@ -74,7 +75,7 @@ def prunable(tree: PyTree, where: Where = None) -> PyTree:
     if where is None:
         chosen = [is_prunable(name, leaf) for name, leaf in named]
     elif callable(where):
-        chosen = [bool(where(name, leaf)) for name, leaf in named]
+        chosen = [bool(call(where, "where", "where(name, leaf)", name, leaf)) for name, leaf in named]
         _check_floating(named, chosen)
     else:
         globs = _as_globs(where)
@@ -104,10 +105,10 @@ def selected(tree: PyTree, where: Where = None) -> list[bool]:
     chosen = jax.tree.leaves(prunable(tree, where))
     if any(chosen):
         return chosen
-    if jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree):
+    if tree is None or (jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree)):
         raise ValueError(
             f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
-            f"got {type(tree).__name__}"
+            f"got {shown(tree)}"
         )
     lines = [f"  {name or '(the tree itself)'}: {_described(leaf)}" for name, leaf in paths.named_leaves(tree)]
     lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
@@ -164,7 +165,9 @@ def _as_globs(where: Any) -> list[str]:
         if not where:
             raise ValueError("where=[] selects no leaf: pass globs over leaf names, or None for all kernels")
         return list(where)
-    raise TypeError(f"where must be None, a predicate (name, leaf) -> bool, a glob or a list of globs; got {where!r}")
+    raise TypeError(
+        f"where must be None, a predicate (name, leaf) -> bool, a glob or a list of globs; got {shown(where)}"
+    )
 
 
 def _check_floating(named: list[tuple[str, Any]], chosen: list[bool]) -> None:

@@ -1,12 +1,12 @@
-"""Checks of arguments: whether trees, masks, batches, keys and functions fit; messages name all differences."""
+"""Checks whether two trees belong together: structures and masks; messages name all differences."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxprune._tree import paths
+from jaxprune._tree.arguments import shown
 
 PyTree = Any
 _SHOWN = 10
@@ -34,12 +34,22 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
     if structure == other_structure:
         return
-    names, other_names = ([paths.name(path) for path, _ in paths.with_paths(t, _is_array)] for t in (tree, other))
+    names, other_names = (
+        [paths.name(path) or "(the tree itself)" for path, _ in paths.with_paths(t, _is_array)] for t in (tree, other)
+    )
     missing = [f"  {name}: in {of}, not in {what}" for name in names if name not in other_names]
     extra = [f"  {name}: in {what}, not in {of}" for name in other_names if name not in names]
+    if not other_names or other_names == ["(the tree itself)"]:
+        extra = [f"  {what} is {shown(other)}"]
     nodes = [f"  {of}: {structure}", f"  {what}: {other_structure}"]
-    detail = _shorten(missing + extra) or ["  same names, different containers (such as dict and FrozenDict):", *nodes]
-    raise ValueError(f"{what} must have the structure of {of}; they differ:\n" + "\n".join(detail))
+    detail = _shorten(missing) + _shorten(extra) if len(extra) == 1 else _shorten(missing + extra)
+    detail = detail or ["  same names, different containers (such as dict and FrozenDict):", *nodes]
+    hints = [
+        f"; of this {type(t).__name__} pass its .{field}"
+        for t, field in ((tree, of), (other, what))
+        if field in getattr(t, "_fields", ())
+    ]
+    raise ValueError(f"{what} must have the structure of {of}; they differ{''.join(hints)}:\n" + "\n".join(detail))
 
 
 def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyTree:
@@ -88,6 +98,9 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
       >>> check_masks({'w': jnp.ones((2, 3)), 'b': jnp.ones(3)}, {'w': jnp.ones((1, 3), bool), 'b': True})
     """
     check_same(params, masks, what="masks")
+    own, other = (jax.tree.leaves(t, is_leaf=_is_array) for t in (params, masks))
+    if own and all(map(_is_mask, own)) and not any(map(_is_mask, other)):
+        raise TypeError("params are bool and masks are not: params and masks are swapped")
     pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=_is_array), strict=True)
     check_bool(masks)
     shapes = []
@@ -97,18 +110,6 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
             shapes.append(f"  {name}: mask {got}, parameter {expected}")
     if shapes:
         raise ValueError("each mask must broadcast to its parameter:\n" + "\n".join(_shorten(shapes)))
-
-
-def check_batches(batches: Any) -> None:
-    """Raises if `batches` is a single batch: iterating over an array would yield its rows.
-
-    Raises:
-      TypeError: `batches` is an array, a mapping, or not iterable.
-    """
-    shape = getattr(batches, "shape", None)
-    if shape is not None or isinstance(batches, Mapping) or not isinstance(batches, Iterable):
-        got = type(batches).__name__ if shape is None else f"an array of shape {list(shape)}"
-        raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
 
 
 def check_bool(masks: PyTree, *, what: str = "masks") -> None:
@@ -131,38 +132,8 @@ def check_bool(masks: PyTree, *, what: str = "masks") -> None:
         raise TypeError(f"{what} must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(wrong)))
 
 
-def check_function(given: Any, what: str, such_as: str) -> None:
-    """Raises if the argument is not a function but, for instance, a name, a number or a result.
-
-    Args:
-      given: the argument.
-      what: the name of the argument.
-      such_as: an example of what to pass.
-
-    Raises:
-      TypeError: the argument is not callable.
-
-    Example:
-      >>> check_function(len, 'criterion', 'criteria.magnitude')
-    """
-    if not callable(given):
-        raise TypeError(f"{what} must be a function, such as {such_as}; got {given!r}")
-
-
-def check_key(key: Any) -> None:
-    """Raises if a seed was passed instead of a key; None is accepted.
-
-    Args:
-      key: a key of `jax.random`, typed or raw, or None.
-
-    Raises:
-      TypeError: the argument is neither a key nor None.
-
-    Example:
-      >>> check_key(jax.random.key(0))
-    """
-    if key is not None and not hasattr(key, "dtype"):
-        raise TypeError(f"key must be a key of jax.random: pass jax.random.key(seed); got {key!r}")
+def _is_mask(leaf: Any) -> bool:
+    return getattr(leaf, "dtype", type(leaf)) in (np.bool_, bool)
 
 
 def _is_array(node: Any) -> bool:

@@ -40,8 +40,9 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
       Allocation(sparsities={'a': 0.5, 'b': 0.5, 'head': 0.0}, achieved=0.45)
     """
     if not isinstance(rules, Mapping):
-        raise TypeError(f"rules must be a mapping from globs to sparsities; got {rules!r}")
-    rules = {glob: as_sparsity(value) for glob, value in rules.items()}
+        raise TypeError(f"rules must be a mapping from globs to sparsities; got {_tree.shown(rules)}")
+    rules = {glob: as_sparsity(value, f"rules[{glob!r}]") for glob, value in rules.items()}
+    _tree.check_function(default, "default", "allocation.erk, which shares the rest")
 
     def allocate(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
         pruned = masks.leaves(scores, **units)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import masks
+from jaxprune import _tree, masks
 from jaxprune.allocation.shares import Allocation, allocation, as_sparsity
 from jaxprune.masks import Leaf
 from jaxprune.masks._exact import counts, shards, sums
@@ -62,6 +62,8 @@ def owl(
     """
     if not threshold > 0 or not 0 <= spread < 0.5:
         raise ValueError(f"owl needs threshold > 0 and 0 <= spread < 0.5, got {threshold} and {spread}")
+    if layer_of is not None:
+        _tree.check_function(layer_of, "layer_of", "lambda name: name.split('/')[0]")
     sparsity = as_sparsity(sparsity)
     pruned = masks.leaves(scores, **units)
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]

@@ -240,14 +240,14 @@ def share(value: Any) -> Any:
     return min(max(float(value), 0.0), _LARGEST)
 
 
-def as_sparsity(sparsity: Any) -> Any:
+def as_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
     """Checks a sparsity given by the user; returns a Python float or a floating array of 32 bits at least.
 
     Raises:
       ValueError: the number is outside [0, 1).
       TypeError: `sparsity` is not a number, or is an array that is not a floating scalar.
     """
-    counts.check_sparsity(sparsity)
+    counts.check_sparsity(sparsity, what)
     if isinstance(sparsity, jax.Array):
         return sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))
     return float(sparsity)

@@ -108,6 +108,8 @@ def calibration_test(
     logits, labels = metrics.check(logits, labels)
     if binning not in BINNINGS:
         raise ValueError(f"binning must be one of {', '.join(BINNINGS)}; got {binning!r}")
+    if draws < 2 or not 0 < confidence < 1:
+        raise ValueError(f"draws must be 2 or more and confidence in (0, 1); got {draws} and {confidence}")
     table = (
         class_table(logits, labels, bins, binning)
         if classwise

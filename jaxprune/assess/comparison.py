@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxprune import _tree
 from jaxprune.assess import formatting
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.metrics import Metrics
@@ -83,10 +84,21 @@ def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = (
       dense       1.5
       pruned        2
     """
+    results = list(results)
+    for result in results:
+        if not isinstance(result, ModelResult) or not isinstance(result.name, str):
+            raise TypeError(
+                "results must be a list of assess.ModelResult(name, metrics, complexity); got "
+                f"{_tree.shown(result.name if isinstance(result, ModelResult) else result)}"
+            )
     names = [result.name for result in results]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
-        raise ValueError(f"each row needs a name of its own; twice: {', '.join(twice)}" if twice else "no results")
+        raise ValueError(
+            f"each row needs a name of its own; twice: {', '.join(twice)}"
+            if twice
+            else "no results: pass a list of assess.ModelResult"
+        )
     extra = dict.fromkeys(key for result in results for key in result.extra)
     taken = [key for key in extra if key in _LABELS]
     if taken:

@@ -216,6 +216,9 @@ def complexity(
       >>> cost.kept, cost.flops, cost.effective_flops
       (3, 36, 12)
     """
+    if not callable(fn):
+        swapped = "; fn and params are swapped" if callable(params) else ""
+        raise TypeError(f"fn must be a function fn(params, *inputs); got {_tree.shown(fn)}{swapped}")
     kept = concrete(params, masks)
     named = _tree.named_leaves(params)
     traced = _jaxprs.trace(fn, params, *inputs)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree
+
 Array = jax.Array
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
@@ -151,6 +153,12 @@ def corrupted_logits(
       {'noise': (5, 2, 16), 'blur': (5, 2, 16), 'contrast': (5, 2, 16)}
     """
     ways = corruptions() if ways is None else ways
+    if not callable(predict):
+        swapped = "; predict and images are swapped" if callable(images) else ""
+        raise TypeError(f"predict must be a function images -> logits; got {_tree.shown(predict)}{swapped}")
+    _tree.check_key(key, needed_by="corrupted_logits")
+    for name, way in ways.items():
+        _tree.check_instance(way, Corruption, f"ways[{name!r}]", "assess.Corruption(apply, levels)")
     return {
         name: jnp.stack(
             [

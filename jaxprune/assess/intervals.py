@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 from scipy import special
 
+from jaxprune import _tree
+
 Array = jax.Array
 PyTree = Any
 FEW = 5
@@ -216,6 +218,7 @@ def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0
 
 def generator(key: Array) -> np.random.Generator:
     """A NumPy generator whose draws are decided by a JAX key."""
+    _tree.check_key(key, needed_by="this")
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return np.random.default_rng(np.asarray(data).ravel().tolist())
 
@@ -312,6 +315,8 @@ def bootstrap_apart(
 
 
 def _checked(groups: Any, resamples: int, confidence: float) -> list[tuple[Array, ...]]:
+    if any(callable(x) for group in groups for x in group):
+        raise TypeError("samples must be arrays; got a function: statistic comes first, bootstrap(statistic, samples)")
     made = [tuple(map(jnp.asarray, group)) for group in groups]
     for arrays in made:
         lengths = {x.shape[0] if x.ndim else None for x in arrays}

@@ -12,6 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from scipy import special
 
+from jaxprune import _tree
 from jaxprune.assess import intervals, metrics
 from jaxprune.assess.forgetting import Exemplars
 from jaxprune.assess.intervals import Interval
@@ -85,6 +86,7 @@ def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: 
       >>> round(float(sign_flip_test(losses, losses + 1.0, key=jax.random.key(0), flips=999)), 4)
       0.001
     """
+    _tree.check_key(key, needed_by="sign_flip_test")
     first, second = jnp.asarray(first_losses), jnp.asarray(second_losses)
     if first.ndim != 1 or first.shape != second.shape or not first.size:
         raise ValueError(f"losses must have one shape (n,) with a sample; got {first.shape} and {second.shape}")

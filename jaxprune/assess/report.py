@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune.assess import formatting, page
 from jaxprune.assess.forgetting import Forgotten, forgotten
 from jaxprune.assess.intervals import Interval
@@ -225,6 +226,7 @@ def risk_report(
       >>> [answer.question for answer in report.answers['pruned']]
       ['as good?', 'smaller?', 'faster?', 'calibrated?', 'every class?']
     """
+    _tree.check_instance(models, Mapping, "models", "a mapping from names to assess.Predictions")
     if not models or (reference is not None and reference not in models):
         raise ValueError(f"reference must be one of the models, {', '.join(models) or 'of which there are none'}; "
                          f"got {reference!r}")  # fmt: skip

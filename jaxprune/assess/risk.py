@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune.assess import intervals, metrics, selective
 from jaxprune.assess.calibration_test import CalibrationTest, class_table, judge_table, top_table
 from jaxprune.assess.complexity import Complexity
@@ -320,6 +321,8 @@ def _check(predictions: Predictions, labels: Labels) -> dict[str, Samples]:
 
 
 def _check_others(predictions: Predictions, shape: tuple[int, ...]) -> None:
+    for what in ("foreign", "foreign_members", "corrupted"):
+        _tree.check_instance(getattr(predictions, what), Mapping, what, "a mapping from names to logits")
     for name, logits in predictions.foreign.items():
         if jnp.ndim(logits) != 2 or jnp.shape(logits)[1] != shape[1]:
             raise ValueError(f"foreign {name}: logits must be (m, {shape[1]}); got {jnp.shape(logits)}")

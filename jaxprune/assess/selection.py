@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import masks
+from jaxprune import _tree, masks
 from jaxprune.assess import formatting
 from jaxprune.assess.complexity import complexity
 from jaxprune.assess.metrics import evaluate, log_losses
@@ -104,6 +104,8 @@ def bic(nll: float, n: int, kept: int) -> float:
       >>> round(bic(0.5, 100, 10), 2)
       146.05
     """
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, the number of samples; got {n}")
     return kept * math.log(n) + 2.0 * n * nll
 
 
@@ -166,6 +168,7 @@ def hold_out(
       >>> dense.kept, dense.error, round(dense.test, 3)
       (1, 0.0, 0.073)
     """
+    _tree.check_instance(candidates, Mapping, "candidates", "a mapping from names to assess.Candidate")
     if not candidates:
         raise ValueError("there is no candidate to choose from")
     return [_score(name, candidate, train, test, batch) for name, candidate in candidates.items()]
@@ -206,6 +209,9 @@ def k_fold(fit: Callable[[np.ndarray, np.ndarray, int], Any], n: int, folds: int
       >>> mean, len(means)
       (2.5, 3)
     """
+    _tree.check_instance(n, int | np.integer, "n", "the number of samples")
+    _tree.check_function(fit, "fit", "fit(train, test, fold) -> losses")
+    _tree.check_key(key, needed_by="k_fold")
     if not 2 <= folds <= n:
         raise ValueError(f"folds must be in 2 to {n}, the number of samples; got {folds}")
     parts = np.array_split(np.asarray(jax.random.permutation(key, n)), folds)
@@ -241,6 +247,9 @@ def one_standard_error(losses: Sequence[float], errors: Sequence[float], complex
       >>> one_standard_error([0.30, 0.28, 0.40], [0.03, 0.03, 0.03], [10, 100, 1])
       0
     """
+    lengths = [len(losses), len(errors), len(complexity)]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"losses, errors and complexity must have one number a model; their lengths are {lengths}")
     table = np.asarray([losses, errors, complexity], np.float64)
     if table.ndim != 2 or not table.shape[1] or np.isnan(table).any():
         raise ValueError("losses, errors and complexity must be numbers, one a model, none of them NaN")

@@ -61,6 +61,7 @@ def accumulate_gradients(
       >>> found.mean.tolist(), found.square.tolist(), found.samples
       ([2.0, 0.0], [5.0, 0.0], 2)
     """
+    loss = _tree.scalar(loss, "loss", "loss(params, batch)")
     _, floating, as_tree = _tree.differentiable(lambda p: p, params)
 
     @jax.jit

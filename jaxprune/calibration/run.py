@@ -115,10 +115,14 @@ def calibrator(
     """
     wanted = _wanted(collect)
     _check_dtype(dtype)
+    if not callable(fn):
+        swapped = ": fn and params are swapped" if callable(params) else ""
+        raise TypeError(f"fn must be a function fn(params, batch); got {_tree.shown(fn)}{swapped}")
     tracing = _Run(fn, params, _tree.prunable(params, where), wanted, dtype, max_bytes)
     steps: dict[Any, tuple[Callable, _Plan]] = {}
 
     def run(params: PyTree, batches: Iterable[PyTree]) -> Stats:
+        tracing.check(params)
         arrays = [leaf for leaf in jax.tree.leaves(params) if _jaxprs.is_array(leaf)]
         plan, sums = None, {}
         counts: dict[int, Any] = {}
@@ -170,6 +174,17 @@ class _Run(NamedTuple):
     collect: frozenset[str]
     dtype: Any
     max_bytes: int
+
+    def check(self, params: PyTree) -> None:
+        """Raises unless these are parameters of the shapes that the function was made for."""
+        own, given = _shapes(self.params), _shapes(params)
+        if own[1] != given[1]:
+            _tree.check_same(self.params, params, what="these params", of="the params of calibrator")
+            lines = [
+                f"  {name}: {_tree.shown(new)}, expected {_tree.shown(old)}"
+                for (name, new), old in zip(_tree.named_leaves(params), jax.tree.leaves(self.params), strict=True)
+            ]
+            raise ValueError("params must have the shapes that calibrator was made for:\n" + "\n".join(lines))
 
     def compile(self, batch: PyTree) -> tuple[Callable, _Plan]:
         traced = _jaxprs.trace(self.fn, self.params, batch)

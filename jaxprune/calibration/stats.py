@@ -97,7 +97,9 @@ class Stats:
         for identity, inputs in self.inputs.items():
             if "/".join(identity) == name:
                 return inputs
-        raise KeyError(f"{name}: {dict(self.uncovered).get(name, 'was not calibrated')}")
+        there = ", ".join("/".join(identity) for identity in self.inputs)
+        why = dict(self.uncovered).get(name, f"was not calibrated; these leaves were: {there}")
+        raise KeyError(f"{name}: {why}")
 
     def leaves(self, params: PyTree) -> list[Inputs | None]:
         """Returns the sums of each leaf in the order of `jax.tree.leaves(params)`; None if a leaf was not calibrated.

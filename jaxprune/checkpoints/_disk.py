@@ -10,6 +10,17 @@ from typing import Any
 _SHOWN = 10
 
 
+def as_path(path: Any) -> Path:
+    """The path as a `Path`.
+
+    Raises:
+      TypeError: the argument is no path; a function that saves takes the path first.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a string or a path, the first argument; got {type(path).__name__}")
+    return Path(path)
+
+
 def check_new(path: Any) -> Path:
     """Raises unless a new file can be written to the path; returns the path.
 
@@ -17,7 +28,7 @@ def check_new(path: Any) -> Path:
       FileExistsError: the file exists.
       FileNotFoundError: the folder does not exist.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten; choose another name, or remove it first")
     if not path.parent.is_dir():

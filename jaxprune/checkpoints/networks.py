@@ -157,7 +157,11 @@ def write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str,
 def read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
     """`load`; also returns all arrays of the file by name, and the paths of the leaves in the order of the file."""
     package = _disk.optional("safetensors", "loading a network")
-    data = Path(path).read_bytes()
+    path = _disk.as_path(path)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {kind}; pass the file that checkpoints.save or save_slim wrote")
+    data = path.read_bytes()
     try:
         arrays = {name: _as_array(**found) for name, found in package.deserialize(data)}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

@@ -50,6 +50,8 @@ class Run:
     def __init__(
         self, folder: Any, options: dict[str, Any], *, params: PyTree, key: Any, kind: str = "run", step: str = "step"
     ) -> None:
+        _tree.check_instance(options, dict, "options", "a dict of what tells one run from another")
+        _tree.check_key(key, needed_by="Run")
         self._orbax = _disk.optional("orbax.checkpoint", f"saving a {kind}")
         self._folder, self._step = Path(folder).absolute(), step
         identity = json.loads(json.dumps({"kind": f"jaxprune.{kind}/1", **_fingerprint(params, key), **options}))

@@ -51,6 +51,7 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       >>> params['a'].shape, fn(params, jnp.ones((5, 3))).shape
       ((3, 2), (5, 2))
     """
+    _tree.check_instance(slimmed, Slimmed, "slimmed", "what slim returned; save other networks by checkpoints.save")
     # Checked before tracing and compiling, because jax.export needs flatbuffers only at its end.
     _ = _disk.check_new(path), _disk.optional("flatbuffers", "saving a function")
     structure = jax.tree.structure(slimmed.params)

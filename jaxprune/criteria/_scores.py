@@ -43,6 +43,7 @@ def within_outputs(criterion: Callable[..., PyTree]) -> Callable[..., PyTree]:
       >>> is_within_outputs(squares), is_within_outputs(jnp.abs)
       (True, False)
     """
+    _tree.check_function(criterion, "criterion", "criteria.wanda")
     setattr(criterion, _MARK, True)
     return criterion
 

@@ -166,10 +166,17 @@ def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
     if not hasattr(stats, "leaves"):
         raise TypeError(f"criteria.{criterion}: stats must be the result of calibrate, got {type(stats).__name__}")
     leaves, treedef = jax.tree.flatten(params)
+    sums = stats.leaves(params)
+    if all(inputs is None for inputs in sums):
+        there = ", ".join("/".join(identity) for identity in stats.inputs)
+        raise ValueError(
+            f"criteria.{criterion}: stats is of another network, for it has none of the leaves of params; calibrate "
+            f"these params. Its leaves are: {there}"
+        )
 
     def of(leaf: Any, inputs: Any) -> jax.Array:
         if inputs is None:
             return jnp.zeros(())
         return score_leaf(lambda w: score(w.astype(wide(w.dtype)), inputs), leaf)
 
-    return jax.tree.unflatten(treedef, [of(*pair) for pair in zip(leaves, stats.leaves(params), strict=True)])
+    return jax.tree.unflatten(treedef, [of(*pair) for pair in zip(leaves, sums, strict=True)])

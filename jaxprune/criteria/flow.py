@@ -42,6 +42,7 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
       >>> grasp(loss)({'kernel': jnp.array([[1.0, -2.0]])})  # w H g = w 6w 3w^2
       {'kernel': Array([[ 18., 288.]], dtype=float32)}
     """
+    loss = _tree.scalar(loss, "loss", "loss(params, *inputs)")
 
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
@@ -85,11 +86,13 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
       >>> synflow(fn, jnp.zeros((1, 1)))(params)['a']
       Array([[3., 0.]], dtype=float32)
     """
+    _tree.check_function(fn, "fn", "fn(params, *inputs)")
     ones = jax.tree.map(_ones, inputs)
+    call = lambda params: _tree.call(fn, "fn", "fn(params, *inputs)", params, *ones)
 
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
-        total, leaves, as_tree = _tree.differentiable(lambda p: _sum_floating(fn(p, *ones)), params)
+        total, leaves, as_tree = _tree.differentiable(lambda p: _sum_floating(call(p)), params)
         # float16 and bfloat16 overflow at once, so the sum over all paths is computed in float32 at least.
         absolute = [jnp.abs(w.astype(wide(w.dtype))) for w in leaves]
         slopes = jax.grad(total)(absolute)
@@ -151,6 +154,7 @@ def synflow_masks(
     counts.check_sparsity(sparsity)
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
+    _tree.check_function(fn, "fn", "fn(params, *inputs)")
     chosen = jax.tree.leaves(_tree.prunable(params, where))
     entries = sum(math.prod(x.shape) for x, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     criterion = synflow(fn, *inputs)

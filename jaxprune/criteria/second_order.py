@@ -99,6 +99,8 @@ def hessian_diagonal(
     """
     if samples < 1:
         raise ValueError(f"samples must be 1 or more; got {samples}")
+    _tree.check_key(key, needed_by="hessian_diagonal")
+    loss = _tree.scalar(loss, "loss", "loss(params, batch)")
     _, floating, as_tree = _tree.differentiable(lambda p: p, params)
 
     @jax.jit

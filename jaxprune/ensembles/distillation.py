@@ -49,6 +49,8 @@ def distillation_loss(
         raise ValueError(f"temperature must be positive and weight in [0, 1]; got {temperature}, {weight}")
     if weight < 1 and labels is None:
         raise ValueError("a weight below 1 needs labels")
+    if labels is not None and not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, one class index a sample; got {jnp.asarray(labels).dtype}")
     dtype = jnp.promote_types(student.dtype, jnp.float32)
     teacher = jax.lax.stop_gradient(teacher)
     if teacher.ndim > student.ndim:

@@ -115,6 +115,8 @@ def _check(members: int, explore: int, refine: int, updates: Updates, rates: tup
     for name, value, least in (("members", members, 1), ("explore", explore, 0), ("refine", refine, 2)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of {least} or more; got {value!r}")
+    if not isinstance(updates, Updates):
+        raise TypeError(f"updates must be ensembles.Updates(every=..., ...); got {updates!r}")
     for name, value in (("fraction", updates.fraction), ("leap", updates.leap)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be in [0, 1], the fraction of the kept weights that is dropped; got {value}")

@@ -51,6 +51,7 @@ def stack(networks: Sequence[Any]) -> Members:
       >>> two.size, two.params['w'].shape, two.masks['w'].shape
       (2, (2, 2, 2), (2, 2, 2))
     """
+    _tree.check_instance(networks, list | tuple, "networks", "a list of pairs (params, masks)")
     if not networks:
         raise ValueError("stack needs at least one network; got none")
     odd = [i for i, network in enumerate(networks) if not (isinstance(network, tuple) and len(network) == 2)]
@@ -130,6 +131,9 @@ def take(members: Members, which: Any) -> Members:
       >>> take(from_stacked({'w': jnp.arange(3.0)}), [2, 0]).params['w'].tolist()
       [2.0, 0.0]
     """
+    _tree.check_instance(
+        members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
+    )
     rows = np.asarray(which)
     if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
         raise ValueError(f"which must be the numbers of at least one member; got {which}")
@@ -161,9 +165,19 @@ def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: A
       >>> from_keys(train, jax.random.split(jax.random.key(0), 3), 2.0).masks['w'].sum((1, 2)).tolist()
       [8, 8, 8]
     """
+    form = "train(key, *data) -> (params, masks)"
+    _tree.check_function(train, "train", form)
     if jnp.ndim(keys) != 1:
         raise ValueError(f"keys must have one axis, the members; got shape {jnp.shape(keys)}. Use jax.random.split")
-    return from_stacked(*jax.jit(jax.vmap(train, in_axes=(0, *[None] * len(data))))(keys, *data))
+    _tree.check_key(keys)
+
+    def one(key: Array, *data: Any) -> Any:
+        made = _tree.call(train, "train", form, key, *data)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise TypeError(f"train must return a pair (params, masks); got {_tree.shown(made)}")
+        return made
+
+    return from_stacked(*jax.jit(jax.vmap(one, in_axes=(0, *[None] * len(data))))(keys, *data))
 
 
 def kept_weights(members: Members) -> int:
@@ -180,11 +194,20 @@ def kept_weights(members: Members) -> int:
       >>> kept_weights(from_stacked({'w': jnp.ones((2, 3))}, masks))
       5
     """
+    _tree.check_instance(
+        members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
+    )
     total = 0
     for leaf, mask in zip(jax.tree.leaves(members.params), jax.tree.leaves(members.masks), strict=True):
         if _tree.is_floating(leaf):
             total += int(np.count_nonzero(mask)) * (leaf.size // np.size(mask))
     return total
+
+
+def check_members(members: Any) -> None:
+    """Raises a TypeError unless the argument is `Members`."""
+    expected = "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
+    _tree.check_instance(members, Members, "members", expected)
 
 
 def _stack_masks(*leaves: Any) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree
 from jaxprune import masks as masks_
 from jaxprune.ensembles.members import Members
 
@@ -97,10 +98,15 @@ def member_logits(fn: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     def one(params: PyTree, masks: PyTree, inputs: tuple[Any, ...]) -> Array:
-        return fn(masks_.apply(params, masks), *inputs)
+        return _tree.call(fn, "fn", "fn(params, *inputs)", masks_.apply(params, masks), *inputs)
+
+    _tree.check_function(fn, "fn", "fn(params, *inputs) -> logits")
 
     @jax.jit
     def run(members: Members, *inputs: Any) -> Array:
+        _tree.check_instance(
+            members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
+        )
         return jax.vmap(one, in_axes=(0, 0, None))(members.params, members.masks, inputs)
 
     return run
@@ -122,6 +128,7 @@ def predictor(fn: Callable[..., Array], combine: Combine = mean_probability) -> 
       >>> run(from_stacked({'w': jnp.ones((3, 2, 5))}), jnp.ones((4, 2))).shape
       (4, 5)
     """
+    _tree.check_function(combine, "combine", "ensembles.mean_probability")
     every = member_logits(fn)
     return jax.jit(lambda members, *inputs: combine(every(members, *inputs)))
 

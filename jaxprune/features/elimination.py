@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune.features import _checks
 
 Array = jax.Array
@@ -78,6 +79,9 @@ def eliminate(
       >>> mask.nonzero()[0].tolist(), [int(r.mask.sum()) for r in rounds]
       ([6, 7], [8, 4])
     """
+    _tree.check_function(score, "score", "score(mask, key) -> one number a feature")
+    _tree.check_instance(features, int | np.integer, "features", "the number of features")
+    _tree.check_key(key, needed_by="eliminate")
     if not 1 <= keep <= features:
         raise ValueError(f"keep must be in 1 to {features}, the number of features; got {keep}")
     if not 0 < sparsity < 1:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune import _tree
 from jaxprune.features import _checks
 
 Array = jax.Array
@@ -93,6 +94,7 @@ def permutation(
       >>> bool(scores[0] > 0), float(scores[1])
       (True, 0.0)
     """
+    _tree.check_key(key, needed_by="permutation")
     if repeats < 1 or batch < 1:
         raise ValueError(f"repeats and batch must be 1 or more; got {repeats} and {batch}")
     x, y = _checked(predict, params, x, y, losses)
@@ -146,6 +148,10 @@ def _permutation(
 
 
 def _checked(predict: Predict, params: PyTree, x: Any, y: Any, losses: Losses) -> tuple[Array, Array]:
+    if not callable(predict):
+        swapped = "; predict and params are swapped" if callable(params) else ""
+        raise TypeError(f"predict must be a function predict(params, x); got {_tree.shown(predict)}{swapped}")
+    _tree.check_function(losses, "losses", "losses(predict(params, x), y)")
     x, y = _checks.samples(x, least=1), jnp.asarray(y)
     if y.shape[:1] != x.shape[:1]:
         raise ValueError(f"y must have one entry for each of the {x.shape[0]} samples; got shape {y.shape}")

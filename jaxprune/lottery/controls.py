@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import criteria
+from jaxprune import _tree, criteria
 from jaxprune import masks as masks_
 
 PyTree = Any
@@ -75,6 +75,8 @@ def shuffle(masks: PyTree, key: Any) -> PyTree:
       >>> int(shuffle({'w': jnp.array([[True, False, False, True]])}, jax.random.key(0))['w'].sum())
       2
     """
+    _tree.check_bool(masks)
+    _tree.check_key(key, needed_by="shuffle")
     zeros = jax.tree.map(lambda mask: jax.numpy.zeros(mask.shape, "float32"), masks)
     removed = jax.tree.map(lambda mask: ~mask, masks)
     counts = masks_.count_kept(removed, removed)

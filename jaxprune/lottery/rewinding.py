@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxprune import _tree
+
 PyTree = Any
 Train = Callable[[PyTree, PyTree, Any], Any]
 
@@ -49,6 +51,7 @@ def early_weights(train: Callable[[PyTree, Any], PyTree]) -> Rewinding:
       >>> early_weights(lambda params, key: 0.5 * params).anchor(3.0, None)
       1.5
     """
+    _tree.check_function(train, "train", "train(params, key) -> params, which trains for the early steps")
     return Rewinding(train, lambda anchor, trained: anchor)
 
 
@@ -79,4 +82,5 @@ def fine_tuning(train: Train) -> Rewinding:
       >>> fine_tuning(lambda params, masks, key: params).start('first', 'trained')
       'trained'
     """
+    _tree.check_function(train, "train", "train(params, masks, key) -> params")
     return Rewinding(lambda params, key: params, lambda anchor, trained: trained, train)

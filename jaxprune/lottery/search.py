@@ -146,6 +146,12 @@ def iterative_pruning(
     """
     sparsities = _sparsities(rounds)
     training = train if isinstance(train, Training) else Training(train)
+    if not callable(training.train):
+        swapped = "; train and params are swapped" if callable(params) else ""
+        raise TypeError(f"train must be a function {_TRAIN}; got {_tree.shown(training.train)}{swapped}")
+    _tree.check_instance(rewind, Rewinding, "rewind", "what lottery.initial_weights() or early_weights(...) returns")
+    if controls is not None:
+        _tree.check_instance(controls, Mapping, "controls", "a mapping such as {'random': lottery.random_masks()}")
     how.setdefault("allocation", allocation.one_ranking)
     select, key = Selector(**how), how.get("key")
     if key is None:
@@ -195,7 +201,16 @@ def _round(search: _Search, carry: _Carry, r: Any) -> tuple[_Carry, Rounds]:
     ticket = _train(search, start, carry.masks, _fold_name(own, "train"), r)
     controls = {}
     for name, control in search.controls.items():
-        other, masks = control(carry.start, carry.masks, _fold_name(own, name), _fold_name(search.key, name))
+        form = "control(start, masks, key, search_key), as lottery.random_masks() returns it"
+        other, masks = _tree.call(
+            control,
+            f"controls[{name!r}]",
+            form,
+            carry.start,
+            carry.masks,
+            _fold_name(own, name),
+            _fold_name(search.key, name),
+        )
         controls[name] = _train(search, masks_.apply(other, masks), masks, _fold_name(own, "train"), r)
     sparsity = search.levels[jnp.minimum(r + 1, len(search.levels) - 1)]
     scores = search.select.scores(ticket.params, key=_fold_name(own, "criterion"))
@@ -207,7 +222,7 @@ def _round(search: _Search, carry: _Carry, r: Any) -> tuple[_Carry, Rounds]:
 def _train(search: _Search, start: PyTree, masks: PyTree, key: Any, r: Any) -> Trained:
     training, later = search.training, search.rewind.later
     if later is None:
-        trained = training.train(start, masks, key)
+        trained = _tree.call(training.train, "train", _TRAIN, start, masks, key)
     elif training.traceable:
         trained = jax.lax.cond(r > 0, later, training.train, start, masks, key)
     else:
@@ -231,6 +246,8 @@ def _rank_removed_last(score: Any, mask: Any) -> Any:
 
 def _sparsities(rounds: int | Sequence[float]) -> list[float]:
     """The total sparsity of each training, starting with 0 for the dense one."""
+    if isinstance(rounds, float | str) or not isinstance(rounds, int | Sequence | np.ndarray):
+        raise TypeError(f"rounds must be a number of rounds or a list of sparsities; got {_tree.shown(rounds)}")
     if isinstance(rounds, int):
         if rounds < 0:
             raise ValueError(f"rounds must be 0 or more, got {rounds}")
@@ -239,6 +256,9 @@ def _sparsities(rounds: int | Sequence[float]) -> list[float]:
     if not all(0 < level < 1 for level in levels) or levels != sorted(levels):
         raise ValueError(f"rounds as sparsities must be ascending numbers in (0, 1), got {levels}")
     return [0.0, *levels]
+
+
+_TRAIN = "train(params, masks, key)"
 
 
 def _fold_name(key: Any, name: str) -> Any:

@@ -86,6 +86,7 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
     """
     if points < 2:
         raise ValueError(f"points must be 2 or more, because both ends count; got {points}")
+    error = _tree.scalar(error, "error", "error(params)")
     positions = jnp.arange(points, dtype=jnp.float32) / (points - 1)
     errors = jax.lax.map(lambda a: jnp.asarray(error(interpolate(params, other, a))), positions)
     return Line(positions, errors, errors.max() - (errors[0] + errors[-1]) / 2)
@@ -121,6 +122,8 @@ def instability(
       >>> [float(instability(f, error, start, masks, jax.random.key(0)).barrier) > 0 for f in (train, same)]
       [True, False]
     """
+    _tree.check_key(key, needed_by="instability")
+    _tree.check_function(train, "train", "train(params, masks, key) -> params")
     start = masks_.apply(params, masks)
     ends = (masks_.apply(train(start, masks, one), masks) for one in jax.random.split(key))
     return error_barrier(error, *ends, points=points)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import masks
+from jaxprune import _tree, masks
 from jaxprune.lottery.search import Rounds
 
 PyTree = Any
@@ -53,9 +53,10 @@ def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None 
       >>> ticket(found, -1, method='magnitude', seeds={'search': 0}).provenance['sparsity']
       0.5
     """
+    _tree.check_instance(rounds, Rounds, "rounds", "what lottery.iterative_pruning returns")
     size = len(rounds.sparsity)
     if not -size <= r < size:
-        raise IndexError(f"round {r} does not exist; the search has {size} rounds")
+        raise IndexError(f"round {r} does not exist; the search has {size} rounds, {-size} to {size - 1}")
     held, start, metrics = jax.tree.map(lambda x: x[r], (rounds.ticket.masks, rounds.start, rounds.ticket.metrics))
     provenance = {
         "method": method,

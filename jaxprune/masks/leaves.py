@@ -1,5 +1,6 @@
 """Which leaves of a tree are pruned, and how: `Units`, the options that say so, and `leaves`, which resolves them."""
 
+from numbers import Integral
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -55,6 +56,11 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
       >>> [(leaf.name, leaf.entries) for leaf in leaves(params)]
       [('kernel', 10)]
     """
+    if unknown := units.keys() - Units.__annotations__.keys():
+        raise TypeError(
+            f"{', '.join(sorted(unknown))} is not one of the options {', '.join(Units.__annotations__)}; bind options "
+            "of an allocation by functools.partial"
+        )
     patterns = _tree.resolve(units.get("pattern", Unstructured()), params, default=Unstructured(), what="pattern")
     axes = _tree.resolve(units.get("batch_axes", 0), params, default=0, what="batch_axes")
     for pattern in patterns:
@@ -108,7 +114,7 @@ def check_pattern(pattern: Any) -> None:
     if isinstance(pattern, type) or not {"units", "expand"}.issubset(answers):
         raise TypeError(
             "pattern must be masks.Unstructured(), masks.NM(2, 4), masks.Block(...), masks.Channel(), or a mapping "
-            f"from globs to such; got {pattern!r}"
+            f"from globs to such; got {_tree.shown(pattern)}"
         )
     own = [name for name in ("units", "expand") if getattr(type(pattern), name, None) is getattr(Pattern, name)]
     missing = [name for name in _QUESTIONS if name not in answers] + own
@@ -120,6 +126,8 @@ def check_pattern(pattern: Any) -> None:
 
 
 def _problem(leaf: Leaf) -> str | None:
+    if not isinstance(leaf.batch_axes, Integral) or isinstance(leaf.batch_axes, bool):
+        return f"batch_axes must be an integer, the number of leading axes that are slices; got {leaf.batch_axes!r}"
     if not 0 <= leaf.batch_axes < leaf.ndim:
         return f"{leaf.batch_axes} batch axes do not leave an axis of {leaf.shape} to prune"
     if len(leaf.shards.names) > leaf.ndim:

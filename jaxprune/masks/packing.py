@@ -86,8 +86,13 @@ def unpack(masks: PyTree, like: PyTree = None) -> PyTree:
       >>> unpack(pack(jnp.array([True, False, True]))).tolist()
       [True, False, True]
     """
-    trees = (masks,) if like is None else (masks, like)
-    return jax.tree.map(as_bool, *trees, is_leaf=is_packed)
+    if like is None:
+        return jax.tree.map(as_bool, masks, is_leaf=is_packed)
+    try:
+        return jax.tree.map(as_bool, masks, like, is_leaf=is_packed)
+    except ValueError:
+        _tree.check_same(like, masks, what="masks", of="like")
+        raise
 
 
 def is_packed(node: Any) -> bool:

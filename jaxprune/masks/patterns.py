@@ -454,7 +454,10 @@ def _inverse(order: Shape) -> list[int]:
 
 
 def _check_axes(axes: int | tuple[int, ...], leaf: Leaf) -> str | None:
-    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    given = axes if isinstance(axes, tuple | list) else (axes,)
+    if not all(isinstance(a, Integral) for a in given):
+        return f"axes must be an integer or a tuple of integers, got {axes!r}"
+    given = tuple(map(int, given))
     outside = [a for a in given if not -leaf.ndim <= a < leaf.ndim or a % leaf.ndim < leaf.batch_axes]
     if outside or len(set(_positive(given, leaf.ndim))) != len(given):
         batched = f" after {leaf.batch_axes} batch axes" if leaf.batch_axes else ""

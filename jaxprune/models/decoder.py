@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune import _tree
 from jaxprune.models.rotary import frequencies, rotate
 
 Params = Mapping[str, jax.Array]
@@ -137,6 +138,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
       >>> parts({'model_type': 'llama', 'hidden_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 3}).blocks
       3
     """
+    _tree.check_instance(config, Mapping, "config", "the mapping in config.json, such as Folder(path).config")
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(

@@ -43,10 +43,16 @@ def recalibrate_statistics(
       >>> round(float(new['mean']), 4)
       3.0
     """
+    form = "update(statistics, batch)"
+    if not callable(update):
+        raise TypeError(f"update must be a function {form}; got {_tree.shown(update)}")
 
     @jax.jit
     def step(sums: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-        from_zeros, from_ones = (update(_filled(statistics, value), batch) for value in (0.0, 1.0))
+        from_zeros, from_ones = (
+            _tree.call(update, "update", form, _filled(statistics, value), batch) for value in (0.0, 1.0)
+        )
+        _tree.check_same(statistics, from_zeros, what="what update returned", of="statistics")
         momentum = jax.tree.map(_momentum, statistics, from_zeros, from_ones)
         return jax.tree.map(_add, statistics, sums, from_zeros, momentum), momentum
 

@@ -41,9 +41,18 @@ def calibrated(params: PyTree, stats: Stats | None, where: _tree.Where, needs: s
     """
     if stats is None:
         raise ValueError("reconstruction needs stats: pass the result of calibrate(fn, params, batches)")
-    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    if not isinstance(stats, Stats):
+        swapped = ": params and stats are swapped" if isinstance(params, Stats) else ""
+        raise TypeError(f"stats must be what calibrate(fn, params, batches) returns; got {_tree.shown(stats)}{swapped}")
+    chosen = [] if where is None else _tree.selected(params, where)
     named, entries = _tree.named_leaves(params), stats.leaves(params)
     picked = [i for i, entry in enumerate(entries) if (entry is not None if where is None else chosen[i])]
+    if not picked:
+        there = ", ".join("/".join(identity) for identity in stats.inputs)
+        raise ValueError(
+            "stats is of another network: it has none of the leaves of params; calibrate these params. Its leaves are: "
+            f"{there}"
+        )
     missing = [named[i][0] for i in picked if entries[i] is None]
     if missing:
         why = dict(stats.uncovered)

@@ -162,6 +162,8 @@ def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, floa
       >>> relative_errors(jnp.ones((2, 2)), jnp.zeros((2, 2)), stats)
       {'': 1.0}
     """
+    if isinstance(new, Stats):
+        raise TypeError("new must be parameters and stats what calibrate returns; got Stats: new and stats are swapped")
     _tree.check_same(params, new, what="new")
     other = jax.tree.leaves(new)
     errors = {}
@@ -257,7 +259,8 @@ def _run(
     matrices: jax.Array, grams: jax.Array, targets: Any, *, kernel: Callable[..., Any], groups: Grouped | None
 ) -> tuple[jax.Array, jax.Array]:
     # vmap runs all matrices at once, or as many as fit the bound on the size of their Gram matrices.
-    one = lambda x: kernel(x[0], x[1], groups or x[2])
+    form = "method(weight, gram_matrix, target)"
+    one = lambda x: _tree.call(kernel, "method", form, x[0], x[1], groups or x[2])
     n, size = len(matrices), grams.shape[1] ** 2
     chunk = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * size <= _TOGETHER))
     stacked = (matrices, grams, targets)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune import _tree
 from jaxprune.masks._exact import keys
 from jaxprune.masks._rank.groups import keep_in_groups
 
@@ -58,6 +59,11 @@ def check(weight: jax.Array, gram_matrix: jax.Array, target: Target) -> None:
         raise ValueError(
             f"expected weights [inputs, outputs] and a Gram matrix [inputs, inputs], got {weight.shape} and "
             f"{gram_matrix.shape}"
+        )
+    if not isinstance(target, Target):
+        raise TypeError(
+            "target must say what is removed: reconstruction.Entries(removed), Grouped(n, m) or Given(mask); got "
+            f"{_tree.shown(target)}"
         )
     if isinstance(target, Given) and target.mask.shape != weight.shape:
         raise ValueError(f"the mask must have the shape of the weights, got {target.mask.shape} and {weight.shape}")

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from jaxprune import _tree
 
 Step = Any  # an int, or an integer array of shape (), traced or not
 Sparsity = Any  # a float in [0, 1) for an int step, else a floating array of shape ()
@@ -148,3 +151,15 @@ def check_interval(begin: Any, end: Any) -> tuple[int, int]:
     if end <= begin:
         raise ValueError(f"end must come after begin; got begin={begin}, end={end} (jump changes in a single step)")
     return begin, end
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raises unless a schedule takes a step and returns one value; what it is at which step is not looked into.
+
+    Raises:
+      TypeError: it does not take a step, or returns something else than a number.
+    """
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    value = jax.eval_shape(lambda at: _tree.call(schedule, "schedule", "schedule(step)", at), step)
+    if getattr(value, "shape", None) != ():
+        raise TypeError(f"schedule(step) must return a number in [0, 1), the sparsity; got {_tree.shown(value)}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import masks
+from jaxprune import _tree, masks
 from jaxprune.assess.plots import new_figure
 from jaxprune.prune import How, Selector
 from jaxprune.slimming import Groups, choose
@@ -162,6 +162,7 @@ def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
     Raises:
       ImportError: matplotlib is not installed.
     """
+    _tree.check_instance(found, Sensitivity, "found", "what leaf_sensitivity or group_sensitivity returns")
     figure, axes = new_figure(7.2, 4.4)
     for name, values in zip(found.names, found.values, strict=True):
         _ = axes.plot(100 * found.levels, values, marker="o", markersize=3, label=name)
@@ -202,6 +203,8 @@ def _table(
 
 
 def _levels(levels: Sequence[float]) -> np.ndarray:
+    if isinstance(levels, float | int):
+        raise TypeError(f"levels must be a list of sparsities in [0, 1), such as [0.5, 0.9]; got {levels}")
     found = sorted({0.0, *map(float, levels)})
     if len(found) < 2 or not all(0 <= level < 1 for level in found):
         raise ValueError(f"levels must be sparsities in [0, 1), at least one of them above 0; got {list(levels)}")
@@ -209,6 +212,11 @@ def _levels(levels: Sequence[float]) -> np.ndarray:
 
 
 def _check_scalar(evaluate: Evaluate, params: PyTree) -> None:
+    if not callable(evaluate):
+        swapped = "; evaluate and params are swapped" if callable(params) else ""
+        raise TypeError(f"evaluate must be a function evaluate(params); got {_tree.shown(evaluate)}{swapped}")
+    if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
+        raise TypeError(f"params must be a tree of arrays; got {_tree.shown(params)}")
     shape = getattr(jax.eval_shape(evaluate, params), "shape", None)
     if shape != ():
         raise ValueError(f"evaluate(params) must be a scalar, such as a mean loss; got shape {shape}")

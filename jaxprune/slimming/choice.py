@@ -38,6 +38,8 @@ class Choice:
     untouched: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _tree.check_instance(self.groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
+        _tree.check_instance(self.keep, np.ndarray, "keep", "a NumPy array of bools, one for each unit")
         if self.keep.shape != (self.groups.size,) or self.keep.dtype != np.bool_:
             raise ValueError(
                 f"keep must be {self.groups.size} bools, one for each unit; got {self.keep.dtype} {self.keep.shape}"
@@ -84,6 +86,8 @@ class Choice:
           >>> Choice.remove(groups, {'a[1]': [0, 2]}).kept('a[1]').tolist()
           [False, True, False, True]
         """
+        _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
+        _tree.check_instance(removed, Mapping, "removed", "a mapping from groups to the numbers of units")
         keep = np.ones(groups.size, bool)
         for name, numbers in removed.items():
             group, units = groups[name], np.asarray(numbers)
@@ -126,6 +130,7 @@ class Choice:
           >>> Choice.from_masks(groups, masks, partial='remove').kept('a[1]').tolist()
           [True, False, True, True]
         """
+        _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
         if partial not in ("raise", "complete", "keep", "remove"):
             raise ValueError(f'partial must be "raise", "complete", "keep" or "remove"; got {partial!r}')
         _tree.check_masks(_shapes(groups), masks)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.groups import Group, Groups
 
@@ -273,7 +274,9 @@ def _untouched(groups: Groups, limits: Limits) -> dict[str, str]:
 
 
 def _checked(groups: Groups, limits: Limits | None) -> Limits:
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     limits = limits or Limits()
+    _tree.check_instance(limits, Limits, "limits", "slimming.Limits(...)")
     for what, lowest in (("round_to", 1), ("min_units", 0)):
         values = _resolve(groups, getattr(limits, what), lowest, what)
         wrong = [v for v in values if v < lowest or v != int(v)]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune import _tree
 from jaxprune.slimming.manifest import Kept, Manifest
 
 PyTree = Any
@@ -65,6 +66,7 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
       >>> hyperparameters(small.manifest, model, x)
       [Rebuilt(path='layers_0: Dense', changes={'features': (8, 6)}, problem=None)]
     """
+    _tree.check_instance(manifest, Manifest, "manifest", "the manifest of what slim returned, slimmed.manifest")
     modules = dict(_modules(model, inputs, options))
     owned: dict[tuple[str, ...], dict[str, Kept]] = {}
     for kept in manifest.leaves:

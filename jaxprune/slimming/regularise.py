@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune import _tree
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.groups import Groups
 from jaxprune.slimming.manifest import spread
@@ -33,6 +34,13 @@ def unit_norms(groups: Groups, params: PyTree) -> jax.Array:
       >>> unit_norms(find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1))), params).tolist()
       [5.0, 1.0]
     """
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
+    own, given = [leaf.name for leaf in groups.analysis.leaves], [name for name, _ in _tree.named_leaves(params)]
+    if own != given:
+        raise ValueError(
+            f"params must be those that the groups were found on, with the leaves {', '.join(own)}; got "
+            f"{', '.join(given) or 'none'}"
+        )
     return _norms(groups.units, groups.size, params)
 
 
@@ -81,6 +89,7 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
       >>> optax.apply_updates(params, updates)['a'][0, 1].item()
       0.0
     """
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     return proximal_lasso(lambda params: groups.units, strength, "group_lasso")
 
 
@@ -107,6 +116,7 @@ def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 
       >>> grads['a'].tolist()
       [[0.0, 0.5]]
     """
+    _tree.check_instance(choice, Choice, "choice", "a slimming.Choice of the units to remove")
     masks = choice.masks()
 
     def change(step: Any, updates: PyTree, params: PyTree) -> PyTree:
@@ -131,6 +141,11 @@ def proximal_lasso(
     Returns:
       A transformation whose update needs `params`.
     """
+    if not callable(strength) and not isinstance(strength, jax.Array):
+        if not isinstance(strength, int | float):
+            raise TypeError(f"strength must be a number or a function of the step; got {_tree.shown(strength)}")
+        if not strength >= 0:
+            raise ValueError(f"strength must be 0 or more; got {strength}")
 
     def change(step: Any, updates: PyTree, params: PyTree) -> PyTree:
         units = units_of(params)

@@ -52,6 +52,7 @@ def group_scores(
       >>> group_scores(groups, params, normalise=None).round(3).tolist()
       [5.0, 1.414]
     """
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     if reduce not in _REDUCE:
         raise ValueError(f"reduce must be one of {_REDUCE}; got {reduce!r}")
     total, count = np.zeros(groups.size), np.zeros(groups.size)
@@ -145,6 +146,7 @@ def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int,
 
     A single number for a leaf that is not single, and leaves that are no arrays, are left out.
     """
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     leaves = groups.analysis.leaves
     given = _tree.named_leaves(tree)
     if len(given) != len(leaves):
@@ -215,6 +217,7 @@ def unit_scores(groups: Groups, scores: Mapping[str, Any]) -> np.ndarray:
       >>> unit_scores(groups, {'a[1]': [0.3, 0.1, 0.2]}).tolist()
       [0.3, 0.1, 0.2]
     """
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     units = np.full(groups.size, np.inf)
     for name, own in scores.items():
         group, values = groups[name], np.asarray(own, np.float64)

@@ -152,6 +152,11 @@ def _manifest(
             reasons = "".join(f"\n  {name}: {reason}" for name, reason in choice.untouched.items())
             warnings.warn(f"slim removes nothing, since no group can shrink by {what}:{reasons}", stacklevel=3)
         return choice.manifest()
+    if not jax.tree.leaves(what) or jax.tree.structure(what) == jax.tree.structure(0) != jax.tree.structure(params):
+        raise TypeError(
+            "what must be a number in [0, 1] (a sparsity), a Choice, a mapping from groups to unit numbers, masks or a "
+            f"Manifest; got {_tree.shown(what)}"
+        )
     if isinstance(what, Mapping) and _names_units(groups, params, what):
         return Choice.remove(groups, what).manifest()
     return Choice.from_masks(groups, what, partial="complete").manifest()

@@ -26,7 +26,12 @@ def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, pa
     Returns:
       A message that names the leaves; empty if everything belongs together.
     """
-    lines = _differences(_kinds(params), _kinds(updates), optional=True)
+    try:
+        _ = jax.tree.structure(params).flatten_up_to(updates)
+        whole = True
+    except (ValueError, TypeError):
+        whole = False  # some leaves are missing, which None would stand for
+    lines = _differences(_kinds(params), _kinds(updates), optional=whole)
     if lines:
         return "the gradients must be those of the parameters:\n" + "\n".join(lines)
     try:

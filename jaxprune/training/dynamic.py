@@ -225,7 +225,7 @@ def dynamic(
     if not callable(fraction):
         _check_fraction(fraction, "fraction")
     if momentum is not None and not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        raise ValueError(f"momentum must be in [0, 1), or None for no averages; got {momentum}")
     _tree.check_function(when, "when", "schedules.every(100)")
     _tree.check_function(grow, "grow", "training.gradient_growth")
     fraction_at: Any = fraction if callable(fraction) else lambda _: fraction
@@ -278,7 +278,7 @@ def cosine_fraction(initial: float, end: int) -> Fraction:
       >>> [round(float(cosine_fraction(0.3, 100)(step)), 2) for step in (0, 50, 100, 101)]
       [0.3, 0.15, 0.0, 0.0]
     """
-    _check_fraction(initial, "initial")
+    _check_fraction(initial, "fraction")
     end = check_step(end, "end", least=1)
 
     def fraction(step: Any) -> jax.Array:

@@ -55,7 +55,9 @@ def drop_and_grow(
       New masks. Ties fall to the lowest index: of equal scores the first is kept, and the first is grown.
 
     Raises:
-      ValueError: the pattern is not supported; the message names the leaves.
+      ValueError: the pattern is not supported, trees differ in structure, or `fraction` is outside [0, 1]; the message
+        names the leaves.
+      TypeError: masks are not bool.
 
     Example:
       >>> masks = {'w': jnp.array([[True, True, False, False]])}
@@ -63,9 +65,18 @@ def drop_and_grow(
       >>> drop_and_grow(masks, drop, grow, 0.5)['w'].tolist()
       [[True, False, False, True]]
     """
+    if isinstance(fraction, int | float) and not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is the part of the kept weights that are dropped, in [0, 1]; got {fraction}")
+    if jax.tree.structure(grow) != jax.tree.structure(drop):
+        _tree.check_same(drop, grow, what="grow", of="drop")
     check_pattern(drop, whole_leaf=whole_leaf, **units)
     chosen = _by_place(drop, **units)
-    old = jax.tree.map(lambda _, mask: unpack(mask), drop, masks)
+    try:
+        old = jax.tree.map(lambda _, mask: unpack(mask), drop, masks)
+    except (ValueError, TypeError):
+        _tree.check_same(drop, masks, what="masks", of="drop")
+        raise
+    _tree.check_bool(old)
     worst = jax.tree.map(_drop_scores, drop, old)
 
     def of_leaves(fn: Any, otherwise: PyTree, *trees: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ from jaxprune import _tree, schedules
 from jaxprune.masks import ones, unpack
 from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
-from jaxprune.schedules.steps import Planned
+from jaxprune.schedules.steps import Planned, check_schedule
 from jaxprune.schedules.updates import covering
 from jaxprune.training import enforce
 from jaxprune.training.method import Method, Signals, in_shape
@@ -99,6 +99,7 @@ def gradual(schedule: schedules.Schedule, *, when: schedules.Update | None = Non
       [800, 900, 1000]
     """
     _tree.check_function(schedule, "schedule", "schedules.cubic(begin=0, end=1000, final=0.9)")
+    check_schedule(schedule)
     when = covering(schedule) if when is None else when
     _tree.check_function(when, "when", "schedules.every(100)")
     end = None

@@ -134,9 +134,15 @@ def sparsify(
       [[True, False], [False, True]]
     """
     if not isinstance(method, Method):
-        raise TypeError(f"method must be a training.Method, such as training.gradual(...); got {method!r}")
+        swapped = "; optimizer and method are swapped" if isinstance(optimizer, Method) else ""
+        raise TypeError(
+            f"method must be a training.Method, such as training.gradual(...); got {_tree.shown(method)}{swapped}"
+        )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, such as optax.adam(1e-3); got {_tree.shown(optimizer)}"
+        )
+    _tree.check_function(method.init, "the init of method", "(params) -> (masks, state)")
     whole: Any = optimizer
     inner = optax.with_extra_args_support(whole)
     # One function for all steps, so that jax compiles it once for updates outside jit, too.
@@ -160,6 +166,7 @@ def sparsify(
         if method.specs is not None:
             _check_shards(own, state, method.specs)
         try:
+            _check_gradients(own, updates, state.masks)
             if method.starts_sparse:
                 _check_trained(own, updates, state.masks)
             moved, new = step(updates, state, params, extra)
@@ -227,7 +234,10 @@ def is_finished(opt_state: PyTree) -> jax.Array:
     """
     found = [state for state in _holders(opt_state) if isinstance(state, SparsifyState)]
     if len(found) != 1:
-        raise ValueError(f"opt_state must hold the state of one sparsify(...), found {len(found)}")
+        raise ValueError(
+            f"opt_state must hold the state of one sparsify(...), found {len(found)}; pass the state that "
+            "optimizer.init or optimizer.update returned"
+        )
     step, end = _unboxed(found[0].step), _unboxed(found[0].end)
     return (end >= 0) & (step >= end)
 
@@ -389,6 +399,18 @@ def _check_state(state: Any) -> None:
             "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
             f"{type(state).__name__}: start from init, and restore a checkpoint into its structure"
         )
+
+
+def _check_gradients(params: PyTree, updates: PyTree, kept: PyTree) -> None:
+    """Raises where a gradient has not the shape of its parameter, which it may have behind an axis of examples."""
+    grads, own = (jax.tree.structure(params).flatten_up_to(tree) for tree in (updates, kept))
+    wrong = [
+        f"  {name}: gradient {np.shape(grad)}, parameter {np.shape(leaf)}"
+        for (name, leaf), grad, mask in zip(_tree.named_leaves(params), grads, own, strict=True)
+        if jnp.ndim(mask) and hasattr(grad, "shape") and np.shape(grad)[-np.ndim(leaf) :] != np.shape(leaf)
+    ]
+    if wrong:
+        raise ValueError("the gradients must have the shapes of the parameters:\n" + "\n".join(wrong))
 
 
 def _check_trained(params: PyTree, updates: PyTree, kept: PyTree) -> None:

@@ -13,7 +13,7 @@ from jaxprune import _tree, schedules
 from jaxprune.masks import NM, unite, unpack
 from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
-from jaxprune.schedules.steps import Planned
+from jaxprune.schedules.steps import Planned, check_schedule
 from jaxprune.training import enforce
 from jaxprune.training.method import Dense, Method, Signals
 
@@ -239,6 +239,11 @@ def movement(
       >>> method = movement(schedules.cubic(100, 900, 0.9), learn=optax.adam(1e-2))
     """
     schedule, end = _as_schedule(sparsity, when)
+    if not (hasattr(learn, "init") and hasattr(learn, "update")):
+        raise TypeError(
+            "learn must be the optimizer of the scores, an optax.GradientTransformation such as optax.adam(1e-2); got "
+            f"{_tree.shown(learn)}"
+        )
     for name in ("criterion", "key"):
         if how.get(name) is not None:
             raise TypeError(f"movement learns its scores, so it takes no {name}; leave it out")
@@ -269,6 +274,7 @@ def _as_schedule(sparsity: Any, when: Any) -> tuple[schedules.Schedule, int | No
     if not callable(sparsity):
         check_sparsity(sparsity)
         return lambda _: sparsity, 0
+    check_schedule(sparsity)
     if not isinstance(sparsity, Planned):
         return sparsity, None
     return sparsity, when.first_from(sparsity.end) if isinstance(when, schedules.every) else sparsity.end

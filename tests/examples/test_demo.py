@@ -288,7 +288,7 @@ def test_a_damaged_checkpoint_is_explained(
     os.truncate(file, 10)
     assert "is damaged (" in problem(capsys, "--evaluate", copy, "--cache", cache)
     file.unlink()
-    assert re.search(r"is damaged \(.*No such file", problem(capsys, "--evaluate", copy, "--cache", cache))
+    assert re.search(r"is damaged \(.*does not exist", problem(capsys, "--evaluate", copy, "--cache", cache))
 
 
 def test_other_data_must_fit_the_network_and_are_named(

@@ -7,7 +7,7 @@ than 2^31 entries. So a count has two limbs in base 2^16.
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,8 @@ class Count(NamedTuple):
           >>> Count.of(70_000)
           Count(high=1, low=4464)
         """
+        if not isinstance(value, Integral):
+            raise TypeError(f"a count must be an integer in [0, 2^47), got {value!r}; a fraction is a sparsity")
         if not 0 <= value < _LIMIT:
             raise ValueError(f"a count must be in [0, 2^47), got {value}")
         return cls(value >> _BASE_BITS, value & (_BASE - 1))

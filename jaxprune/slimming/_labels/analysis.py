@@ -85,6 +85,8 @@ def analyse(
     Raises:
       TypeError: a function needs numbers, but only shapes are known.
     """
+    if not isinstance(also, list | tuple) or not all(isinstance(other, list | tuple) and other for other in also):
+        raise TypeError(f"also must be a list of tuples (function, *inputs); got {_tree.shown(also)}")
     others = [traced_from_shapes(other[0], params, other[1:]) for other in also]
     traced = traced_from_shapes(fn, params, inputs)
     return couple(traced, params, fix_outputs=fix_outputs, others=others, fix_inputs=fix_inputs)

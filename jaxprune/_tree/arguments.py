@@ -1,0 +1,192 @@
+"""Checks of the arguments of public functions: functions, keys, batches; `call` calls a function of the user."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, whatever it is.
+
+    Args:
+      value: anything.
+
+    Returns:
+      The dtype and shape of an array, the type of a container, the name of a function, else at most 100 characters of
+      its `repr`.
+
+    Example:
+      >>> shown({'w': 1.0}), shown(jnp.ones((2, 3))), shown('half')
+      ('a dict', 'float32[2, 3]', "'half'")
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, dict) or (isinstance(value, list | tuple | Mapping) and jax.tree.leaves(value)):
+        scalars = isinstance(value, list | tuple) and all(isinstance(x, int | float | str) for x in value)
+        if not scalars:
+            return f"a {type(value).__name__}"
+    text = " ".join(repr(value).split())
+    if " at 0x" in text:
+        return f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def check_function(given: Any, what: str, such_as: str) -> None:
+    """Raises if the argument is not a function but, for instance, a name, a number or a result.
+
+    Args:
+      given: the argument.
+      what: the name of the argument.
+      such_as: an example of what to pass.
+
+    Raises:
+      TypeError: the argument is not callable.
+
+    Example:
+      >>> check_function(len, 'criterion', 'criteria.magnitude')
+    """
+    if not callable(given):
+        raise TypeError(f"{what} must be a function, such as {such_as}; got {shown(given)}")
+
+
+def check_instance(given: Any, kind: Any, what: str, expected: str) -> None:
+    """Raises where an argument is of another type.
+
+    Args:
+      given: the argument.
+      kind: its type, or a union of types.
+      what: its name.
+      expected: what it should be, and where it comes from.
+
+    Raises:
+      TypeError: it is of another type.
+
+    Example:
+      >>> check_instance([1], dict, 'controls', 'a mapping from names to controls')
+      Traceback (most recent call last):
+      TypeError: controls must be a mapping from names to controls; got [1]
+    """
+    if not isinstance(given, kind):
+        raise TypeError(f"{what} must be {expected}; got {shown(given)}")
+
+
+def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function of the user; an error says which argument it is and how it is called, where that is the reason.
+
+    Args:
+      fn: the function.
+      what: the name of the argument.
+      form: how it is called, such as "fn(params, *inputs)".
+      *args: its arguments.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      What it returns.
+
+    Raises:
+      TypeError: it is not a function, or does not take these arguments. Its own errors pass, with a note.
+
+    Example:
+      >>> call(lambda params: 1.0, 'loss', 'loss(params, batch)', {}, jnp.ones(2))
+      Traceback (most recent call last):
+      TypeError: loss is called as loss(params, batch), which it does not take: too many positional arguments
+    """
+    if not callable(fn):
+        swapped = f"; {what} and the argument after it are swapped" if args and _is_function(args[0]) else ""
+        raise TypeError(f"{what} must be a function {form}; got {shown(fn)}{swapped}")
+    try:
+        return fn(*args, **kwargs)
+    except Exception as error:
+        if isinstance(error, TypeError) and (reason := _unbound(fn, args, kwargs)):
+            raise TypeError(f"{what} is called as {form}, which it does not take: {reason}") from error
+        note = f"{what} was called as {form}"
+        if note not in getattr(error, "__notes__", []):
+            error.add_note(note)
+        raise
+
+
+def scalar(loss: Any, what: str, form: str) -> Callable[..., Any]:
+    """A function of the user that returns a scalar: the same function, which says so where it does not.
+
+    Args:
+      loss: the function.
+      what: the name of the argument.
+      form: how it is called, such as "loss(params, batch)".
+
+    Returns:
+      The function.
+
+    Raises:
+      TypeError: `loss` is not a function; when called, it does not take the arguments or does not return a scalar.
+
+    Example:
+      >>> scalar(lambda x: 2 * x, 'loss', 'loss(x)')(jnp.ones(3))
+      Traceback (most recent call last):
+      TypeError: loss must return a scalar, such as a mean over the batch; got float32[3]
+    """
+    check_function(loss, what, form)
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        value = call(loss, what, form, *args, **kwargs)
+        if not isinstance(value, int | float) and getattr(value, "shape", None) != ():
+            raise TypeError(f"{what} must return a scalar, such as a mean over the batch; got {shown(value)}")
+        return value
+
+    return checked
+
+
+def check_key(key: Any, *, needed_by: str | None = None) -> None:
+    """Raises if a seed or another value was passed instead of a key.
+
+    Args:
+      key: a key of `jax.random`, typed or raw, or an array of keys; or None.
+      needed_by: the function that cannot do without a key; None where None may be passed.
+
+    Raises:
+      TypeError: the argument is not a key, or None where one is needed.
+
+    Example:
+      >>> check_key(jax.random.key(0))
+    """
+    if key is None:
+        if needed_by is not None:
+            raise TypeError(f"{needed_by} needs a key: pass key=jax.random.key(seed)")
+        return
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == np.uint32 and np.ndim(key))):
+        raise TypeError(f"key must be a key of jax.random: pass jax.random.key(seed); got {shown(key)}")
+
+
+def check_batches(batches: Any) -> None:
+    """Raises if `batches` is a single batch: iterating over an array would yield its rows.
+
+    Raises:
+      TypeError: `batches` is an array, a mapping, or not iterable.
+    """
+    shape = getattr(batches, "shape", None)
+    if shape is not None or isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        got = type(batches).__name__ if shape is None else f"an array of shape {list(shape)}"
+        raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
+
+
+def _is_function(value: Any) -> bool:
+    return inspect.isroutine(value) or hasattr(value, "__wrapped__")
+
+
+def _unbound(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Why the arguments do not fit the signature of a function; empty if they do or it has none."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        _ = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
