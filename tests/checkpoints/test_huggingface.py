@@ -128,7 +128,7 @@ def test_damaged_folders_are_refused_in_one_sentence(source: Path, tmp_path: Pat
     ):
         _ = Folder(source)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"index.json names b.safetensors, not in the folder; download"):
+    with pytest.raises(FileNotFoundError, match=r"index.json names b.safetensors, which are missing; download"):
         _ = Folder(source)
     _ = (source / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match="has no weight_map"):
