@@ -259,7 +259,7 @@ def test_redundancy_deletes_what_relatedness_finds():
         (lambda: features.clusters([[1.0, 0.2], [0.3, 1.0]], 0.5), "must be symmetric"),
         (lambda: features.clusters(np.ones((2, 3)), 0.5), r"must be \(features, features\)"),
         (lambda: features.one_of_each([1.0, 2.0], [0]), "clusters must have the shape of scores"),
-        (lambda: features.one_of_each([1.0, np.nan], [0, 0]), "none of them NaN"),
+        (lambda: features.one_of_each([1.0, np.nan], [0, 0]), "one number for each feature, not NaN"),
         (lambda: features.relatedness([[1.0]]), "only one feature"),
     ],
 )
