@@ -71,5 +71,5 @@ def test_mistakes_are_named(stacked):
         _ = reconstruct_blocks(block, {**stacked, "up": stacked["up"][:4]}, BATCHES, 0.5)
     with pytest.raises(ValueError, match="params holds no block"):
         _ = reconstruct_blocks(block, [], BATCHES, 0.5)
-    with pytest.raises(TypeError, match="batches is a list of batches"):
+    with pytest.raises(TypeError, match="batches must be a list"):
         _ = reconstruct_blocks(block, stacked, BATCHES[0], 0.5)  # pyright: ignore[reportArgumentType]
