@@ -64,7 +64,7 @@ def test_a_soup_of_different_masks_is_refused_by_name():
     for weights in ([1.0, -1.0], [0.0, 0.0]):
         with pytest.raises(ValueError, match="non-negative with a positive sum"):
             _ = ensembles.soup(ensembles.from_stacked({"w": jnp.ones((2, 3))}), weights)
-    with pytest.raises(ValueError, match=r"one number a member, \(2,\); got \(3,\)"):
+    with pytest.raises(ValueError, match=r"one number for each member, \(2,\); got \(3,\)"):
         _ = ensembles.soup(ensembles.from_stacked({"w": jnp.ones((2, 3))}), [1, 1, 1])
 
 
@@ -184,7 +184,7 @@ def test_a_pruned_student_learns_from_its_teachers():
 
 
 def test_errors_of_distillation():
-    with pytest.raises(ValueError, match=r"leading axis of members; got \(2, 3\) and \(4, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"leading axis of members of the teacher; got \(2, 3\) and \(4, 2, 5\)"):
         _ = ensembles.distillation_loss(jnp.ones((2, 3)), jnp.ones((4, 2, 5)))
     with pytest.raises(ValueError, match="temperature must be positive; got 0"):
         _ = ensembles.softened(jnp.ones((1, 2, 3)), 0)

@@ -105,7 +105,7 @@ def test_errors():
     with pytest.raises(ValueError, match="needs at least 2 members; got 1"):
         _ = ensembles.disagreement(MEMBERS[:1])
     spoiled = MEMBERS.at[3, 0, 0].set(jnp.nan)
-    with pytest.raises(ValueError, match="logits of member 3 hold NaN"):
+    with pytest.raises(ValueError, match="logits of member 3 contain NaN"):
         _ = ensembles.greedy_selection(spoiled, LABELS)
     with pytest.raises(ValueError, match=r"size must be in \[1, 5\]"):
         _ = ensembles.greedy_selection(MEMBERS, LABELS, 6)

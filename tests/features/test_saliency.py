@@ -191,10 +191,10 @@ _STATE: Any = optax.MaskedState(optax.ScaleByScheduleState(jnp.zeros((), jnp.int
         (lambda: features.eliminate(lambda m, k: m, 3, 4, key=jax.random.key(0)), "keep must be in 1 to 3"),
         (
             lambda: features.eliminate(lambda m, k: m, 3, 1, key=jax.random.key(0), sparsity=1),
-            "sparsity is the fraction",
+            "sparsity must be in",
         ),
         (lambda: features.eliminate(lambda m, k: m[:2], 3, 1, key=jax.random.key(0)), "one number for each feature"),
-        (lambda: features.top([1.0, np.nan], 1), "none of them NaN"),
+        (lambda: features.top([1.0, np.nan], 1), "one number for each feature, not NaN"),
         (lambda: features.top([1.0, 2.0], 0), "count must be in 1 to 2"),
         (lambda: GATES.start(0), "features must be 1 or more"),
         (lambda: features.StochasticGates(sigma=0.0), "sigma must be above 0"),
