@@ -184,7 +184,7 @@ def test_units_on_several_devices_are_refused(pattern, spec, message, devices):
     [
         ("x", TypeError, r"takes PartitionSpecs.*got 'x'"),
         ({"v": P("x")}, ValueError, "structure of the parameters"),
-        ({"w": P("x", "z")}, ValueError, r"no axis z of the mesh is bound here, while x is"),
+        ({"w": P("x", "z")}, ValueError, r"mesh axes z are not bound here, but x is"),
         ({"w": P(None, "y")}, ValueError, r"(?s)differ.*in_specs.*w: x"),
     ],
 )
