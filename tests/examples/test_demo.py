@@ -80,7 +80,7 @@ def test_the_risk_report_has_every_network_and_the_ensemble(results: Path, repor
     assert list(risks["models"]) == [*names, "ensemble of 3 pruned"]
     assert risks["reference"] == "dense, trained on"
     figures = risks["models"]["ensemble of 3 pruned"]["figures"]
-    assert {"foreign/photographs/mutual_information", "corrupted/noise", "nll_gap", "scaled_nll"} < set(figures)
+    assert {"foreign/photographs/epistemic_uncertainty", "corrupted/noise", "nll_gap", "scaled_nll"} < set(figures)
     for row in report["models"]:
         figures = risks["models"][row["name"]]["figures"]
         assert figures["nll"]["estimate"] == pytest.approx(row["nll"], rel=1e-5)
