@@ -126,7 +126,7 @@ def prune_folder(
     }
     rest = [name for name in folder.shapes if not name.startswith("model.layers.")]
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
-    run = _Runner(cut)
+    run = BlockRunners(cut)
     results: list[BlockResult] = []
     with writer, _progress.bar(total=cut.blocks, progress=progress, what="blocks") as bar:
         outer = folder.load(rest, dtype=jnp.float32)
@@ -183,7 +183,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
     if tokens.shape[0] < 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be at least two windows of two tokens, got {tokens.shape}; pass a longer text")
     began, cut = time.perf_counter(), parts(folder.config)
-    run = _Runner(cut)
+    run = BlockRunners(cut)
     outer = folder.load([name for name in folder.shapes if not name.startswith("model.layers.")], dtype=jnp.float32)
     rows = [jnp.asarray(tokens[i : i + batch]) for i in range(0, len(tokens), batch)]
     hidden = [cut.embed(outer, row[:, :-1]) for row in rows]
@@ -199,7 +199,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
     return Perplexity(math.exp(mean), low, high, count, time.perf_counter() - began)
 
 
-class _Runner:
+class BlockRunners:
     """The blocks of a decoder: one compiled program for each kind of block and each shape of its arrays."""
 
     def __init__(self, cut: Parts) -> None:
@@ -207,6 +207,7 @@ class _Runner:
         self._runners: dict[int, BlockRunner] = {}
 
     def of(self, index: int) -> BlockRunner:
+        """The runner of the block of this number."""
         alike = self._cut.alike(index)
         if alike not in self._runners:
             block = lambda params, hidden: self._cut.block(params, hidden, alike)

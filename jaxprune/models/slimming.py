@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _progress, calibration
+from jaxprune import _progress
 from jaxprune.checkpoints import Folder, FolderWriter
 from jaxprune.models.decoder import block_params, parts
-from jaxprune.models.pruning import checked_tokens
+from jaxprune.models.pruning import BlockRunners, checked_tokens
 
 
 class SlimResult(NamedTuple):
@@ -124,25 +124,18 @@ def _scores(folder: Folder, tokens: np.ndarray, progress: bool | None) -> list[_
     cut = parts(folder.config)
     outer = folder.load(["model.embed_tokens.weight"], dtype=jnp.float32)
     hidden = [cut.embed(outer, row) for row in jnp.asarray(tokens)[:, None]]
-    calibrators: dict[Any, Any] = {}
-    forward, found = jax.jit(cut.block, static_argnums=2), []
+    runners, found = BlockRunners(cut), []
     heads = folder.config.get("num_key_value_heads") or folder.config["num_attention_heads"]
     outputs = ["mlp.down_proj.weight", "self_attn.o_proj.weight"]
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
         names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
-        params, alike = block_params(folder.load(names, dtype=jnp.float32), index), cut.alike(index)
-        key = alike, tuple((name, x.shape) for name, x in params.items())
-        if key not in calibrators:
-            block = lambda params, hidden, alike=alike: cut.block(params, hidden, alike)
-            calibrators[key] = calibration.calibrator(
-                block, params, collect="square", where=lambda name, leaf: name in outputs
-            )
-        stats = calibrators[key](params, hidden)
+        params, run = block_params(folder.load(names, dtype=jnp.float32), index), runners.of(index)
+        stats = run.calibrate(params, hidden, lambda name, leaf: name in outputs, "square")
         energy = [
             np.asarray(stats[name].square[0] * (params[name] ** 2).sum(0), np.float64)  # kernels are [outputs, inputs]
             for name in outputs
         ]
-        after = [forward(params, x, alike) for x in hidden]
+        after = run.forward(params, hidden)
         cosine = np.mean([float(_cosine(x, y)) for x, y in zip(hidden, after, strict=True)])
         found.append(_Scores(energy[0], energy[1].reshape(heads, -1).sum(1), 1 - float(cosine)))
         hidden = after

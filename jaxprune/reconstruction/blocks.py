@@ -21,7 +21,7 @@ class BlockRunner:
 
     Args:
       block: the function.
-      collect: what calibration sums, "gram" or "square"; None for what the method needs.
+      collect: what `prune` sums to calibrate, "gram" or "square"; None for what the method needs.
     """
 
     def __init__(self, block: Block, collect: str | None = None) -> None:
@@ -32,17 +32,21 @@ class BlockRunner:
         """Returns the hidden states after the block, a batch at a time."""
         return [self._forward(params, x) for x in hidden]
 
+    def calibrate(self, params: PyTree, hidden: Sequence[PyTree], where: Any = None, collect: str = "gram") -> Stats:
+        """Returns the statistics of the block's leaves on the hidden states that go into it; see `calibrate`."""
+        chosen = tuple(jax.tree.leaves(_tree.prunable(params, where)))
+        key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
+        if key not in self._calibrators:
+            self._calibrators[key] = calibrator(self._block, params, collect=collect, where=where)
+        return self._calibrators[key](params, hidden)
+
     def prune(
         self, params: PyTree, hidden: Sequence[PyTree], sparsity: Any, **how: Unpack[Repair]
     ) -> tuple[Pruned, Stats]:
         """Calibrates the block on the hidden states that go into it, and prunes it by `reconstruct`."""
         needs = method_of(how.get("method", "sparsegpt")).needs
         collect = self._collect or ("gram" if needs == "gram" else "square")
-        chosen = tuple(jax.tree.leaves(_tree.prunable(params, how.get("where"))))
-        key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
-        if key not in self._calibrators:
-            self._calibrators[key] = calibrator(self._block, params, collect=collect, where=how.get("where"))
-        stats = self._calibrators[key](params, hidden)
+        stats = self.calibrate(params, hidden, how.get("where"), collect)
         return reconstruct(params, stats, sparsity, **how), stats
 
 
