@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.core import Tracer
-from scipy import special
 
 from jaxprune.assess import intervals, metrics
 from jaxprune.assess.intervals import Interval
@@ -145,7 +145,7 @@ def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confid
         exemplars=Exemplars(a.answers != b.answers, a.answers, b.answers),
         regressions=int(lost.sum()),
         gains=int(won.sum()),
-        detectable=float((critical + special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),
+        detectable=float((critical + scipy.special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),
         confidence=confidence,
     )
 
