@@ -117,7 +117,8 @@ def null_of_calibration(repeats: int) -> None:
 
 
 def everything(draw: Draw, rng: np.random.Generator, n: int, draws: int) -> dict[str, Interval]:
-    """All figures of one data set, those of a second model less the first among them."""
+    """All figures of one data set, and those of a second model less the first."""
+    key = jax.random.key(int(rng.integers(2**31)))  # draws that all repeats share would shift their coverage together
     logits, labels = draw(rng, n)
     train, train_labels = draw(rng, n)
     foreign = 0.6 * draw(rng, n)[0]
@@ -125,14 +126,14 @@ def everything(draw: Draw, rng: np.random.Generator, n: int, draws: int) -> dict
     worse = logits + noise
     second = (0.8 * logits + 0.7 * rng.standard_normal(logits.shape)).astype(np.float32)
     given = Predictions(logits, train, foreign={"x": foreign}, corrupted={"noise": worse})
-    found = dict(assess.risk(given, Labels(labels, train_labels), key=jax.random.key(n), draws=draws).figures)
+    found = dict(assess.risk(given, Labels(labels, train_labels), key=key, draws=draws).figures)
     found.pop("ece_classwise")
     found["temperature"] = temperature_interval(logits, labels)
     a, b = (metrics.samples(x, labels) for x in (logits, second))
     gains, losses = int((b.correct & ~a.correct).sum()), int((a.correct & ~b.correct).sum())
     found["change of accuracy"] = intervals.paired_difference(gains, losses, n).interval
-    found["change of nll"] = intervals.mean_difference(a.nll, b.nll).interval
-    found["change of brier"] = intervals.mean_difference(a.brier, b.brier).interval
+    found["change of nll"] = intervals.mean_difference(a.nll, b.nll, rng).interval
+    found["change of brier"] = intervals.mean_difference(a.brier, b.brier, rng).interval
     return found
 
 
