@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from jaxprune._jaxprs import Sub, factors, is_product, layouts, sub_jaxprs, views
-from jaxprune._jaxprs.factors import Factor
-from jaxprune._jaxprs.layouts import Layout, Site
+from jaxprune._jaxprs import Sub, factors, is_product, sub_jaxprs, views
+from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Ragged
-from jaxprune._jaxprs.views import Meeting, NotFollowed, View
+from jaxprune._jaxprs.views import Meeting, View
 from jaxprune._jaxprs.walk import Values, scan_again, walk
 from jaxprune.calibration import routing
 from jaxprune.calibration.moments import Moments, Samples, expert_moments, moments, patches, samples_of
@@ -200,7 +199,7 @@ class Interpreter:
                 key, kernel = (*path, mine, k), isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
                 try:
                     meeting = views.meeting(eqn, view, mine)
-                    site = layouts.site_of(meeting)
+                    site = views.site_of(meeting)
                 except NotFollowed as reason:
                     self._lose(operands[mine : mine + 1], str(reason))
                     continue
@@ -288,7 +287,7 @@ class Interpreter:
         meeting = meet.meeting._replace(batch=[*batch, (mine, yours)], contract=contract)
         samples = samples_of(meeting, meet.other.array)
         times = _first_input(samples_of(meeting, jnp.broadcast_to(route.owner != 0, meet.other.array.shape)))
-        site = layouts.site_of(meeting)
+        site = views.site_of(meeting)
         self.sites[meet.key] = site._replace(met=self.sites[meet.key].met)
         # The outputs of single experts, which the function itself does not compute.
         weight = meet.weight.array.astype(jnp.promote_types(meet.weight.array.dtype, jnp.float32))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._jaxprs import factors, sub_jaxprs
-from jaxprune._jaxprs import moves as mv
+from jaxprune._jaxprs import primitives as mv
 from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Product, Reduce
 
 Equation = Any
