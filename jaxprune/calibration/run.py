@@ -222,7 +222,8 @@ class _Run(NamedTuple):
             values = []
             for i, x in enumerate(arrays):
                 leaf = leaf_at.get(i)
-                seen = (views.whole(leaf, x.shape),) if leaf is not None and chosen[leaf] else ()
+                # The way of the tokens leads through the weights of the experts that `where` leaves out, too.
+                seen = (views.whole(leaf, x.shape),) if leaf is not None and (chosen[leaf] or routed) else ()
                 values.append(Value(x, seen, leaf is None, ("in", i)))
             return machine, machine.run_whole(traced.closed.jaxpr, traced.closed.consts, values)[1]
 
@@ -254,7 +255,7 @@ class _Run(NamedTuple):
         found: dict[int, Layout] = {}
         places: dict[int, list[tuple[Any, Place]]] = {}
         lost = {leaf: list(reasons) for leaf, reasons in machine.lost.items()}
-        for leaf in dict.fromkeys(site.leaf for site in machine.sites.values()):
+        for leaf in dict.fromkeys(site.leaf for site in machine.sites.values() if site.leaf in chosen):
             keys = [key for key, site in machine.sites.items() if site.leaf == leaf]
             try:
                 layout, where = layout_of(tuple(named[leaf][1].shape), [machine.sites[k] for k in keys])
