@@ -132,9 +132,9 @@ def hidden_loss(
       teacher: hidden states (..., teacher's width) of all the teacher's layers, or one array with these stacked.
       layers: f(i): for each state of the student the index of the teacher's state that it learns, or None if it learns
         none. Static.
-      projections: matrices P_i (width, teacher's width), one for each entry of `layers` (None where it has none), or one
-        matrix for all; needed if the widths differ. Train them with the student, or pass rows of the identity if the
-        student's channels are known channels of the teacher. Default None: no projection.
+      projections: matrices P_i (width, teacher's width), one for each entry of `layers` (None where the entry is None),
+        or one matrix for all; needed if the widths differ. Train them with the student. If the student's channels are
+        known channels of the teacher, pass rows of the identity. Default None: no projection.
 
     Returns:
       A scalar, in float32 at least.

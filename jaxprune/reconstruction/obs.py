@@ -67,7 +67,7 @@ def obs(
     swept, other = sparsegpt(weight, gram_matrix, target, damping=damping)
     whole = isinstance(target, removal.Entries)
     for candidate in (refit(removal.Given(other)), (swept, other)):
-        best = _better(weight, gram_matrix, best, candidate, whole)
+        best = gram.better(weight, gram_matrix, best, candidate, whole=whole)
     return best
 
 
@@ -119,17 +119,3 @@ def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: removal.Grouped |
 def _full(gone: jax.Array, grouped: removal.Grouped) -> jax.Array:
     removed = gone.reshape(-1, grouped.m).sum(1)
     return jnp.repeat(removed >= grouped.m - grouped.n, grouped.m)
-
-
-def _better(
-    weight: jax.Array,
-    gram_matrix: jax.Array,
-    one: tuple[jax.Array, jax.Array],
-    other: tuple[jax.Array, jax.Array],
-    whole: bool,
-) -> tuple[jax.Array, jax.Array]:
-    matrix = gram.at_least_float32(gram_matrix)
-    wide = weight.astype(matrix.dtype)
-    errors = [gram.output_errors(wide - x.astype(matrix.dtype), matrix) for x, _ in (one, other)]
-    mine, others = (e.sum() for e in errors) if whole else errors
-    return jnp.where(others < mine, other[0], one[0]), jnp.where(others < mine, other[1], one[1])
