@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.models import decoder
+from jaxprune.models import decoder, parts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -21,11 +21,11 @@ PyTree = Any
 BLOCKS, WIDTH, HIDDEN, HEADS, SHARED = 8, 64, 128, 4, 2
 CONTEXT, BATCH = 32, 16
 WINDOWS = Size(width=WIDTH, layers=BLOCKS, heads=HEADS, context=CONTEXT, batch=BATCH)
-KERNELS = "model.layers.*_proj.weight"
+KERNELS = "blocks/*_proj.weight"
 
 
 class Subject(NamedTuple):
-    """A trained decoder and its texts."""
+    """A trained decoder and its texts; `params` by their names in a checkpoint."""
 
     fn: Callable[[PyTree, jax.Array], jax.Array]
     params: PyTree
@@ -74,6 +74,33 @@ def init(key: jax.Array, characters: int) -> PyTree:
     return params | {"model.norm.weight": jnp.ones(WIDTH)}
 
 
+def stacked(params: PyTree) -> PyTree:
+    """The parameters with those of all blocks stacked, for `scanned`: a scan compiles one block."""
+    prefix, outer = "model.layers.", {name: x for name, x in params.items() if not name.startswith("model.layers.")}
+    kinds = [name.removeprefix(f"{prefix}0.") for name in params if name.startswith(f"{prefix}0.")]
+    every = {kind: jnp.stack([params[f"{prefix}{i}.{kind}"] for i in range(BLOCKS)]) for kind in kinds}
+    return {"outer": outer, "blocks": every}
+
+
+def states(params: PyTree, tokens: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Logits, and the hidden states [blocks + 1, ...]; blocks that `keep` marks False pass their input on."""
+    cut = parts(config())
+    keep = jnp.ones(len(jax.tree.leaves(params["blocks"])[0]), bool) if keep is None else keep
+
+    def block(hidden: jax.Array, own: tuple[PyTree, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        new = jnp.where(own[1], cut.block(own[0], hidden, 0), hidden)
+        return new, new
+
+    first = cut.embed(params["outer"], tokens)
+    last, hidden = jax.lax.scan(block, first, (params["blocks"], keep))
+    return cut.head(params["outer"], last), jnp.concatenate([first[None], hidden])
+
+
+def scanned(params: PyTree, tokens: jax.Array) -> jax.Array:
+    """The logits of stacked parameters, of any number of blocks."""
+    return states(params, tokens)[0]
+
+
 def loss(fn: Callable[..., jax.Array], params: PyTree, text: jax.Array) -> jax.Array:
     """The mean cross-entropy of each character given the characters before it, for windows [batch, context + 1]."""
     return optax.softmax_cross_entropy_with_integer_labels(fn(params, text[:, :-1]), text[:, 1:]).mean()
@@ -119,7 +146,8 @@ def trained(path: Path, seed: int, save: Path, steps: int = 1200) -> Subject:
             return Subject(fn, {name: jnp.asarray(saved[name]) for name in params}, text, seed)
     params = train(lambda p, batch: loss(fn, p, batch), params, optimizer(steps, 4e-3), text.train, steps, seed)
     save.mkdir(parents=True, exist_ok=True)
-    np.savez(stored, **{name: np.asarray(leaf) for name, leaf in params.items()})
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in params.items()}
+    np.savez(stored, **arrays)
     return Subject(fn, params, text, seed)
 
 

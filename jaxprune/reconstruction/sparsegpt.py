@@ -141,7 +141,7 @@ def sparse_gptq(
     best = gram.better(wide, gram_matrix, best, plain(jnp.where(mask, wide, 0.0), mask))
     kept, mask, _ = _sweep(wide, upper, dead, plan._replace(grid=None))
     rounded = plain(gram.no_worse(wide, kept, mask, gram_matrix), mask)
-    again = _plan(*weight.shape, removal.Given(mask), block, grid)
+    again = _plan(weight.shape[0], weight.shape[1], removal.Given(mask), block, grid)
     swept, _, scales = _sweep(wide, upper, dead, again, rounded[0][1])
     other = gram.better(wide, gram_matrix, rounded, ((swept, scales), mask))
     return gram.better(wide, gram_matrix, best, other, whole=isinstance(target, removal.Entries))
@@ -203,9 +203,9 @@ def _sweep(
     scale = jnp.where(dead, 0.0, 1.0 / upper.diagonal()[:inputs])
     scale = jnp.pad(scale, (0, extra), constant_values=jnp.inf)
     if grid is None or plan.regroups:
-        first = jnp.ones((1, outputs), weight.dtype)
-    elif first is None:
-        first = grid.scales(weight)
+        scales = jnp.ones((1, outputs), weight.dtype)
+    else:
+        scales = grid.scales(weight) if first is None else first
 
     def step(current: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         start, given = at
@@ -213,7 +213,7 @@ def _sweep(
         u = lax.dynamic_slice_in_dim(upper, start, block)
         own_u, own_scale = (lax.dynamic_slice_in_dim(x, start, block, axis) for x, axis in ((u, 1), (scale, 0)))
         mask = plan.choose_block(given, _saliency(rows, own_scale))
-        rows, errors, mask, steps = _block(rows, own_u, own_scale, mask, first[0], plan)
+        rows, errors, mask, steps = _block(rows, own_u, own_scale, mask, scales[0], plan)
         # Rows before this block have zeros in u; the rows of the block are overwritten.
         current = current - gram.matmul(u.T, errors)
         return lax.dynamic_update_slice_in_dim(current, rows, start, 0), (mask, steps)
@@ -221,8 +221,8 @@ def _sweep(
     starts = jnp.arange(0, padded.shape[0], block)
     swept, (mask, steps) = lax.scan(step, padded, (starts, plan.for_block))
     if grid is not None and plan.regroups:
-        first = steps.reshape(-1, outputs)[:: grid.group // plan.panel][: inputs // grid.group]
-    return swept[:inputs], mask.reshape(-1, outputs)[:inputs], first
+        scales = steps.reshape(-1, outputs)[:: grid.group // plan.panel][: inputs // grid.group]
+    return swept[:inputs], mask.reshape(-1, outputs)[:inputs], scales
 
 
 def _block(
