@@ -21,7 +21,7 @@ from jaxprune import _progress, reconstruction
 from jaxprune import masks as masks_
 from jaxprune.checkpoints import Folder, FolderWriter
 from jaxprune.models.decoder import Parts, block_params, parts
-from jaxprune.reconstruction.blocks import BlockRunner
+from jaxprune.reconstruction.sequential import BlockRunner
 
 _ROUTERS = ("*mlp.gate.weight", "*block_sparse_moe.gate.weight", "*shared_expert_gate.weight")
 

@@ -1,4 +1,8 @@
-"""`reconstruct_sequential`: prunes layer by layer; each layer is calibrated on the outputs of the pruned layers."""
+"""`reconstruct_sequential` and `reconstruct_blocks`: each part is calibrated on the outputs of the pruned parts before.
+
+`reconstruct_sequential` prunes layer by layer and runs the whole network for each. `reconstruct_blocks` prunes block
+after block and keeps the hidden states: two runs a block, whatever the depth.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
@@ -12,9 +16,17 @@ from jaxprune.calibration import Stats, calibrator
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
 from jaxprune.reconstruction.plan import Leaf, calibrated, plan
-from jaxprune.reconstruction.reconstruct import Kernel, check_finite, method_of, prune_leaf, with_criterion
+from jaxprune.reconstruction.reconstruct import (
+    Kernel,
+    check_finite,
+    method_of,
+    prune_leaf,
+    reconstruct,
+    with_criterion,
+)
 
 PyTree = Any
+Block = Callable[[PyTree, PyTree], PyTree]
 
 
 class Repair(How, total=False):
@@ -120,3 +132,102 @@ def rounds(stats: Stats, leaves: Sequence[Leaf]) -> Iterator[tuple[tuple[str, ..
 
 def _named(names: tuple[str, ...]) -> Callable[[str, Any], bool]:
     return lambda name, leaf: name in names and _tree.is_floating(leaf)
+
+
+class BlockRunner:
+    """A block function `(params, hidden) -> hidden`, compiled once for each shape of its arrays.
+
+    Args:
+      block: the function.
+      collect: what `prune` sums to calibrate, "gram" or "square"; None for what the method needs.
+    """
+
+    def __init__(self, block: Block, collect: str | None = None) -> None:
+        self._block, self._forward, self._collect = block, jax.jit(block), collect
+        self._calibrators: dict[Any, Callable[..., Stats]] = {}
+
+    def forward(self, params: PyTree, hidden: Sequence[PyTree]) -> list[PyTree]:
+        """Returns the hidden states after the block, a batch at a time."""
+        return [self._forward(params, x) for x in hidden]
+
+    def calibrate(self, params: PyTree, hidden: Sequence[PyTree], where: Any = None, collect: str = "gram") -> Stats:
+        """Returns the statistics of the block's leaves on the hidden states that go into it; see `calibrate`."""
+        chosen = tuple(jax.tree.leaves(_tree.prunable(params, where)))
+        key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
+        if key not in self._calibrators:
+            self._calibrators[key] = calibrator(self._block, params, collect=collect, where=where)
+        return self._calibrators[key](params, hidden)
+
+    def prune(
+        self, params: PyTree, hidden: Sequence[PyTree], sparsity: Any, **how: Unpack[Repair]
+    ) -> tuple[Pruned, Stats]:
+        """Calibrates the block on the hidden states that go into it, and prunes it by `reconstruct`."""
+        needs = method_of(how.get("method", "sparsegpt")).needs
+        collect = self._collect or ("gram" if needs == "gram" else "square")
+        stats = self.calibrate(params, hidden, how.get("where"), collect)
+        return reconstruct(params, stats, sparsity, **how), stats
+
+
+def reconstruct_blocks(
+    block: Block,
+    params: PyTree,
+    batches: Sequence[PyTree],
+    sparsity: Any = None,
+    *,
+    progress: bool | None = None,
+    **how: Unpack[Repair],
+) -> Pruned:
+    """Prunes a stack of blocks one after the other, each calibrated on the outputs of the blocks already pruned.
+
+    Use it for deep networks of equal blocks, such as transformers: it keeps the hidden states of the current block, so
+    each block runs once to be calibrated and once more, pruned. `reconstruct_sequential` needs no cut into blocks and
+    calibrates each layer within a block on the layers before it, but runs the whole network for every stage. For a
+    language model on disk see `jaxprune.models.prune_folder`. Frantar and Alistarh 2023, arXiv 2301.00774, section 4.
+
+    Args:
+      block: `(params of one block, hidden) -> hidden`, traced by jit.
+      params: the blocks' parameters: a list or tuple with a tree for each block, or one tree whose leaves are stacked
+        along a leading axis, as `jax.lax.scan` takes them.
+      batches: what goes into the first block: a list of trees of arrays (hidden states, after the embedding).
+      sparsity: the fraction removed from each leaf of each block, in [0, 1): a number or a mapping from globs over the
+        names inside a block; see `reconstruct`. None for a pattern of n of m.
+      progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
+      **how: method and masks (which must be None), and how weights are chosen; see `reconstruct`.
+
+    Returns:
+      `Pruned(params, masks)` in the structure of `params`.
+
+    Raises:
+      ValueError: what `calibrate` and `reconstruct` raise; there is no block; the stacked leaves differ in their number
+        of blocks.
+      TypeError: one batch was passed for a list of batches.
+
+    Example:
+      >>> block = lambda w, x: x + jnp.tanh(x @ w)
+      >>> params = jax.random.normal(jax.random.key(0), (3, 8, 8)) / 3
+      >>> new = reconstruct_blocks(block, params, [jax.random.normal(jax.random.key(1), (50, 8))], 0.5)
+      >>> new.masks.sum((1, 2)).tolist()
+      [32, 32, 32]
+    """
+    _tree.check_batches(batches)
+    is_stacked = not isinstance(params, list | tuple)
+    blocks = _unstacked(params) if is_stacked else list(params)
+    if not blocks:
+        raise ValueError("params holds no block: pass a list of trees, or a tree stacked along a leading axis")
+    run, hidden, pruned = BlockRunner(block), list(batches), []
+    for own in _progress.bar(blocks, progress, what="blocks"):
+        new, _ = run.prune(own, hidden, sparsity, **how)
+        hidden = run.forward(new.params, hidden)
+        pruned.append(new)
+    if is_stacked:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pruned)
+    return Pruned(type(params)(p.params for p in pruned), type(params)(p.masks for p in pruned))
+
+
+def _unstacked(params: PyTree) -> list[PyTree]:
+    sizes = {name: (jnp.shape(leaf) or (0,))[0] for name, leaf in _tree.named_leaves(params)}
+    if len(set(sizes.values())) > 1:
+        lines = "\n".join(f"  {name}: {size}" for name, size in sizes.items())
+        raise ValueError(f"stacked params must have as many blocks in each leaf, along the leading axis; got:\n{lines}")
+    count = next(iter(sizes.values()), 0)
+    return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(count)]
