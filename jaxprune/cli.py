@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_METHODS = ("sparsegpt", "wanda", "magnitude", "least_squares", "obs")
+_METHODS = ("sparsegpt", "alps", "obs", "least_squares", "wanda", "ria", "magnitude")
 
 
 class _UserError(Exception):

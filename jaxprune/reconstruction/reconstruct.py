@@ -53,6 +53,7 @@ _NAMED = (
     Method("alps", alps),
     Method("least_squares", least_squares, criteria.wanda),
     Method("wanda", _leave, criteria.wanda, "layout"),
+    Method("ria", _leave, criteria.ria, "layout"),
     Method("magnitude", _leave, criteria.magnitude, "layout"),
 )
 METHODS = {method.name: method for method in _NAMED}
@@ -83,6 +84,7 @@ def reconstruct(
     | "obs" | by exact OBS, for small layers | least squares; see `obs` |
     | "least_squares" | by `criteria.wanda` | least squares; see `least_squares` |
     | "wanda" | by `criteria.wanda` | none |
+    | "ria" | by `criteria.ria` | none |
     | "magnitude" | by `criteria.magnitude` | none |
     | a function | chosen by the function | by the function |
 
