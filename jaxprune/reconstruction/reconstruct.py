@@ -251,7 +251,9 @@ def prune_leaf(
     values = None if groups is not None else jax.tree.map(lambda x: x[at], target)
     moments = leaf.inputs.gram
     moments = jnp.zeros((len(matrices), 0, 0)) if moments is None else moments
-    new, mask = _run(matrices[at], moments[at], values, kernel=kernel, groups=groups)
+    # A layer that was calibrated alone comes with its own Gram matrix only.
+    moments = moments[at] if len(moments) == len(matrices) else moments
+    new, mask = _run(matrices[at], moments, values, kernel=kernel, groups=groups)
     new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
     return layout.leaf(new), layout.leaf(mask)
 
