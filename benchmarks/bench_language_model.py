@@ -4,6 +4,7 @@
     python benchmarks/bench_language_model.py import FILE.gguf --model MODEL
     python benchmarks/bench_language_model.py run --model MODEL --text tinyshakespeare.txt --output output/bench
     python benchmarks/bench_language_model.py table --output output/bench
+    python benchmarks/bench_language_model.py memory --blocks 40 --scratch FOLDER    # a random model of 4 GB
 
 The first `--evaluation` tokens of the text measure perplexity; each draw calibrates on windows from the rest. `run`
 appends each cell to a file when the cell is done, and skips the cells that the file has: a killed run continues.
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -155,6 +157,42 @@ def table(options: argparse.Namespace) -> None:
             print(f"| {setting} | {of[0]['parameters'] / 1e6:.1f} | {_spread(of)} | {_costs(of)} |")
 
 
+def memory(options: argparse.Namespace) -> None:
+    """Prunes a folder of random bfloat16 blocks, and prints the peak memory in blocks of float32."""
+    width, inner = options.width, options.width * 11 // 4
+    kernels = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
+    kernels |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
+    config = {"model_type": "llama", "hidden_size": width, "intermediate_size": inner, "tie_word_embeddings": True}
+    config |= {"num_hidden_layers": options.blocks, "num_attention_heads": width // 64, "vocab_size": 256}
+    rng = np.random.default_rng(0)
+    normal = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32) / width**0.5, jnp.bfloat16)
+    one = {f"{name}.weight": normal(shape) for name, shape in kernels.items()}
+    one |= {f"{n}_layernorm.weight": jnp.ones(width, jnp.bfloat16) for n in ("input", "post_attention")}
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        model, output = Path(scratch) / "model", Path(scratch) / "output"
+        with checkpoints.FolderWriter(model, config, parts=options.blocks + 1) as writer:
+            for i in range(options.blocks):
+                writer.add(i, {f"model.layers.{i}.{name}": x for name, x in one.items()})
+            outer = {
+                "model.embed_tokens.weight": normal((256, width)),
+                "model.norm.weight": one["input_layernorm.weight"],
+            }
+            writer.add(options.blocks, outer)
+        size = sum(file.stat().st_size for file in model.iterdir())
+        block = sum(x.size for x in one.values()) * 4 / 2**20
+        del one, outer
+        tokens = rng.integers(0, 256, (options.windows, options.length))
+        before = peak_megabytes(reset=True)
+        hidden = tokens.size * width * 4 / 2**20
+        began = time.perf_counter()
+        _ = models.prune_folder(model, output, tokens, 0.5, options={"method": options.method})
+        peak = peak_megabytes()
+    blocks = (peak - before - hidden) / block
+    print(f"{options.method}: {size / 1e9:.2f} GB in {options.blocks} blocks of {block:.0f} MB as float32.")
+    print(f"Peak {peak:.0f} MB: {before:.0f} before the call, {hidden:.0f} hidden states, and {blocks:.2f} blocks.")
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
 def _spread(of: list[dict[str, Any]]) -> str:
     values = [row["perplexity"] for row in of]
     if not values:
@@ -189,6 +227,14 @@ def main() -> None:
     command = commands.add_parser("table")
     command.add_argument("--output", type=Path, default=Path("output/bench"))
     command.set_defaults(run=table)
+    command = commands.add_parser("memory")
+    command.add_argument("--scratch", type=Path)
+    command.add_argument("--blocks", type=int, default=40)
+    command.add_argument("--width", type=int, default=2048)
+    command.add_argument("--windows", type=int, default=2)
+    command.add_argument("--length", type=int, default=128)
+    command.add_argument("--method", default="sparsegpt")
+    command.set_defaults(run=memory)
     options = parser.parse_args()
     options.run(options)
 
