@@ -158,40 +158,50 @@ def _prune(options: argparse.Namespace) -> None:
         "asked": f"{options.pattern[0]}:{options.pattern[1]}" if options.pattern else options.sparsity,
         "calibration": {"file": str(options.calibration), "windows": len(tokens), "tokens": tokens.size},
         "blocks": [result._asdict() for result in results],
-        "seconds": time.perf_counter() - began,
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **_sizes(checkpoints.Folder(options.output)),
     }
-    if text is not None:
-        for when, path in (("before", options.folder), ("after", options.output)):
-            found = models.perplexity(path, text)
-            report[f"perplexity_{when}"] = found._asdict()
-            print(f"perplexity {when}: {_shown(found)}")
-    (options.output / "pruning.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.output / "pruning.html").write_text(_page(report))
+    _finish(options, report, began, text, "pruning")
     zeros = report["zeros"] / max(report["parameters"], 1)
-    print(
-        f"{options.output}: {zeros:.1%} of the parameters are zero; {report['seconds']:.0f} s; report in pruning.html"
-    )
+    print(f"{options.output}: {zeros:.1%} of the parameters are zero; report in pruning.html")
 
 
 def _slim(options: argparse.Namespace) -> None:
     from jaxprune import checkpoints, models
 
+    began = time.perf_counter()
     folder = checkpoints.Folder(options.folder)
     tokens = _tokens(folder, options.calibration, options.length, options.windows)
-    found = models.slim_folder(
-        *(folder, options.output, tokens),
-        mlp=options.mlp,
-        kv_heads=options.kv_heads,
-        width=options.width,
-        experts=options.experts,
-        drop_blocks=options.drop_layers,
-    )
-    before, after = (sum(x.size for x in f.shapes.values()) for f in (folder, checkpoints.Folder(options.output)))
-    print(f"{options.output}: {after:,} of {before:,} parameters ({after / before:.1%})")
+    text = None if options.text is None else _tokens(folder, options.text, options.length, None, least=2)
+    asked = {name: getattr(options, name) for name in ("mlp", "kv_heads", "width", "experts")}
+    found = models.slim_folder(folder, options.output, tokens, drop_blocks=options.drop_layers, **asked)
+    report: dict[str, Any] = {
+        "source": str(options.folder),
+        "asked": {**asked, "drop_layers": options.drop_layers},
+        "calibration": {"file": str(options.calibration), "windows": len(tokens), "tokens": tokens.size},
+        "removed_blocks": list(found.blocks),
+        "influence": found.influence.tolist(),
+    }
+    _finish(options, report, began, text, "slimming")
+    before, after = sum(x.size for x in folder.shapes.values()), report["parameters"]
+    print(f"{options.output}: {after:,} of {before:,} parameters ({after / before:.1%}); report in slimming.html")
     if found.blocks:
         print(f"removed blocks: {', '.join(map(str, found.blocks))}")
+
+
+def _finish(options: argparse.Namespace, report: dict[str, Any], began: float, text: Any, name: str) -> None:
+    """Adds time, memory, sizes and perplexity to the report, and writes it into the new folder."""
+    from jaxprune import checkpoints, models
+
+    report |= {
+        "seconds": time.perf_counter() - began,
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **_sizes(checkpoints.Folder(options.output)),
+    }
+    for when, path in (("before", options.folder), ("after", options.output)) if text is not None else ():
+        found = models.perplexity(path, text)
+        report[f"perplexity_{when}"] = found._asdict()
+        print(f"perplexity {when}: {_shown(found)}")
+    (options.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (options.output / f"{name}.html").write_text(_page(report, name))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -248,13 +258,13 @@ def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: in
     return ids[: count * length].reshape(count, length)[:windows]
 
 
-def _page(report: dict[str, Any]) -> str:
+def _page(report: dict[str, Any], name: str) -> str:
     """The report as one HTML page that needs no network."""
     rows = [(key.replace("_", " "), value) for key, value in report.items() if key != "blocks"]
     facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(_plain(v))}</td></tr>" for k, v in rows)
     layers = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{error:.4f}</td></tr>"
-        for block in report["blocks"]
+        for block in report.get("blocks", ())
         for name, error in block["errors"].items()
     )
     style = (
@@ -262,18 +272,22 @@ def _page(report: dict[str, Any]) -> str:
         "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
     )
+    errors = (
+        "<h2>Squared change of each kernel's outputs, over their squared size</h2>"
+        f"<table><tr><th>kernel</th><th>error</th></tr>{layers}</table>"
+    )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>What pruning did</title>'
-        f"<style>{style}</style><h1>What pruning did</h1><table>{facts}</table>"
-        "<h2>Squared change of each kernel's outputs, over their squared size</h2>"
-        f"<table><tr><th>kernel</th><th>error</th></tr>{layers}</table></html>\n"
+        f'<meta name="viewport" content="width=device-width"><title>What {name} did</title>'
+        f"<style>{style}</style><h1>What {name} did</h1><table>{facts}</table>{errors if layers else ''}</html>\n"
     )
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -285,6 +299,12 @@ def _fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a fraction in [0, 1)")
     return value
+
+
+def _blocks(text: str) -> int | list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of blocks nor numbers such as 3,7,12")
+    return [int(number) for number in text.split(",")] if "," in text else int(text)
 
 
 def _share(text: str) -> float:

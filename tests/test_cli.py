@@ -76,14 +76,32 @@ def test_prune_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: py
 
 
 def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["--mlp", 0.5, "--kv-heads", 1, "--drop-layers", 1, "--calibration", text, "--length", 16]
+    arguments = [
+        "--mlp",
+        0.5,
+        "--kv-heads",
+        1,
+        "--drop-layers",
+        1,
+        "--calibration",
+        text,
+        "--text",
+        text,
+        "--length",
+        16,
+    ]
     assert run("slim", model, *arguments, "--output", tmp_path / "new") == 0
     shown = capsys.readouterr().out
     config = Folder(tmp_path / "new").config
     assert (config["intermediate_size"], config["num_key_value_heads"], config["num_hidden_layers"]) == (24, 1, 2)
     assert "removed blocks: " in shown
+    report = json.loads((tmp_path / "new" / "slimming.json").read_text())
+    assert report["removed_blocks"] == [int(np.argmin(report["influence"]))]
+    assert report["parameters"] == sum(x.size for x in Folder(tmp_path / "new").load().values())
+    assert "<h1>What slimming did</h1>" in (tmp_path / "new" / "slimming.html").read_text()
     assert run("evaluate", tmp_path / "new", "--text", text, "--length", 16) == 0
-    assert "perplexity: " in capsys.readouterr().out
+    after = capsys.readouterr().out
+    assert shown.split("perplexity after: ")[1].split(" ")[0] == after.split("perplexity: ")[1].split(" ")[0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +116,7 @@ def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pyt
         ),
         (
             ["prune", "MODEL", "--pattern", "3:7", "--calibration", "TEXT", "--output", "NEW", "--length", "16"],
-            "mlp.down_proj.weight: its length 48",
+            "mlp.gate_proj.weight: its length 32",
         ),
     ],
 )
@@ -121,6 +139,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(
         ["prune", "model", "--pattern", "4:2", "--calibration", "t", "--output", "n"],
         ["prune", "model", "--calibration", "t", "--output", "n"],
         ["evaluate", "model", "--text", "t", "--length", "0"],
+        ["slim", "model", "--width", "0", "--calibration", "t", "--output", "n"],
+        ["slim", "model", "--drop-layers", "3,x", "--calibration", "t", "--output", "n"],
         ["grow", "model"],
     ],
 )

@@ -135,7 +135,8 @@ def prune_folder(
                 params = block_params(folder.load(names, dtype=jnp.float32), index)
                 chosen = _predicate(prunable(folder) if where is None else where, prefix)
                 errors, removed = _prune_block(
-                    run.of(index), params, hidden, _of_block(sparsity, names, prefix), chosen, options, prefix
+                    *(run.of(index), params, hidden, _of_block(sparsity, names, prefix), chosen, options),
+                    *(prefix, folder.shapes),
                 )
                 stored = {prefix + k: v.astype(folder.shapes[prefix + k].dtype) for k, v in params.items()}
                 del params
@@ -160,13 +161,16 @@ def _prune_block(
     where: Callable[[str, Any], bool],
     options: Mapping[str, Any],
     prefix: str,
+    dtypes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[dict[str, float], float]:
     """Prunes the kernels in `params` in place; returns the error of each, by its whole name, and the sparsity.
 
-    Kernels are pruned one by one and their Gram matrices freed, unless an allocation compares them.
+    Kernels are pruned one by one, cast to the dtype of the folder, and their Gram matrices freed, unless an allocation
+    compares them.
     """
     stats = run.calibrate(params, hidden, where)  # Gram matrices whatever the method, because the errors need them
     names = [name for name, leaf in params.items() if where(name, leaf) and _tree.is_floating(leaf)]
+    names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix when the others are gone
     if options.get("method") != "magnitude":
         _check_seen(stats, prefix)
     errors: dict[str, float] = {}
@@ -177,10 +181,11 @@ def _prune_block(
         pruned = reconstruct(params, own, sparsity, where=among, **options)
         errors |= {prefix + name: error for name, error in relative_errors(params, pruned.params, own).items()}
         for name in group:
-            params[name] = pruned.params[name]
             removed += float(masks_.sparsity(params[name], pruned.masks[name])) * params[name].size
             total += params[name].size
+            params[name] = pruned.params[name].astype(dtypes[prefix + name].dtype)
             stats.inputs.pop((name,), None)
+        del own, pruned
     return errors, removed / max(total, 1)
 
 
