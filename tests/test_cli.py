@@ -188,7 +188,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a config without a number": (lambda f: with_config(f, num_hidden_layers=4), "begins with 'model.layers.3.'"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; save the model's tokenizer"),
     "a damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is damaged"),
-    "inputs that are never seen": (silence_a_layer, "never reaches the inputs of model.layers.1.mlp.gate_proj.weight"),
+    "inputs that are never seen": (silence_a_layer, "never reaches the inputs of model.layers.1.mlp.down_proj.weight"),
 }
 
 
