@@ -196,10 +196,11 @@ def _finish(options: argparse.Namespace, report: dict[str, Any], began: float, t
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **_sizes(checkpoints.Folder(options.output)),
     }
-    for when, path in (("before", options.folder), ("after", options.output)) if text is not None else ():
-        found = models.perplexity(path, text)
-        report[f"perplexity_{when}"] = found._asdict()
-        print(f"perplexity {when}: {_shown(found)}")
+    if text is not None:
+        for when, path in (("before", options.folder), ("after", options.output)):
+            found = models.perplexity(path, text)
+            report[f"perplexity_{when}"] = found._asdict()
+            print(f"perplexity {when}: {_shown(found)}")
     (options.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     (options.output / f"{name}.html").write_text(_page(report, name))
 
