@@ -7,12 +7,13 @@ A method is a function of one weight matrix, `(weight [inputs, outputs], gram, t
 
 from jaxprune.reconstruction.alps import affordable, alps
 from jaxprune.reconstruction.batch_statistics import recalibrate_statistics
+from jaxprune.reconstruction.blocks import reconstruct_blocks
 from jaxprune.reconstruction.least_squares import least_squares
 from jaxprune.reconstruction.obs import obs
 from jaxprune.reconstruction.quantise import Quantised, dequantise, quantise
 from jaxprune.reconstruction.reconstruct import reconstruct, relative_errors
 from jaxprune.reconstruction.removal import Entries, Given, Grouped
-from jaxprune.reconstruction.sequential import reconstruct_blocks, reconstruct_sequential
+from jaxprune.reconstruction.sequential import reconstruct_sequential
 from jaxprune.reconstruction.sparsegpt import sparsegpt
 
 __all__ = [
