@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxprune import _progress, _tree
-from jaxprune.checkpoints.runs import Run
+from jaxprune.checkpoints.states import Run
 from jaxprune.sensitivity.levels import Levels, checked_table, levels_of
 
 Loss = Callable[[np.ndarray, int], Any]
