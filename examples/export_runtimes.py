@@ -2,10 +2,10 @@
 
     python examples/export_runtimes.py cnn onnx iree --output output/export
 
-trains a CNN (`cnn`) or a vision transformer (`vit`) on the digits of scikit-learn, or a decoder of the Llama family on a
-text (`decoder`); removes half the units of each group; trains the smaller network further; writes both networks to files of
-the runtime; and runs the files. It prints how far the runtime's outputs are from JAX's, the sizes of the files, and how
-much faster the smaller file is, beside how many times fewer FLOPs it has.
+trains a CNN (`cnn`) or a vision transformer (`vit`) on the digits of scikit-learn, or a decoder of the Llama family on
+a text (`decoder`); removes half the units of each group; trains the smaller network further; writes both networks to
+files of the runtime; and runs the files. It prints how far the runtime's outputs are from JAX's, the sizes of the
+files, and how much faster the smaller file is, beside how many times fewer FLOPs it has.
 
     onnx       jax2onnx writes, ONNX Runtime runs; any batch size
     stablehlo  jaxprune.checkpoints.save_slim writes, load_slim reads; any batch size
@@ -112,8 +112,8 @@ def text(width: int, source: Path | None, context: int = 64) -> Task:
     read = np.frombuffer("".join(page.read_text() for page in pages).encode("ascii", "ignore"), np.uint8)
     train, test = np.split(read.astype(np.int32), [9 * len(read) // 10])
     config = {
-        "model_type": "llama", "hidden_size": width, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": width // 4,
-        "num_hidden_layers": 3, "intermediate_size": 4 * width, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "model_type": "llama", "hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": 3,
+        "intermediate_size": 4 * width, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": True,
     }  # fmt: skip
     shapes = {"model.embed_tokens.weight": (128, width), "model.norm.weight": (width,)}
@@ -233,7 +233,7 @@ def quality(task: Task, run: Run) -> str:
 
 
 def ratio(slow: Callable[[], Any], fast: Callable[[], Any], rounds: int) -> tuple[float, str]:
-    """The milliseconds of the first, and how many times faster the second is: median and quartiles over rounds in turns."""
+    """The milliseconds of the first, and how many times faster the second is, in turns: median and quartiles."""
     _ = slow(), fast()
     seconds = np.zeros((rounds, 2))
     for row in seconds:
