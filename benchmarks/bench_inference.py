@@ -3,7 +3,8 @@
     python benchmarks/bench_inference.py --output output/bench
 
 Each contestant multiplies a batch by one kernel from which the same share of weights is gone. The dense product and the
-contestant take turns; the table has medians (quartiles) of how many times faster than dense it is, below 1 for slower.
+contestant take turns; the table has medians (quartiles) of how many times less CPU time than dense it takes, below 1
+for more.
 `jax.experimental.sparse` has the only general sparse products of JAX, and its authors no longer develop it.
 """
 
@@ -76,14 +77,14 @@ def contestants(kernel: jax.Array, sparsity: float) -> dict[str, Product]:
 
 
 def ratios(whole: Callable[[], Any], other: Callable[[], Any], rounds: int) -> np.ndarray:
-    """How many times faster the second is in each round."""
+    """How many times less CPU time the second takes in each round; other programs on the machine do not count."""
     seconds = np.zeros((rounds, 2))
     _ = jax.block_until_ready((whole(), other()))
     for row in seconds:
         for which, call in enumerate((whole, other)):
-            began = time.perf_counter()
+            began = time.process_time()
             _ = jax.block_until_ready(call())
-            row[which] = time.perf_counter() - began
+            row[which] = time.process_time() - began
     return seconds[:, 0] / seconds[:, 1]
 
 
