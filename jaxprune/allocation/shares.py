@@ -10,6 +10,7 @@ import numpy as np
 from jaxprune import masks
 from jaxprune.masks import Leaf
 from jaxprune.masks._exact import counts
+from jaxprune.masks.leaves import leaves_together
 
 PyTree = Any
 Shape = tuple[int, ...]
@@ -41,7 +42,7 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
     Returns:
       The sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved, which differs from
@@ -65,8 +66,8 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
-        slice along `batch_axes` is ranked separately, over all leaves.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern must not be NM.
+        Each slice along `batch_axes` is ranked separately, over all leaves.
 
     Returns:
       `masks.Global(sparsity)`, and the fraction of units removed. If the units of the leaves differ in size (blocks or
@@ -80,8 +81,7 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
       Allocation(sparsities=Global(sparsity=0.5), achieved=0.5333333333333333)
     """
     sparsity = as_sparsity(sparsity)
-    pruned = masks.leaves(scores, **units)
-    total = sum(leaf.units for leaf in pruned)
+    total = sum(leaf.units for leaf in leaves_together(scores, **units))
     count = counts.removed(sparsity, total)
     if isinstance(count.low, int):
         return Allocation(masks.Global(sparsity), int(count) / total if total else 0.0)
@@ -101,8 +101,8 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
-        count as so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Stacked layers count as
+        so many leaves of the shape that is left.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
@@ -132,8 +132,8 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
-        count as so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Stacked layers count as
+        so many leaves of the shape that is left.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
@@ -164,7 +164,7 @@ def _erdos_renyi(
 ) -> Allocation:
     sparsity = as_sparsity(sparsity)
     pruned = masks.leaves(scores, **units)
-    raw = np.array([density(leaf.shape[leaf.batch_axes :]) for leaf in pruned])
+    raw = np.array([density(leaf.matrix) for leaf in pruned])
     sizes = np.array([leaf.entries for leaf in pruned], float)
     return allocation(scores, pruned, _solve(sparsity, raw, sizes, pruned))
 

@@ -23,9 +23,9 @@ from jaxprune.masks.algebra import (
 )
 from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import Packed, is_packed, pack, unpack
-from jaxprune.masks.patterns import NM, Block, Channel, Leaf, Pattern, Unstructured
-from jaxprune.masks.patterns import BatchAxes as BatchAxes  # for annotations only: Units documents both
-from jaxprune.masks.patterns import Patterns as Patterns
+from jaxprune.masks.pattern import Leaf, Pattern
+from jaxprune.masks.patterns import NM, Block, Channel, Unstructured
+from jaxprune.masks.patterns import Patterns as Patterns  # for annotations only: Units documents it
 from jaxprune.masks.select import Global, select, select_global
 
 __all__ = [

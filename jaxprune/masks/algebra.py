@@ -15,7 +15,7 @@ from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import as_bool, is_packed
-from jaxprune.masks.patterns import Leaf
+from jaxprune.masks.pattern import Leaf
 from jaxprune.masks.select import assemble
 
 PyTree = Any
@@ -64,7 +64,7 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
 
     Args:
       params: any pytree, or its shapes.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. `where` may select nothing.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. `where` may select nothing.
 
     Returns:
       bool masks, all True, in the structure of `params`.
