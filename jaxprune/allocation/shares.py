@@ -1,5 +1,6 @@
 """`uniform`, `one_ranking`, `er` and `erk`: allocations by the shapes of leaves; and `Allocation`, their result."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -93,7 +94,8 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
-    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is chosen
+    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the numbers of input and output
+    channels, without the window of a convolution. eps is chosen
     so that the total sparsity is met. A leaf whose density would exceed 1 stays dense, and eps is computed from the
     other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
@@ -150,21 +152,31 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
     return _erdos_renyi(scores, sparsity, _erk_density, **units)
 
 
-def _er_density(shape: Shape) -> float:
-    n_in, n_out = (1, *shape)[-2:]
-    return (n_in + n_out) / (n_in * n_out)
+def _er_density(leaf: Leaf) -> float:
+    role, unclear = leaf.role, [a for a in range(leaf.ndim) if a not in leaf.stacked]
+    if len(unclear) > 2 or role is None:
+        if role is None or role.unclear_axes or set(leaf.stacked) - set(role.stacked):
+            raise ValueError(
+                f"er needs the inputs and outputs of {leaf.name}, of shape {leaf.matrix}; pass "
+                "roles=jaxprune.find_roles(fn, params, *inputs), or use erk, which needs none"
+            )
+        n_in = math.prod(leaf.shape[a] for a in role.inputs if a not in role.windows)
+        n_out = math.prod(leaf.shape[a] for a in role.outputs)
+    else:
+        n_in, n_out = (1, *leaf.matrix)[-2:]
+    return (n_in + n_out) / max(n_in * n_out, 1)
 
 
-def _erk_density(shape: Shape) -> float:
-    return sum(shape) / float(np.prod(np.array(shape, float)))
+def _erk_density(leaf: Leaf) -> float:
+    return sum(leaf.matrix) / max(float(np.prod(np.array(leaf.matrix, float))), 1.0)
 
 
 def _erdos_renyi(
-    scores: PyTree, sparsity: Any, density: Callable[[Shape], float], **units: Unpack[masks.Units]
+    scores: PyTree, sparsity: Any, density: Callable[[Leaf], float], **units: Unpack[masks.Units]
 ) -> Allocation:
     sparsity = as_sparsity(sparsity)
     pruned = masks.leaves(scores, **units)
-    raw = np.array([density(leaf.matrix) for leaf in pruned])
+    raw = np.array([density(leaf) for leaf in pruned])
     sizes = np.array([leaf.entries for leaf in pruned], float)
     return allocation(scores, pruned, _solve(sparsity, raw, sizes, pruned))
 
