@@ -218,7 +218,7 @@ def prune(
         `jaxprune.How`.
 
     Returns:
-      `Pruned(params, masks)`.
+      `Pruned(params, masks)`; `print` shows what was done to each leaf, and why a leaf was left alone.
 
     Raises:
       ValueError: a sparsity outside [0, 1), a signal that the criterion misses, a pattern that does not fit a leaf, no
@@ -233,8 +233,11 @@ def prune(
       >>> pruned.params['w'].tolist()
       [[3.0, 0.0], [0.0, -4.0]]
     """
-    chosen = Selector(**how)(params, sparsity, grads=grads, stats=stats)
-    return masks.Pruned(masks.apply(params, chosen), chosen)
+    select = Selector(**how).following(params, stats)
+    chosen = select(params, sparsity, grads=grads, stats=stats)
+    patterns: dict[int, Any] = {leaf.place: leaf.pattern for leaf in masks.leaves(params, **select.units)}
+    roles = _tree.leaf_roles(params, select.roles, select.batch_axes, parts=True)
+    return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
 
 
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:

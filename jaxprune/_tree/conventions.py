@@ -107,15 +107,14 @@ def _by_convention(tree: PyTree, batch: tuple[Axes, ...]) -> tuple[LeafRole, ...
 def _convene(tree: PyTree, shapes: Sequence[Axes], batch: Sequence[Axes]) -> tuple[LeafRole, ...]:
     flat = [path for path, _ in paths.with_paths(tree)]
     identities = [paths.identity(path) for path in flat]
-    together = set(identities)
+    spelt = [_words(path) for path in flat]
+    together = {tuple(words) for words in spelt}
     found = []
-    for path, identity, shape, axes, (module, marks) in zip(
-        flat, identities, shapes, batch, _context(tree), strict=True
-    ):
-        words = _words(path)
+    each = zip(flat, identities, spelt, shapes, batch, _context(tree), strict=True)
+    for path, identity, words, shape, axes, (module, marks) in each:
         stacked = {*axes, *_marked(marks, len(shape)), *({0} if _LAYER_STACK & set(words) and shape else ())}
         use, kinds, note = _by_type(module, words, shape, stacked) or _by_name(
-            words, shape, stacked, is_bias=words[-1:] == ["b"] and (*identity[:-1], "w") in together
+            words, shape, stacked, is_bias=words[-1:] == ["b"] and (*words[:-1], "w") in together
         )
         if use in ("multiplied", "unknown") and sum(kind != "stacked" for kind in kinds) < 2:
             use = "elementwise"

@@ -65,7 +65,7 @@ def owl(
     if layer_of is not None:
         _tree.check_function(layer_of, "layer_of", "lambda name: name.split('/')[0]")
     sparsity = as_sparsity(sparsity)
-    pruned = masks.leaves(scores, **units)
+    pruned = [leaf for leaf in masks.leaves(scores, **units) if leaf.entries]
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
         raise ValueError("owl ranks single weights, so every pattern must be Unstructured():\n" + "\n".join(wrong))

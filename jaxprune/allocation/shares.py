@@ -175,7 +175,7 @@ def _erdos_renyi(
     scores: PyTree, sparsity: Any, density: Callable[[Leaf], float], **units: Unpack[masks.Units]
 ) -> Allocation:
     sparsity = as_sparsity(sparsity)
-    pruned = masks.leaves(scores, **units)
+    pruned = [leaf for leaf in masks.leaves(scores, **units) if leaf.entries]
     raw = np.array([density(leaf) for leaf in pruned])
     sizes = np.array([leaf.entries for leaf in pruned], float)
     return allocation(scores, pruned, _solve(sparsity, raw, sizes, pruned))
@@ -237,7 +237,7 @@ def removed_entries(leaf: Leaf, value: Any) -> Any:
         # The pattern, not the sparsity, decides how many entries of a group stay.
         most = group.size - group.kept
         count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
-    each = leaf.entries // (leaf.slices * leaf.units)
+    each = leaf.entries // max(leaf.slices * leaf.units, 1)
     if isinstance(count.low, int):
         return int(count) * leaf.slices * each
     total = counts.as_float(count)

@@ -110,7 +110,9 @@ def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTr
 def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTree:
     wanted = _per_leaf(scores, sparsities)
     together = isinstance(sparsities, Global)
-    chosen = leaves_to_rank(scores, together, **units)
+    every = leaves_to_rank(scores, together, **units)
+    chosen = [leaf for leaf in every if leaf.entries]
+    empty = {leaf.place: ones_of(leaf) for leaf in every if not leaf.entries}
     grouped = [(leaf, leaf.group) for leaf in chosen if leaf.group]
     ranked = [leaf for leaf in chosen if not leaf.group]
     given, sizes = [wanted[leaf.place] for leaf in ranked], [leaf.units for leaf in ranked]
@@ -125,13 +127,24 @@ def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTre
         ways = tuple((leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards) for leaf in ranked)
         found = _keep_largest([leaf.array for leaf in ranked], kept, ways=ways, together=together)
         masks |= {leaf.place: mask for leaf, mask in zip(ranked, found, strict=True)}
-    return assemble(scores, masks)
+    return assemble(scores, masks | empty)
 
 
 def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
     """The tree of masks, from the masks of leaves by their place; a scalar True for all other leaves."""
     structure = jax.tree.structure(tree)
     return structure.unflatten([masks[i] if i in masks else jnp.ones((), bool) for i in range(structure.num_leaves)])
+
+
+def ones_of(leaf: Leaf) -> jax.Array:
+    """The mask that keeps the whole leaf, in the shape of its pattern."""
+
+    def expanded(x: jax.Array) -> jax.Array:
+        return leaf.pattern.expand(jnp.ones_like(leaf.pattern.units(x, leaf), dtype=bool), leaf)
+
+    shape = jax.eval_shape(expanded, leaf.array).shape
+    # Made like the leaf where it can be, to lie on the same devices.
+    return jnp.ones_like(leaf.array, dtype=bool) if shape == leaf.part else jnp.ones(shape, bool)
 
 
 def keep_in_leaf(leaf: Leaf, kept: int | jax.Array) -> jax.Array:
