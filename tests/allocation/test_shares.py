@@ -126,5 +126,5 @@ def test_rules_are_checked():
 def test_misfits_name_the_leaves():
     with pytest.raises(ValueError, match=r"(?s)the pattern does not fit.*a: .*b: "):
         _ = allocation.uniform(scores({"a": (3, 4), "b": (5, 4)}), 0.5, pattern=masks.Block((2, 2), (-2, -1)))
-    with pytest.raises(ValueError, match=r"a: 2 batch axes do not leave an axis of \(3, 4\) to prune"):
-        _ = allocation.uniform({"a": jnp.ones((3, 4))}, 0.5, batch_axes=2)
+    with pytest.raises(ValueError, match=r"a: batch axes \(0, 1\) do not leave an axis of \(3, 4\) to prune"):
+        _ = allocation.uniform({"a": jnp.ones((3, 4))}, 0.5, batch_axes=2, where=lambda *_: True)
