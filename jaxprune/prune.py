@@ -195,9 +195,20 @@ class Selector:
 
         Returns:
           A selector with `roles`.
+
+        Raises:
+          ValueError: the statistics belong to other parameters.
         """
-        if self.roles is not None or not isinstance(stats, Stats):
+        if self.roles is not None or not isinstance(stats, Stats) or stats.roles is None:
             return self
+        try:
+            _ = stats.roles.of(params, parts=self.specs is not None)
+        except ValueError as error:
+            there = ", ".join(leaf.name for leaf in stats.roles.leaves[:10])
+            raise ValueError(
+                f"stats is of another network, or of these parameters in other shapes; calibrate the parameters that you "
+                f"prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
+            ) from None
         return replace(self, roles=stats.roles)
 
 
@@ -276,7 +287,8 @@ def _checked(scores: PyTree, params: PyTree, criterion: Callable[..., Any], chos
         raise TypeError(f"criterion {name} must return floating arrays:\n" + "\n".join(kinds))
     if shapes:
         raise ValueError(
-            f"criterion {name} must return scores in the shapes of the parameters; leave out leaves that it does not "
-            "score, such as leaves without statistics, by where:\n" + "\n".join(shapes)
+            f"criterion {name} must return scores in the shapes of the parameters:\n"
+            + "\n".join(shapes)
+            + "\nleave out leaves that it does not score, such as leaves without statistics, by where"
         )
     return scores

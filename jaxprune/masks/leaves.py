@@ -67,11 +67,6 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
       >>> [(leaf.name, leaf.entries) for leaf in leaves(params)]
       [('kernel', 10)]
     """
-    if unknown := units.keys() - Units.__annotations__.keys():
-        raise TypeError(
-            f"{', '.join(sorted(unknown))} is not one of the options {', '.join(Units.__annotations__)}; bind options "
-            "of an allocation by functools.partial"
-        )
     return _leaves(params, False, **units)
 
 
@@ -81,6 +76,11 @@ def leaves_together(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
 
 
 def _leaves(params: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf]:
+    if unknown := units.keys() - Units.__annotations__.keys():
+        raise TypeError(
+            f"{', '.join(sorted(unknown))} is not one of the options {', '.join(Units.__annotations__)}; bind options "
+            "of an allocation by functools.partial"
+        )
     patterns = _tree.resolve(units.get("pattern", UNSTRUCTURED), params, default=UNSTRUCTURED, what="pattern")
     for pattern in patterns if isinstance(units.get("pattern"), Mapping) else patterns[:1]:
         check_pattern(pattern)
