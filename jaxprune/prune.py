@@ -206,8 +206,8 @@ class Selector:
         except ValueError as error:
             there = ", ".join(leaf.name for leaf in stats.roles.leaves[:10])
             raise ValueError(
-                f"stats is of another network, or of these parameters in other shapes; calibrate the parameters that you "
-                f"prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
+                f"stats is of another network, or these parameters have other shapes; calibrate the parameters that "
+                f"you prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
             ) from None
         return replace(self, roles=stats.roles)
 

@@ -47,12 +47,16 @@ class Pruned:
         yield self.masks
 
     def __str__(self) -> str:
+        if jax.tree.structure(self.params) != jax.tree.structure(self.masks, is_leaf=is_packed):  # such as integers
+            return f"Pruned({_tree.shown(self.params)}, {_tree.shown(self.masks)})"
         rows, total = self._table()
         return f"{_tree.table(rows)}\n{total}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        if jax.tree.structure(self.params) != jax.tree.structure(self.masks, is_leaf=is_packed):
+            return html.escape(str(self))
         rows, total = self._table()
         head, *body = [[html.escape(cell) for cell in row] for row in rows]
         lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body]
