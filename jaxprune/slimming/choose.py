@@ -250,7 +250,8 @@ def _obstacle(group: Group, limits: Limits) -> str | None:
         return "it is protected"
     if group.inexact is not None and not limits.inexact:
         return (
-            f"removing its units is not the same as masking them, {group.inexact} (Limits(inexact=True) removes them)"
+            f"removing its units is not the same as masking them: {group.inexact} (Limits(inexact=True) removes them; "
+            "slim(..., as_built=True) then makes the ordinary smaller architecture)"
         )
     return None
 
