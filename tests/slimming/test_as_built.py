@@ -134,7 +134,7 @@ def test_nnx() -> None:
             x = x + self.attention(self.ln1(x))
             return self.out(x + self.down(nnx.gelu(self.up(self.ln2(x)))))
 
-    split = lambda *sizes: nnx.split(nnx.eval_shape(lambda: Net(*sizes, nnx.Rngs(0))))
+    split = lambda a, b, c: nnx.split(nnx.eval_shape(lambda: Net(a, b, c, nnx.Rngs(0))))
     call = lambda graph: lambda state, x: nnx.merge(graph, state)(x)
     graph, shapes = split(WIDTH, HEADS, HIDDEN)
     small = slimmed(call(graph), checks.random_params(shapes))
@@ -246,7 +246,7 @@ def centred(h: Any) -> jax.Array:
     return h - h.mean(-1, keepdims=True)
 
 
-centred.defjvp(lambda primals, tangents: (centred(*primals), centred(*tangents)))
+_ = centred.defjvp(lambda primals, tangents: (centred(*primals), centred(*tangents)))
 
 
 @pytest.mark.parametrize(

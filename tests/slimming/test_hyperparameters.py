@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxprune import slimming
+from jaxprune.slimming.hyperparameters import Rebuilt
 from tests.slimming import checks
 
 
@@ -40,7 +41,7 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(np.shape, tree)
 
 
-def changes(found: list[slimming.Rebuilt]) -> dict[str, dict[str, tuple[Any, Any]]]:
+def changes(found: list[Rebuilt]) -> dict[str, dict[str, tuple[Any, Any]]]:
     return {entry.path: entry.changes for entry in found}
 
 

@@ -39,7 +39,7 @@ class Use(NamedTuple):
     """A number that multiplies or divides a value: operand `operand` of an equation."""
 
     frame: Frame
-    index: int
+    equation: int
     operand: int
     number: float
     tolerance: float
@@ -47,7 +47,7 @@ class Use(NamedTuple):
     @property
     def eqn(self) -> Any:
         """The equation."""
-        return self.frame.jaxpr.eqns[self.index]
+        return self.frame.jaxpr.eqns[self.equation]
 
 
 class Count(NamedTuple):
@@ -165,7 +165,7 @@ def numbers_after(decision: Decision, frame: Frame, counts: Sequence[Count], giv
 
 
 def _place(use: Use) -> tuple[int, int, int]:
-    return id(use.frame), use.index, use.operand
+    return id(use.frame), use.equation, use.operand
 
 
 def _enclosing(frame: Frame, found: Numbers) -> bool:
@@ -274,8 +274,8 @@ def _joined(known: Sequence[_Known]) -> _Known:
     products = {tuple(map(id, axes)): axes for k in known for axes in k.products}
     made = {id(axis): axis for k in known for axis in k.made}
     scales = {_place(use): use for k in known for use in k.scales}
-    each = (tuple(found.values()) for found in (products, made, scales))
-    return _Known(None, any(k.active for k in known), (), *each)
+    active = any(k.active for k in known)
+    return _Known(None, active, (), tuple(products.values()), tuple(made.values()), tuple(scales.values()))
 
 
 def _enter(eqn: Any, children: Sequence[Frame], known: list[_Known], counts: list[Count]) -> list[_Known]:
