@@ -210,13 +210,14 @@ CHOICES: dict[str, Any] = {
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_layers_stacked_along_an_inner_axis_are_pruned_as_layers_apart(choice: str) -> None:
-    how = CHOICES[choice]
+    how: dict[str, Any] = CHOICES[choice]
     found = jaxprune.prune(LAYERS, 0.5, roles=ROLES, **how)
     assert [leaf.stacked for leaf in ROLES] == [(1,), (1,)]
     apart = {f"{i}": {name: leaf[:, i] for name, leaf in LAYERS.items()} for i in range(3)}
     layer = lambda p, x: jnp.tanh(x @ p["kernel"]) @ p["out"]
     fn = lambda p, x: layer(p["2"], layer(p["1"], layer(p["0"], x)))
-    how = {"criterion": partial(criteria.magnitude, normalise="l2")} if choice == "norm" else how
+    if choice == "norm":
+        how = {"criterion": partial(criteria.magnitude, normalise="l2")}
     other = jaxprune.prune(apart, 0.5, roles=jaxprune.find_roles(fn, apart, draw(2, 8)), **how)
     for name, leaf in LAYERS.items():
         mask = np.broadcast_to(np.asarray(found.masks[name]), leaf.shape)
