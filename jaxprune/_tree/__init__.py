@@ -18,6 +18,7 @@ from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_bool as check_bool
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
+from jaxprune._tree.matching import map_mirrored as map_mirrored
 from jaxprune._tree.paths import identity as identity
 from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named
