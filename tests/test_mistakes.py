@@ -376,9 +376,6 @@ TRAINING = {
         lambda: training.phases((10, training.one_shot(0.5)), (5, training.one_shot(0.5))),
         "steps of phases must rise from 0",
     ),
-    "scores before masks": (lambda: training.drop_and_grow(P, P, P, 0.3), "masks must be bool.*a/kernel"),
-    "scores of another network": (lambda: training.drop_and_grow(MASKS, P, OTHER, 0.3), "grow must have the structure"),
-    "a fraction of 30": (lambda: training.drop_and_grow(MASKS, P, P, 30), r"fraction .*in \[0, 1\]; got 30"),
     "a state for masks": (lambda: training.sparse_params(P, STATE), "of this SparsifyState pass its .masks"),
 }
 
@@ -526,9 +523,10 @@ LOTTERY = {
         r"controls\['random'\] is called as .*random_masks\(\)",
     ),
     "a number of early steps": (lambda: lottery.early_weights(100), r"train must be .*train\(params, key\).*got 100"),
-    "a seed to shuffle": (lambda: lottery.shuffle(MASKS, 0), r"pass jax.random.key\(seed\)"),
-    "parameters to shuffle": (lambda: lottery.shuffle(P, KEY), "masks must be bool.*a/kernel"),
-    "a line between networks": (lambda: lottery.interpolate(P, OTHER, 0.5), "the other params must have the structure"),
+    "a line between networks": (
+        lambda: lottery.error_barrier(lambda p: 0.0, P, OTHER),
+        "the other params must have the structure",
+    ),
     "parameters before the error": (lambda: lottery.error_barrier(P, mean, P), r"error must be .*error\(params\)"),
     "an error that is None": (
         lambda: lottery.error_barrier(lambda p: None, P, P),

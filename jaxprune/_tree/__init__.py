@@ -5,6 +5,7 @@ from jaxprune._tree.arguments import check_batches as check_batches
 from jaxprune._tree.arguments import check_function as check_function
 from jaxprune._tree.arguments import check_instance as check_instance
 from jaxprune._tree.arguments import check_key as check_key
+from jaxprune._tree.arguments import check_sparsity as check_sparsity
 from jaxprune._tree.arguments import scalar as scalar
 from jaxprune._tree.arguments import shown as shown
 from jaxprune._tree.globs import Where as Where
