@@ -8,12 +8,13 @@ variable of the jaxpr. This package contains what all clients need:
   values of its results. `walk(..., only_live=True)` skips dead code, `settle` repeats the body of a loop until the
   carried values no longer change, and `scan_again` rebuilds a scan with another body.
 - The table (`primitives.PRIMITIVES`). It says what each primitive does to the axes and entries of its operands: an
-  entrywise function (where its result is zero, in which operands it is linear, what it costs), a move of entries (one
-  of `moves`, which NumPy arrays also accept), a sum of products, a reduction, a mix along axes, a read or a write by
-  index. A new primitive is described in this table, and every client then follows it.
+  entrywise function (where its result is zero, in which operands it is linear, what it costs), a move of entries (which
+  NumPy arrays also accept), a sum of products, a reduction, a mix along axes, a read or a write by index. A new
+  primitive is described in this table, and every client then follows it.
 - The jaxprs inside equations (`sub_jaxprs`): which operand is which input, which values are stacked or carried, and how
   often the jaxpr runs, for jit, remat, custom derivatives, scan, while, cond, shard_map, in every JAX version.
-- Axes as products of factors (`factors`): `Factor`, `split`, `merge` and `blocks` make reshapes exact.
+- Axes as products of factors (`factors`): `Factor`, `split`, `merge` and `blocks` make reshapes exact, and `Layout`
+  shows a leaf as a stack of matrices.
 
 Clients differ in the value that they derive, and in what they do at products and loops:
 
@@ -42,14 +43,14 @@ from jaxprune._jaxprs.roles import Roles as Roles
 from jaxprune._jaxprs.roles import find_roles as find_roles
 from jaxprune._jaxprs.roles import leaves_of as leaves_of
 from jaxprune._jaxprs.roles import roles_of as roles_of
-from jaxprune._jaxprs.subs import Sub as Sub
-from jaxprune._jaxprs.subs import is_jaxpr as is_jaxpr
-from jaxprune._jaxprs.subs import open_jaxpr as open_jaxpr
-from jaxprune._jaxprs.subs import sub_jaxprs as sub_jaxprs
-from jaxprune._jaxprs.tracing import Traced as Traced
-from jaxprune._jaxprs.tracing import is_array as is_array
-from jaxprune._jaxprs.tracing import trace as trace
+from jaxprune._jaxprs.walk import Sub as Sub
+from jaxprune._jaxprs.walk import Traced as Traced
+from jaxprune._jaxprs.walk import is_array as is_array
+from jaxprune._jaxprs.walk import is_jaxpr as is_jaxpr
 from jaxprune._jaxprs.walk import live as live
+from jaxprune._jaxprs.walk import open_jaxpr as open_jaxpr
+from jaxprune._jaxprs.walk import sub_jaxprs as sub_jaxprs
+from jaxprune._jaxprs.walk import trace as trace
 from jaxprune._jaxprs.weights import Constant as Constant
 from jaxprune._jaxprs.weights import Data as Data
 from jaxprune._jaxprs.weights import Lost as Lost

@@ -75,7 +75,7 @@ def count_flops(closed: Any, params: Sequence[int] = (), *, elementwise: bool = 
       The operations, and the names of what was not counted.
 
     Example:
-      >>> from jaxprune._jaxprs.tracing import trace
+      >>> from jaxprune._jaxprs.walk import trace
       >>> traced = trace(lambda w, x: jnp.tanh(x @ w), jnp.ones((3, 5)), jnp.ones((2, 3)))
       >>> count_flops(traced.closed).total, count_flops(traced.closed, elementwise=True).total
       (60, 70)

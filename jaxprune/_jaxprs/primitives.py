@@ -7,8 +7,13 @@ description. Add a new primitive here:
     PRIMITIVES["swap"] = Moves(lambda eqn: [Transpose((1, 0))])                    # moves entries
     PRIMITIVES["my_matmul"] = Product(lambda eqn: (((1,), (0,)), ((), ())))        # sums products over axes
 
-Equations with jaxprs inside are described by `subs` instead. A primitive in neither file is unknown: FLOPs list it as
-uncounted, calibration and roles cannot follow the parameters that enter it, slimming removes nothing that it uses.
+A primitive that only moves entries is described by one move (`Transpose`, `Reshape`, `Slice`, ...) for each result.
+Each client implements each move once for its own values: `weights` applies moves to arrays, `views` to factors,
+`slimming` to labels. A move that is called with arrays (of NumPy or JAX) moves their entries.
+
+Equations with jaxprs inside are described by `sub_jaxprs` instead. A primitive that neither describes is unknown: FLOPs
+list it as uncounted, calibration and roles cannot follow the parameters that enter it, slimming removes nothing that it
+uses.
 """
 
 import enum
@@ -16,10 +21,125 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxprune._jaxprs import moves as mv
+import numpy as np
 
 Equation = Any
 Axes = tuple[int, ...]
+Shape = tuple[int, ...]
+
+
+class Same(NamedTuple):
+    """Every entry keeps its position."""
+
+    def __call__(self, x: Any) -> Any:
+        """The array itself."""
+        return x
+
+
+class Transpose(NamedTuple):
+    """Axis i of the result is axis `permutation[i]`."""
+
+    permutation: Shape
+
+    def __call__(self, x: Any) -> Any:
+        """The array with its axes in another order."""
+        return x.transpose(self.permutation)
+
+
+class Reshape(NamedTuple):
+    """The entries in the same order in another shape; with `order`, the axes are first transposed by it."""
+
+    shape: Shape
+    order: Shape | None = None
+
+    def __call__(self, x: Any) -> Any:
+        """The array in the new shape."""
+        return (x if self.order is None else x.transpose(self.order)).reshape(self.shape)
+
+
+class Squeeze(NamedTuple):
+    """Drops the axes `dimensions`, each of one position."""
+
+    dimensions: Shape
+
+    def __call__(self, x: Any) -> Any:
+        """The array without these axes."""
+        return x.reshape([n for a, n in enumerate(x.shape) if a not in self.dimensions])
+
+
+class Broadcast(NamedTuple):
+    """Axis i becomes axis `dimensions[i]` of a result of shape `shape`; entries repeat along all others."""
+
+    shape: Shape
+    dimensions: Shape
+
+    def __call__(self, x: Any) -> Any:
+        """The broadcast array."""
+        kept = [1] * len(self.shape)
+        for axis, n in zip(self.dimensions, x.shape, strict=True):
+            kept[axis] = n
+        return np.broadcast_to(x.reshape(kept), self.shape)
+
+
+class Slice(NamedTuple):
+    """On each axis the positions from `starts` to `limits` in steps of `strides`."""
+
+    starts: Shape
+    limits: Shape
+    strides: Shape
+
+    def __call__(self, x: Any) -> Any:
+        """A part of the array."""
+        return x[tuple(slice(*bounds) for bounds in zip(*self, strict=True))]
+
+
+class Reverse(NamedTuple):
+    """Reverses the axes `dimensions`."""
+
+    dimensions: Shape
+
+    def __call__(self, x: Any) -> Any:
+        """The array with these axes reversed."""
+        return np.flip(x, self.dimensions)
+
+
+class Tile(NamedTuple):
+    """Axis i is repeated `reps[i]` times, one copy after the other."""
+
+    reps: Shape
+
+    def __call__(self, x: Any) -> Any:
+        """The array repeated."""
+        return np.tile(x, self.reps)
+
+
+class Pad(NamedTuple):
+    """Puts (low, high, inside) entries of a second operand before, after and between the entries of each axis."""
+
+    config: tuple[tuple[int, int, int], ...]
+
+
+class Concatenate(NamedTuple):
+    """Concatenates all operands along an axis."""
+
+    axis: int
+
+    def __call__(self, *parts: Any) -> Any:
+        """The concatenated arrays."""
+        return np.concatenate(parts, self.axis)
+
+
+class Stack(NamedTuple):
+    """Stacks all operands along a new axis."""
+
+    axis: int
+
+    def __call__(self, *parts: Any) -> Any:
+        """The stacked arrays."""
+        return np.stack(parts, self.axis)
+
+
+Move: TypeAlias = Same | Transpose | Reshape | Squeeze | Broadcast | Slice | Reverse | Tile | Pad | Concatenate | Stack
 
 
 class Flops(enum.Enum):
@@ -72,7 +192,7 @@ class Moves(NamedTuple):
       each: whether result k is made from operand k instead.
     """
 
-    moves: Callable[[Equation], list[mv.Move]]
+    moves: Callable[[Equation], list[Move]]
     each: bool = False
 
 
@@ -146,28 +266,28 @@ def _named(names: str, primitive: Primitive) -> dict[str, Primitive]:
     return dict.fromkeys(names.split(), primitive)
 
 
-def _slices(eqn: Equation) -> list[mv.Move]:
+def _slices(eqn: Equation) -> list[Move]:
     starts = tuple(eqn.params["start_indices"])
-    return [mv.Slice(starts, tuple(eqn.params["limit_indices"]), tuple(eqn.params["strides"] or (1,) * len(starts)))]
+    return [Slice(starts, tuple(eqn.params["limit_indices"]), tuple(eqn.params["strides"] or (1,) * len(starts)))]
 
 
-def _parts(eqn: Equation) -> list[mv.Move]:
+def _parts(eqn: Equation) -> list[Move]:
     axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
     ends = list(itertools.accumulate(eqn.params["sizes"]))
     bounds = [(end - size, end) for end, size in zip(ends, eqn.params["sizes"], strict=True)]
     ones = (1,) * len(shape)
     starts = [tuple(a if k == axis else 0 for k in range(len(shape))) for a, _ in bounds]
     limits = [tuple(b if k == axis else n for k, n in enumerate(shape)) for _, b in bounds]
-    return [mv.Slice(a, b, ones) for a, b in zip(starts, limits, strict=True)]
+    return [Slice(a, b, ones) for a, b in zip(starts, limits, strict=True)]
 
 
-def _reshape(eqn: Equation) -> list[mv.Move]:
+def _reshape(eqn: Equation) -> list[Move]:
     order = eqn.params.get("dimensions")
-    return [mv.Reshape(tuple(eqn.outvars[0].aval.shape), None if order is None else tuple(order))]
+    return [Reshape(tuple(eqn.outvars[0].aval.shape), None if order is None else tuple(order))]
 
 
-def _broadcast(eqn: Equation) -> list[mv.Move]:
-    return [mv.Broadcast(tuple(eqn.outvars[0].aval.shape), tuple(eqn.params["broadcast_dimensions"]))]
+def _broadcast(eqn: Equation) -> list[Move]:
+    return [Broadcast(tuple(eqn.outvars[0].aval.shape), tuple(eqn.params["broadcast_dimensions"]))]
 
 
 def _axes(eqn: Equation) -> Axes:
@@ -200,7 +320,7 @@ PRIMITIVES: dict[str, Primitive] = {
     ),
     **_named("real conj", Entrywise(Zero.FIRST, _FIRST, Flops.NONE)),
     "neg": Entrywise(Zero.FIRST, _FIRST),
-    **_named("optimization_barrier device_put", Moves(lambda eqn: [mv.Same()] * len(eqn.outvars), each=True)),
+    **_named("optimization_barrier device_put", Moves(lambda eqn: [Same()] * len(eqn.outvars), each=True)),
     # Entry by entry.
     **_named("add add_any sub", Entrywise(Zero.ALL, _ALL)),
     "mul": Entrywise(Zero.ANY, _ALL),
@@ -231,16 +351,16 @@ PRIMITIVES: dict[str, Primitive] = {
     **_named("bitcast_convert_type clz is_finite not eq ne ge gt le lt", Entrywise(Zero.NEVER, flops=Flops.NONE)),
     # Moving entries.
     "reshape": Moves(_reshape),
-    "squeeze": Moves(lambda eqn: [mv.Squeeze(tuple(eqn.params["dimensions"]))]),
-    "transpose": Moves(lambda eqn: [mv.Transpose(tuple(eqn.params["permutation"]))]),
+    "squeeze": Moves(lambda eqn: [Squeeze(tuple(eqn.params["dimensions"]))]),
+    "transpose": Moves(lambda eqn: [Transpose(tuple(eqn.params["permutation"]))]),
     "broadcast_in_dim": Moves(_broadcast),
     "slice": Moves(_slices),
     "split": Moves(_parts),
-    "rev": Moves(lambda eqn: [mv.Reverse(tuple(eqn.params["dimensions"]))]),
-    "tile": Moves(lambda eqn: [mv.Tile(tuple(eqn.params["reps"]))]),
-    "pad": Moves(lambda eqn: [mv.Pad(tuple(eqn.params["padding_config"]))]),
-    "concatenate": Moves(lambda eqn: [mv.Concatenate(eqn.params["dimension"])]),
-    "stack": Moves(lambda eqn: [mv.Stack(eqn.params["axis"])]),
+    "rev": Moves(lambda eqn: [Reverse(tuple(eqn.params["dimensions"]))]),
+    "tile": Moves(lambda eqn: [Tile(tuple(eqn.params["reps"]))]),
+    "pad": Moves(lambda eqn: [Pad(tuple(eqn.params["padding_config"]))]),
+    "concatenate": Moves(lambda eqn: [Concatenate(eqn.params["dimension"])]),
+    "stack": Moves(lambda eqn: [Stack(eqn.params["axis"])]),
     # Sums of products.
     "dot_general": Product(lambda eqn: eqn.params["dimension_numbers"]),
     "conv_general_dilated": Convolution(),

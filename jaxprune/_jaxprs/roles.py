@@ -9,14 +9,11 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune._jaxprs import views as vw
-from jaxprune._jaxprs.factors import Factor
+from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site, layout_of
 from jaxprune._jaxprs.flops import is_product
-from jaxprune._jaxprs.layouts import Layout, Site, layout_of, site_of
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Pick, Write
-from jaxprune._jaxprs.subs import Sub, sub_jaxprs
-from jaxprune._jaxprs.tracing import Traced, is_array, trace
-from jaxprune._jaxprs.views import NotFollowed, View
-from jaxprune._jaxprs.walk import Values, settle, walk
+from jaxprune._jaxprs.views import View, site_of
+from jaxprune._jaxprs.walk import Sub, Traced, Values, is_array, settle, sub_jaxprs, trace, walk
 
 PyTree = Any
 Equation = Any

@@ -9,20 +9,29 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._jaxprs import factors as fx
-from jaxprune._jaxprs import moves as mv
-from jaxprune._jaxprs.factors import Axis, Factor
-from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Product
+from jaxprune._jaxprs.factors import Axis, Factor, NotFollowed, Run, Site, position, run
+from jaxprune._jaxprs.primitives import (
+    PRIMITIVES,
+    Broadcast,
+    Concatenate,
+    Entrywise,
+    Move,
+    Moves,
+    Pad,
+    Product,
+    Reshape,
+    Reverse,
+    Same,
+    Slice,
+    Squeeze,
+    Stack,
+    Tile,
+    Transpose,
+)
 
 Equation = Any
 Shape = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]  # (axis of the weight, axis of the other operand)
-
-
-class Run(NamedTuple):
-    """Entries of a leaf at distances of `stride` along one of its axes."""
-
-    axis: int
-    stride: int = 1
 
 
 class View(NamedTuple):
@@ -56,15 +65,6 @@ class Meeting(NamedTuple):
     view: View
     batch: Pairs
     contract: Pairs
-
-
-class NotFollowed(Exception):
-    """A view cannot express what happens to a parameter; the message names the operation."""
-
-
-def run(axis: int, size: int, stride: int = 1) -> Factor:
-    """The factor of `size` entries of a leaf at distances of `stride` along an axis."""
-    return Factor(size, Run(axis, stride))
 
 
 def whole(leaf: int, shape: Shape) -> View:
@@ -111,12 +111,12 @@ def results(eqn: Equation, operands: Sequence[Sequence[View]], numbers: Sequence
         return [tuple(stretched(view, shape) for views in operands[what.linear] for view in views)] * len(eqn.outvars)
     else:
         raise NotFollowed(name)
-    if isinstance(moves[0], (mv.Concatenate, mv.Stack)):
+    if isinstance(moves[0], (Concatenate, Stack)):
         return [_joined(eqn, moves[0], operands)]
     return [tuple(v for view in operands[0] if (v := moved(view, move, shape)) is not None) for move in moves]
 
 
-def moved(view: View, move: mv.Move, shape: Shape) -> View | None:
+def moved(view: View, move: Move, shape: Shape) -> View | None:
     """Returns the view of a moved value.
 
     Args:
@@ -189,54 +189,71 @@ def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
     shape = tuple(eqn.invars[1].aval.shape)
     out_axis, in_axis, *spatial = numbers.rhs_spec
     order = [a for a in range(len(shape)) if a != out_axis] + [out_axis]
-    view = _transpose(view, mv.Transpose(tuple(order)), shape)
+    view = _transpose(view, Transpose(tuple(order)), shape)
     if groups > 1:
         kept = tuple(shape[a] for a in order)
-        view = _reshape(view, mv.Reshape((*kept[:-1], groups, kept[-1] // groups)), kept)
+        view = _reshape(view, Reshape((*kept[:-1], groups, kept[-1] // groups)), kept)
     channels = len(shape) - 1 + (groups > 1)
     contract = [(order.index(a), channels + i) for i, a in enumerate([in_axis, *spatial])]
     return Meeting(view, [(len(shape) - 1, channels - 1)] if groups > 1 else [], contract)
 
 
-def _known_slice(eqn: Equation, shape: Shape, starts: Sequence[Any]) -> mv.Slice:
+def site_of(meeting: Meeting) -> Site:
+    """The site of a leaf, from the view of it that takes part in a product.
+
+    Raises:
+      NotFollowed: no axis of the leaf is summed over.
+    """
+    view, batch, contract = meeting
+    runs = lambda axes: tuple(f for a in axes for f in view.axes[a] if f.of is not None)
+    inputs = sorted(runs(mine for mine, _ in contract), key=position)
+    if not inputs:
+        raise NotFollowed("a product that sums over no axis of it")
+    used = {mine for mine, _ in (*batch, *contract)}
+    along_batch = runs(mine for mine, _ in sorted(batch, key=lambda pair: pair[1]))
+    outputs = runs(a for a in range(len(view.axes)) if a not in used)
+    return Site(view.leaf, along_batch, tuple(inputs), outputs, view.offset)
+
+
+def _known_slice(eqn: Equation, shape: Shape, starts: Sequence[Any]) -> Slice:
     if any(start is None for start in starts):
         raise NotFollowed("a computed index")
     sizes = tuple(eqn.params["slice_sizes"])
     first = tuple(min(max(int(i), 0), n - s) for i, n, s in zip(starts, shape, sizes, strict=True))
-    return mv.Slice(first, tuple(a + s for a, s in zip(first, sizes, strict=True)), (1,) * len(shape))
+    return Slice(first, tuple(a + s for a, s in zip(first, sizes, strict=True)), (1,) * len(shape))
 
 
-def _joined(eqn: Equation, move: mv.Concatenate | mv.Stack, operands: Sequence[Sequence[View]]) -> tuple[View, ...]:
+def _joined(eqn: Equation, move: Concatenate | Stack, operands: Sequence[Sequence[View]]) -> tuple[View, ...]:
     begin, out = 0, []
     for var, views in zip(eqn.invars, operands, strict=True):
         for view in views:
-            if isinstance(move, mv.Stack):
+            if isinstance(move, Stack):
                 axes, start = list(view.axes), list(view.start)
                 axes.insert(move.axis, ())
                 start.insert(move.axis, begin)
                 out.append(view._replace(axes=tuple(axes), start=tuple(start)))
             else:
                 out.append(_shift(view, move.axis, begin))
-        begin += 1 if isinstance(move, mv.Stack) else var.aval.shape[move.axis]
+        begin += 1 if isinstance(move, Stack) else var.aval.shape[move.axis]
     return tuple(out)
 
 
-def _same(view: View, move: mv.Same, shape: Shape) -> View:
+def _same(view: View, move: Same, shape: Shape) -> View:
     del move, shape
     return view
 
 
-def _transpose(view: View, move: mv.Transpose, shape: Shape) -> View:
+def _transpose(view: View, move: Transpose, shape: Shape) -> View:
     del shape
     order = move.permutation
     return view._replace(axes=tuple(view.axes[p] for p in order), start=tuple(view.start[p] for p in order))
 
 
-def _squeeze(view: View, move: mv.Squeeze, shape: Shape) -> View:
-    return _transpose(view, mv.Transpose(tuple(a for a in range(len(shape)) if a not in move.dimensions)), shape)
+def _squeeze(view: View, move: Squeeze, shape: Shape) -> View:
+    return _transpose(view, Transpose(tuple(a for a in range(len(shape)) if a not in move.dimensions)), shape)
 
 
-def _broadcast(view: View, move: mv.Broadcast, shape: Shape) -> View:
+def _broadcast(view: View, move: Broadcast, shape: Shape) -> View:
     axes: list[Axis] = [(Factor(n),) if n != 1 else () for n in move.shape]
     start = [0] * len(axes)
     for i, to in enumerate(move.dimensions):
@@ -245,7 +262,7 @@ def _broadcast(view: View, move: mv.Broadcast, shape: Shape) -> View:
     return view._replace(axes=tuple(axes), start=tuple(start))
 
 
-def _tile(view: View, move: mv.Tile, shape: Shape) -> View:
+def _tile(view: View, move: Tile, shape: Shape) -> View:
     axes = list(view.axes)
     for axis, n in enumerate(move.reps):
         if n != 1:
@@ -255,13 +272,13 @@ def _tile(view: View, move: mv.Tile, shape: Shape) -> View:
     return view._replace(axes=tuple(axes))
 
 
-def _reverse(view: View, move: mv.Reverse, shape: Shape) -> View:
+def _reverse(view: View, move: Reverse, shape: Shape) -> View:
     if any(view.axes[a] for a in move.dimensions):
         raise NotFollowed("rev")
     return view._replace(start=tuple(shape[a] - 1 - s if a in move.dimensions else s for a, s in enumerate(view.start)))
 
 
-def _pad(view: View, move: mv.Pad, shape: Shape) -> View:
+def _pad(view: View, move: Pad, shape: Shape) -> View:
     del shape
     if any(low < 0 or high < 0 or inner for low, high, inner in move.config):
         raise NotFollowed("a pad that cuts off or spreads")
@@ -274,9 +291,9 @@ def _shift(view: View, axis: int, by: int) -> View:
     return view._replace(start=_put(view.start, axis, view.start[axis] + by))
 
 
-def _reshape(view: View, move: mv.Reshape, shape: Shape) -> View:
+def _reshape(view: View, move: Reshape, shape: Shape) -> View:
     if move.order is not None:  # as vmap writes the kernel of a convolution
-        view, shape = _transpose(view, mv.Transpose(move.order), shape), tuple(shape[a] for a in move.order)
+        view, shape = _transpose(view, Transpose(move.order), shape), tuple(shape[a] for a in move.order)
     if 0 in shape:
         raise NotFollowed("a reshape of an empty array")
     axes: list[Axis] = []
@@ -303,7 +320,7 @@ def _cut(factor: Factor, fast: int) -> tuple[Factor, Factor]:
     return Factor(slow, Run(factor.of.axis, factor.of.stride * fast)), Factor(fast, factor.of)
 
 
-def _slice(view: View, move: mv.Slice, shape: Shape) -> View | None:
+def _slice(view: View, move: Slice, shape: Shape) -> View | None:
     for axis, (begin, end, step) in enumerate(zip(*move, strict=True)):
         if (begin, end, step) == (0, shape[axis], 1):
             continue
@@ -345,13 +362,13 @@ def _put(values: tuple, index: int, value: object) -> tuple:
 
 
 _MOVED: dict[type, Callable[[View, Any, Shape], View | None]] = {
-    mv.Same: _same,
-    mv.Transpose: _transpose,
-    mv.Reshape: _reshape,
-    mv.Squeeze: _squeeze,
-    mv.Broadcast: _broadcast,
-    mv.Slice: _slice,
-    mv.Reverse: _reverse,
-    mv.Tile: _tile,
-    mv.Pad: _pad,
+    Same: _same,
+    Transpose: _transpose,
+    Reshape: _reshape,
+    Squeeze: _squeeze,
+    Broadcast: _broadcast,
+    Slice: _slice,
+    Reverse: _reverse,
+    Tile: _tile,
+    Pad: _pad,
 }

@@ -13,10 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from jaxprune._jaxprs.moves import Concatenate, Move, Pad, Stack
-from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Pick, Zero
-from jaxprune._jaxprs.subs import Sub, sub_jaxprs
-from jaxprune._jaxprs.walk import Values, settle, walk
+from jaxprune._jaxprs.primitives import PRIMITIVES, Concatenate, Entrywise, Move, Moves, Pad, Pick, Stack, Zero
+from jaxprune._jaxprs.walk import Sub, Values, settle, sub_jaxprs, walk
 
 Equation = Any
 Jaxpr = Any

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from jaxprune.assess import metrics
 from jaxprune.assess.intervals import Interval, generator
@@ -234,15 +234,15 @@ def _interval(
 
 def _smoothed(count: np.ndarray, mean: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     """The gap of each bin: that of a logistic recalibration, and what is left of it beyond noise (James and Stein)."""
-    x = special.logit(np.clip(mean, 1e-6, 1 - 1e-6))
+    x = scipy.special.logit(np.clip(mean, 1e-6, 1 - 1e-6))
     design, weights = np.stack([np.ones_like(x), x], 1), np.array([0.0, 1.0])
     prior = 1e-2 * np.eye(2)
     for _ in range(15):
-        p = special.expit(design @ weights)
+        p = scipy.special.expit(design @ weights)
         slope = design.T @ (count * (accuracy - p)) - prior @ (weights - [0.0, 1.0])
         curve = design.T @ (design * (count * p * (1 - p))[:, None]) + prior
         weights = weights + np.clip(np.linalg.solve(curve, slope), -2, 2)
-    fitted = special.expit(design @ weights)
+    fitted = scipy.special.expit(design @ weights)
     left = accuracy - fitted
     safe = np.clip(fitted, 0.5 / count.sum(), 1 - 0.5 / count.sum())
     beyond = (left**2 * count / (safe * (1 - safe))).sum()

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
-from scipy import special
 
 from jaxprune import _tree
 
@@ -64,7 +64,7 @@ def proportion(share: float, samples: float, confidence: float = 0.95) -> Interv
       >>> [round(end, 3) for end in proportion(1.0, 100)]
       [1.0, 0.963, 1.0]
     """
-    z = special.ndtri((1 + confidence) / 2)
+    z = scipy.special.ndtri((1 + confidence) / 2)
     centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
     half = z / (1 + z * z / samples) * np.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
     return Interval(share, float(np.clip(centre - half, 0, share)), float(np.clip(centre + half, share, 1)))
@@ -134,9 +134,9 @@ def paired_difference(gains: int, losses: int, samples: int, confidence: float =
     """
     net, unequal = gains - losses, gains + losses
     least = min(gains, losses)
-    tie = special.bdtr(least, unequal, 0.5) - (special.bdtr(least - 1, unequal, 0.5) if least else 0.0)
-    p_value = min(1.0, 2 * special.bdtr(least, unequal, 0.5) - tie) if unequal else 1.0
-    z = special.ndtri((1 + confidence) / 2)
+    tie = scipy.special.bdtr(least, unequal, 0.5) - (scipy.special.bdtr(least - 1, unequal, 0.5) if least else 0.0)
+    p_value = min(1.0, 2 * scipy.special.bdtr(least, unequal, 0.5) - tie) if unequal else 1.0
+    z = scipy.special.ndtri((1 + confidence) / 2)
 
     def score(at: float) -> float:
         linear = (2 * samples - net) * at - unequal
@@ -209,7 +209,7 @@ def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0
         scale = (of_foreign.var(ddof=1) / n + of_known.var(ddof=1) / m) / variance(area)
     if min(area, 1 - area) * min(m, n) < FEW:
         scale = max(scale, 1.0)
-    z = special.ndtri((1 + confidence) / 2)
+    z = scipy.special.ndtri((1 + confidence) / 2)
     beyond = lambda at: (area - at) ** 2 > z * z * scale * variance(at)
     low = _bisect(beyond, 0.0, area)
     high = _bisect(lambda at: not beyond(at), area, 1.0)
@@ -386,10 +386,10 @@ def _mean_difference(values: np.ndarray, confidence: float) -> Difference:
     # t + skew t^2 / 3 + skew^2 t^3 / 27 + skew / 6 is monotone in t, and its distribution is not skewed.
     cube = lambda t: ((1 + skew * t / 3) ** 3 - 1) / skew if abs(skew) > 1e-9 else t
     root = lambda u: 3 / skew * (np.cbrt(1 + skew * u) - 1) if abs(skew) > 1e-9 else u
-    quantile = float(special.stdtrit(n - 1, (1 + confidence) / 2))
+    quantile = float(scipy.special.stdtrit(n - 1, (1 + confidence) / 2))
     low, high = (centre - error * root(end - skew / 6) for end in (quantile, -quantile))
     at_zero = cube(centre / error) + skew / 6
-    p_value = 2 * float(special.stdtr(n - 1, -abs(at_zero)))
+    p_value = 2 * float(scipy.special.stdtr(n - 1, -abs(at_zero)))
     return Difference(Interval(centre, float(min(low, centre)), float(max(high, centre))), p_value)
 
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
 from jax.core import Tracer
-from scipy import special
 
 from jaxprune import _tree
 from jaxprune.assess import intervals, metrics
@@ -59,7 +59,9 @@ def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
     a, b = (np.asarray(metrics.correct(logits, labels)) for logits in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     n = only_first + only_second
-    return McNemar(only_first, only_second, min(1.0, 2 * float(special.bdtr(min(only_first, only_second), n, 0.5))))
+    return McNemar(
+        only_first, only_second, min(1.0, 2 * float(scipy.special.bdtr(min(only_first, only_second), n, 0.5)))
+    )
 
 
 def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: int = 9999) -> Array:
@@ -226,7 +228,7 @@ def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confid
         exemplars=Exemplars(a.answers != b.answers, a.answers, b.answers),
         regressions=int(lost.sum()),
         gains=int(won.sum()),
-        detectable=float((critical + special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),
+        detectable=float((critical + scipy.special.ndtri(0.8)) * np.sqrt(max(1, (lost | won).sum())) / n),
         confidence=confidence,
     )
 

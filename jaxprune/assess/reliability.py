@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
-from scipy import special
 
 from jaxprune.assess import metrics
 from jaxprune.assess.intervals import Interval
@@ -204,7 +204,7 @@ def temperature_interval(logits: Any, labels: Any, confidence: float = 0.95) -> 
         return Interval(fitted, np.nan, np.nan)
     slopes, curve = (np.asarray(x, np.float64) for x in _slopes(logits, labels, 1 / fitted))
     error = np.sqrt((slopes**2).sum() / (slopes.size - 1) / slopes.size) / curve.mean()
-    reach = float(special.stdtrit(max(slopes.size - 1, 1), (1 + confidence) / 2)) * error
+    reach = float(scipy.special.stdtrit(max(slopes.size - 1, 1), (1 + confidence) / 2)) * error
     return Interval(fitted, float(fitted * np.exp(-reach)), float(fitted * np.exp(reach)))
 
 

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune._jaxprs import Sub, is_product, layouts, sub_jaxprs, views
-from jaxprune._jaxprs.factors import Factor
-from jaxprune._jaxprs.layouts import Layout, Site
+from jaxprune._jaxprs import Sub, is_product, sub_jaxprs, views
+from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution
-from jaxprune._jaxprs.views import NotFollowed, View
+from jaxprune._jaxprs.views import View
 from jaxprune._jaxprs.walk import Values, scan_again, walk
 from jaxprune.calibration.moments import Moments, moments, patches, samples_of
 
@@ -116,7 +115,7 @@ class Interpreter:
                 key, kernel = (*path, mine, k), isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
                 try:
                     meeting = views.meeting(eqn, view, mine)
-                    site = layouts.site_of(meeting)
+                    site = views.site_of(meeting)
                 except NotFollowed as reason:
                     self._lose(operands[mine : mine + 1], str(reason))
                     continue

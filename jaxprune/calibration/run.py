@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _jaxprs, _progress, _tree
-from jaxprune._jaxprs import layouts, views
-from jaxprune._jaxprs.layouts import Layout, Place, Site
+from jaxprune._jaxprs import views
+from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration.interpreter import Interpreter, Sums, Value
 from jaxprune.calibration.moments import Moments
 from jaxprune.calibration.stats import Inputs, Stats, Together
@@ -230,8 +230,8 @@ class _Run(NamedTuple):
         for leaf in dict.fromkeys(site.leaf for site in machine.sites.values()):
             keys = [key for key, site in machine.sites.items() if site.leaf == leaf]
             try:
-                layout, where = layouts.layout_of(tuple(named[leaf][1].shape), [machine.sites[k] for k in keys])
-            except views.NotFollowed as reason:
+                layout, where = layout_of(tuple(named[leaf][1].shape), [machine.sites[k] for k in keys])
+            except NotFollowed as reason:
                 lost.setdefault(leaf, []).append(str(reason))
                 continue
             found[leaf], places[leaf] = layout, list(zip(keys, where, strict=True))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree
 from jaxprune._jaxprs import Roles
-from jaxprune._jaxprs.layouts import Layout
+from jaxprune._jaxprs.factors import Layout
 
 PyTree = Any
 Identity = tuple[str, ...]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 from jaxprune.features import _checks
 from jaxprune.features.scores import ranks, standard
@@ -115,7 +115,7 @@ def clusters(similarity: Any, threshold: float) -> np.ndarray:
       [0, 1, 0]
     """
     linked = _checks.similarity(similarity) >= threshold
-    return connected_components(linked, directed=False)[1].astype(int)
+    return scipy.sparse.csgraph.connected_components(linked, directed=False)[1].astype(int)
 
 
 def one_of_each(scores: Any, clusters: Any) -> np.ndarray:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune._jaxprs import LeafRole, Roles, roles_of
-from jaxprune.slimming._labels.analysis import Analysis, analyse
-from jaxprune.slimming._labels.units import Units, units_of
+from jaxprune.slimming._labels.analysis import Analysis, Units, analyse, units_of
 
 PyTree = Any
 _SHOWN_MEMBERS = 6

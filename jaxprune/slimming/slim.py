@@ -16,8 +16,7 @@ from jaxprune._jaxprs import is_array
 from jaxprune.prune import Selector
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
-from jaxprune.slimming._labels.decide import Piece, labels_that_go
-from jaxprune.slimming._labels.evaluate import Decision, evaluate
+from jaxprune.slimming._labels.evaluate import Decision, Piece, evaluate, labels_that_go
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import choose
 from jaxprune.slimming.groups import Groups, find_groups

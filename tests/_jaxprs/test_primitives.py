@@ -10,8 +10,7 @@ from jax.interpreters import mlir
 
 import jaxprune
 from jaxprune._jaxprs import count_flops, shares, trace
-from jaxprune._jaxprs.moves import Transpose
-from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Product, Zero
+from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Product, Transpose, Zero
 
 
 def primitive(name, fn):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune._jaxprs import views
-from jaxprune._jaxprs.factors import Factor
-from jaxprune._jaxprs.moves import Broadcast, Reshape, Slice, Squeeze, Transpose
-from jaxprune._jaxprs.views import NotFollowed, moved, run
+from jaxprune._jaxprs.factors import Factor, NotFollowed, run
+from jaxprune._jaxprs.primitives import Broadcast, Reshape, Slice, Squeeze, Transpose
+from jaxprune._jaxprs.views import moved
 
 SHAPE = (4, 6, 2)
 INDEX = np.arange(48).reshape(SHAPE)

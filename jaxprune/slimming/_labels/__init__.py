@@ -4,9 +4,9 @@ Every position of every axis of every parameter gets a label. The labels are fol
 shapes alone, and positions that must be kept together get equal labels. Afterwards a label is one unit: all positions
 with this label, in all leaves, are removed together or not at all. The analysis knows nothing of layers or modules.
 
-1. Labels (`labels`, `grids`). A union-find over integers. A label is an atom, or the conjunction of two labels: its
+1. Labels (`labels`). A union-find over integers. A label is an atom, or the conjunction of two labels: its
    position stays only if both stay. Atoms can be frozen, with a reason: they are never removed. If two conjunctions are
-   made equal, `grids` finds the parts that belong together from how they vary over the positions.
+   made equal, `match` finds the parts that belong together from how they vary over the positions.
 2. Axes (`axes`). An axis is a product of factors (`jaxprune._jaxprs.factors`), each with an array of labels. An axis
    of heads times dimensions has two, so that removing a head and removing a dimension of every head are both
    possible. Cutting an axis of one factor rewrites its labels as conjunctions. In a scan over stacked layers labels
@@ -15,12 +15,11 @@ with this label, in all leaves, are removed together or not at all. The analysis
    `Frame`; each inner jaxpr has its own frame. The rule of an equation passes labels on, couples them (an addition:
    position by position; a contraction: the two contracted axes) or freezes them (a softmax, an index, an output, an
    unknown primitive).
-4. Zeros (`zeros`). Whether removing equals masking. A masked position is zero; `follow_zeros` finds whether the value
-is
-   still zero where positions meet (bias and ReLU: yes, 1 + x: no), and marks the units for which it is not.
-5. Running smaller (`keeps`, `decide`, `evaluate`). `labels_that_go` turns positions into removed labels, `keep_of`
-turns
-   labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays: most primitives unchanged,
+4. Zeros (`frames`). Whether removing equals masking. A masked position is zero; `follow_zeros` finds whether the value
+   is still zero where positions meet (bias and ReLU: yes, 1 + x: no), and marks the units for which it is not.
+   `units_of` (`analysis`) then numbers the units and sorts them by kind.
+5. Running smaller (`evaluate`). `labels_that_go` turns positions into removed labels, `keep_of` turns labels into the
+   kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays: most primitives unchanged,
    primitives with shapes or positions among their parameters with new parameters.
 
 The three passes are clients of one engine, `jaxprune._jaxprs`: its loop visits the equations, and its table says what

@@ -1,19 +1,44 @@
-"""`evaluate`: runs a traced program again with smaller shapes."""
+"""`evaluate`: runs a traced program again with smaller shapes.
+
+`labels_that_go` turns removed positions of leaves into removed labels, `keep_of` turns labels into the positions of an
+axis that stay (`Keep`).
+"""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels.axes import Axis
 from jaxprune.slimming._labels.frames import Frame
-from jaxprune.slimming._labels.keeps import Keep, UnevenError, keep_of, ranks, single
-from jaxprune.slimming._labels.labels import Labels
+from jaxprune.slimming._labels.labels import Ids, Labels
+
+
+class Keep(NamedTuple):
+    """The positions of an axis that stay.
+
+    Attributes:
+      full: the size of the whole axis.
+      positions: (..., n) ascending positions; leading axes are the layers of the enclosing scans.
+    """
+
+    full: int
+    positions: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """The number of positions that stay."""
+        return self.positions.shape[-1]
+
+
+class UnevenError(ValueError):
+    """The layers of a scan would need different shapes."""
+
 
 Keeps = tuple[Keep | None, ...]
 
@@ -155,3 +180,153 @@ def move(site: ShrinkSite, array: Any, axis: int, source: np.ndarray, out: Keep 
     full = site.eqn.invars[0].aval.shape[axis]
     wanted = source if out is None else source[out.positions]
     return select(array, axis, ranks(keep, full, wanted))
+
+
+def rebind(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    """For primitives whose parameters do not depend on shapes."""
+    return site.bind(*operands)
+
+
+class Piece(NamedTuple):
+    """The labels of one axis of one array, and the positions that stay.
+
+    Attributes:
+      name: the array and the axis, for messages.
+      ids: (..., n) labels.
+      stay: (..., n) bool; leading axes broadcast with those of `ids`.
+      atoms: `labels.atoms(ids)`, cached if the same labels are used repeatedly; else None.
+    """
+
+    name: str
+    ids: Ids
+    stay: np.ndarray
+    atoms: Ids | None = None
+
+
+def labels_that_go(labels: Labels, pieces: Sequence[Piece]) -> np.ndarray:
+    """Finds the labels to remove so that exactly the given positions are removed.
+
+    An atom is removed if it belongs to removed positions and to no position that stays.
+
+    Args:
+      labels: all labels.
+      pieces: every axis that may lose positions.
+
+    Returns:
+      For each label whether it is removed.
+
+    Raises:
+      ValueError: a position must be removed although none of its labels can be; the message names the arrays.
+    """
+    going, staying = np.zeros(labels.size, bool), np.zeros(labels.size, bool)
+    held = []
+    for piece in pieces:
+        atoms = labels.atoms(piece.ids) if piece.atoms is None else piece.atoms
+        if piece.stay.all():
+            staying[atoms] = True
+            continue
+        lead = np.broadcast_shapes(piece.ids.shape, piece.stay.shape)
+        stay, atoms = np.broadcast_to(piece.stay, lead), np.broadcast_to(atoms, (*lead, atoms.shape[-1]))
+        staying[atoms[stay]] = True
+        going[atoms[~stay]] = True
+        held.append((piece, stay, atoms))
+    going &= ~staying
+    going[Labels.FIXED] = False
+    wrong = [
+        f"  {piece.name}: positions {_shorten(np.nonzero(cut)[-1])}"
+        for piece, stay, atoms in held
+        if (cut := ~stay & ~going[atoms].any(-1)).any()
+    ]
+    if wrong:
+        raise ValueError(
+            "these positions cannot be removed: they are frozen, or coupled with positions that stay:\n"
+            + "\n".join(wrong[:20])
+        )
+    return going
+
+
+def _shorten(positions: np.ndarray) -> str:
+    shown = ", ".join(map(str, np.unique(positions)[:8]))
+    return shown + (", ..." if np.unique(positions).size > 8 else "")
+
+
+def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
+    """Returns the positions of an axis that stay, or None if all stay.
+
+    Args:
+      labels: all labels.
+      axis: the axis.
+      gone: for each label whether it is removed.
+
+    Raises:
+      UnevenError: the layers of a scan keep different numbers of positions.
+    """
+    stay: np.ndarray | None = None
+    parts = [None if factor.of is None else staying(labels, factor.of, gone) for factor in axis]
+    if all(part is None for part in parts):
+        return None
+    for factor, part in zip(axis, parts, strict=True):
+        if export.is_symbolic_dim(factor.size):
+            raise ValueError(
+                f"an axis of symbolic size {factor.size} is merged with one that shrinks; export for a fixed size"
+            )
+        own = np.ones((factor.size,), bool) if part is None else part
+        stay = own if stay is None else _outer(stay, own)
+    if stay is None or stay.all():
+        return None
+    counts = stay.sum(-1)
+    if counts.min() != counts.max():
+        raise UnevenError(f"the layers keep from {counts.min()} to {counts.max()} of {stay.shape[-1]} positions")
+    positions = np.nonzero(stay)[-1].reshape(*stay.shape[:-1], int(counts.flat[0]))
+    return Keep(stay.shape[-1], positions)
+
+
+def staying(labels: Labels, ids: Ids, gone: np.ndarray) -> np.ndarray | None:
+    """For each label whether its position stays, or None if all stay."""
+    roots = labels.find(ids)
+    if not gone[roots].any() and not labels.has_parts(roots).any():
+        return None
+    return np.asarray(~gone[labels.atoms(ids)].any(-1))
+
+
+def ranks(keep: Keep | None, full: int, positions: np.ndarray) -> np.ndarray:
+    """Converts positions of the whole axis to positions of the smaller axis.
+
+    Args:
+      keep: the positions that stay; None if all stay.
+      full: the size of the whole axis.
+      positions: (..., n) positions that stay.
+
+    Returns:
+      (n,) indices into the smaller axis.
+
+    Raises:
+      UnevenError: the layers of a scan need different indices.
+    """
+    if keep is None:
+        return single(positions)
+    lead = np.broadcast_shapes(keep.positions.shape[:-1], positions.shape[:-1])
+    index = np.full((*lead, full), -1)
+    kept = np.broadcast_to(keep.positions, (*lead, keep.size))
+    np.put_along_axis(index, kept, np.broadcast_to(np.arange(keep.size), kept.shape), -1)
+    return single(np.take_along_axis(index, np.broadcast_to(positions, (*lead, positions.shape[-1])), -1))
+
+
+def single(positions: np.ndarray) -> np.ndarray:
+    """The positions, if every layer has the same positions.
+
+    Raises:
+      UnevenError: the layers have different positions.
+    """
+    rows = positions.reshape(-1, positions.shape[-1]) if positions.shape[-1] else positions.reshape(1, 0)
+    if (rows != rows[:1]).any():
+        raise UnevenError("the layers of a scan keep different positions where the position matters")
+    return rows[0]
+
+
+def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    depth = max(a.ndim, b.ndim)
+    a = a.reshape((1,) * (depth - a.ndim) + a.shape)
+    b = b.reshape((1,) * (depth - b.ndim) + b.shape)
+    both = a[..., :, None] & b[..., None, :]
+    return both.reshape(*both.shape[:-2], -1)

@@ -1,8 +1,16 @@
-"""`follow`: follows labels through a jaxpr; `Frame` stores the labels of each axis of each value."""
+"""Follows labels (`follow`), then zeros (`follow_zeros`), through a jaxpr; `Frame` stores the labels of its values.
+
+Zeros are the difference between removing and masking. Masking sets the removed slices of the parameters to zero. The
+masked function equals the smaller function if removed positions contribute zero wherever positions meet: in a
+contraction or a sum. `Zeros` says for each axis of a value whether the value is zero at masked positions. If it is not
+zero where positions meet, the labels are marked inexact, with the reason.
+
+A `Rule` says for one kind of primitive how labels and zeros pass, and how the primitive runs with smaller arrays.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import export
@@ -181,3 +189,121 @@ def even(labels: Labels, axis: Axis, depth: int) -> Axis:
             ids = ids[..., 0, :]
         factors.append(ax.Factor(factor.size, ids))
     return tuple(factors)
+
+
+class Zeros(NamedTuple):
+    """What is known about the zeros of one value.
+
+    Attributes:
+      axes: for each axis whether masking a position makes the value zero there.
+      value: the number that the value has everywhere; None if unknown.
+    """
+
+    axes: tuple[bool, ...]
+    value: float | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether the value is zero everywhere."""
+        return self.value == 0
+
+
+@dataclasses.dataclass
+class ZeroSite:
+    """One equation while zeros are followed, with what a rule may use."""
+
+    labels: Labels
+    frame: Frame
+    index: int
+    marks: list[tuple[Axis, str]]
+
+    @property
+    def eqn(self) -> Any:
+        """The equation."""
+        return self.frame.jaxpr.eqns[self.index]
+
+    def operand(self, k: int) -> Axes:
+        """The axes of the k-th operand."""
+        return self.frame.read(self.eqn.invars[k])
+
+    def rank(self, k: int = 0) -> int:
+        """The number of axes of the k-th result."""
+        return len(self.eqn.outvars[k].aval.shape)
+
+    def inexact(self, axis: Axis, text: str) -> None:
+        """Marks the labels of an axis: removing them is not the same as masking them."""
+        if not ax.is_fixed(axis):
+            self.marks.append((axis, text))
+
+    def child(self, k: int, inputs: Sequence[Zeros]) -> list[Zeros]:
+        """Follows zeros through the k-th jaxpr inside the equation."""
+        return follow_zeros(self.labels, self.frame.children[self.index][k], inputs, self.marks)
+
+
+def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: list[tuple[Axis, str]]) -> list[Zeros]:
+    """Follows zeros through a jaxpr whose labels are known.
+
+    Args:
+      labels: all labels.
+      frame: the axes of its values.
+      inputs: the known zeros of each input.
+      marks: a list to which inexact axes are added, with the reason.
+
+    Returns:
+      The known zeros of each output.
+    """
+
+    def equation(index: int, eqn: Any, known: list[Zeros]) -> list[Zeros]:
+        rule = frame.rules[index]
+        if rule is None:
+            return [Zeros((False,) * len(getattr(v.aval, "shape", ()))) for v in eqn.outvars]
+        return rule.zero(ZeroSite(labels, frame, index, marks), known)
+
+    return walk(frame.jaxpr, [*map(of_constant, frame.consts), *inputs], Values[Zeros](of_constant), equation)
+
+
+def of_constant(value: Any) -> Zeros:
+    """The known zeros of a constant: a scalar is known by its value, an array is unknown."""
+    if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
+        return Zeros((), float(np.real(value)))
+    return Zeros((False,) * np.ndim(value))
+
+
+class Rule(NamedTuple):
+    """The rule of slimming for a primitive.
+
+    Attributes:
+      follow: from the axes of the operands to the axes of the results; couples and freezes labels.
+      zero: from the known zeros of the operands to those of the results.
+      shrink: runs the primitive on smaller operands, from an `evaluate.ShrinkSite`.
+      ragged: whether operands may be stacked layers that lose different positions.
+    """
+
+    follow: Callable[[Site, list[Axes]], list[Axes]]
+    zero: Callable[[ZeroSite, list[Zeros]], list[Zeros]]
+    shrink: Callable[[Any, list[Any]], list[Any]]
+    ragged: bool = False
+
+
+def together(site: Site, axes: Sequence[Axis]) -> Axis:
+    """Couples axes position by position."""
+    result = axes[0]
+    for axis in axes[1:]:
+        result = site.unify(result, axis)
+    return result
+
+
+def whole(shape: Sequence[int]) -> Axes:
+    """Axes without removable positions."""
+    return tuple(ax.fixed(n) for n in shape)
+
+
+def no_zeros(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    """For primitives whose results are not known to be zero."""
+    del known
+    return [Zeros((False,) * site.rank(k)) for k in range(len(site.eqn.outvars))]
+
+
+def settled(site: ZeroSite, k: int, axis: int, zero: bool) -> bool:
+    """Whether an operand's axis is zero at masked positions, or has no removable positions."""
+    return zero or ax.is_fixed(site.operand(k)[axis])

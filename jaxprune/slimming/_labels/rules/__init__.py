@@ -1,3 +1,34 @@
-"""The rules of slimming for each primitive: how labels and zeros pass, and how it runs with smaller arrays."""
+"""The rules of slimming: how labels and zeros pass a primitive, and how it runs with smaller arrays.
 
-from jaxprune.slimming._labels.rules.table import rule_of as rule_of
+`rule_of` finds the rule of an equation, by the name of its primitive or by its kind in `PRIMITIVES`.
+"""
+
+from typing import Any
+
+from jaxprune._jaxprs import primitives as table
+from jaxprune.slimming._labels.frames import Rule
+from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving
+
+_BY_NAME: dict[str, Rule] = {**indexing.TABLE, **control.TABLE}
+_BY_KIND: dict[type, Rule] = {
+    table.Reduce: entrywise.REDUCE,
+    table.Mix: entrywise.MIX,
+    table.Moves: moving.MOVES,
+    table.Make: moving.MAKE,
+    table.Product: entrywise.PRODUCT,
+    table.Convolution: entrywise.CONVOLUTION,
+}
+
+
+def rule_of(eqn: Any) -> Rule | None:
+    """The rule of an equation; None for an unknown primitive."""
+    name = eqn.primitive.name
+    rule = _BY_NAME.get(name)
+    if rule is not None:
+        return rule
+    what = table.PRIMITIVES.get(name)
+    if isinstance(what, table.Entrywise):
+        return (entrywise.ENTRYWISE if len(eqn.invars) > 1 else entrywise.ALONE)[what.zero]
+    if isinstance(what, table.Moves) and what.each:
+        return moving.EACH
+    return _BY_KIND.get(type(what))

@@ -4,10 +4,8 @@ from typing import Any
 
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
-from jaxprune.slimming._labels.evaluate import ShrinkSite
-from jaxprune.slimming._labels.frames import Site
-from jaxprune.slimming._labels.rules.base import Rule, rebind, settled
-from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels.evaluate import ShrinkSite, rebind
+from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, settled
 
 
 def _window_dims(rank: int, *gone: tuple[int, ...]) -> list[int]:

@@ -7,15 +7,25 @@ import numpy as np
 from jax import lax
 
 from jaxprune._jaxprs import factors
-from jaxprune._jaxprs import moves as mv
-from jaxprune._jaxprs.primitives import PRIMITIVES, Moves
+from jaxprune._jaxprs.primitives import (
+    PRIMITIVES,
+    Broadcast,
+    Concatenate,
+    Moves,
+    Pad,
+    Reshape,
+    Reverse,
+    Same,
+    Slice,
+    Squeeze,
+    Stack,
+    Tile,
+    Transpose,
+)
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
-from jaxprune.slimming._labels.evaluate import ShrinkSite, move, select, take
-from jaxprune.slimming._labels.frames import Site
-from jaxprune.slimming._labels.keeps import ranks, single
-from jaxprune.slimming._labels.rules.base import Rule, no_zeros, rebind, settled, together, whole
-from jaxprune.slimming._labels.zeros import Zeros, ZeroSite
+from jaxprune.slimming._labels.evaluate import ShrinkSite, move, ranks, rebind, select, single, take
+from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together, whole
 
 
 def _moves(site: Site | ZeroSite | ShrinkSite) -> Moves:
@@ -42,17 +52,17 @@ def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     return rebind(site, operands)
 
 
-def _follow_transpose(site: Site, m: mv.Transpose, operands: list[Axes]) -> Axes:
+def _follow_transpose(site: Site, m: Transpose, operands: list[Axes]) -> Axes:
     del site
     return tuple(operands[0][i] for i in m.permutation)
 
 
-def _zero_transpose(site: ZeroSite, m: mv.Transpose, known: list[Zeros]) -> Zeros:
+def _zero_transpose(site: ZeroSite, m: Transpose, known: list[Zeros]) -> Zeros:
     del site
     return Zeros(tuple(known[0].axes[i] for i in m.permutation), known[0].value)
 
 
-def _follow_reshape(site: Site, m: mv.Reshape, operands: list[Axes]) -> Axes:
+def _follow_reshape(site: Site, m: Reshape, operands: list[Axes]) -> Axes:
     axes = operands[0] if m.order is None else tuple(operands[0][a] for a in m.order)
     old = tuple(map(ax.size, axes))
     if 0 in old:
@@ -72,7 +82,7 @@ def _follow_reshape(site: Site, m: mv.Reshape, operands: list[Axes]) -> Axes:
     return tuple(result)
 
 
-def _zero_reshape(site: ZeroSite, m: mv.Reshape, known: list[Zeros]) -> Zeros:
+def _zero_reshape(site: ZeroSite, m: Reshape, known: list[Zeros]) -> Zeros:
     order = m.order or range(len(known[0].axes))
     old = tuple(ax.size(site.operand(0)[a]) for a in order)
     if 0 in old:
@@ -84,22 +94,22 @@ def _zero_reshape(site: ZeroSite, m: mv.Reshape, known: list[Zeros]) -> Zeros:
     return Zeros(tuple(result), known[0].value)
 
 
-def _shrink_reshape(site: ShrinkSite, m: mv.Reshape, operands: list[Any], k: int) -> Any:
+def _shrink_reshape(site: ShrinkSite, m: Reshape, operands: list[Any], k: int) -> Any:
     return lax.reshape(operands[0], site.out_shape(k), m.order)
 
 
-def _follow_squeeze(site: Site, m: mv.Squeeze, operands: list[Axes]) -> Axes:
+def _follow_squeeze(site: Site, m: Squeeze, operands: list[Axes]) -> Axes:
     for i in m.dimensions:
         site.freeze(operands[0][i], "an axis of one position that is dropped")
     return tuple(axis for i, axis in enumerate(operands[0]) if i not in m.dimensions)
 
 
-def _zero_squeeze(site: ZeroSite, m: mv.Squeeze, known: list[Zeros]) -> Zeros:
+def _zero_squeeze(site: ZeroSite, m: Squeeze, known: list[Zeros]) -> Zeros:
     del site
     return Zeros(tuple(zero for i, zero in enumerate(known[0].axes) if i not in m.dimensions), known[0].value)
 
 
-def _follow_broadcast(site: Site, m: mv.Broadcast, operands: list[Axes]) -> Axes:
+def _follow_broadcast(site: Site, m: Broadcast, operands: list[Axes]) -> Axes:
     result: list[Axis | None] = [None] * len(m.shape)
     for axis, place in zip(operands[0], m.dimensions, strict=True):
         if ax.size(axis) == m.shape[place]:
@@ -109,7 +119,7 @@ def _follow_broadcast(site: Site, m: mv.Broadcast, operands: list[Axes]) -> Axes
     return tuple(site.free(n) if a is None else a for a, n in zip(result, m.shape, strict=True))
 
 
-def _zero_broadcast(site: ZeroSite, m: mv.Broadcast, known: list[Zeros]) -> Zeros:
+def _zero_broadcast(site: ZeroSite, m: Broadcast, known: list[Zeros]) -> Zeros:
     # A new axis is zero at a masked position only if the whole operand is.
     result = [known[0].void] * len(m.shape)
     for k, place in enumerate(m.dimensions):
@@ -118,11 +128,11 @@ def _zero_broadcast(site: ZeroSite, m: mv.Broadcast, known: list[Zeros]) -> Zero
     return Zeros(tuple(result), known[0].value)
 
 
-def _shrink_broadcast(site: ShrinkSite, m: mv.Broadcast, operands: list[Any], k: int) -> Any:
+def _shrink_broadcast(site: ShrinkSite, m: Broadcast, operands: list[Any], k: int) -> Any:
     return lax.broadcast_in_dim(operands[0], site.out_shape(k), m.dimensions)
 
 
-def _follow_slice(site: Site, m: mv.Slice, operands: list[Axes]) -> Axes:
+def _follow_slice(site: Site, m: Slice, operands: list[Axes]) -> Axes:
     result = []
     for axis, bounds in zip(operands[0], zip(*m, strict=True), strict=True):
         if bounds == (0, ax.size(axis), 1):
@@ -138,7 +148,7 @@ def _same_zeros(site: ZeroSite, m: Any, known: list[Zeros]) -> Zeros:
     return known[0]
 
 
-def _shrink_slice(site: ShrinkSite, m: mv.Slice, operands: list[Any], k: int) -> Any:
+def _shrink_slice(site: ShrinkSite, m: Slice, operands: list[Any], k: int) -> Any:
     array = operands[0]
     for axis, bounds in enumerate(zip(*m, strict=True)):
         if bounds != (0, site.eqn.invars[0].aval.shape[axis], 1):
@@ -146,17 +156,17 @@ def _shrink_slice(site: ShrinkSite, m: mv.Slice, operands: list[Any], k: int) ->
     return array
 
 
-def _follow_reverse(site: Site, m: mv.Reverse, operands: list[Axes]) -> Axes:
+def _follow_reverse(site: Site, m: Reverse, operands: list[Axes]) -> Axes:
     backwards = slice(None, None, -1)
     return tuple(ax.take(site.labels, a, backwards) if i in m.dimensions else a for i, a in enumerate(operands[0]))
 
 
-def _follow_tile(site: Site, m: mv.Tile, operands: list[Axes]) -> Axes:
+def _follow_tile(site: Site, m: Tile, operands: list[Axes]) -> Axes:
     del site
     return tuple(a if r == 1 else ax.merge([ax.fixed(r), a]) for r, a in zip(m.reps, operands[0], strict=True))
 
 
-def _follow_concatenate(site: Site, m: mv.Concatenate, operands: list[Axes]) -> Axes:
+def _follow_concatenate(site: Site, m: Concatenate, operands: list[Axes]) -> Axes:
     if len(operands) == 1:
         return operands[0]
     columns = list(zip(*operands, strict=True))
@@ -164,25 +174,25 @@ def _follow_concatenate(site: Site, m: mv.Concatenate, operands: list[Axes]) -> 
     return tuple(joined if i == m.axis else together(site, axes) for i, axes in enumerate(columns))
 
 
-def _zero_concatenate(site: ZeroSite, m: mv.Concatenate, known: list[Zeros]) -> Zeros:
+def _zero_concatenate(site: ZeroSite, m: Concatenate, known: list[Zeros]) -> Zeros:
     del m
     rank = len(known[0].axes)
     zeros = [[settled(site, k, i, z.axes[i]) for i in range(rank)] for k, z in enumerate(known)]
     return Zeros(tuple(all(z) for z in zip(*zeros, strict=True)), 0.0 if all(z.void for z in known) else None)
 
 
-def _follow_stack(site: Site, m: mv.Stack, operands: list[Axes]) -> Axes:
+def _follow_stack(site: Site, m: Stack, operands: list[Axes]) -> Axes:
     joined = [together(site, axes) for axes in zip(*operands, strict=True)]
     return (*joined[: m.axis], ax.fixed(len(operands)), *joined[m.axis :])
 
 
-def _zero_stack(site: ZeroSite, m: mv.Stack, known: list[Zeros]) -> Zeros:
+def _zero_stack(site: ZeroSite, m: Stack, known: list[Zeros]) -> Zeros:
     del site
     joined = [all(z) for z in zip(*(z.axes for z in known), strict=True)]
     return Zeros((*joined[: m.axis], True, *joined[m.axis :]))
 
 
-def _follow_pad(site: Site, m: mv.Pad, operands: list[Axes]) -> Axes:
+def _follow_pad(site: Site, m: Pad, operands: list[Axes]) -> Axes:
     result = []
     for axis, (low, high, inside), n in zip(operands[0], m.config, site.out_shape(), strict=True):
         if (low, high, inside) == (0, 0, 0):
@@ -197,12 +207,12 @@ def _follow_pad(site: Site, m: mv.Pad, operands: list[Axes]) -> Axes:
     return tuple(result)
 
 
-def _zero_pad(site: ZeroSite, m: mv.Pad, known: list[Zeros]) -> Zeros:
+def _zero_pad(site: ZeroSite, m: Pad, known: list[Zeros]) -> Zeros:
     del site, m
     return Zeros(tuple(zero and known[1].void for zero in known[0].axes), 0.0 if all(k.void for k in known) else None)
 
 
-def _shrink_pad(site: ShrinkSite, m: mv.Pad, operands: list[Any], k: int) -> Any:
+def _shrink_pad(site: ShrinkSite, m: Pad, operands: list[Any], k: int) -> Any:
     array, value = operands
     padding = []
     for axis, (low, high, inside) in enumerate(m.config):
@@ -242,36 +252,36 @@ def _shrink_made(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 
 _FOLLOW: dict[type, Callable[[Site, Any, list[Axes]], Axes]] = {
-    mv.Same: lambda site, m, operands: operands[0],
-    mv.Transpose: _follow_transpose,
-    mv.Reshape: _follow_reshape,
-    mv.Squeeze: _follow_squeeze,
-    mv.Broadcast: _follow_broadcast,
-    mv.Slice: _follow_slice,
-    mv.Reverse: _follow_reverse,
-    mv.Tile: _follow_tile,
-    mv.Pad: _follow_pad,
-    mv.Concatenate: _follow_concatenate,
-    mv.Stack: _follow_stack,
+    Same: lambda site, m, operands: operands[0],
+    Transpose: _follow_transpose,
+    Reshape: _follow_reshape,
+    Squeeze: _follow_squeeze,
+    Broadcast: _follow_broadcast,
+    Slice: _follow_slice,
+    Reverse: _follow_reverse,
+    Tile: _follow_tile,
+    Pad: _follow_pad,
+    Concatenate: _follow_concatenate,
+    Stack: _follow_stack,
 }
 _ZERO: dict[type, Callable[[ZeroSite, Any, list[Zeros]], Zeros]] = {
-    mv.Same: _same_zeros,
-    mv.Transpose: _zero_transpose,
-    mv.Reshape: _zero_reshape,
-    mv.Squeeze: _zero_squeeze,
-    mv.Broadcast: _zero_broadcast,
-    mv.Slice: _same_zeros,
-    mv.Reverse: _same_zeros,
-    mv.Tile: _same_zeros,
-    mv.Pad: _zero_pad,
-    mv.Concatenate: _zero_concatenate,
-    mv.Stack: _zero_stack,
+    Same: _same_zeros,
+    Transpose: _zero_transpose,
+    Reshape: _zero_reshape,
+    Squeeze: _zero_squeeze,
+    Broadcast: _zero_broadcast,
+    Slice: _same_zeros,
+    Reverse: _same_zeros,
+    Tile: _same_zeros,
+    Pad: _zero_pad,
+    Concatenate: _zero_concatenate,
+    Stack: _zero_stack,
 }
 _SHRINK: dict[type, Callable[[ShrinkSite, Any, list[Any], int], Any]] = {
-    mv.Reshape: _shrink_reshape,
-    mv.Broadcast: _shrink_broadcast,
-    mv.Slice: _shrink_slice,
-    mv.Pad: _shrink_pad,
+    Reshape: _shrink_reshape,
+    Broadcast: _shrink_broadcast,
+    Slice: _shrink_slice,
+    Pad: _shrink_pad,
 }
 MOVES = Rule(_follow, _zero, _shrink)
 EACH = Rule(lambda site, operands: operands, lambda site, known: known, rebind, ragged=True)
