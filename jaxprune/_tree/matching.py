@@ -115,7 +115,8 @@ def map_mirrored(fn: Callable[[Any, Any, Any], Any], tree: PyTree, names: Sequen
     for i, key in enumerate(keys):
         for length in range(len(key) + 1):
             below.setdefault(key[:length], []).append(i)
-    known, found = set(names), [None] * len(leaves)
+    known = set(names)
+    found: list[Any] = [None] * len(leaves)
     for root, places in below.items():
         rest = {keys[i][len(root) :]: i for i in places}
         gone = {path for path, i in rest.items() if keys[i] in absent}

@@ -164,7 +164,8 @@ class Manifest:
         def convert(path: Any, leaf: Any, name: Any) -> Any:
             identity = _tree.identity(path)
             ends = (identity[i:] for i in range(len(identity) + 1))
-            kept = by_path.get(name if name is not None else next((end for end in ends if end in by_path), None))
+            own = name if name is not None else next((end for end in ends if end in by_path), None)
+            kept = None if own is None else by_path[own]
             if kept is None or not kept.axes or not is_array(leaf) or leaf.shape == ():
                 return leaf
             fits = _broadcasts(leaf.shape, shape(kept))

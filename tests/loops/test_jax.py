@@ -40,7 +40,7 @@ def test_a_policy_gradient_under_scan_and_vmap_over_seeds(tmp_path):
 
     def start(key: jax.Array) -> Any:
         params = net.init(key, jnp.zeros(4))["params"]
-        state = TrainState.create(apply_fn=net.apply, params=params, tx=optimizer)
+        state = TrainState.create(apply_fn=net.apply, params=params, tx=optimizer).replace(step=jnp.int32(0))
         return state, jax.random.normal(key, (4, 4)), jax.random.key_data(key)
 
     def train(carry: Any) -> Any:
@@ -171,7 +171,7 @@ def test_pmap_with_accumulated_gradients(devices, tmp_path):
     watch.expect({"w": 32}, traces=2)
 
 
-def minimise(loss: Any, params: Any, state: Any, optimizer: Any, steps: int, *, send: bool) -> Any:
+def minimise(loss: Any, start: Any, optimizer: Any, steps: int, *, send: bool) -> Any:
     """A minimiser that may be written without parameters in the update, as many are."""
 
     def step(carry: Any, _: Any) -> Any:
@@ -180,7 +180,7 @@ def minimise(loss: Any, params: Any, state: Any, optimizer: Any, steps: int, *, 
         updates, state = optimizer.update(grads, state, params) if send else optimizer.update(grads, state)
         return (optax.apply_updates(params, updates), state), None
 
-    return jax.lax.scan(step, (params, state), None, steps)[0]
+    return jax.lax.scan(step, start, None, steps)[0]
 
 
 def test_a_minimiser_without_parameters_in_the_update_is_told(tmp_path):
@@ -189,9 +189,9 @@ def test_a_minimiser_without_parameters_in_the_update_is_told(tmp_path):
     loss = lambda p: ((p["w"] - 1) ** 2).sum()
     start = params, optimizer.init(params)
     with pytest.raises(ValueError, match=r"sparsify needs the parameters.*optimizer\.update\(grads, state, params\)"):
-        _ = minimise(loss, *start, optimizer, STEPS, send=False)
+        _ = minimise(loss, start, optimizer, STEPS, send=False)
     watch = Watch()
-    half = jax.jit(watch.traced(lambda carry: minimise(loss, *carry, optimizer, STEPS // 2, send=True)))
+    half = jax.jit(watch.traced(lambda carry: minimise(loss, carry, optimizer, STEPS // 2, send=True)))
     _ = watch.train(lambda carry, i: half(carry), start, lambda carry: carry, by_msgpack, tmp_path, steps=2)
     watch.expect({"w": 32})
 

@@ -51,13 +51,21 @@ def by_msgpack(carry: PyTree, folder: Path) -> Callable[[], PyTree]:
 
 def by_pickle(carry: PyTree, folder: Path) -> Callable[[], PyTree]:
     """Through a pickle of NumPy arrays."""
-    data = pickle.dumps(jax.tree.map(np.asarray, carry))
-    return lambda: jax.tree.map(jnp.asarray, pickle.loads(data))
+    data, types = pickle.dumps(jax.tree.map(lambda x: np.asarray(without_key(x)), carry)), _weak(carry)
+    keys = [_is_key(x) for x in jax.tree.leaves(carry)]
+
+    def restore() -> PyTree:
+        leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, pickle.loads(data)))
+        leaves = [jax.random.wrap_key_data(x) if key else x for x, key in zip(leaves, keys, strict=True)]
+        return _weak_again(types, structure.unflatten(leaves))
+
+    return restore
 
 
 def by_names(carry: PyTree, folder: Path) -> Callable[[], PyTree]:
     """Through a file of NumPy's with an array for each name, onto the devices on which the arrays were."""
-    named = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(carry)}
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    named: dict[str, Any] = {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
     np.savez(folder / "state.npz", **named)
     like = _described(carry)
 
@@ -82,7 +90,7 @@ def by_equinox(carry: PyTree, folder: Path) -> Callable[[], PyTree]:
 
 def _weak(carry: PyTree) -> list[bool]:
     """Which leaves have the weak type of a Python number, as the step of Flax's TrainState."""
-    return [not hasattr(x, "dtype") or getattr(x, "weak_type", False) for x in jax.tree.leaves(carry)]
+    return [np.ndim(x) == 0 and bool(getattr(x, "weak_type", True)) for x in jax.tree.leaves(carry)]
 
 
 def _weak_again(types: list[bool], carry: PyTree) -> PyTree:
@@ -152,9 +160,17 @@ class Watch:
 
 def bits(tree: PyTree) -> list[Any]:
     """The dtype, shape and bytes of each array of a tree."""
-    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    arrays = [np.asarray(plain(x)) for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
+    arrays = [np.asarray(without_key(x)) for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
     return [(str(x.dtype), x.shape, x.tobytes()) for x in arrays]
+
+
+def without_key(x: Any) -> Any:
+    """An array; of a key its data."""
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def batch(step: int, features: int = 8) -> jax.Array:
