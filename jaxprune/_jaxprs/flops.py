@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Mix, Product, Reduce
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Mix, Product, Ragged, Reduce
 from jaxprune._jaxprs.primitives import Flops as Cost
 from jaxprune._jaxprs.weights import Lost, Met, State, Weight, follow
 
@@ -147,7 +147,7 @@ class MultiplyAdds(NamedTuple):
 
 def is_product(eqn: Equation) -> bool:
     """Whether an equation is a matrix product or a convolution."""
-    return isinstance(PRIMITIVES.get(eqn.primitive.name), (Product, Convolution))
+    return isinstance(PRIMITIVES.get(eqn.primitive.name), (Product, Ragged, Convolution))
 
 
 def multiply_adds(eqn: Equation) -> MultiplyAdds:
@@ -156,7 +156,8 @@ def multiply_adds(eqn: Equation) -> MultiplyAdds:
     A dot_general uses every entry of an operand equally often. A convolution uses an entry of the kernel once for each
     output position at which it meets an entry of the input. Padding and the holes of a dilated input do not count, so
     the taps at the border of a SAME convolution count less often. XLA's cost analysis counts in the same way. Zero
-    times a number counts; a complex number counts as one number.
+    times a number counts; a complex number counts as one number. A ragged product uses each row once; its rows count as
+    spread evenly over the groups.
 
     Args:
       eqn: a product or a convolution (`is_product`).
@@ -172,7 +173,15 @@ def multiply_adds(eqn: Equation) -> MultiplyAdds:
       (30, 5, 2)
     """
     what = PRIMITIVES[eqn.primitive.name]
+    if isinstance(what, Ragged):
+        return _ragged(eqn)
     return _product_of(eqn, what) if isinstance(what, Product) else _conv(eqn)
+
+
+def _ragged(eqn: Equation) -> MultiplyAdds:
+    (rows, inputs), (groups, *_, outputs) = (v.aval.shape for v in eqn.invars[:2])
+    each = rows // groups + (np.arange(groups, dtype=np.int64) < rows % groups)
+    return MultiplyAdds(rows * inputs * outputs, (_filled(2, outputs), each.reshape(groups, 1, 1)))
 
 
 def _product_of(eqn: Equation, what: Product) -> MultiplyAdds:

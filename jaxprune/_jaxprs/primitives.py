@@ -207,6 +207,13 @@ class Product(NamedTuple):
     numbers: Callable[[Equation], tuple[tuple[Axes, Axes], tuple[Axes, Axes]]]
 
 
+class Ragged(NamedTuple):
+    """A product of rows that are sorted into groups with one matrix for each group: `ragged_dot`.
+
+    The operands are the rows [rows, inputs], the matrices [groups, inputs, outputs] and the numbers of rows [groups].
+    """
+
+
 class Convolution(NamedTuple):
     """A convolution with the parameters of `conv_general_dilated`."""
 
@@ -257,7 +264,7 @@ class Other(NamedTuple):
     """An operation that costs no FLOPs; nothing else is known."""
 
 
-Primitive: TypeAlias = Entrywise | Moves | Product | Convolution | Reduce | Mix | Pick | Write | Make | Other
+Primitive: TypeAlias = Entrywise | Moves | Product | Ragged | Convolution | Reduce | Mix | Pick | Write | Make | Other
 
 _FIRST, _ALL, _CASES = slice(1), slice(None), slice(1, None)
 
@@ -363,6 +370,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "stack": Moves(lambda eqn: [Stack(eqn.params["axis"])]),
     # Sums of products.
     "dot_general": Product(lambda eqn: eqn.params["dimension_numbers"]),
+    "ragged_dot_general": Ragged(),
     "conv_general_dilated": Convolution(),
     # Over axes.
     "reduce_sum": Reduce(_axes, sums=True),

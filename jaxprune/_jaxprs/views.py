@@ -19,6 +19,7 @@ from jaxprune._jaxprs.primitives import (
     Moves,
     Pad,
     Product,
+    Ragged,
     Reshape,
     Reverse,
     Same,
@@ -181,6 +182,10 @@ def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
         contract, batch = what.numbers(eqn)
         pair = lambda axes: list(zip(axes[operand], axes[1 - operand], strict=True))
         return Meeting(view, pair(batch), pair(contract))
+    if isinstance(what, Ragged):
+        if operand == 0 or not is_sorted_product(eqn):
+            raise NotFollowed("a ragged product of another form than rows [rows, inputs] by [groups, inputs, outputs]")
+        return Meeting(view, [], [(1, 1)])
     if operand == 0:
         raise NotFollowed("a convolution as its image")
     if eqn.params["batch_group_count"] != 1:
@@ -196,6 +201,14 @@ def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
     channels = len(shape) - 1 + (groups > 1)
     contract = [(order.index(a), channels + i) for i, a in enumerate([in_axis, *spatial])]
     return Meeting(view, [(len(shape) - 1, channels - 1)] if groups > 1 else [], contract)
+
+
+def is_sorted_product(eqn: Equation) -> bool:
+    """Whether a ragged product multiplies rows [rows, inputs] by matrices [groups, inputs, outputs]."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (left, right), (left_batch, _) = numbers.dot_dimension_numbers
+    ragged, groups = tuple(numbers.lhs_ragged_dimensions), tuple(numbers.rhs_group_dimensions)
+    return (tuple(left), tuple(right), tuple(left_batch), ragged, groups) == ((1,), (1,), (), (0,), (0,))
 
 
 def site_of(meeting: Meeting) -> Site:

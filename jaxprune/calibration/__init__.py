@@ -8,6 +8,6 @@ says which axes are inputs. `accumulate_gradients` averages gradients over batch
 
 from jaxprune.calibration.gradients import Gradients, accumulate_gradients
 from jaxprune.calibration.run import calibrate, calibrator
-from jaxprune.calibration.stats import Inputs, Stats
+from jaxprune.calibration.stats import Experts, Inputs, Stats
 
-__all__ = ["Gradients", "Inputs", "Stats", "accumulate_gradients", "calibrate", "calibrator"]
+__all__ = ["Experts", "Gradients", "Inputs", "Stats", "accumulate_gradients", "calibrate", "calibrator"]

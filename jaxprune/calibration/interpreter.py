@@ -4,6 +4,9 @@ The interpreter computes every value as the function does. For each value it rec
 the value depends on data; it follows a parameter until data enter. It interprets the bodies of calls (jit, remat,
 custom derivatives). It runs a scan with the sums as an additional carry, or stacks the sums if the scan runs over the
 parameter. It runs `while`, `cond` and `shard_map` unchanged, and reports the parameters that they use.
+
+In a function that chooses experts (`routing`), each expert's weights get the sums over the tokens that the router sends
+to it. Where all experts compute all tokens and the choice enters later, the sums wait for it.
 """
 
 from collections.abc import Sequence
@@ -11,14 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
 
-from jaxprune._jaxprs import Sub, is_product, sub_jaxprs, views
+from jaxprune._jaxprs import Sub, factors, is_product, sub_jaxprs, views
 from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site
-from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution
-from jaxprune._jaxprs.views import View
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Ragged
+from jaxprune._jaxprs.views import Meeting, View
 from jaxprune._jaxprs.walk import Values, scan_again, walk
-from jaxprune.calibration.moments import Moments, moments, patches, samples_of
+from jaxprune.calibration import routing
+from jaxprune.calibration.moments import Moments, Samples, expert_moments, moments, patches, samples_of
+from jaxprune.calibration.routing import Combined, Marked, Route, Trail
 
 Equation = Any
 Key = tuple[int, ...]
@@ -33,12 +39,17 @@ class Value(NamedTuple):
       views: the views of parameters that the value consists of.
       data: whether the value depends on data.
       name: identifies the computation; two values with the same name are equal.
+      trail: the experts that computed the value.
+      chosen: if the value consists of matrices that data choose from a parameter, the factor that they are chosen from
+        and their numbers, an array with the rank of the value.
     """
 
     array: Any
     views: tuple[View, ...] = ()
     data: bool = False
     name: tuple[object, ...] = ()
+    trail: Trail = routing.NOTHING
+    chosen: tuple[Factor, Any] | None = None
 
 
 class Interpreter:
@@ -47,14 +58,23 @@ class Interpreter:
     Attributes:
       sites: every product of a parameter with an activation, in order of execution.
       lost: for each leaf, the operations through which it cannot be followed.
+      experts: every sum over experts, with the products by their weights.
     """
 
-    def __init__(self, collect: frozenset[str], dtype: Any):
-        """Sums the moments named in `collect`, in `dtype`."""
+    def __init__(self, collect: frozenset[str], dtype: Any, *, routed: bool = False):
+        """Sums the moments named in `collect`, in `dtype`; `routed` follows the choice of experts too."""
         self.sites: dict[Key, Site] = {}
         self.lost: dict[int, list[str]] = {}
+        self.experts: dict[Key, tuple[Key, ...]] = {}
         self._scans: dict[Key, tuple[tuple[Key, Factor], ...]] = {}
-        self._collect, self._dtype = collect, dtype
+        self._collect, self._dtype, self._routed = collect, dtype, routed
+        self._waiting: dict[Key, Samples] = {}  # products whose experts are chosen later
+        self._reached: dict[Key, tuple[Factor, Any]] = {}
+
+    def run_whole(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> tuple[list[Value], Sums]:
+        """Runs the jaxpr of the whole function; returns its results and the sums of its sites."""
+        outs, sums = self.run(jaxpr, consts, inputs)
+        return outs, sums | self._settle()
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value], path: Key = ()
@@ -75,19 +95,82 @@ class Interpreter:
         scans = self._scans[key]
         return scans[0][0] if len(scans) == 1 and layout.batch == (scans[0][1],) else None
 
+    def axis_of_experts(self, key: Key) -> int | None:
+        """The axis of a leaf that runs over the experts, for a product in a sum over experts; None for one expert."""
+        inner = [f for f in self.sites[key].batch if all(f != scan for _, scan in self._scans[key])]
+        return inner[0].of.axis if inner else None
+
     def _equation(self, eqn: Equation, operands: list[Value], path: Key) -> tuple[list[Value], Sums]:
-        if any(v.views for v in operands):
-            subs = sub_jaxprs(eqn)
-            if subs and subs[0].role == "call":
-                return self.run(subs[0].jaxpr, subs[0].consts, [operands[i] for i in _all(subs[0].inputs)], path)
+        followed, subs = any(v.views for v in operands), sub_jaxprs(eqn)
+        if subs and subs[0].role == "call" and (followed or self._routed):
+            return self.run(subs[0].jaxpr, subs[0].consts, [operands[i] for i in _all(subs[0].inputs)], path)
+        if followed:
             if subs and subs[0].role == "scan":
                 return self._scan(subs[0], operands, path)
             if is_product(eqn):
-                return self._results(eqn, operands, path, None), self._product(eqn, operands, path)
+                results = self._results(eqn, operands, path, None)
+                trail, sums = self._product(eqn, operands, path, results[0].array)
+                return [results[0]._replace(trail=trail)], sums
             if not subs:
-                return self._results(eqn, operands, path, self._follow(eqn, operands)), {}
+                chosen = self._choose_matrices(eqn, operands) if self._routed else None
+                if chosen is not None:
+                    [result] = self._results(eqn, operands, path, [chosen[0]])
+                    return [result._replace(chosen=chosen[1])], {}
+                results = self._results(eqn, operands, path, self._follow(eqn, operands))
+                return self._mark(eqn, operands, results, path, self._move_choice(eqn, operands))
             self._lose(operands, f"`{eqn.primitive.name}`")
-        return self._results(eqn, operands, path, None), {}
+        results = self._results(eqn, operands, path, None)
+        if subs or not self._routed:
+            picked = any(v.trail.picked for v in operands)
+            return [v._replace(trail=Trail(picked)) for v in results], {}
+        return self._mark(eqn, operands, results, path, None)
+
+    def _mark(
+        self, eqn: Equation, operands: list[Value], results: list[Value], path: Key, chosen: Any
+    ) -> tuple[list[Value], Sums]:
+        """Follows the choice of experts through an equation."""
+        if not self._routed:
+            return results, {}
+        given = [Marked(v.array, v.trail, v.data or bool(v.views)) for v in operands]
+        trails, combined = routing.follow(eqn, given, [v.array for v in results])
+        found = [v._replace(trail=trail, chosen=chosen) for v, trail in zip(results, trails, strict=True)]
+        return found, self._combine(combined, path)
+
+    def _combine(self, combined: Sequence[Combined], path: Key) -> Sums:
+        """Adds up what is known of the experts where their rows are added up."""
+        sums: Sums = {}
+        for k, found in enumerate(combined):
+            for site, rows, factor in found.route.sites:
+                if rows is None or site not in self._waiting:
+                    continue
+                reached = routing.samples_of_experts(found, rows, self._waiting[site].number)
+                before = self._reached.get(site)
+                self._reached[site] = (factor, reached if before is None else before[1] | reached)
+            sites = tuple(site for site, _, _ in found.route.sites)
+            key = (*path, -1, k)
+            self.experts[key], self._scans[key] = sites, self._scans[sites[0]]
+            sums[key] = routing.sums(found, self._dtype)
+        return sums
+
+    def _settle(self) -> Sums:
+        """The sums of the products that waited for a choice of experts."""
+        sums: Sums = {}
+        for key, samples in self._waiting.items():
+            site = self.sites[key]
+            if key not in self._reached:
+                sums[key] = moments(samples, self._collect, self._dtype)
+                continue
+            factor, reached = self._reached[key]
+            shape = samples.values.shape[samples.batch : samples.values.ndim - samples.inputs]
+            times = reached.reshape(-1, *shape)
+            if site.batch:
+                sums[key] = moments(samples, self._collect, self._dtype, times)
+            else:
+                sums[key] = expert_moments(samples, self._collect, self._dtype, times)
+                site = site._replace(batch=(factor,), outputs=tuple(f for f in site.outputs if f != factor))
+            self.sites[key] = site._replace(samples=0)
+        self._waiting, self._reached = {}, {}
+        return sums
 
     def _results(self, eqn: Equation, operands: list[Value], path: Key, found: list[tuple] | None) -> list[Value]:
         out = eqn.primitive.bind(*(v.array for v in operands), **eqn.primitive.get_bind_params(eqn.params))
@@ -107,8 +190,9 @@ class Interpreter:
             self._lose(operands, str(reason) if " " in str(reason) else f"`{reason}`")
             return None
 
-    def _product(self, eqn: Equation, operands: list[Value], path: Key) -> Sums:
+    def _product(self, eqn: Equation, operands: list[Value], path: Key, result: Any) -> tuple[Trail, Sums]:
         sums: Sums = {}
+        trails: list[Trail] = []
         for mine in (0, 1):
             other = operands[1 - mine]
             for k, view in enumerate(operands[mine].views):
@@ -125,8 +209,186 @@ class Interpreter:
                 self._scans[key] = view.scanned
                 if not other.data:  # a constant activation, or a product of two weights
                     self._lose(operands[mine : mine + 1], f"`{eqn.primitive.name}` with an operand without data")
-                sums[key] = moments(met, self._collect, self._dtype)
-        return sums
+                if self._routed and not kernel and other.data:
+                    meet = Meet(eqn, operands, mine, meeting, met, key, result)
+                    trail, own = self._by_expert(meet)
+                    trails.append(trail)
+                    sums |= own
+                else:
+                    sums[key] = moments(met, self._collect, self._dtype)
+        return _one_trail(trails), sums
+
+    def _by_expert(self, meet: "Meet") -> tuple[Trail, Sums]:
+        """The sums of a product in a function that chooses experts, and the experts that compute the result."""
+        if isinstance(PRIMITIVES[meet.eqn.primitive.name], Ragged):
+            return self._sorted_rows(meet)
+        if meet.weight.chosen is not None:
+            return self._matrix_each_row(meet)
+        joint = next((r for r in meet.other.trail.routes if r.chosen and r.axis in meet.inputs_of_experts()), None)
+        if joint is not None:
+            return self._summed_over_experts(meet, joint)
+        pairs = meet.meeting.batch
+        own = [(a, b) for a, b in pairs if meet.is_whole(a) or meet.is_part_of_stack(a)]
+        if len(own) == 1 and all(meet.is_free(a) for a, _ in pairs if (a, _) not in own):
+            return self._matrix_each_expert(meet, own[0])
+        return self._all_experts(meet)
+
+    def _sorted_rows(self, meet: "Meet") -> tuple[Trail, Sums]:
+        """A ragged product: rows sorted by expert, with the number of rows of each."""
+        sizes, rows = meet.operands[2].array, meet.other.array.shape[0]
+        ends = jnp.cumsum(sizes)
+        owner = jnp.searchsorted(ends, jnp.arange(rows), side="right").astype(jnp.int32) + 1
+        owner = jnp.where(owner > sizes.shape[0], 0, owner)
+        times = owner[None] == jnp.arange(1, sizes.shape[0] + 1)[:, None]
+        site, groups = self.sites[meet.key], meet.meeting.view.axes[0]
+        if not meet.is_whole(0):
+            self._lose([meet.weight], "a ragged product by a part of it")
+            del self.sites[meet.key]
+            return Trail(), {}
+        outputs = tuple(f for f in site.outputs if f not in groups)
+        self.sites[meet.key] = site._replace(batch=groups, outputs=outputs)
+        sums = self._known(meet, expert_moments(meet.samples, self._collect, self._dtype, times))
+        before = meet.other.trail.routes[:1]
+        sites = (*(before[0].sites if before else ()), (meet.key, None, None))
+        gate = before[0].gate if before else None
+        return Trail(routes=(Route(sizes.shape[0], owner[:, None], gate, None, sites, True),)), sums
+
+    def _known(self, meet: "Meet", sums: Moments) -> Sums:
+        """Stores the sums of a product that knows the samples of each expert."""
+        self.sites[meet.key] = self.sites[meet.key]._replace(samples=0)
+        return {meet.key: sums}
+
+    def _matrix_each_row(self, meet: "Meet") -> tuple[Trail, Sums]:
+        """A product by matrices that data choose for each row."""
+        assert meet.weight.chosen is not None
+        factor, numbers = meet.weight.chosen
+        pairs = dict(meet.meeting.batch)
+        free = [a for a in range(numbers.ndim) if a not in pairs]
+        owner = routing.placed(numbers, meet.weight_axes(), meet.result.ndim)
+        shape = [meet.other.array.shape[a] if a in pairs.values() else 1 for a in range(meet.other.array.ndim)]
+        one = numbers[..., None] == jnp.arange(1, factor.size + 1)
+        times = one.sum(free) if free else one.astype(jnp.int32)  # of each row, how often by each expert
+        order = sorted(range(len(pairs)), key=lambda i: pairs[sorted(pairs)[i]])
+        times = jnp.moveaxis(times, -1, 0).transpose(0, *(i + 1 for i in order)).reshape(-1, *shape)
+        spread = jnp.broadcast_to(times, (factor.size, *meet.other.array.shape))
+        aligned = jax.vmap(lambda x: _first_input(samples_of(meet.meeting, x)))(spread)
+        sums = expert_moments(meet.samples, self._collect, self._dtype, aligned)
+        site = self.sites[meet.key]
+        self.sites[meet.key] = site._replace(batch=(factor, *site.batch))
+        sites = ((meet.key, None, None),)
+        for route in meet.other.trail.routes[:1]:
+            sites = (*route.sites, *sites)
+        return Trail(routes=(Route(factor.size, owner, None, None, sites, True),)), self._known(meet, sums)
+
+    def _summed_over_experts(self, meet: "Meet", route: Route) -> tuple[Trail, Sums]:
+        """A product that sums over the experts and over the units of each."""
+        [(mine, yours)] = [(a, b) for a, b in meet.meeting.contract if b == route.axis]
+        batch, contract = meet.meeting.batch, [pair for pair in meet.meeting.contract if pair != (mine, yours)]
+        meeting = meet.meeting._replace(batch=[*batch, (mine, yours)], contract=contract)
+        samples = samples_of(meeting, meet.other.array)
+        times = _first_input(samples_of(meeting, jnp.broadcast_to(route.owner != 0, meet.other.array.shape)))
+        site = views.site_of(meeting)
+        self.sites[meet.key] = site._replace(met=self.sites[meet.key].met)
+        # The outputs of single experts, which the function itself does not compute.
+        weight = meet.weight.array.astype(jnp.promote_types(meet.weight.array.dtype, jnp.float32))
+        summed, kept = tuple(b for _, b in contract), tuple(b for _, b in meeting.batch)
+        axes = (summed, tuple(a for a, _ in contract)), (kept, tuple(a for a, _ in meeting.batch))
+        each = lax.dot_general(meet.other.array.astype(weight.dtype), weight, axes)
+        rest = (b for b in range(meet.other.array.ndim) if b not in (*summed, *kept))
+        places = {b: i for i, b in enumerate((*kept, *rest))}
+        change = lambda mark: routing.placed(mark, places, each.ndim)
+        moved = routing.each_mark(route, change, places[yours])
+        assert moved is not None
+        moved = moved._replace(sites=(*moved.sites, (meet.key, None, None)))
+        sums = self._known(meet, moments(samples, self._collect, self._dtype, times))
+        return Trail(), sums | self._combine([routing.rows_of(moved, each)], meet.key)
+
+    def _matrix_each_expert(self, meet: "Meet", pair: tuple[int, int]) -> tuple[Trail, Sums]:
+        """A product with one matrix for each expert, each with its own rows."""
+        mine, yours = pair
+        marks, size = meet.other.trail, meet.other.array.shape[yours]
+        places = meet.other_axes()
+        same = [r for r in marks.routes if r.axis == yours and r.size == size]
+        if same:
+            route = same[0]
+        else:
+            route = Route(size, routing.numbers(size, meet.other.array.ndim, yours), None, yours, (), False)
+            if marks.filled is not None:
+                route = route._replace(owner=route.owner * (marks.filled != 0), chosen=True)
+        factor = next((f for f in meet.meeting.view.axes[mine] if f.of is not None), None)
+        known = route.chosen
+        rows = None if known else meet.row_numbers({yours})
+        change = lambda mark: routing.placed(mark, places, meet.result.ndim)
+        after = routing.each_mark(route, change, places[yours])
+        new = (meet.key, None if rows is None else change(rows), factor)
+        routes = () if after is None else (after._replace(sites=(*after.sites, new)),)
+        if known:
+            owners = jnp.broadcast_to(route.owner != 0, meet.other.array.shape)
+            times = _first_input(samples_of(meet.meeting, owners))
+            return Trail(routes=routes), self._known(meet, moments(meet.samples, self._collect, self._dtype, times))
+        if factor is None:  # one of several leaves that are stacked
+            return Trail(routes=routes), {meet.key: moments(meet.samples, self._collect, self._dtype)}
+        self._waiting[meet.key] = meet.samples
+        return Trail(routes=routes), {}
+
+    def _all_experts(self, meet: "Meet") -> tuple[Trail, Sums]:
+        """A product of rows with the matrices of all experts: an axis of the outputs may be that of the experts."""
+        used = {a for a, _ in (*meet.meeting.batch, *meet.meeting.contract)}
+        outputs = [a for a in range(len(meet.meeting.view.axes)) if a not in used and meet.meeting.view.axes[a]]
+        experts = [a for a in outputs if meet.is_whole(a)]
+        rowwise = not any(meet.meeting.view.axes[a] for a, _ in meet.meeting.batch)
+        if len(outputs) < 2 or not experts or not rowwise or meet.other.trail.routes:
+            return Trail(), {meet.key: moments(meet.samples, self._collect, self._dtype)}
+        rows = routing.placed(meet.row_numbers(set()), meet.other_axes(), meet.result.ndim)
+        routes = []
+        for axis in experts:
+            [factor] = meet.meeting.view.axes[axis]
+            at = meet.weight_axes()[axis]
+            owner = routing.numbers(factor.size, meet.result.ndim, at)
+            routes.append(Route(factor.size, owner, None, at, ((meet.key, rows, factor),), False))
+        self._waiting[meet.key] = meet.samples
+        return Trail(routes=tuple(routes)), {}
+
+    def _choose_matrices(self, eqn: Equation, operands: list[Value]) -> tuple[tuple[View, ...], Any] | None:
+        """The views of a gather of matrices by data, and the choice; None for another equation."""
+        if eqn.primitive.name != "gather" or not operands[1].data or len(operands[0].views) != 1:
+            return None
+        value, view = operands[0], operands[0].views[0]
+        numbers, sizes, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], value.array.shape
+        axis = numbers.start_index_map[0]
+        whole = all(n == m for a, (n, m) in enumerate(zip(sizes, shape, strict=True)) if a != axis)
+        single = tuple(numbers.start_index_map) == tuple(numbers.collapsed_slice_dims) and len(view.axes[axis]) == 1
+        if not (whole and single) or numbers.operand_batching_dims or view.axes[axis][0].of is None:
+            return None
+        if factors.size(view.axes[axis]) != shape[axis]:
+            return None
+        out = eqn.outvars[0].aval.shape
+        kept = iter(a for a in range(len(shape)) if a != axis)
+        source = [next(kept) if a in numbers.offset_dims else None for a in range(len(out))]
+        axes = tuple(
+            ((Factor(n),) if n != 1 else ()) if s is None else view.axes[s] for s, n in zip(source, out, strict=True)
+        )
+        start = tuple(0 if s is None else view.start[s] for s in source)
+        index = operands[1].array[..., 0].astype(jnp.int32) + 1
+        index = index.reshape([n if s is None else 1 for s, n in zip(source, out, strict=True)])
+        return (view._replace(axes=axes, start=start),), (view.axes[axis][0], index)
+
+    def _move_choice(self, eqn: Equation, operands: list[Value]) -> Any:
+        chosen = operands[0].chosen if operands else None
+        what = PRIMITIVES.get(eqn.primitive.name)
+        if chosen is None:
+            if any(v.chosen is not None for v in operands):
+                self._lose(operands, f"`{eqn.primitive.name}` of matrices that data choose")
+            return None
+        if isinstance(what, Moves) and not what.each:
+            [move, *_] = what.moves(eqn)
+            index = routing.moved(move, chosen[1], operands[0].array.shape)
+            if index is not None:
+                return chosen[0], index
+        if isinstance(what, Entrywise) and len(operands) == 1:
+            return chosen
+        self._lose(operands, f"`{eqn.primitive.name}` of matrices that data choose")
+        return None
 
     def _lose(self, operands: Sequence[Value], reason: str) -> None:
         for leaf in sorted({view.leaf for v in operands for view in v.views}):
@@ -138,8 +400,13 @@ class Interpreter:
         inputs = [self._into(sub, k, operands, data, path) for k in range(len(sub.inputs))]
 
         def one(arrays: Sequence[Any]) -> tuple[list[Value], Sums]:
-            values = [v._replace(array=x) for v, x in zip(inputs, arrays, strict=True)]
-            return self.run(sub.jaxpr, sub.consts, values, path)
+            values = [v._replace(array=x, trail=Trail(v.trail.picked)) for v, x in zip(inputs, arrays, strict=True)]
+            waiting, reached = self._waiting, self._reached
+            self._waiting, self._reached = {}, {}
+            outs, sums = self.run(sub.jaxpr, sub.consts, values, path)
+            sums |= self._settle()
+            self._waiting, self._reached = waiting, reached
+            return outs, sums
 
         arrays = [v.array for v in inputs]
         first = [jax.eval_shape(lambda y: y[0], x) if k in sub.stacked_inputs else x for k, x in enumerate(arrays)]
@@ -184,12 +451,105 @@ class Interpreter:
         return operands[_all(sub.inputs)[k]].views if same else ()
 
     def _leave(self, path: Key, ours: Sequence[Key], summed: Sequence[Key], length: int) -> None:
-        for key in ours:
+        for key in (key for key in ours if key in self.sites):
             [factor] = [f for loop, f in self._scans[key] if loop == path]
             self.sites[key] = self.sites[key]._replace(batch=(factor, *self.sites[key].batch))
-        for key in summed:
+        for key in (key for key in summed if key in self.sites):
             self.sites[key] = self.sites[key]._replace(samples=self.sites[key].samples * length)
 
 
 def _all(positions: Sequence[int | None]) -> list[int]:
     return [p for p in positions if p is not None]
+
+
+class Meet(NamedTuple):
+    """A product of a weight with an activation.
+
+    Attributes:
+      eqn: the equation.
+      operands: its operands.
+      mine: the operand that is the weight.
+      meeting: the axes of the weight and of the activation in the product.
+      samples: the activation in the order of the site.
+      key: identifies the site.
+      result: the array of the result.
+    """
+
+    eqn: Equation
+    operands: list[Value]
+    mine: int
+    meeting: Meeting
+    samples: Samples
+    key: Key
+    result: Any
+
+    @property
+    def weight(self) -> Value:
+        """The operand that is the weight."""
+        return self.operands[self.mine]
+
+    @property
+    def other(self) -> Value:
+        """The activation."""
+        return self.operands[1 - self.mine]
+
+    def is_whole(self, axis: int) -> bool:
+        """Whether an axis of the weight is a whole axis of its leaf."""
+        axes, shape = self.meeting.view.axes[axis], self.weight.array.shape
+        return len(axes) == 1 and axes[0].of is not None and axes[0].size == shape[axis]
+
+    def is_part_of_stack(self, axis: int) -> bool:
+        """Whether the weight is one of several leaves that are stacked along an axis."""
+        return not self.meeting.view.axes[axis] and self.weight.array.shape[axis] != 1
+
+    def is_free(self, axis: int) -> bool:
+        """Whether the weight is the same at all positions of an axis."""
+        return all(f.of is None for f in self.meeting.view.axes[axis])
+
+    def inputs_of_experts(self) -> list[int]:
+        """The summed axes of the activation that are whole axes of the weight's leaf, one of several."""
+        pairs = self.meeting.contract
+        return [b for a, b in pairs if len(pairs) > 1 and self.is_whole(a)]
+
+    def other_axes(self) -> dict[int, int]:
+        """From the axes of the activation to those of the result."""
+        return self._to_result(1 - self.mine)
+
+    def weight_axes(self) -> dict[int, int]:
+        """From the axes of the weight to those of the result."""
+        return self._to_result(self.mine)
+
+    def row_numbers(self, without: set[int]) -> Any:
+        """The number of each sample plus 1, in the shape of the activation."""
+        gone = {b for _, b in self.meeting.contract} | without
+        shape = [1 if a in gone else n for a, n in enumerate(self.other.array.shape)]
+        count = 1
+        for n in shape:
+            count *= n
+        return jnp.arange(1, count + 1, dtype=jnp.int32).reshape(shape)
+
+    def _to_result(self, operand: int) -> dict[int, int]:
+        what = PRIMITIVES[self.eqn.primitive.name]
+        assert isinstance(what, Product)
+        contract, batch = what.numbers(self.eqn)
+        places = {a: i for i, a in enumerate(batch[operand])}
+        ranks = [v.array.ndim for v in self.operands[:2]]
+        start = len(batch[0]) + (ranks[0] - len(batch[0]) - len(contract[0]) if operand else 0)
+        free = [a for a in range(ranks[operand]) if a not in (*contract[operand], *batch[operand])]
+        return places | {a: start + i for i, a in enumerate(free)}
+
+
+def _one_trail(trails: Sequence[Trail]) -> Trail:
+    """The experts of a product by several leaves that are stacked."""
+    if not trails or not trails[0].routes:
+        return Trail()
+    route, *_ = trails[0].routes
+    if len(trails) == 1:
+        return trails[0]
+    sites = dict.fromkeys(site for trail in trails for r in trail.routes[:1] for site in r.sites if site[1] is None)
+    return Trail(routes=(route._replace(sites=tuple(sites)),)) if route.chosen else Trail()
+
+
+def _first_input(samples: Samples) -> Any:
+    """Of [*batch, *samples, *inputs] the first input."""
+    return samples.values[(..., *[0] * samples.inputs)] if samples.inputs else samples.values

@@ -100,32 +100,58 @@ def patches(eqn: Equation, x: jax.Array) -> jax.Array:
     return stacked.reshape(*stacked.shape[:-2], *split, *kernel)
 
 
-def moments(samples: Samples, collect: frozenset[str], dtype: Any) -> Moments:
+def moments(samples: Samples, collect: frozenset[str], dtype: Any, times: Any = None) -> Moments:
     """Returns sums over the samples.
 
     Args:
       samples: the activations.
       collect: one or more of "gram", "square", "total" and "zeros".
       dtype: the dtype of the sums.
+      times: [*batch, *samples] how often each sample counts; None if each counts once.
 
     Returns:
       "gram" [*batch, *inputs, *inputs]; "square" (sums of squares), "total" (sums) and "zeros" (counts of zeros)
-      [*batch, *inputs].
+      [*batch, *inputs]; with `times` also "count", the number of samples [*batch, *inputs].
     """
     x, first = samples.values.astype(dtype), samples.batch
     over = tuple(range(first, x.ndim - samples.inputs))
     batch = tuple(range(first))
     out: Moments = {}
+    weighted, zero = x, (x == 0).astype(dtype)
+    if times is not None:
+        each = times.reshape(*times.shape, *[1] * samples.inputs)
+        counts = each.astype(jnp.int32).sum(over)
+        out["count"] = jnp.broadcast_to(counts, x.shape[:first] + x.shape[x.ndim - samples.inputs :])
+        # A row that does not count may contain anything, infinity too.
+        weighted = jnp.where(each != 0, x * each.astype(dtype), 0)
+        x, zero = jnp.where(each != 0, x, 0), zero * each.astype(dtype)
     if "gram" in collect:
         numbers = ((over, over), (batch, batch))
-        out["gram"] = lax.dot_general(x, x, numbers, precision=lax.Precision.HIGHEST, out_sharding=_everywhere(x))
+        out["gram"] = lax.dot_general(
+            weighted, x, numbers, precision=lax.Precision.HIGHEST, out_sharding=_everywhere(x)
+        )
     elif "square" in collect:
-        out["square"] = (x * x).sum(over)
+        out["square"] = (weighted * x).sum(over)
     if "total" in collect:
-        out["total"] = x.sum(over)
+        out["total"] = weighted.sum(over)
     if "zeros" in collect:
-        out["zeros"] = (x == 0).astype(dtype).sum(over)
+        out["zeros"] = zero.sum(over)
     return out
+
+
+def expert_moments(samples: Samples, collect: frozenset[str], dtype: Any, times: Any) -> Moments:
+    """Returns sums over the samples of each expert, one expert after the other.
+
+    Args:
+      samples: activations without batch axes, which all experts share.
+      collect: one or more of "gram", "square", "total" and "zeros".
+      dtype: the dtype of the sums.
+      times: [experts, *samples] how often each sample counts for each expert.
+
+    Returns:
+      The sums that `moments` returns, with a leading axis of experts.
+    """
+    return lax.map(lambda own: moments(samples, collect, dtype, own), times)
 
 
 def _everywhere(x: jax.Array) -> NamedSharding | None:

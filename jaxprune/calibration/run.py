@@ -1,5 +1,6 @@
 """`calibrate` and `calibrator`: run batches through a function and sum up the activations of each parameter."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ import numpy as np
 from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
-from jaxprune.calibration.interpreter import Interpreter, Sums, Value
+from jaxprune.calibration import routing
+from jaxprune.calibration.interpreter import Interpreter, Key, Sums, Value
 from jaxprune.calibration.moments import Moments
-from jaxprune.calibration.stats import Inputs, Stats, Together
+from jaxprune.calibration.stats import Experts, Inputs, Stats, Together
 
 PyTree = Any
 COLLECTABLE = ("gram", "square", "total", "zeros")
@@ -40,6 +42,13 @@ def calibrate(
     A parameter that is used several times gets the sum over its uses. If several products use different parts of an
     input axis, the blocks of the Gram matrix between these parts are zero. The rows of a convolution are the patches
     under its kernel. For one batch they take the memory of the input times the number of kernel positions.
+
+    In a mixture of experts that chooses experts for each token (by `top_k`, `argmax` or a sort) the weights of each
+    expert get the sums over the tokens that the router sends to it, and `count` is the number of these tokens. This
+    holds for experts that compute all tokens before the choice enters, for slots of a capacity (masks in einsums,
+    gathers and scatters by the number of the expert), for `ragged_dot`, and for matrices that are gathered for each
+    token. `Stats.experts` contains what the scores of experts need, and a warning names the experts with so few tokens
+    that their Gram matrices are singular.
 
     Calibration cannot follow parameters into `while`, `cond` and `shard_map`, through a computed index, or through a
     convolution with batch_group_count. `Stats.uncovered` names the leaves without any sums, with the reason.
@@ -133,7 +142,7 @@ def calibrator(
                 steps[shapes] = tracing.compile(batch)
             step, here = steps[shapes]
             if plan is None:
-                sums, counts = here.zeros(wanted, dtype), dict.fromkeys(here.layouts, 0)
+                sums, counts = here.zeros(dtype), dict.fromkeys(here.layouts, 0)
             elif plan.layouts != here.layouts:
                 raise ValueError(
                     "batches of different shapes use the parameters in different ways; calibrate them apart"
@@ -149,21 +158,34 @@ def calibrator(
 
 
 class _Plan(NamedTuple):
-    """The layout and the number of samples of each leaf, known once a function is traced."""
+    """The layout and the number of samples of each leaf, known once a function is traced.
+
+    `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. The
+    sums of leaf k have the number k, those of the k-th sum over experts the number -1 - k.
+    """
 
     layouts: dict[int, Layout]
+    collected: dict[int, frozenset[str]]
+    experts: dict[Key, tuple[tuple[tuple[str, int | None], ...], dict[str, tuple[int, ...]]]]
     counts: dict[int, np.ndarray]
     uncovered: tuple[tuple[str, str], ...]
     partly: tuple[tuple[str, str], ...]
     together: tuple[Together, ...]
     roles: _jaxprs.Roles
 
-    def zeros(self, collect: frozenset[str], dtype: Any) -> dict[int, Moments]:
-        out = {}
+    def zeros(self, dtype: Any) -> dict[int, Moments]:
+        out: dict[int, Moments] = {}
         for leaf, layout in self.layouts.items():
             batch, inputs, _ = layout.sizes
-            shapes = {what: (batch, inputs, inputs) if what == "gram" else (batch, inputs) for what in collect}
-            out[leaf] = {what: jnp.zeros(shape, dtype) for what, shape in shapes.items()}
+            out[leaf] = {
+                what: jnp.zeros(
+                    (batch, inputs, inputs) if what == "gram" else (batch, inputs),
+                    jnp.int32 if what == "count" else dtype,
+                )
+                for what in self.collected[leaf]
+            }
+        for k, (_, shapes) in enumerate(self.experts.values()):
+            out[-1 - k] = {what: jnp.zeros(shape, dtype) for what, shape in shapes.items()}
         return out
 
 
@@ -193,19 +215,22 @@ class _Run(NamedTuple):
         chosen = jax.tree.leaves(self.chosen)
         roles = _jaxprs.roles_of(traced, _jaxprs.leaves_of(self.params))
 
+        routed = routing.chooses(traced.closed.jaxpr)
+
         def interpret(arrays: Sequence[Any]) -> tuple[Interpreter, Sums]:
-            machine = Interpreter(self.collect, self.dtype)
+            machine = Interpreter(self.collect, self.dtype, routed=routed)
             values = []
             for i, x in enumerate(arrays):
                 leaf = leaf_at.get(i)
-                seen = (views.whole(leaf, x.shape),) if leaf is not None and chosen[leaf] else ()
+                # The way of the tokens leads through the weights of the experts that `where` leaves out, too.
+                seen = (views.whole(leaf, x.shape),) if leaf is not None and (chosen[leaf] or routed) else ()
                 values.append(Value(x, seen, leaf is None, ("in", i)))
-            return machine, machine.run(traced.closed.jaxpr, traced.closed.consts, values)[1]
+            return machine, machine.run_whole(traced.closed.jaxpr, traced.closed.consts, values)[1]
 
         planned: list[tuple[_Plan, dict[int, list[tuple[Any, Place]]]]] = []
 
         def shapes_of(arrays: Sequence[Any]) -> int:
-            planned.append(self._plan(interpret(arrays)[0], roles))
+            planned.append(self._plan(*interpret(arrays), roles))
             return 0
 
         inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.closed.jaxpr.invars]
@@ -217,17 +242,20 @@ class _Run(NamedTuple):
             add = lambda leaf: _add(
                 sums[leaf], [(found[key], place) for key, place in places[leaf]], plan.layouts[leaf]
             )
-            return {leaf: add(leaf) for leaf in sums}
+            experts = {-1 - k: jax.tree.map(jnp.add, sums[-1 - k], found[key]) for k, key in enumerate(plan.experts)}
+            return {leaf: add(leaf) for leaf in plan.layouts} | experts
 
         return jax.jit(step, donate_argnums=0), plan
 
-    def _plan(self, machine: Interpreter, roles: _jaxprs.Roles) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
+    def _plan(
+        self, machine: Interpreter, sums: Sums, roles: _jaxprs.Roles
+    ) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
         named = _tree.named_leaves(self.params)
         chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]
         found: dict[int, Layout] = {}
         places: dict[int, list[tuple[Any, Place]]] = {}
         lost = {leaf: list(reasons) for leaf, reasons in machine.lost.items()}
-        for leaf in dict.fromkeys(site.leaf for site in machine.sites.values()):
+        for leaf in dict.fromkeys(site.leaf for site in machine.sites.values() if site.leaf in chosen):
             keys = [key for key, site in machine.sites.items() if site.leaf == leaf]
             try:
                 layout, where = layout_of(tuple(named[leaf][1].shape), [machine.sites[k] for k in keys])
@@ -248,7 +276,15 @@ class _Run(NamedTuple):
             key = places[leaf][0][0]
             groups.setdefault((machine.sites[key].met, machine.loop(key, layout)), []).append(named[leaf][0])
         together = tuple(Together(tuple(names), loop) for (_, loop), names in groups.items())
-        return _Plan(found, counts, uncovered, partly, together, roles), places
+        collected = {leaf: frozenset(what for key, _ in places[leaf] for what in sums[key]) for leaf in found}
+        experts = {
+            key: (
+                tuple((named[machine.sites[k].leaf][0], machine.axis_of_experts(k)) for k in sites),
+                {what: x.shape for what, x in sums[key].items()},
+            )
+            for key, sites in machine.experts.items()
+        }
+        return _Plan(found, collected, experts, counts, uncovered, partly, together, roles), places
 
     def _check_size(self, found: dict[str, Layout]) -> None:
         if "gram" not in self.collect:
@@ -273,6 +309,8 @@ def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) 
         batch, inputs, _ = layout.sizes
         shaped = total.reshape(*(f.size for f in layout.batch), *[f.size for f in layout.inputs] * twice)
         for moments, place in found:
+            if what not in moments:  # a product that all rows reach
+                continue
             at, shape = _index(layout, place, twice)
             n_batch = len(place.order)
             part = moments[what]
@@ -316,8 +354,31 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
         moments = dict(sums[leaf])
         if "gram" in moments:
             moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
-        inputs[_tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=counts[leaf], **moments)
-    return Stats(inputs, plan.uncovered, plan.partly, plan.together, plan.roles)
+        count = counts[leaf] + np.asarray(moments.pop("count", 0), np.float64)
+        inputs[_tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=count, **moments)
+    experts = tuple(Experts(leaves, **sums[-1 - k]) for k, (leaves, _) in enumerate(plan.experts.values()))
+    few = _few_tokens(plan, inputs, [_tree.identity(path) for path, _ in flat])
+    if few:
+        warnings.warn(
+            "experts with fewer tokens than inputs: their Gram matrices are singular and their scores uncertain; "
+            "calibrate more data:\n" + "\n".join(few[:10]),
+            UserWarning,
+            stacklevel=4,
+        )
+    return Stats(inputs, plan.uncovered, plan.partly, plan.together, plan.roles, experts)
+
+
+def _few_tokens(plan: _Plan, inputs: dict[Any, Inputs], names: Sequence[Any]) -> list[str]:
+    lines = []
+    for leaf, collected in plan.collected.items():
+        if "count" not in collected:
+            continue
+        tokens = np.asarray(inputs[names[leaf]].count).max(-1)
+        few = np.flatnonzero(tokens < (plan.layouts[leaf].sizes[1] if "gram" in collected else 1))
+        shown = ", ".join(f"{j} ({tokens[j]:.0f})" for j in few[:8]) + (", ..." if few.size > 8 else "")
+        if few.size:
+            lines.append(f"  {'/'.join(names[leaf])}: {few.size} of {tokens.size} matrices; number (tokens): {shown}")
+    return lines
 
 
 def _wanted(collect: str | Sequence[str]) -> frozenset[str]:

@@ -71,6 +71,30 @@ class Together(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """Sums over the tokens that a router sends to each expert: [experts], or [layers, experts] in a scan.
+
+    With the tokens t of expert j, its gates g_j(t) and its outputs f_j(t):
+
+    Attributes:
+      leaves: the weights of the experts: (name, axis of the experts), with None for a leaf that is one expert.
+      tokens: the number of tokens.
+      gate: the sum of g_j(t).
+      norm: the sum of ||f_j(t)||.
+      square: the sum of ||f_j(t)||^2.
+      weighted: the sum of g_j(t) ||f_j(t)||.
+    """
+
+    leaves: tuple[tuple[str, int | None], ...] = dataclasses.field(metadata={"static": True})
+    tokens: Any
+    gate: Any
+    norm: Any
+    square: Any
+    weighted: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Stats:
     """The result of `calibrate`: a pytree, which jit accepts and checkpoints can store.
 
@@ -80,6 +104,7 @@ class Stats:
       partly: pairs (name, reason) of leaves with sums that do not cover all uses of the leaf.
       together: groups of leaves that are multiplied by the same activation, in order of execution.
       roles: the result of `find_roles` for all leaves; None if the statistics were made by hand.
+      experts: sums over the tokens of each expert, for every sum over experts that the function computes.
     """
 
     inputs: dict[Identity, Inputs]
@@ -87,6 +112,7 @@ class Stats:
     partly: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True}, default=())
     together: tuple[Together, ...] = dataclasses.field(metadata={"static": True}, default=())
     roles: Roles | None = dataclasses.field(metadata={"static": True}, default=None)
+    experts: tuple[Experts, ...] = ()
 
     def __getitem__(self, name: str) -> Inputs:
         """Returns the sums of the leaf with this name.

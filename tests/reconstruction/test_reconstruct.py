@@ -228,7 +228,7 @@ def test_sequential_calibrates_each_stage_on_what_came_before():
     first = calibrate(net, PARAMS, DATA[:1], collect="square")
     stages = [("conv", None), ("grouped", None), ("query", None), ("out", None)]
     stages += [*[("layers", i) for i in range(3)], ("head", None)]
-    assert [(*names, layer) for names, layer in rounds(first, calibrated(PARAMS, first, None))] == stages
+    assert [(*stage.names, stage.layer) for stage in rounds(first, calibrated(PARAMS, first, None))] == stages
     new, masks = reconstruct_sequential(net, PARAMS, DATA, 0.5)
     for name in LAYERS:
         assert int((~masks[name]).sum()) == PARAMS[name].size // 2
