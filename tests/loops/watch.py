@@ -90,7 +90,7 @@ def by_equinox(carry: PyTree, folder: Path) -> Callable[[], PyTree]:
 
 def _weak(carry: PyTree) -> list[bool]:
     """Which leaves have the weak type of a Python number, as the step of Flax's TrainState."""
-    return [np.ndim(x) == 0 and bool(getattr(x, "weak_type", True)) for x in jax.tree.leaves(carry)]
+    return [np.ndim(x) == 0 and bool(getattr(x, "weak_type", not hasattr(x, "dtype"))) for x in jax.tree.leaves(carry)]
 
 
 def _weak_again(types: list[bool], carry: PyTree) -> PyTree:

@@ -48,7 +48,7 @@ def test_optax_schedules_keep_their_values():
 
 
 def test_optax_values_outside_the_range():
-    with pytest.raises(ValueError, match=r"the schedule's sparsity at step 0 must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"the schedule's sparsity at step 0 is the fraction .* must be in \[0, 1\)"):
         _ = schedules.from_optax(optax.constant_schedule(1.0))
     rising = schedules.from_optax(lambda step: 0.1 * step)
     with pytest.raises(ValueError, match="the schedule's sparsity at step 20"):
