@@ -155,8 +155,10 @@ def get_masks(opt_state: PyTree) -> PyTree:
 
     Returns:
       A tree of bool arrays, or of packed masks (`masks.unpack` makes them bool, all of jaxprune takes both), without
-      the boxes and Variables of Flax. All of jaxprune lays it over parameters with or without boxes. For
-      `jax.tree.map` take the parameters without them: `nnx.as_pure(nnx.state(model, nnx.Param))` or `nn.unbox(params)`.
+      the boxes and Variables of Flax. All of jaxprune lays it over parameters with or without boxes. `jax.tree.map`
+      takes the structure of its first tree: pass it parameters without boxes (`nnx.as_pure(nnx.state(model,
+      nnx.Param))`, `nn.unbox(params)`) and the masks, or first the masks and then parameters in boxes, of which the
+      function gets each box whole.
 
     Raises:
       ValueError: the state contains no masks, or those of more than one optimizer.
