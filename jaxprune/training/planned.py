@@ -167,7 +167,7 @@ def acdc(
         return is_compressed(step) != is_compressed(step - 1)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        _tree.selected(params, select.where)
+        select.chosen(params)
         return ones(params, **select.units), enforce.own_key(select.key)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
@@ -247,7 +247,7 @@ def _planned(schedule: Any, when: Any, end: int | None, how: How) -> Method:
     select = Selector(**how)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        _tree.selected(params, select.where)
+        select.chosen(params)
         return ones(params, **select.units), enforce.own_key(select.key)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
