@@ -47,7 +47,7 @@ class Task(NamedTuple):
       rate: the learning rate of Adam.
     """
 
-    fn: Callable[[PyTree, Any], jax.Array]
+    fn: Callable[..., Any]
     params: PyTree
     batches: Callable[[int, int], Iterator[tuple[np.ndarray, np.ndarray]]]
     test: tuple[np.ndarray, np.ndarray]
@@ -89,9 +89,9 @@ def digits(model: nn.Module, rate: float) -> Task:
     """The 8 x 8 digits, enlarged to 16 x 16; a fifth is held out."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    images = np.kron(data.images / 16, np.ones((2, 2)))[..., None].astype(np.float32)
-    labels = data.target.astype(np.int32)
+    pixels, digit = load_digits(return_X_y=True)
+    images = np.kron(pixels.reshape(-1, 8, 8) / 16, np.ones((2, 2)))[..., None].astype(np.float32)
+    labels = digit.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
 
@@ -183,8 +183,8 @@ def free_batch(inputs: np.ndarray) -> jax.ShapeDtypeStruct:
 
 def onnx(network: slimming.Slimmed, inputs: np.ndarray, path: Path) -> File:
     """ONNX with a free batch size, run by ONNX Runtime on one thread."""
-    import jax2onnx
-    import onnxruntime
+    import jax2onnx  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns about shapes that it leaves out
     path = path.with_suffix(".onnx")
@@ -210,7 +210,7 @@ def stablehlo(network: slimming.Slimmed, inputs: np.ndarray, path: Path) -> File
 
 def iree(network: slimming.Slimmed, inputs: np.ndarray, path: Path) -> File:
     """A module of IREE for this processor and this batch size, run on one thread."""
-    from iree import compiler, runtime
+    from iree import compiler, runtime  # pyright: ignore[reportMissingImports]
 
     exported = jax.export.export(jax.jit(partial(network.fn, network.params)))(inputs)
     options = ["--iree-llvmcpu-target-cpu=host"]
@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{runtime:9} {name:5} {file.path.stat().st_size:10,} bytes, at most {apart:.1e} from JAX", flush=True
             )
             files[name] = file.run
-        slow, faster = ratio(*(partial(run, inputs) for run in files.values()), options.rounds)
+        slow, faster = ratio(partial(files["whole"], inputs), partial(files["slim"], inputs), options.rounds)
         print(f"{runtime:9} {options.batch} inputs {slow:8.2f} CPU ms, slim {faster} times faster", flush=True)
 
 
