@@ -144,7 +144,7 @@ def _train_into(folder: Path, options: argparse.Namespace, images: data.Images, 
     seconds = {"compiling": made.compile_seconds, "in all": time.perf_counter() - began}
     table = report.write(folder, measured, {**about, "plan": plan._asdict(), "seconds": seconds, **_machine()})
     draws = 200 if options.quick else 2000
-    risk = report.risk_report(networks, sets, seed=plan.seed, draws=draws, notes=notes)
+    risk = report.risk_report(networks, sets, times, seed=plan.seed, draws=draws, notes=notes)
     report.write_risk(risk, folder, networks)
     return f"{table}\n\n{risk}"
 

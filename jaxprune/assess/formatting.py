@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 MISSING = "-"
@@ -118,3 +119,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """A table with paragraphs below it, as a notebook shows it: the first column to the left, the others to the right.
+
+    Example:
+      >>> html_table(['name', 'kept'], [['a', '<9']])[-75:]
+      '</tr></thead><tbody><tr><th>a</th><td>&lt;9</td></tr></tbody></table></div>'
+    """
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in cells) for _, *cells in rows)
+    body = "".join(f"<tr><th>{escape(row[0])}</th>{line}</tr>" for row, line in zip(rows, lines, strict=True))
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x: auto">{table}{below}</div>'

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWN = 4
-"""How many models the plots hold where no one says which."""
+"""The number of models in the plots by default, and the most whose sentences are open when the page is opened."""
 CLASSES = 12
-"""How many classes the table of classes shows at most."""
+"""The largest number of classes in the table of classes."""
 _INK = "#010203"
 """Drawn in place of black, and written as the colour of the page's text, so that plots suit light and dark."""
 
@@ -69,6 +69,7 @@ abbr { text-decoration: underline dotted; cursor: help; }
 .yes, .no, .open { border-radius: .4em; padding: .1em .5em; display: inline-block; }
 .yes { color: var(--yes); background: var(--yes-bg); } .no { color: var(--no); background: var(--no-bg); }
 .open { color: var(--open); background: var(--open-bg); }
+summary { font-weight: 600; margin-top: .6em; cursor: pointer; } dl { margin: 0; }
 dt { font-weight: 600; margin-top: .9em; } dd { margin: .15em 0 .15em 1.2em; } dd b { color: var(--soft); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; background: var(--card); border-radius: .6em; padding: .8em; }
@@ -78,6 +79,7 @@ figure.sample { width: 92px; padding: .4em; font-size: .7rem; text-align: center
 figure.sample img { width: 72px; height: 72px; image-rendering: pixelated; object-fit: contain; background: #000; }
 @media (max-width: 40rem) {
   body { padding: .8rem; } dd { margin-left: .4em; }
+  .scroll td:first-child, .scroll th:first-child { white-space: normal; min-width: 7rem; max-width: 8rem; }
   .answers thead { display: none; } .answers tr { display: block; background: var(--card); border-radius: .6em;
     margin-bottom: .8em; padding: .5em .8em; }
   .answers td { display: flex; justify-content: space-between; gap: 1em; border: 0; padding: .2em 0; max-width: none; }
@@ -165,11 +167,13 @@ def _note(note: str) -> str:
 
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:
-    items = [
-        f"<dt>{escape(name)}</dt>" + "".join(f"<dd><b>{key}:</b> {escape(said)}</dd>" for key, said in words.items())
-        for name, words in verdicts.items()
-    ]
-    return "<dl>" + "\n".join(items) + "</dl>"
+    """A paragraph for each model; those of many models open when they are clicked."""
+    items = []
+    for name, words in verdicts.items():
+        said = "".join(f"<dd><b>{key}:</b> {escape(sentence)}</dd>" for key, sentence in words.items())
+        opened = " open" if len(verdicts) <= DRAWN else ""
+        items.append(f"<details{opened}><summary>{escape(name)}</summary><dl>{said}</dl></details>")
+    return "\n".join(items)
 
 
 def _plots(report: Any, names: Sequence[str]) -> list[str]:
@@ -179,7 +183,7 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
     with plots.style({**inked, "legend.framealpha": 0.0, "font.size": 12}):
         risks = {name: report.risks[name] for name in names}
         figures: dict[str, Any] = {
-            "Below the diagonal a model is overconfident. Bars are intervals, rings bins with few samples.": (
+            "Below the diagonal a model is overconfident. Bars: intervals; rings: bins with fewer than 10 samples.": (
                 plots.reliability_diagram({name: each.reliability for name, each in risks.items()})
             ),
             "The error among the samples that it is surest of.": plots.risk_coverage_curves(

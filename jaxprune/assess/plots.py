@@ -103,8 +103,8 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
       models: by name what `reliability` gave, or its `bootstrap`, whose intervals are drawn.
 
     Returns:
-      A figure; the area of a point grows with the samples in its bin, and a bin with fewer than 10 is a ring apart
-      from the line.
+      A figure; the area of a point grows with the samples in its bin. A bin with fewer than 10 samples is a ring
+      apart from the line, without an interval.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -130,10 +130,10 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
         _ = axes.scatter(confidence[many], accuracy[many], sizes[many], color=line.get_color())
         _ = axes.scatter(confidence[~many], accuracy[~many], 12, facecolors="none", edgecolors=line.get_color())
         if isinstance(given, Interval):
-            low, high = (np.asarray(end.accuracy)[filled] for end in (given.low, given.high))
-            axes.vlines(confidence, low, high, color=line.get_color(), alpha=0.5, linewidth=1)
+            low, high = (np.asarray(end.accuracy)[filled][many] for end in (given.low, given.high))
+            axes.vlines(confidence[many], low, high, color=line.get_color(), alpha=0.5, linewidth=1)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.legend(fontsize="small")
+    _legend_below(figure)
     return figure
 
 
@@ -156,7 +156,7 @@ def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
     for name, curve in models.items():
         axes.plot(np.asarray(curve.coverage), np.asarray(curve.risk), label=f"{name} ({float(curve.aurc):.4f})")
     axes.set(xlabel="coverage", ylabel="error among the answered", xlim=(0, 1), ylim=(0, None))
-    axes.legend(title="area under the curve", fontsize="small")
+    _legend_below(figure, title="area under the curve")
     return figure
 
 
@@ -189,7 +189,7 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
         axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=xlabel, ylabel="accuracy in %")
     axes.set_xticks(range(1, 1 + max(len(levels) for levels in models.values())))
-    axes.legend(fontsize="small")
+    _legend_below(figure)
     return figure
 
 
@@ -261,6 +261,11 @@ def new_figure(width: float, height: float) -> tuple["Figure", Any]:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _legend_below(figure: Any, **options: Any) -> None:
+    """Puts the legend below the axes, where it covers no line."""
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False, **options)
 
 
 def _check_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
