@@ -1,4 +1,4 @@
-"""Numbers and tables as text, the same on every machine."""
+"""Numbers and tables as text and HTML, the same on every machine."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def memory(n: int) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value in two digits; very small ones are not told apart.
+    """A p-value in two digits; values below 0.0001 read "<0.0001".
 
     Example:
       >>> p_value(0.0456), p_value(0.0005), p_value(1e-9)
@@ -55,7 +55,7 @@ def p_value(value: float) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names with commas; of many, the first ones and how many more there are.
+    """Names with commas; of many names the first, and the number of the others.
 
     Example:
       >>> listed(['a', 'b']), listed([str(k) for k in range(20)], 3)
@@ -76,7 +76,7 @@ def count(number: int, what: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Anything else: integers with separators, other numbers in four significant digits.
+    """Any other value: integers with separators, other numbers in four significant digits.
 
     Example:
       >>> plain(12345), plain(0.123456), plain(None), plain(float('nan')), plain('SET')
@@ -94,9 +94,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
 
     Args:
       header: the names of the columns.
-      rows: their cells.
-      width: the most characters of a line; further columns follow in tables below, each with the first column. None
-        for lines of any length.
+      rows: the cells of each row.
+      width: the largest number of characters of a line; columns that do not fit follow in tables below, each with the
+        first column. None (default) for lines of any length.
 
     Returns:
       Lines of text.

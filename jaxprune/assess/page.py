@@ -119,7 +119,7 @@ def html(report: Any, *, title: str, draw: Sequence[str] | None, most: int) -> s
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None
 ) -> str:
-    """A table that scrolls by itself; `marks` gives cells (row, column) a class."""
+    """An HTML table that scrolls separately from the page; `marks` gives cells (row, column) a class."""
     head = "".join(f"<th>{_term(cell)}</th>" for cell in header)
     lines = []
     for i, row in enumerate(rows):
@@ -135,13 +135,13 @@ def _term(words: str) -> str:
 
 
 def _drawn(report: Any) -> list[str]:
-    """The reference and the first of the others, no more than fit into one legend."""
+    """The reference and the first other models, as many as fit into one legend."""
     names = [name for name in (report.reference, *report.risks) if name is not None]
     return list(dict.fromkeys(names))[:DRAWN]
 
 
 def _answers(report: Any) -> str:
-    """A row for each model, a coloured answer to each question; on a narrow screen a card for each model."""
+    """A table with a row for each model and coloured answers; on a narrow screen a card for each model."""
     questions = report.answer_table()[0][1:]
     head = "".join(f"<th>{escape(question)}</th>" for question in ("", *questions))
     rows = []
@@ -161,13 +161,13 @@ def _answers(report: Any) -> str:
 
 
 def _note(note: str) -> str:
-    """A paragraph; lines that are broken on purpose, such as a map of pixels, stay so."""
+    """A paragraph; a note with line breaks, such as a map of pixels, keeps them."""
     kind = "pre" if "\n" in note else "p"
     return f'<{kind} class="note">{escape(note)}</{kind}>'
 
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:
-    """A paragraph for each model; those of many models open when they are clicked."""
+    """A paragraph for each model; with many models each paragraph opens at a click."""
     items = []
     for name, words in verdicts.items():
         said = "".join(f"<dd><b>{key}:</b> {escape(sentence)}</dd>" for key, sentence in words.items())
@@ -202,7 +202,7 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
 
 
 def _classes(report: Any) -> str:
-    """Differences in points, those beyond noise with a colour; of many classes those that changed most."""
+    """The differences in points, coloured where they are beyond noise; of many classes the ones that changed most."""
     changes = report.changes.values()
     recall = np.array([[each.estimate for each in found.recall] for found in changes])
     beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
@@ -216,15 +216,15 @@ def _classes(report: Any) -> str:
             if beyond[i, k]:
                 marks[i, j + 1] = "better" if found.recall[k].low > 0 else "worse"
     some = f" The {len(shown)} of {recall.shape[1]} classes that changed most." if len(shown) < recall.shape[1] else ""
-    words = f"In points against {report.reference}; in colour what differs beyond noise, among all questions.{some}"
+    words = f"In points against {report.reference}. A colour marks a difference beyond noise among all questions.{some}"
     return f'<p class="note">{escape(words)}</p>' + table(["model", *(f"class {k}" for k in shown)], rows, marks)
 
 
 def _samples(report: Any, most: int) -> list[str]:
     shown = report.forgotten[:most]
-    words = f"{len(report.forgotten)} samples that most models answer otherwise than {report.reference}"
-    words += f"; the first {len(shown)} of them." if len(shown) < len(report.forgotten) else "."
-    words += " Below each: its number and its class, then the reference's answer and that of most others."
+    words = f"Most models and {report.reference} answer {len(report.forgotten)} samples differently"
+    words += f"; here are the first {len(shown)}." if len(shown) < len(report.forgotten) else "."
+    words += " Below each sample: its number and its class, then the answer of the reference and of most other models."
     return [f"<p>{escape(words)}</p>", '<div class="samples">', *map(_sample, shown), "</div>"]
 
 

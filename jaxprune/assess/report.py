@@ -81,7 +81,7 @@ class RiskReport:
             parts.append("\n".join([name, *(_wrapped(f"{key}: {said}", "  ") for key, said in words.items())]))
         if self.reference is not None:
             parts.append(
-                f"{len(self.forgotten)} samples are answered otherwise by most models than by {self.reference}"
+                f"Most models and {self.reference} answer {formatting.count(len(self.forgotten), 'sample')} differently."
             )
         parts += [f"{title}\n{formatting.table(*table, WIDTH)}" for title, table in self.tables().items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])

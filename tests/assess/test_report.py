@@ -67,7 +67,7 @@ def test_text_has_every_model_table_and_verdict(report):
         flat = " ".join(text.split())
         assert all(sentence in flat for sentence in words.values())
     assert "data: drawn" in text
-    assert f"{len(report.forgotten)} samples are answered otherwise" in text
+    assert f"Most models and dense answer {len(report.forgotten)} samples differently." in text
 
 
 def test_json_is_strict_and_has_every_figure(report):
