@@ -80,9 +80,8 @@ class RiskReport:
         for name, words in self.verdicts.items():
             parts.append("\n".join([name, *(_wrapped(f"{key}: {said}", "  ") for key, said in words.items())]))
         if self.reference is not None:
-            parts.append(
-                f"Most models and {self.reference} answer {formatting.count(len(self.forgotten), 'sample')} differently."
-            )
+            lost = formatting.count(len(self.forgotten), "sample")
+            parts.append(f"Most models and {self.reference} answer {lost} differently.")
         parts += [f"{title}\n{formatting.table(*table, WIDTH)}" for title, table in self.tables().items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
