@@ -62,8 +62,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: Any) -> Any:
         x = nn.relu(nn.Conv(self.width, (3, 3))(x))
-        x = nn.relu(nn.Conv(2 * self.width, (3, 3))(x))
-        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=2)(x))
         x = nn.relu(nn.Conv(2 * self.width, (3, 3))(x))
         return nn.Dense(10)(x.mean((1, 2)))
 
