@@ -247,15 +247,21 @@ def prune_leaf(
     layout = leaf.inputs.layout
     matrices = layout.matrices(jnp.asarray(leaf.array))
     at = slice(None) if matrix is None else slice(matrix, matrix + 1)
-    groups = target if isinstance(target, Grouped) else None
-    values = None if groups is not None else jax.tree.map(lambda x: x[at], target)
+    target = target if isinstance(target, Grouped) else jax.tree.map(lambda x: x[at], target)
     moments = leaf.inputs.gram
     moments = jnp.zeros((len(matrices), 0, 0)) if moments is None else moments
     # A layer that was calibrated alone comes with its own Gram matrix only.
     moments = moments[at] if len(moments) == len(matrices) else moments
-    new, mask = _run(matrices[at], moments, values, kernel=kernel, groups=groups)
+    new, mask = run_matrices(matrices[at], moments, target, kernel)
     new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
     return layout.leaf(new), layout.leaf(mask)
+
+
+def run_matrices(matrices: jax.Array, grams: jax.Array, target: Target, kernel: Callable[..., Any]) -> tuple[Any, Any]:
+    """Runs a kernel on stacked matrices [n, inputs, outputs] and their Gram matrices; compiled once for each shape."""
+    if isinstance(target, Grouped):
+        return _run(matrices, grams, None, kernel=_Hashable.of(kernel), groups=target)
+    return _run(matrices, grams, target, kernel=_Hashable.of(kernel), groups=None)
 
 
 @partial(jax.jit, static_argnames=("kernel", "groups"))
