@@ -145,8 +145,8 @@ def test_the_same_channels_go_everywhere(tmp_path: Path):
         ("llama", {"drop_blocks": [7]}, r"must leave one of the blocks 0 to 2, got \[7\]"),
         ("llama", {"width": 1.5}, r"width is the fraction to keep"),
         ("llama", {"experts": 0.5}, r"has no routed experts; leave experts out"),
-        ("olmoe", {"kv_heads": 1}, r"an OLMoE, whose heads cannot be removed"),
-        ("phi3, longrope", {"kv_heads": 1}, r"a Phi-3 with rope_scaling, whose heads cannot be removed"),
+        ("olmoe", {"width": 0.5}, r"an OLMoE, whose heads and channels cannot be removed"),
+        ("phi3, longrope", {"kv_heads": 1}, r"a Phi-3 with rope_scaling, whose heads and channels cannot be removed"),
     ],
 )
 def test_what_cannot_be_removed_is_said(tmp_path: Path, case: str, options: dict, message: str):
