@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jaxprune import _tree
 from jaxprune._jaxprs import is_array
 
 PyTree = Any
-_VERSION = 1
+_VERSION = 2
 
 
 class Kept(NamedTuple):
@@ -61,6 +61,8 @@ class Manifest:
 
     Attributes:
       leaves: one entry for each leaf, in the order of `jax.tree.leaves`.
+      as_built: None if removing means masking; otherwise the smaller function is the ordinary smaller architecture, and
+        this is what ambiguous numbers become, as `slim` was told.
 
     Example:
       >>> from jaxprune.slimming import slim
@@ -74,6 +76,7 @@ class Manifest:
     """
 
     leaves: tuple[Kept, ...]
+    as_built: Mapping[float, float] | None = None
 
     def __repr__(self) -> str:
         sizes = [[int(np.prod(shape)) for shape in (k.small, k.shape)] for k in self.leaves if k.shape is not None]
@@ -84,9 +87,10 @@ class Manifest:
     def shrink(self, mirror: PyTree) -> PyTree:
         """Makes any tree that mirrors the parameters smaller, in the same way as the parameters.
 
-        Parameters, gradients, the state of an optimizer, masks and ShapeDtypeStructs mirror the parameters: a leaf
-        shrinks with a parameter if its path ends with the parameter's path and its shape is that of the parameter or
-        broadcasts to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned unchanged.
+        Parameters, gradients, masks, ShapeDtypeStructs and the moments in the state of an optimizer mirror the
+        parameters: a subtree with a leaf for every parameter and no others, or with None or `optax.MaskedNode` in place
+        of some. Each of its leaves shrinks with its parameter, whose shape it has or broadcasts to. Other leaves, and
+        leaves that are not arrays (PartitionSpecs), are returned unchanged.
 
         Args:
           mirror: the tree.
@@ -95,7 +99,8 @@ class Manifest:
           The smaller tree, of the same structure.
 
         Raises:
-          ValueError: a leaf has a parameter's path but another shape, such as the row sums of adafactor.
+          ValueError: the path of a leaf ends with that of a parameter, but the leaf does not mirror it: its shape is
+            another, as that of adafactor's row sums, or the tree around it is only a part of the parameters.
         """
         return self._convert(mirror, lambda kept: kept.shape or (), _shrink)
 
@@ -110,7 +115,7 @@ class Manifest:
           The whole tree, of the same structure.
 
         Raises:
-          ValueError: a leaf has a parameter's path but another shape.
+          ValueError: the path of a leaf ends with that of a parameter, but the leaf does not mirror it.
         """
         return self._convert(mirror, lambda kept: kept.small, lambda x, kept: _expand(x, kept, fill))
 
@@ -130,7 +135,10 @@ class Manifest:
             }
             for kept in self.leaves
         ]
-        return json.dumps({"format": "jaxprune.slimming.manifest", "version": _VERSION, "leaves": leaves})
+        about: dict[str, Any] = {"format": "jaxprune.slimming.manifest", "version": 1, "leaves": leaves}
+        if self.as_built is not None:  # a reader that does not know it would compute something else
+            about |= {"version": 2, "as_built": [[old, new] for old, new in self.as_built.items()]}
+        return json.dumps(about)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -153,32 +161,37 @@ class Manifest:
                 f"the manifest has version {data['version']}; this jaxprune reads versions up to {_VERSION}: "
                 "install a later one"
             )
-        return cls(tuple(_read(entry) for entry in data["leaves"]))
+        as_built = data.get("as_built")
+        return cls(tuple(_read(entry) for entry in data["leaves"]), None if as_built is None else dict(as_built))
 
     def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
         by_path = {kept.identity: kept for kept in self.leaves}
         wrong: list[str] = []
 
-        def convert(path: Any, leaf: Any) -> Any:
+        def convert(path: Any, leaf: Any, name: Any) -> Any:
             identity = _tree.identity(path)
-            matches = (identity[i:] for i in range(len(identity) + 1))
-            kept = next((by_path[m] for m in matches if m in by_path), None)
+            ends = (identity[i:] for i in range(len(identity) + 1))
+            own = name if name is not None else next((end for end in ends if end in by_path), None)
+            kept = None if own is None else by_path[own]
             if kept is None or not kept.axes or not is_array(leaf) or leaf.shape == ():
                 return leaf
-            if not _broadcasts(leaf.shape, shape(kept)):
-                wrong.append(f"  {_tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}")
+            fits = _broadcasts(leaf.shape, shape(kept))
+            if name is None or not fits:
+                why = "" if not fits else "; the tree around it lacks parameters or has other leaves"
+                wrong.append(f"  {_tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}{why}")
                 return leaf
             if _at_hand(leaf):
                 return jax.device_put(change(np.asarray(leaf), kept), leaf.sharding)
             return change(leaf, kept)
 
-        converted = [convert(path, leaf) for path, leaf in _tree.with_paths(mirror)]
+        converted = _tree.map_mirrored(convert, mirror, list(by_path))
         if wrong:
             raise ValueError(
-                "these leaves have the path of a parameter, but their shape does not broadcast to it:\n"
+                "these leaves have the path of a parameter, but they do not mirror it. A mirror is a subtree with a "
+                "leaf for every parameter and no others, each of a shape that broadcasts to its parameter:\n"
                 + "\n".join(wrong)
             )
-        return jax.tree.unflatten(jax.tree.structure(mirror), converted)
+        return converted
 
 
 def _read(entry: dict[str, Any]) -> Kept:

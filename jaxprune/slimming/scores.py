@@ -1,6 +1,6 @@
 """`group_scores` adds up any criterion's scores over units; `geometric_median_scores` compares units (FPGM)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -192,36 +192,3 @@ def _selects(where: Leaves, leaf: Leaf) -> bool:
     if callable(where):
         return bool(where(leaf.name, jax.ShapeDtypeStruct(leaf.shape or (), leaf.dtype or np.float32)))
     return any(fnmatchcase(leaf.name, glob) for glob in ([where] if isinstance(where, str) else where))
-
-
-def unit_scores(groups: Groups, scores: Mapping[str, Any]) -> np.ndarray:
-    """Turns scores of the channels of some groups into scores of all units, for `choose`.
-
-    Args:
-      groups: the groups of the network, from `find_groups`.
-      scores: a mapping from group names to the scores of their units, in the order of their channels. Units of other
-        groups get infinite scores; give `choose` a mapping that prunes only the groups with scores.
-
-    Returns:
-      (units,) float64 scores.
-
-    Raises:
-      KeyError: there is no group of that name.
-      ValueError: a group has another number of units than scores, or scores are NaN.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jaxprune.slimming import find_groups
-      >>> params = {'a': jnp.ones((2, 3)), 'b': jnp.ones((3, 1))}
-      >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((4, 2)))
-      >>> unit_scores(groups, {'a[1]': [0.3, 0.1, 0.2]}).tolist()
-      [0.3, 0.1, 0.2]
-    """
-    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
-    units = np.full(groups.size, np.inf)
-    for name, own in scores.items():
-        group, values = groups[name], np.asarray(own, np.float64)
-        if values.shape != (group.count,) or np.isnan(values).any():
-            raise ValueError(f"group {name} has {group.count} units; got scores {values.shape}, none may be NaN")
-        units[group.span] = values
-    return units

@@ -9,6 +9,7 @@ import pytest
 
 import jaxprune
 from jaxprune import slimming
+from jaxprune.slimming.groups import Frozen
 from tests.slimming import checks
 
 SHAPES = {"a": (3, 4), "b": (4, 6), "c": (6, 2)}
@@ -140,7 +141,7 @@ def test_masks_of_channels_are_completed_to_units_by_a_vote() -> None:
     rng = np.random.default_rng(3)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     params = {"in": draw(3, 8), "out": draw(8, 2)} | {f"b{i}": {"a": draw(8, 5), "b": draw(5, 8)} for i in range(3)}
-    pruned = jaxprune.prune(params, 0.4, pattern=jaxprune.masks.Channel(), where=["in", "b*"])
+    pruned = jaxprune.prune(params, 0.4, pattern=jaxprune.masks.Channel(-1), where=["in", "b*"])
     groups = slimming.find_groups(residual, params, X)
     with pytest.raises(ValueError, match="parts of units"):
         _ = slimming.Choice.from_masks(groups, pruned.masks)
@@ -230,7 +231,7 @@ def test_what_the_function_does_not_use_is_frozen() -> None:
     params = {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32), "unused": np.ones((4,), np.float32)}
     groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, X)
     assert [m.name for m in groups["a[1]"].members] == ["a", "b"]
-    assert slimming.Frozen("unused", 0, 4, 4, "not used by the function") in groups.frozen
+    assert Frozen("unused", 0, 4, 4, "not used by the function") in groups.frozen
 
 
 def test_inexact_groups_are_told() -> None:

@@ -247,6 +247,8 @@ def _follow_made(site: Site, operands: list[Axes]) -> list[Axes]:
 
 
 def _shrink_made(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    if site.decision.numbers is not None and site.eqn.primitive.name == "random_bits":
+        return site.bind(*operands, shape=site.out_shape())
     [made] = site.bind(*operands)
     return [take(made, site.out_keeps())]
 
