@@ -44,6 +44,10 @@ class Group:
       layer: the layer of each unit, where each layer of a scan may lose units of its own, as many as the other layers;
         None where the group is not stacked.
       inexact: why removing units is not the same as masking them; None if it is the same.
+      least: the number of units that must stay, in each layer: as many as an operation chooses from them, at least 1.
+      routed: whether a softmax, a top-k or an argmax chooses among the units, as a router does among its experts. To
+        remove such a unit means that its logit is minus infinity; to remove another unit means that its parameters are
+        zero.
       block: the smallest number of neighbouring positions that a unit holds on an axis; more than 1 for units such as
         heads. Axes that a product contracts together, such as heads and their dimensions, count as one axis.
     """
@@ -55,10 +59,16 @@ class Group:
     layer: np.ndarray | None = dataclasses.field(repr=False)
     inexact: str | None
     block: int = 1
+    least: int = 1
+    routed: bool = False
 
     @property
     def exact(self) -> bool:
-        """Whether the smaller function equals the function of masked parameters, to rounding."""
+        """Whether the smaller function equals the function without the units, to rounding.
+
+        That is the function of masked parameters; for units that are `routed`, the function of logits that are minus
+        infinity.
+        """
         return self.inexact is None
 
     @property
@@ -94,12 +104,15 @@ class Groups:
       frozen: the positions that cannot be removed, with the reason.
       analysis: the traced function and its labels.
       units: for each leaf and axis the units of each position, shape (layers..., n, k), filled up with -1.
+      chosen: the axes that a softmax, a top-k or an argmax chooses from: the units of each position, (layers..., n, k),
+        how many positions the operation chooses, and its name.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     analysis: Analysis
     units: tuple[tuple[np.ndarray, ...], ...]
+    chosen: tuple[tuple[np.ndarray, int, str], ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -199,9 +212,8 @@ def find_groups(
 def group(analysis: Analysis) -> Groups:
     """The groups of an analysed function."""
     units = units_of(analysis)
-    return Groups(
-        _make_groups(analysis, units), tuple(Frozen(*found) for found in units.frozen), analysis, units.placed
-    )
+    frozen = tuple(Frozen(*found) for found in units.frozen)
+    return Groups(_make_groups(analysis, units), frozen, analysis, units.placed, tuple(units.chosen))
 
 
 def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
@@ -237,9 +249,30 @@ def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
             layers[g],
             found.inexact[g],
             min(blocks[g]) if min(blocks[g]) > 1 else int(found.inner[g]),
+            _least(found, int(starts[g]), int(counts[g])),
+            found.routed[g],
         )
         for g in range(len(counts))
     )
+
+
+def _least(found: Units, first: int, count: int) -> int:
+    """The number of units of a group that must stay if all units of other groups do."""
+    least = 1
+    for units, chosen, _ in found.chosen:
+        own = (units >= first) & (units < first + count)
+        others = int((~own.any(-1)).sum(-1).min())
+        positions = int(own.any(-1).sum(-1).max())  # of each layer
+        distinct = max((np.unique(row[mine]).size for row, mine in _rows(units, own)), default=0)
+        if distinct:
+            each = positions // distinct
+            least = max(least, -(-(chosen - others) // each))
+    return least
+
+
+def _rows(units: np.ndarray, own: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    shape = (-1, *units.shape[-2:])
+    return zip(units.reshape(shape), own.reshape(shape), strict=True)
 
 
 def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:

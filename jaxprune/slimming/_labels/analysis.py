@@ -15,8 +15,9 @@ from jaxprune import _tree
 from jaxprune._jaxprs import Traced, is_array, is_product, sub_jaxprs, trace
 from jaxprune._jaxprs.primitives import PRIMITIVES, Product
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
-from jaxprune.slimming._labels.frames import Frame, Zeros, follow, follow_zeros
+from jaxprune.slimming._labels.frames import Frame, Zeros, even, follow, follow_zeros
 from jaxprune.slimming._labels.labels import Ids, Labels
 from jaxprune.slimming._labels.rules import rule_of
 
@@ -158,11 +159,18 @@ def couple(
         follow(labels, program.closed.jaxpr, program.closed.consts, own, (), rule_of)
         for program, own in zip(programs, given, strict=True)
     ]
+    pointing.settle(labels, lambda axis: even(labels, axis, 0))
     if fix_outputs:
-        for k, var in enumerate(traced.closed.jaxpr.outvars):
-            for axis in frames[0].read(var):
-                ax.freeze(labels, axis, labels.reason(f"output {k} of the function"))
+        _fix_outputs(labels, frames[0], traced.closed.jaxpr.outvars)
     return Analysis(labels, traced, frames[0], tuple(leaves))
+
+
+def _fix_outputs(labels: Labels, frame: Frame, outputs: Sequence[Any]) -> None:
+    for k, var in enumerate(outputs):
+        for axis in frame.read(var):
+            ax.freeze(labels, axis, labels.reason(f"output {k} of the function"))
+        for axis in pointing.axes_of(frame, var):
+            ax.freeze(labels, axis, labels.reason(f"output {k} of the function contains its positions as numbers"))
 
 
 def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tuple[Ids, ...]:
@@ -228,6 +236,9 @@ class Units(NamedTuple):
       inner: for each kind the positions that are contracted together with one of its positions: the dimensions of a
         head, where heads and dimensions are axes of their own.
       frozen: (leaf's name, axis, positions that cannot go, positions in all, the reason).
+      routed: for each kind whether a softmax, a top-k or an argmax chooses among its units.
+      chosen: the units of each position of an axis that such an operation chooses from, (layers..., n, k), filled up
+        with -1; how many positions it chooses; its name.
     """
 
     placed: tuple[tuple[np.ndarray, ...], ...]
@@ -235,6 +246,8 @@ class Units(NamedTuple):
     inexact: list[str | None]
     inner: np.ndarray
     frozen: list[tuple[str, int, int, int, str]]
+    routed: list[bool]
+    chosen: list[tuple[np.ndarray, int, str]]
 
 
 def units_of(analysis: Analysis) -> Units:
@@ -267,7 +280,13 @@ def units_of(analysis: Analysis) -> Units:
     inner = np.ones(len(counts), int)
     for found, positions in contracted:
         inner[kinds(found)] = np.maximum(inner[kinds(found)], positions)
-    return Units(placed, counts, reasons, inner, frozen)
+    chosen = [(labels.atoms(ids), count, name) for ids, count, name in labels.chosen]
+    routed = np.zeros(len(counts), bool)
+    for found, _, _ in chosen:
+        routed[kinds(np.unique(found))] = True
+    among = [(_once(number[found]), count, name) for found, count, name in chosen]
+    among = [entry for entry in among if (entry[0] >= 0).any()]
+    return Units(placed, counts, reasons, inner, frozen, routed.tolist(), among)
 
 
 def _once(units: np.ndarray) -> np.ndarray:
@@ -331,7 +350,18 @@ def _inexact(analysis: Analysis) -> list[tuple[np.ndarray, str]]:
     jaxpr = analysis.traced.closed.jaxpr
     marks: list[tuple[Axis, str]] = []
     params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
-    known = [Zeros((i in params,) * len(v.aval.shape)) for i, v in enumerate(jaxpr.invars)]
+    # Parameters of units among which an operation chooses are not masked.
+    chosen = np.zeros(analysis.labels.size + 1, bool)
+    for ids, _, _ in analysis.labels.chosen:
+        chosen[analysis.labels.atoms(ids)] = True
+    chosen[Labels.FIXED] = False
+    masked = lambda axis: (
+        not ((ids := ax.flat(analysis.labels, axis)) is not None and chosen[analysis.labels.atoms(ids)].any())
+    )
+    known = [
+        Zeros(tuple(i in params and masked(axis) for axis in analysis.frame.read(v)))
+        for i, v in enumerate(jaxpr.invars)
+    ]
     _ = follow_zeros(analysis.labels, analysis.frame, known, marks)
     once = {(id(axis), text): axis for axis, text in marks}
     flat = [(ax.flat(analysis.labels, axis), text) for (_, text), axis in once.items()]
