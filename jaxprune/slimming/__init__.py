@@ -13,7 +13,7 @@ from jaxprune.slimming.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
 from jaxprune.slimming.manifest import Kept, Manifest
 from jaxprune.slimming.regularise import group_lasso, growing_penalty, unit_norms, zero_units
-from jaxprune.slimming.scores import geometric_median_scores, group_scores, unit_scores
+from jaxprune.slimming.scores import expert_scores, geometric_median_scores, group_scores, unit_scores
 from jaxprune.slimming.slim import Slimmed, slim
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "block_influence",
     "choose",
     "costs",
+    "expert_scores",
     "find_groups",
     "geometric_median_scores",
     "group_lasso",
