@@ -41,8 +41,8 @@ class Group:
       first: the index of the group's first unit among all units.
       count: the number of units.
       members: the axes that lose positions.
-      layer: the layer of each unit, where each layer of a scan may lose units of its own, as many as the other layers;
-        None where the group is not stacked.
+      layer: the layer of each unit, where each layer of a scan, or each member of a stack such as the experts of a
+        mixture, may lose units of its own, as many as the others; None where the group is not stacked.
       inexact: why removing units is not the same as masking them; None if it is the same.
       least: the number of units that must stay, in each layer: as many as an operation chooses from them, at least 1.
       routed: whether a softmax, a top-k or an argmax chooses among the units, as a router does among its experts. To
