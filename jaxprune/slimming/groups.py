@@ -177,7 +177,15 @@ def find_groups(
     an addition couples the channels of both operands, a contraction those of a layer with the next layer's rows,
     a reshape of heads times dimensions makes heads and dimensions separate units (Fang et al., DepGraph, 2023,
     arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). Positions that the outputs, the
-    inputs, a softmax, a sort, an index or an unknown primitive need are frozen, and the reason is reported.
+    inputs, a sort, an index or an unknown primitive need are frozen, and the reason is reported.
+
+    Experts are units too. The indices that a router's `top_k` or `argmax` returns are followed through sorts,
+    comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert goes with its column of the
+    router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
+    means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with these logits.
+    At least as many units stay as are chosen (`Group.least`). An index whose numbers are used in another way keeps all
+    experts, with the reason. The hidden units of each expert may go separately, as many in each, where nothing ties the
+    experts (`Group.layer`).
 
     Batch statistics belong in `params`. A function that returns them freezes their channels, because it freezes all
     outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the

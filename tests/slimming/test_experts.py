@@ -33,7 +33,9 @@ def test_slim_equals_the_whole_with_logits_at_minus_infinity(name):
     assert {m.name for m in experts.members} == set(P)
     assert (experts.count, experts.exact, experts.routed) == (8, True, True)
     assert experts.least == (1 if name == "switch" else 2)
-    assert groups["w1[2]"].count == 8
+    # Matrices that are gathered for each token keep the same hidden units in all experts.
+    hidden = groups["w1[2]"]
+    assert (hidden.count, hidden.layers) == ((8, 1) if name in ("matrices of tokens", "switch") else (64, 8))
     small = slimming.slim(fn, P, {"w1[0]": GONE}, X)
     loss = lambda fn: jax.jit(jax.value_and_grad(lambda p, x: (fn(p, x) ** 2).mean(), (0, 1)))
     (value, grads), (wanted, whole) = loss(small.fn)(small.params, X), loss(fn)(closed(P), X)
@@ -42,11 +44,11 @@ def test_slim_equals_the_whole_with_logits_at_minus_infinity(name):
 
 
 def test_vmap_and_other_numbers_of_tokens():
-    small = slimming.slim(mixtures.ragged, P, {"router[1]": GONE}, X)
+    small = slimming.slim(mixtures.slots_by_index, P, {"router[1]": GONE}, X)
     batches = jnp.stack([mixtures.tokens(5, seed=k) for k in range(3)])
     close(
         jax.vmap(small.fn, (None, 0))(small.params, batches),
-        jax.vmap(mixtures.ragged, (None, 0))(closed(P), batches),
+        jax.vmap(mixtures.slots_by_index, (None, 0))(closed(P), batches),
     )
 
 
@@ -109,13 +111,13 @@ def test_router_groups_lose_equally_many_experts():
     small = slimming.slim(router_groups, p, {within.name: [1]}, X)
     whole = p | {"bias": p["bias"].at[jnp.array([1, 5, 9, 13])].set(-jnp.inf)}
     close(small.fn(small.params, X), router_groups(whole, X))
-    with pytest.raises(ValueError, match="top_k chooses 2 of 4 units; 1 would stay"):
+    with pytest.raises(ValueError, match="top_k chooses 2 of 4 units, and 1 would stay"):
         _ = slimming.slim(router_groups, p, {within.name: [0, 1, 2]}, X)
 
 
 def test_as_many_experts_stay_as_are_chosen():
     groups = slimming.find_groups(mixtures.ragged, P, X)
-    with pytest.raises(ValueError, match=r"router\[1\]: top_k chooses 2 of 8 units; 1 would stay"):
+    with pytest.raises(ValueError, match=r"router\[1\]: top_k chooses 2 of 8 units, and 1 would stay"):
         _ = slimming.slim(mixtures.ragged, P, {"w1[0]": range(7)}, X)
     choice = slimming.choose(groups, np.arange(groups.size, dtype=float), {"router[[]1]": 1.0})
     assert choice.kept("w1[0]").sum() == 2
@@ -195,3 +197,59 @@ def test_softmax_over_units_that_are_also_used_otherwise_is_inexact():
     p = {"a": P["router"], "b": P["w2"][0]}
     groups = slimming.find_groups(fn, p, X)
     assert not groups["a[1]"].exact
+
+
+def some_of_each(groups, name, count, seed=0):
+    """Removes as many units of each member, at random."""
+    group, rng = groups[name], np.random.default_rng(seed)
+    keep = np.ones(groups.size, bool)
+    for member in range(group.layers):
+        own = group.first + np.flatnonzero(group.layer == member)
+        keep[rng.permutation(own)[:count]] = False
+    return keep
+
+
+def masked(params, choice):
+    return jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, choice.masks())
+
+
+@pytest.mark.parametrize("name", ["dense in one einsum", "slots by index", "ragged"])
+def test_each_expert_loses_hidden_units_of_its_own(name):
+    fn = mixtures.FORMS[name]
+    groups = slimming.find_groups(fn, P, X)
+    choice = slimming.Choice(groups, some_of_each(groups, "w1[2]", 3))
+    small = slimming.slim(fn, P, choice, X)
+    assert small.params["w1"].shape == (8, 6, 5)
+    assert len({tuple(row) for row in small.manifest.leaves[2].axes[2]}) > 1
+    close(small.fn(small.params, X), fn(masked(P, choice), X))
+    close(small.expand(small.params), masked(P, choice))
+    # Experts and hidden units at once.
+    keep = choice.keep.copy()
+    keep[groups["w1[0]"].first + GONE] = False
+    both = slimming.slim(fn, P, slimming.Choice(groups, keep), X)
+    assert both.params["w1"].shape == (5, 6, 5)
+    close(both.fn(both.params, X), fn(closed(masked(P, choice)), X))
+
+
+def test_members_of_an_ensemble_and_layers_lose_units_of_their_own():
+    p = {"a": jnp.stack([mixtures.params(3, seed=k)["w1"] for k in range(2)]), "b": jnp.ones((2, 3, 8))}
+    p |= {"c": jnp.stack([mixtures.params(3, seed=k)["w2"] for k in range(2)])}
+    member = lambda x, a, b, c: x + jax.nn.tanh(x @ a + b) @ c
+    layer = lambda x, own: (jax.vmap(member)(x, own["a"], own["b"], own["c"]), None)
+    fn = lambda p, x: lax.scan(layer, jnp.broadcast_to(x, (3, *x.shape)), p)[0]
+    groups = slimming.find_groups(fn, p, X)
+    hidden = groups["a[3]"]
+    assert (hidden.count, hidden.layers) == (48, 6)
+    choice = slimming.Choice(groups, some_of_each(groups, "a[3]", 5))
+    small = slimming.slim(fn, p, choice, X)
+    close(small.fn(small.params, X), fn(masked(p, choice), X))
+
+
+def test_units_that_a_function_ties_go_together():
+    fn = mixtures.dense
+    tied = lambda p, x: fn(p, x) + jax.nn.relu(x @ p["w1"].mean(0)) @ p["w2"].mean(0)
+    assert slimming.find_groups(tied, P, X)["w1[2]"].layers == 1
+    groups = slimming.find_groups(fn, P, X)
+    small = slimming.slim(fn, P, slimming.Choice(groups, some_of_each(groups, "w1[2]", 3)), X)
+    with pytest.raises(ValueError, match=r"w1, axis 2: every member of the stack loses other units(.|\n)*reduce_sum"):
+        _ = small.rebind(tied)(small.params, X)
