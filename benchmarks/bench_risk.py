@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from jaxprune import assess
-from jaxprune.assess import Interval, Labels, Predictions, intervals, metrics, paired
+from jaxprune.assess import Labels, Predictions, intervals, metrics
+from jaxprune.assess.changes import Changes, compare
+from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
-from jaxprune.assess.paired import Changes
-from jaxprune.assess.reliability import temperature_interval
+from jaxprune.assess.uncertainty import temperature_interval
 from jaxprune.assess.verdict import verdict
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -59,7 +60,7 @@ def error_rates(repeats: int) -> None:
                 hits = 0
                 for k in range(count):
                     pair = twins(rng, n, classes, easy, 1.0)
-                    found = paired.compare(*pair, classes, jax.random.key(k), 499, 0.95)
+                    found = compare(*pair, classes, jax.random.key(k), 499, 0.95)
                     hits += any(named(found))
                 cells.append(f"{100 * hits / count:.1f}")
             print(f"| {classes} | {n:,} | {' | '.join(cells)} |", flush=True)
@@ -77,7 +78,7 @@ def power(repeats: int) -> None:
             lost, won = u < (unequal + 0.03) / 2, u > 1 - (unequal - 0.03) / 2
             first = np.where(lost, 1.5, np.where(won, -1.5, np.where(rng.random(2000) < 0.9, 1.5, -1.5)))
             second = np.where(lost | won, -first, first)
-            found = paired.compare(judged(labels, first), judged(labels, second), 10, jax.random.key(k), 499, 0.95)
+            found = compare(judged(labels, first), judged(labels, second), 10, jax.random.key(k), 499, 0.95)
             hits += found.beyond_noise("accuracy")
             seen.append(100 * found.detectable)
         print(f"| {100 * unequal:.0f} % | {100 * hits / repeats:.1f} | {np.mean(seen):.1f} |", flush=True)
@@ -116,7 +117,8 @@ def null_of_calibration(repeats: int) -> None:
 
 
 def everything(draw: Draw, rng: np.random.Generator, n: int, draws: int) -> dict[str, Interval]:
-    """All figures of one data set, those of a second model less the first among them."""
+    """All figures of one data set, and those of a second model less the first."""
+    key = jax.random.key(int(rng.integers(2**31)))  # draws that all repeats share would shift their coverage together
     logits, labels = draw(rng, n)
     train, train_labels = draw(rng, n)
     foreign = 0.6 * draw(rng, n)[0]
@@ -124,14 +126,14 @@ def everything(draw: Draw, rng: np.random.Generator, n: int, draws: int) -> dict
     worse = logits + noise
     second = (0.8 * logits + 0.7 * rng.standard_normal(logits.shape)).astype(np.float32)
     given = Predictions(logits, train, foreign={"x": foreign}, corrupted={"noise": worse})
-    found = dict(assess.risk(given, Labels(labels, train_labels), key=jax.random.key(n), draws=draws).figures)
+    found = dict(assess.risk(given, Labels(labels, train_labels), key=key, draws=draws).figures)
     found.pop("ece_classwise")
     found["temperature"] = temperature_interval(logits, labels)
     a, b = (metrics.samples(x, labels) for x in (logits, second))
     gains, losses = int((b.correct & ~a.correct).sum()), int((a.correct & ~b.correct).sum())
     found["change of accuracy"] = intervals.paired_difference(gains, losses, n).interval
-    found["change of nll"] = intervals.mean_difference(a.nll, b.nll).interval
-    found["change of brier"] = intervals.mean_difference(a.brier, b.brier).interval
+    found["change of nll"] = intervals.mean_difference(a.nll, b.nll, rng).interval
+    found["change of brier"] = intervals.mean_difference(a.brier, b.brier, rng).interval
     return found
 
 

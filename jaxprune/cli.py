@@ -1,7 +1,8 @@
-"""The command line, `jaxprune`: look into a language model's folder, prune it into a new one, measure its perplexity.
+"""The command line `jaxprune`: inspects, prunes, slims and evaluates language models in Hugging Face folders.
 
 jaxprune inspect FOLDER
 jaxprune prune FOLDER --pattern 2:4 --calibration text.txt --output NEW
+jaxprune slim FOLDER --mlp 0.75 --drop-layers 4 --calibration text.txt --output NEW
 jaxprune evaluate FOLDER --text text.txt
 """
 
@@ -16,21 +17,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_METHODS = ("sparsegpt", "wanda", "magnitude", "least_squares", "obs")
+_METHODS = ("sparsegpt", "alps", "obs", "least_squares", "wanda", "ria", "magnitude")
 
 
 class _UserError(Exception):
-    """A mistake that the user can mend; the message is one sentence."""
+    """A mistake that the user can correct; the message is one sentence."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-      arguments: the words after `jaxprune`; None for those of the process.
+      arguments: the words after `jaxprune`; None (default) takes the arguments of the process.
 
     Returns:
-      The exit code: 0, 2 for a mistake of the user (one sentence on standard error), 130 if interrupted.
+      The exit code: 0 for success, 2 for a mistake of the user (one sentence on standard error), 130 if interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxprune: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxprune: interrupted; go on with --resume", file=sys.stderr)
+        print("jaxprune: interrupted; continue with --resume", file=sys.stderr)
         return 130
     return 0
 
@@ -62,28 +63,37 @@ def _parser() -> argparse.ArgumentParser:
     add = prune.add_argument
     add("--output", type=Path, required=True, metavar="NEW", help="the new folder")
     amount = prune.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--sparsity", type=_fraction, help="the fraction removed from each kernel, such as 0.5")
+    amount.add_argument("--sparsity", type=_fraction, help="the fraction to remove from each kernel, such as 0.5")
     amount.add_argument("--pattern", type=_n_of_m, metavar="N:M", help="keep N of every M inputs, such as 2:4")
-    add("--method", choices=_METHODS, default="sparsegpt", help="how (default: sparsegpt)")
+    add("--method", choices=_METHODS, default="sparsegpt", help="the pruning method (default: sparsegpt)")
     add("--calibration", type=Path, required=True, metavar="TEXT", help="a text file to calibrate on")
     add("--text", type=Path, metavar="TEXT", help="another text, to measure the perplexity on before and after")
     add("--windows", type=_positive, default=128, help="how many windows of the calibration text (default: 128)")
-    add("--resume", action="store_true", help="go on with a run that was killed")
+    add(
+        "--hidden-dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of hidden states in memory",
+    )
+    add("--hidden-on-disk", action="store_true", help="keep the hidden states in a temporary file beside NEW")
+    add("--resume", action="store_true", help="continue a run that was killed")
     _add_length(prune)
     slim = command("slim", _slim, "Remove MLP neurons, key-value heads and blocks, into a new folder.")
     add = slim.add_argument
     add("--output", type=Path, required=True, metavar="NEW", help="the new folder")
     add("--calibration", type=Path, required=True, metavar="TEXT", help="a text file that units are scored on")
     add("--windows", type=_positive, default=128, help="how many windows of the calibration text (default: 128)")
+    add("--mlp", type=_share, default=1.0, metavar="FRACTION", help="the fraction of MLP neurons to keep, such as 0.75")
+    add("--kv-heads", type=_positive, metavar="N", help="the number of key-value heads to keep in each block")
+    add("--width", type=_share, default=1.0, metavar="FRACTION", help="the fraction of hidden channels to keep")
+    add("--experts", type=_share, default=1.0, metavar="FRACTION", help="the fraction of experts to keep")
     add(
-        "--mlp",
-        type=float,
-        default=1.0,
-        metavar="FRACTION",
-        help="the fraction of MLP neurons that stays, such as 0.75",
+        "--drop-layers",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="the number of blocks to remove, least influence first",
     )
-    add("--kv-heads", type=_positive, metavar="N", help="how many key-value heads stay in each block")
-    add("--drop-layers", type=_positive, default=0, metavar="N", help="how many blocks go, those of least influence")
     _add_length(slim)
     evaluate = command("evaluate", _evaluate, "Measure the perplexity on a text, the size and the zeros.")
     evaluate.add_argument("--text", type=Path, required=True, metavar="TEXT", help="a text file")
@@ -98,12 +108,17 @@ def _add_length(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from jaxprune import checkpoints, models
+    from jaxprune.models.pruning import prunable
 
     folder = checkpoints.Folder(options.folder)
     family = folder.config.get("model_type")
     known = family in models.FAMILIES
     print(f"{folder.path}: {family}{'' if known else ', a family that models.decoder does not know'}")
-    rows = [(name, f"{x.dtype}{list(x.shape)}", x.size, _fate(name, x, known)) for name, x in folder.shapes.items()]
+    chosen, roles = prunable(folder), {leaf.name: leaf for leaf in folder.roles}
+    rows = [
+        (name, f"{x.dtype}{list(x.shape)}", x.size, _fate(roles[name], known, chosen(name, x)))
+        for name, x in folder.shapes.items()
+    ]
     widths = [max(len(str(row[i])) for row in rows) for i in range(2)]
     for name, kind, size, fate in rows:
         print(f"{name:{widths[0]}}  {kind:{widths[1]}}  {size:>13,}  {fate}")
@@ -112,16 +127,12 @@ def _inspect(options: argparse.Namespace) -> None:
     print(f"{total:,} parameters, {size:,} bytes; {pruned:,} ({pruned / max(total, 1):.1%}) would be pruned")
 
 
-def _fate(name: str, leaf: Any, known: bool) -> str:
-    from jaxprune import models
-
+def _fate(leaf: Any, known: bool, pruned: bool) -> str:
     if not known:
         return ""
-    if models.is_pruned(name, leaf):
+    if pruned:
         return "pruned"
-    if "layers." not in name:
-        return "left: outside the blocks"
-    return "left: router" if len(leaf.shape) == 2 else "left: norm or bias"
+    return f"kept: {leaf.note or {'embedding': 'an embedding'}.get(leaf.role, 'a norm or bias')}"
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -134,13 +145,53 @@ def _prune(options: argparse.Namespace) -> None:
     more: dict[str, Any] = {"method": options.method}
     if options.pattern:
         more["pattern"] = masks.NM(*options.pattern)
-    results = models.prune_folder(folder, options.output, tokens, options.sparsity, options=more, resume=options.resume)
+    results = models.prune_folder(
+        *(folder, options.output, tokens, options.sparsity),
+        options=more,
+        hidden_dtype=options.hidden_dtype,
+        hidden_on_disk=options.hidden_on_disk,
+        resume=options.resume,
+    )
     report: dict[str, Any] = {
         "source": str(options.folder),
         "method": options.method,
         "asked": f"{options.pattern[0]}:{options.pattern[1]}" if options.pattern else options.sparsity,
         "calibration": {"file": str(options.calibration), "windows": len(tokens), "tokens": tokens.size},
         "blocks": [result._asdict() for result in results],
+    }
+    _finish(options, report, began, text, "pruning")
+    zeros = report["zeros"] / max(report["parameters"], 1)
+    print(f"{options.output}: {zeros:.1%} of the parameters are zero; report in pruning.html")
+
+
+def _slim(options: argparse.Namespace) -> None:
+    from jaxprune import checkpoints, models
+
+    began = time.perf_counter()
+    folder = checkpoints.Folder(options.folder)
+    tokens = _tokens(folder, options.calibration, options.length, options.windows)
+    text = None if options.text is None else _tokens(folder, options.text, options.length, None, least=2)
+    asked = {name: getattr(options, name) for name in ("mlp", "kv_heads", "width", "experts")}
+    found = models.slim_folder(folder, options.output, tokens, drop_blocks=options.drop_layers, **asked)
+    report: dict[str, Any] = {
+        "source": str(options.folder),
+        "asked": {**asked, "drop_layers": options.drop_layers},
+        "calibration": {"file": str(options.calibration), "windows": len(tokens), "tokens": tokens.size},
+        "removed_blocks": list(found.blocks),
+        "influence": found.influence.tolist(),
+    }
+    _finish(options, report, began, text, "slimming")
+    before, after = sum(x.size for x in folder.shapes.values()), report["parameters"]
+    print(f"{options.output}: {after:,} of {before:,} parameters ({after / before:.1%}); report in slimming.html")
+    if found.blocks:
+        print(f"removed blocks: {', '.join(map(str, found.blocks))}")
+
+
+def _finish(options: argparse.Namespace, report: dict[str, Any], began: float, text: Any, name: str) -> None:
+    """Adds time, memory, sizes and perplexity to the report, and writes it into the new folder."""
+    from jaxprune import checkpoints, models
+
+    report |= {
         "seconds": time.perf_counter() - began,
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **_sizes(checkpoints.Folder(options.output)),
@@ -150,29 +201,8 @@ def _prune(options: argparse.Namespace) -> None:
             found = models.perplexity(path, text)
             report[f"perplexity_{when}"] = found._asdict()
             print(f"perplexity {when}: {_shown(found)}")
-    (options.output / "pruning.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.output / "pruning.html").write_text(_page(report))
-    zeros = report["zeros"] / max(report["parameters"], 1)
-    print(
-        f"{options.output}: {zeros:.1%} of the parameters are zero; {report['seconds']:.0f} s; report in pruning.html"
-    )
-
-
-def _slim(options: argparse.Namespace) -> None:
-    from jaxprune import checkpoints, models
-
-    folder = checkpoints.Folder(options.folder)
-    tokens = _tokens(folder, options.calibration, options.length, options.windows)
-    found = models.slim_folder(
-        *(folder, options.output, tokens),
-        mlp=options.mlp,
-        kv_heads=options.kv_heads,
-        drop_blocks=options.drop_layers,
-    )
-    before, after = (sum(x.size for x in f.shapes.values()) for f in (folder, checkpoints.Folder(options.output)))
-    print(f"{options.output}: {after:,} of {before:,} parameters ({after / before:.1%})")
-    if found.blocks:
-        print(f"blocks that went: {', '.join(map(str, found.blocks))}")
+    (options.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (options.output / f"{name}.html").write_text(_page(report, name))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -214,10 +244,14 @@ def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: in
     if not file.is_file():
         raise _UserError(f"{folder.path} has no tokenizer.json; save the model's tokenizer into it")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _UserError(f"{path} cannot be read as text ({error})") from error
-    ids = np.array(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids, np.int32)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing more specific
+        raise _UserError(f"{file} is damaged ({error}); copy or download it again") from error
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
     count = len(ids) // length
     if count < least:
         needed = f"{least * length:,} tokens ({least} times --length {length})"
@@ -225,13 +259,13 @@ def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: in
     return ids[: count * length].reshape(count, length)[:windows]
 
 
-def _page(report: dict[str, Any]) -> str:
+def _page(report: dict[str, Any], name: str) -> str:
     """The report as one HTML page that needs no network."""
     rows = [(key.replace("_", " "), value) for key, value in report.items() if key != "blocks"]
     facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(_plain(v))}</td></tr>" for k, v in rows)
     layers = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{error:.4f}</td></tr>"
-        for block in report["blocks"]
+        for block in report.get("blocks", ())
         for name, error in block["errors"].items()
     )
     style = (
@@ -239,18 +273,22 @@ def _page(report: dict[str, Any]) -> str:
         "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
     )
+    errors = (
+        "<h2>Squared change of each kernel's outputs, over their squared size</h2>"
+        f"<table><tr><th>kernel</th><th>error</th></tr>{layers}</table>"
+    )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>What pruning did</title>'
-        f"<style>{style}</style><h1>What pruning did</h1><table>{facts}</table>"
-        "<h2>Squared change of each kernel's outputs, over their squared size</h2>"
-        f"<table><tr><th>kernel</th><th>error</th></tr>{layers}</table></html>\n"
+        f'<meta name="viewport" content="width=device-width"><title>What {name} did</title>'
+        f"<style>{style}</style><h1>What {name} did</h1><table>{facts}</table>{errors if layers else ''}</html>\n"
     )
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -261,6 +299,22 @@ def _fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a fraction in [0, 1)")
+    return value
+
+
+def _blocks(text: str) -> int | list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of blocks nor numbers such as 3,7,12")
+    return [int(number) for number in text.split(",")] if "," in text else int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction in (0, 1]")
     return value
 
 

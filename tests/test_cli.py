@@ -1,11 +1,18 @@
 """The command line: from a folder to a smaller one, and one sentence for each mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import safetensors
+from safetensors import flax as safetensors_flax
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -44,8 +51,8 @@ def test_inspect_lists_every_parameter_and_its_fate(model: Path, capsys: pytest.
     fate = {line.split()[0]: line.split("  ")[-1] for line in lines[1:-1]}
     assert fate.keys() == Folder(model).shapes.keys()
     assert fate["model.layers.0.mlp.up_proj.weight"] == "pruned"
-    assert fate["lm_head.weight"] == "left: outside the blocks"
-    assert fate["model.layers.2.input_layernorm.weight"] == "left: norm or bias"
+    assert fate["lm_head.weight"] == "kept: the head"
+    assert fate["model.layers.2.input_layernorm.weight"] == "kept: a norm or bias"
     assert "would be pruned" in lines[-1]
 
 
@@ -69,14 +76,32 @@ def test_prune_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: py
 
 
 def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["--mlp", 0.5, "--kv-heads", 1, "--drop-layers", 1, "--calibration", text, "--length", 16]
+    arguments = [
+        "--mlp",
+        0.5,
+        "--kv-heads",
+        1,
+        "--drop-layers",
+        1,
+        "--calibration",
+        text,
+        "--text",
+        text,
+        "--length",
+        16,
+    ]
     assert run("slim", model, *arguments, "--output", tmp_path / "new") == 0
     shown = capsys.readouterr().out
     config = Folder(tmp_path / "new").config
     assert (config["intermediate_size"], config["num_key_value_heads"], config["num_hidden_layers"]) == (24, 1, 2)
-    assert "blocks that went: " in shown
+    assert "removed blocks: " in shown
+    report = json.loads((tmp_path / "new" / "slimming.json").read_text())
+    assert report["removed_blocks"] == [int(np.argmin(report["influence"]))]
+    assert report["parameters"] == sum(x.size for x in Folder(tmp_path / "new").load().values())
+    assert "<h1>What slimming did</h1>" in (tmp_path / "new" / "slimming.html").read_text()
     assert run("evaluate", tmp_path / "new", "--text", text, "--length", 16) == 0
-    assert "perplexity: " in capsys.readouterr().out
+    after = capsys.readouterr().out
+    assert shown.split("perplexity after: ")[1].split(" ")[0] == after.split("perplexity: ")[1].split(" ")[0]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +116,7 @@ def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pyt
         ),
         (
             ["prune", "MODEL", "--pattern", "3:7", "--calibration", "TEXT", "--output", "NEW", "--length", "16"],
-            "mlp.down_proj.weight: its length 48",
+            "mlp.gate_proj.weight: its length 32",
         ),
     ],
 )
@@ -114,6 +139,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(
         ["prune", "model", "--pattern", "4:2", "--calibration", "t", "--output", "n"],
         ["prune", "model", "--calibration", "t", "--output", "n"],
         ["evaluate", "model", "--text", "t", "--length", "0"],
+        ["slim", "model", "--width", "0", "--calibration", "t", "--output", "n"],
+        ["slim", "model", "--drop-layers", "3,x", "--calibration", "t", "--output", "n"],
         ["grow", "model"],
     ],
 )
@@ -124,12 +151,92 @@ def test_options_that_make_no_sense_exit_with_2(arguments: list[str], capsys: py
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_is_missing_is_said(
-    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def with_config(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    _ = file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    _ = file.write_bytes(file.read_bytes()[:-10])
+
+
+def in_two_files(folder: Path, second: str) -> None:
+    """Splits the folder into a.safetensors and b.safetensors; the index calls the latter `second`."""
+    params = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: "a.safetensors" if "layers" in name else second for name in params}
+    save_file({name: x for name, x in params.items() if files[name] == "a.safetensors"}, folder / "a.safetensors")
+    save_file({name: x for name, x in params.items() if files[name] == second}, folder / "b.safetensors")
+    _ = (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def silence_a_layer(folder: Path) -> None:
+    """Sets a norm to zero, so that the inputs of the MLP of block 1 are zero for every token."""
+    params = dict(load_file(folder / "model.safetensors"))
+    params["model.layers.1.post_attention_layernorm.weight"] = np.zeros(32, np.float32)
+    save_file(params, folder / "model.safetensors")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a truncated file": (truncate, "model.safetensors is truncated or damaged"),
+    "an index that names a missing file": (lambda f: in_two_files(f, "c.safetensors"), "names c.safetensors, which"),
+    "an unknown family": (
+        lambda f: with_config(f, model_type="bert"),
+        "pass a function of your own, fn(params",
+    ),
+    "a config without a number": (lambda f: with_config(f, num_hidden_layers=4), "begins with 'model.layers.3.'"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; save the model's tokenizer"),
+    "a damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is damaged"),
+    "inputs that are never seen": (silence_a_layer, "never reaches the inputs of model.layers.1.mlp.down_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_folder_is_one_sentence_and_nothing_is_written(
+    broken: str, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    bare = write(tmp_path / "bare", "llama")
-    assert run("evaluate", bare, "--text", text) == 2
-    assert "has no tokenizer.json" in capsys.readouterr().err
+    breaking, sentence = BROKEN[broken]
+    folder, new = shutil.copytree(model, tmp_path / "folder"), tmp_path / "new"
+    _ = breaking(folder)
+    arguments = ["--sparsity", 0.5, "--calibration", text, "--output", new, "--length", 16, "--windows", 2]
+    assert run("prune", folder, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("jaxprune: ")
+    assert sentence in shown
+    assert shown.count("\n") == 1
+    assert not new.exists()
+    # A run that had finished a block can continue; one that had not leaves nothing.
+    assert (tmp_path / "new.unfinished").exists() is (broken == "inputs that are never seen")
+
+
+def test_a_full_disk_loses_no_finished_block(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    new, save, calls = tmp_path / "new", safetensors_flax.save_file, []
+
+    def full(arrays: Any, file: Path, metadata: Any) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            _ = file.write_bytes(b"half")
+            raise safetensors.SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
+        save(arrays, file, metadata)
+
+    arguments = ["prune", model, "--sparsity", 0.5, "--calibration", text, "--output", new, "--length", 16]
+    arguments += ["--windows", 2, "--method", "magnitude"]
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors_flax, "save_file", full)
+        assert run(*arguments) == 2
+    assert "model-00002-of-00004.safetensors cannot be written (Error while" in capsys.readouterr().err
+    assert not new.exists()
+    left = [file.name for file in (tmp_path / "new.unfinished").iterdir()]
+    assert [name for name in left if "safetensors" in name] == ["model-00001-of-00004.safetensors"]
+    assert run(*arguments, "--resume") == 0
+    assert (new / "model-00004-of-00004.safetensors").stat().st_mode & 0o777 == (
+        new / "config.json"
+    ).stat().st_mode & 0o777
 
 
 def test_the_module_is_the_command(root: Path):

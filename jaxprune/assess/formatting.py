@@ -64,6 +64,16 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
+def count(number: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+      >>> count(1, 'sample'), count(1200, 'sample')
+      ('1 sample', '1,200 samples')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def plain(value: Any) -> str:
     """Anything else: integers with separators, other numbers in four significant digits.
 

@@ -1,7 +1,7 @@
-"""Confidence intervals: of proportions, means, differences, areas under ROC curves, and the bootstrap for the rest.
+"""Confidence intervals of proportions, means, differences and areas under ROC curves, and a general `bootstrap`.
 
-Each formula here was chosen by its simulated coverage at 200 and 2,000 samples (`benchmarks/bench_risk.py`). A figure
-lies inside its own interval always. Where the samples cannot give an interval that covers, its ends are NaN.
+Each formula was chosen by its simulated coverage at 200 and 2,000 samples (`benchmarks/bench_risk.py`). A figure is
+always inside its own interval. Where the samples cannot give an interval that covers, its ends are NaN.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jaxprune import _tree
 Array = jax.Array
 PyTree = Any
 FEW = 5
-"""Fewer wrong answers than this make no interval of a mean loss: what was not seen would decide it."""
+"""With fewer wrong answers than this a mean loss has no interval: the errors that were not seen would decide it."""
 
 
 class Interval(NamedTuple):
@@ -41,7 +41,7 @@ class Difference(NamedTuple):
 
     Attributes:
       interval: the difference with its interval, which excludes 0 exactly where `p_value` <= 1 - confidence.
-      p_value: two-sided, of no difference; NaN where there is none.
+      p_value: two-sided, of no difference; NaN where the samples give none.
     """
 
     interval: Interval
@@ -49,12 +49,12 @@ class Difference(NamedTuple):
 
 
 def proportion(share: float, samples: float, confidence: float = 0.95) -> Interval:
-    """The score interval of a proportion (Wilson 1927); 100 of 100 gives 96.3 to 100 %, and not 100 to 100.
+    """Computes the score interval of a proportion (Wilson 1927): 96.3 to 100 % for 100 right answers of 100.
 
     Args:
       share: the proportion in the samples, in [0, 1].
-      samples: how many samples, more than 0. Of a mean of several answers a sample, the number of independent answers
-        that would vary as much.
+      samples: the number of samples, more than 0. For a mean of several answers a sample, the number of independent
+        answers that would vary as much.
       confidence: in (0, 1).
 
     Returns:
@@ -71,57 +71,102 @@ def proportion(share: float, samples: float, confidence: float = 0.95) -> Interv
 
 
 def mean(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The interval of a mean from Student's t with its skewness removed (Hall 1992, JRSS B 54(1), eq. 2.4).
+    """Computes the interval of a mean from Student's t without its skewness (Hall 1992, JRSS B 54(1), eq. 2.4).
 
-    Losses are skewed: most are small and a few are large. The plain t interval then lies too low, a percentile
-    bootstrap lower still.
+    Losses are skewed: most are small and a few are large. The plain t interval is then too low, and the percentile
+    bootstrap is lower still.
 
     Args:
       values: (n,). Fewer than two values, or an infinite one, have no interval.
       confidence: in (0, 1).
 
     Returns:
-      The interval; its ends are NaN where there is none. Equal values have one of no width.
+      The interval; its ends are NaN where there is none. Equal values have an interval of no width.
 
     Example:
       >>> [round(end, 2) for end in mean(np.array([0.0, 0.0, 1.0, 0.0, 5.0, 0.0, 1.0, 0.0]))]
       [0.88, -0.09, 5.85]
     """
-    return _mean_difference(np.asarray(values, np.float64), confidence).interval
+    values = np.asarray(values, np.float64)
+    n, centre = values.size, float(values.mean())
+    if n < 2 or not np.isfinite(values).all():
+        return Interval(centre, np.nan, np.nan)
+    deviations = values - centre
+    spread = float((deviations**2).mean())
+    if _is_constant(spread, centre):
+        return Interval(centre, centre, centre)
+    error = np.sqrt(spread / (n - 1))
+    skew = float((deviations**3).mean()) / spread**1.5 / np.sqrt(n)  # the skewness of the mean
+    # t + skew t^2 / 3 + skew^2 t^3 / 27 + skew / 6 is monotone in t, and its distribution is not skewed.
+    root = lambda u: 3 / skew * (np.cbrt(1 + skew * u) - 1) if abs(skew) > 1e-9 else u
+    quantile = float(scipy.special.stdtrit(n - 1, (1 + confidence) / 2))
+    low, high = (centre - error * root(end - skew / 6) for end in (quantile, -quantile))
+    return Interval(centre, float(min(low, centre)), float(max(high, centre)))
 
 
-def mean_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Difference:
-    """How much the mean loss of a second model exceeds that of the first on the same samples.
+def mean_difference(
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, confidence: float = 0.95, draws: int = 999
+) -> Difference:
+    """Computes how much the mean loss of a second model exceeds that of the first on the same samples.
 
-    Both the interval and the p-value come from Student's t with its skewness removed, as `mean` has it.
+    The symmetric bootstrap of Student's t gives both the interval and the p-value: |t| of the resampled differences is
+    the null distribution of |t| (Hall 1988, JRSS B 50(1)). Differences of losses may be skewed (a few samples are lost)
+    or have heavy tails on both sides. This interval covers in both cases; a plain t interval is too short in the first,
+    an interval with its skewness removed in the second.
 
     Args:
       first: a loss of each sample, (n,).
       second: the losses of the other model, (n,).
+      rng: draws the resamples.
       confidence: of the interval, in (0, 1).
+      draws: the number of resamples.
 
     Returns:
-      The difference second - first. Its ends and its p-value are NaN where a loss is infinite.
+      The difference second - first. Its ends and its p-value are NaN where a loss is infinite, and its ends where too
+      few samples differ.
 
     Example:
-      >>> losses = np.arange(20.0)
-      >>> mean_difference(losses, losses)
+      >>> losses, rng = np.arange(20.0), np.random.default_rng(0)
+      >>> mean_difference(losses, losses, rng)
       Difference(interval=Interval(estimate=0.0, low=0.0, high=0.0), p_value=1.0)
     """
     with np.errstate(invalid="ignore"):
-        return _mean_difference(np.asarray(second, np.float64) - np.asarray(first, np.float64), confidence)
+        values = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    n, centre = values.size, float(values.mean())
+    if n < 2 or not np.isfinite(values).all():
+        return Difference(Interval(centre, np.nan, np.nan), np.nan)
+    if _is_constant(float(values.var()), centre):
+        return Difference(Interval(centre, centre, centre), 1.0 if centre == 0 else 0.0)
+    error = np.sqrt(values.var() / (n - 1))
+    drawn, rows = [], max(1, 1_000_000 // n)
+    for start in range(0, draws, rows):
+        again = (values - centre)[rng.integers(0, n, (min(rows, draws - start), n), np.int32)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn.append(np.abs(again.mean(1)) / np.sqrt(again.var(1) / (n - 1)))
+    sizes = np.concatenate(drawn)
+    sizes = np.sort(np.where(np.isnan(sizes), np.inf, sizes))  # 0 / 0: all resampled differences are equal
+    # With the same rank for both, the interval excludes 0 exactly where the p-value is small.
+    rank = int(np.ceil(confidence * (draws + 1) - 1e-9))
+    reach = error * sizes[rank - 1] if rank <= draws else np.inf
+    p_value = (1 + (sizes >= abs(centre) / error).sum()) / (1 + draws)
+    ends = (centre - reach, centre + reach) if np.isfinite(reach) else (np.nan, np.nan)
+    return Difference(Interval(centre, float(ends[0]), float(ends[1])), float(p_value))
+
+
+def _is_constant(variance: float, centre: float) -> bool:
+    return variance <= (1e-12 * max(abs(centre), 1e-30)) ** 2
 
 
 def paired_difference(gains: int, losses: int, samples: int, confidence: float = 0.95) -> Difference:
-    """How much more often a second model is right than the first on the same samples.
+    """Computes how much more often a second model is right than the first on the same samples.
 
-    The p-value is that of McNemar's mid-p test (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91); the
-    interval is Tango's score interval (1998, Stat Med 17), and reaches to 0 wherever that test does not reject.
+    The p-value is that of McNemar's mid-p test (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91). The
+    interval is Tango's score interval (1998, Stat Med 17), extended to 0 wherever that test does not reject.
 
     Args:
-      gains: samples that only the second model has right.
-      losses: samples that only the first model has right.
-      samples: all of them, more than 0.
+      gains: the number of samples that only the second model has right.
+      losses: the number of samples that only the first model has right.
+      samples: the number of all samples, more than 0.
       confidence: of the interval, in (0, 1).
 
     Returns:
@@ -153,7 +198,7 @@ def paired_difference(gains: int, losses: int, samples: int, confidence: float =
 
 
 def independent_difference(first: Interval, second: Interval) -> Interval:
-    """The difference first - second of two figures of different samples, from the interval of each.
+    """Computes the difference first - second of two figures of different samples, from the interval of each.
 
     Newcombe 1998 (Stat Med 17, method 10), for any figures (Zou and Donner 2008, "MOVER").
 
@@ -162,7 +207,7 @@ def independent_difference(first: Interval, second: Interval) -> Interval:
       second: another, with the same confidence.
 
     Returns:
-      The difference; NaN ends where one of the two has none.
+      The difference; its ends are NaN where one of the two figures has no interval.
 
     Example:
       >>> [round(end, 3) for end in independent_difference(proportion(0.9, 100), proportion(0.8, 100))]
@@ -175,15 +220,15 @@ def independent_difference(first: Interval, second: Interval) -> Interval:
 
 
 def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The area under the ROC curve of telling foreign from known samples, with its interval.
+    """Computes the area under the ROC curve of telling foreign from known samples, with its interval.
 
-    The score interval of Newcombe (2006, Stat Med 25, method 5), whose variance is scaled to that of DeLong et al.
-    (1988, Biometrics 44). Where fewer than `FEW` samples are out of order, the variance is not scaled down, so that
-    a perfect order does not give an interval of no width.
+    This is the score interval of Newcombe (2006, Stat Med 25, method 5), with its variance scaled to the variance of
+    DeLong et al. (1988, Biometrics 44). Where fewer than `FEW` samples are out of order, the variance is not scaled
+    down, because a perfect order would give an interval of no width.
 
     Args:
       known: scores of known samples, (n,).
-      foreign: scores of foreign samples, (m,); larger than the known ones where they are told.
+      foreign: scores of foreign samples, (m,); larger than the known scores where the model notices them.
       confidence: in (0, 1).
 
     Returns:
@@ -217,7 +262,7 @@ def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0
 
 
 def generator(key: Array) -> np.random.Generator:
-    """A NumPy generator whose draws are decided by a JAX key."""
+    """Returns a NumPy generator whose draws depend only on a JAX key."""
     _tree.check_key(key, needed_by="this")
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return np.random.default_rng(np.asarray(data).ravel().tolist())
@@ -233,91 +278,66 @@ def bootstrap(
     strata: Any = None,
     skip_nan: bool = False,
 ) -> Interval:
-    """The percentile bootstrap (Efron 1979): the statistic of samples drawn again with replacement.
+    """Computes the percentile bootstrap (Efron 1979): the statistic of samples drawn again with replacement.
 
-    All arrays are resampled together, so that the difference between two models on the same samples is a paired
-    comparison: `bootstrap(lambda a, b, y: evaluate(a, y).nll - evaluate(b, y).nll, ...)` differs beyond noise
-    where the interval excludes 0.
+    All arrays are resampled together, so the difference between two models on the same samples is a paired comparison:
+    `bootstrap(lambda a, b, y: evaluate(a, y).nll - evaluate(b, y).nll, ...)` differs beyond noise where the interval
+    excludes 0. To compare different samples, such as training with test images, pass tuples of arrays: each tuple is
+    one group, and the groups are resampled independently.
 
     The percentile bootstrap suits smooth statistics of a few hundred samples or more. It does not suit proportions
     near 0 or 1 (of 100 right answers in 100 every resample is right, and the interval has no width), nor biased
-    statistics such as calibration errors: take `proportion`, `mean` and
-    `calibration_test`.
+    statistics such as calibration errors: `risk_report` has better intervals for accuracies, losses, areas and
+    calibration errors.
 
     Args:
-      statistic: a function of the arrays, traceable, returning a scalar or a tree of arrays, such as `evaluate`.
-      *samples: arrays with the samples on their first axis.
+      statistic: a function of the arrays, in the order in which they are passed; traceable. It returns a scalar or a
+        tree of arrays, such as `evaluate` does.
+      *samples: arrays with the samples on their first axis, or tuples of arrays, one tuple for each group of samples.
       key: a JAX key; the same key gives the same interval.
-      resamples: how many times samples are drawn, static.
-      confidence: in (0, 1).
-      batch: how many resamples are computed at once; memory grows with it, the result does not depend on it.
-      strata: integers (n,), concrete: samples are drawn within each stratum, as many as it has, so that every class
-        stays as large as it is. None for one stratum.
-      skip_nan: whether a value that is NaN in some resamples, such as the accuracy in a bin that was left empty, gets
-        its interval from the others; without it such an interval is NaN.
+      resamples: the number of times samples are drawn, static; default 1000.
+      confidence: in (0, 1); default 0.95.
+      batch: the number of resamples computed at once; memory grows with it, the result does not depend on it.
+      strata: integers (n,), concrete: samples are drawn within each stratum, as many as it has, so every class keeps
+        its size. None (default) for one stratum. Not for several groups.
+      skip_nan: whether a value that is NaN in some resamples, such as the accuracy in an empty bin, gets its interval
+        from the other resamples; by default its interval is NaN.
 
     Returns:
       The estimate, and the (1 - confidence)/2 and (1 + confidence)/2 quantiles.
 
     Raises:
-      ValueError: arrays of different lengths or none, strata of another length, fewer than 2 resamples, a confidence
-        outside (0, 1).
+      ValueError: arrays have different lengths or no sample, `strata` has another length, there are fewer than 2
+        resamples, or the confidence is outside (0, 1).
 
     Example:
       >>> interval = bootstrap(jnp.mean, jnp.arange(100.0), key=jax.random.key(0))
       >>> float(interval.estimate), bool((interval.low < 49.5) & (49.5 < interval.high))
       (49.5, True)
-    """
-    [group] = _checked([samples], resamples, confidence)
-    n = group[0].shape[0]
-    if strata is not None and np.shape(strata) != (n,):
-        raise ValueError(f"strata must have one number a sample, {(n,)}; got {np.shape(strata)}")
-    bounds = None if strata is None else _bounds(np.asarray(strata))
-    drawn = _resample(statistic, resamples, batch, key, (group,), bounds)
-    return Interval(statistic(*group), *_quantiles(drawn, confidence, skip_nan))
-
-
-def bootstrap_apart(
-    statistic: Callable[..., PyTree],
-    *groups: tuple[Any, ...],
-    key: Array,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    batch: int = 16,
-) -> Interval:
-    """The percentile bootstrap of several groups of samples, each drawn again by itself.
-
-    For what compares different samples: the training with the test images, known with foreign ones.
-
-    Args:
-      statistic: a function of the arrays of the first group, then those of the second, and so on; traceable.
-      *groups: tuples of arrays; those of one group have the same samples on their first axis.
-      key: a JAX key.
-      resamples: how many times samples are drawn, static.
-      confidence: in (0, 1).
-      batch: how many resamples are computed at once; the result does not depend on it.
-
-    Returns:
-      The estimate and its ends.
-
-    Raises:
-      ValueError: see `bootstrap`.
-
-    Example:
       >>> gap = lambda a, b: a.mean() - b.mean()
-      >>> found = bootstrap_apart(gap, (jnp.arange(50.0),), (jnp.arange(90.0),), key=jax.random.key(0), resamples=99)
+      >>> found = bootstrap(gap, (jnp.arange(50.0),), (jnp.arange(90.0),), key=jax.random.key(0), resamples=99)
       >>> float(found.estimate), bool(found.low < -20 < found.high)
       (-20.0, True)
     """
-    checked = tuple(_checked(groups, resamples, confidence))
-    drawn = _resample(statistic, resamples, batch, key, checked, None)
-    return Interval(statistic(*(x for group in checked for x in group)), *_quantiles(drawn, confidence))
+    apart = bool(samples) and all(isinstance(each, tuple) for each in samples)
+    groups = _checked(samples if apart else (samples,), resamples, confidence)
+    bounds = None
+    if strata is not None:
+        n = groups[0][0].shape[0]
+        if len(groups) > 1 or np.shape(strata) != (n,):
+            raise ValueError(f"strata must have one number a sample of one group, {(n,)}; got {np.shape(strata)}")
+        bounds = _bounds(np.asarray(strata))
+    drawn = _resample(statistic, resamples, batch, key, groups, bounds)
+    ends = jnp.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    quantile = jnp.nanquantile if skip_nan else jnp.quantile
+    low, high = (jax.tree.map(lambda x, end=end: quantile(x, end, axis=0), drawn) for end in ends)
+    return Interval(statistic(*(x for group in groups for x in group)), low, high)
 
 
-def _checked(groups: Any, resamples: int, confidence: float) -> list[tuple[Array, ...]]:
+def _checked(groups: Any, resamples: int, confidence: float) -> tuple[tuple[Array, ...], ...]:
     if any(callable(x) for group in groups for x in group):
         raise TypeError("samples must be arrays; got a function: statistic comes first, bootstrap(statistic, samples)")
-    made = [tuple(map(jnp.asarray, group)) for group in groups]
+    made = tuple(tuple(map(jnp.asarray, group)) for group in groups)
     for arrays in made:
         lengths = {x.shape[0] if x.ndim else None for x in arrays}
         if len(lengths) != 1 or lengths & {None, 0}:
@@ -328,17 +348,10 @@ def _checked(groups: Any, resamples: int, confidence: float) -> list[tuple[Array
 
 
 def _bounds(strata: np.ndarray) -> tuple[Array, Array, Array]:
-    """The samples in the order of their strata; where that of each begins, and how many it has."""
+    """The samples in the order of their strata; for each sample the first place and the size of its stratum."""
     order = np.argsort(strata, kind="stable")
     _, first, index, count = np.unique(strata[order], return_index=True, return_inverse=True, return_counts=True)
     return jnp.asarray(order), jnp.asarray(first[index]), jnp.asarray(count[index])
-
-
-def _quantiles(drawn: PyTree, confidence: float, skip_nan: bool = False) -> tuple[PyTree, PyTree]:
-    ends = jnp.array([(1 - confidence) / 2, (1 + confidence) / 2])
-    quantile = jnp.nanquantile if skip_nan else jnp.quantile
-    low, high = (jax.tree.map(lambda x, k=k: quantile(x, ends[k], axis=0), drawn) for k in (0, 1))
-    return low, high
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -362,39 +375,14 @@ def _resample(
         drawn = [(rows(k, group[0].shape[0]), group) for k, group in zip(keys, groups, strict=True)]
         return statistic(*(x[chosen] for chosen, group in drawn for x in group))
 
-    return lax.map(once, jax.random.split(key, resamples), batch_size=_even(batch, resamples))
-
-
-def _even(batch: int, resamples: int) -> int:
-    """The largest batch without a remainder, which would be compiled a second time; unless it is much smaller."""
+    # A batch that divides the resamples needs no second compilation for the remainder; unless it is much smaller.
     batch = min(batch, resamples)
     even = max(size for size in range(1, batch + 1) if resamples % size == 0)
-    return even if 2 * even >= batch else batch
-
-
-def _mean_difference(values: np.ndarray, confidence: float) -> Difference:
-    """The interval of a mean, and the p-value of the mean 0, by the same transformed t."""
-    n, centre = values.size, float(values.mean())
-    if n < 2 or not np.isfinite(values).all():
-        return Difference(Interval(centre, np.nan, np.nan), np.nan)
-    deviations = values - centre
-    spread = float((deviations**2).mean())
-    if spread <= (1e-12 * max(abs(centre), 1e-30)) ** 2:
-        return Difference(Interval(centre, centre, centre), 1.0 if centre == 0 else 0.0)
-    error = np.sqrt(spread / (n - 1))
-    skew = float((deviations**3).mean()) / spread**1.5 / np.sqrt(n)  # the skewness of the mean
-    # t + skew t^2 / 3 + skew^2 t^3 / 27 + skew / 6 is monotone in t, and its distribution is not skewed.
-    cube = lambda t: ((1 + skew * t / 3) ** 3 - 1) / skew if abs(skew) > 1e-9 else t
-    root = lambda u: 3 / skew * (np.cbrt(1 + skew * u) - 1) if abs(skew) > 1e-9 else u
-    quantile = float(scipy.special.stdtrit(n - 1, (1 + confidence) / 2))
-    low, high = (centre - error * root(end - skew / 6) for end in (quantile, -quantile))
-    at_zero = cube(centre / error) + skew / 6
-    p_value = 2 * float(scipy.special.stdtr(n - 1, -abs(at_zero)))
-    return Difference(Interval(centre, float(min(low, centre)), float(max(high, centre))), p_value)
+    return lax.map(once, jax.random.split(key, resamples), batch_size=even if 2 * even >= batch else batch)
 
 
 def _bisect(left: Callable[[float], Any], low: float, high: float) -> float:
-    """Where a predicate that holds to the left of some point stops holding."""
+    """Finds the point at which a predicate that holds to the left of it stops holding."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) else (low, middle)

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxprune.assess.calibration_error import LEAST_SAMPLES, Reliability
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.reliability import Reliability
 from jaxprune.assess.selection import pareto_front
-from jaxprune.assess.selective import RiskCoverage
-
-FEW_SAMPLES = 10
-"""A bin with fewer samples than this is drawn and printed as one with few."""
+from jaxprune.assess.uncertainty import RiskCoverage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,7 +124,7 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
         count = np.asarray(bins.samples)
         filled = count > 0
         confidence, accuracy = np.asarray(bins.confidence)[filled], np.asarray(bins.accuracy)[filled]
-        many = count[filled] >= FEW_SAMPLES
+        many = count[filled] >= LEAST_SAMPLES
         [line] = axes.plot(confidence[many], accuracy[many], label=name)
         sizes = 8 + 150 * count[filled] / count.sum()
         _ = axes.scatter(confidence[many], accuracy[many], sizes[many], color=line.get_color())

@@ -12,12 +12,11 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.assess import formatting, page
-from jaxprune.assess.forgetting import Forgotten, forgotten
+from jaxprune.assess.calibration_error import LEAST_SAMPLES
+from jaxprune.assess.changes import Changes, Forgotten, forgotten
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.paired import Changes, compare
-from jaxprune.assess.plots import FEW_SAMPLES
-from jaxprune.assess.risk import FIGURES, Judged, Labels, Predictions, Risk, figures_of, judge
-from jaxprune.assess.verdict import Answer, answers, verdict
+from jaxprune.assess.risk import FIGURES, Labels, Predictions, Risk, risk
+from jaxprune.assess.verdict import Answer, judge
 
 Array = jax.Array
 Table = tuple[list[str], list[list[str]]]
@@ -233,38 +232,19 @@ def risk_report(
     pixels = None if images is None else page.to_pixels(images)
     if pixels is not None and len(pixels) != len(labels.test):
         raise ValueError(f"images must be those of the {len(labels.test)} test samples; got {len(pixels)}")
-    judged, risks = {}, {}
+    risks = {}
     for name, predictions in models.items():
         try:
-            judged[name] = judge(predictions, labels, confidence)
-            risks[name] = figures_of(judged[name], key, draws)
+            risks[name] = risk(predictions, labels, key=key, draws=draws, confidence=confidence)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-    changed = {} if reference is None else _compare(judged, reference, key, draws, confidence)
-    verdicts, answered = {}, {}
-    for name, each in risks.items():
-        other = risks[reference] if reference is not None and name != reference else None
-        verdicts[name] = verdict(each, changed.get(name), reference=other, name=str(reference))
-        answered[name] = answers(each, changed.get(name), other, verdicts[name])
+    found = judge(risks, reference, key, draws)
     lost: tuple[Forgotten, ...] = ()
-    if reference is not None and changed:
+    if reference is not None and found.changes:
         first = risks[reference].test
-        lost = forgotten(first.answers, np.stack([risks[name].test.answers for name in changed]), first.labels, pixels)
-    return RiskReport(risks, reference, changed, verdicts, answered, lost, tuple(notes))
-
-
-def _compare(
-    judged: Mapping[str, Judged], reference: str, key: Array, draws: int, confidence: float
-) -> dict[str, Changes]:
-    first = judged[reference]
-    for name, each in judged.items():
-        if each.classes != first.classes:
-            raise ValueError(f"{name}: logits of {each.classes} classes; those of {reference} are of {first.classes}")
-    return {
-        name: compare(first.test, each.test, first.classes, key, draws - 1, confidence)
-        for name, each in judged.items()
-        if name != reference
-    }
+        others = np.stack([risks[name].test.answers for name in found.changes])
+        lost = forgotten(first.answers, others, first.labels, pixels)
+    return RiskReport(risks, reference, found.changes, found.sentences, found.answers, lost, tuple(notes))
 
 
 _TABLES = {
@@ -314,7 +294,7 @@ def _bin(bins: Interval, k: int) -> str:
     if not samples:
         return formatting.MISSING
     accuracy, low, high = (100 * each.accuracy[k] for each in bins)
-    few = " few" if samples < FEW_SAMPLES else ""
+    few = " few" if samples < LEAST_SAMPLES else ""
     return f"{accuracy:.0f} ({low:.0f} to {high:.0f}), {samples}{few}"
 
 

@@ -1,4 +1,4 @@
-"""How far to trust one model: `risk` computes every figure of its predictions, each with an interval that covers."""
+"""How far to trust one model: `risk` computes every figure of its `Predictions`, each with an interval that covers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree
-from jaxprune.assess import intervals, metrics, selective
-from jaxprune.assess.calibration_test import CalibrationTest, class_table, judge_table, top_table
+from jaxprune.assess import intervals, metrics, uncertainty
+from jaxprune.assess.calibration_error import CalibrationTest, Reliability, class_table, judge_table, top_table
 from jaxprune.assess.complexity import Complexity
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
-from jaxprune.assess.reliability import Binning, Reliability, temperature_interval
 
 Array = jax.Array
 _BINS = 15
@@ -22,21 +21,19 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class Predictions:
-    """The logits of one model on the samples that it is judged by.
-
-    `logits_from_probabilities` turns probabilities into logits.
+    """The logits of one model on the samples that it is judged by. Logarithms of probabilities serve as logits.
 
     Attributes:
       test: logits of the test samples, (n, classes).
-      train: logits of training samples, for the gap between training and test.
+      train: logits of training samples, (m, classes), for the gap between training and test.
       held_out: logits of samples that neither trained the model nor judge it, for temperature scaling.
-      foreign: logits of samples of another kind, by the name of the kind, for their detection.
-      corrupted: logits of the test samples made worse, by the name of the corruption, (levels, n, classes); see
+      foreign: by name, logits of samples of another kind, to see whether the model notices them.
+      corrupted: by the name of a corruption, logits of the corrupted test samples, (levels, n, classes); see
         `corrupted_logits`.
       members: logits of the members of an ensemble on the test samples, (members, n, classes), for their epistemic
         uncertainty.
-      foreign_members: the same of foreign samples, with the keys of `foreign`.
-      complexity: what the model costs.
+      foreign_members: logits of the members on foreign samples, with the names of `foreign`.
+      complexity: what the model costs, from `complexity`.
       seconds: the measured time of one call, on the same inputs and the same machine for all models.
     """
 
@@ -53,7 +50,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels, integers (n,), of the samples of `Predictions`."""
+    """The labels of the samples of `Predictions`: integers, (n,) each.
+
+    Attributes:
+      test: the labels of the test samples.
+      train: the labels of the training samples; None (default) if no model has `Predictions.train`.
+      held_out: the labels of the held-out samples; None (default) if no model has `Predictions.held_out`.
+    """
 
     test: Any
     train: Any = None
@@ -62,30 +65,32 @@ class Labels:
 
 @dataclass(frozen=True)
 class Risk:
-    """What is known of one model. Intervals hold floats; ends that the samples cannot give are NaN.
+    """The figures of one model. Intervals contain floats; an end that the samples cannot give is NaN.
 
     Attributes:
-      figures: each figure with its interval, by name; `FIGURES` says in words what they are.
-      calibration: the tests behind `ece`, `ece_mass`, `ece_classwise` and `scaled_ece`: measured errors, what a
-        calibrated model would show by chance, p-values.
-      reliability: the bins of the reliability diagram, a `Reliability` each for the estimate and the ends of the
+      figures: each figure with its interval, by name; `FIGURES` explains the names.
+      calibration: the tests behind `ece`, `ece_mass`, `ece_classwise` and `scaled_ece`: measured errors, the errors of
+        a calibrated model by chance, p-values.
+      reliability: the bins of the reliability diagram, a `Reliability` each for the estimate and for the ends of the
         accuracy; NaN in a bin without samples.
       coverage: the risk-coverage curve.
       corruption: the accuracy at each level, each with its interval, by the name of the corruption.
-      complexity: what it costs; None if not given.
+      complexity: what the model costs; None if not given.
       seconds: the measured time of one call; None if not given.
-      test: what the model says about each test sample.
-      train: what it says about each training sample; None if not given.
+      classes: the number of classes.
+      test: what the model predicts for each test sample.
+      train: what it predicts for each training sample; None if not given.
       confidence: of the intervals.
     """
 
     figures: Mapping[str, Interval]
     calibration: Mapping[str, CalibrationTest]
     reliability: Interval
-    coverage: selective.RiskCoverage
+    coverage: uncertainty.RiskCoverage
     corruption: Mapping[str, tuple[Interval, ...]]
     complexity: Complexity | None
     seconds: float | None
+    classes: int
     test: Samples
     train: Samples | None
     confidence: float
@@ -96,10 +101,10 @@ FIGURES = {
     "nll": "mean negative log-likelihood of the test labels, in nats; the loss of training",
     "brier": "mean squared distance of the probabilities from the truth, in [0, 2]",
     "ece": "expected calibration error of the largest probability over 15 equally wide bins, bias removed",
-    "ece_mass": "the same over 15 bins of equally many samples",
+    "ece_mass": "the same error over 15 bins of equally many samples",
     "ece_classwise": "calibration error of the probability of each class, mean over the classes, as measured",
     "overconfidence": "mean confidence less accuracy",
-    "aurc": "area under the risk-coverage curve: mean error among the surest, over all coverages",
+    "aurc": "area under the risk-coverage curve: mean error among the surest samples, over all coverages",
     "temperature": "temperature fitted on held-out samples; above 1 it makes the model less sure",
     "scaled_nll": "NLL after temperature scaling, the temperature taken as given",
     "scaled_ece": "calibration error after temperature scaling, bias removed",
@@ -108,26 +113,27 @@ FIGURES = {
     "accuracy_gap": "training less test accuracy",
     "nll_gap": "test less training NLL",
 }
-"""What the figures are; beside these there are `foreign/NAME/SCORE` and `corrupted/NAME`."""
+"""What the figures mean. `foreign/NAME/SCORE` is an area under a ROC curve, `corrupted/NAME` a mean accuracy."""
 
 
 def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1000, confidence: float = 0.95) -> Risk:
     """Computes every figure of one model that its predictions allow.
 
     Args:
-      predictions: its logits; figures of what is None or empty are left out.
-      labels: the labels.
+      predictions: the logits of the model. Figures of a part that is None or empty are left out.
+      labels: the labels of the samples.
       key: a JAX key for the draws of the calibration tests.
-      draws: how many sets of labels these draw.
-      confidence: of every interval, in (0, 1).
+      draws: the number of sets of labels that these tests draw; default 1000.
+      confidence: of every interval, in (0, 1); default 0.95.
 
     Returns:
       The figures, on the host.
 
     Raises:
-      TypeError: `predictions` or `labels` is another type; see `evaluate`.
-      ValueError: see `evaluate`, with the part that is wrong; logits without labels, corrupted or member logits of
-        other samples, foreign logits of other classes, NaN; fewer than 2 draws, a confidence outside (0, 1).
+      TypeError: `predictions` or `labels` has another type, logits are not floating, or labels are not integers.
+      ValueError: logits have no labels, corrupted or member logits are of other samples, foreign logits are of other
+        classes, values are NaN or out of range; fewer than 2 draws, a confidence outside (0, 1). The message names the
+        part that is wrong.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
@@ -135,159 +141,118 @@ def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1
       >>> [round(end, 2) for end in found.figures['accuracy']]
       [0.75, 0.3, 0.95]
     """
-    return figures_of(judge(predictions, labels, confidence), key, draws)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What one model says, judged sample by sample; all that its figures need.
-
-    Attributes:
-      test: the test samples.
-      by_class: the bins of the probability of each class, see `calibration_test.class_table`.
-      classes: how many classes there are.
-      train: the training samples; None if not given.
-      temperature: fitted on the held-out samples; None if not given.
-      cooled: the test samples at this temperature.
-      scores: uncertainties of test and of foreign samples, by `NAME/SCORE`.
-      corrupted: whether each answer is right, (levels, n), by the name of the corruption.
-      complexity: what the model costs.
-      seconds: the measured time of one call.
-      confidence: of the intervals to be computed.
-    """
-
-    test: Samples
-    by_class: np.ndarray
-    classes: int
-    train: Samples | None
-    temperature: Interval | None
-    cooled: Samples | None
-    scores: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    corrupted: Mapping[str, np.ndarray]
-    complexity: Complexity | None
-    seconds: float | None
-    confidence: float
-
-
-def judge(predictions: Predictions, labels: Labels, confidence: float) -> Judged:
-    """Reads all logits once: checks them, and judges each sample; see `risk` for arguments and errors."""
+    if draws < 2 or not 0 < confidence < 1:
+        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {confidence}")
     parts = _check(predictions, labels)
-    test, held_out = jnp.asarray(predictions.test), predictions.held_out
-    temperature = None if held_out is None else temperature_interval(held_out, labels.held_out, confidence)
-    scores = {}
-    for name, logits in predictions.foreign.items():
-        ways: dict[str, tuple[Any, Any, Any]] = {
-            "max_probability": (selective.max_probability, test, logits),
-            "entropy": (selective.entropy, test, logits),
-        }
-        if predictions.members is not None and name in predictions.foreign_members:
-            members = predictions.members, predictions.foreign_members[name]
-            ways["epistemic_uncertainty"] = (selective.epistemic_uncertainty, *members)
-        for way, (uncertainty, known, foreign) in ways.items():
-            scores[f"{name}/{way}"] = tuple(np.asarray(uncertainty(jnp.asarray(x))) for x in (known, foreign))
-    return Judged(
-        test=parts["test"],
-        by_class=np.asarray(class_table(test, jnp.asarray(labels.test), _BINS, "equal_width"), np.float64),
-        classes=test.shape[1],
-        train=parts.get("train"),
-        temperature=temperature,
-        cooled=None if temperature is None else metrics.samples(test / float(temperature.estimate), labels.test),
-        scores=scores,
-        corrupted={
-            name: np.asarray(jnp.argmax(jnp.asarray(worse), -1)) == parts["test"].labels
-            for name, worse in predictions.corrupted.items()
-        },
-        complexity=predictions.complexity,
-        seconds=predictions.seconds,
-        confidence=confidence,
-    )
-
-
-def figures_of(judged: Judged, key: Array, draws: int) -> Risk:
-    """The figures of a model that is judged already; see `risk`."""
-    if draws < 2 or not 0 < judged.confidence < 1:
-        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {judged.confidence}")
-    test, train, confidence = judged.test, judged.train, judged.confidence
-    table, calibration = _calibrations(judged, key, draws)
+    logits, test, train = jnp.asarray(predictions.test), parts["test"], parts.get("train")
+    scaled: dict[str, Interval] = {}
+    cooled = None
+    if "held_out" in parts:
+        scaled["temperature"] = uncertainty.temperature_interval(predictions.held_out, labels.held_out, confidence)
+        cooled = metrics.samples(logits / float(scaled["temperature"].estimate), labels.test)
+        scaled["scaled_nll"] = _loss(cooled.nll, test, confidence)
+    tables = {"ece": _table(test, "equal_width"), "ece_mass": _table(test, "equal_mass")}
+    tables["ece_classwise"] = class_table(logits, jnp.asarray(labels.test), _BINS, "equal_width")
+    if cooled is not None:
+        tables["scaled_ece"] = _table(cooled, "equal_width")
+    calibration = {
+        name: judge_table(
+            np.asarray(table, np.float64),
+            1 / _BINS if name in ("ece", "scaled_ece") else None,
+            name == "ece_classwise",
+            key,
+            draws,
+            confidence,
+        )
+        for name, table in tables.items()
+    }
     figures = {
         "accuracy": intervals.proportion(float(test.correct.mean()), test.correct.size, confidence),
         "nll": _loss(test.nll, test, confidence),
         "brier": _loss(test.brier, test, confidence),
-        **{name: found.error for name, found in calibration.items() if name != "scaled_ece"},
+        **{name: found.error for name, found in calibration.items()},
         "overconfidence": _overconfidence(test, confidence),
-        "aurc": selective.area_under_risk_coverage(test.confidence, test.correct, confidence),
+        "aurc": uncertainty.area_under_risk_coverage(test.confidence, test.correct, confidence),
+        **scaled,
     }
-    if judged.temperature is not None and judged.cooled is not None:
-        figures["temperature"] = judged.temperature
-        figures["scaled_nll"] = _loss(judged.cooled.nll, test, confidence)
-        figures["scaled_ece"] = calibration["scaled_ece"].error
-    if train is not None:
-        seen = intervals.proportion(float(train.correct.mean()), train.correct.size, confidence)
-        loss = intervals.mean(train.nll, confidence)
-        figures |= {"train_accuracy": seen, "train_nll": loss}
-        figures["accuracy_gap"] = intervals.independent_difference(seen, figures["accuracy"])
-        figures["nll_gap"] = intervals.independent_difference(figures["nll"], loss)
-    for name, (known, foreign) in judged.scores.items():
-        figures[f"foreign/{name}"] = intervals.area_under_roc(known, foreign, confidence)
-    corruption = {}
-    for name, right in judged.corrupted.items():
-        corruption[name] = tuple(intervals.proportion(float(x.mean()), x.size, confidence) for x in right)
-        figures[f"corrupted/{name}"] = _share(right.mean(0), confidence)
+    corrupted = {name: np.asarray(x).argmax(-1) == test.labels for name, x in predictions.corrupted.items()}
+    figures |= {} if train is None else _gaps(train, figures["accuracy"], figures["nll"], confidence)
+    figures |= _detection(predictions, confidence)
+    figures |= {f"corrupted/{name}": _mean_fraction(right.mean(0), confidence) for name, right in corrupted.items()}
     return Risk(
         figures=figures,
         calibration=calibration,
-        reliability=_bins(table, confidence),
-        coverage=selective.risk_coverage_curve(jnp.asarray(1 - test.confidence), jnp.asarray(~test.correct)),
-        corruption=corruption,
-        complexity=judged.complexity,
-        seconds=judged.seconds,
+        reliability=_bins(np.asarray(tables["ece"], np.float64), confidence),
+        coverage=uncertainty.risk_coverage_curve(jnp.asarray(1 - test.confidence), jnp.asarray(~test.correct)),
+        corruption={
+            name: tuple(intervals.proportion(float(x.mean()), x.size, confidence) for x in right)
+            for name, right in corrupted.items()
+        },
+        complexity=predictions.complexity,
+        seconds=predictions.seconds,
+        classes=logits.shape[1],
         test=test,
         train=train,
         confidence=confidence,
     )
 
 
+def _gaps(train: Samples, accuracy: Interval, nll: Interval, confidence: float) -> dict[str, Interval]:
+    """The figures of the training samples, and their differences from the test samples."""
+    seen = intervals.proportion(float(train.correct.mean()), train.correct.size, confidence)
+    loss = intervals.mean(train.nll, confidence)
+    return {
+        "train_accuracy": seen,
+        "train_nll": loss,
+        "accuracy_gap": intervals.independent_difference(seen, accuracy),
+        "nll_gap": intervals.independent_difference(nll, loss),
+    }
+
+
+def _detection(predictions: Predictions, confidence: float) -> dict[str, Interval]:
+    """How well each uncertainty tells foreign samples from test samples, by `foreign/NAME/SCORE`."""
+    found = {}
+    for name, logits in predictions.foreign.items():
+        ways: dict[str, tuple[Any, Any, Any]] = {
+            "max_probability": (uncertainty.max_probability, predictions.test, logits),
+            "entropy": (uncertainty.entropy, predictions.test, logits),
+        }
+        if predictions.members is not None and name in predictions.foreign_members:
+            members = predictions.members, predictions.foreign_members[name]
+            ways["epistemic_uncertainty"] = (uncertainty.epistemic_uncertainty, *members)
+        for way, (score, *both) in ways.items():
+            known, foreign = (np.asarray(score(jnp.asarray(x))) for x in both)
+            found[f"foreign/{name}/{way}"] = intervals.area_under_roc(known, foreign, confidence)
+    return found
+
+
+def _table(samples: Samples, binning: Any) -> Array:
+    return top_table(jnp.asarray(samples.confidence, jnp.float32), jnp.asarray(samples.correct), _BINS, binning)
+
+
 def _loss(losses: np.ndarray, test: Samples, confidence: float) -> Interval:
-    """The mean loss; without ends where too few answers are wrong, for these make most of it."""
+    """The mean loss; without ends where too few answers are wrong, because wrong answers make most of the loss."""
     found = intervals.mean(losses, confidence)
     few = (~test.correct).sum() < intervals.FEW
     return Interval(found.estimate, np.nan, np.nan) if few else found
 
 
-def _share(values: np.ndarray, confidence: float) -> Interval:
-    """The mean of fractions in [0, 1]: a proportion of as many samples as would vary as much."""
-    share, variance = float(values.mean()), float(values.var()) / max(values.size - 1, 1)
-    return intervals.proportion(share, share * (1 - share) / variance if variance > 0 else values.size, confidence)
+def _mean_fraction(values: np.ndarray, confidence: float) -> Interval:
+    """The mean of fractions in [0, 1], as a proportion of the number of samples that would vary as much."""
+    mean, variance = float(values.mean()), float(values.var()) / max(values.size - 1, 1)
+    return intervals.proportion(mean, mean * (1 - mean) / variance if variance > 0 else values.size, confidence)
 
 
 def _overconfidence(test: Samples, confidence: float) -> Interval:
-    """Mean confidence less accuracy; where nearly all answers are right, the accuracy's interval carries it."""
+    """Mean confidence less accuracy; where nearly all answers are right, from the interval of the accuracy."""
     if min(test.correct.sum(), (~test.correct).sum()) >= intervals.FEW:
         return intervals.mean(test.confidence - test.correct, confidence)
     hits = intervals.proportion(float(test.correct.mean()), test.correct.size, confidence)
-    return intervals.independent_difference(_share(test.confidence, confidence), hits)
-
-
-def _calibrations(judged: Judged, key: Array, draws: int) -> tuple[np.ndarray, dict[str, CalibrationTest]]:
-    """The equally wide bins, and the tests as the model is and after temperature scaling."""
-
-    def table(samples: Samples, binning: Binning) -> np.ndarray:
-        values = jnp.asarray(samples.confidence, jnp.float32), jnp.asarray(samples.correct)
-        return np.asarray(top_table(*values, _BINS, binning), np.float64)
-
-    top, options = table(judged.test, "equal_width"), (key, draws, judged.confidence)
-    found = {
-        "ece": judge_table(top, 1 / _BINS, False, *options),
-        "ece_mass": judge_table(table(judged.test, "equal_mass"), None, False, *options),
-        "ece_classwise": judge_table(judged.by_class, None, True, *options),
-    }
-    if judged.cooled is not None:
-        found["scaled_ece"] = judge_table(table(judged.cooled, "equal_width"), 1 / _BINS, False, *options)
-    return top, found
+    return intervals.independent_difference(_mean_fraction(test.confidence, confidence), hits)
 
 
 def _bins(table: np.ndarray, confidence: float) -> Interval:
-    """The reliability diagram with the interval of the accuracy in each bin that has a sample."""
+    """The reliability diagram, with the interval of the accuracy in each bin that has a sample."""
     count, promised, came = table
     with np.errstate(invalid="ignore"):
         found = Reliability(count, promised / count, came / count)

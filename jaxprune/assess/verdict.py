@@ -1,46 +1,80 @@
-"""The verdict on one model in words (`verdict`), and short answers to what a reader asks first (`answers`)."""
+"""The verdict on a model in words (`verdict`), and short answers to what a reader asks first (`answers`)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+
 from jaxprune.assess import formatting, intervals
-from jaxprune.assess.calibration_test import CalibrationTest, Region
+from jaxprune.assess.calibration_error import CalibrationTest, Region
+from jaxprune.assess.changes import Changes, compare
 from jaxprune.assess.intervals import Interval
-from jaxprune.assess.paired import Changes
 from jaxprune.assess.risk import Risk
 
 OVERFITTED = 0.5
-"""A training loss that is lower than the test loss by this fraction of it is called overfitted."""
+"""A model is called overfitted if its training loss is lower than its test loss by this fraction of the test loss."""
 ALPHA = 0.05
-"""How often a verdict speaks of a difference where there is none, at most."""
+"""The largest rate at which a verdict names a difference where there is none."""
 LARGE = 0.03
-"""An interval that allows the accuracy to fall by more than this leaves open whether a model is as good."""
+"""If the interval allows the accuracy to fall by more than this, the verdict leaves open whether a model is as good."""
+
+
+class Verdicts(NamedTuple):
+    """What `judge` found, by the name of the model.
+
+    Attributes:
+      changes: what changed against the reference, without the reference; empty without a reference.
+      sentences: see `verdict`.
+      answers: see `answers`.
+    """
+
+    changes: dict[str, Changes]
+    sentences: dict[str, dict[str, str]]
+    answers: dict[str, "tuple[Answer, ...]"]
+
+
+def judge(risks: Mapping[str, Risk], reference: str | None, key: jax.Array, draws: int) -> Verdicts:
+    """Compares every model with the reference, and puts what was found in words.
+
+    Raises:
+      ValueError: a model has other classes than the reference.
+    """
+    found = Verdicts({}, {}, {})
+    for name, each in risks.items():
+        other = risks[reference] if reference is not None and name != reference else None
+        if other is not None:
+            if each.classes != other.classes:
+                raise ValueError(f"{name} has logits of {each.classes} classes, {reference} of {other.classes}")
+            found.changes[name] = compare(other.test, each.test, other.classes, key, draws - 1, each.confidence)
+        changed = found.changes.get(name)
+        found.sentences[name] = verdict(each, changed, reference=other, name=str(reference))
+        found.answers[name] = answers(each, changed, other, found.sentences[name])
+    return found
 
 
 def verdict(
     risk: Risk, changes: Changes | None = None, *, reference: Risk | None = None, name: str = "the reference"
 ) -> dict[str, str]:
-    """Says in sentences what the figures show beyond noise, and only that.
+    """Says in sentences what the figures show beyond noise, and nothing else.
 
     Each sentence is wrong in at most 5 % of the cases in which there is nothing to say:
 
-    - fit: the training loss is lower or higher than the test loss with the whole interval of the gap, or the training
-      loss is higher than the reference's with the whole 99.9 % interval of their difference. How good a fit can be
-      depends on the noise in the labels, so no accuracy is asked for.
-    - confidence: the calibration error and the mean confidence less the accuracy, against what a calibrated model
-      would show by chance (`calibration_test`).
-    - changes and classes: accuracy, NLL, Brier score and the accuracy within each class together (`changes`).
+    - fit: the whole interval of the gap between training and test loss is above or below 0, or the whole 99.9 %
+      interval of the difference from the reference's training loss is above 0. How good a fit can be depends on the
+      noise in the labels, so no accuracy is required.
+    - confidence: the calibration error, and the mean confidence less the accuracy, exceed what a calibrated model would
+      show by chance (`calibration_test`).
+    - changes and classes: accuracy, NLL, Brier score and the accuracy within each class, tested together (`changes`).
 
     Args:
-      risk: of the model.
-      changes: of the model against a reference; None for none.
-      reference: the risk of the reference, for the fit; None for none.
-      name: what the reference is called.
+      risk: the figures of the model.
+      changes: what changed against a reference; None (default) without a reference.
+      reference: the figures of the reference, for the fit; None (default) without a reference.
+      name: the name of the reference.
 
     Returns:
-      Sentences under `fit`, `confidence`, and with `changes` under `changes` and `classes`; without training samples
-      no `fit`.
+      Sentences under `fit` (with training samples), `confidence`, and with `changes` under `changes` and `classes`.
     """
     words = {}
     if risk.train is not None:
@@ -53,26 +87,20 @@ def verdict(
 
 def _fit(risk: Risk, changes: Changes | None, reference: Risk | None, name: str) -> str:
     gap, test = risk.figures["nll_gap"], risk.figures["nll"].estimate
-    found = []
-    if risk.train is not None and reference is not None and reference.train is not None and changes is not None:
-        found += _against(risk, changes, reference, name)
+    found = [] if changes is None or reference is None else _against(risk, changes, reference, name)
     ends = f"gap {gap.estimate:.3f}, {gap.low:.3f} to {gap.high:.3f}"
     lower = f"the training loss is {100 * gap.estimate / test:.0f} % lower than the test loss ({ends})" if test else ""
     if not math.isfinite(gap.estimate):
         found.append("the test loss is infinite: a test label got the probability 0")
     elif math.isnan(gap.low):
-        wrong = int((~risk.test.correct).sum())
-        found.append(f"over- or underfitting cannot be told from {wrong} wrong answers")
-    elif gap.low > 0 and gap.estimate >= OVERFITTED * test:
-        found.append(
-            f"overfitted: the training loss is {100 * gap.estimate / test:.0f} % lower than the test loss ({ends})"
-        )
+        wrong = formatting.count(int((~risk.test.correct).sum()), "wrong answer")
+        found.append(f"over- or underfitting cannot be told from {wrong}")
     elif gap.low > 0:
-        found.append(lower)
+        found.append(f"overfitted: {lower}" if gap.estimate >= OVERFITTED * test else lower)
     elif gap.high < 0:
         found.append(
-            f"the training loss is higher than the test loss ({ends}): as given the training samples are harder, as"
-            " augmented ones are, so that overfitting cannot be told"
+            f"the training loss is higher than the test loss ({ends}): the training samples that were given are harder"
+            " than the test samples, as augmented ones are, so overfitting cannot be told"
         )
     else:
         found.append(f"no gap between training and test loss beyond noise ({ends})")
@@ -83,14 +111,13 @@ def _against(risk: Risk, changes: Changes, reference: Risk, name: str) -> list[s
     """How the training loss compares with the reference's."""
     if risk.train is None or reference.train is None:
         return []
-    losses = reference.train.nll, risk.train.nll
+    higher = risk.train.nll - reference.train.nll
     # The gap has spent the 5 % already.
-    if not intervals.mean_difference(*losses, 0.999).interval.low > 0:
+    if not intervals.mean(higher, 0.999).low > 0:
         return []
-    found = intervals.mean_difference(*losses, risk.confidence).interval
+    found = intervals.mean(higher, risk.confidence)
     ends = f"its training loss is {found.estimate:.3f} higher ({found.low:.3f} to {found.high:.3f})"
-    worse = changes.beyond_noise("nll") and changes.figures["nll"].estimate > 0
-    if worse:
+    if changes.beyond_noise("nll") and changes.figures["nll"].estimate > 0:
         return [f"underfitted against '{name}': {ends}, and its test loss is higher too"]
     return [f"fits the training samples less closely than '{name}', but new ones no worse beyond noise: {ends}"]
 
@@ -99,8 +126,8 @@ def _confidence(found: CalibrationTest, mean: Interval, samples: int) -> str:
     error = f"calibration error {found.error.estimate:.3f} ({found.error.low:.3f} to {found.error.high:.3f})"
     if found.p_value > ALPHA:
         return (
-            f"no miscalibration beyond noise: {error}; a calibrated model would measure up to"
-            f" {found.at_most_by_chance:.3f} with {samples:,} samples, this one measures {found.measured:.3f}"
+            f"no miscalibration beyond noise: {error}; with {samples:,} samples a calibrated model would measure up to"
+            f" {found.at_most_by_chance:.3f}, and this model measures {found.measured:.3f}"
         )
     parts = [
         f"{word} where it is {_regions([r for r in found.regions if (r.confidence > r.accuracy) == over])}"
@@ -112,7 +139,7 @@ def _confidence(found: CalibrationTest, mean: Interval, samples: int) -> str:
         points = f"{100 * abs(mean.estimate):.1f} points ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
         parts.insert(0, f"{word} by {points} on average")
     if not parts:
-        parts = ["miscalibrated, though in no one region beyond noise"]
+        parts = ["miscalibrated, though no single region is beyond noise"]
     return f"{'; '.join(parts)}; {error}, p = {formatting.p_value(found.p_value)}"
 
 
@@ -127,7 +154,7 @@ def _changes(changes: Changes) -> str:
     beyond = [_change(name, changes) for name in changes.figures if changes.beyond_noise(name)]
     alike = f"answers {formatting.percent(changes.agreement.estimate)} of the samples alike"
     if not beyond:
-        seen = f"a change of {100 * changes.detectable:.1f} points in accuracy would show 4 times in 5"
+        seen = f"these samples would show a change of {100 * changes.detectable:.1f} points in accuracy 4 times in 5"
         return f"nothing changed beyond noise in accuracy, NLL and Brier score ({seen}); {alike}"
     return f"changed beyond noise: {'; '.join(beyond)}; {alike}"
 
@@ -154,7 +181,8 @@ def _classes(changes: Changes) -> str:
     missing = [str(k) for k in range(len(changes.recall)) if k not in set(known)]
     if missing:
         parts.append(f"no test sample of class {formatting.listed(missing)}")
-    parts.append(f"{changes.regressions:,} samples lost that the reference had right, {changes.gains:,} won")
+    lost = formatting.count(changes.regressions, "sample")
+    parts.append(f"{lost} lost that the reference had right, {changes.gains:,} won")
     return "; ".join(parts)
 
 
@@ -177,16 +205,16 @@ class Answer(NamedTuple):
 def answers(
     risk: Risk, changes: Changes | None, reference: Risk | None, sentences: Mapping[str, str]
 ) -> tuple[Answer, ...]:
-    """Answers what a reader wants to know first: is the model as good, smaller, faster, calibrated, for every class?
+    """Answers what a reader asks first: is the model as good, smaller, faster, calibrated, no worse for every class?
 
     Args:
-      risk: of the model.
-      changes: of the model against the reference; None where there is no reference, or for the reference itself.
-      reference: the risk of the reference; None likewise.
-      sentences: what `verdict` said.
+      risk: the figures of the model.
+      changes: what changed against the reference; None without a reference, and for the reference itself.
+      reference: the figures of the reference; None without a reference, and for the reference itself.
+      sentences: what `verdict` returned.
 
     Returns:
-      Five answers; of a model without a reference only whether it is calibrated.
+      Five answers; without a reference only whether the model is calibrated.
     """
     found = [_calibrated(risk.calibration["ece"], sentences["confidence"])]
     if changes is not None and reference is not None:
@@ -206,7 +234,7 @@ def _as_good(changes: Changes, sentences: Mapping[str, str]) -> Answer:
         return Answer(question, "no", f"no: {words[worse[0]]}", sentences["changes"])
     if beyond:
         return Answer(question, "yes", f"better: {points}" if "accuracy" in beyond else "better", sentences["changes"])
-    # Without a change, what the interval still allows is the answer.
+    # Without a change beyond noise, the answer is what the interval still allows.
     if accuracy.low < -LARGE:
         return Answer(question, "open", f"open: {100 * accuracy.low:+.0f} possible", sentences["changes"])
     return Answer(question, "yes", f"yes: {points}", sentences["changes"])
@@ -218,7 +246,7 @@ def _smaller(risk: Risk, reference: Risk) -> Answer:
         return Answer(question, "open", "not given", "the number of weights was not given")
     ratio = other.kept / cost.kept
     counts = f"{formatting.quantity(cost.kept)} weights of {formatting.quantity(other.kept)}"
-    where = "in smaller arrays" if cost.total < other.total else "the others are zeros in arrays of the same size"
+    where = "in smaller arrays" if cost.total < other.total else "the removed ones are zeros in arrays of the same size"
     grade = "yes" if ratio > 1.02 else "no"
     return Answer(question, grade, f"{ratio:.1f}x fewer" if grade == "yes" else "no", f"{counts}, {where}")
 
@@ -228,7 +256,8 @@ def _faster(risk: Risk, reference: Risk) -> Answer:
     if risk.seconds and reference.seconds:
         ratio = reference.seconds / risk.seconds
         times = f"{1000 * risk.seconds:.3g} ms a call instead of {1000 * reference.seconds:.3g} ms, measured"
-        return Answer(question, "yes" if ratio > 1.05 else "no", f"{ratio:.1f}x", times)
+        faster = ratio > 1.05
+        return Answer(question, "yes" if faster else "no", f"{'' if faster else 'no: '}{ratio:.1f}x", times)
     if cost is None or other is None or not cost.flops or not cost.effective_flops:
         return Answer(question, "open", "not measured", "neither times nor FLOPs were given")
     if cost.flops < 0.98 * other.flops:
@@ -239,7 +268,7 @@ def _faster(risk: Risk, reference: Risk) -> Answer:
     ratio = other.effective_flops / cost.effective_flops
     if ratio < 1.02:
         return Answer(question, "no", "no", "as many FLOPs")
-    words = f"only where zeros are skipped ({ratio:.1f} times fewer FLOPs); else it takes as long"
+    words = f"only on hardware that skips zeros ({ratio:.1f} times fewer FLOPs); elsewhere it takes as long"
     return Answer(question, "open", "if zeros skipped", words)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: networks in safetensors, training states in Orbax, resumable runs, Hugging Face folders.
+"""Checkpoints: networks in safetensors, trees in msgpack and Orbax, resumable runs, Hugging Face folders.
 
 A file or folder is written completely or not at all, even if the process is killed, and nothing is overwritten. Before
 use, every leaf that is read is compared with what the caller expects.
@@ -6,10 +6,9 @@ use, every leaf that is read is compared with what the caller expects.
 
 from jaxprune.checkpoints.gguf import import_gguf
 from jaxprune.checkpoints.huggingface import Folder, FolderWriter
-from jaxprune.checkpoints.networks import Loaded, Saved, load, save
-from jaxprune.checkpoints.runs import Run
-from jaxprune.checkpoints.slimmed import load_slim, save_slim
-from jaxprune.checkpoints.states import restore
+from jaxprune.checkpoints.layouts import named_roles
+from jaxprune.checkpoints.networks import Loaded, Saved, load, load_slim, save, save_slim
+from jaxprune.checkpoints.states import Run, read, restore, write
 
 __all__ = [
     "Folder",
@@ -20,7 +19,10 @@ __all__ = [
     "import_gguf",
     "load",
     "load_slim",
+    "named_roles",
+    "read",
     "restore",
     "save",
     "save_slim",
+    "write",
 ]

@@ -53,7 +53,10 @@ def write_new(path: Any, write: Callable[[Path], Any]) -> Path:
     path = check_new(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
+        part.chmod(mode)  # safetensors makes files that only their owner can read
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         # Unlike a rename, a link never replaces a file that another process has written in the meantime.

@@ -1,8 +1,8 @@
-"""`import_gguf`: a GGUF file, dequantised, as a Hugging Face folder that the rest of the library reads.
+"""`import_gguf`: dequantises a GGUF file into a Hugging Face folder, which the rest of the library reads.
 
 The package `gguf` reads and dequantises. llama.cpp interleaves the rows of the query and key kernels of Llama models,
-for its rotary positions turn neighbouring pairs; they are put back into the order of Hugging Face, whose positions
-turn the halves of a head.
+because its rotary positions turn neighbouring pairs. `import_gguf` restores the order of Hugging Face, whose rotary
+positions turn the two halves of a head.
 """
 
 import re
@@ -40,8 +40,8 @@ _INNER = {
 def import_gguf(path: Any, output: Any, *, dtype: Any = jnp.float32) -> Path:
     """Writes the model of a GGUF file into a new Hugging Face folder.
 
-    Use it for models that come as GGUF only. Quantised kernels are dequantised: the folder holds what the quantised
-    model computes with, and is as large as an ordinary checkpoint of `dtype`.
+    Use it for models that are published only as GGUF. The folder contains the dequantised kernels, with which the
+    quantised model computes, and is as large as an ordinary checkpoint of `dtype`.
 
     Args:
       path: the GGUF file, of the architecture llama (also Mistral and SmolLM), qwen2 or qwen3.
@@ -49,13 +49,13 @@ def import_gguf(path: Any, output: Any, *, dtype: Any = jnp.float32) -> Path:
       dtype: the floating dtype of the parameters in the folder, float32 by default.
 
     Returns:
-      The folder. It holds `tokenizer.json` where the file embeds a byte-level BPE whose pre-tokenizer is known
-      (SmolLM's and GPT-2's); for other models copy the tokenizer of the original into it.
+      The path of the folder. It contains `tokenizer.json` if the file embeds a byte-level BPE with a known
+      pre-tokenizer (SmolLM's and GPT-2's); for other models copy the tokenizer of the original model into the folder.
 
     Raises:
       FileNotFoundError: there is no such file.
       FileExistsError: the output exists.
-      ValueError: the file is not GGUF, of another architecture, or holds a parameter that is not known.
+      ValueError: the file is not GGUF, has another architecture, or contains an unknown parameter.
       ImportError: the package gguf is missing.
     """
     package = _disk.optional("gguf", "reading a GGUF file")
@@ -77,7 +77,7 @@ def import_gguf(path: Any, output: Any, *, dtype: Any = jnp.float32) -> Path:
     blocks = config["num_hidden_layers"]
     parts: list[dict[str, Any]] = [{} for _ in range(blocks + 1)]
     for name in tensors:
-        if name == "rope_freqs.weight":  # follows from the config
+        if name == "rope_freqs.weight":  # the config determines these
             continue
         place, renamed = _renamed(name, file)
         parts[blocks if place is None else place][renamed] = name
@@ -128,7 +128,7 @@ def _renamed(name: str, file: Path) -> tuple[int | None, str]:
         return None, _OUTER[name]
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if found is None or found[2] not in _INNER:
-        raise ValueError(f"{file} holds the parameter {name}, which import_gguf does not know")
+        raise ValueError(f"{file} contains the parameter {name}, which import_gguf does not know")
     return int(found[1]), f"model.layers.{found[1]}.{_INNER[found[2]]}.{found[3]}"
 
 

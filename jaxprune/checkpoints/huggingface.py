@@ -5,6 +5,7 @@ files (a tokenizer, a model card), which are copied. Names are dotted, kernels a
 stored once. Arrays are read one at a time from memory-mapped files, so a model may be larger than memory.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _jaxprs
 from jaxprune.checkpoints import _disk
+from jaxprune.checkpoints.layouts import named_roles
 
 _ONE, _INDEX, _CONFIG, _NOTE = "model.safetensors", "model.safetensors.index.json", "config.json", ".jaxprune.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -95,6 +98,11 @@ class Folder:
                     is_floating = jnp.issubdtype(array.dtype, jnp.floating)
                     out[name] = array.astype(dtype) if dtype is not None and is_floating else array
         return out
+
+    @functools.cached_property
+    def roles(self) -> _jaxprs.Roles:
+        """The roles of the parameters by their names; see `named_roles`. Pass them as `roles=` to `jaxprune.prune`."""
+        return named_roles(self.shapes, unknown=True)
 
     def other_files(self) -> list[Path]:
         """The files other than config and weights, such as the tokenizer's, without hidden files and folders."""
@@ -197,10 +205,23 @@ class FolderWriter:
         return self._file(number).is_file()
 
     def add(self, number: int, params: Mapping[str, jax.Array]) -> None:
-        """Writes a part, and returns when it is on the disk."""
-        arrays = dict(params)
+        """Writes a part, and returns when it is on the disk.
+
+        Raises:
+          FileExistsError: the part exists.
+          OSError: the part cannot be written, for example because the disk is full. Finished parts stay.
+        """
+        arrays, file = dict(params), self._file(number)
         save = lambda part: self._package.save_file(arrays, part, metadata={"format": "pt"})
-        _disk.write_new(self._file(number), save)
+        try:
+            _disk.write_new(file, save)
+        except FileExistsError:
+            raise
+        except (OSError, _disk.optional("safetensors", "writing a folder").SafetensorError) as error:
+            raise OSError(
+                f"{file} cannot be written ({_disk.first_line(error)}); finished parts stay in {self._unfinished}: "
+                "make room and continue (resume=True, --resume)"
+            ) from error
 
     def load(self, number: int) -> dict[str, jax.Array]:
         """Reads a part that is already written."""

@@ -1,6 +1,6 @@
 """Ensembles of pruned networks: members as one vmapped model, uncertainty, free tickets, soups and distillation."""
 
-from jaxprune.ensembles.distillation import distillation_loss, softened
+from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss, softened
 from jaxprune.ensembles.free_tickets import Updates, free_tickets
 from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, stack, take
 from jaxprune.ensembles.predictions import majority, mean_logit, mean_probability, member_logits, predictor
@@ -10,6 +10,7 @@ from jaxprune.ensembles.uncertainty import disagreement, pairwise_disagreement, 
 
 __all__ = [
     "Members",
+    "TopLogits",
     "Updates",
     "disagreement",
     "distillation_loss",
@@ -17,6 +18,7 @@ __all__ = [
     "from_keys",
     "from_stacked",
     "greedy_selection",
+    "hidden_loss",
     "kept_weights",
     "majority",
     "mean_logit",

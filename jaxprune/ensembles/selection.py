@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import assess
+from jaxprune.assess.metrics import log_losses
 from jaxprune.ensembles.uncertainty import check_logits
 
 Array = jax.Array
@@ -58,7 +58,7 @@ def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selec
     if not 1 <= wanted <= members:
         raise ValueError(f"size must be in [1, {members}], the number of members; got {size}")
     flat, every = logits.reshape(members * n, classes), jnp.tile(jnp.asarray(labels), members)
-    assess.log_losses(flat, every)  # checks both
+    log_losses(flat, every)  # checks both
     return _select(logits, jnp.asarray(labels), wanted)
 
 

@@ -1,9 +1,9 @@
 """The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLPs and routed experts, by `config.json`.
 
-Every width is read from the arrays and not from the config: heads from the rows of the projections, experts from the
-names that are there, the MLP's width from its kernels. So a checkpoint whose layers were pruned to different widths is
-computed by the same function. What arrays cannot tell comes from the config: the size of a head, norms' epsilon,
-rotary frequencies, windows, soft caps, how many experts a token takes.
+The decoder reads every width from the arrays and not from the config: heads from the rows of the projections, experts
+from the names of the parameters, the MLP's width from its kernels. The same function therefore computes a checkpoint
+whose layers were pruned to different widths. The config gives what arrays do not show: the size of a head, the norms'
+epsilon, rotary frequencies, windows, soft caps, and how many experts a token takes.
 
 Kernels are [outputs, inputs] as PyTorch stores them. Norms and softmax are computed in float32 and cast back to the
 dtype of the hidden states, as transformers does.
@@ -43,12 +43,12 @@ class Parts(NamedTuple):
 
     Attributes:
       embed: `(params, tokens) -> hidden`: int tokens [batch, time] to hidden states [batch, time, width].
-      block: `(params, hidden, index) -> hidden`: the block of number `index`, a Python int; `params` are those of
-        `block_params(params, index)`, with the prefix `model.layers.{index}.` removed.
+      block: `(params, hidden, index) -> hidden`: the block with the number `index`, a Python int; `params` are the
+        block's parameters, as `block_params(params, index)` returns them.
       head: `(params, hidden) -> logits`: the last norm and the output projection, [batch, time, vocabulary].
-      blocks: how many blocks the config names.
-      alike: `index -> index`: the first block that is computed like this one. What is compiled for `alike(index)`
-        serves this block too, if their arrays have the same shapes.
+      blocks: the number of blocks.
+      alike: `index -> index`: the first block with the same computation. A program compiled for it also serves this
+        block, if their arrays have the same shapes.
       is_local: `index -> bool`: whether the block sees only a sliding window of the text.
     """
 
@@ -63,8 +63,8 @@ class Parts(NamedTuple):
 def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Array]:
     """The function of a Hugging Face decoder.
 
-    Use it to calibrate, prune, slim or evaluate a language model from a folder: the parameters keep their names, so
-    that they can be written back.
+    Use it to calibrate, prune, slim or evaluate a language model from a folder: the parameters keep their names, so you
+    can write them back.
 
     Args:
       config: the content of `config.json`; `model_type` is one of `FAMILIES`.
@@ -72,12 +72,12 @@ def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Arra
     Returns:
       `fn(params, tokens) -> logits`. `params` is a flat dict of arrays by their names in the checkpoint, kernels
       [outputs, inputs], all of one floating dtype; `tokens` are integers [batch, time]; `logits` are
-      [batch, time, vocabulary] in the dtype of the parameters. The function has no cache: each call reads the whole
-      text. Layers are unrolled; for large models compile one block at a time (`parts`).
+      [batch, time, vocabulary] in the dtype of the parameters. The function has no cache: each call computes the whole
+      text. It unrolls the layers; for large models compile one block at a time (`parts`).
 
     Raises:
-      ValueError: an unknown `model_type`, activation or kind of rotary scaling; the message names what is known, and
-        says how to go on with a function of your own.
+      ValueError: an unknown `model_type`, activation or kind of rotary scaling; the message lists the known ones, and
+        says how to use a function of your own.
 
     Example:
       >>> config = {'model_type': 'llama', 'hidden_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 0}
@@ -101,10 +101,10 @@ def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
 
     Args:
       params: all parameters by their names in the checkpoint, arrays or anything else.
-      index: the number of the block.
+      index: the number of the block, from 0.
 
     Returns:
-      A dict by names such as `self_attn.q_proj.weight`.
+      A dict with names such as `self_attn.q_proj.weight`.
 
     Raises:
       ValueError: no parameter belongs to the block.
@@ -123,7 +123,7 @@ def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
 def parts(config: Mapping[str, Any]) -> Parts:
     """The function of `decoder`, as embedding, block and head.
 
-    Use it to prune block by block, where only one block's weights have to be in memory.
+    Use it to work block by block, with only one block's weights in memory.
 
     Args:
       config: the content of `config.json`.
@@ -145,6 +145,10 @@ def parts(config: Mapping[str, Any]) -> Parts:
             f"config.json has model_type {family!r}; decoder knows {', '.join(FAMILIES)}. For another architecture "
             "pass a function of your own, fn(params, tokens) -> logits, to calibrate, prune, slim and reconstruct"
         )
+    needed = ["hidden_size", "num_attention_heads", "num_hidden_layers"]
+    needed += ["num_experts_per_tok"] if family in ("mixtral", "olmoe") or family.endswith("_moe") else []
+    if missing := [key for key in needed if key not in config]:
+        raise ValueError(f"config.json has no {missing[0]}, which a model of the family {family} needs")
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act {activation!r}; decoder knows {', '.join(_ACTIVATIONS)}")
@@ -160,7 +164,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
         return hidden * jnp.asarray(table.shape[1] ** 0.5, table.dtype) if is_gemma else hidden
 
     def block(params: Params, hidden: jax.Array, index: int) -> jax.Array:
-        # Gemma 2 and 3 norm what attention and MLP put out as well; post_attention_layernorm means that norm there.
+        # Gemma 2 and 3 also normalise the outputs of attention and MLP; post_attention_layernorm is that norm there.
         after = "pre_feedforward_layernorm.weight" in params
         out = attend(params, norm(hidden, params["input_layernorm.weight"]), index)
         hidden = hidden + (norm(out, params["post_attention_layernorm.weight"]) if after else out)
@@ -214,7 +218,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
         else:
             found = [_linear(params, f"self_attn.{name}_proj", x) for name in "qkv"]
         for i, name in enumerate(("self_attn.q_norm.weight", "self_attn.k_norm.weight")):
-            # OLMoE norms the whole projection, Qwen 3 and Gemma 3 each head.
+            # OLMoE normalises the whole projection, Qwen 3 and Gemma 3 each head.
             if name in params and params[name].shape[0] == found[i].shape[-1] != size:
                 found[i] = norm(found[i], params[name])
         if clip:
@@ -231,7 +235,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
         wave = local if window and config.get("rope_local_base_freq") else turns
         q, k, v = project(params, x)  # [batch, time, heads, size]
         q, k = rotate(q, wave(time)), rotate(k, wave(time))
-        q = q.reshape(batch, time, k.shape[2], -1, size)  # queries beside the key-value head that they share
+        q = q.reshape(batch, time, k.shape[2], -1, size)  # the queries of each key-value head
         scores = jnp.einsum("btgrd,bsgd->bgrts", q, k).astype(jnp.float32) * scale
         scores = jnp.tanh(scores / cap) * cap if cap else scores
         ago = jnp.arange(time)[:, None] - jnp.arange(time)
@@ -244,7 +248,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
 
 
 def _windowed(config: Mapping[str, Any]) -> Callable[[int], bool]:
-    """Which blocks see only a window of the text."""
+    """Returns which blocks see only a window of the text."""
     family, kinds = config["model_type"], config.get("layer_types")
     if not config.get("sliding_window"):
         return lambda index: False
@@ -262,9 +266,9 @@ def _windowed(config: Mapping[str, Any]) -> Callable[[int], bool]:
 
 
 def _feed_forward(config: Mapping[str, Any], activation: Callable) -> Callable[[Params, jax.Array], jax.Array]:
-    def gated(params: Params, x: jax.Array, prefix: str, gate: str, up: str, down: str) -> jax.Array:
+    def gated(params: Params, x: jax.Array, prefix: str, gate: str, up: str, down: str, weight: Any = 1) -> jax.Array:
         hidden = activation(_linear(params, f"{prefix}.{gate}", x)) * _linear(params, f"{prefix}.{up}", x)
-        return _linear(params, f"{prefix}.{down}", hidden)
+        return _linear(params, f"{prefix}.{down}", hidden * weight)
 
     def routed(params: Params, x: jax.Array, prefix: str, names: tuple[str, str, str]) -> jax.Array:
         pattern = re.compile(re.escape(prefix) + r"\.experts\.(\d+)\.")
@@ -274,11 +278,13 @@ def _feed_forward(config: Mapping[str, Any], activation: Callable) -> Callable[[
         top, chosen = lax.top_k(gates, min(config["num_experts_per_tok"], len(experts)))
         if config.get("norm_topk_prob", config["model_type"] == "mixtral"):
             top = top / top.sum(-1, keepdims=True)
-        # Every expert reads every token; tokens that did not choose it get it with weight zero.
         weight = jnp.zeros_like(gates).at[(*jnp.indices(chosen.shape)[:-1], chosen)].set(top).astype(x.dtype)
         out = jnp.zeros_like(x)
         for place, expert in enumerate(experts):
-            out = out + weight[..., place : place + 1] * gated(params, x, f"{prefix}.experts.{expert}", *names)
+            # An expert reads zeros in place of the tokens that did not choose it, and its hidden neurons carry the
+            # token's weight, so that calibration sums what the expert sees and writes.
+            own = weight[..., place : place + 1]
+            out = out + gated(params, jnp.where(own > 0, x, 0), f"{prefix}.experts.{expert}", *names, own)
         return out
 
     def feed(params: Params, x: jax.Array) -> jax.Array:

@@ -1,57 +1,43 @@
 """Language models from a folder, block by block: `prune_folder` and `perplexity`.
 
-Only one block's weights are in memory at a time. The hidden states that go into a block are kept; the block runs once
-to be calibrated and once more, pruned, to make the hidden states of the next one: two passes, whatever the depth
+Only one block's weights are in memory at a time. The hidden states that enter the block are kept. The block runs once
+to be calibrated, and once more, pruned, to compute the hidden states for the next block: two passes, whatever the depth
 (Frantar and Alistarh 2023, arXiv 2301.00774, section 4).
 """
 
 import hashlib
 import math
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _progress, reconstruction
+from jaxprune import _progress, _tree
 from jaxprune import masks as masks_
+from jaxprune.calibration import Stats
 from jaxprune.checkpoints import Folder, FolderWriter
 from jaxprune.models.decoder import Parts, block_params, parts
+from jaxprune.reconstruction import reconstruct, relative_errors
 from jaxprune.reconstruction.blocks import BlockRunner
 
-_ROUTERS = ("*mlp.gate.weight", "*block_sparse_moe.gate.weight", "*shared_expert_gate.weight")
-
-
-def is_pruned(name: str, leaf: Any) -> bool:
-    """Whether `prune_folder` prunes a parameter by default: the kernels of attention and MLPs in the blocks.
-
-    Args:
-      name: the parameter's name in the checkpoint.
-      leaf: an array or a ShapeDtypeStruct.
-
-    Returns:
-      False for embeddings, heads, norms, biases and the routers of experts.
-
-    Example:
-      >>> kernel = jax.ShapeDtypeStruct((8, 4), jnp.float32)
-      >>> is_pruned('model.layers.0.mlp.up_proj.weight', kernel), is_pruned('lm_head.weight', kernel)
-      (True, False)
-    """
-    is_router = any(fnmatchcase(name, glob) for glob in _ROUTERS)
-    return name.startswith("model.layers.") and len(leaf.shape) == 2 and not is_router
+_HIDDEN_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class BlockResult(NamedTuple):
-    """What became of one block.
+    """The result of pruning one block.
 
     Attributes:
       errors: for each pruned kernel, by its name in the checkpoint, the squared change of its outputs on the
         calibration text over their squared size.
-      sparsity: the fraction of the kernels' entries that is zero.
+      sparsity: the fraction of the pruned kernels' entries that was removed.
       seconds: the wall time.
     """
 
@@ -64,10 +50,10 @@ class Perplexity(NamedTuple):
     """The perplexity of a text, with a 95 % interval over its windows.
 
     Attributes:
-      value: exp of the mean negative log-likelihood of a token, given those before it in its window.
+      value: exp of the mean negative log-likelihood of a token, given the earlier tokens of its window.
       low: the lower end of the interval.
       high: the upper end.
-      tokens: how many tokens were predicted.
+      tokens: the number of predicted tokens.
       seconds: the wall time, compilation included.
     """
 
@@ -86,39 +72,48 @@ def prune_folder(
     *,
     options: Mapping[str, Any] | None = None,
     where: Any = None,
+    hidden_dtype: Any = jnp.float32,
+    hidden_on_disk: bool = False,
     resume: bool = False,
     progress: bool | None = None,
 ) -> list[BlockResult]:
     """Prunes a language model from a Hugging Face folder into a new folder.
 
-    Use it for models that do not fit into memory, or simply because the checkpoint is where the model lies. The kernels
-    of attention and MLPs are pruned; embeddings, heads, norms and the routers of experts are left as they are.
+    Use it for a model on disk, also for one that does not fit into memory. This function prunes the kernels of
+    attention and MLPs. It does not change embeddings, heads, norms, biases and the routers of experts. Of the model's
+    weights, memory holds one block in float32, its Gram matrices, and what the method needs for its largest kernel.
 
     Args:
       source: the folder, or its path; see `decoder` for the families.
-      output: the path of the new folder. A run that was killed has left `OUTPUT.unfinished`.
+      output: the path of the new folder. A killed run leaves `OUTPUT.unfinished`.
       tokens: the calibration text, int [windows, time].
       sparsity: the fraction removed from each kernel, in [0, 1); or a mapping from globs over names such as
-        `model.layers.0.*` to fractions (kernels that match none stay dense); or None for a pattern of n of m.
-      options: further options of `jaxprune.reconstruct`: `method`, `pattern`, `damping`, `block`.
+        `model.layers.0.*` to fractions (a kernel that matches no glob is not pruned); or None for an N:M pattern.
+      options: further options of `jaxprune.reconstruct`: `method`, `pattern`, `criterion`, `allocation`.
       where: which kernels: a glob, a list of globs, or a predicate `(name, leaf) -> bool` over the names in the
-        checkpoint; None for all of attention and MLPs, without routers.
-      resume: whether to go on with an unfinished folder, to the same bits.
+        checkpoint; None (default) selects all kernels of attention and MLPs, without routers.
+      hidden_dtype: the dtype in which the hidden states are kept, float32 (default), bfloat16 or float16; blocks
+        compute in float32.
+      hidden_on_disk: whether to keep the hidden states in a temporary file beside the output, mapped into memory;
+        default False.
+      resume: whether to continue an unfinished folder, to the same bits; default False.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      The result of each block that was pruned in this call.
+      The result of each block that this call pruned.
 
     Raises:
-      FileExistsError: the output exists, or an unfinished one does and `resume` is False.
+      FileExistsError: the output exists, or an unfinished output exists and `resume` is False.
       FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; `reconstruct` cannot do
-        what is asked; a kernel's inputs are not finite. The message names the file or the parameter.
+        what is asked; the calibration text reaches no input of a kernel, such as that of an expert. The message names
+        the file or the parameter.
     """
-    folder = source if isinstance(source, Folder) else Folder(source)
+    folder, cut = opened(source)
     options = dict(options or {})
     tokens = checked_tokens(tokens, folder)
-    cut = parts(folder.config)
-    asked = {"sparsity": sparsity, "where": where, **options}
+    if jnp.dtype(hidden_dtype).name not in _HIDDEN_DTYPES:
+        raise ValueError(f"hidden_dtype must be one of {', '.join(_HIDDEN_DTYPES)}; got {hidden_dtype}")
+    asked = {"sparsity": sparsity, "where": where, "hidden_dtype": jnp.dtype(hidden_dtype).name, **options}
     identity = {
         "source": str(folder.path.absolute()),
         "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
@@ -129,30 +124,28 @@ def prune_folder(
     run = BlockRunners(cut)
     results: list[BlockResult] = []
     with writer, _progress.bar(total=cut.blocks, progress=progress, what="blocks") as bar:
-        outer = folder.load(rest, dtype=jnp.float32)
-        hidden = [cut.embed(outer, row) for row in jnp.asarray(tokens)[:, None]]
-        del outer
+        hidden = Hidden(folder, cut, tokens, hidden_dtype, Path(output).absolute().parent if hidden_on_disk else None)
         for index in range(cut.blocks):
             prefix = f"model.layers.{index}."
-            names = [name for name in folder.shapes if name.startswith(prefix)]
             if writer.has(index):
                 stored = writer.load(index)
             else:
                 began = time.perf_counter()
-                whole = block_params(folder.load(names, dtype=jnp.float32), index)
-                chosen = _predicate(where, prefix)
-                pruned, stats = run.of(index).prune(
-                    whole, hidden, _of_block(sparsity, names, prefix), where=chosen, **options
+                names = [name for name in folder.shapes if name.startswith(prefix)]
+                params = block_params(folder.load(names, dtype=jnp.float32), index)
+                chosen = _predicate(prunable(folder) if where is None else where, prefix)
+                errors, removed = _prune_block(
+                    *(run.of(index), params, hidden, _of_block(sparsity, names, prefix), chosen, options),
+                    *(prefix, folder.shapes),
                 )
-                errors = reconstruction.relative_errors(whole, pruned.params, stats)
-                stored = {prefix + k: v.astype(folder.shapes[prefix + k].dtype) for k, v in pruned.params.items()}
+                stored = {prefix + k: v.astype(folder.shapes[prefix + k].dtype) for k, v in params.items()}
+                del params
                 writer.add(index, stored)
-                removed = float(masks_.sparsity(pruned.params, pruned.masks))
-                errors = {prefix + name: error for name, error in errors.items()}
                 results.append(BlockResult(errors, removed, time.perf_counter() - began))
-            # What is stored goes on, rounded to the dtype of the folder, so that a resumed run has the same bits.
-            params = block_params({name: x.astype(jnp.float32) for name, x in stored.items()}, index)
-            hidden = run.of(index).forward(params, hidden)
+            # The next block is calibrated on what is stored, rounded to the dtype of the folder, so that a resumed run
+            # has the same bits.
+            hidden.advance(run.of(index), block_params({k: x.astype(jnp.float32) for k, x in stored.items()}, index))
+            del stored
             bar.update()
         if not writer.has(cut.blocks):
             writer.add(cut.blocks, folder.load(rest))
@@ -160,15 +153,61 @@ def prune_folder(
     return results
 
 
+def _prune_block(
+    run: BlockRunner,
+    params: dict[str, jax.Array],
+    hidden: Iterable[jax.Array],
+    sparsity: Any,
+    where: Callable[[str, Any], bool],
+    options: Mapping[str, Any],
+    prefix: str,
+    dtypes: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[dict[str, float], float]:
+    """Prunes the kernels in `params` in place; returns the error of each, by its whole name, and the sparsity.
+
+    Kernels are pruned one by one, cast to the dtype of the folder, and their Gram matrices freed, unless an allocation
+    compares them.
+    """
+    stats = run.calibrate(params, hidden, where)  # Gram matrices whatever the method, because the errors need them
+    names = [name for name, leaf in params.items() if where(name, leaf) and _tree.is_floating(leaf)]
+    names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix when the others are gone
+    if options.get("method") != "magnitude":
+        _check_seen(stats, prefix)
+    errors: dict[str, float] = {}
+    removed = total = 0.0
+    for group in [names] if "allocation" in options else [[name] for name in names]:
+        own = replace(stats, inputs={k: x for k, x in stats.inputs.items() if "/".join(k) in group})
+        among = lambda name, leaf, group=group: name in group
+        pruned = reconstruct(params, own, sparsity, where=among, **options)
+        errors |= {prefix + name: error for name, error in relative_errors(params, pruned.params, own).items()}
+        for name in group:
+            removed += float(masks_.sparsity(params[name], pruned.masks[name])) * params[name].size
+            total += params[name].size
+            params[name] = pruned.params[name].astype(dtypes[prefix + name].dtype)
+            stats.inputs.pop((name,), None)
+        del own, pruned
+    return errors, removed / max(total, 1)
+
+
+def _check_seen(stats: Stats, prefix: str) -> None:
+    unseen = sorted(prefix + "/".join(name) for name, inputs in stats.inputs.items() if not inputs.square.any())
+    if unseen:
+        more = f" and of {len(unseen) - 1} more" if len(unseen) > 1 else ""
+        raise ValueError(
+            f"the calibration text never reaches the inputs of {unseen[0]}{more}: calibrate on more text, leave the "
+            'kernel out by where, or pass method="magnitude", which needs no text'
+        )
+
+
 def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: bool | None = None) -> Perplexity:
     """The perplexity of a language model in a Hugging Face folder on a text.
 
-    The model is read and run block by block in float32, so that it may be larger than memory.
+    This function reads and runs the model block by block in float32, so the model may be larger than memory.
 
     Args:
       source: the folder, or its path.
       tokens: the text, int [windows, time], at least two windows of at least two tokens.
-      batch: how many windows are run at a time.
+      batch: the number of windows that run together; default 4.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
@@ -178,25 +217,32 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
     Raises:
       FileNotFoundError, ValueError: the folder is not a complete checkpoint of a known family; the text is too short.
     """
-    folder = source if isinstance(source, Folder) else Folder(source)
+    folder, cut = opened(source)
     tokens = checked_tokens(tokens, folder)
     if tokens.shape[0] < 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be at least two windows of two tokens, got {tokens.shape}; pass a longer text")
-    began, cut = time.perf_counter(), parts(folder.config)
-    run = BlockRunners(cut)
+    began, run = time.perf_counter(), BlockRunners(cut)
     outer = folder.load([name for name in folder.shapes if not name.startswith("model.layers.")], dtype=jnp.float32)
     rows = [jnp.asarray(tokens[i : i + batch]) for i in range(0, len(tokens), batch)]
     hidden = [cut.embed(outer, row[:, :-1]) for row in rows]
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
-        prefix = f"model.layers.{index}."
-        names = [name for name in folder.shapes if name.startswith(prefix)]
+        names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
         params = block_params(folder.load(names, dtype=jnp.float32), index)
-        hidden = run.of(index).forward(params, hidden)
+        for place, x in enumerate(run.of(index).forward(params, hidden)):
+            hidden[place] = x
     losses = np.concatenate([np.asarray(_losses(cut, outer, x, row)) for x, row in zip(hidden, rows, strict=True)])
     mean, error = losses.mean(), losses.std(ddof=1) / math.sqrt(len(losses))
     low, high = (math.exp(mean + side * 1.96 * error) for side in (-1, 1))
     count = tokens.shape[0] * (tokens.shape[1] - 1)
     return Perplexity(math.exp(mean), low, high, count, time.perf_counter() - began)
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(cut: Parts, outer: Any, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The mean negative log-likelihood of each window."""
+    logits = cut.head(outer, hidden)
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
+    return (jax.nn.logsumexp(logits, -1) - picked).mean(-1)
 
 
 class BlockRunners:
@@ -210,21 +256,102 @@ class BlockRunners:
         """The runner of the block of this number."""
         alike = self._cut.alike(index)
         if alike not in self._runners:
-            block = lambda params, hidden: self._cut.block(params, hidden, alike)
-            self._runners[alike] = BlockRunner(block, collect="gram")  # whatever the method: the errors need them
+            self._runners[alike] = BlockRunner(lambda params, hidden: self._cut.block(params, hidden, alike))
         return self._runners[alike]
 
 
-@partial(jax.jit, static_argnums=0)
-def _losses(cut: Parts, outer: Any, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The mean negative log-likelihood of each window."""
-    logits = cut.head(outer, hidden)
-    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
-    return (jax.nn.logsumexp(logits, -1) - picked).mean(-1)
+class Hidden:
+    """The hidden states of all windows, which blocks read in float32, one window at a time.
+
+    Args:
+      folder: the folder, for the embedding.
+      cut: its function.
+      tokens: int [windows, time].
+      dtype: the dtype in which hidden states are kept.
+      folder_of_file: where a temporary file with the hidden states is made; None (default) keeps them in memory.
+    """
+
+    def __init__(
+        self, folder: Folder, cut: Parts, tokens: np.ndarray, dtype: Any = jnp.float32, folder_of_file: Any = None
+    ) -> None:
+        name = "model.embed_tokens.weight"
+        width, self._dtype = folder.shapes[name].shape[1], jnp.dtype(dtype)
+        # Only the rows of the text's own words become float32: the whole table can be larger than a block.
+        words, places = np.unique(tokens, return_inverse=True)
+        outer = {name: folder.load([name])[name][words].astype(jnp.float32)}
+        self._rows: Any = [None] * len(tokens)
+        if folder_of_file is not None:
+            with tempfile.TemporaryFile(dir=folder_of_file) as file:  # without a name, so a killed run leaves nothing
+                self._rows = np.memmap(file, self._dtype, "w+", shape=(len(tokens), 1, tokens.shape[1], width))
+        for place, row in enumerate(jnp.asarray(places.reshape(tokens.shape))[:, None]):
+            self._keep(place, cut.embed(outer, row))
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        return (jnp.asarray(row, jnp.float32) for row in self._rows)
+
+    def advance(self, run: BlockRunner, params: Mapping[str, jax.Array]) -> None:
+        """Replaces each window's hidden states with those after a block."""
+        for place, x in enumerate(run.forward(params, self)):
+            self._keep(place, x)
+
+    def _keep(self, place: int, x: jax.Array) -> None:
+        self._rows[place] = (
+            np.asarray(x.astype(self._dtype)) if isinstance(self._rows, np.memmap) else x.astype(self._dtype)
+        )
+
+
+def opened(source: Any) -> tuple[Folder, Parts]:
+    """Opens a folder, and checks from shapes alone that its parameters are those of its config.
+
+    Raises:
+      FileNotFoundError, ValueError: the folder is not a complete checkpoint of a known family; a parameter is missing
+        or does not fit. The message names it.
+    """
+    folder = source if isinstance(source, Folder) else Folder(source)
+    cut = parts(folder.config)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in folder.shapes.items()}
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    hidden = _shape_of(folder, "", cut.embed, shapes, tokens)
+    known = set()
+    for index in range(cut.blocks):
+        own = block_params(shapes, index)
+        key = (cut.alike(index), tuple((name, x.shape) for name, x in own.items()))
+        if key not in known:
+            block = lambda params, hidden, index=index: cut.block(params, hidden, index)
+            after = _shape_of(folder, f"model.layers.{index}.", block, own, hidden)
+            if after.shape != hidden.shape:
+                raise ValueError(f"{folder.path}: block {index} changes the width of the hidden states")
+            known.add(key)
+    _ = _shape_of(folder, "", cut.head, shapes, hidden)
+    return folder, cut
+
+
+def _shape_of(folder: Folder, prefix: str, fn: Callable[..., Any], params: Mapping[str, Any], x: Any) -> Any:
+    try:
+        return jax.eval_shape(fn, params, x)
+    except KeyError as error:
+        raise ValueError(
+            f"{folder.path} has no parameter {prefix}{error.args[0]}, which its config.json asks for; download the "
+            "folder again"
+        ) from error
+    except (TypeError, ValueError) as error:
+        where = f"the parameters {prefix}*" if prefix else "its embedding, last norm or head"
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(f"{folder.path}: {where} do not fit config.json ({lines[0]})") from error
+
+
+def prunable(folder: Folder) -> Callable[[str, Any], bool]:
+    """Whether `prune_folder` prunes a parameter by default: the kernels of attention and MLPs, by their names."""
+    kernels = {leaf.name for leaf in folder.roles if leaf.uses == ("multiplied",)}
+    return lambda name, leaf: name in kernels and name.startswith("model.layers.")
 
 
 def checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
-    """The tokens as int32 [windows, time]; an error where they are not, or do not belong to the folder's vocabulary."""
+    """Returns the tokens as int32 [windows, time].
+
+    Raises:
+      ValueError: tokens are not integers [windows, time], or are not in the folder's vocabulary.
+    """
     tokens = np.ascontiguousarray(tokens)
     vocabulary = folder.shapes["model.embed_tokens.weight"].shape[0]
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
@@ -240,7 +367,7 @@ def checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
 
 
 def _of_block(sparsity: Any, names: Sequence[str], prefix: str) -> Any:
-    """The sparsity of a block's leaves: mappings are over names in the checkpoint."""
+    """The sparsity of a block's leaves; a mapping is over names in the checkpoint."""
     if not isinstance(sparsity, Mapping):
         return sparsity
     return {
@@ -251,8 +378,7 @@ def _of_block(sparsity: Any, names: Sequence[str], prefix: str) -> Any:
 
 def _predicate(where: Any, prefix: str) -> Callable[[str, Any], bool]:
     """Which leaves of a block are pruned, for names without the block's prefix."""
-    if where is None or callable(where):
-        whole = where or is_pruned
-        return lambda name, leaf: bool(whole(prefix + name, leaf))
+    if callable(where):
+        return lambda name, leaf: bool(where(prefix + name, leaf))
     globs = [where] if isinstance(where, str) else list(where)
     return lambda name, leaf: len(leaf.shape) == 2 and any(fnmatchcase(prefix + name, glob) for glob in globs)

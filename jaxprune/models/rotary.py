@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021, arXiv 2104.09864) and the ways in which they are scaled to longer texts."""
+"""Rotary positions (Su et al. 2021, arXiv 2104.09864): `rotate`, and `frequencies` with scaling to longer texts."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,18 +12,18 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 class Wave(NamedTuple):
-    """The angles of a text: cosines and sines, float32 [time, turned / 2], which may be scaled."""
+    """The cosines and sines of a text's angles, float32 [time, turned / 2], times an amplitude."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 def rotate(x: jax.Array, wave: Wave) -> jax.Array:
-    """Turns each head's vectors by their position, the first half of the turned part against its second half.
+    """Rotates each head's vectors by their position, pairing the first half of the rotated part with the second half.
 
     Args:
       x: [batch, time, heads, size].
-      wave: of the same time; where it turns fewer than `size` entries the others stay.
+      wave: the cosines and sines of the positions. If they cover fewer than `size` entries, the other entries stay.
 
     Returns:
       An array in the shape and dtype of `x`.
@@ -35,14 +35,14 @@ def rotate(x: jax.Array, wave: Wave) -> jax.Array:
 
 
 def frequencies(config: Mapping[str, Any], size: int) -> Callable[[int], Wave]:
-    """The rotary waves of a config.
+    """Returns the rotary waves of a config.
 
     Args:
-      config: with `rope_theta`, `rope_scaling`, `partial_rotary_factor`, `max_position_embeddings`.
+      config: a config with `rope_theta`, `rope_scaling`, `partial_rotary_factor`, `max_position_embeddings`.
       size: the size of a head.
 
     Returns:
-      `time -> Wave`, for the Python int of positions 0 to time - 1.
+      A function `time -> Wave` for the positions 0 to time - 1, with a Python int `time`.
 
     Raises:
       ValueError: an unknown kind of scaling.
@@ -74,7 +74,7 @@ def _scaled(
     config: Mapping[str, Any],
     time: int,
 ) -> tuple[np.ndarray, np.float32]:
-    """The angle for each position, float64 [turned / 2], and what cosines and sines are multiplied by."""
+    """Returns the angle per position, float64 [turned / 2], and the amplitude of the cosines and sines."""
     factor, one = float(scaling.get("factor") or 1.0), np.float32(1.0)
     if kind == "linear":
         return plain / factor, one
@@ -99,7 +99,7 @@ def _scaled(
 
 
 def _llama3(plain: np.ndarray, factor: float, scaling: Mapping[str, Any]) -> np.ndarray:
-    """Slow waves are slowed by `factor`, fast ones stay, those between are mixed (Llama 3.1)."""
+    """Divides the frequency of slow waves by `factor`, keeps fast waves, and interpolates between them (Llama 3.1)."""
     trained = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = trained * plain / (2 * np.pi)  # how often each wave turns over the trained length

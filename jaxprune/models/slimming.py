@@ -1,9 +1,10 @@
-"""Smaller language models from a folder: `slim_folder` removes MLP neurons, key-value heads and whole blocks.
+"""Smaller language models from a folder: `slim_folder` removes neurons, heads, experts, channels and blocks.
 
-The result is the ordinary smaller architecture: `config.json` says the new widths and depth, and the program that the
+The result is the ordinary smaller architecture: `config.json` has the new widths and depth, and the program that the
 folder came from loads it. The dense model runs once over the calibration text, block by block.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,14 @@ import numpy as np
 
 from jaxprune import _progress
 from jaxprune.checkpoints import Folder, FolderWriter
-from jaxprune.models.decoder import block_params, parts
-from jaxprune.models.pruning import BlockRunners, checked_tokens
+from jaxprune.models.decoder import Parts, block_params
+from jaxprune.models.pruning import BlockRunners, Hidden, checked_tokens, opened
+
+_DOWN = re.compile(r"(.*)\.(?:down_proj|w2)\.weight")
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+# How configs call the numbers of neurons and of experts.
+_WIDTHS = {"mlp.shared_expert": "shared_expert_intermediate_size", "mlp": "intermediate_size"}
+_EXPERTS = ("num_local_experts", "num_experts")
 
 
 class SlimResult(NamedTuple):
@@ -32,11 +39,28 @@ class SlimResult(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """Of one block: the energy that each neuron and each key-value head writes, and the block's influence."""
+    """Scores of one block's units.
 
-    neurons: np.ndarray
+    Attributes:
+      neurons: for each MLP (`mlp`, `mlp.experts.3`) the energy that each neuron writes.
+      heads: the energy that each key-value head writes, with its queries.
+      channels: the energy of each channel of the hidden states after the block's norms.
+      influence: the block's influence.
+    """
+
+    neurons: dict[str, np.ndarray]
     heads: np.ndarray
+    channels: np.ndarray
     influence: float
+
+
+class _Kept(NamedTuple):
+    """Which units of one block stay: channels, key-value heads, the neurons of each MLP, experts."""
+
+    channels: np.ndarray
+    heads: np.ndarray
+    neurons: dict[str, np.ndarray]
+    experts: np.ndarray
 
 
 def slim_folder(
@@ -46,99 +70,145 @@ def slim_folder(
     *,
     mlp: float = 1.0,
     kv_heads: int | None = None,
+    width: float = 1.0,
+    experts: float = 1.0,
     drop_blocks: int | Sequence[int] = 0,
     progress: bool | None = None,
 ) -> SlimResult:
     r"""Makes a language model in a Hugging Face folder narrower and shallower, and writes it into a new folder.
 
-    Use it where the model has to be smaller and faster everywhere, and train it on afterwards (`jaxprune.ensembles` has
-    a distillation loss): removal without training costs far more than masks of the same size.
+    Use it if the model must be smaller and faster everywhere, and continue its training (`jaxprune.ensembles` has a
+    distillation loss): removal without training costs far more than masks of the same size.
 
-    Neurons of an MLP and key-value heads (each with the queries that share it) are ranked in each block by the energy
-    that they write into the hidden states, $\sum_j \lVert a_j \rVert^2 \lVert w_j \rVert^2$ over their inputs j of the
-    output projection: activations a over the calibration text, columns w of the kernel. Blocks are ranked by the
-    influence of Men et al. 2024 (ShortGPT, arXiv 2403.03853, eq. 1), $1 - E[\cos(x_{in}, x_{out})]$; those of least
-    influence go. All blocks keep equally many units, as the config has one number for all; which ones differs by block.
+    Activations on the calibration text rank the units, as in Muralidharan et al. 2024 (Minitron, arXiv 2407.14679,
+    section 2.2). Neurons of an MLP, key-value heads (each with its queries) and experts are ranked in each block by the
+    energy that they write into the hidden states, $\sum_j \lVert a_j \rVert^2 \lVert w_j \rVert^2$ over their inputs j
+    of the output projection: activations a, columns w of the kernel. For an expert, a sums over the tokens that choose
+    it, times their router weights. Channels of the hidden states are ranked by the sum over all blocks of the squares
+    of what the block's norms return. Blocks are ranked by the influence of Men et al. 2024 (ShortGPT, arXiv 2403.03853,
+    eq. 1), $1 - E[\cos(x_{in}, x_{out})]$. All blocks keep the same number of units, because the config has one number
+    for all; each block chooses its own units, except for channels.
 
     Args:
       source: the folder, or its path.
       output: the path of the new folder.
       tokens: the calibration text, int [windows, time].
-      mlp: the fraction of each MLP's neurons that stays, in (0, 1]: floor(mlp n + 1/2) of n, at least one.
-      kv_heads: how many key-value heads of each block stay, 1 or more; None for all.
-      drop_blocks: how many blocks go, those of least influence; or their numbers.
+      mlp: the fraction of each MLP's neurons to keep, in (0, 1]: floor(mlp n + 1/2) of n, at least one; default 1.
+        The MLPs of experts are narrowed too.
+      kv_heads: the number of key-value heads to keep in each block, 1 or more; None (default) for all.
+      width: the fraction of the hidden states' channels to keep, in (0, 1]; default 1. Norms then average over fewer
+        channels, so that this changes the model most.
+      experts: the fraction of each block's experts to keep, in (0, 1]; default 1.
+      drop_blocks: the number of blocks to remove, those with the least influence; or the blocks' numbers; default 0.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      What was removed. Of equal scores the unit of lowest index stays.
+      What was removed. Of units with equal scores the lowest index stays.
 
     Raises:
       FileExistsError: the output exists.
-      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family, or has routed experts; a
-        number is out of its range. The message names it.
+      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; a number is out of its
+        range, or asks for units that the model does not have. The message names it.
     """
-    folder = source if isinstance(source, Folder) else Folder(source)
-    tokens = checked_tokens(tokens, folder)
-    cut, config = parts(folder.config), folder.config
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    _check(folder, mlp, kv_heads, drop_blocks, heads, cut.blocks)
-    scores = _scores(folder, tokens, progress)
+    folder, cut = opened(source)
+    tokens, config = checked_tokens(tokens, folder), folder.config
+    counts = _counts(folder, cut, mlp, kv_heads, width, experts, drop_blocks)
+    scores = _scores(folder, cut, tokens, progress)
     influence = np.array([score.influence for score in scores])
     if isinstance(drop_blocks, int):
         gone = sorted(int(i) for i in np.argsort(influence, kind="stable")[:drop_blocks])
     else:
         gone = sorted(set(drop_blocks))
     stay = [index for index in range(cut.blocks) if index not in gone]
-    new = _new_config(config, stay, mlp, kv_heads)
+    new = {**_numbered(config, cut, stay), **counts}
+    channels = _largest(np.sum([score.channels for score in scores], 0), new["hidden_size"])
     rest = [name for name in folder.shapes if not name.startswith("model.layers.")]
     with FolderWriter(output, new, parts=len(stay) + 1) as writer:
         for place, index in enumerate(stay):
             names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
-            own = block_params(folder.load(names), index)
-            small = _narrowed(own, scores[index], config, new)
+            kept = _kept(scores[index], channels, new, folder)
+            small = _narrowed(block_params(folder.load(names), index), kept, config, new)
             writer.add(place, {f"model.layers.{place}.{name}": x for name, x in small.items()})
-        writer.add(len(stay), folder.load(rest))
+        # The embedding and the head are [vocabulary, channels], the last norm is [channels].
+        writer.add(len(stay), {name: x[..., channels] for name, x in folder.load(rest).items()})
         writer.carry_over(folder)
     return SlimResult(tuple(gone), influence, new)
 
 
-def _check(folder: Folder, mlp: float, kv_heads: Any, drop_blocks: Any, heads: int, blocks: int) -> None:
-    if not 0 < mlp <= 1:
-        raise ValueError(f"mlp is the fraction of neurons that stays and must be in (0, 1], got {mlp}")
-    if kv_heads is not None and not 1 <= kv_heads <= heads:
-        raise ValueError(f"kv_heads must be from 1 to {heads}, the key-value heads of {folder.path}; got {kv_heads}")
+def _counts(
+    folder: Folder, cut: Parts, mlp: float, kv_heads: int | None, width: float, experts: float, drop_blocks: Any
+) -> dict[str, Any]:
+    """The entries of the new config that are numbers of units; an error if one is out of its range."""
+    config = folder.config
+    heads = config["num_attention_heads"]
+    shared = config.get("num_key_value_heads") or heads
+    for name, value in (("mlp", mlp), ("width", width), ("experts", experts)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is the fraction to keep and must be in (0, 1], got {value}")
+    if kv_heads is not None and not 1 <= kv_heads <= shared:
+        raise ValueError(f"kv_heads must be from 1 to {shared}, the key-value heads of {folder.path}; got {kv_heads}")
     count = drop_blocks if isinstance(drop_blocks, int) else len(set(drop_blocks))
-    wrong = [] if isinstance(drop_blocks, int) else [i for i in drop_blocks if not 0 <= i < blocks]
-    if not 0 <= count < blocks or wrong:
-        raise ValueError(f"drop_blocks must leave one of the blocks 0 to {blocks - 1}, got {drop_blocks!r}")
-    if kv_heads not in (None, heads) and folder.config["model_type"] == "phi3" and folder.config.get("rope_scaling"):
+    wrong = [] if isinstance(drop_blocks, int) else [i for i in drop_blocks if not 0 <= i < cut.blocks]
+    if not 0 <= count < cut.blocks or wrong:
+        raise ValueError(f"drop_blocks must leave one of the blocks 0 to {cut.blocks - 1}, got {drop_blocks!r}")
+    if kv_heads not in (None, shared) and config["model_type"] == "phi3" and config.get("rope_scaling"):
         raise ValueError(
             f"{folder.path} is a Phi-3 with rope_scaling, whose heads cannot be removed: transformers derives the "
             "length of the scaling factors from the number of heads; leave kv_heads out"
         )
-    if any(".experts." in name for name in folder.shapes):
-        raise ValueError(f"{folder.path} has routed experts, which slim_folder does not remove; use prune_folder")
+    key = next((key for key in _EXPERTS if key in config), None)
+    if experts < 1 and key is None:
+        raise ValueError(f"{folder.path} has no routed experts; leave experts out")
+    if kv_heads not in (None, shared) and config["model_type"] == "olmoe":
+        raise ValueError(
+            f"{folder.path} is an OLMoE, whose heads cannot be removed: it normalises queries and keys over all heads "
+            "together; leave kv_heads out"
+        )
+    part = lambda fraction, n: max(1, int(np.floor(fraction * n + 0.5)))
+    kept = shared if kv_heads is None else kv_heads
+    new = {
+        "num_attention_heads": heads // shared * kept,
+        "num_key_value_heads": kept,
+        # The default, width over heads, is no longer the size of a head.
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "hidden_size": part(width, config["hidden_size"]),
+    }
+    sizes = (*_WIDTHS.values(), "moe_intermediate_size")
+    new |= {size: part(mlp, config[size]) for size in sizes if config.get(size)}
+    if key is not None:
+        new[key] = part(experts, config[key])
+        new["num_experts_per_tok"] = min(config["num_experts_per_tok"], new[key])
+    return new
 
 
-def _scores(folder: Folder, tokens: np.ndarray, progress: bool | None) -> list[_Scores]:
-    cut = parts(folder.config)
-    outer = folder.load(["model.embed_tokens.weight"], dtype=jnp.float32)
-    hidden = [cut.embed(outer, row) for row in jnp.asarray(tokens)[:, None]]
-    runners, found = BlockRunners(cut), []
+def _scores(folder: Folder, cut: Parts, tokens: np.ndarray, progress: bool | None) -> list[_Scores]:
+    hidden, runners, found = Hidden(folder, cut, tokens), BlockRunners(cut), []
     heads = folder.config.get("num_key_value_heads") or folder.config["num_attention_heads"]
-    outputs = ["mlp.down_proj.weight", "self_attn.o_proj.weight"]
+    output = "self_attn.o_proj.weight"
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
         names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
         params, run = block_params(folder.load(names, dtype=jnp.float32), index), runners.of(index)
-        stats = run.calibrate(params, hidden, lambda name, leaf: name in outputs, "square")
-        energy = [
-            np.asarray(stats[name].square[0] * (params[name] ** 2).sum(0), np.float64)  # kernels are [outputs, inputs]
-            for name in outputs
-        ]
-        after = run.forward(params, hidden)
-        cosine = np.mean([float(_cosine(x, y)) for x, y in zip(hidden, after, strict=True)])
-        found.append(_Scores(energy[0], energy[1].reshape(heads, -1).sum(1), 1 - float(cosine)))
-        hidden = after
+        # One kernel that reads what each of the two norms returns: the whole input of attention, and of the MLP.
+        first = next(name for name in ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight") if name in params)
+        routers = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "mlp.gate_up_proj.weight", "mlp.gate_proj.weight")
+        second = next(name for name in routers if name in params)
+        down = {own[1]: name for name in params if (own := _DOWN.fullmatch(name))}
+        wanted = {first, second, output, *down.values()}
+        stats = run.calibrate(params, hidden, lambda name, leaf, wanted=wanted: name in wanted, "square")
+        square = lambda name, stats=stats: np.asarray(stats[name].square[0], np.float64)
+        # Kernels are [outputs, inputs].
+        energy = lambda name, params=params, square=square: square(name) * np.asarray((params[name] ** 2).sum(0))
+        before = list(hidden)
+        hidden.advance(run, params)
+        cosine = np.mean([float(_cosine(x, y)) for x, y in zip(before, hidden, strict=True)])
+        found.append(
+            _Scores(
+                {module: energy(name) for module, name in down.items()},
+                energy(output).reshape(heads, -1).sum(1),
+                square(first) + square(second),
+                1 - float(cosine),
+            )
+        )
     return found
 
 
@@ -148,56 +218,80 @@ def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     return ((x * y).sum(-1) / jnp.where(norms > 0, norms, 1.0)).mean()
 
 
-def _new_config(config: Mapping[str, Any], stay: list[int], mlp: float, kv_heads: int | None) -> dict[str, Any]:
-    heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
-    kept = shared if kv_heads is None else kv_heads
-    new = {
-        **config,
-        "num_hidden_layers": len(stay),
-        "intermediate_size": max(1, int(np.floor(mlp * config["intermediate_size"] + 0.5))),
-        "num_attention_heads": heads // shared * kept,
-        "num_key_value_heads": kept,
-        # The default, width over heads, is no longer the size of a head.
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-    }
-    cut = parts(config)
-    if config.get("sliding_window") or config.get(
-        "layer_types"
-    ):  # by number, which removal changes; so it is said for each block
-        local = cut.is_local
-        new["layer_types"] = ["sliding_attention" if local(index) else "full_attention" for index in stay]
+def _numbered(config: Mapping[str, Any], cut: Parts, stay: list[int]) -> dict[str, Any]:
+    """The config of the blocks that stay, where it speaks of blocks by number."""
+    new = {**config, "num_hidden_layers": len(stay)}
+    if config.get("sliding_window") or config.get("layer_types"):
+        new["layer_types"] = ["sliding_attention" if cut.is_local(index) else "full_attention" for index in stay]
+    if "mlp_only_layers" in config or config.get("decoder_sparse_step", 1) != 1:
+        step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+        is_dense = lambda index: index in dense or (index + 1) % step
+        new |= {
+            "mlp_only_layers": [place for place, index in enumerate(stay) if is_dense(index)],
+            "decoder_sparse_step": 1,
+        }
     return new
 
 
+def _kept(scores: _Scores, channels: np.ndarray, new: Mapping[str, Any], folder: Folder) -> _Kept:
+    old, key = folder.config, next((key for key in _EXPERTS if key in new), "")
+    inside = {module: energy for module, energy in scores.neurons.items() if ".experts." in module}
+    number = lambda module: int(module.rpartition(".")[2])
+    of_experts = np.array([inside[module].sum() for module in sorted(inside, key=number)])
+    neurons = {}
+    for module, energy in scores.neurons.items():
+        # The first size of the config that this MLP has; the widths of experts have a name of their own in some.
+        sizes = ("moe_intermediate_size", "intermediate_size") if module in inside else (_WIDTHS[module],)
+        size = next(size for size in sizes if old.get(size))
+        neurons[module] = _largest(energy, new[size])
+    kept = _largest(of_experts, new[key]) if inside else np.arange(0)
+    return _Kept(channels, _largest(scores.heads, new["num_key_value_heads"]), neurons, kept)
+
+
 def _narrowed(
-    params: Mapping[str, jax.Array], scores: _Scores, config: Mapping[str, Any], new: Mapping[str, Any]
+    params: Mapping[str, jax.Array], kept: _Kept, config: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """The parameters of a block with fewer neurons and heads."""
+    """The parameters of a block with fewer channels, heads, neurons and experts."""
     size, heads = new["head_dim"], config["num_attention_heads"]
     shared = config.get("num_key_value_heads") or heads
-    neurons = _largest(scores.neurons, new["intermediate_size"])
-    kept = _largest(scores.heads, new["num_key_value_heads"])
-    keys = (kept[:, None] * size + np.arange(size)).ravel()
+    keys = (kept.heads[:, None] * size + np.arange(size)).ravel()
     width = heads // shared * size  # of the queries that share one key-value head, which are neighbours
-    queries = (kept[:, None] * width + np.arange(width)).ravel()
+    queries = (kept.heads[:, None] * width + np.arange(width)).ravel()
     first, second = heads * size, (heads + shared) * size
     rows = {
         "self_attn.q_proj": queries,
         "self_attn.k_proj": keys,
         "self_attn.v_proj": keys,
         "self_attn.qkv_proj": np.concatenate([queries, first + keys, second + keys]),
-        "mlp.gate_proj": neurons,
-        "mlp.up_proj": neurons,
-        "mlp.gate_up_proj": np.concatenate([neurons, config["intermediate_size"] + neurons]),
+        "self_attn.o_proj": kept.channels,
+        "mlp.gate": kept.experts,
+        "block_sparse_moe.gate": kept.experts,
     }
-    columns = {"self_attn.o_proj.weight": queries, "mlp.down_proj.weight": neurons}
+    columns = {"self_attn.o_proj": queries}
+    for module, neurons in kept.neurons.items():
+        rows |= {f"{module}.{name}": neurons for name in ("gate_proj", "up_proj", "w1", "w3")}
+        rows |= {f"{module}.{name}": kept.channels for name in ("down_proj", "w2")}
+        columns |= {f"{module}.{name}": neurons for name in ("down_proj", "w2")}
+        both = np.concatenate([neurons, config["intermediate_size"] + neurons]) if module == "mlp" else neurons
+        rows[f"{module}.gate_up_proj"] = both
+    every = slice(None)
+
+    def part(module: str, x: jax.Array) -> jax.Array:
+        if x.ndim == 1:
+            return x[kept.channels if module in _NORMS else rows.get(module, every)]
+        # Kernels are [outputs, inputs]; those that `columns` does not name read the hidden states.
+        return x[rows.get(module, every)][:, columns.get(module, kept.channels)]
+
+    places = {f".experts.{expert}.": f".experts.{place}." for place, expert in enumerate(kept.experts)}
     out = {}
     for name, x in params.items():
-        module = name.rpartition(".")[0]
-        out[name] = x[rows[module]] if module in rows else x[:, columns[name]] if name in columns else x
+        own = re.search(r"\.experts\.\d+\.", name)
+        if own is None or own[0] in places:
+            renamed = name if own is None else name.replace(own[0], places[own[0]])
+            out[renamed] = part(name.rpartition(".")[0], x)
     return out
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """The numbers of the largest scores, ascending; of equal ones the lowest."""
+    """The indices of the largest scores, ascending; of equal scores the lowest indices."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])

@@ -1,5 +1,7 @@
 r"""`alps`: finds the mask by the alternating direction method of multipliers (ADMM), the weights by least squares.
 
+`affordable` uses it where its cost is within a budget, and SparseGPT elsewhere.
+
 Meng, Behdin, Wang and Mazumder 2024 (arXiv 2406.07831) minimise $\|X W - X W_0\|^2$ over matrices $W$ with a given
 number of entries (or n of m in each output). They split the problem: $W$ minimises the error, a copy $D$ has the zeros,
 and multipliers $V$ with a penalty $\rho$ pull $W$ and $D$ together:
@@ -20,6 +22,7 @@ from jax import lax
 
 from jaxprune.reconstruction import gram, removal
 from jaxprune.reconstruction.least_squares import least_squares
+from jaxprune.reconstruction.sparsegpt import sparsegpt
 
 _ROUND = 3  # steps between two comparisons of the mask
 _FIRST_PENALTY = 0.1
@@ -65,6 +68,42 @@ def alps(
         raise ValueError(f"steps must be at least 1, got {steps}")
     mask = _mask(weight, gram_matrix, target, damping, steps)
     return least_squares(weight, gram_matrix, removal.Given(mask), damping=damping)
+
+
+def affordable(
+    weight: jax.Array, gram_matrix: jax.Array, target: removal.Target, *, operations: float = 1e12
+) -> tuple[jax.Array, jax.Array]:
+    r"""Prunes one weight matrix by ALPS if its size allows it, and by SparseGPT otherwise.
+
+    ALPS takes at most 300 steps of $\text{inputs}^2 \cdot \text{outputs}$ multiplications each. If these are at most
+    `operations`, ALPS is used. A budget of s seconds for each matrix on a machine with f multiplications a second is
+    `operations = s * f`. The choice depends on shapes alone, so that a network is always pruned alike. Exact OBS is not
+    chosen: it takes inputs^3 multiplications for each output, in small steps, and is seldom better than ALPS.
+
+    Args:
+      weight: float[inputs, outputs].
+      gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
+      target: what to remove: `Entries`, `Grouped` or `Given`.
+      operations: the largest number of multiplications; static; default 1e12: ALPS up to 1,493 inputs and outputs, for
+        about half a minute on two CPU cores.
+
+    Returns:
+      `(weights, mask)`, as the chosen method returns them.
+
+    Raises:
+      ValueError: `operations` is not positive, or an error of the chosen method.
+
+    Example:
+      >>> w, x = jax.random.normal(jax.random.key(0), (6, 2)), jax.random.normal(jax.random.key(1), (50, 6))
+      >>> new, mask = affordable(w, x.T @ x, removal.Entries(4), operations=1000)  # SparseGPT
+      >>> int(mask.sum())
+      8
+    """
+    if not operations > 0:
+        raise ValueError(f"operations must be positive, got {operations}")
+    inputs, outputs = weight.shape
+    chosen = alps if 300 * inputs**2 * outputs <= operations else sparsegpt
+    return chosen(weight, gram_matrix, target)
 
 
 class _State(NamedTuple):

@@ -1,6 +1,6 @@
 """`reconstruct_blocks` prunes block after block and keeps the hidden states: two runs a block, whatever the depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -17,22 +17,17 @@ Block = Callable[[PyTree, PyTree], PyTree]
 
 
 class BlockRunner:
-    """A block function `(params, hidden) -> hidden`, compiled once for each shape of its arrays.
+    """A block function `(params, hidden) -> hidden`, compiled once for each shape of its arrays."""
 
-    Args:
-      block: the function.
-      collect: what `prune` sums to calibrate, "gram" or "square"; None for what the method needs.
-    """
-
-    def __init__(self, block: Block, collect: str | None = None) -> None:
-        self._block, self._forward, self._collect = block, jax.jit(block), collect
+    def __init__(self, block: Block) -> None:
+        self._block, self._forward = block, jax.jit(block)
         self._calibrators: dict[Any, Callable[..., Stats]] = {}
 
-    def forward(self, params: PyTree, hidden: Sequence[PyTree]) -> list[PyTree]:
-        """Returns the hidden states after the block, a batch at a time."""
-        return [self._forward(params, x) for x in hidden]
+    def forward(self, params: PyTree, hidden: Iterable[PyTree]) -> Iterator[PyTree]:
+        """Yields the hidden states after the block, a batch at a time."""
+        return (self._forward(params, x) for x in hidden)
 
-    def calibrate(self, params: PyTree, hidden: Sequence[PyTree], where: Any = None, collect: str = "gram") -> Stats:
+    def calibrate(self, params: PyTree, hidden: Iterable[PyTree], where: Any = None, collect: str = "gram") -> Stats:
         """Returns the statistics of the block's leaves on the hidden states that go into it; see `calibrate`."""
         chosen = tuple(jax.tree.leaves(_tree.prunable(params, where)))
         key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
@@ -40,14 +35,11 @@ class BlockRunner:
             self._calibrators[key] = calibrator(self._block, params, collect=collect, where=where)
         return self._calibrators[key](params, hidden)
 
-    def prune(
-        self, params: PyTree, hidden: Sequence[PyTree], sparsity: Any, **how: Unpack[Repair]
-    ) -> tuple[Pruned, Stats]:
+    def prune(self, params: PyTree, hidden: Iterable[PyTree], sparsity: Any, **how: Unpack[Repair]) -> Pruned:
         """Calibrates the block on the hidden states that go into it, and prunes it by `reconstruct`."""
         needs = method_of(how.get("method", "sparsegpt")).needs
-        collect = self._collect or ("gram" if needs == "gram" else "square")
-        stats = self.calibrate(params, hidden, how.get("where"), collect)
-        return reconstruct(params, stats, sparsity, **how), stats
+        stats = self.calibrate(params, hidden, how.get("where"), "gram" if needs == "gram" else "square")
+        return reconstruct(params, stats, sparsity, **how)
 
 
 def reconstruct_blocks(
@@ -61,10 +53,11 @@ def reconstruct_blocks(
 ) -> Pruned:
     """Prunes a stack of blocks one after the other, each calibrated on the outputs of the blocks already pruned.
 
-    Use it for deep networks of equal blocks, such as transformers: it keeps the hidden states of the current block, so
-    each block runs once to be calibrated and once more, pruned. `reconstruct_sequential` needs no cut into blocks and
-    calibrates each layer within a block on the layers before it, but runs the whole network for every stage. For a
-    language model on disk see `jaxprune.models.prune_folder`. Frantar and Alistarh 2023, arXiv 2301.00774, section 4.
+    Use it for deep networks of equal blocks, such as transformers, whose function is a Python loop over the blocks: it
+    keeps the hidden states that enter the current block, and runs each block twice: to calibrate it, and pruned.
+    `reconstruct_sequential` finds the blocks of a `jax.lax.scan` itself and calibrates each layer within a block on the
+    layers before it. For a language model on disk see `jaxprune.models.prune_folder`. Frantar and Alistarh 2023, arXiv
+    2301.00774, section 4.
 
     Args:
       block: `(params of one block, hidden) -> hidden`, traced by jit.
@@ -98,8 +91,8 @@ def reconstruct_blocks(
         raise ValueError("params holds no block: pass a list of trees, or a tree stacked along a leading axis")
     run, hidden, pruned = BlockRunner(block), list(batches), []
     for own in _progress.bar(blocks, progress, what="blocks"):
-        new, _ = run.prune(own, hidden, sparsity, **how)
-        hidden = run.forward(new.params, hidden)
+        new = run.prune(own, hidden, sparsity, **how)
+        hidden = list(run.forward(new.params, hidden))
         pruned.append(new)
     if is_stacked:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pruned)

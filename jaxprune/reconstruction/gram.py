@@ -1,9 +1,11 @@
-r"""Gram matrices of a layer's inputs: `damped`, `inverse_factor`, `output_errors`, `no_worse`.
+r"""Gram matrices of a layer's inputs: `damped`, `inverse_factor`, `output_errors`, `no_worse`, `better`.
 
 A layer computes $Y = X W$ with inputs $X$ [samples, inputs] and weights $W$ [inputs, outputs]. Changing the weights
 by $\Delta$ changes the outputs by $\|X \Delta\|^2 = \mathrm{tr}(\Delta^T H \Delta)$ with $H = X^T X$. Outputs do not
 interact, and only the proportions of $H$ matter, not its scale.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,26 @@ def no_worse(weight: jax.Array, repaired: jax.Array, mask: jax.Array, gram: jax.
     wide = weight.astype(gram.dtype)
     worse = output_errors(wide - repaired, gram) > output_errors(wide - plain, gram)
     return jnp.where(worse, plain, repaired)
+
+
+def better(weight: jax.Array, gram: jax.Array, one: Any, other: Any, *, whole: bool = False) -> Any:
+    """The result of the smaller output error, for each output or for the whole matrix; of equal errors the first.
+
+    Args:
+      weight: float[inputs, outputs], before pruning.
+      gram: float[inputs, inputs], undamped.
+      one: a tree of arrays [..., outputs], whose first leaf is the new weights.
+      other: another of the same structure.
+      whole: whether the outputs must come from the same result.
+
+    Returns:
+      A tree of the same structure.
+    """
+    gram = at_least_float32(gram)
+    wide = weight.astype(gram.dtype)
+    errors = [output_errors(wide - jax.tree.leaves(x)[0].astype(gram.dtype), gram) for x in (one, other)]
+    mine, others = (e.sum() for e in errors) if whole else errors
+    return jax.tree.map(lambda a, b: jnp.where(others < mine, b, a), one, other)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

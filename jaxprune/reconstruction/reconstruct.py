@@ -53,6 +53,7 @@ _NAMED = (
     Method("alps", alps),
     Method("least_squares", least_squares, criteria.wanda),
     Method("wanda", _leave, criteria.wanda, "layout"),
+    Method("ria", _leave, criteria.ria, "layout"),
     Method("magnitude", _leave, criteria.magnitude, "layout"),
 )
 METHODS = {method.name: method for method in _NAMED}
@@ -83,6 +84,7 @@ def reconstruct(
     | "obs" | by exact OBS, for small layers | least squares; see `obs` |
     | "least_squares" | by `criteria.wanda` | least squares; see `least_squares` |
     | "wanda" | by `criteria.wanda` | none |
+    | "ria" | by `criteria.ria` | none |
     | "magnitude" | by `criteria.magnitude` | none |
     | a function | chosen by the function | by the function |
 
@@ -245,13 +247,21 @@ def prune_leaf(
     layout = leaf.inputs.layout
     matrices = layout.matrices(jnp.asarray(leaf.array))
     at = slice(None) if matrix is None else slice(matrix, matrix + 1)
-    groups = target if isinstance(target, Grouped) else None
-    values = None if groups is not None else jax.tree.map(lambda x: x[at], target)
+    target = target if isinstance(target, Grouped) else jax.tree.map(lambda x: x[at], target)
     moments = leaf.inputs.gram
     moments = jnp.zeros((len(matrices), 0, 0)) if moments is None else moments
-    new, mask = _run(matrices[at], moments[at], values, kernel=kernel, groups=groups)
+    # A layer that was calibrated alone comes with its own Gram matrix only.
+    moments = moments[at] if len(moments) == len(matrices) else moments
+    new, mask = run_matrices(matrices[at], moments, target, kernel)
     new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
     return layout.leaf(new), layout.leaf(mask)
+
+
+def run_matrices(matrices: jax.Array, grams: jax.Array, target: Target, kernel: Callable[..., Any]) -> tuple[Any, Any]:
+    """Runs a kernel on stacked matrices [n, inputs, outputs] and their Gram matrices; compiled once for each shape."""
+    if isinstance(target, Grouped):
+        return _run(matrices, grams, None, kernel=_Hashable.of(kernel), groups=target)
+    return _run(matrices, grams, target, kernel=_Hashable.of(kernel), groups=None)
 
 
 @partial(jax.jit, static_argnames=("kernel", "groups"))

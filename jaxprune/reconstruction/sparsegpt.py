@@ -3,8 +3,13 @@ r"""`sparsegpt`: one sweep over the inputs that removes weights and updates the 
 Frantar and Alistarh 2023 (arXiv 2301.00774), Algorithm 1. With $H^{-1} = U^T U$, removing $w_i$ changes the later
 weights by $-\frac{w_i}{U_{ii}} U_{i,i+1:}$, and its saliency is $(w_i / U_{ii})^2$. Updates are delayed: a column
 updates its panel, a panel its block, a block everything after it, so that nearly all work is matrix products.
+
+`sparse_gptq` also rounds each kept weight to a grid of integers in the same sweep (section 3.5; Frantar et al. 2022,
+GPTQ, arXiv 2210.17323): the error that the later inputs compensate is the weight minus its new value, be it removed or
+rounded.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,10 +65,86 @@ def sparsegpt(
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     plan = _plan(weight.shape[0], weight.shape[1], target, block)
-    dead = gram_matrix.diagonal() <= 0
     upper = gram.inverse_factor(gram.damped(gram_matrix, damping))
-    swept, mask = _sweep(weight.astype(upper.dtype), upper, dead, plan)
+    swept, mask, _ = _sweep(weight.astype(upper.dtype), upper, gram_matrix.diagonal() <= 0, plan)
     return gram.no_worse(weight, swept, mask, gram_matrix), mask
+
+
+class Grid(NamedTuple):
+    """The integers that weights are rounded to: -2^(bits - 1) to 2^(bits - 1) - 1 times a scale; static.
+
+    Attributes:
+      bits: the number of bits, 2 to 8.
+      group: how many consecutive inputs of an output share a scale; the number of inputs for one scale an output.
+    """
+
+    bits: int
+    group: int
+
+    def scales(self, weight: jax.Array) -> jax.Array:
+        """The scales of whole groups, [groups, outputs]: the largest magnitude is half a step beyond the integers."""
+        largest = jnp.abs(weight).reshape(-1, self.group, weight.shape[1]).max(1)
+        return jnp.where(largest > 0, largest, 1.0) / (2 ** (self.bits - 1) - 0.5)
+
+    def rounded(self, weight: jax.Array, scale: jax.Array) -> jax.Array:
+        """The nearest multiples of the scale; of two the larger in magnitude."""
+        half = 2 ** (self.bits - 1)
+        # The largest magnitude of a group lies half-way between two integers, where the last bit would decide.
+        return jnp.clip(jnp.round(weight / scale * (1 + 2**-20)), -half, half - 1) * scale
+
+
+def sparse_gptq(
+    weight: jax.Array,
+    gram_matrix: jax.Array,
+    target: removal.Target,
+    grid: Grid,
+    *,
+    damping: float | jax.Array = 0.01,
+    block: int = 128,
+    guard: bool = True,
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    r"""Prunes one weight matrix and rounds its kept weights to integers times scales, in one sweep.
+
+    The scale of a group of inputs is fixed when the sweep reaches the group, one scale for all inputs before the sweep.
+    Weights that grow beyond their scale later are clipped. With `guard`, the function also rounds the weights of
+    `sparsegpt`, with scales that hold them: plainly, and in a second sweep over the same mask. It returns the result of
+    the smallest output error (for each output, but between masks of `Entries` for the whole matrix).
+
+    Args:
+      weight: float[inputs, outputs]; computed in float32 at least.
+      gram_matrix: float[inputs, inputs], $X^T X$ of the inputs, in any scale.
+      target: what to remove: `Entries`, `Grouped` or `Given`.
+      grid: the integers.
+      damping: see `sparsegpt`.
+      block: see `sparsegpt`; rounded to a multiple of the grid's groups.
+      guard: whether the result must be no worse than pruning first and rounding afterwards; static; default True.
+
+    Returns:
+      `((weights, scales), mask)`: float[inputs, outputs], multiples of the scales float[groups, outputs]; and the mask.
+
+    Raises:
+      ValueError: shapes do not fit, or groups do not divide the inputs.
+    """
+    removal.check(weight, gram_matrix, target)
+    plan = _plan(weight.shape[0], weight.shape[1], target, block, grid)
+    upper = gram.inverse_factor(gram.damped(gram_matrix, damping))
+    wide, dead = weight.astype(upper.dtype), gram_matrix.diagonal() <= 0
+
+    def plain(kept: jax.Array, mask: jax.Array) -> Any:
+        scales = grid.scales(kept)
+        return (grid.rounded(kept, jnp.repeat(scales, grid.group, 0)), scales), mask
+
+    swept, mask, scales = _sweep(wide, upper, dead, plan)
+    best = ((swept, scales), mask)
+    if not guard:
+        return best
+    best = gram.better(wide, gram_matrix, best, plain(jnp.where(mask, wide, 0.0), mask))
+    kept, mask, _ = _sweep(wide, upper, dead, plan._replace(grid=None))
+    rounded = plain(gram.no_worse(wide, kept, mask, gram_matrix), mask)
+    again = _plan(weight.shape[0], weight.shape[1], removal.Given(mask), block, grid)
+    swept, _, scales = _sweep(wide, upper, dead, again, rounded[0][1])
+    other = gram.better(wide, gram_matrix, rounded, ((swept, scales), mask))
+    return gram.better(wide, gram_matrix, best, other, whole=isinstance(target, removal.Entries))
 
 
 class _Plan(NamedTuple):
@@ -73,78 +154,112 @@ class _Plan(NamedTuple):
     for_block: Any
     choose_block: Callable[[Any, jax.Array], jax.Array]
     choose_panel: Callable[[jax.Array, jax.Array], jax.Array]
+    grid: Grid | None
+    regroups: bool  # whether scales are fixed during the sweep
 
 
-def _plan(inputs: int, outputs: int, target: removal.Target, block: int) -> _Plan:
+def _plan(inputs: int, outputs: int, target: removal.Target, block: int, grid: Grid | None = None) -> _Plan:
+    # A block holds whole groups of N:M and of the grid, a group of the grid holds whole panels.
+    regroups = grid is not None and grid.group < inputs
+    whole = grid.group if grid is not None and regroups else 1
     of_block = lambda mask, _: mask
     if isinstance(target, removal.Grouped):
-        block = min(max(block // target.m, 1) * target.m, inputs)
+        if regroups and whole % target.m:
+            raise ValueError(f"groups of {whole} inputs with a scale must hold whole groups of m = {target.m}")
+        whole = max(whole, target.m)
+        block = min(max(block // whole, 1) * whole, inputs)
         nothing = lambda _, saliency: jnp.ones(saliency.shape, bool)
-        return _Plan(block, target.m, None, nothing, lambda _, saliency: removal.keep(saliency, target))
-    panel = min(_PANEL, block, inputs)
-    block = -(-min(block, inputs) // panel) * panel
+        choose = lambda _, saliency: removal.keep(saliency, target)
+        return _Plan(block, target.m, None, nothing, choose, grid, regroups)
+    if regroups:
+        panel, block = math.gcd(_PANEL, whole), max(block // whole, 1) * whole
+    else:
+        panel = min(_PANEL, block, inputs)
+        block = -(-min(block, inputs) // panel) * panel
     if isinstance(target, removal.Given):
         pieces = _padded(target.mask, block).reshape(-1, block, outputs)
-        return _Plan(block, panel, pieces, lambda mask, _: mask, of_block)
+        return _Plan(block, panel, pieces, lambda mask, _: mask, of_block, grid, regroups)
     kept = removal.kept_by_block(target.removed, inputs, outputs, block)
     choose = lambda kept, saliency: removal.keep_largest(saliency, kept)
-    return _Plan(block, panel, kept, choose, of_block)
+    return _Plan(block, panel, kept, choose, of_block, grid, regroups)
 
 
 def _padded(x: jax.Array, block: int) -> jax.Array:
     return jnp.pad(x, [(0, -x.shape[0] % block)] + [(0, 0)] * (x.ndim - 1))
 
 
-def _sweep(weight: jax.Array, upper: jax.Array, dead: jax.Array, plan: _Plan) -> tuple[jax.Array, jax.Array]:
-    inputs, block = weight.shape[0], plan.block
+def _sweep(
+    weight: jax.Array, upper: jax.Array, dead: jax.Array, plan: _Plan, first: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
+
+    `first` are the scales if each output has one; by default those of the weights before the sweep.
+    """
+    inputs, outputs, block, grid = *weight.shape, plan.block, plan.grid
     padded = _padded(weight, block)
     extra = padded.shape[0] - inputs
     # Padding rows have infinite saliency and do not affect other rows; dead inputs have saliency 0.
     upper = jnp.pad(upper, ((0, extra), (0, extra)))
     scale = jnp.where(dead, 0.0, 1.0 / upper.diagonal()[:inputs])
     scale = jnp.pad(scale, (0, extra), constant_values=jnp.inf)
+    if grid is None or plan.regroups:
+        scales = jnp.ones((1, outputs), weight.dtype)
+    else:
+        scales = grid.scales(weight) if first is None else first
 
-    def step(current: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+    def step(current: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         start, given = at
         rows = lax.dynamic_slice_in_dim(current, start, block)
         u = lax.dynamic_slice_in_dim(upper, start, block)
         own_u, own_scale = (lax.dynamic_slice_in_dim(x, start, block, axis) for x, axis in ((u, 1), (scale, 0)))
         mask = plan.choose_block(given, _saliency(rows, own_scale))
-        rows, errors, mask = _block(rows, own_u, own_scale, mask, plan)
+        rows, errors, mask, steps = _block(rows, own_u, own_scale, mask, scales[0], plan)
         # Rows before this block have zeros in u; the rows of the block are overwritten.
         current = current - gram.matmul(u.T, errors)
-        return lax.dynamic_update_slice_in_dim(current, rows, start, 0), mask
+        return lax.dynamic_update_slice_in_dim(current, rows, start, 0), (mask, steps)
 
     starts = jnp.arange(0, padded.shape[0], block)
-    swept, mask = lax.scan(step, padded, (starts, plan.for_block))
-    return swept[:inputs], mask.reshape(-1, weight.shape[1])[:inputs]
+    swept, (mask, steps) = lax.scan(step, padded, (starts, plan.for_block))
+    if grid is not None and plan.regroups:
+        scales = steps.reshape(-1, outputs)[:: grid.group // plan.panel][: inputs // grid.group]
+    return swept[:inputs], mask.reshape(-1, outputs)[:inputs], scales
 
 
 def _block(
-    rows: jax.Array, u: jax.Array, scale: jax.Array, mask: jax.Array, plan: _Plan
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    panel = plan.panel
+    rows: jax.Array, u: jax.Array, scale: jax.Array, mask: jax.Array, first: jax.Array, plan: _Plan
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    panel, grid = plan.panel, plan.grid
 
-    def step(current: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def step(
+        state: tuple[jax.Array, jax.Array], start: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+        current, steps = state
         own, own_u, own_scale, own_mask = (lax.dynamic_slice_in_dim(x, start, panel) for x in (current, u, scale, mask))
         own_mask = plan.choose_panel(own_mask, _saliency(own, own_scale))
-        own, errors = _panel(own, lax.dynamic_slice_in_dim(own_u, start, panel, 1), own_mask)
+        if grid is not None and plan.regroups:
+            fresh = grid.scales(lax.dynamic_slice_in_dim(current, start, grid.group))[0]
+            steps = jnp.where(start % grid.group == 0, fresh, steps)
+        own, errors = _panel(own, lax.dynamic_slice_in_dim(own_u, start, panel, 1), own_mask, steps, grid)
         current = current - gram.matmul(own_u.T, errors)
-        return lax.dynamic_update_slice_in_dim(current, own, start, 0), (errors, own_mask)
+        return (lax.dynamic_update_slice_in_dim(current, own, start, 0), steps), (errors, own_mask, steps)
 
-    rows, (errors, mask) = lax.scan(step, rows, jnp.arange(0, plan.block, panel))
-    return rows, errors.reshape(rows.shape), mask.reshape(rows.shape)
+    (rows, _), (errors, mask, steps) = lax.scan(step, (rows, first), jnp.arange(0, plan.block, panel))
+    return rows, errors.reshape(rows.shape), mask.reshape(rows.shape), steps
 
 
-def _panel(rows: jax.Array, u: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _panel(
+    rows: jax.Array, u: jax.Array, mask: jax.Array, steps: jax.Array, grid: Grid | None
+) -> tuple[jax.Array, jax.Array]:
     def column(current: jax.Array, at: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         i, u_row, kept = at
         pivot = jnp.where(u_row[i] == 0, 1.0, u_row[i])  # 0 on padding only
-        error = jnp.where(kept, 0.0, current[i]) / pivot
+        lost = current[i] if grid is None else current[i] - grid.rounded(current[i], steps)
+        error = jnp.where(kept, 0.0 if grid is None else lost, current[i]) / pivot
         return current - u_row[:, None] * error, error
 
     rows, errors = lax.scan(column, rows, (jnp.arange(rows.shape[0]), u, mask))
-    return jnp.where(mask, rows, 0.0), errors
+    # A rounded row holds its rounded weights but for the last bits of the subtraction.
+    return jnp.where(mask, rows if grid is None else grid.rounded(rows, steps), 0.0), errors
 
 
 def _saliency(rows: jax.Array, scale: jax.Array) -> jax.Array:

@@ -2,8 +2,10 @@
 
 leaf_sensitivity --changes--> cheapest_loss(changes, leaf_costs, budget) --sparsities--> prune or select
 group_sensitivity --changes--> choose_levels --a Choice--> slim
+evolve_levels(loss, costs, budget) searches by the loss of the whole network, where losses do not add up.
 """
 
+from jaxprune.sensitivity.evolution import evolve_levels
 from jaxprune.sensitivity.levels import Levels, cheapest_loss, choose_levels, greedy_levels, group_costs, leaf_costs
 from jaxprune.sensitivity.losses import Sensitivity, group_sensitivity, leaf_sensitivity, sensitivity_curves
 
@@ -12,6 +14,7 @@ __all__ = [
     "Sensitivity",
     "cheapest_loss",
     "choose_levels",
+    "evolve_levels",
     "greedy_levels",
     "group_costs",
     "group_sensitivity",

@@ -59,7 +59,7 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
       >>> cheapest_loss([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
       [1, 0]
     """
-    losses, costs = _checked(losses, costs, budget)
+    losses, costs = checked_table(losses, costs, budget)
     rest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0.0)  # the least cost of all later leaves
     slack = 1e-9 * max(1.0, abs(budget))
     cost, loss, exact = np.zeros(1), np.zeros(1), True
@@ -81,7 +81,7 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
     for i in reversed(range(len(losses))):
         before, level = steps[i]
         index[i], at = level[at], before[at]
-    return _levels(index, losses, costs, exact)
+    return levels_of(index, losses, costs, exact)
 
 
 def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
@@ -106,7 +106,7 @@ def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
       >>> greedy_levels([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 2]], 14).chosen.tolist()
       [1, 0]
     """
-    losses, costs = _checked(losses, costs, budget)
+    losses, costs = checked_table(losses, costs, budget)
     index = np.zeros(len(losses), int)
 
     def best(i: int) -> tuple[float, int, int, int] | None:
@@ -128,7 +128,7 @@ def greedy_levels(losses: Any, costs: Any, budget: float) -> Levels:
         index[i] = level
         if (step := best(i)) is not None:
             heapq.heappush(queue, step)
-    return _levels(index, losses, costs, False)
+    return levels_of(index, losses, costs, False)
 
 
 def leaf_costs(
@@ -239,18 +239,18 @@ def choose_levels(
     """
     cost = _measured_once(cost)
     costs = group_costs(groups, scores, found, cost)
-    losses, costs = _checked(losses, costs, np.inf)
+    losses, costs = checked_table(losses, costs, np.inf)
 
     def chosen(levels: Levels) -> Choice:
         rules = {name: level for name, level in levels.sparsities(found).items() if level}
         return choose(groups, scores, rules) if rules else Choice.remove(groups, {})
 
-    least = _levels(costs.argmin(1), losses, costs, False)
+    least = levels_of(costs.argmin(1), losses, costs, False)
     best = (chosen(least), least)
     if (reached := cost(best[0])) > target:
         raise ValueError(f"with each group at its cheapest level the network costs {reached:g}, above {target:g}")
     for level in range(costs.shape[1]):
-        alike = _levels(np.full(len(costs), level), losses, costs, False)
+        alike = levels_of(np.full(len(costs), level), losses, costs, False)
         if alike.loss < best[1].loss and cost(tried := chosen(alike)) <= target:
             best = (tried, alike)
     low, high = least.cost, max(costs[:, 0].sum(), target)
@@ -293,12 +293,18 @@ def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return order[loss[order] < before]
 
 
-def _levels(index: np.ndarray, losses: np.ndarray, costs: np.ndarray, exact: bool) -> Levels:
+def levels_of(index: np.ndarray, losses: np.ndarray, costs: np.ndarray, exact: bool) -> Levels:
+    """The `Levels` of these indices, with their loss and cost."""
     rows = np.arange(len(index))
     return Levels(index, float(losses[rows, index].sum()), float(costs[rows, index].sum()), exact)
 
 
-def _checked(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, np.ndarray]:
+def checked_table(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and costs as float64, checked.
+
+    Raises:
+      ValueError: shapes do not fit, values are NaN, or the cheapest levels cost more than the budget.
+    """
     losses, costs = np.asarray(losses, np.float64), np.asarray(costs, np.float64)
     if losses.ndim != 2 or losses.shape != costs.shape or not losses.size:
         raise ValueError(f"losses and costs must both be (leaves, levels); got {losses.shape} and {costs.shape}")

@@ -12,6 +12,7 @@ from jaxprune import _tree, masks
 from jaxprune.assess.plots import new_figure
 from jaxprune.prune import How, Selector
 from jaxprune.slimming import Groups, choose
+from jaxprune.slimming.choice import unit_masks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ def leaf_sensitivity(
     _check_scalar(evaluate, params)
     if "allocation" in how:
         raise TypeError("leaf_sensitivity takes no allocation, because it prunes each leaf alone to each level")
-    select = Selector(**how)
+    select = Selector(**how).following(params, stats)
     chosen = masks.leaves(params, **select.units)
     places = [leaf.place for leaf in chosen]
     scores = select.scores(params, grads=grads, stats=stats)
@@ -141,7 +142,7 @@ def group_sensitivity(
     keep = np.stack([[choose(groups, scores, {name: level}).keep for level in asked[1:]] for name in names])
 
     def value(group: Any, level: Any, params: PyTree, keep: Any) -> Any:
-        return evaluate(masks.apply(params, _unit_masks(groups, params, keep[group, level])))
+        return evaluate(masks.apply(params, unit_masks(groups, keep[group, level])))
 
     columns = jnp.arange(len(asked) - 1)
     table = _table(value, np.arange(len(names)), columns, (params, jnp.asarray(keep)), batch)
@@ -170,21 +171,6 @@ def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
     axes.set(xlabel="sparsity of one leaf or group alone, in %", ylabel=ylabel)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
-
-
-def _unit_masks(groups: Groups, params: PyTree, keep: jax.Array) -> PyTree:
-    """The masks for kept units, (units,) bools that may be traced; `Choice.masks` needs concrete bools."""
-    padded = jnp.append(keep, True)
-    leaves = []
-    for leaf, axes in zip(jax.tree.leaves(params), groups.units, strict=True):
-        mask = jnp.ones((), bool)
-        for axis, units in enumerate(axes):
-            if (units >= 0).any():
-                shape = [*units.shape[:-2], *[1] * (jnp.ndim(leaf) - units.ndim + 2)]
-                shape[axis] = units.shape[-2]
-                mask = mask & padded[units].all(-1).reshape(shape)
-        leaves.append(mask)
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _table(

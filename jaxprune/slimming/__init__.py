@@ -12,6 +12,7 @@ from jaxprune.slimming.depth import block_influence, keep_blocks, keep_influenti
 from jaxprune.slimming.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
 from jaxprune.slimming.manifest import Kept, Manifest
+from jaxprune.slimming.permutation import permute_channels
 from jaxprune.slimming.regularise import group_lasso, growing_penalty, unit_norms, zero_units
 from jaxprune.slimming.scores import expert_scores, geometric_median_scores, group_scores, unit_scores
 from jaxprune.slimming.slim import Slimmed, slim
@@ -40,6 +41,7 @@ __all__ = [
     "hyperparameters",
     "keep_blocks",
     "keep_influential",
+    "permute_channels",
     "removal_order",
     "slim",
     "unit_norms",

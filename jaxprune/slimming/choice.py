@@ -159,13 +159,7 @@ class Choice:
 
         A leaf that loses nothing has the scalar mask True.
         """
-        leaves = []
-        for k, leaf in enumerate(self.groups.analysis.leaves):
-            mask = np.ones((), bool)
-            for axis, stay in self._axes(k).items():
-                mask = mask & spread(stay, axis, len(leaf.shape or ()))
-            leaves.append(jnp.asarray(mask))
-        return jax.tree.unflatten(_params_tree(self.groups), leaves)
+        return unit_masks(self.groups, self.keep)
 
     def manifest(self) -> Manifest:
         """The positions of each leaf that stay, as plain data.
@@ -187,6 +181,29 @@ class Choice:
             if not stay.all():
                 found[axis] = stay
         return found
+
+
+def unit_masks(groups: Groups, keep: Any) -> PyTree:
+    """The masks of kept units, each broadcasting to its parameter.
+
+    Args:
+      groups: the groups.
+      keep: (units,) bools, True = kept; an array of NumPy, or of JAX, which may be traced.
+
+    Returns:
+      bools in the structure of the parameters; the scalar True for a leaf that is known to lose nothing.
+    """
+    leaves = []
+    for k, leaf in enumerate(groups.analysis.leaves):
+        mask = np.ones((), bool)
+        for axis, units in enumerate(groups.units[k]):
+            if not (units >= 0).any():
+                continue
+            stay = (np if isinstance(keep, np.ndarray) else jnp).append(keep, True)[units].all(-1)
+            if not (isinstance(stay, np.ndarray) and stay.all()):
+                mask = mask & spread(stay, axis, len(leaf.shape or ()))
+        leaves.append(jnp.asarray(mask))
+    return jax.tree.unflatten(_params_tree(groups), leaves)
 
 
 def _unit_votes(groups: Groups, masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.assess import Metrics, ModelResult, comparison_table, complexity
+from jaxprune.assess import ModelResult, comparison_table, complexity
+from jaxprune.assess.metrics import Metrics
 
 METRICS = Metrics(accuracy=jnp.float32(0.9), nll=jnp.float32(jnp.inf), brier=0.25, ece=0.0123, samples=10, bins=15)
 COST = complexity(jnp.matmul, jnp.ones((4, 4)), jnp.eye(4, dtype=bool), jnp.ones((4, 2)))

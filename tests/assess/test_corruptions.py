@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from jaxprune.assess import blur, contrast, corrupted_logits, corruptions, noise
+from jaxprune.assess import corrupted_logits, corruptions
+from jaxprune.assess.corruptions import blur, contrast, noise
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).uniform(size=(3, 9, 7, 2)).astype(np.float32)

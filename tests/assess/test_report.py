@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxprune import assess
-from jaxprune.assess import Interval, Labels, Predictions, complexity, page, risk, risk_report
+from jaxprune.assess import Labels, Predictions, complexity, page, risk, risk_report
+from jaxprune.assess.intervals import Interval
 from jaxprune.assess.verdict import verdict
 
 KEY = jax.random.key(0)

@@ -9,6 +9,7 @@ import pytest
 
 import jaxprune
 from jaxprune import assess
+from jaxprune.assess import selection
 
 
 def _apply(params, x):
@@ -81,9 +82,9 @@ def test_criteria_agree_with_statistics_on_a_gaussian_line():
         residual = y - np.polyval(np.polyfit(t, y, order), t)
         nll.append(0.5 * (math.log(2 * math.pi * residual.var()) + 1))
     chosen = {
-        "aic": int(np.argmin([assess.aic(v, n, k + 2) for k, v in enumerate(nll)])),
-        "bic": int(np.argmin([assess.bic(v, n, k + 2) for k, v in enumerate(nll)])),
-        "bits": int(np.argmin([assess.description_length(v, n, k + 2, 8) for k, v in enumerate(nll)])),
+        "aic": int(np.argmin([selection.aic(v, n, k + 2) for k, v in enumerate(nll)])),
+        "bic": int(np.argmin([selection.bic(v, n, k + 2) for k, v in enumerate(nll)])),
+        "bits": int(np.argmin([selection.description_length(v, n, k + 2, 8) for k, v in enumerate(nll)])),
     }
     assert chosen["bic"] == chosen["bits"] == 2
     assert chosen["aic"] >= 2
@@ -136,7 +137,7 @@ def test_the_front_is_what_no_other_beats():
         )
         for i in range(40)
     ]
-    assert assess.pareto_front(errors, costs).tolist() == expected
+    assert selection.pareto_front(errors, costs).tolist() == expected
     assert 0 < sum(expected) < 40
 
 
@@ -153,14 +154,14 @@ def test_the_pareto_plot_joins_the_front():
     [
         (lambda p: assess.hold_out({}, p[1], p[2]), "no candidate"),
         (lambda p: assess.hold_out(p[0], p[1], (p[2][0][:1], p[2][1][:1])), "two or more for a standard error"),
-        (lambda p: assess.description_length(1.0, 4, 5, 4), "5 parameters are kept of 4"),
+        (lambda p: selection.description_length(1.0, 4, 5, 4), "5 parameters are kept of 4"),
         (lambda p: assess.k_fold(lambda *a: a, 4, 5, key=jax.random.key(0)), "folds must be in 2 to 4"),
         (
             lambda p: assess.k_fold(lambda a, b, f: b[:1], 4, 2, key=jax.random.key(0)),
             "each of the 2 samples",
         ),
         (lambda p: assess.one_standard_error([1.0], [np.nan], [1]), "none of them NaN"),
-        (lambda p: assess.pareto_front([1.0], [1.0, 2.0]), "one number a model"),
+        (lambda p: selection.pareto_front([1.0], [1.0, 2.0]), "one number a model"),
         (lambda p: assess.pareto_table(["a"], [1, 2], [1, 2]), "2 models and 1 names"),
         (lambda p: assess.plots.pareto_plot({"a": (0.0, 0.1)}), "must be positive"),
     ],

@@ -85,6 +85,6 @@ def test_what_is_not_known_is_refused(tmp_path: Path):
         _ = import_gguf(tmp_path / "text", tmp_path / "new")
     with pytest.raises(ValueError, match="has the architecture 'mamba'; import_gguf knows llama, qwen2, qwen3"):
         _ = import_gguf(write(tmp_path / "other", "mamba"), tmp_path / "new")
-    with pytest.raises(ValueError, match=r"holds the parameter blk\.0\.ssm_a\.weight, which import_gguf does not know"):
+    with pytest.raises(ValueError, match=r"contains the parameter blk\.0\.ssm_a\.weight, which import_gguf does not"):
         _ = import_gguf(write(tmp_path / "extra", extra="blk.0.ssm_a.weight"), tmp_path / "new")
     assert not (tmp_path / "new").exists()

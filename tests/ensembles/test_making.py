@@ -188,3 +188,64 @@ def test_errors_of_distillation():
         _ = ensembles.distillation_loss(jnp.ones((2, 3)), jnp.ones((4, 2, 5)))
     with pytest.raises(ValueError, match="temperature must be positive; got 0"):
         _ = ensembles.softened(jnp.ones((1, 2, 3)), 0)
+
+
+def test_stored_top_logits_bound_the_loss_from_below_and_reach_it():
+    student, teacher = (jax.random.normal(key, (3, 4, 7)) * 3 for key in jax.random.split(KEY))
+    whole, slope = jax.value_and_grad(ensembles.distillation_loss)(student, teacher, temperature=1.5)
+    losses = []
+    for k in (1, 3, 6, 7):
+        stored = ensembles.TopLogits.of(teacher, k, temperature=1.5)
+        assert stored.values.shape == stored.indices.shape == (3, 4, k)
+        value, grads = jax.value_and_grad(ensembles.distillation_loss)(student, stored, temperature=1.5)
+        losses.append(float(value))
+        if k >= 6:  # "any other class" is one class, or none
+            np.testing.assert_allclose(value, whole, rtol=1e-5)
+            np.testing.assert_allclose(grads, slope, atol=1e-6)
+    assert losses[0] < losses[1] < losses[2]
+    # A twin of k = 3: seven classes become four.
+    soft, own = (np.asarray(jax.nn.softmax(x / 1.5)) for x in (teacher, student))
+    first = np.argsort(-soft, -1)[..., :3]
+    p, q = (np.take_along_axis(x, first, -1) for x in (soft, own))
+    p, q = (np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1) for x in (p, q))
+    np.testing.assert_allclose(losses[1], 1.5**2 * (p * np.log(p / q)).sum(-1).mean(), rtol=1e-4)
+    for k in (0, 8):
+        with pytest.raises(ValueError, match="k must be 1 to the number of classes, 7"):
+            _ = ensembles.TopLogits.of(teacher, k)
+    stored = ensembles.TopLogits.of(teacher, 3)
+    with pytest.raises(ValueError, match=r"stored for temperature 2\.0, but the loss has temperature 3\.0"):
+        _ = ensembles.distillation_loss(student, stored, temperature=3.0)
+    with pytest.raises(ValueError, match=r"same shape but for the classes; got \(4, 7\) and TopLogits of \(3, 4, 3\)"):
+        _ = ensembles.distillation_loss(student[0], stored)
+
+
+def test_hidden_states_learn_the_layers_of_the_map():
+    teacher = [jax.random.normal(key, (5, 2, 6)) * 10**i for i, key in enumerate(jax.random.split(KEY, 4))]
+    student = [jax.random.normal(key, (5, 2, 6)) for key in jax.random.split(jax.random.key(1), 3)]
+    distance = lambda own, goal: float(((own - goal) ** 2).sum() / (goal**2).sum())
+    got = ensembles.hidden_loss(student, teacher, [0, None, 3])
+    np.testing.assert_allclose(
+        got, (distance(student[0], teacher[0]) + distance(student[2], teacher[3])) / 2, rtol=1e-5
+    )
+    slopes = jax.grad(ensembles.hidden_loss)(student, teacher, [0, None, 3])
+    assert not slopes[1].any()
+    assert slopes[0].any()
+    assert not jax.grad(ensembles.hidden_loss, 1)(student, jnp.stack(teacher), [0, None, 3]).any()
+    # Rows of the identity: a student of channels 1, 3 and 5 that agrees in them misses the others alone.
+    kept = jnp.array([1, 3, 5])
+    narrow = [x[..., kept] for x in teacher]
+    got = ensembles.hidden_loss(narrow, teacher, range(4), projections=jnp.eye(6)[kept])
+    rest = [float((x[..., jnp.array([0, 2, 4])] ** 2).sum() / (x**2).sum()) for x in teacher]
+    np.testing.assert_allclose(got, np.mean(rest), rtol=1e-5)
+    wrong: list[tuple[Any, Any, str]] = [
+        ([0, 3], {}, "each of the 3 states of the student; got 2 entries"),
+        ([0, 1, 4], {}, r"layers\[2\] is 4, but the teacher has 4 states"),
+        ([None] * 3, {}, "nothing to learn"),
+        ([0, 1, 2], {"projections": [None]}, "one for each of the 3 layers; got 1"),
+        ([0, 1, 2], {"projections": jnp.ones((3, 6))}, r"projection of layer 0 must be .* \(6, 6\); got \(3, 6\)"),
+    ]
+    for layers, options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            _ = ensembles.hidden_loss(student, teacher, layers, **options)
+    with pytest.raises(ValueError, match=r"state 0 of the student, \(5, 2, 3\).*; for another width pass projections"):
+        _ = ensembles.hidden_loss(narrow, teacher, range(4))

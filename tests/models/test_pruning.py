@@ -115,6 +115,74 @@ def test_perplexity_is_that_of_the_whole_function(llama: Path):
     assert found.tokens == 6 * 15
 
 
+def test_hidden_states_may_be_kept_in_bfloat16_and_on_disk(llama: Path, tmp_path: Path):
+    options: dict[str, Any] = {"options": {"method": "wanda"}, "hidden_dtype": jnp.bfloat16}
+    first = models.prune_folder(llama, tmp_path / "memory", TOKENS, 0.5, **options)
+    second = models.prune_folder(llama, tmp_path / "disk", TOKENS, 0.5, hidden_on_disk=True, **options)
+    assert [result.errors for result in first] == [result.errors for result in second]
+    one, other = (Folder(tmp_path / name).load() for name in ("memory", "disk"))
+    for name, x in one.items():
+        np.testing.assert_array_equal(x, other[name], err_msg=name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "memory"]
+    with pytest.raises(ValueError, match="hidden_dtype must be one of float32, bfloat16, float16"):
+        _ = models.prune_folder(llama, tmp_path / "new", TOKENS, 0.5, hidden_dtype=jnp.int8)
+
+
+def test_an_expert_that_no_token_reaches_is_named(tmp_path: Path):
+    params = drawn("mixtral")
+    gate = "model.layers.1.block_sparse_moe.gate.weight"
+    source = tmp_path / "source"
+    source.mkdir()
+    _ = (source / "config.json").write_text(json.dumps(_CASES["mixtral"]["config"]))
+    # Rows 0 and 1 win for every token: their logits are the larger of a number and its negative, the others' are zero.
+    rows = jnp.stack([params[gate][0], -params[gate][0], jnp.zeros(32), jnp.zeros(32)])
+    save_file({**params, gate: rows}, source / "model.safetensors")
+    run = lambda method, output: models.prune_folder(source, tmp_path / output, TOKENS, 0.5, options={"method": method})
+    # Of the two experts per token one is 0 or 1, the other is 2, the lower of the two zeros: 3 sees nothing.
+    with pytest.raises(
+        ValueError, match=r"inputs of model.layers.1.block_sparse_moe.experts.3.w1.weight and of 2 more"
+    ):
+        _ = run("sparsegpt", "new")
+    assert not (tmp_path / "new").exists()
+    assert len(run("magnitude", "magnitude")) == 3
+
+
+def test_experts_are_calibrated_on_their_own_tokens():
+    config, params = _CASES["mixtral"]["config"], drawn("mixtral")
+    cut = models.parts(config)
+    own, x = models.block_params(params, 0), cut.embed(params, jnp.asarray(TOKENS))
+    stats = calibrate(lambda p, x: cut.block(p, x, 0), own, [x], collect="square")
+    square = lambda name: stats[f"block_sparse_moe.{name}.weight"].square[0]
+    seen = sum(square(f"experts.{expert}.w1") for expert in range(4))
+    np.testing.assert_allclose(seen, 2 * square("gate"), rtol=1e-4)  # each token is read by two experts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"missing": "model.layers.1.mlp.up_proj.weight"},
+            r"has no parameter model.layers.1.mlp.up_proj.weight",
+        ),
+        ({"missing": "model.norm.weight"}, r"has no parameter model.norm.weight, which its config.json asks for"),
+        ({"shape": "model.layers.2.mlp.down_proj.weight"}, r"the parameters model.layers.2.\* do not fit config.json"),
+        ({"key": "num_attention_heads"}, r"config.json has no num_attention_heads, which a model of the family llama"),
+    ],
+)
+def test_a_folder_that_is_not_complete_is_refused_from_its_shapes(tmp_path: Path, change: dict, message: str):
+    params = {name: x for name, x in drawn("llama").items() if name != change.get("missing")}
+    if "shape" in change:
+        params[change["shape"]] = params[change["shape"]][:, 1:]
+    config = {key: value for key, value in _CASES["llama"]["config"].items() if key != change.get("key")}
+    source = tmp_path / "source"
+    source.mkdir()
+    _ = (source / "config.json").write_text(json.dumps(config))
+    save_file(params, source / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        _ = models.prune_folder(source, tmp_path / "new", TOKENS, 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [

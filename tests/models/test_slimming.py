@@ -79,14 +79,72 @@ def test_blocks_of_least_influence_go(tmp_path: Path):
     np.testing.assert_allclose(got, cut.head(wide, hidden), atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["mixtral", "qwen2_moe"])
+def test_experts_that_write_little_go_and_the_others_are_narrowed(case: str, tmp_path: Path):
+    source = write(tmp_path / "wide", case)
+    config = models.slim_folder(source, tmp_path / "narrow", TOKENS, experts=0.5, mlp=0.5).config
+    assert config.get("num_experts", config.get("num_local_experts")) == 2
+    small, wide = Folder(tmp_path / "narrow").load(), drawn(case)
+    gates = {name: x for name, x in small.items() if name.endswith(("moe.gate.weight", "mlp.gate.weight"))}
+    assert len(gates) == (3 if case == "mixtral" else 2)  # one layer of qwen2_moe has a dense MLP
+    # The same by hand: the decoder takes experts of any number, and the rows of the router tell which ones stay.
+    masked = dict(wide)
+    for name, gate in gates.items():
+        kept = [int(np.flatnonzero((row == np.asarray(wide[name])).all(1))[0]) for row in np.asarray(gate)]
+        assert kept == sorted(kept)
+        masked[name] = gate
+        prefix = name.removesuffix("gate.weight") + "experts."
+        for expert in set(range(4)) - set(kept):
+            masked = {n: x for n, x in masked.items() if not n.startswith(f"{prefix}{expert}.")}
+        for place, expert in enumerate(kept):
+            down = "w2" if case == "mixtral" else "down_proj"
+            narrow, whole = (x[f"{prefix}{i}.{down}.weight"] for x, i in ((small, place), (wide, expert)))
+            columns = [int(np.flatnonzero((c == np.asarray(whole).T).all(1))[0]) for c in np.asarray(narrow).T]
+            assert len(columns) == whole.shape[1] // 2
+            zeroed = jnp.zeros_like(whole).at[:, np.array(columns)].set(narrow)
+            masked[f"{prefix}{expert}.{down}.weight"] = zeroed
+    for name, x in small.items():  # dense and shared MLPs
+        if name.endswith("down_proj.weight") and ".experts." not in name:
+            columns = [int(np.flatnonzero((c == np.asarray(wide[name]).T).all(1))[0]) for c in np.asarray(x).T]
+            masked[name] = jnp.zeros_like(wide[name]).at[:, np.array(columns)].set(x)
+    tokens = jnp.asarray(TOKENS)
+    got = models.decoder(config)(small, tokens)
+    np.testing.assert_allclose(got, models.decoder(config)(masked, tokens), atol=2e-4)
+
+
+def test_the_same_channels_go_everywhere(tmp_path: Path):
+    source = write(tmp_path / "wide", "qwen3")
+    config = models.slim_folder(source, tmp_path / "narrow", TOKENS, width=0.5).config
+    assert (config["hidden_size"], config["num_attention_heads"], config["head_dim"]) == (16, 4, 16)
+    small, params = Folder(tmp_path / "narrow").load(), drawn("qwen3")
+    # The channels by hand: the energy after both norms of every block of the dense model.
+    cut, energy = models.parts(_CASES["qwen3"]["config"]), np.zeros(32)
+    hidden = cut.embed(params, jnp.asarray(TOKENS))
+    norm = lambda x, w: np.asarray(w, np.float64) * x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+    for index in range(cut.blocks):
+        own = models.block_params(params, index)
+        attended = cut.block({**own, "mlp.down_proj.weight": jnp.zeros((32, 48))}, hidden, index)
+        for x, name in ((hidden, "input_layernorm.weight"), (attended, "post_attention_layernorm.weight")):
+            energy += (norm(np.asarray(x, np.float64), own[name]) ** 2).sum((0, 1))
+        hidden = cut.block(own, hidden, index)
+    kept = np.sort(np.argsort(-energy)[:16])
+    for name, x in params.items():
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        want = x if "_norm" in name else x[kept] if writes else x[..., kept]
+        np.testing.assert_array_equal(small[name], want, err_msg=name)
+    assert models.decoder(config)(small, jnp.asarray(TOKENS)).shape == (6, 16, 61)
+
+
 @pytest.mark.parametrize(
     ("case", "options", "message"),
     [
-        ("llama", {"mlp": 0.0}, r"mlp is the fraction of neurons that stays and must be in \(0, 1\], got 0.0"),
+        ("llama", {"mlp": 0.0}, r"mlp is the fraction to keep and must be in \(0, 1\], got 0.0"),
         ("llama", {"kv_heads": 3}, r"kv_heads must be from 1 to 2"),
         ("llama", {"drop_blocks": 3}, r"must leave one of the blocks 0 to 2, got 3"),
         ("llama", {"drop_blocks": [7]}, r"must leave one of the blocks 0 to 2, got \[7\]"),
-        ("mixtral", {"mlp": 0.5}, r"has routed experts"),
+        ("llama", {"width": 1.5}, r"width is the fraction to keep"),
+        ("llama", {"experts": 0.5}, r"has no routed experts; leave experts out"),
+        ("olmoe", {"kv_heads": 1}, r"an OLMoE, whose heads cannot be removed"),
         ("phi3, longrope", {"kv_heads": 1}, r"a Phi-3 with rope_scaling, whose heads cannot be removed"),
     ],
 )

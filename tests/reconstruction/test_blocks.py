@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jaxprune import calibrate, masks, reconstruct
-from jaxprune.reconstruction import reconstruct_blocks
+from jaxprune.reconstruction import reconstruct_blocks, reconstruct_sequential, sequential
 
 PATTERN = masks.NM(2, 4, axis=0)
 
@@ -73,3 +74,38 @@ def test_mistakes_are_named(stacked):
         _ = reconstruct_blocks(block, [], BATCHES, 0.5)
     with pytest.raises(TypeError, match="batches must be a list"):
         _ = reconstruct_blocks(block, stacked, BATCHES[0], 0.5)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_scan_is_pruned_layer_by_layer_on_the_hidden_states(monkeypatch):
+    keys = jax.random.split(jax.random.key(9), 3)
+    params = {"w": jax.random.normal(keys[0], (3, 8, 8)) / 3, "shift": jax.random.normal(keys[1], (8,))}
+    # Inside a jitted function, with an operand that all layers share and one that is no leaf.
+    one = lambda x, at: (x + jnp.tanh((x + params["shift"] * at[1]) @ at[0]), None)
+    fn = lambda p, x: jax.jit(lambda w, x: lax.scan(one, x, (w, jnp.arange(3.0)))[0])(p["w"], x * 2)
+    entered, enter = [], sequential._Scan.enter
+    monkeypatch.setattr(sequential._Scan, "enter", lambda *args: entered.append(1) or enter(*args))
+    found = reconstruct_sequential(fn, params, BATCHES, 0.5, where="w")
+    assert len(entered) == len(BATCHES)
+    monkeypatch.setattr(sequential._Scan, "find", lambda *_: None)  # so that every stage runs the whole function
+    slow = reconstruct_sequential(fn, params, BATCHES, 0.5, where="w")
+    np.testing.assert_array_equal(found.masks["w"], slow.masks["w"])
+    np.testing.assert_allclose(found.params["w"], slow.params["w"], atol=1e-4)
+
+
+def test_what_cannot_be_cut_out_runs_whole(stacked):
+    def find(fn, batches):
+        jaxpr = jax.make_jaxpr(fn)(stacked, BATCHES[0]).jaxpr
+        loop = (next(i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive.name == "scan"),)
+        stage = sequential.Stage(("up",), 0, loop)
+        return sequential._Scan.find(fn, stacked, batches, loop, [stage])
+
+    over = lambda p, x, **more: lax.scan(lambda x, own: (block(own, x), None), x, p, **more)[0]
+    plain = find(over, BATCHES)
+    assert plain is not None
+    assert plain.order == [0, 1, 2, 3, 4]
+    backwards = find(lambda p, x: over(p, x, reverse=True), BATCHES)
+    assert backwards is not None
+    assert backwards.order == [4, 3, 2, 1, 0]
+    assert find(lambda p, x: over(p, x) @ p["up"][0], BATCHES) is None  # a leaf that is used twice
+    assert find(lambda p, x: over(jax.tree.map(lambda w: 2 * w, p), x), BATCHES) is None  # not the leaf itself
+    assert find(over, [BATCHES[0], BATCHES[1][:2]]) is None  # two shapes of batches

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,3 +85,13 @@ def test_never_a_larger_error_than_sparsegpt(seed, correlation, removed):
     exact, mask = obs_groups(np.float32(w), gram, n=2, m=4)
     assert error(exact) <= error(sweep_groups(np.float32(w), gram)[0]) * (1 + 1e-4) + slack
     assert (np.asarray(mask).reshape(-1, 4, 5).sum(1) == 2).all()
+
+
+def test_affordable_is_alps_within_the_budget_and_sparsegpt_beyond():
+    shapes = jax.ShapeDtypeStruct((20, 10), jnp.float32), jax.ShapeDtypeStruct((20, 20), jnp.float32)
+    of = lambda method: str(jax.make_jaxpr(lambda w, g: method(w, g, kernel.Entries(100)))(*shapes))
+    limit = 300 * 20**2 * 10
+    assert of(partial(kernel.affordable, operations=limit)) == of(kernel.alps)
+    assert of(partial(kernel.affordable, operations=limit - 1)) == of(kernel.sparsegpt)
+    with pytest.raises(ValueError, match="operations must be positive, got 0"):
+        _ = of(partial(kernel.affordable, operations=0))

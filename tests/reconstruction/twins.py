@@ -41,6 +41,31 @@ def sparsegpt(weight, gram, *, removed=None, nm=None, mask=None, damping=0.01, b
     return no_worse(weight, np.where(kept, w, 0), kept, gram), kept
 
 
+def scales(weight, bits, group):
+    """The largest magnitude of each group of rows is half a step beyond the largest integer."""
+    return np.abs(weight).reshape(-1, group, weight.shape[1]).max(1) / (2 ** (bits - 1) - 0.5)
+
+
+def rounded(weight, scale, bits):
+    # The largest magnitude is half-way between two integers: away from zero, whatever the last bit.
+    return np.clip(np.rint(weight / scale * (1 + 2**-20)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+
+
+def sparse_gptq(weight, gram, kept, *, bits, group, damping=0.01):
+    """A sweep with a given mask that rounds what it keeps; the scales of a group are fixed when it is reached."""
+    w, upper = weight.copy(), np.linalg.cholesky(np.linalg.inv(damped(gram, damping))).T
+    found = scales(weight, bits, len(w))
+    every = []
+    for i in range(len(w)):
+        if i % group == 0:
+            found = scales(w[i : i + group], bits, group)
+            every.append(found[0])
+        new = np.where(kept[i], rounded(w[i], found[0], bits), 0)
+        w[i + 1 :] -= np.outer(upper[i, i + 1 :], (w[i] - new) / upper[i, i])
+        w[i] = new
+    return w, np.stack(every)
+
+
 def no_worse(weight, repaired, mask, gram):
     plain = np.where(mask, weight, 0)
     return np.where(error(weight - repaired, gram) > error(weight - plain, gram), plain, repaired)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import masks, sensitivity, slimming
+from jaxprune import criteria, masks, sensitivity, slimming
+from jaxprune.calibration import calibrate
 
 
 def network(params, x):
@@ -49,6 +50,15 @@ def test_each_leaf_is_pruned_alone_and_one_function_is_compiled(problem):
     some = sensitivity.leaf_sensitivity(evaluate, params, [0.5], where="b")
     assert some.names == ("b",)
     assert some.changes[0, 1] == pytest.approx(found.changes[1, 2], rel=1e-5)
+
+
+def test_patterns_follow_the_statistics_as_those_of_prune_do(problem):
+    params, x, evaluate = problem
+    how = {"criterion": criteria.wanda, "where": "b", "stats": calibrate(network, params, [x])}
+    found = sensitivity.leaf_sensitivity(evaluate, params, [0.5], **how)
+    pruned = jaxprune.prune(params, 0.5, **how)
+    assert (np.asarray(pruned.masks["b"]).sum(0) == 4).all()  # of each output
+    assert found.values[0, 1] == pytest.approx(float(evaluate(pruned.params)), rel=1e-5)
 
 
 def test_groups_lose_their_lowest_units_as_choose_does(problem):

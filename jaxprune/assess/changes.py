@@ -1,143 +1,56 @@
-"""Two models on the same samples: `mcnemar` and `sign_flip_test` test one figure, `changes` compares all."""
+"""What changed between two models on the same samples: `changes` tests all differences, `exemplars` lists samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
-from jax import lax
 from jax.core import Tracer
 
-from jaxprune import _tree
 from jaxprune.assess import intervals, metrics
-from jaxprune.assess.forgetting import Exemplars
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
 
 Array = jax.Array
 
 
-class McNemar(NamedTuple):
-    """McNemar's exact test.
+class Exemplars(NamedTuple):
+    """Pruning identified exemplars (PIEs).
 
     Attributes:
-      only_first: samples that only the first model gets right.
-      only_second: samples that only the second model gets right.
-      p_value: the probability of counts at least as unequal if both models are equally good.
+      is_exemplar: where dense and pruned models answer differently, bool (n,).
+      dense: the answer of most dense models, (n,).
+      pruned: the answer of most pruned models, (n,).
     """
 
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def mcnemar(first: Any, second: Any, labels: Any) -> McNemar:
-    """Tests whether two models differ in accuracy: McNemar's test (1947) in its exact, binomial form, two-sided.
-
-    Args:
-      first: logits (n, classes) of one model.
-      second: logits (n, classes) of the other.
-      labels: integers, (n,).
-
-    Returns:
-      The counts and the p-value, on the host.
-
-    Raises:
-      TypeError: see `evaluate`.
-      ValueError: see `evaluate`; and logits of different shapes.
-
-    Example:
-      >>> right, wrong = jnp.array([[1.0, 0.0]] * 6), jnp.array([[0.0, 1.0]] * 6)
-      >>> mcnemar(right, wrong, jnp.zeros(6, int))  # p = 2 / 2**6
-      McNemar(only_first=6, only_second=0, p_value=0.03125)
-    """
-    first, second, labels = _pair(first, second, labels)
-    a, b = (np.asarray(metrics.correct(logits, labels)) for logits in (first, second))
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    n = only_first + only_second
-    return McNemar(
-        only_first, only_second, min(1.0, 2 * float(scipy.special.bdtr(min(only_first, only_second), n, 0.5)))
-    )
-
-
-def sign_flip_test(first_losses: Any, second_losses: Any, *, key: Array, flips: int = 9999) -> Array:
-    """Tests whether two models differ in the mean of a loss: the paired randomisation test (Fisher 1935), two-sided.
-
-    If the models are equally good, each sample's difference could as well have the other sign. The p-value is
-    (1 + how many random flips give a mean difference at least as large) / (1 + flips).
-
-    Args:
-      first_losses: a loss of each sample, (n,), such as `log_losses(logits, labels)`.
-      second_losses: that of the other model, (n,).
-      key: a JAX key.
-      flips: how many random flips, static.
-
-    Returns:
-      The p-value, a scalar.
-
-    Raises:
-      ValueError: shapes differ or hold no sample; where values are concrete, NaN or inf.
-
-    Example:
-      >>> import jax
-      >>> losses = jnp.arange(20.0)
-      >>> round(float(sign_flip_test(losses, losses + 1.0, key=jax.random.key(0), flips=999)), 4)
-      0.001
-    """
-    _tree.check_key(key, needed_by="sign_flip_test")
-    first, second = jnp.asarray(first_losses), jnp.asarray(second_losses)
-    if first.ndim != 1 or first.shape != second.shape or not first.size:
-        raise ValueError(f"losses must have one shape (n,) with a sample; got {first.shape} and {second.shape}")
-    difference = first - second
-    if not isinstance(difference, Tracer) and not np.isfinite(np.asarray(difference, np.float64)).all():
-        raise ValueError("losses hold NaN or inf: no mean to compare")
-    return _sign_flip(difference.astype(jnp.promote_types(difference.dtype, jnp.float32)), key, flips)
-
-
-def _pair(first: Any, second: Any, labels: Any) -> tuple[Array, Array, Array]:
-    first, checked = metrics.check(first, labels)
-    second, _ = metrics.check(second, labels)
-    if first.shape != second.shape:
-        raise ValueError(f"both models need logits of one shape; got {first.shape} and {second.shape}")
-    return first, second, checked
-
-
-@partial(jax.jit, static_argnums=2)
-def _sign_flip(difference: Array, key: Array, flips: int) -> Array:
-    size = jnp.abs(difference.sum())
-
-    def larger(key: Array) -> Array:
-        signs = jax.random.rademacher(key, difference.shape, difference.dtype)
-        # A flip of all signs gives the same sum but for rounding, and must count as at least as large.
-        return jnp.abs((signs * difference).sum()) >= size * (1 - 1e-6)
-
-    return (1 + lax.map(larger, jax.random.split(key, flips), batch_size=64).sum()) / (1 + flips)
+    is_exemplar: Any
+    dense: Any
+    pruned: Any
 
 
 @dataclass(frozen=True)
 class Changes:
     """A model compared with its reference on the same samples.
 
-    The figures, NLL, Brier score and accuracy, and the accuracies within the classes are one family of questions:
-    `adjusted` p-values are those of the largest deviation of all of them (max-T) when the two answers to each sample
-    are dealt to the models by a coin. If the models are equally good, at most 5 % of comparisons have any adjusted
-    p-value of 0.05 or less.
+    Accuracy, NLL, Brier score and the accuracy within each class are one family of questions. The `adjusted` p-values
+    compare each deviation with the largest deviation of all questions (max-T) when a coin deals the two answers to
+    each sample to the two models. If the models are equally good, at most 5 % of comparisons have any adjusted p-value
+    of 0.05 or less.
 
     Attributes:
       figures: the differences, model less reference, of accuracy, nll and brier, each with an interval of its own.
       p_values: of each figure alone, from the same test as its interval; NaN where a loss is infinite.
-      adjusted: of each figure among all questions.
+      adjusted: the p-value of each figure among all questions.
       recall: the difference of the accuracy within each class, each with an interval of its own; NaN for a class
         without test samples.
       recall_adjusted: the p-value of each class among all questions; NaN for a class without test samples.
-      agreement: the fraction answered alike.
-      exemplars: the samples on which the two, or the majorities of two populations, answer differently.
-      regressions: how many of these the reference has right.
-      gains: how many of these the model has right.
+      agreement: the fraction of samples that both models answer alike, with its interval.
+      exemplars: the samples that the two models answer differently.
+      regressions: the number of samples that the reference has right and the model wrong.
+      gains: the number of samples that the model has right and the reference wrong.
       detectable: the smallest change of the accuracy that these samples would show 4 times in 5.
       confidence: of the intervals.
     """
@@ -157,7 +70,7 @@ class Changes:
     def beyond_noise(self, which: str | int) -> bool:
         """Whether a figure, by name, or the accuracy within a class, by number, changed beyond noise.
 
-        It did where both its own interval excludes 0 and its p-value among all questions is small enough.
+        It did if its own interval excludes 0 and its p-value among all questions is at most 1 - confidence.
         """
         interval, p = (
             (self.figures[which], self.adjusted[which])
@@ -172,20 +85,24 @@ def changes(
 ) -> Changes:
     """Compares a model with its reference, such as a pruned network with the dense one.
 
+    McNemar's mid-p test with Tango's interval compares the accuracies, a bootstrap of Student's t the losses, and
+    random flips of the two models' answers all of them together (max-T, Westfall and Young 1993).
+
     Args:
       reference: logits (n, classes).
       model: logits (n, classes) of the same samples.
-      labels: integers, (n,). A class without a sample has no recall; the rest is compared.
+      labels: integers, (n,). A class without a sample has no recall; everything else is compared.
       key: a JAX key for the flips.
-      flips: how often the answers are dealt anew; the least adjusted p-value is 1 / (1 + flips).
-      confidence: of the intervals and of `beyond_noise`, in (0, 1).
+      flips: the number of random flips, and of resamples up to 999; the smallest possible adjusted p-value is
+        1 / (1 + flips). Default 1999.
+      confidence: of the intervals and of `beyond_noise`, in (0, 1); default 0.95.
 
     Returns:
       The changes, on the host.
 
     Raises:
-      TypeError: see `evaluate`.
-      ValueError: see `evaluate`; logits of different shapes.
+      TypeError: logits are not floating, or labels are not integers.
+      ValueError: shapes do not fit, or logits or labels are out of range; see `evaluate`.
 
     Example:
       >>> dense, pruned = jnp.array([[1.0, 0.0], [0.0, 1.0]] * 9), jnp.array([[1.0, 0.0], [1.0, 0.0]] * 9)
@@ -202,13 +119,13 @@ def changes(
 
 
 def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confidence: float) -> Changes:
-    """`changes` of samples that are judged already."""
-    n = a.labels.size
+    """Computes `changes` from the judged samples of the reference `a` and of the model `b`."""
+    n, rng = a.labels.size, intervals.generator(key)
     lost, won = a.correct & ~b.correct, b.correct & ~a.correct
     found = {
         "accuracy": intervals.paired_difference(int(won.sum()), int(lost.sum()), n, confidence),
-        "nll": intervals.mean_difference(a.nll, b.nll, confidence),
-        "brier": intervals.mean_difference(a.brier, b.brier, confidence),
+        "nll": intervals.mean_difference(a.nll, b.nll, rng, confidence, min(flips, 999)),
+        "brier": intervals.mean_difference(a.brier, b.brier, rng, confidence, min(flips, 999)),
     }
     counts, losses, gains = (np.bincount(x, minlength=classes) for x in (a.labels, a.labels[lost], a.labels[won]))
     recall = tuple(
@@ -217,7 +134,7 @@ def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confid
         else Interval(np.nan, np.nan, np.nan)
         for gain, loss, count in zip(gains, losses, counts, strict=True)
     )
-    adjusted, of_classes, critical = _adjusted(a, b, classes, key, flips, confidence)
+    adjusted, of_classes, critical = _adjusted(a, b, classes, rng, flips, confidence)
     return Changes(
         figures={name: each.interval for name, each in found.items()},
         p_values={name: each.p_value for name, each in found.items()},
@@ -234,13 +151,13 @@ def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confid
 
 
 def _adjusted(
-    a: Samples, b: Samples, classes: int, key: Array, flips: int, confidence: float
+    a: Samples, b: Samples, classes: int, rng: np.random.Generator, flips: int, confidence: float
 ) -> tuple[dict[str, float], np.ndarray, float]:
     """Max-T p-values of the figures and the classes under random signs, and the critical value of the maximum.
 
     Each question's sum of differences is divided by the root of its sum of squares, which no sign changes.
     """
-    rng, n = intervals.generator(key), a.labels.size
+    n = a.labels.size
     hits = b.correct.astype(np.float32) - a.correct
     with np.errstate(invalid="ignore"):
         differences = np.stack([hits, b.nll - a.nll, b.brier - a.brier], 1)
@@ -270,3 +187,88 @@ def _adjusted(
     names: tuple[str, ...] = ("accuracy", "nll", "brier")
     by_name = {name: float(x) for name, x in zip(names, np.where(finite, p(figures[0]), np.nan), strict=True)}
     return by_name, of_classes, float(np.quantile(maxima, confidence))
+
+
+def exemplars(dense: Any, pruned: Any) -> Exemplars:
+    """Finds the samples on which the modal answers of two populations differ: pruning identified exemplars (PIEs).
+
+    Hooker et al. 2019 (arXiv:1911.05248, section 3). If several answers are equally frequent, the lowest class counts.
+    Two single models are two populations of one: then the exemplars are all samples that they answer differently.
+
+    Args:
+      dense: logits of dense models, (models, n, classes) or (n, classes).
+      pruned: logits of pruned models, of the same samples; the number of models may differ.
+
+    Returns:
+      `Exemplars`: which samples differ, and both answers.
+
+    Raises:
+      ValueError: samples or classes differ, an array is empty, or concrete logits have NaN.
+
+    Example:
+      >>> found = exemplars(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[2.0, 1.0], [1.0, 0.0]]))
+      >>> found.is_exemplar.tolist(), found.dense.tolist(), found.pruned.tolist()
+      ([False, True], [0, 1], [0, 0])
+    """
+    populations = [x[None] if x.ndim == 2 else x for x in map(jnp.asarray, (dense, pruned))]
+    if any(x.ndim != 3 or not x.size for x in populations) or populations[0].shape[1:] != populations[1].shape[1:]:
+        raise ValueError(
+            "dense and pruned must be logits (models, n, classes) of the same samples and classes; "
+            f"got {populations[0].shape} and {populations[1].shape}"
+        )
+    for name, x in zip(("dense", "pruned"), populations, strict=True):
+        if not isinstance(x, Tracer) and np.isnan(np.asarray(x, np.float64)).any():
+            raise ValueError(f"{name} logits hold NaN")
+    first, second = map(_modal, populations)
+    return Exemplars(first != second, first, second)
+
+
+def _modal(population: Array) -> Array:
+    answers = population.argmax(-1)  # (models, n)
+    votes = jax.nn.one_hot(answers, population.shape[-1], dtype=jnp.int32).sum(0)
+    return votes.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A sample that the reference and most of the other models answer differently.
+
+    Attributes:
+      index: its number among the test samples.
+      label: its true class.
+      reference: the answer of the reference.
+      others: the answer of most other models.
+      pixels: its picture, uint8; None without images.
+    """
+
+    index: int
+    label: int
+    reference: int
+    others: int
+    pixels: np.ndarray | None
+
+
+def forgotten(
+    reference: np.ndarray, others: np.ndarray, labels: np.ndarray, pixels: np.ndarray | None = None
+) -> tuple[Forgotten, ...]:
+    """Lists the samples that a reference and most of the other models answer differently, with their pictures.
+
+    Args:
+      reference: the answers of the reference, integers (n,).
+      others: the answers of the other models, (models, n). If several are equally frequent, the lowest class counts.
+      labels: integers, (n,).
+      pixels: uint8 (n, height, width) or (n, height, width, 3); None (default) without pictures.
+
+    Returns:
+      One entry for each forgotten sample.
+
+    Example:
+      >>> [found] = forgotten(np.array([0, 1]), np.array([[0, 2], [0, 2], [1, 1]]), np.array([0, 1]))
+      >>> found.index, found.reference, found.others
+      (1, 1, 2)
+    """
+    modal = np.asarray(_modal(jax.nn.one_hot(others, int(max(others.max(), reference.max())) + 1)))
+    return tuple(
+        Forgotten(int(i), int(labels[i]), int(reference[i]), int(modal[i]), None if pixels is None else pixels[i])
+        for i in np.flatnonzero(modal != reference)
+    )

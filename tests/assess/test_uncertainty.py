@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import entropy as reference_entropy
 from sklearn.metrics import roc_auc_score
 
-from jaxprune.assess import auroc, entropy, epistemic_uncertainty, max_probability, risk_coverage
+from jaxprune.assess import auroc, entropy, epistemic_uncertainty, risk_coverage
+from jaxprune.assess.uncertainty import max_probability
 
 rng = np.random.default_rng(0)
 LOGITS = jnp.asarray(rng.normal(size=(60, 3)), jnp.float32)
