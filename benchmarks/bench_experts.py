@@ -149,7 +149,7 @@ def rows(
     for name, criterion in {**CRITERIA, "random": lambda e: draw}.items():
         scores = slimming.expert_scores(groups, stats, criterion)
         for share in (0.25, 0.5):
-            choice = slimming.choose(groups, scores, {glob(experts.name): share})
+            choice = slimming.choose(groups, scores, share)
             small = slimming.slim(forward, params, choice, jnp.asarray(test[:1, :-1]))
             gone = (
                 np.flatnonzero(~choice.kept(experts.name).reshape(LAYERS, EXPERTS).ravel()).reshape(LAYERS, -1)
@@ -170,11 +170,6 @@ def rows(
     out[0] |= {"seconds_groups": found, "seconds_calibration": calibrated, "peak_mib": memory}
     out[0]["bytes"] = sum(x.nbytes for x in jax.tree.leaves(params))
     return out
-
-
-def glob(name: str) -> str:
-    """A glob that matches one name with brackets."""
-    return name.replace("[", "[[]")
 
 
 def table(found: list[dict[str, Any]]) -> str:

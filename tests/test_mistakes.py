@@ -493,10 +493,6 @@ SLIMMING = {
     "parameters before groups": (lambda: slimming.group_scores(P, groups()), "groups must be .*find_groups"),
     "scores of another network": (lambda: slimming.group_scores(groups(), OTHER), "scores have 1 leaves"),
     "an unknown norm": (lambda: slimming.group_scores(groups(), P, reduce="l3"), "reduce must be one of"),
-    "norms of another network": (
-        lambda: slimming.unit_norms(groups(), OTHER),
-        "params must be those .*a/kernel.*got c",
-    ),
     "a negative strength": (lambda: slimming.group_lasso(groups(), -1.0), "strength must be 0 or more"),
     "strength before groups": (lambda: slimming.group_lasso(0.1, groups()), "groups must be .*find_groups"),
     "groups to penalise": (lambda: slimming.growing_penalty(groups(), 0.1), "choice must be a slimming.Choice"),

@@ -1,6 +1,6 @@
 """Scores and similarities of hidden channels and layers, computed from their activations.
 
-`distinctness`, `alive` and `map_rank` score channels; pass such scores to `slimming.unit_scores` to slim by them.
+`distinctness`, `alive` and `map_rank` score channels; pass such scores to `slimming.choose` to slim by them.
 `cka`, `channel_similarity`, `layer_similarity` and `similar_layers` compare channels or layers by centred kernel
 alignment.
 

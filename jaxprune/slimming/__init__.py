@@ -7,27 +7,22 @@
 
 from jaxprune.slimming import costs
 from jaxprune.slimming.choice import Choice
-from jaxprune.slimming.choose import Limits, Removal, choose, removal_order
+from jaxprune.slimming.choose import Limits, choose
 from jaxprune.slimming.depth import block_influence, keep_blocks, keep_influential
-from jaxprune.slimming.groups import Frozen, Group, Groups, Member, find_groups
-from jaxprune.slimming.hyperparameters import Rebuilt, hyperparameters
-from jaxprune.slimming.manifest import Kept, Manifest
+from jaxprune.slimming.groups import Group, Groups, find_groups
+from jaxprune.slimming.hyperparameters import hyperparameters
+from jaxprune.slimming.manifest import Manifest
 from jaxprune.slimming.permutation import permute_channels
-from jaxprune.slimming.regularise import group_lasso, growing_penalty, unit_norms, zero_units
-from jaxprune.slimming.scores import expert_scores, geometric_median_scores, group_scores, unit_scores
+from jaxprune.slimming.regularise import group_lasso, growing_penalty
+from jaxprune.slimming.scores import expert_scores, geometric_median_scores, group_scores
 from jaxprune.slimming.slim import Slimmed, slim
 
 __all__ = [
     "Choice",
-    "Frozen",
     "Group",
     "Groups",
-    "Kept",
     "Limits",
     "Manifest",
-    "Member",
-    "Rebuilt",
-    "Removal",
     "Slimmed",
     "block_influence",
     "choose",
@@ -42,9 +37,5 @@ __all__ = [
     "keep_blocks",
     "keep_influential",
     "permute_channels",
-    "removal_order",
     "slim",
-    "unit_norms",
-    "unit_scores",
-    "zero_units",
 ]

@@ -18,7 +18,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """The units of each group that stay. `print` shows how many units each group keeps.
+    """The units of each group that stay. `print` shows how many units each group keeps, and why a group stays whole.
 
     Attributes:
       groups: the groups.
@@ -50,7 +50,9 @@ class Choice:
             raise ValueError("this choice cannot be carried out:\n" + "\n".join(wrong))
 
     def __repr__(self) -> str:
-        untouched = f"; {len(self.untouched)} groups could not shrink" if self.untouched else ""
+        shown = [f"{name}: {reason}" for name, reason in list(self.untouched.items())[:3]]
+        shown += ["..."] if len(self.untouched) > 3 else []
+        untouched = f"; {len(self.untouched)} groups could not shrink: {'; '.join(shown)}" if shown else ""
         return f"Choice({len(self.groups)} groups, {self.keep.sum()} of {self.keep.size} units kept{untouched})"
 
     def __str__(self) -> str:

@@ -51,7 +51,7 @@ class Removal(NamedTuple):
 
 def choose(
     groups: Groups,
-    scores: np.ndarray,
+    scores: np.ndarray | Mapping[str, Any],
     sparsity: Rules | None = None,
     *,
     cost: Callable[[Choice], float] | None = None,
@@ -66,7 +66,8 @@ def choose(
     Args:
       groups: the groups.
       scores: (units,) scores, from `group_scores` or your own; larger = more worth keeping. Of equal scores the first
-        is kept.
+        is kept. Or a mapping from groups, by name or member, to the scores of their units, such as scores of channels;
+        all other groups stay whole.
       sparsity: the fraction of units to remove, in [0, 1]. With scope "group" each group loses
         floor(sparsity x units + 1/2) units, or fewer if the limits demand it; a mapping from globs over group names
         gives each group its own sparsity, and 0 to groups without a match. With scope "global" it is one number for all
@@ -88,6 +89,7 @@ def choose(
       once for each of about log2(removals) + 2 choices.
 
     Raises:
+      KeyError: a mapping of scores names a group that does not exist.
       ValueError: neither or both of sparsity and cost are given, the scores have another shape or NaN, a sparsity is
         out of range, a glob matches no group, or removing all that may go costs more than the target.
 
@@ -107,6 +109,8 @@ def choose(
             f'scope is "group" or "global", the latter with one sparsity; got {scope!r}, sparsity {sparsity!r}'
         )
     limits = _checked(groups, limits)
+    if isinstance(scores, Mapping):
+        scores, limits = _of_some_groups(groups, scores, limits)
     if np.shape(scores) != (groups.size,) or np.isnan(scores).any():
         raise ValueError(
             f"scores must be {groups.size} numbers, one for each unit, none of them NaN; got {np.shape(scores)}"
@@ -120,6 +124,25 @@ def choose(
     allowed = sum(g.count for g in groups if _obstacle(g, limits) is None)
     keep = _after(groups, _upto(removals, int(np.floor(float(sparsity or 0) * allowed + 0.5))))  # pyright: ignore[reportArgumentType]
     return Choice(groups, keep, True, _untouched(groups, limits) if sparsity else {})
+
+
+def _of_some_groups(groups: Groups, scores: Mapping[str, Any], limits: Limits) -> tuple[np.ndarray, Limits]:
+    """The scores of all units, and limits that protect the groups without scores."""
+    members = {f"{m.name}[{m.axis}]" for group in groups for m in group.members}
+    if not members.union(group.name for group in groups).intersection(scores):
+        raise ValueError(
+            f"scores must be {groups.size} numbers, one for each unit, as group_scores makes them of the scores of "
+            f"entries, or a mapping from groups to the scores of their units; got {_tree.shown(scores)}"
+        )
+    units = np.full(groups.size, np.inf)
+    for name, own in scores.items():
+        group, values = groups[name], np.asarray(own, np.float64)
+        if values.shape != (group.count,) or np.isnan(values).any():
+            raise ValueError(f"group {name} has {group.count} units; got scores {values.shape}, none may be NaN")
+        units[group.span] = values
+    globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
+    without = [group.name for group in groups if np.isinf(units[group.span]).all()]
+    return units, limits._replace(protect=[*globs, *without])
 
 
 def removal_order(
@@ -250,7 +273,8 @@ def _obstacle(group: Group, limits: Limits) -> str | None:
         return "it is protected"
     if group.inexact is not None and not limits.inexact:
         return (
-            f"removing its units is not the same as masking them, {group.inexact} (Limits(inexact=True) removes them)"
+            f"removing its units is not the same as masking them: {group.inexact} (Limits(inexact=True) removes them; "
+            "slim(..., as_built=True) then makes the ordinary smaller architecture)"
         )
     return None
 

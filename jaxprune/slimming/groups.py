@@ -182,7 +182,7 @@ def find_groups(
     Experts are units too. The indices that a router's `top_k` or `argmax` returns are followed through sorts,
     comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert goes with its column of the
     router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
-    means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with these logits.
+    means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with this logit.
     At least as many units stay as are chosen (`Group.least`). An index whose numbers are used in another way keeps all
     experts, with the reason. The hidden units of each expert may go separately, as many in each, where nothing ties the
     experts (`Group.layer`).

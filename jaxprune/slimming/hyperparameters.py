@@ -1,5 +1,7 @@
 """`hyperparameters`: the hyperparameters for which a linen or NNX model has the shapes of slim parameters."""
 
+import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,13 +24,22 @@ _PROJECTIONS = ("query", "key", "value", "out")
 _MEANS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
 
 
+@dataclasses.dataclass
+class _Module:
+    """A module of the model, and the arguments it is called with (linen makes its parameters from them)."""
+
+    module: Any
+    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+
 class Rebuilt(NamedTuple):
     """The hyperparameters to rebuild one module.
 
     Attributes:
       path: the path of the module, and its class.
       changes: the old and the new value of each hyperparameter that changes, by its name.
-      problem: why the rebuilt module would not compute what the slim function computes; None if it would.
+      problem: why the rebuilt module would not compute what the slim function computes, or would have other shapes, or
+        why that could not be checked; None if it was built, from shapes, and has the shapes of the slim parameters.
     """
 
     path: str
@@ -41,8 +52,10 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
 
     Each module is compared with its leaves: the features of a Dense or Conv, the heads of an attention, the sizes of an
     embedding. Each layer gets its own widths, so a model whose layers share one number must be changed to take one
-    number for each layer. `Rebuilt.problem` reports what no constructor can express: an attention whose queries and
-    values have different dimensions, or a norm whose mean would be taken over fewer positions.
+    number for each layer. Each module is then built with the new values, from shapes (`jax.eval_shape`), and its shapes
+    are compared. `Rebuilt.problem` reports what no constructor can express: an attention whose queries and values have
+    different dimensions, or, unless the network was slimmed `as_built`, a norm whose mean would be taken over fewer
+    positions.
 
     Args:
       manifest: the positions that stay, for parameters in the model's own structure: `model.init(...)` or its "params",
@@ -73,21 +86,27 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
         owner, leaf = _owner(kept.identity, modules)
         owned.setdefault(owner, {})[leaf] = kept
     shrunk = {owner: leaves for owner, leaves in owned.items() if any(kept.axes for kept in leaves.values())}
-    found = [_rebuilt(owner, modules[owner], leaves) for owner, leaves in shrunk.items()]
+    as_built = manifest.as_built is not None
+    found = [
+        _checked(modules[owner], leaves, _rebuilt(owner, modules[owner].module, leaves, as_built))
+        for owner, leaves in shrunk.items()
+    ]
     return [entry for entry in found if entry.changes or entry.problem]
 
 
-def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], _Module]]:
     from flax import linen, nnx  # only who has a Flax model calls this
 
     if isinstance(model, nnx.Module):
         for path, module in nnx.iter_modules(model):
-            yield tuple(map(str, path)), module
+            yield tuple(map(str, path)), _Module(module)
     elif isinstance(model, linen.Module):
-        met: dict[tuple[str, ...], Any] = {}
+        met: dict[tuple[str, ...], _Module] = {}
 
         def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            met.setdefault(context.module.path, context.module)
+            known = met.setdefault(context.module.path, _Module(context.module))
+            if context.method_name == "__call__" and known.call is None:
+                known.call = jax.tree.map(_shaped, (args, kwargs))
             return call(*args, **kwargs)
 
         keys = {name: jax.random.key(0) for name in ("params", "dropout")}
@@ -98,23 +117,25 @@ def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> It
         raise TypeError(f"hyperparameters are those of a linen or NNX module; got {type(model).__name__}")
 
 
-def _owner(identity: tuple[str, ...], modules: dict[tuple[str, ...], Any]) -> tuple[tuple[str, ...], str]:
+def _owner(identity: tuple[str, ...], modules: dict[tuple[str, ...], _Module]) -> tuple[tuple[str, ...], str]:
     # The innermost module of which the leaf is one; an attention owns its projections. Linen's variables are in
     # collections.
     path = identity[1:] if identity[0] in ("params", "batch_stats") and (identity[0],) not in modules else identity
     for end in range(len(path) - 1, 0, -1):
-        if path[end - 1] in _PROJECTIONS and hasattr(modules.get(path[: end - 1]), "num_heads"):
+        if path[end - 1] in _PROJECTIONS and hasattr(
+            getattr(modules.get(path[: end - 1]), "module", None), "num_heads"
+        ):
             return path[: end - 1], "/".join(path[end - 1 :])
         if path[:end] in modules:
             return path[:end], "/".join(path[end:])
     return (), "/".join(path)
 
 
-def _rebuilt(path: tuple[str, ...], module: Any, leaves: dict[str, Kept]) -> Rebuilt:
+def _rebuilt(path: tuple[str, ...], module: Any, leaves: dict[str, Kept], as_built: bool) -> Rebuilt:
     kind = type(module).__name__
     name = f"{'/'.join(path) or 'the model itself'}: {kind}"
     if hasattr(module, "num_heads"):
-        return Rebuilt(name, *_attention(module, leaves))
+        return Rebuilt(name, *_attention(module, leaves, as_built))
     leaves = {leaf: kept for leaf, kept in leaves.items() if kept.axes}
     changes: dict[str, tuple[Any, Any]] = {}
     for leaf, axis, attributes in _SIZES:
@@ -129,11 +150,72 @@ def _rebuilt(path: tuple[str, ...], module: Any, leaves: dict[str, Kept]) -> Reb
             changes |= {"in_features": features} if "in_features" in changes or hasattr(module, "in_features") else {}
         else:
             problem = "how many groups of channels stay is not told by the kernel"
-    if any(word in kind for word in _MEANS):
+    if any(word in kind for word in _MEANS) and not as_built:
         problem = "its moments would be taken over fewer positions than those of the masked model"
     elif not changes and not ("Norm" in kind or leaves.keys() <= {"bias"}) and _own(leaves):
         problem = f"no hyperparameter is known that says the shape of {', '.join(leaves)}"
     return Rebuilt(name, changes, problem)
+
+
+def _checked(met: _Module, leaves: dict[str, Kept], proposed: Rebuilt) -> Rebuilt:
+    """The proposal, with a problem if the module that is built with it has other shapes than the slim parameters."""
+    if proposed.problem is not None or not proposed.changes:
+        return proposed
+    values = {name: new for name, (_, new) in proposed.changes.items()}
+    try:
+        built = _built(met, leaves, values)
+    except Exception as error:  # whatever a constructor of the user's raises
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return proposed._replace(problem=f"it could not be built with these values: {reason[0]}")
+    wrong = [
+        f"{leaf} would have shape {built.get(leaf)}, not {kept.small}"
+        for leaf, kept in leaves.items()
+        if kept.shape is not None and built.get(leaf) != kept.small
+    ]
+    return proposed._replace(problem="; ".join(wrong)) if wrong else proposed
+
+
+def _built(met: _Module, leaves: dict[str, Kept], values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the variables of a module that is built with other values of its hyperparameters."""
+    from flax import linen, nnx
+
+    key = jax.random.key(0)
+    if isinstance(met.module, linen.Module):
+        old, new = _input_sizes(met.module, values, leaves)
+        given, structure = jax.tree.flatten(met.call or ((), {}))
+        arrays = {
+            k: jax.ShapeDtypeStruct((*x.shape[:-1], new), x.dtype) if x.shape[-1:] == (old,) else x
+            for k, x in enumerate(given)
+            if isinstance(x, jax.ShapeDtypeStruct)
+        }
+        module = met.module.clone(parent=None, **values)
+
+        def init(arrays: dict[int, Any]) -> Any:
+            args, kwargs = jax.tree.unflatten(structure, [arrays.get(k, x) for k, x in enumerate(given)])
+            return module.init({"params": key, "dropout": key}, *args, **kwargs)
+
+        variables = list(jax.eval_shape(init, arrays).values())
+    else:
+        wanted = inspect.signature(type(met.module).__init__).parameters
+        own = {name: getattr(met.module, name) for name in wanted if hasattr(met.module, name)}
+        rngs = {"rngs": nnx.Rngs(0)} if "rngs" in wanted else {}
+        made = nnx.eval_shape(lambda: type(met.module)(**{**own, **values, **rngs}))
+        variables = [nnx.to_pure_dict(nnx.state(made))]
+    return {_tree.name(path): tuple(x.shape) for tree in variables for path, x in _tree.with_paths(tree)}
+
+
+def _input_sizes(module: Any, values: dict[str, Any], leaves: dict[str, Kept]) -> tuple[int, int]:
+    """The features that a linen module takes, before and after slimming; (0, 0) if its leaves do not tell."""
+    groups = getattr(module, "feature_group_count", 1)
+    for leaf, axis in (("query/kernel", -3), ("kernel", -2), ("scale", -1), ("mean", -1)):
+        kept = leaves.get(leaf)
+        if kept is not None and len(kept.shape or ()) >= -axis:
+            return (kept.shape or ())[axis] * groups, kept.small[axis] * values.get("feature_group_count", groups)
+    return 0, 0
+
+
+def _shaped(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") and hasattr(x, "dtype") else x
 
 
 def _own(leaves: dict[str, Kept]) -> bool:
@@ -159,7 +241,7 @@ def _changes(module: Any, kept: Kept, axis: int, attributes: tuple[str, ...]) ->
     return found
 
 
-def _attention(module: Any, leaves: dict[str, Kept]) -> tuple[dict[str, tuple[Any, Any]], str | None]:
+def _attention(module: Any, leaves: dict[str, Kept], as_built: bool) -> tuple[dict[str, tuple[Any, Any]], str | None]:
     kernels = {name: leaves[f"{name}/kernel"] for name in _PROJECTIONS if f"{name}/kernel" in leaves}
     old: dict[str, tuple[int, ...]] = {name: kept.shape or () for name, kept in kernels.items()}
     new = {name: kept.small for name, kept in kernels.items()}
@@ -175,6 +257,6 @@ def _attention(module: Any, leaves: dict[str, Kept]) -> tuple[dict[str, tuple[An
     problem = None
     if len({new[name][-1] for name in inner}) > 1:
         problem = "queries and values would have other dimensions, and the module has one number for both"
-    elif any(new[name][-1] != old[name][-1] for name in inner):
+    elif any(new[name][-1] != old[name][-1] for name in inner) and not as_built:
         problem = "the scale 1/sqrt(dimensions) would be another than that of the masked model"
     return {k: v for k, v in changes.items() if v[0] != v[1]}, problem

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jaxprune import _tree
 from jaxprune._jaxprs import is_array
 
 PyTree = Any
-_VERSION = 1
+_VERSION = 2
 
 
 class Kept(NamedTuple):
@@ -61,6 +61,8 @@ class Manifest:
 
     Attributes:
       leaves: one entry for each leaf, in the order of `jax.tree.leaves`.
+      as_built: None if removing means masking; otherwise the smaller function is the ordinary smaller architecture, and
+        this is what ambiguous numbers become, as `slim` was told.
 
     Example:
       >>> from jaxprune.slimming import slim
@@ -74,6 +76,7 @@ class Manifest:
     """
 
     leaves: tuple[Kept, ...]
+    as_built: Mapping[float, float] | None = None
 
     def __repr__(self) -> str:
         sizes = [[int(np.prod(shape)) for shape in (k.small, k.shape)] for k in self.leaves if k.shape is not None]
@@ -130,7 +133,10 @@ class Manifest:
             }
             for kept in self.leaves
         ]
-        return json.dumps({"format": "jaxprune.slimming.manifest", "version": _VERSION, "leaves": leaves})
+        about: dict[str, Any] = {"format": "jaxprune.slimming.manifest", "version": 1, "leaves": leaves}
+        if self.as_built is not None:  # a reader that does not know it would compute something else
+            about |= {"version": 2, "as_built": [[old, new] for old, new in self.as_built.items()]}
+        return json.dumps(about)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -153,7 +159,8 @@ class Manifest:
                 f"the manifest has version {data['version']}; this jaxprune reads versions up to {_VERSION}: "
                 "install a later one"
             )
-        return cls(tuple(_read(entry) for entry in data["leaves"]))
+        as_built = data.get("as_built")
+        return cls(tuple(_read(entry) for entry in data["leaves"]), None if as_built is None else dict(as_built))
 
     def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
         by_path = {kept.identity: kept for kept in self.leaves}

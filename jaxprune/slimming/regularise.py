@@ -18,60 +18,14 @@ Schedule = Callable[[Any], Any]
 Units = Sequence[Sequence[np.ndarray]]  # for each leaf and axis the units of each position, as in `Groups.units`
 
 
-def unit_norms(groups: Groups, params: PyTree) -> jax.Array:
-    """The Euclidean norm of all entries of each unit.
-
-    Args:
-      groups: the groups, found on parameters of these shapes.
-      params: the parameters.
-
-    Returns:
-      (units,) float32 norms. An entry whose row and column belong to the same unit counts twice.
-
-    Example:
-      >>> from jaxprune.slimming import find_groups
-      >>> params = {'a': jnp.array([[3.0, 1.0]]), 'b': jnp.array([[4.0], [0.0]])}
-      >>> unit_norms(find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1))), params).tolist()
-      [5.0, 1.0]
-    """
-    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
-    own, given = [leaf.name for leaf in groups.analysis.leaves], [name for name, _ in _tree.named_leaves(params)]
-    if own != given:
-        raise ValueError(
-            f"params must be those that the groups were found on, with the leaves {', '.join(own)}; got "
-            f"{', '.join(given) or 'none'}"
-        )
-    return _norms(groups.units, groups.size, params)
-
-
-def zero_units(groups: Groups, params: PyTree) -> np.ndarray:
-    """Whether all entries of a unit are exactly zero, as after group lasso.
-
-    Args:
-      groups: the groups.
-      params: the parameters.
-
-    Returns:
-      (units,) bools; `Choice(groups, ~zero_units(groups, params))` removes the zero units, if no group is empty and all
-      layers of a stack have the same number of them.
-
-    Example:
-      >>> from jaxprune.slimming import find_groups
-      >>> params = {'a': jnp.array([[3.0, 0.0]]), 'b': jnp.array([[4.0], [0.0]])}
-      >>> zero_units(find_groups(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((5, 1))), params).tolist()
-      [False, True]
-    """
-    return np.asarray(unit_norms(groups, params)) == 0
-
-
 def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTransformation:
     """Group lasso by its proximal step: shrinks each unit's norm, to exactly zero when it is small.
 
     After the optimizer's step to w, each unit's entries w_u become w_u max(0, 1 - t sqrt(n_u) / ||w_u||), with n_u
     entries in the unit (Yuan & Lin, 2006, eq. 2.4, as a proximal step). An entry of several units (a row of one, a
-    entries in the unit (Yuan & Lin, 2006, eq. 2.4, as a proximal step). An entry of several units (a row of one, a
     column of another) is multiplied by the factors of all its units. Put it last in the chain, because it must see the
-    optimizer's updates.
+    optimizer's updates. Afterwards `Choice.from_masks(groups, jax.tree.map(lambda p: p != 0, params), partial="keep")`
+    removes the units that are zero.
 
     Args:
       groups: the groups, found on parameters of these shapes.

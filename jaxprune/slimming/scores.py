@@ -1,7 +1,7 @@
 """Scores of units: `group_scores` adds up any criterion; `expert_scores` (REAP); `geometric_median_scores` (FPGM)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -197,8 +197,8 @@ def _selects(where: Leaves, leaf: Leaf) -> bool:
 
 
 def expert_scores(
-    groups: Groups, stats: Stats, criterion: Callable[[Experts], Any] | None = None, *, normalise: str | None = None
-) -> np.ndarray:
+    groups: Groups, stats: Stats, criterion: Callable[[Experts], Any] | None = None
+) -> dict[str, np.ndarray]:
     r"""Scores of experts from what one calibration knows of their tokens, for `choose`.
 
     Published criteria are products of a frequency, a gate and the norm of the output (Liu et al., 2026,
@@ -218,15 +218,12 @@ def expert_scores(
       stats: the result of `calibrate` for the same function and parameters.
       criterion: a function of `calibration.Experts` `e` that returns one score for each expert. NaN, the score of an
         expert without tokens in a mean, becomes 0. Default: REAP.
-      normalise: divides the scores of each group by their "mean", "max" or "sum", each layer of a stacked group by its
-        own. None leaves the scores as they are. Default: None.
 
     Returns:
-      (units,) float64 scores of all units. Units that are not experts get infinite scores; give `choose` a mapping that
-      prunes only the groups of experts.
+      For each group of experts the float64 scores of its units, as `choose` takes them; all other groups stay whole.
 
     Raises:
-      ValueError: the statistics contain no experts of these groups, a score is not finite, or `normalise` is unknown.
+      ValueError: the statistics contain no experts of these groups, or a score is not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -240,13 +237,13 @@ def expert_scores(
       >>> x = jnp.array([[9.0, 0, 0], [0, 9.0, 0], [0, 8.0, 0], [0, 0, 9.0], [0, 0, 9.0], [0, 0, 9.0]])
       >>> stats = calibrate(mixture, params, [x], collect='square')
       >>> groups = find_groups(mixture, params, x)
-      >>> expert_scores(groups, stats, lambda e: e.tokens).tolist()
-      [1.0, 2.0, 3.0]
+      >>> [(name, scores.tolist()) for name, scores in expert_scores(groups, stats, lambda e: e.tokens).items()]
+      [('router[1]', [1.0, 2.0, 3.0])]
     """
     _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     _tree.check_instance(stats, Stats, "stats", "the result of calibrate(fn, params, batches)")
     criterion = criterion or (lambda e: e.weighted / e.tokens)
-    scores = np.full(groups.size, np.inf)
+    scores: dict[str, np.ndarray] = {}
     found: dict[str, tuple[np.ndarray, list[Experts]]] = {}
     for experts in stats.experts:
         place = next((p for leaf in experts.leaves if (p := _experts_of(groups, *leaf)) is not None), None)
@@ -265,9 +262,8 @@ def expert_scores(
         own = np.nan_to_num(np.asarray(criterion(total), np.float64), posinf=np.inf, neginf=-np.inf)
         if own.shape != units.shape or not np.isfinite(own).all():
             raise ValueError(f"{name}: criterion must return finite scores of shape {units.shape}; got {own.shape}")
-        scores[units] = own
-    chosen = np.isfinite(scores)
-    scores[chosen] = _normalised(groups, np.where(chosen, scores, 0), normalise)[chosen]
+        scores[name] = np.zeros(groups[name].count)
+        scores[name][units - groups[name].first] = own
     return scores
 
 
@@ -281,36 +277,3 @@ def _experts_of(groups: Groups, name: str, axis: int | None) -> tuple[Group, np.
             if (own.sum(-1) == 1).all():
                 return group, np.where(own, units, 0).sum(-1)
     return None
-
-
-def unit_scores(groups: Groups, scores: Mapping[str, Any]) -> np.ndarray:
-    """Turns scores of the channels of some groups into scores of all units, for `choose`.
-
-    Args:
-      groups: the groups of the network, from `find_groups`.
-      scores: a mapping from group names to the scores of their units, in the order of their channels. Units of other
-        groups get infinite scores; give `choose` a mapping that prunes only the groups with scores.
-
-    Returns:
-      (units,) float64 scores.
-
-    Raises:
-      KeyError: there is no group of that name.
-      ValueError: a group has another number of units than scores, or scores are NaN.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jaxprune.slimming import find_groups
-      >>> params = {'a': jnp.ones((2, 3)), 'b': jnp.ones((3, 1))}
-      >>> groups = find_groups(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params, jnp.ones((4, 2)))
-      >>> unit_scores(groups, {'a[1]': [0.3, 0.1, 0.2]}).tolist()
-      [0.3, 0.1, 0.2]
-    """
-    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
-    units = np.full(groups.size, np.inf)
-    for name, own in scores.items():
-        group, values = groups[name], np.asarray(own, np.float64)
-        if values.shape != (group.count,) or np.isnan(values).any():
-            raise ValueError(f"group {name} has {group.count} units; got scores {values.shape}, none may be NaN")
-        units[group.span] = values
-    return units

@@ -16,10 +16,12 @@ from jaxprune._jaxprs import is_array
 from jaxprune.prune import Selector
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
+from jaxprune.slimming._labels.counts import find_counts, numbers_after
 from jaxprune.slimming._labels.evaluate import Decision, Piece, evaluate, labels_that_go
 from jaxprune.slimming._labels.members import tied
+from jaxprune.slimming._labels.rules.control import LAYER
 from jaxprune.slimming.choice import Choice
-from jaxprune.slimming.choose import choose
+from jaxprune.slimming.choose import Limits, choose
 from jaxprune.slimming.groups import Groups, find_groups
 from jaxprune.slimming.manifest import Manifest
 from jaxprune.slimming.scores import group_scores
@@ -89,13 +91,21 @@ def slim(
     grads: PyTree | None = None,
     stats: PyTree | None = None,
     key: Any = None,
+    as_built: bool | Mapping[float, float] = False,
 ) -> Slimmed:
     """Removes units from a function's parameters, and makes the smaller function.
 
     The smaller function runs the traced program of `fn` with smaller shapes; for inputs of other shapes than it
-    has seen it traces `fn` again. Constants (the scale of attention, the count in a mean) keep their values, so for
-    exact groups it equals `fn` with masked parameters. Random bits are drawn in the whole shape and only the kept
-    positions are used, so dropout agrees too.
+    has seen it traces `fn` again. Removing has two meanings:
+
+    Masking (the default). Numbers of the program (the scale of attention, the count in a mean) keep their values, so
+    for exact groups the smaller function equals `fn` with masked parameters: nothing changes at the moment of removal.
+    Random bits are drawn in the whole shape and only the kept positions are used, so dropout agrees too.
+
+    Building smaller (`as_built=True`). Counts in means and variances and the scales of attention follow the new widths.
+    The smaller function is the ordinary smaller architecture: it equals, to rounding, the model that is built with the
+    smaller hyperparameters on the same weights. `hyperparameters` names them. Inexact groups can shrink in this
+    meaning, such as the width that a variance of differences runs over.
 
     Args:
       fn: a function `fn(params, *inputs)`, with the outputs that must keep their shapes.
@@ -113,6 +123,9 @@ def slim(
       grads: for a criterion: gradients like params.
       stats: for a criterion: the result of `jaxprune.calibrate`.
       key: for a random criterion: a JAX key.
+      as_built: True removes in the meaning of building smaller. A number such as 8 = sqrt(64) may count positions or
+        not; where the traced function does not tell, an error names the number, and a mapping {number: number} says
+        what it becomes. Default: False, masking.
 
     Returns:
       The function, its parameters and the manifest.
@@ -121,7 +134,8 @@ def slim(
       KeyError: a mapping names a group that does not exist.
       TypeError: `what` has another type, or numbers of units are not integers.
       ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
-        positions; or the masks remove no whole unit.
+        positions; the masks remove no whole unit; or `as_built` is asked for and the function does not tell what the
+        smaller architecture computes.
 
     Example:
       >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
@@ -133,13 +147,26 @@ def slim(
       [[1.0]]
     """
     selector = Selector(criterion=criterion, key=key)
-    manifest = _manifest(fn, params, what, inputs, lambda: selector.scores(params, grads=grads, stats=stats))
+    if not isinstance(as_built, bool | Mapping):
+        raise TypeError(f"as_built must be a bool or a mapping from numbers to numbers; got {_tree.shown(as_built)}")
+    scores = lambda: selector.scores(params, grads=grads, stats=stats)
+    manifest = _manifest(fn, params, what, inputs, scores, as_built is not False)
+    if as_built is not False:
+        given = {} if as_built is True else {float(old): float(new) for old, new in as_built.items()}
+        manifest = dataclasses.replace(manifest, as_built=given)
     _check_shapes(params, manifest, smaller=False)
+    if manifest.as_built is not None and inputs:  # what the function does not tell is an error before it is called
+        _ = _decide(_with_state(fn), manifest, params, inputs, True, True)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
 
 def _manifest(
-    fn: Callable[..., PyTree], params: PyTree, what: Any, inputs: tuple[Any, ...], scores: Callable[[], PyTree]
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    what: Any,
+    inputs: tuple[Any, ...],
+    scores: Callable[[], PyTree],
+    as_built: bool,
 ) -> Manifest:
     if isinstance(what, Manifest):
         return what
@@ -147,10 +174,15 @@ def _manifest(
         return what.manifest()
     groups = find_groups(fn, params, *inputs)
     if isinstance(what, int | float) and not isinstance(what, bool):
-        choice = choose(groups, group_scores(groups, scores()), float(what))
-        if choice.keep.all() and choice.untouched:
-            reasons = "".join(f"\n  {name}: {reason}" for name, reason in choice.untouched.items())
-            warnings.warn(f"slim removes nothing, since no group can shrink by {what}:{reasons}", stacklevel=3)
+        whole = [group.name for group in groups if group.inexact == LAYER] if as_built else []
+        limits = Limits(inexact=as_built, protect=whole)
+        choice = choose(groups, group_scores(groups, scores()), float(what), limits=limits)
+        reasons = {name: why for name, why in choice.untouched.items() if groups[name].inexact != LAYER}
+        text = "".join(f"\n  {name}: {why}" for name, why in (reasons or choice.untouched).items())
+        if choice.untouched and choice.keep.all():
+            warnings.warn(f"slim removes nothing, since no group can shrink by {what}:{text}", stacklevel=3)
+        elif any(groups[name].inexact is not None for name in reasons):
+            warnings.warn(f"slim leaves groups whole, which cannot shrink by {what}:{text}", stacklevel=3)
         return choice.manifest()
     if not jax.tree.leaves(what) or jax.tree.structure(what) == jax.tree.structure(0) != jax.tree.structure(params):
         raise TypeError(
@@ -320,7 +352,11 @@ def _decide(
         old = analysis.frame.jaxpr.invars[analysis.traced.inputs[place]]
         for a, b in zip(analysis.frame.read(old), analysis.frame.read(results[k]), strict=True):
             unify(labels, a, b, why)
-    return analysis, decided(analysis, manifest)
+    decision = decided(analysis, manifest)
+    if manifest.as_built is not None:
+        counts = find_counts(analysis.frame, analysis.traced.inputs[: len(analysis.leaves)])
+        decision.numbers = numbers_after(decision, analysis.frame, counts, manifest.as_built)
+    return analysis, decision
 
 
 def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, int, Piece]] | None = None) -> Decision:

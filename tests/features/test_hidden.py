@@ -96,8 +96,8 @@ def test_a_channel_that_others_stand_in_for_is_really_removed():
     network = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
     x = jnp.asarray(rng.normal(size=(30, 6)), jnp.float32)
     groups = jaxprune.find_groups(network, params, x)
-    scores = slimming.unit_scores(groups, {"a[1]": features.distinctness(jax.nn.relu(x @ params["a"]))})
-    small = jaxprune.slim(network, params, slimming.choose(groups, scores, {"a[1]": 0.2}), x)
+    scores = {"a[1]": features.distinctness(jax.nn.relu(x @ params["a"]))}
+    small = jaxprune.slim(network, params, slimming.choose(groups, scores, 0.2), x)
     assert small.params["a"].shape == (6, 4)
     # Of the two that say the same, the first stays.
     np.testing.assert_array_equal(small.params["a"], first[:, [0, 1, 2, 4]])

@@ -9,6 +9,7 @@ import pytest
 
 import jaxprune
 from jaxprune import slimming
+from jaxprune.slimming.groups import Frozen
 from tests.slimming import checks
 
 SHAPES = {"a": (3, 4), "b": (4, 6), "c": (6, 2)}
@@ -230,7 +231,7 @@ def test_what_the_function_does_not_use_is_frozen() -> None:
     params = {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32), "unused": np.ones((4,), np.float32)}
     groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, X)
     assert [m.name for m in groups["a[1]"].members] == ["a", "b"]
-    assert slimming.Frozen("unused", 0, 4, 4, "not used by the function") in groups.frozen
+    assert Frozen("unused", 0, 4, 4, "not used by the function") in groups.frozen
 
 
 def test_inexact_groups_are_told() -> None:

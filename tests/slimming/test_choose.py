@@ -10,6 +10,7 @@ import pytest
 
 from jaxprune import slimming
 from jaxprune.slimming import costs
+from jaxprune.slimming.choose import Removal, removal_order
 from tests.slimming import checks
 
 SHAPES = {"a": (3, 16), "b": (16, 12), "c": (12, 2)}
@@ -129,7 +130,7 @@ def seconds(p: Any, slow: float = 1.0) -> float:
     return 1e-6 * (5 + first * (slow if first % 4 else 1) + 2 * second * (slow if second % 4 else 1))
 
 
-def stepwise(groups: slimming.Groups, steps: list[slimming.Removal], count: int) -> slimming.Choice:
+def stepwise(groups: slimming.Groups, steps: list[Removal], count: int) -> slimming.Choice:
     keep = np.ones(groups.size, bool)
     for step in steps[:count]:
         keep[step.units] = False
@@ -152,7 +153,7 @@ def test_steady_latency_is_met_at_the_first_step_that_meets_it(
     params: Any, groups: slimming.Groups, scope: str
 ) -> None:
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
-    steps = slimming.removal_order(groups, scores, scope=scope)
+    steps = removal_order(groups, scores, scope=scope)
     every = [timed(params, 1.0)(stepwise(groups, steps, n)) for n in range(len(steps) + 1)]
     assert every == sorted(every, reverse=True)
     for target in (every[0], 30e-6, 21.5e-6, every[-1]):
@@ -166,7 +167,7 @@ def test_steady_latency_is_met_at_the_first_step_that_meets_it(
 def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: Any, groups: slimming.Groups) -> None:
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
     cost = timed(params, 1.6)
-    steps = slimming.removal_order(groups, scores, scope="global")
+    steps = removal_order(groups, scores, scope="global")
     every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
     assert (np.diff(every) > 0).any()  # fewer channels, more time
     for target in every[np.argsort(every)][::3]:
@@ -175,7 +176,7 @@ def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: 
         assert every[gone] <= target and (gone == 0 or every[gone - 1] > target)
     # In widths that the machine likes it does not rise, and the first that meets the target is found.
     even = slimming.Limits(round_to=4)
-    steps = slimming.removal_order(groups, scores, scope="global", limits=even)
+    steps = removal_order(groups, scores, scope="global", limits=even)
     every = np.array([cost(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
     assert (np.diff(every) < 0).all() and len(steps) == 5
     for target in (*every, 26e-6):
@@ -187,7 +188,7 @@ def test_latency_that_rises_at_odd_widths_is_still_met_where_it_crosses(params: 
 
 def test_noisy_latency_is_met_to_its_noise(params: Any, groups: slimming.Groups) -> None:
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
-    steps = slimming.removal_order(groups, scores, scope="global")
+    steps = removal_order(groups, scores, scope="global")
     true = np.array([timed(params, 1.0)(stepwise(groups, steps, n)) for n in range(len(steps) + 1)])
     for seed in range(20):
         rng, asked = np.random.default_rng(seed), {}
@@ -336,7 +337,7 @@ def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _ = slimming.choose(groups, scores, cost=costs.parameters, target=9, limits=slimming.Limits(**limits))
     with pytest.raises(ValueError, match=message):
-        _ = slimming.removal_order(groups, scores, scope="group", limits=slimming.Limits(**limits))
+        _ = removal_order(groups, scores, scope="group", limits=slimming.Limits(**limits))
 
 
 @pytest.mark.parametrize(

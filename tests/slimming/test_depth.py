@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import slimming
+from jaxprune.slimming.groups import Frozen
 from tests.slimming import checks
 
 LAYERS, WIDTH, HIDDEN = 4, 6, 8
@@ -104,4 +105,4 @@ def test_a_sequence_keeps_its_length() -> None:
 def test_layers_that_the_output_shows_stay(params: Any) -> None:
     seen = lambda p, x: jax.lax.scan(lambda x, w: (x + w["b"], x), x @ p["in"], {"b": p["b"]})[1]
     groups = slimming.find_groups(seen, {"in": params["in"], "b": np.ones((LAYERS, WIDTH), np.float32)}, X)
-    assert slimming.Frozen("b", 0, LAYERS, LAYERS, "output 0 of the function") in groups.frozen
+    assert Frozen("b", 0, LAYERS, LAYERS, "output 0 of the function") in groups.frozen

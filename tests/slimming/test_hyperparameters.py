@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxprune import slimming
+from jaxprune.slimming.hyperparameters import Rebuilt
 from tests.slimming import checks
 
 
@@ -40,7 +41,7 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(np.shape, tree)
 
 
-def changes(found: list[slimming.Rebuilt]) -> dict[str, dict[str, tuple[Any, Any]]]:
+def changes(found: list[Rebuilt]) -> dict[str, dict[str, tuple[Any, Any]]]:
     return {entry.path: entry.changes for entry in found}
 
 
@@ -76,6 +77,7 @@ def test_heads_and_hidden_width_of_a_transformer() -> None:
     x = jax.ShapeDtypeStruct((2, 5, 8), jnp.float32)
     small = slimmed(Attentive(), x, lambda g: holds(g, "query", 1) or g.count == 12)
     found = slimming.hyperparameters(small.manifest, Attentive(), x)
+    assert all(entry.problem is None for entry in found)
     expected = {"attention: MultiHeadDotProductAttention": {"num_heads": (4, 2), "qkv_features": (16, 8)}}
     assert changes(found) == expected | {"up: Dense": {"features": (12, 6)}}
     rebuilt = Attentive(2, 8, 6)
@@ -95,6 +97,26 @@ def test_what_a_constructor_cannot_say_is_a_problem() -> None:
         small = slimmed(Attentive(), x, lambda g, names=names: g.name in names)
         [entry] = slimming.hyperparameters(small.manifest, Attentive(), x)
         assert entry.problem is not None and problem in entry.problem
+
+    # As built the scale follows; removed dimensions of queries alone still have no constructor.
+    choice = slimming.Choice.remove(groups, {query: [1], value: [0]})
+    params = checks.random_params(jax.eval_shape(Attentive().init, jax.random.key(0), x))
+    small = slimming.slim(Attentive().apply, params, choice, x, as_built=True)
+    [entry] = slimming.hyperparameters(small.manifest, Attentive(), x)
+    assert entry.changes == {"qkv_features": (16, 12)}
+    assert entry.problem is None
+
+    class Uneven(nn.Module):
+        features: int = 6
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            kernel = self.param("kernel", nn.initializers.ones, (8, self.features))
+            return nn.Dense(3)((x @ kernel) @ self.param("more", nn.initializers.ones, (6, 6)))
+
+    [entry] = slimming.hyperparameters(slimmed(Uneven(), x).manifest, Uneven(), x)
+    assert entry.changes == {"features": (6, 3)}
+    assert entry.problem is not None and "it could not be built with these values: " in entry.problem
 
     class Own(nn.Module):
         @nn.compact

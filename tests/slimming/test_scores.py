@@ -146,6 +146,16 @@ def test_scores_of_another_group_or_width_are_refused():
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     groups = slimming.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((5, 3)))
     with pytest.raises(ValueError, match=r"group a\[1\] has 4 units; got scores \(3,\)"):
-        _ = slimming.unit_scores(groups, {"a[1]": np.ones(3)})
+        _ = slimming.choose(groups, {"a[1]": np.ones(3)}, 0.5)
     with pytest.raises(KeyError, match="no group 'z'"):
-        _ = slimming.unit_scores(groups, {"z": np.ones(4)})
+        _ = slimming.choose(groups, {"a[1]": np.ones(4), "z": np.ones(4)}, 0.5)
+
+
+def test_groups_without_scores_stay_whole():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 6)), "c": jnp.ones((6, 2))}
+    fn = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+    groups = slimming.find_groups(fn, params, jnp.ones((5, 3)))
+    choice = slimming.choose(groups, {"b[1]": [3, 1, 2, 6, 5, 4]}, 0.5)
+    assert choice.kept("b[1]").tolist() == [False, False, False, True, True, True]
+    assert choice.kept("a[1]").all()
+    assert choice.untouched == {"a[1]": "it is protected"}

@@ -42,6 +42,8 @@ class UnevenError(ValueError):
 
 
 Keeps = tuple[Keep | None, ...]
+# For equations, by the id of their frame and their index, the new number of each operand that changes.
+Numbers = dict[tuple[int, int], dict[int, float]]
 
 
 class Decision:
@@ -50,10 +52,13 @@ class Decision:
     Attributes:
       labels: all labels.
       gone: for each label whether it is removed.
+      numbers: for the smaller architecture the numbers that count positions (`counts.numbers_after`); None if numbers
+        stay as they are, so that the smaller program equals the masked one.
     """
 
     def __init__(self, labels: Labels, gone: np.ndarray) -> None:
         self.labels = labels
+        self.numbers: Numbers | None = None
         self.gone = np.pad(gone, (0, max(0, labels.size - gone.size)))
         self._known: dict[int, tuple[Axis, Keep | None]] = {}
 
@@ -134,7 +139,12 @@ def _constant(decision: Decision, frame: Frame, var: Any, const: Any) -> Any:
 def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     eqn = site.eqn
     try:
-        touched = any(k is not None for i in range(len(eqn.invars)) for k in site.keeps(i))
+        changed = (site.decision.numbers or {}).get((id(site.frame), site.index))
+        if changed is not None:
+            operands = list(operands)
+            for k, number in changed.items():
+                operands[k] = jnp.full(np.shape(operands[k]), number, eqn.invars[k].aval.dtype)
+        touched = changed is not None or any(k is not None for i in range(len(eqn.invars)) for k in site.keeps(i))
         touched = touched or any(k is not None for i in range(len(eqn.outvars)) for k in site.out_keeps(i))
         if not touched:
             return site.bind(*operands)

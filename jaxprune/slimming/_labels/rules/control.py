@@ -21,6 +21,9 @@ from jaxprune.slimming._labels.evaluate import Decision, Keep, Keeps, Piece, Shr
 from jaxprune.slimming._labels.frames import Frame, Rule, Site, Zeros, ZeroSite, even, follow, together
 from jaxprune.slimming._labels.labels import Labels
 
+# Why units that are whole layers of a scan are inexact.
+LAYER = "a layer that a scan runs over: masked, it need not pass on what it is given"
+
 
 def _follow_call(site: Site, operands: list[Axes]) -> list[Axes]:
     """One jaxpr whose inputs and outputs are the equation's."""
@@ -95,7 +98,7 @@ def _deeper(axis: Axis, depth: int) -> Axis:
 def _zero_scan(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     [sub] = sub_jaxprs(site.eqn)
     for k in sub.stacked_inputs:
-        site.inexact(site.operand(k)[0], "a layer that a scan runs over: masked, it need not pass on what it is given")
+        site.inexact(site.operand(k)[0], LAYER)
     inputs = [Zeros(z.axes[1:], z.value) if k in sub.stacked_inputs else z for k, z in enumerate(known)]
     outputs = _until_stable(site, 0, sub, inputs)
     return [Zeros((True, *z.axes)) if k in sub.stacked_outputs else z for k, z in enumerate(outputs)]

@@ -264,7 +264,8 @@ def _follow_made(site: Site, operands: list[Axes]) -> list[Axes]:
 
 def _shrink_made(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     point = site.frame.points.get(site.eqn.outvars[0])
-    if isinstance(point, pointing.Points) and point.origin is not None and point.origin.ranks:
+    ranks = isinstance(point, pointing.Points) and point.origin is not None and point.origin.ranks
+    if ranks or (site.decision.numbers is not None and site.eqn.primitive.name == "random_bits"):
         return site.bind(*operands, shape=site.out_shape())
     [made] = site.bind(*operands)
     return [take(made, site.out_keeps())]
