@@ -13,6 +13,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -234,7 +235,7 @@ def spreads(params: PyTree, text: Text, size: Size, batches: list[jax.Array]) ->
 def tuned(pruned: Pruned, text: Text, size: Size, *, steps: int, seed: int) -> Pruned:
     """The pruned network after some steps of training in which every zero stays."""
     new = train(pruned.params, text.train, size, steps=steps, rate=3e-4, seed=seed, kept=pruned.masks)
-    return pruned._replace(params=new)
+    return replace(pruned, params=new)
 
 
 def measured(params: PyTree, text: Text, size: Size, *, tune: int, seed: int) -> dict[str, float]:

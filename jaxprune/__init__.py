@@ -41,7 +41,8 @@ from jaxprune import (
     slimming,
     training,
 )
-from jaxprune._jaxprs import LeafRole, Roles, find_roles
+from jaxprune._jaxprs import find_roles
+from jaxprune._tree import LeafRole, Roles
 from jaxprune.calibration import calibrate
 from jaxprune.masks import Pruned
 from jaxprune.prune import How, Selector, prune

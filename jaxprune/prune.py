@@ -1,6 +1,5 @@
 """Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
 
-import glob
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
 from jaxprune.calibration import Stats
 from jaxprune.criteria._scores import is_within_outputs
-from jaxprune.masks.leaves import check_pattern
+from jaxprune.masks.patterns import PER_OUTPUT, UNSTRUCTURED
 
 PyTree = Any
 
@@ -22,7 +21,7 @@ PyTree = Any
 class How(masks.Units, total=False):
     """How weights are chosen: the keyword arguments that `prune`, the training methods and the searches share.
 
-    Each is optional. What is pruned, `pattern`, `where`, `batch_axes` and `specs`, is described in `masks.Units`.
+    Each is optional. `masks.Units` describes what is pruned: `pattern`, `where`, `batch_axes`, `specs` and `roles`.
 
     Attributes:
       criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
@@ -52,6 +51,7 @@ class Selector:
       batch_axes: see `masks.Units`.
       key: see `How`.
       specs: see `masks.Units`.
+      roles: see `masks.Units`.
 
     Example:
       >>> select = Selector(allocation=allocations.erk)
@@ -63,9 +63,10 @@ class Selector:
     allocation: allocations.Allocate
     pattern: masks.Patterns
     where: _tree.Where
-    batch_axes: masks.BatchAxes
+    batch_axes: _tree.BatchAxes
     key: Any
     specs: PyTree
+    roles: _tree.Roles | None
 
     def __init__(self, **how: Unpack[How]) -> None:
         defaults: How = {
@@ -76,6 +77,7 @@ class Selector:
             "batch_axes": 0,
             "key": None,
             "specs": None,
+            "roles": None,
         }
         for unknown in how.keys() - defaults.keys():
             close = get_close_matches(unknown, defaults, n=1)
@@ -90,12 +92,33 @@ class Selector:
         _tree.check_function(self.criterion, "criterion", "criteria.magnitude")
         _tree.check_function(self.allocation, "allocation", "allocation.erk")
         _tree.check_key(self.key)
+        if self.roles is not None:
+            _tree.check_instance(
+                self.roles, _tree.Roles, "roles", "what jaxprune.find_roles(fn, params, *inputs) returns"
+            )
 
     @property
     def units(self) -> masks.Units:
-        """What is pruned, to pass on as `**selector.units`; `specs` is left out where there are none."""
-        units: masks.Units = {"pattern": self.pattern, "where": self.where, "batch_axes": self.batch_axes}
-        return units if self.specs is None else {**units, "specs": self.specs}
+        """What is pruned, to pass on as `**selector.units`; without `specs` and `roles` if there are none.
+
+        Criteria marked `criteria.within_outputs` rank each output on its own, unless the pattern names axes or the
+        allocation is `one_ranking`, which compares all weights.
+        """
+        pattern: Any = self.pattern
+        if is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking:
+            within = lambda own: PER_OUTPUT if own == UNSTRUCTURED else own
+            rules = isinstance(pattern, Mapping)
+            pattern = {k: within(v) for k, v in pattern.items()} | {"*": PER_OUTPUT} if rules else within(pattern)
+        units: masks.Units = {"pattern": pattern, "where": self.where, "batch_axes": self.batch_axes}
+        if self.specs is not None:
+            units["specs"] = self.specs
+        if self.roles is not None:
+            units["roles"] = self.roles
+        return units
+
+    def chosen(self, params: PyTree) -> list[bool]:
+        """Whether each leaf is pruned, in the order of `jax.tree.leaves`; raises if no leaf is."""
+        return _tree.selected(params, self.where, self.roles, self.batch_axes)
 
     def scores(
         self, params: PyTree, *, grads: PyTree = None, stats: PyTree = None, key: Any = None, **signals: Any
@@ -118,14 +141,14 @@ class Selector:
         """
         sharding = {} if self.specs is None else {"specs": self.specs}
         key = self.key if key is None else key
-        chosen = _tree.selected(params, self.where)
+        chosen = self.chosen(params)
         given = {"grads": grads, "stats": stats, "key": key, **sharding, **signals}
         try:
             scores = self.criterion(params, **given)
         except TypeError:
             _check_signature(self.criterion, given)
             raise
-        return _checked(scores, params, self.criterion, chosen, every=callable(self.where))
+        return _checked(scores, params, self.criterion, chosen)
 
     def masks(self, scores: PyTree, sparsity: Any) -> PyTree:
         """The masks that remove the lowest scores: the allocation shares the sparsity, `masks.select` selects.
@@ -159,50 +182,34 @@ class Selector:
     def __call__(
         self, params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **signals: Any
     ) -> PyTree:
-        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with axes that `stats` knows."""
-        scores = self.scores(params, grads=grads, stats=stats, **signals)
-        return self.following(params, stats).masks(scores, sparsity)
+        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with the roles of `stats`."""
+        select = self.following(params, stats)
+        return select.masks(select.scores(params, grads=grads, stats=stats, **signals), sparsity)
 
     def following(self, params: PyTree, stats: PyTree) -> "Selector":
-        """The selector whose patterns lie along the inputs of each leaf as calibration saw it used.
-
-        A pattern that names no axes takes them from the statistics: `NM(2, 4)` has its groups along the inputs of a
-        kernel [outputs, inputs] too, and criteria marked `criteria.within_outputs` rank each output on its own, unless
-        the allocation is `one_ranking`, which compares all weights.
+        """The selector with the roles that calibration saw, unless it has roles already.
 
         Args:
           params: the parameters.
           stats: what `jaxprune.calibrate` returned for them; anything else changes nothing.
 
         Returns:
-          A selector with a pattern for each leaf.
+          A selector with `roles`.
 
         Raises:
-          ValueError: the inputs of a leaf are a part of an axis; the message names the leaf.
+          ValueError: the statistics belong to other parameters.
         """
-        if not isinstance(stats, Stats):
+        if self.roles is not None or not isinstance(stats, Stats) or stats.roles is None:
             return self
-        names = [name for name, _ in _tree.named_leaves(params)]
-        patterns = _tree.resolve(self.pattern, params, default=masks.Unstructured(), what="pattern")
-        for pattern in patterns:
-            check_pattern(pattern)
-        within = is_within_outputs(self.criterion) and self.allocation is not allocations.one_ranking
-        chosen = jax.tree.leaves(_tree.prunable(params, self.where))
-        followed = {
-            name: _along(pattern, name, inputs.layout, within) if pruned and inputs is not None else pattern
-            for name, pattern, pruned, inputs in zip(names, patterns, chosen, stats.leaves(params), strict=True)
-        }
-        return replace(self, pattern={glob.escape(name): pattern for name, pattern in followed.items()})
-
-
-def _along(pattern: Any, name: str, layout: Any, within_outputs: bool) -> Any:
-    along = pattern.along(layout.input_axes, within_outputs)
-    if along != pattern and any(factor.size != layout.shape[factor.of.axis] for factor in layout.inputs):
-        raise ValueError(
-            f"{name}: its inputs are a part of an axis of {layout.shape}, so {pattern} cannot follow them; name "
-            "axes in the pattern, or give the leaf a shape in which the inputs have an axis of their own"
-        )
-    return along
+        try:
+            _ = stats.roles.of(params, parts=self.specs is not None)
+        except ValueError as error:
+            there = ", ".join(leaf.name for leaf in stats.roles.leaves[:10])
+            raise ValueError(
+                f"stats is of another network, or these parameters have other shapes; calibrate the parameters that "
+                f"you prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
+            ) from None
+        return replace(self, roles=stats.roles)
 
 
 def prune(
@@ -218,10 +225,11 @@ def prune(
         glob matches, such as `Levels.sparsities` returns.
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: what `jaxprune.calibrate` returned, for criteria on activations.
-      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs, roles; see
+        `jaxprune.How`.
 
     Returns:
-      `Pruned(params, masks)`.
+      `Pruned(params, masks)`; `print` shows what was done to each leaf, and why a leaf was left alone.
 
     Raises:
       ValueError: a sparsity outside [0, 1), a signal that the criterion misses, a pattern that does not fit a leaf, no
@@ -236,8 +244,11 @@ def prune(
       >>> pruned.params['w'].tolist()
       [[3.0, 0.0], [0.0, -4.0]]
     """
-    chosen = Selector(**how)(params, sparsity, grads=grads, stats=stats)
-    return masks.Pruned(masks.apply(params, chosen), chosen)
+    select = Selector(**how).following(params, stats)
+    chosen = select(params, sparsity, grads=grads, stats=stats)
+    patterns: dict[int, Any] = {leaf.place: leaf.pattern for leaf in masks.leaves(params, **select.units)}
+    roles = _tree.leaf_roles(params, select.roles, select.batch_axes, parts=True)
+    return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
 
 
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
@@ -260,28 +271,24 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", repr(function))
 
 
-def _checked(
-    scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool], *, every: bool
-) -> PyTree:
-    """The scores in the containers of the parameters.
-
-    A scalar is no score: of leaves that it does not cover a criterion makes one, and they stay whole; unless a
-    predicate asked for `every` leaf, or no leaf is left.
-    """
+def _checked(scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool]) -> PyTree:
+    """The scores in the containers of the parameters; raises unless each pruned leaf has scores of its shape."""
     name = _name(criterion)
     scores = _tree.align(params, scores, what=f"the scores that criterion {name} returned")
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(scores), chosen, strict=True)
-    pruned = [(name, leaf, score) for (name, leaf), score, yes in leaves if yes]
-    every = every or not any(np.ndim(score) for _, _, score in pruned)
     kinds, shapes = [], []
-    for leaf_name, leaf, score in pruned:
+    for leaf_name, leaf, score in ((name, leaf, score) for (name, leaf), score, yes in leaves if yes):
         if not _tree.is_floating(score) and not isinstance(score, float):
             got = getattr(score, "dtype", type(score).__name__)
             kinds.append(f"  {leaf_name or '(the tree itself)'}: {got}")
-        elif np.shape(score) != np.shape(leaf) and (every or np.ndim(score)):
+        elif np.shape(score) != np.shape(leaf):
             shapes.append(f"  {leaf_name or '(the tree itself)'}: scores {np.shape(score)}, parameter {np.shape(leaf)}")
     if kinds:
         raise TypeError(f"criterion {name} must return floating arrays:\n" + "\n".join(kinds))
     if shapes:
-        raise ValueError(f"criterion {name} must return scores in the shapes of the parameters:\n" + "\n".join(shapes))
+        raise ValueError(
+            f"criterion {name} must return scores in the shapes of the parameters:\n"
+            + "\n".join(shapes)
+            + "\nleave out leaves that it does not score, such as leaves without statistics, by where"
+        )
     return scores

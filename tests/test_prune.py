@@ -20,7 +20,7 @@ INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
         (INTEGERS, {}, r"nothing to prune.*\n  dense/bias: int32\[4\]\n  dense/kernel: int32\[8, 4\]"),
         ({}, {}, "the tree is empty"),
         (PARAMS, {"where": lambda name, leaf: False}, "the predicate is False for all"),
-        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; the names are:\n  dense/kernel"),
+        (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; .*\n  dense/bias: named 'bias'"),
         (PARAMS, {"sparsity": 90}, "for 90 % pass 0.9"),
         (PARAMS, {"pattern": masks.NM(2, 4), "sparsity": 0.9}, "removes exactly 0.5"),
     ],

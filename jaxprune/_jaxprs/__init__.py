@@ -38,8 +38,6 @@ from jaxprune._jaxprs.flops import count_flops as count_flops
 from jaxprune._jaxprs.flops import is_product as is_product
 from jaxprune._jaxprs.flops import multiply_adds as multiply_adds
 from jaxprune._jaxprs.flops import shares as shares
-from jaxprune._jaxprs.roles import LeafRole as LeafRole
-from jaxprune._jaxprs.roles import Roles as Roles
 from jaxprune._jaxprs.roles import find_roles as find_roles
 from jaxprune._jaxprs.roles import leaves_of as leaves_of
 from jaxprune._jaxprs.roles import roles_of as roles_of

@@ -1,10 +1,9 @@
-"""`find_roles` and `Roles`: what each parameter leaf is for and what its axes mean, from the function that uses it."""
+"""`find_roles`: what each parameter leaf is for and what its axes mean, from the function that uses it."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxprune import _tree
@@ -14,120 +13,10 @@ from jaxprune._jaxprs.flops import is_product
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Pick, Write
 from jaxprune._jaxprs.views import View, site_of
 from jaxprune._jaxprs.walk import Sub, Traced, Values, is_array, settle, sub_jaxprs, trace, walk
+from jaxprune._tree.roles import LeafRole, Roles, Use
 
 PyTree = Any
 Equation = Any
-Use = Literal["multiplied", "embedding", "elementwise", "other"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafRole:
-    """The role of one leaf.
-
-    Attributes:
-      name: the path of the leaf.
-      identity: the path as a tuple.
-      shape: the shape; () for a leaf that is not an array.
-      uses: how the function uses the leaf: "multiplied" (a matrix product or convolution sums over one of its axes),
-        "embedding" (data choose which entries are read), "elementwise" (a bias or scale), "other".
-      axes: for each axis "input" (summed over), "output", "stacked" (one matrix for each index: scan, experts, a batch
-        of matrices), "group" (of a grouped convolution), "indexed" (of an embedding), "entry" (of a bias or scale),
-        "unknown", or several of them joined by "+", the slowest first, if the axis is split.
-      layout: the leaf as [batch, inputs, outputs] if it is multiplied, always in one way; else None.
-      note: the reason if a role is uncertain; else "".
-    """
-
-    name: str
-    identity: tuple[str, ...]
-    shape: tuple[int, ...]
-    uses: tuple[Use, ...]
-    axes: tuple[str, ...]
-    layout: Layout | None = None
-    note: str = ""
-
-    @property
-    def role(self) -> Literal["multiplied", "embedding", "elementwise", "other", "several", "unused"]:
-        """The only use of the leaf, "several" or "unused"."""
-        for use in self.uses:
-            alone = len(self.uses) == 1 and (use != "multiplied" or self.layout is not None)
-            return use if alone else "several"
-        return "unused"
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """The axes that are summed over."""
-        return self._axes("input")
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """The axes of a product's outputs."""
-        return tuple(a for a in self._axes("output") if a not in self.inputs)
-
-    @property
-    def stacked(self) -> tuple[int, ...]:
-        """The axes that consist only of layers, experts or groups."""
-        return tuple(a for a, kinds in enumerate(self.axes) if set(kinds.split("+")) <= {"stacked", "group"})
-
-    def _axes(self, kind: str) -> tuple[int, ...]:
-        return tuple(a for a, kinds in enumerate(self.axes) if kind in kinds.split("+"))
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Roles:
-    """The roles of all leaves of a tree of parameters.
-
-    `Roles` is hashable and a pytree without leaves: `jax.jit` accepts it as an argument, static or not, and in
-    closures.
-
-    Attributes:
-      leaves: one `LeafRole` for each leaf, in the order of `jax.tree.leaves`.
-    """
-
-    leaves: tuple[LeafRole, ...]
-
-    def __getitem__(self, name: str) -> LeafRole:
-        for leaf in self.leaves:
-            if leaf.name == name:
-                return leaf
-        raise KeyError(f"no leaf {name!r}; there are: {', '.join(leaf.name for leaf in self.leaves)}")
-
-    def __iter__(self) -> Iterator[LeafRole]:
-        return iter(self.leaves)
-
-    def __len__(self) -> int:
-        return len(self.leaves)
-
-    def __str__(self) -> str:
-        rows = [("leaf", "shape", "role", "axes", "note")]
-        for leaf in self.leaves:
-            axes = ", ".join(leaf.axes)
-            rows.append((leaf.name, "x".join(map(str, leaf.shape)), leaf.role, axes, leaf.note))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-        return "\n".join("  ".join(row).rstrip() for row in cells)
-
-    def of(self, params: PyTree) -> tuple[LeafRole, ...]:
-        """The roles of the leaves of a tree, in the tree's order.
-
-        Args:
-          params: a tree of the parameters that `find_roles` received, or of some of them, with None for the others.
-
-        Raises:
-          ValueError: a leaf has no role, or had another shape; the message names the leaves.
-        """
-        known = {leaf.identity: leaf for leaf in self.leaves}
-        found, wrong = [], []
-        for path, leaf in _tree.with_paths(params):
-            role, shape = known.get(_tree.identity(path)), tuple(getattr(leaf, "shape", ()))
-            found.append(role)
-            if role is None:
-                wrong.append(f"  {_tree.name(path)}: was not among the parameters of find_roles")
-            elif role.shape != shape:
-                wrong.append(f"  {_tree.name(path)}: has shape {shape}, but had {role.shape} when roles were found")
-        if wrong:
-            raise ValueError("these roles belong to other parameters; call find_roles again:\n" + "\n".join(wrong[:20]))
-        return tuple(found)
 
 
 def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles:
@@ -222,6 +111,7 @@ class _Note(NamedTuple):
     view: View | None = None
     site: Site | None = None
     grouped: bool = False
+    window: frozenset[int] = frozenset()  # the leaf's axes along the window of a convolution
     indexed: frozenset[int] = frozenset()
     chosen: bool = False  # data choose one of several matrices
     why: str = ""
@@ -327,6 +217,7 @@ class _Walker:
 
     def _product(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
         grouped = isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
+        spatial = eqn.params["dimension_numbers"].rhs_spec[2:] if grouped else ()
         for k, (mine, other) in enumerate(((operands[0], operands[1]), (operands[1], operands[0]))):
             for view in mine.views:
                 if other.views and not other.data:
@@ -334,7 +225,8 @@ class _Walker:
                     continue
                 try:
                     site = site_of(vw.meeting(eqn, view, k))
-                    self.notes.append(_Note(view.leaf, "multiplied", view, _stack(view, site), grouped))
+                    window = frozenset(f.of.axis for a in spatial for f in view.axes[a] if f.of is not None)
+                    self.notes.append(_Note(view.leaf, "multiplied", view, _stack(view, site), grouped, window))
                 except NotFollowed as reason:
                     alone = "no axis of it" in str(reason)
                     self.notes.append(_Note(view.leaf, "elementwise" if alone else "other", view, why=str(reason)))
@@ -437,9 +329,10 @@ def _with_role(leaf: LeafRole, notes: list[_Note], returned: bool) -> LeafRole:
     if multiplied:
         try:
             layout = layout_of(leaf.shape, [note.site for note in multiplied if note.site])[0]
-            axes = _axes_in(layout, any(note.grouped for note in multiplied))
+            window = frozenset().union(*(note.window for note in multiplied))
+            axes = _axes_in(layout, window, any(note.grouped for note in multiplied))
         except NotFollowed as reason:
-            axes, why = leaf.axes, [*why, str(reason)]
+            uses, axes, why = tuple(dict.fromkeys((*uses, "other"))), leaf.axes, [*why, str(reason)]
     return dataclasses.replace(leaf, uses=uses, axes=axes, layout=layout, note="; ".join(filter(None, why)))
 
 
@@ -461,12 +354,12 @@ def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _axes_in(layout: Layout, grouped: bool) -> tuple[str, ...]:
+def _axes_in(layout: Layout, window: frozenset[int], grouped: bool) -> tuple[str, ...]:
     """The axes of a leaf that is multiplied."""
     batch = "group" if grouped else "stacked"
     parts = (
         [(batch, f) for f in layout.batch]
-        + [("input", f) for f in layout.inputs]
+        + [("window" if f.of.axis in window else "input", f) for f in layout.inputs]
         + [("output", f) for f in layout.outputs]
     )
     kinds = []

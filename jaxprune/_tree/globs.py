@@ -1,4 +1,4 @@
-"""Globs over leaf names: `prunable` and `selected` for `where`, `resolve` for mappings from globs to values."""
+"""Globs over leaf names: `by_where` for the argument `where`, `resolve` for mappings from globs to values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -30,93 +30,50 @@ def is_floating(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def is_prunable(path: str, leaf: Any) -> bool:
-    """The default rule: a leaf may be pruned if it is floating and has two axes or more.
-
-    The rule excludes biases, normalisation scales, counters, keys, and the static leaves of Equinox modules.
+def has_two_axes(tree: PyTree, where: Where = None) -> PyTree:
+    """Returns which floating leaves of two axes or more `where` selects, whatever their roles.
 
     Args:
-      path: the leaf's name, which the rule ignores.
-      leaf: anything.
-
-    Returns:
-      A Python bool.
-
-    Example:
-      >>> is_prunable('kernel', jnp.ones((2, 3))), is_prunable('bias', jnp.ones(3))
-      (True, False)
-    """
-    del path
-    return is_floating(leaf) and len(leaf.shape) >= 2
-
-
-def prunable(tree: PyTree, where: Where = None) -> PyTree:
-    """Returns which leaves `where` selects.
-
-    Args:
-      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
-      where: None for the default rule (`is_prunable`); a predicate `(name, leaf) -> bool`; a glob over
-        names such as `encoder/*/kernel` (`*` also crosses `/`); or a sequence of globs, any of which
-        may match. A glob narrows the default rule: `*` never selects a bias. A predicate replaces the rule.
+      tree: parameters.
+      where: None for all of them; a predicate, a glob or a list of globs; see `prunable`.
 
     Returns:
       A tree of Python bools with the structure of `tree`.
 
     Raises:
       TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
-      ValueError: a glob matches no prunable leaf (the message lists the names), or the list of globs is empty.
+      ValueError: a glob matches none of these leaves, or the list of globs is empty.
 
     Example:
-      >>> params = {'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
-      >>> prunable(params)
-      {'dense': {'bias': False, 'kernel': True}}
+      >>> has_two_axes({'embedding': jnp.ones((2, 3)), 'bias': jnp.ones(3)})
+      {'bias': False, 'embedding': True}
     """
     named = paths.named_leaves(tree)
-    if where is None:
-        chosen = [is_prunable(name, leaf) for name, leaf in named]
-    elif callable(where):
-        chosen = [bool(call(where, "where", "where(name, leaf)", name, leaf)) for name, leaf in named]
-        _check_floating(named, chosen)
-    else:
-        globs = _as_globs(where)
-        _check_globs(named, globs)
-        chosen = [is_prunable(name, leaf) and any(_matches(name, g) for g in globs) for name, leaf in named]
+    usual = [is_floating(leaf) and len(leaf.shape) >= 2 for _, leaf in named]
+    chosen = by_where(named, usual, where, lambda name: "fewer than two axes, or not floating")
     return jax.tree.unflatten(jax.tree.structure(tree), chosen)
 
 
-def selected(tree: PyTree, where: Where = None) -> list[bool]:
-    """Returns which leaves are pruned; like `prunable`, but raises if no leaf is selected.
+def by_where(
+    named: list[tuple[str, Any]], usual: list[bool], where: Where, why_not: Callable[[str], str]
+) -> list[bool]:
+    """Which leaves `where` selects: None the usual ones, globs some of them, a predicate any floating leaf.
 
     Args:
-      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
-      where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs; see `prunable`.
-
-    Returns:
-      A list of Python bools, in the order of `jax.tree.leaves`.
-
-    Raises:
-      TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
-      ValueError: a glob matches no prunable leaf; no leaf is selected. The message lists the leaves of the tree.
-
-    Example:
-      >>> selected({'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}})
-      [False, True]
+      named: names and leaves.
+      usual: for each leaf, whether the default rule selects it.
+      where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs.
+      why_not: from the name of a leaf to the reason why the default rule does not select it.
     """
-    chosen = jax.tree.leaves(prunable(tree, where))
-    if any(chosen):
+    if where is None:
+        return usual
+    if callable(where):
+        chosen = [bool(call(where, "where", "where(name, leaf)", name, leaf)) for name, leaf in named]
+        _check_floating(named, chosen)
         return chosen
-    if tree is None or (jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree)):
-        raise ValueError(
-            f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
-            f"got {shown(tree)}"
-        )
-    lines = [f"  {name or '(the tree itself)'}: {_described(leaf)}" for name, leaf in paths.named_leaves(tree)]
-    lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
-    rule = "where=None takes floating leaves of two axes or more" if where is None else "the predicate is False for all"
-    raise ValueError(
-        f"there is nothing to prune: {rule}; pass a predicate where=lambda name, leaf: ... that is True for a floating "
-        "leaf. The leaves are:\n" + ("\n".join(lines) or "  (none: the tree is empty)")
-    )
+    globs = _as_globs(where)
+    _check_globs([name for (name, _), yes in zip(named, usual, strict=True) if yes], globs, named, why_not)
+    return [yes and any(matches(name, g) for g in globs) for (name, _), yes in zip(named, usual, strict=True)]
 
 
 def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callable[[list], Any], list, Callable]:
@@ -150,14 +107,6 @@ def differentiable(fn: Callable[[PyTree], Any], params: PyTree) -> tuple[Callabl
     return lambda values: fn(put(values, leaves)), [jnp.asarray(leaves[i]) for i in at], as_tree
 
 
-def _described(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if _is_array(leaf) else type(leaf).__name__
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
-
-
 def _as_globs(where: Any) -> list[str]:
     if isinstance(where, str):
         return [where]
@@ -183,12 +132,22 @@ def _check_floating(named: list[tuple[str, Any]], chosen: list[bool]) -> None:
         )
 
 
-def _check_globs(named: list[tuple[str, Any]], globs: list[str]) -> None:
-    names = [name for name, leaf in named if is_prunable(name, leaf)]
-    unmatched = [g for g in globs if not any(_matches(name, g) for name in names)]
-    if unmatched:
-        listed = "\n".join(f"  {name}" for name in names) or "  (none: no leaf is floating with two axes or more)"
-        raise ValueError(f"where: no prunable leaf matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
+def _check_globs(
+    usual: list[str], globs: list[str], named: list[tuple[str, Any]], why_not: Callable[[str], str]
+) -> None:
+    unmatched = [g for g in globs if not any(matches(name, g) for name in usual)]
+    if not unmatched:
+        return
+    said = f"where: no prunable leaf matches {', '.join(map(repr, unmatched))}"
+    others = [name for name, _ in named if name not in usual and any(matches(name, g) for g in unmatched)]
+    if others:
+        lines = "\n".join(f"  {name}: {why_not(name)}" for name in others[:10])
+        raise ValueError(
+            f"{said}; a glob narrows the default rule, which leaves these leaves alone; to prune them pass a "
+            f"predicate, where=lambda name, leaf: ...:\n{lines}"
+        )
+    listed = "\n".join(f"  {name}" for name in usual) or "  (none: no leaf is floating with two axes or more)"
+    raise ValueError(f"{said}; the names are:\n{listed}")
 
 
 def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
@@ -214,13 +173,14 @@ def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
     names = [name for name, _ in paths.named_leaves(tree)]
     if not isinstance(rules, Mapping):
         return [rules] * len(names)
-    unmatched = [glob for glob in rules if not any(_matches(name, glob) for name in names)]
+    unmatched = [glob for glob in rules if not any(matches(name, glob) for name in names)]
     if unmatched:
         listed = "\n".join(f"  {name}" for name in names)
         raise ValueError(f"{what}: no leaf matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
-    return [next((value for glob, value in rules.items() if _matches(name, glob)), default) for name in names]
+    return [next((value for glob, value in rules.items() if matches(name, glob)), default) for name in names]
 
 
-def _matches(name: str, glob: str) -> bool:
+def matches(name: str, glob: str) -> bool:
+    """Whether a glob matches the name of a leaf."""
     # Every name matches itself, even with brackets, which a glob reads as a set of characters.
     return name == glob or fnmatchcase(name, glob)

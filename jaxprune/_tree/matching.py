@@ -47,7 +47,7 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
     hints = [
         f"; of this {type(t).__name__} pass its .{field}"
         for t, field in ((tree, of), (other, what))
-        if field in getattr(t, "_fields", ())
+        if field in getattr(t, "_fields", getattr(t, "__dataclass_fields__", ()))
     ]
     raise ValueError(f"{what} must have the structure of {of}; they differ{''.join(hints)}:\n" + "\n".join(detail))
 

@@ -27,7 +27,7 @@ def name(path: Path) -> str:
       >>> name(with_paths({'dense': {'kernel': 1.0}})[0][0])
       'dense/kernel'
     """
-    return keystr(_without_box(path), simple=True, separator="/")
+    return keystr(without_box(path), simple=True, separator="/")
 
 
 def identity(path: Path) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def identity(path: Path) -> tuple[str, ...]:
       >>> identity(with_paths({'a/b': {'c': 1.0}})[0][0])
       ('a/b', 'c')
     """
-    return tuple(keystr((key,), simple=True) for key in _without_box(path))
+    return tuple(keystr((key,), simple=True) for key in without_box(path))
 
 
 def is_box(node: Any) -> bool:
@@ -138,7 +138,7 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     return jax.tree.map(lambda _, *xs: fn(*xs), tree, names, tree, *rest)
 
 
-def _without_box(path: Path) -> Path:
+def without_box(path: Path) -> Path:
     # nn.Partitioned and nnx.Variable are nodes with one child, whose key is an attribute called `value`. A dict may
     # have a key `value` too, and `with_paths` turns fields called `value` into dict keys; names keep both.
     boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"

@@ -39,8 +39,8 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
     Args:
       scores: floating arrays, 0 or more: |w|, the scores of `criteria.magnitude`. Squares would be squared again.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
-        `masks.Unstructured()`, because LAMP scores single weights. Each slice along `batch_axes` counts as a leaf.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Every pattern must be
+        `masks.Unstructured()`, because LAMP scores single weights. Each stacked layer counts as a leaf.
 
     Returns:
       A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the achieved
@@ -63,9 +63,9 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
     if not pruned:
         return allocation(scores, [], [])
     kept = Count(*(jnp.asarray(limb, jnp.int32) for limb in counts.subtract(masks.Count.of(entries), removed)))
-    arrays = [jnp.asarray(leaf.array) for leaf in pruned]
-    axes, layouts = tuple(leaf.batch_axes for leaf in pruned), tuple(leaf.shards for leaf in pruned)
-    held, _ = keep(arrays, kept, batch_axes=axes, layouts=layouts)
+    arrays, layouts = zip(*(leaf.with_batch_first() for leaf in pruned), strict=True)
+    axes = tuple(len(leaf.batch_axes) for leaf in pruned)
+    held, _ = keep(list(arrays), kept, batch_axes=axes, layouts=layouts)
     gone = [counts.subtract(masks.Count.of(leaf.units), count) for leaf, count in zip(pruned, held, strict=True)]
     gone = [
         count if leaf.batch_axes else Count(*(x[0] for x in count)) for leaf, count in zip(pruned, gone, strict=True)

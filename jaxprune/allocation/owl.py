@@ -44,8 +44,8 @@ def owl(
       layer_of: a function from the name of a leaf to its layer. All leaves of a layer count together and get one
         sparsity, as the matrices of a transformer block do in the paper. None: every leaf is a layer. Each slice of
         stacked layers counts on its own.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Every pattern must be
-        `masks.Unstructured()`. Each slice along `batch_axes` is a layer with its own sparsity.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Every pattern must be
+        `masks.Unstructured()`. Each stacked layer is a layer with its own sparsity.
 
     Returns:
       A `masks.Count` for each pruned leaf (of [slices] for stacked layers) and 0.0 for the others; and the achieved
@@ -65,7 +65,7 @@ def owl(
     if layer_of is not None:
         _tree.check_function(layer_of, "layer_of", "lambda name: name.split('/')[0]")
     sparsity = as_sparsity(sparsity)
-    pruned = masks.leaves(scores, **units)
+    pruned = [leaf for leaf in masks.leaves(scores, **units) if leaf.entries]
     wrong = [f"  {leaf.name}: {leaf.pattern}" for leaf in pruned if leaf.pattern != UNSTRUCTURED]
     if wrong:
         raise ValueError("owl ranks single weights, so every pattern must be Unstructured():\n" + "\n".join(wrong))
@@ -107,23 +107,25 @@ def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, thresh
 
 def _sums(leaf: Leaf) -> jax.Array:
     """The exact sum of each slice, in the leaf's shape: the same bits for every sharding."""
-    scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
-    found = sums.exact_sum(scores, tuple(range(axes, scores.ndim)), leaf.shards).reshape(scores.shape[:axes])
-    if leaf.shards.along(range(axes)):
-        found = jax.lax.psum(leaf.shards.spread(found, scores.shape[:axes]), leaf.shards.along(range(axes)))
+    scores, layout = leaf.with_batch_first()
+    axes = len(leaf.batch_axes)
+    found = sums.exact_sum(scores, tuple(range(axes, scores.ndim)), layout).reshape(scores.shape[:axes])
+    if layout.along(range(axes)):
+        found = jax.lax.psum(layout.spread(found, scores.shape[:axes]), layout.along(range(axes)))
     return found.reshape(-1)
 
 
 def _number_above(leaf: Leaf, limit: jax.Array) -> jax.Array:
-    scores, axes = jnp.asarray(leaf.array), leaf.batch_axes
+    scores, layout = leaf.with_batch_first()
+    axes = len(leaf.batch_axes)
     batch = scores.shape[:axes]
-    own = leaf.shards.own(limit.reshape(leaf.shards.whole(batch)), batch)
+    own = layout.own(limit.reshape(layout.whole(batch)), batch)
     hits = scores.astype(jnp.float32) > own.reshape(*batch, *[1] * (scores.ndim - axes))
     number = hits.sum(-1, dtype=jnp.int32)
     found = counts.normalise(masks.Count(jnp.zeros_like(number), number))
     while found.low.ndim > axes:
         found = counts.sum_counts(found, found.low.ndim - 1)
-    return counts.as_float(shards.total_slices(found, leaf.shards, batch))
+    return counts.as_float(shards.total_slices(found, layout, batch))
 
 
 def _sparsities(shares: jax.Array, sizes: np.ndarray, sparsity: Any, spread: float) -> jax.Array:

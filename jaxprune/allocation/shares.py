@@ -1,5 +1,6 @@
 """`uniform`, `one_ranking`, `er` and `erk`: allocations by the shapes of leaves; and `Allocation`, their result."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxprune import masks
 from jaxprune.masks import Leaf
 from jaxprune.masks._exact import counts
+from jaxprune.masks.leaves import leaves_together
 
 PyTree = Any
 Shape = tuple[int, ...]
@@ -41,7 +43,7 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
     Returns:
       The sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved, which differs from
@@ -65,8 +67,8 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM. Each
-        slice along `batch_axes` is ranked separately, over all leaves.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern must not be NM.
+        Each slice along `batch_axes` is ranked separately, over all leaves.
 
     Returns:
       `masks.Global(sparsity)`, and the fraction of units removed. If the units of the leaves differ in size (blocks or
@@ -80,8 +82,7 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
       Allocation(sparsities=Global(sparsity=0.5), achieved=0.5333333333333333)
     """
     sparsity = as_sparsity(sparsity)
-    pruned = masks.leaves(scores, **units)
-    total = sum(leaf.units for leaf in pruned)
+    total = sum(leaf.units for leaf in leaves_together(scores, **units))
     count = counts.removed(sparsity, total)
     if isinstance(count.low, int):
         return Allocation(masks.Global(sparsity), int(count) / total if total else 0.0)
@@ -93,7 +94,8 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
-    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the last two axes of a kernel. eps is chosen
+    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the numbers of input and output
+    channels, without the window of a convolution. eps is chosen
     so that the total sparsity is met. A leaf whose density would exceed 1 stays dense, and eps is computed from the
     other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
@@ -101,8 +103,8 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
-        count as so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Stacked layers count as
+        so many leaves of the shape that is left.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
@@ -132,8 +134,8 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. Layers stacked along `batch_axes`
-        count as so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Stacked layers count as
+        so many leaves of the shape that is left.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
@@ -150,21 +152,31 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
     return _erdos_renyi(scores, sparsity, _erk_density, **units)
 
 
-def _er_density(shape: Shape) -> float:
-    n_in, n_out = (1, *shape)[-2:]
-    return (n_in + n_out) / (n_in * n_out)
+def _er_density(leaf: Leaf) -> float:
+    role, unclear = leaf.role, [a for a in range(leaf.ndim) if a not in leaf.stacked]
+    if len(unclear) > 2 or role is None:
+        if role is None or role.unclear_axes or set(leaf.stacked) - set(role.stacked):
+            raise ValueError(
+                f"er needs the inputs and outputs of {leaf.name}, of shape {leaf.matrix}; pass "
+                "roles=jaxprune.find_roles(fn, params, *inputs), or use erk, which needs none"
+            )
+        n_in = math.prod(leaf.shape[a] for a in role.inputs if a not in role.windows)
+        n_out = math.prod(leaf.shape[a] for a in role.outputs)
+    else:
+        n_in, n_out = (1, *leaf.matrix)[-2:]
+    return (n_in + n_out) / max(n_in * n_out, 1)
 
 
-def _erk_density(shape: Shape) -> float:
-    return sum(shape) / float(np.prod(np.array(shape, float)))
+def _erk_density(leaf: Leaf) -> float:
+    return sum(leaf.matrix) / max(float(np.prod(np.array(leaf.matrix, float))), 1.0)
 
 
 def _erdos_renyi(
-    scores: PyTree, sparsity: Any, density: Callable[[Shape], float], **units: Unpack[masks.Units]
+    scores: PyTree, sparsity: Any, density: Callable[[Leaf], float], **units: Unpack[masks.Units]
 ) -> Allocation:
     sparsity = as_sparsity(sparsity)
-    pruned = masks.leaves(scores, **units)
-    raw = np.array([density(leaf.shape[leaf.batch_axes :]) for leaf in pruned])
+    pruned = [leaf for leaf in masks.leaves(scores, **units) if leaf.entries]
+    raw = np.array([density(leaf) for leaf in pruned])
     sizes = np.array([leaf.entries for leaf in pruned], float)
     return allocation(scores, pruned, _solve(sparsity, raw, sizes, pruned))
 
@@ -225,7 +237,7 @@ def removed_entries(leaf: Leaf, value: Any) -> Any:
         # The pattern, not the sparsity, decides how many entries of a group stay.
         most = group.size - group.kept
         count = masks.Count.of(most) if isinstance(count.low, int) else masks.Count(0, jnp.minimum(count.low, most))
-    each = leaf.entries // (leaf.slices * leaf.units)
+    each = leaf.entries // max(leaf.slices * leaf.units, 1)
     if isinstance(count.low, int):
         return int(count) * leaf.slices * each
     total = counts.as_float(count)

@@ -127,7 +127,7 @@ def calibrator(
     if not callable(fn):
         swapped = ": fn and params are swapped" if callable(params) else ""
         raise TypeError(f"fn must be a function fn(params, batch); got {_tree.shown(fn)}{swapped}")
-    tracing = _Run(fn, params, _tree.prunable(params, where), wanted, dtype, max_bytes)
+    tracing = _Run(fn, params, _tree.has_two_axes(params, where), wanted, dtype, max_bytes)
     steps: dict[Any, tuple[Callable, _Plan]] = {}
 
     def run(params: PyTree, batches: Iterable[PyTree]) -> Stats:
@@ -171,7 +171,7 @@ class _Plan(NamedTuple):
     uncovered: tuple[tuple[str, str], ...]
     partly: tuple[tuple[str, str], ...]
     together: tuple[Together, ...]
-    roles: _jaxprs.Roles
+    roles: _tree.Roles
 
     def zeros(self, dtype: Any) -> dict[int, Moments]:
         out: dict[int, Moments] = {}
@@ -248,7 +248,7 @@ class _Run(NamedTuple):
         return jax.jit(step, donate_argnums=0), plan
 
     def _plan(
-        self, machine: Interpreter, sums: Sums, roles: _jaxprs.Roles
+        self, machine: Interpreter, sums: Sums, roles: _tree.Roles
     ) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
         named = _tree.named_leaves(self.params)
         chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune._jaxprs import Roles
 from jaxprune._jaxprs.factors import Layout
+from jaxprune._tree import Roles
 
 PyTree = Any
 Identity = tuple[str, ...]

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _jaxprs
+from jaxprune import _tree
 from jaxprune.checkpoints import _disk
 from jaxprune.checkpoints.layouts import named_roles
 
@@ -100,7 +100,7 @@ class Folder:
         return out
 
     @functools.cached_property
-    def roles(self) -> _jaxprs.Roles:
+    def roles(self) -> _tree.Roles:
         """The roles of the parameters by their names; see `named_roles`. Pass them as `roles=` to `jaxprune.prune`."""
         return named_roles(self.shapes, unknown=True)
 

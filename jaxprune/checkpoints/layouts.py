@@ -8,7 +8,7 @@
 import re
 from typing import Any
 
-from jaxprune import _jaxprs, _tree
+from jaxprune import _tree
 
 PyTree = Any
 _Axes = tuple[str, ...]
@@ -32,7 +32,7 @@ _HUGGING_FACE: tuple[tuple[str, tuple[Any, ...], _Axes, str], ...] = (
 )
 
 
-def named_roles(params: PyTree, *, unknown: bool = False) -> _jaxprs.Roles:
+def named_roles(params: PyTree, *, unknown: bool = False) -> _tree.Roles:
     """Returns the role of each leaf and the meaning of its axes, from names in the layout of a known program.
 
     Use it to prune a checkpoint without its function: pass the result as `roles=` wherever weights are chosen, so that
@@ -67,17 +67,17 @@ def named_roles(params: PyTree, *, unknown: bool = False) -> _jaxprs.Roles:
             wrong.append(f"  {_tree.name(path)}: {_tree.shown(leaf)}")
             shape, note = tuple(getattr(leaf, "shape", ())), "its name is not known"
             axes = ("unknown",) * len(shape)
-            role = _jaxprs.LeafRole(_tree.name(path), _tree.identity(path), shape, ("other",), axes, note=note)
+            role = _tree.LeafRole(_tree.name(path), _tree.identity(path), shape, ("other",), axes, note=note)
         found.append(role)
     if wrong and not unknown:
         raise ValueError(
             "named_roles knows the layouts of Hugging Face and MaxText by name, and these leaves belong to neither; "
             "pass jaxprune.find_roles(fn, params, *inputs) or name axes in the pattern:\n" + "\n".join(wrong[:20])
         )
-    return _jaxprs.Roles(tuple(found))
+    return _tree.Roles(tuple(found))
 
 
-def _role(path: Any, leaf: Any, table: Any) -> _jaxprs.LeafRole | None:
+def _role(path: Any, leaf: Any, table: Any) -> _tree.LeafRole | None:
     """The role of a leaf by the first line of the table that its name matches; None if no line fits."""
     name, shape = _tree.name(path), tuple(getattr(leaf, "shape", ()))
     line = next((line for line in table if re.search(f"(^|/)({line[0]})$", name, re.IGNORECASE)), None)
@@ -90,4 +90,4 @@ def _role(path: Any, leaf: Any, table: Any) -> _jaxprs.LeafRole | None:
         axes = (*axes, *["entry"] * (len(shape) - len(axes)))
     if len(shape) != len(axes):
         return None
-    return _jaxprs.LeafRole(name, _tree.identity(path), shape, uses, axes, note=note)
+    return _tree.LeafRole(name, _tree.identity(path), shape, uses, axes, note=note)

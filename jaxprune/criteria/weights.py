@@ -21,7 +21,7 @@ def magnitude(
     *,
     power: int = 1,
     normalise: str | None = None,
-    batch_axes: Any = 0,
+    batch_axes: _tree.BatchAxes = 0,
     specs: PyTree = None,
     **signals: Any,
 ) -> PyTree:
@@ -46,8 +46,8 @@ def magnitude(
       power: 1 (default) or 2. Both rank single weights alike, unless squares under- or overflow. Sums over blocks or
         channels are L1 norms for 1 and squared L2 norms for 2.
       normalise: None (default), "l1", "l2", "mean" or "max".
-      batch_axes: the number of leading axes of a leaf along which a scan stacks layers, each normalised separately: an
-        int or a mapping from globs over names; default 0.
+      batch_axes: the axes of a leaf along which a scan stacks layers, each normalised separately: a number of leading
+        axes, a tuple of axes, or a mapping from globs over names; default 0. Axes that a framework marks are known.
       specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
       **signals: ignored.
 
@@ -68,15 +68,17 @@ def magnitude(
     if normalise is not None and normalise not in _NORMS:
         raise ValueError(f"criteria.magnitude: normalise must be None or one of {', '.join(_NORMS)}; got {normalise!r}")
 
-    def score(w: jax.Array, axes: int, layout: shards.Shards) -> jax.Array:
+    def score(w: jax.Array, stacked: tuple[int, ...], layout: shards.Shards) -> jax.Array:
         size = jnp.abs(w)
         if power == 2:
             size = jnp.square(size.astype(wide(w.dtype)))
-        return size if normalise is None else _normalised(size, normalise, tuple(range(axes, w.ndim)), layout)
+        if normalise is None:
+            return size
+        return _normalised(size, normalise, tuple(a for a in range(w.ndim) if a not in stacked), layout)
 
     leaves, treedef = jax.tree.flatten(params)
-    batch = _tree.resolve(batch_axes, params, default=0, what="batch_axes")
-    given = zip(leaves, batch, shards.of_leaves(params, specs), strict=True)
+    stacks = [role.stacked for role in _tree.leaf_roles(params, None, batch_axes)] if normalise else [()] * len(leaves)
+    given = zip(leaves, stacks, shards.of_leaves(params, specs), strict=True)
     scores = [score_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
     return jax.tree.unflatten(treedef, scores)
 

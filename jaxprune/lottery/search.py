@@ -158,7 +158,7 @@ def iterative_pruning(
         raise TypeError(
             "iterative_pruning needs key=, a key of jax.random: everything random in the search depends on the key"
         )
-    _tree.selected(params, select.where)
+    select.chosen(params)
     first = masks_.ones(params, **select.units)
     run = None
     if folder is not None:

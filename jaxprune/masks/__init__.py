@@ -10,7 +10,6 @@ The algorithm of the selection is explained in `jaxprune.masks._rank`, the numbe
 
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks.algebra import (
-    Pruned,
     apply,
     count_kept,
     difference,
@@ -23,9 +22,10 @@ from jaxprune.masks.algebra import (
 )
 from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import Packed, is_packed, pack, unpack
-from jaxprune.masks.patterns import NM, Block, Channel, Leaf, Pattern, Unstructured
-from jaxprune.masks.patterns import BatchAxes as BatchAxes  # for annotations only: Units documents both
-from jaxprune.masks.patterns import Patterns as Patterns
+from jaxprune.masks.pattern import Leaf, Pattern
+from jaxprune.masks.patterns import NM, Block, Channel, Unstructured
+from jaxprune.masks.patterns import Patterns as Patterns  # for annotations only: Units documents it
+from jaxprune.masks.pruned import Pruned, summary
 from jaxprune.masks.select import Global, select, select_global
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "select",
     "select_global",
     "sparsity",
+    "summary",
     "unite",
     "unpack",
 ]

@@ -1,9 +1,9 @@
-"""What masks do: put zeros into parameters (`apply`, `Pruned`), combine (`unite`, ...), and count (`sparsity`, ...)."""
+"""What masks do: put zeros into parameters (`apply`), combine (`unite`, ...), and count (`sparsity`, `count_kept`)."""
 
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,9 @@ from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import as_bool, is_packed
-from jaxprune.masks.patterns import Leaf
-from jaxprune.masks.select import assemble
+from jaxprune.masks.select import assemble, ones_of
 
 PyTree = Any
-
-
-class Pruned(NamedTuple):
-    """Pruned parameters.
-
-    Attributes:
-      params: the parameters, exactly zero where the masks are False.
-      masks: bool arrays in the structure of `params`, True = kept, each broadcasting to its leaf; a scalar True for a
-        leaf that was not pruned.
-    """
-
-    params: PyTree
-    masks: PyTree
 
 
 def apply(params: PyTree, masks: PyTree) -> PyTree:
@@ -55,7 +41,7 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
       >>> apply({'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])})['w'].tolist()
       [[1.0, 0.0]]
     """
-    masks = _fitted(params, masks)
+    masks = fitted(params, masks)
     return jax.tree.map(_zero, params, masks)
 
 
@@ -64,7 +50,7 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
 
     Args:
       params: any pytree, or its shapes.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. `where` may select nothing.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. `where` may select nothing.
 
     Returns:
       bool masks, all True, in the structure of `params`.
@@ -77,7 +63,7 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
       >>> ones({'w': jnp.zeros((1, 2)), 'b': jnp.zeros(2)})
       {'b': Array(True, dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
-    return assemble(params, {leaf.place: _ones(leaf) for leaf in leaves(params, **units)})
+    return assemble(params, {leaf.place: ones_of(leaf) for leaf in leaves(params, **units)})
 
 
 def invert(masks: PyTree, params: PyTree) -> PyTree:
@@ -101,7 +87,7 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
       >>> {name: x.tolist() for name, x in invert({'w': jnp.array([[True, False]]), 'b': True}, params).items()}
       {'b': [False, False], 'w': [[False, True]]}
     """
-    masks = _fitted(params, masks)
+    masks = fitted(params, masks)
     return jax.tree.map(lambda leaf, mask: jnp.broadcast_to(~jnp.asarray(as_bool(mask)), _shape(leaf)), params, masks)
 
 
@@ -186,7 +172,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
       >>> float(overlap({'w': jnp.ones((1, 2))}, a, b))
       0.5
     """
-    masks, other = _fitted(params, masks), _fitted(params, other)
+    masks, other = fitted(params, masks), fitted(params, other)
     pruned = [
         (np.shape(leaf), as_bool(a), as_bool(b))
         for leaf, a, b in zip(jax.tree.leaves(params), _leaves(params, masks), _leaves(params, other), strict=True)
@@ -194,8 +180,8 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
     ]
     if not pruned:
         return jnp.float32(1)
-    both = _total([_count(a & b, shape) for shape, a, b in pruned])
-    either = _total([_count(a | b, shape) for shape, a, b in pruned])
+    both = _total([count_mask(a & b, shape) for shape, a, b in pruned])
+    either = _total([count_mask(a | b, shape) for shape, a, b in pruned])
     ratio = counts.as_float(both) / counts.as_float(either)
     return jnp.where(counts.equal(either, Count.of(0)), jnp.float32(1), ratio)
 
@@ -218,8 +204,8 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
       >>> int(kept['w'])
       2
     """
-    masks = _fitted(params, masks)
-    return jax.tree.map(lambda leaf, mask: _count(as_bool(mask), _shape(leaf)), params, masks)
+    masks = fitted(params, masks)
+    return jax.tree.map(lambda leaf, mask: count_mask(as_bool(mask), _shape(leaf)), params, masks)
 
 
 def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax.Array:
@@ -241,7 +227,7 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
       >>> float(sparsity({'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}, {'w': jnp.array([[True, False]]), 'b': True}))
       0.5
     """
-    masks = _fitted(params, masks)
+    masks = fitted(params, masks)
     mask_leaves = _leaves(params, masks)
     chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(_tree.prunable(params, where))
     triples = zip(jax.tree.leaves(params), mask_leaves, chosen, strict=True)
@@ -249,17 +235,8 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
     if not pairs:
         return jnp.float32(0)
     entries = Count.of(sum(math.prod(shape) for shape, _ in pairs))
-    kept = _total([_count(mask, shape) for shape, mask in pairs])
-    return counts.as_float(counts.subtract(entries, kept)) / counts.as_float(entries)
-
-
-def _ones(leaf: Leaf) -> jax.Array:
-    def expanded(x: jax.Array) -> jax.Array:
-        return leaf.pattern.expand(jnp.ones_like(leaf.pattern.units(x, leaf), dtype=bool), leaf)
-
-    shape = jax.eval_shape(expanded, leaf.array).shape
-    # Made like the leaf where it can be, to lie on the same devices.
-    return jnp.ones_like(leaf.array, dtype=bool) if shape == leaf.part else jnp.ones(shape, bool)
+    kept = _total([count_mask(mask, shape) for shape, mask in pairs])
+    return counts.as_float(counts.subtract(entries, kept)) / jnp.maximum(counts.as_float(entries), 1)
 
 
 def _zero(leaf: Any, mask: Any) -> Any:
@@ -299,7 +276,7 @@ def _check_shapes(masks: PyTree, other: PyTree) -> None:
         )
 
 
-def _count(mask: Any, shape: tuple[int, ...]) -> Count:
+def count_mask(mask: Any, shape: tuple[int, ...]) -> Count:
     """The kept entries of one leaf: those of the mask, times how often it repeats."""
     repeats = math.prod(shape) // max(1, math.prod(np.shape(mask)))
     mask = jnp.asarray(mask)
@@ -330,7 +307,7 @@ def _total(parts: list[Count]) -> Count:
     return counts.sum_counts(Count(*(jnp.stack(limbs) for limbs in zip(*parts, strict=True))))
 
 
-def _fitted(params: PyTree, masks: PyTree) -> PyTree:
+def fitted(params: PyTree, masks: PyTree) -> PyTree:
     """The masks in the containers of the parameters, checked; those in an `nnx.Optimizer` come as Variables."""
     aligned = _tree.align(params, masks, what="masks", is_leaf=is_packed)
     _tree.check_masks(params, aligned)

@@ -1,13 +1,16 @@
 """Which leaves of a tree are pruned, and how: `Units`, the options that say so, and `leaves`, which resolves them."""
 
-from numbers import Integral
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import jax
 
 from jaxprune import _tree
+from jaxprune._tree import BatchAxes
 from jaxprune.masks._exact.shards import of_leaves
-from jaxprune.masks.patterns import BatchAxes, Leaf, Pattern, Patterns, Unstructured
+from jaxprune.masks.pattern import Leaf, Pattern
+from jaxprune.masks.patterns import UNSTRUCTURED, Patterns
 
 PyTree = Any
 
@@ -18,20 +21,27 @@ class Units(TypedDict, total=False):
     Attributes:
       pattern: what is removed together, `masks.Unstructured()` by default. A mapping from globs over leaf names to
         patterns gives each leaf its own pattern, and `Unstructured()` where no glob matches.
-      where: which leaves are pruned. None (the default) takes floating leaves of two axes or more. A glob, or a list
-        of globs, over names such as `encoder/layer_0/kernel` narrows that rule; a predicate `(name, leaf) -> bool`
-        replaces it.
-      batch_axes: how many leading axes of a leaf are slices of their own, such as layers stacked by a scan; 0 by
-        default. A mapping from globs gives the number by leaf name, and 0 where no glob matches.
+      where: which leaves are pruned. None (the default) takes floating weights: leaves that `roles` or conventions
+        about names and types say are multiplied, and leaves about which nothing is known, with two axes or more apart
+        from stacked axes. Biases, scales, norms and embeddings are left alone. A glob, or a list of globs, over names
+        such as `encoder/layer_0/kernel` narrows that rule; a predicate `(name, leaf) -> bool` replaces it.
+      batch_axes: the axes of a leaf whose positions are slices of their own, such as layers stacked by a scan: how many
+        leading axes, or a tuple of axes such as (1,); 0 by default. A mapping from globs gives them by leaf name, and 0
+        where no glob matches. Stacked axes that `roles` or a framework mark are known without it.
       specs: None, or inside `jax.shard_map` the `PartitionSpec` of each parameter: a tree in the structure of the
         parameters or a prefix of it, as the `in_specs` of the `shard_map` are. Each device then sees its part of the
         scores, the whole is ranked, and each device gets its part of the masks.
+      roles: what `jaxprune.find_roles(fn, params, *inputs)` returned: which leaves are weights, and which of their axes
+        are inputs, outputs and stacked. None (the default) uses conventions: `kernel` and `w` have inputs first,
+        `weight` outputs first, Equinox and NNX modules are known by type. A pattern that needs axes which neither gives
+        raises an error.
     """
 
     pattern: Patterns
     where: _tree.Where
     batch_axes: BatchAxes
     specs: PyTree
+    roles: _tree.Roles | None
 
 
 def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
@@ -41,13 +51,14 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
 
     Args:
       params: parameters, their shapes, or scores in their structure.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
     Returns:
       A list of `Leaf`, empty if `where` selects nothing.
 
     Raises:
-      ValueError: leaves that their pattern does not fit, all of them named; globs that match nothing.
+      ValueError: leaves that their pattern does not fit, or whose axes are not known, all of them named; globs that
+        match nothing.
       TypeError: an object that is not a pattern; `where` selects a leaf that is not floating.
 
     Example:
@@ -56,37 +67,60 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
       >>> [(leaf.name, leaf.entries) for leaf in leaves(params)]
       [('kernel', 10)]
     """
+    return _leaves(params, False, **units)
+
+
+def leaves_together(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
+    """Like `leaves`, for one ranking over all leaves: only the batch axes that the caller names are slices."""
+    return _leaves(params, True, **units)
+
+
+def _leaves(params: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf]:
     if unknown := units.keys() - Units.__annotations__.keys():
         raise TypeError(
             f"{', '.join(sorted(unknown))} is not one of the options {', '.join(Units.__annotations__)}; bind options "
             "of an allocation by functools.partial"
         )
-    patterns = _tree.resolve(units.get("pattern", Unstructured()), params, default=Unstructured(), what="pattern")
-    axes = _tree.resolve(units.get("batch_axes", 0), params, default=0, what="batch_axes")
-    for pattern in patterns:
+    patterns = _tree.resolve(units.get("pattern", UNSTRUCTURED), params, default=UNSTRUCTURED, what="pattern")
+    for pattern in patterns if isinstance(units.get("pattern"), Mapping) else patterns[:1]:
         check_pattern(pattern)
-    selected = jax.tree.leaves(_tree.prunable(params, units.get("where")))
+    batch_axes = units.get("batch_axes", 0)
+    roles = _tree.leaf_roles(params, units.get("roles"), batch_axes, parts=units.get("specs") is not None)
+    explicit = _tree.explicit_axes(params, batch_axes)
+    selected = _tree.chosen(params, roles, units.get("where"))
     cut = of_leaves(params, units.get("specs"))
-    found = [
-        Leaf(name, i, leaf, patterns[i], axes[i], cut[i])
-        for i, (name, leaf) in enumerate(_tree.named_leaves(params))
-        if selected[i]
-    ]
-    wrong = [f"  {leaf.name}: {problem}" for leaf in found if (problem := _problem(leaf))]
+    found, open_axes, wrong = [], [], []
+    for i, (role, array) in enumerate(zip(roles, jax.tree.leaves(params), strict=True)):
+        if not selected[i]:
+            continue
+        pattern = patterns[i].along(role)
+        if pattern is None:
+            open_axes.append(f"  {role.name or '(the tree itself)'}: {patterns[i]!r}: {role.unclear_axes}")
+            continue
+        stacked = tuple(a for a in role.stacked if a < len(array.shape))
+        leaf = Leaf(role.name, i, array, pattern, explicit[i], stacked, cut[i], role)
+        if problem := _problem(leaf):
+            wrong.append(f"  {leaf.name}: {problem}")
+        found.append(leaf if together else replace(leaf, batch_axes=stacked))
+    if open_axes:
+        raise ValueError(
+            "these patterns lie along inputs or outputs; name the axes, by leaf if need be (pattern={'attention/*': "
+            "masks.NM(2, 4, axis=0)}), or pass roles=jaxprune.find_roles(fn, params, *inputs):\n" + "\n".join(open_axes)
+        )
     if wrong:
         raise ValueError("the pattern does not fit:\n" + "\n".join(wrong))
     return found
 
 
-def leaves_to_rank(scores: PyTree, **units: Unpack[Units]) -> list[Leaf]:
+def leaves_to_rank(scores: PyTree, together: bool = False, **units: Unpack[Units]) -> list[Leaf]:
     """The leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
 
     Raises:
       ValueError: no leaf is selected; types tell that a score is another one on each device of a shard_map.
     """
-    found = leaves(scores, **units)
+    found = leaves_together(scores, **units) if together else leaves(scores, **units)
     if not found:
-        _tree.selected(scores, units.get("where"))  # raises, and says why nothing is selected
+        _tree.selected(scores, units.get("where"), units.get("roles"), units.get("batch_axes", 0))  # raises, says why
     arrays = [leaf for leaf in found if isinstance(leaf.array, jax.Array)]
     varying = [(leaf.name, set(_varying(leaf.array)) - set(leaf.shards.all_names)) for leaf in arrays]
     lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
@@ -105,7 +139,9 @@ def _varying(x: jax.Array) -> Any:
     return getattr(getattr(found, "manual_axis_type", found), "varying", None) or getattr(found, "vma", ())
 
 
-_QUESTIONS = ("check", "units", "expand", "slice_axes", "fixed_sparsity", "group", "along", "unit_shards")
+_QUESTIONS = (
+    *("check", "units", "expand", "slice_axes", "fixed_sparsity", "group", "along", "unit_shards", "takes_any_stack"),
+)
 
 
 def check_pattern(pattern: Any) -> None:
@@ -126,10 +162,13 @@ def check_pattern(pattern: Any) -> None:
 
 
 def _problem(leaf: Leaf) -> str | None:
-    if not isinstance(leaf.batch_axes, Integral) or isinstance(leaf.batch_axes, bool):
-        return f"batch_axes must be an integer, the number of leading axes that are slices; got {leaf.batch_axes!r}"
-    if not 0 <= leaf.batch_axes < leaf.ndim:
-        return f"{leaf.batch_axes} batch axes do not leave an axis of {leaf.shape} to prune"
+    if len(leaf.batch_axes) == leaf.ndim:
+        return f"batch axes {leaf.batch_axes} do not leave an axis of {leaf.shape} to prune"
+    if leaf.stacked != tuple(range(len(leaf.stacked))) and not leaf.pattern.takes_any_stack:
+        return (
+            f"{leaf.pattern!r} expects stacked axes to be the first ones, but axes {leaf.stacked} are stacked; move "
+            "them to the front, or answer takes_any_stack in the pattern's class"
+        )
     if len(leaf.shards.names) > leaf.ndim:
         return f"specs is for {len(leaf.shards.names)} axes, and the leaf has {leaf.ndim}: {leaf.part}"
     if wrong := leaf.pattern.check(leaf):

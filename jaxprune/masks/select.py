@@ -13,10 +13,11 @@ from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks._exact.shards import Shards
 from jaxprune.masks.leaves import Units, leaves_to_rank
-from jaxprune.masks.patterns import UNSTRUCTURED, BatchAxes, Leaf, Pattern, Patterns
+from jaxprune.masks.pattern import Leaf, Pattern
+from jaxprune.masks.patterns import UNSTRUCTURED, Patterns
 
 PyTree = Any
-Way = tuple[Pattern, int, Shards]
+Way = tuple[Pattern, tuple[int, ...], tuple[int, ...], Shards]
 
 
 class Global(NamedTuple):
@@ -31,8 +32,9 @@ def select(
     pattern: Patterns = UNSTRUCTURED,
     *,
     where: _tree.Where = None,
-    batch_axes: BatchAxes = 0,
+    batch_axes: _tree.BatchAxes = 0,
     specs: PyTree = None,
+    roles: _tree.Roles | None = None,
 ) -> PyTree:
     r"""Masks that remove exactly $\lfloor s n + 1/2 \rfloor$ of the n units of each leaf, those of lowest score.
 
@@ -46,9 +48,10 @@ def select(
       pattern: what is removed together; see `masks.Units`. NM(n, m) needs the sparsity 1 - n/m. If the sparsity is an
         array, such as that of a schedule, NM keeps m - floor(s m + 1/2) of each m, and never fewer than n.
       where: which leaves are pruned; see `masks.Units`. The other leaves get a scalar True.
-      batch_axes: how many leading axes of a leaf are slices of their own; see `masks.Units`. Each slice loses exactly
-        the same number of units.
+      batch_axes: the axes of a leaf that are slices of their own; see `masks.Units`. Each slice loses exactly the same
+        number of units.
       specs: the `PartitionSpec`s of the leaves inside `jax.shard_map`; see `masks.Units`.
+      roles: what the leaves and their axes are for, from `jaxprune.find_roles`; see `masks.Units`.
 
     Returns:
       bool masks, True = kept, in the structure of `scores`. A mask has the shape of its leaf, or broadcasts to it for
@@ -67,7 +70,8 @@ def select(
       >>> select({'w': jnp.array([[3.0, 1.0], [2.0, 4.0]])}, 0.5)['w'].tolist()
       [[True, False], [False, True]]
     """
-    return _select(scores, sparsities, pattern=pattern, where=where, batch_axes=batch_axes, specs=specs)
+    units: Units = {"pattern": pattern, "where": where, "batch_axes": batch_axes, "specs": specs, "roles": roles}
+    return _select(scores, sparsities, **units)
 
 
 def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTree:
@@ -82,10 +86,10 @@ def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTr
         pruned may hold anything.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number, a floating scalar array, or a `Count`
         of the units to remove.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern must not be NM, which
-        removes the same number of every group. Each slice along `batch_axes` is ranked on its own over all leaves
-        (members of an ensemble, say), so all leaves need the same number of slices; layers stacked by a scan are
-        ranked with the rest if `batch_axes` is 0.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern must not be NM,
+        which removes the same number of every group. Each slice along `batch_axes` is ranked on its own over all leaves
+        (members of an ensemble, say), so all leaves need the same number of slices. Stacked layers that `roles` or a
+        framework mark are ranked with the rest.
 
     Returns:
       bool masks, True = kept, in the structure of `scores`; a scalar True for a leaf that is not pruned.
@@ -105,12 +109,14 @@ def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTr
 
 def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTree:
     wanted = _per_leaf(scores, sparsities)
-    chosen = leaves_to_rank(scores, **units)
+    together = isinstance(sparsities, Global)
+    every = leaves_to_rank(scores, together, **units)
+    chosen = [leaf for leaf in every if leaf.entries]
+    empty = {leaf.place: ones_of(leaf) for leaf in every if not leaf.entries}
     grouped = [(leaf, leaf.group) for leaf in chosen if leaf.group]
     ranked = [leaf for leaf in chosen if not leaf.group]
     given, sizes = [wanted[leaf.place] for leaf in ranked], [leaf.units for leaf in ranked]
     slices, names = [leaf.slices for leaf in ranked], [leaf.name for leaf in ranked]
-    together = isinstance(sparsities, Global)
     if together:
         _check_global(slices, [leaf for leaf, _ in grouped], units)
         given, sizes, slices, names = [sparsities.sparsity], [sum(sizes)], slices[:1], ["all leaves"]
@@ -118,10 +124,10 @@ def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTre
     kept_in = [counts.kept_in_groups(wanted[x.place], *g[:2], f"{x.name}: {x.pattern}") for x, g in grouped]
     masks = {leaf.place: keep_in_leaf(leaf, number) for (leaf, _), number in zip(grouped, kept_in, strict=True)}
     if kept is not None:
-        ways = tuple((leaf.pattern, leaf.batch_axes, leaf.shards) for leaf in ranked)
+        ways = tuple((leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards) for leaf in ranked)
         found = _keep_largest([leaf.array for leaf in ranked], kept, ways=ways, together=together)
         masks |= {leaf.place: mask for leaf, mask in zip(ranked, found, strict=True)}
-    return assemble(scores, masks)
+    return assemble(scores, masks | empty)
 
 
 def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
@@ -130,9 +136,20 @@ def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
     return structure.unflatten([masks[i] if i in masks else jnp.ones((), bool) for i in range(structure.num_leaves)])
 
 
+def ones_of(leaf: Leaf) -> jax.Array:
+    """The mask that keeps the whole leaf, in the shape of its pattern."""
+
+    def expanded(x: jax.Array) -> jax.Array:
+        return leaf.pattern.expand(jnp.ones_like(leaf.pattern.units(x, leaf), dtype=bool), leaf)
+
+    shape = jax.eval_shape(expanded, leaf.array).shape
+    # Made like the leaf where it can be, to lie on the same devices.
+    return jnp.ones_like(leaf.array, dtype=bool) if shape == leaf.part else jnp.ones(shape, bool)
+
+
 def keep_in_leaf(leaf: Leaf, kept: int | jax.Array) -> jax.Array:
     """The mask that keeps so many of each of a leaf's groups, whatever number its pattern keeps."""
-    way = (leaf.pattern, leaf.batch_axes, leaf.shards)
+    way = (leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards)
     if isinstance(kept, jax.Array):
         return _keep_in_groups(leaf.array, kept, way=way)
     return _keep_in_groups(leaf.array, None, way=way, number=kept)

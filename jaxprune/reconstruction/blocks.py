@@ -29,7 +29,7 @@ class BlockRunner:
 
     def calibrate(self, params: PyTree, hidden: Iterable[PyTree], where: Any = None, collect: str = "gram") -> Stats:
         """Returns the statistics of the block's leaves on the hidden states that go into it; see `calibrate`."""
-        chosen = tuple(jax.tree.leaves(_tree.prunable(params, where)))
+        chosen = tuple(jax.tree.leaves(_tree.has_two_axes(params, where)))
         key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
         if key not in self._calibrators:
             self._calibrators[key] = calibrator(self._block, params, collect=collect, where=where)

@@ -223,7 +223,7 @@ def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
     if own.pattern == masks.Unstructured() or (group and group.along == inputs):
         return None
     if group and group.along:
-        return f"{leaf.name}: {own.pattern} needs the axes of the inputs, {inputs}; leave axis out"
+        return f"{leaf.name}: {own.pattern} needs the axes of the inputs, {inputs}, in this order; pass axis={inputs}"
     return (
         f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), the patterns of {method}; pass "
         "criterion=criteria.magnitude or another, or masks=masks.select(...)"

@@ -152,7 +152,7 @@ def leaf_costs(
         `choose_levels`.
       scores: a tree of scores, larger = more worth keeping; default None: magnitudes. The FLOPs of padded convolutions
         depend on which weights are kept.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
     Returns:
       (leaves, levels) float64.

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._jaxprs import LeafRole, Roles, roles_of
+from jaxprune._jaxprs import roles_of
+from jaxprune._tree import LeafRole, Roles
 from jaxprune.slimming._labels.analysis import Analysis, Units, analyse, units_of
 
 PyTree = Any

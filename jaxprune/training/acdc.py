@@ -5,7 +5,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _tree, allocation
+from jaxprune import allocation
 from jaxprune.masks import ones
 from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
@@ -75,7 +75,7 @@ def acdc(
         return is_compressed(step) != is_compressed(step - 1)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        _tree.selected(params, select.where)
+        select.chosen(params)
         return ones(params, **select.units), enforce.own_key(select.key)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:

@@ -46,7 +46,7 @@ def drop_and_grow(
       fraction: f in [0, 1], a number or a traced scalar.
       whole_leaf: whether the worst of the whole leaf are dropped; default False. No part loses more than it can grow:
         its best weights beyond that number stay.
-      **units: what is pruned: pattern, where, batch_axes, specs; see `masks.Units`. The pattern is
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern is
         `masks.Unstructured`; with `axes=-2` the number is conserved for every output (constant fan-in); with
         `whole_leaf` it may also be `masks.NM`, which `masks` must have. Each slice along `batch_axes` conserves its own
         number.

@@ -1,6 +1,5 @@
 """`Method`: functions that make and update masks during training; `Signals`, their input; `Dense`."""
 
-import glob
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -37,14 +36,12 @@ class Signals(NamedTuple):
         """The selector without frozen leaves."""
         if not any(self.frozen):
             return select
-        chosen = jax.tree.leaves(_tree.prunable(self.params, select.where))
         named = _tree.named_leaves(self.params)
-        names = {n for (n, _), yes, no in zip(named, chosen, self.frozen, strict=True) if yes and not no}
+        chosen = zip(named, select.chosen(self.params), self.frozen, strict=True)
+        names = {name for (name, _), yes, no in chosen if yes and not no}
         if not names:
             raise ValueError("there is nothing to prune: where selects only leaves whose gradients are None")
-        # A predicate would request scores of every leaf; globs leave out leaves that the criterion does not support.
-        exact = (lambda name, leaf: name in names) if callable(select.where) else [glob.escape(n) for n in names]
-        return replace(select, where=exact)
+        return replace(select, where=lambda name, leaf: name in names)
 
 
 def in_shape(masks: PyTree, old: PyTree) -> PyTree:

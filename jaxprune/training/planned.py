@@ -113,7 +113,7 @@ def _planned(schedule: Any, when: Any, end: int | None, how: How) -> Method:
     select = Selector(**how)
 
     def init(params: PyTree) -> tuple[PyTree, Any]:
-        _tree.selected(params, select.where)
+        select.chosen(params)
         return ones(params, **select.units), enforce.own_key(select.key)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:

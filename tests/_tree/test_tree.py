@@ -169,7 +169,7 @@ def test_a_field_called_value_is_no_box():
     assert jax.tree.leaves(_tree.prunable(params, ["attn/*", "head/value"])) == [True, True, False, True, False]
     assert _tree.resolve({"*/value": 1}, params, default=0, what="pattern") == [0, 1, 0, 1, 0]
     assert jax.tree.leaves(_tree.map_named(lambda name, x: name, params)) == names
-    pruned = jaxprune.prune(params, 0.5, where="attn/*", pattern={"attn/value": masks.Channel()})
+    pruned = jaxprune.prune(params, 0.5, where="attn/*", pattern={"attn/value": masks.Channel(-1)})
     assert pruned.masks["attn"].value.shape == (1, 4)
     # A dict of the same keys means the same leaves.
     plain = {"attn": {"query": True, "value": False}, "head": {"value": True, "bias": True}, "box": True}

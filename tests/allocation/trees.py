@@ -8,8 +8,8 @@ from jaxprune import masks
 
 RESNET = {
     "stem/kernel": (3, 3, 3, 16),
-    "block/conv_0": (3, 3, 16, 32),
-    "block/conv_1": (3, 3, 32, 32),
+    "block/conv_0/kernel": (3, 3, 16, 32),
+    "block/conv_1/kernel": (3, 3, 32, 32),
     "block/bias": (32,),
     "head/kernel": (32, 10),
     "wide/kernel": (40, 200),

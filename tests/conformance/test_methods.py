@@ -37,7 +37,9 @@ METHODS: dict[str, Any] = {
     "straight_through": lambda: training.straight_through(0.5, when=WHEN),
     "srigl": lambda: training.srigl(0.5, 8, key=jax.random.key(0), every=2, where="second/kernel"),
     "movement": lambda: training.movement(CUBIC, when=WHEN),
-    "gradual stacked": lambda: training.gradual(CUBIC, when=WHEN, batch_axes={"first/kernel": 1}),
+    "gradual stacked": lambda: training.gradual(
+        CUBIC, when=WHEN, batch_axes={"first/kernel": 1}, where=lambda name, leaf: "kernel" in name
+    ),
 }
 
 

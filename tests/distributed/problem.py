@@ -29,7 +29,7 @@ METHODS: dict[str, Any] = {
     "gradual": lambda **on: training.gradual(_CUBIC, when=_WHEN, batch_axes=_STACKED, **_ON, **on),
     "gradual global": lambda **on: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.one_ranking, **_ON, **on),
     "gradual lamp": lambda **on: training.gradual(_CUBIC, when=_WHEN, allocation=allocation.lamp, **_ON, **on),
-    "gradual channels": lambda **on: training.gradual(_CUBIC, when=_WHEN, pattern=masks.Channel(), **_ON, **on),
+    "gradual channels": lambda **on: training.gradual(_CUBIC, when=_WHEN, pattern=masks.Channel(-1), **_ON, **on),
     "gradual random": lambda **on: training.gradual(
         _CUBIC, when=_WHEN, criterion=criteria.random, key=jax.random.key(2), **_ON, **on
     ),

@@ -23,10 +23,10 @@ CASES: dict[str, Any] = {
     "leaf": lambda p, **on: PRUNE(p, 0.9, **on),
     "leaf stacked": lambda p, **on: PRUNE(p, 0.7, batch_axes=STACKED, **on),
     "fan-in": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Unstructured(axes=-2), batch_axes=STACKED, **on),
-    "n of m": lambda p, **on: PRUNE(p, 0.5, pattern=masks.NM(2, 4), batch_axes=STACKED, **on),
+    "n of m": lambda p, **on: PRUNE(p, 0.5, pattern=masks.NM(2, 4, axis=-2), batch_axes=STACKED, **on),
     "n of m along outputs": lambda p, **on: PRUNE(p, 0.5, pattern=masks.NM(2, 4, axis=-1), **on),
-    "block": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Block((4, 2)), **on),
-    "channel": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Channel(), batch_axes=STACKED, **on),
+    "block": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Block((4, 2), (-2, -1)), **on),
+    "channel": lambda p, **on: PRUNE(p, 0.5, pattern=masks.Channel(-1), batch_axes=STACKED, **on),
     "channel, global": lambda p, **on: PRUNE(
         p, 0.5, pattern=masks.Channel(-2), allocation=allocation.one_ranking, **on
     ),

@@ -167,7 +167,7 @@ def in_shards(fn: Any, specs: Any, value: Any, devices: list[Any]) -> Any:
 @pytest.mark.parametrize(
     ("pattern", "spec", "message"),
     [
-        (masks.NM(2, 4), P("x"), r"w: groups of m=4.*several devices.*\(2, 8\)"),
+        (masks.NM(2, 4, axis=0), P("x"), r"w: groups of m=4.*several devices.*\(2, 8\)"),
         (masks.NM(2, 4, axis=(0, 1)), P(None, "x"), r"w: groups of m=4.*several devices"),
         (masks.Block((4, 4)), P("x"), r"w: blocks of \(4, 4\) do not divide the parts \(2, 8\)"),
         (masks.Unstructured(), P("x", "y", None), r"w: specs is for 3 axes"),

@@ -95,7 +95,9 @@ def test_leaves_of_different_dtypes_are_ranked_together():
 def test_n_of_m(n, m, kind):
     for shape in [(32, 6), (2, 2, 8, 3)]:
         scores = draw(kind, shape, np.float32)
-        found = np.asarray(masks.select([jnp.asarray(scores)], 1 - n / m, masks.NM(n, m))[0])
+        found = np.asarray(
+            masks.select([jnp.asarray(scores)], 1 - n / m, masks.NM(n, m, tuple(range(len(shape) - 1))))[0]
+        )
         np.testing.assert_array_equal(found, twins.keep_n_of_m(scores, n, m))
 
 
@@ -106,14 +108,14 @@ def test_n_of_m_along_another_axis_is_that_of_the_transpose():
     np.testing.assert_array_equal(along, moved.transpose(1, 0, 2))
     # Axes that do not lie side by side are flattened in the order given.
     apart = masks.select([scores], 0.5, masks.NM(1, 2, axis=(2, 0)))[0]
-    flat = masks.select([scores.transpose(2, 0, 1).reshape(30, 8)], 0.5, masks.NM(1, 2))[0]
+    flat = masks.select([scores.transpose(2, 0, 1).reshape(30, 8)], 0.5, masks.NM(1, 2, axis=0))[0]
     np.testing.assert_array_equal(apart, flat.reshape(5, 6, 8).transpose(1, 2, 0))
 
 
 def test_blocks_and_channels():
     scores = np.abs(draw("normal", (12, 20), np.float32))
     for sparsity in (0.0, 0.3, 0.5, 0.9):
-        blocks = masks.select([jnp.asarray(scores)], sparsity, masks.Block((3, 4)))[0]
+        blocks = masks.select([jnp.asarray(scores)], sparsity, masks.Block((3, 4), (0, 1)))[0]
         np.testing.assert_array_equal(np.asarray(blocks), twins.keep_blocks(scores, (3, 4), sparsity))
         for axis in (-1, 0):
             channels = masks.select([jnp.asarray(scores)], sparsity, masks.Channel(axis))[0]
@@ -129,7 +131,7 @@ def test_some_axes_together():
 
 @pytest.mark.parametrize(
     "pattern",
-    [masks.Unstructured(), masks.NM(2, 4), masks.Block((2, 2)), masks.Channel()],
+    [masks.Unstructured(), masks.NM(2, 4, axis=-2), masks.Block((2, 2), (-2, -1)), masks.Channel(-1)],
     ids=lambda p: type(p).__name__,
 )
 def test_slices_along_batch_axes_are_on_their_own(pattern):
@@ -171,7 +173,7 @@ def test_another_sparsity_does_not_compile_again():
 def test_each_leaf_its_own_sparsity_count_and_pattern():
     scores = {"a": jnp.asarray(draw("normal", (8, 6), np.float32)), "b": jnp.ones((4, 4)), "bias": jnp.ones(3)}
     sparsities = {"a": 0.5, "b": masks.Count.of(5), "bias": 0.0}
-    found = masks.select(scores, sparsities, {"a": masks.NM(2, 4)})
+    found = masks.select(scores, sparsities, {"a": masks.NM(2, 4, axis=0)})
     np.testing.assert_array_equal(np.asarray(found["a"]), twins.keep_n_of_m(scores["a"], 2, 4))
     np.testing.assert_array_equal(np.asarray(found["b"]).ravel(), np.arange(16) < 11)
     assert found["bias"].shape == ()
@@ -183,7 +185,7 @@ def test_sharded_arrays_give_the_masks_of_one_device(devices):
         "b": jnp.asarray(draw("normal", (16, 64), np.float32)),
     }
     expected = masks.select(scores, 0.7), masks.select_global(scores, 0.7)
-    channels = masks.select(jax.tree.map(jnp.abs, scores), 0.5, masks.Channel())
+    channels = masks.select(jax.tree.map(jnp.abs, scores), 0.5, masks.Channel(-1))
     for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
         mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind), devices=devices)
         specs = {"a": jax.sharding.PartitionSpec("x", "y"), "b": jax.sharding.PartitionSpec("y", None)}
@@ -192,6 +194,6 @@ def test_sharded_arrays_give_the_masks_of_one_device(devices):
             found = jax.jit(lambda s: (masks.select(s, 0.7), masks.select_global(s, 0.7)))(placed)
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-            found = jax.jit(lambda s: masks.select(jax.tree.map(jnp.abs, s), 0.5, masks.Channel()))(placed)
+            found = jax.jit(lambda s: masks.select(jax.tree.map(jnp.abs, s), 0.5, masks.Channel(-1)))(placed)
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(channels), strict=True):
                 np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -53,17 +53,17 @@ def test_without_ties_a_permutation_only_moves_the_mask(values, sparsity, order)
 @quick
 @given(scores)
 def test_every_group_keeps_n(values):
-    mask = select(values, 0.5, masks.NM(2, 4))
+    mask = select(values, 0.5, masks.NM(2, 4, axis=0))
     assert (mask.reshape(2, 4, 12).sum(1) == 2).all()
 
 
 @quick
 @given(scores, sparsities)
 def test_channels_and_blocks_are_whole(values, sparsity):
-    channels = select(values, sparsity, masks.Channel())
+    channels = select(values, sparsity, masks.Channel(-1))
     assert channels.shape == (1, 12)
     assert (~channels).sum() == math.floor(12 * sparsity + 0.5)
-    blocks = select(values, sparsity, masks.Block((2, 3))).reshape(4, 2, 4, 3)
+    blocks = select(values, sparsity, masks.Block((2, 3), (0, 1))).reshape(4, 2, 4, 3)
     assert (blocks.all((1, 3)) == blocks.any((1, 3))).all()
     assert (~blocks.all((1, 3))).sum() == math.floor(16 * sparsity + 0.5)
 

@@ -23,10 +23,10 @@ SPECS = {"rows": P("x", None), "columns": P(None, "y"), "both": P("x", "y")}
 CASES = {
     "leaf": lambda s: masks.select(s, 0.9),
     "global": lambda s: masks.select_global(s, 0.9),
-    "nm": lambda s: masks.select(s, 0.5, masks.NM(2, 4)),
+    "nm": lambda s: masks.select(s, 0.5, masks.NM(2, 4, axis=0)),
     "nm-last": lambda s: masks.select(s, 0.5, masks.NM(2, 4, axis=-1)),
-    "block": lambda s: masks.select(s, 0.5, masks.Block((4, 8))),
-    "channel": lambda s: masks.select(s, 0.5, masks.Channel()),
+    "block": lambda s: masks.select(s, 0.5, masks.Block((4, 8), (0, 1))),
+    "channel": lambda s: masks.select(s, 0.5, masks.Channel(-1)),
     "batch": lambda s: masks.select({"v": s["v"].reshape(256, 16, 16)}, 0.5, batch_axes={"v": 1}),
 }
 QUICK = [("leaf", "both"), ("global", "columns"), ("nm", "rows"), ("block", "both"), ("channel", "rows")]

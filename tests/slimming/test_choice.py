@@ -141,7 +141,7 @@ def test_masks_of_channels_are_completed_to_units_by_a_vote() -> None:
     rng = np.random.default_rng(3)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     params = {"in": draw(3, 8), "out": draw(8, 2)} | {f"b{i}": {"a": draw(8, 5), "b": draw(5, 8)} for i in range(3)}
-    pruned = jaxprune.prune(params, 0.4, pattern=jaxprune.masks.Channel(), where=["in", "b*"])
+    pruned = jaxprune.prune(params, 0.4, pattern=jaxprune.masks.Channel(-1), where=["in", "b*"])
     groups = slimming.find_groups(residual, params, X)
     with pytest.raises(ValueError, match="parts of units"):
         _ = slimming.Choice.from_masks(groups, pruned.masks)

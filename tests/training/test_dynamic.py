@@ -29,7 +29,13 @@ METHODS: dict[str, Any] = {
         0.5, 8, key=key, every=2, allocation=allocation.uniform, pattern={"*": masks.NM(1, 2)}
     ),
     "stacked": lambda key: training.rigl(
-        0.5, 8, key=key, every=2, batch_axes={"second/kernel": 1}, allocation=allocation.uniform
+        0.5,
+        8,
+        key=key,
+        every=2,
+        batch_axes={"second/kernel": 1},
+        where=lambda name, leaf: "kernel" in name,
+        allocation=allocation.uniform,
     ),
 }
 

@@ -1,0 +1,129 @@
+"""`Pruned`, pruned parameters with a table of what was done to each leaf; `summary`, the sparsities for a log."""
+
+import html
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+
+from jaxprune import _tree
+from jaxprune.masks.algebra import count_mask, fitted
+from jaxprune.masks.packing import as_bool, is_packed
+from jaxprune.masks.pattern import Pattern
+
+PyTree = Any
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params", "masks"], meta_fields=["roles", "patterns"])
+@dataclass(frozen=True, repr=False)
+class Pruned:
+    """Pruned parameters, which unpack as `params, masks = pruned`.
+
+    `print` shows a table with a row for each leaf: its shape, role and axes, its pattern and sparsity, or the reason
+    why it was left alone. A notebook shows the same table.
+
+    Attributes:
+      params: the parameters, exactly zero where the masks are False.
+      masks: bool arrays in the structure of `params`, True = kept, each broadcasting to its leaf; a scalar True for a
+        leaf that was not pruned.
+      roles: the role of each leaf, for the table; empty for the conventions about names and types.
+      patterns: the pattern of each leaf, with its axes, for the table; None for a leaf that was not pruned.
+    """
+
+    params: PyTree
+    masks: PyTree
+    roles: tuple[_tree.LeafRole, ...] = ()
+    patterns: tuple[Pattern | None, ...] = ()
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """The parameters, then the masks."""
+        yield self.params
+        yield self.masks
+
+    def __str__(self) -> str:
+        if jax.tree.structure(self.params) != jax.tree.structure(self.masks, is_leaf=is_packed):  # such as integers
+            return f"Pruned({_tree.shown(self.params)}, {_tree.shown(self.masks)})"
+        rows, total = self._table()
+        return f"{_tree.table(rows)}\n{total}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if jax.tree.structure(self.params) != jax.tree.structure(self.masks, is_leaf=is_packed):
+            return html.escape(str(self))
+        rows, total = self._table()
+        head, *body = [[html.escape(cell) for cell in row] for row in rows]
+        lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body]
+        top = "".join(f"<th>{cell}</th>" for cell in head)
+        return f"<table><tr>{top}</tr>{''.join(lines)}</table><p>{html.escape(total)}</p>"
+
+    def _table(self) -> tuple[list[tuple[str, ...]], str]:
+        masks = jax.tree.leaves(fitted(self.params, self.masks), is_leaf=is_packed)
+        roles = self.roles or _tree.leaf_roles(self.params)
+        patterns = self.patterns or (None,) * len(masks)
+        traced = any(isinstance(x, core.Tracer) for x in jax.tree.leaves(masks))
+        found = [None] * len(masks) if traced else _sparsities(self.params, masks)
+        rows = [("leaf", "shape", "role", "axes", "pattern", "sparsity")]
+        for leaf, role, pattern, mask, value in zip(
+            jax.tree.leaves(self.params), roles, patterns, masks, found, strict=True
+        ):
+            said = "traced" if value is None else f"{value:.4g}"
+            if not np.ndim(mask):
+                said = "left alone: not selected" if role.is_weight else f"left alone: {role.why_left_alone}"
+                said = said if _tree.is_floating(leaf) else "left alone: not floating"
+            shown = repr(pattern) if pattern is not None and np.ndim(mask) else ""
+            shape = "x".join(map(str, role.shape))
+            rows.append((role.name, shape, role.role, ", ".join(role.axes), shown, said))
+        if traced:
+            return rows, "sparsity of the pruned leaves: traced"
+        return rows, f"sparsity of the pruned leaves: {_total(self.params, masks):.4g}"
+
+
+def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
+    """The sparsity of each pruned leaf and of all pruned leaves together, for TensorBoard, W&B or clu.
+
+    Log it in one line: `wandb.log(masks.summary(params, jaxprune.get_masks(opt_state)))`.
+
+    Args:
+      params: the parameters, of which only the shapes are read.
+      masks: bool or packed masks of `params`, such as those of `jaxprune.prune` or of an optimizer state.
+
+    Returns:
+      A flat dict of Python floats: "sparsity" for all pruned leaves together, and "sparsity/<name>" for each.
+
+    Raises:
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
+
+    Example:
+      >>> summary({'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}, {'w': jnp.array([[True, False]]), 'b': jnp.array(True)})
+      {'sparsity': 0.5, 'sparsity/w': 0.5}
+    """
+    listed = jax.tree.leaves(fitted(params, masks), is_leaf=is_packed)
+    named = zip(_tree.named_leaves(params), listed, _sparsities(params, listed), strict=True)
+    each = {f"sparsity/{name}": value for (name, _), mask, value in named if np.ndim(mask)}
+    return {"sparsity": _total(params, listed), **each}
+
+
+def _sparsities(params: PyTree, masks: list[Any]) -> list[float]:
+    kept = _kept(masks)
+    sizes = [math.prod(np.shape(mask)) for mask in masks]
+    return [1 - int(k) / n if n else 0.0 for k, n in zip(kept, sizes, strict=True)]
+
+
+def _total(params: PyTree, masks: list[Any]) -> float:
+    pruned = [(leaf, mask) for leaf, mask in zip(jax.tree.leaves(params), masks, strict=True) if np.ndim(mask)]
+    sizes = [math.prod(np.shape(leaf)) for leaf, _ in pruned]
+    removed = sum(round(n * value) for n, value in zip(sizes, _sparsities(params, [m for _, m in pruned]), strict=True))
+    return removed / sum(sizes) if sum(sizes) else 0.0
+
+
+@jax.jit
+def _kept(masks: list[Any]) -> list[Any]:
+    """The number of kept entries of each mask, in its own shape: a Count."""
+    return [count_mask(jnp.asarray(as_bool(mask)), np.shape(mask)) for mask in masks]
