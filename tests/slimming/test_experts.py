@@ -125,6 +125,7 @@ def test_as_many_experts_stay_as_are_chosen():
 
 LOST = {
     "an index that is computed with": (lambda i: (i * 3) % 8, "its positions are numbers in mul"),
+    "an index out of a branch": (lambda i: lax.cond(i.sum() > 3, lambda i: i, lambda i: i, i), "numbers in cond"),
     "an index in words of bits": (lambda i: i ^ 1, "its positions are numbers in xor"),
 }
 
@@ -142,6 +143,17 @@ def test_experts_of_indices_that_cannot_be_followed_stay(name):
     frozen = {(f.name, f.axis): f.reason for f in groups.frozen}
     assert reason in frozen["router", 1]
     assert "indices that slimming cannot follow" in frozen["w1", 0]
+
+
+def test_a_router_in_a_function_of_its_own_is_followed():
+    route = jax.jit(lambda p, x: lax.top_k(mixtures.logits(p, x), 2))
+
+    def fn(p, x):
+        gate, index = route(p, x)
+        weight = (jax.nn.one_hot(index, 8) * jax.nn.softmax(gate)[..., None]).sum(1)
+        return jnp.einsum("be,bd,edf->bf", weight, x, p["w1"])
+
+    assert {m.name for m in slimming.find_groups(fn, P, X)["w1[0]"].members} == {"router", "bias", "w1"}
 
 
 def test_indices_in_the_output_keep_all_experts():

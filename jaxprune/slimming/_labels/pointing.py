@@ -106,7 +106,8 @@ def follow(site: Any) -> None:
     """Stores the meaning of the results of an equation, and freezes what cannot be followed."""
     eqn, frame = site.eqn, site.frame
     given = [read(frame, v) for v in eqn.invars]
-    if all(isinstance(g, Number | None) for g in given) and not isinstance(given[0] if given else None, Number):
+    inside = site.index in frame.children  # an inner jaxpr may choose although its operands point nowhere
+    if not inside and all(isinstance(g, Number | None) for g in given) and not isinstance((*given, None)[0], Number):
         return
     subs = sub_jaxprs(eqn)
     if subs:
@@ -121,12 +122,11 @@ def _inner(site: Any, subs: Any, given: Sequence[Meaning]) -> None:
     """Calls and scans pass their operands to an inner jaxpr, which `Site.child` has followed already."""
     frame, children = site.frame, site.frame.children.get(site.index, [])
     derived = site.name.startswith("custom_")
-    if subs[0].role not in ("call", "scan") or not children:
-        lose(site, given, site.name)
-        _spoil(site)
-        return
-    if derived and any(isinstance(g, Points | Columns) for g in given):
-        lose(site, given, f"{site.name}, a function with custom derivatives")
+    pointed = any(isinstance(g, Points | Columns) for g in given)
+    if subs[0].role not in ("call", "scan") or not children or (derived and pointed):
+        # What an inner jaxpr chooses leaves it as plain numbers.
+        inside = [read(child, var) for child in children for var in child.jaxpr.outvars]
+        lose(site, [*given, *inside], f"{site.name}, a function with custom derivatives" if derived else site.name)
         _spoil(site)
         return
     [sub], child = subs, children[-1]
