@@ -24,8 +24,8 @@ from jaxprune import schedules, training
 def variants() -> dict[str, Any]:
     """The same pruning, with masks as bytes (twice, which shows the noise) and as bits; and with updates in between."""
     adam = optax.adam(1e-3)
-    never = training.gradual(schedules.constant(0.9), when=lambda step: step == 0)
-    every_100 = training.gradual(schedules.constant(0.9), when=schedules.every(100))
+    never = training.gradual(schedules.jump(0.9), when=lambda step: step == 0)
+    every_100 = training.gradual(schedules.jump(0.9), when=schedules.every(100))
     return {
         "bytes": jaxprune.sparsify(adam, never),
         "bytes again": jaxprune.sparsify(adam, never),

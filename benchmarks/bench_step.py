@@ -42,9 +42,9 @@ class Network(nn.Module):
 def variants() -> dict[str, Any]:
     """The optimizers compared; each revision of the masks falls where it says, within the steps that are timed."""
     adam = optax.adam(1e-3)
-    never = training.gradual(schedules.constant(0.9), when=lambda step: step == 0)
-    every_100 = training.gradual(schedules.constant(0.9), when=schedules.every(100))
-    every_10 = training.gradual(schedules.constant(0.9), when=schedules.every(10))
+    never = training.gradual(schedules.jump(0.9), when=lambda step: step == 0)
+    every_100 = training.gradual(schedules.jump(0.9), when=schedules.every(100))
+    every_10 = training.gradual(schedules.jump(0.9), when=schedules.every(10))
     return {
         "dense": adam,
         "dense again": optax.adam(1e-3),  # the noise of the comparison

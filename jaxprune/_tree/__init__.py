@@ -5,6 +5,7 @@ from jaxprune._tree.arguments import check_batches as check_batches
 from jaxprune._tree.arguments import check_function as check_function
 from jaxprune._tree.arguments import check_instance as check_instance
 from jaxprune._tree.arguments import check_key as check_key
+from jaxprune._tree.arguments import check_sparsity as check_sparsity
 from jaxprune._tree.arguments import scalar as scalar
 from jaxprune._tree.arguments import shown as shown
 from jaxprune._tree.conventions import BatchAxes as BatchAxes
@@ -19,6 +20,7 @@ from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_bool as check_bool
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
+from jaxprune._tree.matching import map_mirrored as map_mirrored
 from jaxprune._tree.paths import identity as identity
 from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import map_named as map_named

@@ -1,12 +1,14 @@
-"""Checks of the arguments of public functions: functions, keys, batches; `call` calls a function of the user."""
+"""Checks of the arguments of public functions: functions, sparsities, keys, batches; `call` calls a user's function."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 PyTree = Any
 
@@ -139,6 +141,42 @@ def scalar(loss: Any, what: str, form: str) -> Callable[..., Any]:
         return value
 
     return checked
+
+
+def check_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
+    """Checks that a number or an array is a sparsity in [0, 1); the value of a traced array is not checked.
+
+    Args:
+      sparsity: a real number, or a floating scalar array.
+      what: the name of the sparsity, for the message.
+
+    Returns:
+      A Python float; the array itself if its value is not known here.
+
+    Raises:
+      TypeError: the sparsity is neither a number nor a floating scalar.
+      ValueError: the sparsity is outside [0, 1), or NaN.
+
+    Example:
+      >>> check_sparsity(90, 'dense/kernel: sparsity')
+      Traceback (most recent call last):
+      ValueError: dense/kernel: sparsity is the fraction removed and must be in [0, 1), got 90; for 90 % pass 0.9
+    """
+    if isinstance(sparsity, jax.Array):
+        if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
+            raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
+        if isinstance(sparsity, Tracer) or not sparsity.is_fully_addressable:
+            return sparsity
+        sparsity = float(sparsity)
+    if isinstance(sparsity, np.ndarray) and sparsity.ndim == 0:
+        sparsity = sparsity.item()
+    if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
+        hint = "; sparsities by path are allocation=allocation.by_path({...})" if isinstance(sparsity, Mapping) else ""
+        raise TypeError(f"{what} must be a number in [0, 1), got {sparsity!r}{hint}")
+    if not 0 <= float(sparsity) < 1:
+        hint = f"; for {sparsity} % pass {float(sparsity) / 100:g}" if 1 < float(sparsity) < 100 else ""
+        raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}{hint}")
+    return float(sparsity)
 
 
 def check_key(key: Any, *, needed_by: str | None = None) -> None:

@@ -1,15 +1,18 @@
-"""Checks whether two trees belong together: structures and masks; messages name all differences."""
+"""Whether two trees belong together: `check_same`, `check_masks`, `align`; `map_mirrored` finds copies of a tree."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from jaxprune._tree import paths
 from jaxprune._tree.arguments import shown
 
 PyTree = Any
 _SHOWN = 10
+_REAL, _IMAGINARY = ("real",), ("imaginary",)
 
 
 def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") -> None:
@@ -83,6 +86,55 @@ def align(tree: PyTree, other: PyTree, *, what: str, is_leaf: Any = None) -> PyT
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in order])
 
 
+def map_mirrored(fn: Callable[[Any, Any, Any], Any], tree: PyTree, names: Sequence[tuple[str, ...]]) -> PyTree:
+    """Maps over a tree, such as an optimizer's state, and tells for each leaf which parameter it mirrors.
+
+    A subtree mirrors the parameters if it has a leaf at the path of every parameter, and no other leaves. An
+    `optax.MaskedNode` and None stand for the parameters at and below them. The leaves `real` and `imaginary` below the
+    path of a parameter, as `optax.contrib.split_real_and_imaginary` makes them, both mirror it.
+
+    A leaf alone is not recognised by the end of its path: for the parameters `w` and `mu/w`, the leaf `mu/w` of Adam's
+    state is the moment of `w`.
+
+    Args:
+      fn: `(path, leaf, name) -> leaf`, where `name` is the identity of the mirrored parameter, or None.
+      tree: any tree.
+      names: the `paths.identity` of each parameter.
+
+    Returns:
+      A tree in the structure of `tree`.
+
+    Example:
+      >>> map_mirrored(lambda path, leaf, name: name, {'mu': {'w': 1.0, 'b': 2.0}, 'count': 3}, [('w',), ('b',)])
+      {'count': None, 'mu': {'b': ('b',), 'w': ('w',)}}
+    """
+    leaves = paths.with_paths(tree, _is_absent)
+    keys = [paths.identity(path) for path, _ in leaves]
+    absent = {key for key, (_, leaf) in zip(keys, leaves, strict=True) if _is_absent(leaf)}
+    below: dict[tuple[str, ...], list[int]] = {}
+    for i, key in enumerate(keys):
+        for length in range(len(key) + 1):
+            below.setdefault(key[:length], []).append(i)
+    known = set(names)
+    found: list[Any] = [None] * len(leaves)
+    for root, places in below.items():
+        rest = {keys[i][len(root) :]: i for i in places}
+        gone = {path for path, i in rest.items() if keys[i] in absent}
+        halves = {path[:-1] for path in rest if path[-1:] == _REAL and path[:-1] + _IMAGINARY in rest}
+        own = {path: path[:-1] if path[:-1] in halves and path[-1:] in (_REAL, _IMAGINARY) else path for path in rest}
+        present = {own[path] for path in rest.keys() - gone}
+        here = lambda name, present=present, gone=gone: (
+            name in present or not gone.isdisjoint(name[:length] for length in range(len(name) + 1))
+        )
+        if present <= known and all(map(here, names)):
+            for path in rest.keys() - gone:
+                found[rest[path]] = own[path]
+    mapped = [
+        leaf if _is_absent(leaf) else fn(path, leaf, name) for (path, leaf), name in zip(leaves, found, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=_is_absent), mapped)
+
+
 def check_masks(params: PyTree, masks: PyTree) -> None:
     """Raises unless `masks` are masks of `params`: of the same structure, bool, each broadcasting to its parameter.
 
@@ -130,6 +182,11 @@ def check_bool(masks: PyTree, *, what: str = "masks") -> None:
     wrong = [f"  {name}: {dtype}" for name, dtype in dtypes if dtype != np.bool_]
     if wrong:
         raise TypeError(f"{what} must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(wrong)))
+
+
+def _is_absent(node: Any) -> bool:
+    # Optimizers return None for the moments of a leaf whose gradient is None.
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _is_mask(leaf: Any) -> bool:

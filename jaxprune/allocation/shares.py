@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks
+from jaxprune import _tree, masks
 from jaxprune.masks import Leaf
 from jaxprune.masks._exact import counts
 from jaxprune.masks.leaves import leaves_together
@@ -259,7 +259,7 @@ def as_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
       ValueError: the number is outside [0, 1).
       TypeError: `sparsity` is not a number, or is an array that is not a floating scalar.
     """
-    counts.check_sparsity(sparsity, what)
+    _tree.check_sparsity(sparsity, what)
     if isinstance(sparsity, jax.Array):
         return sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))
     return float(sparsity)

@@ -151,7 +151,7 @@ def synflow_masks(
       >>> jax.tree.map(lambda m: m.ravel().tolist(), synflow_masks(fn, params, 0.5, jnp.ones((1, 1))))
       {'a': [True, False], 'b': [True, False]}
     """
-    counts.check_sparsity(sparsity)
+    _tree.check_sparsity(sparsity)
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
     _tree.check_function(fn, "fn", "fn(params, *inputs)")

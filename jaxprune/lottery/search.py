@@ -1,6 +1,8 @@
-"""`iterative_pruning`: iterative magnitude pruning (IMP), which searches lottery tickets and returns `Rounds`."""
+"""`iterative_pruning`: iterative magnitude pruning (IMP), which searches lottery tickets; `ticket` takes one round."""
 
+import importlib
 import json
+import platform
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 
 from jaxprune import _progress, _tree, allocation, checkpoints
 from jaxprune import masks as masks_
-from jaxprune.lottery.controls import Control
+from jaxprune.lottery.experiments import Control
 from jaxprune.lottery.rewinding import Rewinding, Train, initial_weights
 from jaxprune.prune import How, Selector
 
@@ -121,7 +123,6 @@ def iterative_pruning(
         `learning_rate_only()` or `fine_tuning(train)`.
       controls: control experiments by name, such as `{"random": random_masks()}`. Each is trained in every round and
         does not influence the ticket. Default None.
-        every round, and has no influence on it.
       folder: a new or empty folder, or a folder of the same search; None (default) saves nothing.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
@@ -172,6 +173,66 @@ def iterative_pruning(
     if training.traceable and run is None:
         return jax.lax.scan(lambda c, r: _round(search, c, r), _Carry(anchor, first), jnp.arange(len(sparsities)))[1]
     return _loop(search, _Carry(anchor, first), run, progress)
+
+
+class Ticket(NamedTuple):
+    """A sparse network to train.
+
+    `checkpoints.save(path, *ticket)` writes a ticket, and `Ticket(*checkpoints.load(path, params))` reads it.
+
+    Attributes:
+      params: the weights to train from, zero where the masks are False.
+      masks: bool masks of the parameters.
+      provenance: a JSON value: `method`, `seeds`, `round`, `sparsity`, `metrics`, `versions`, and further notes.
+    """
+
+    params: PyTree
+    masks: PyTree
+    provenance: dict[str, Any]
+
+
+def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None = None, **notes: Any) -> Ticket:
+    """Makes the ticket of one round of a search.
+
+    Args:
+      rounds: the rounds of one search. For a vmapped search pass one member: `jax.tree.map(lambda x: x[i], rounds)`.
+      r: the number of the round, 0 for the dense network; negative numbers count from the end.
+      method: a description of how the ticket was found.
+      seeds: the seeds of the search, by name; default None.
+      **notes: further entries of the provenance, anything that JSON can hold.
+
+    Returns:
+      The ticket. Its provenance also contains the sparsity of the masks, the metrics of the training, and the versions
+      of jaxprune, JAX and Python.
+
+    Raises:
+      IndexError: the search has no such round.
+
+    Example:
+      >>> train = lambda params, masks, key: params
+      >>> found = iterative_pruning(train, {'w': jnp.ones((2, 2))}, rounds=[0.5], key=jax.random.key(0))
+      >>> ticket(found, -1, method='magnitude', seeds={'search': 0}).provenance['sparsity']
+      0.5
+    """
+    _tree.check_instance(rounds, Rounds, "rounds", "what lottery.iterative_pruning returns")
+    size = len(rounds.sparsity)
+    if not -size <= r < size:
+        raise IndexError(f"round {r} does not exist; the search has {size} rounds, {-size} to {size - 1}")
+    held, start, metrics = jax.tree.map(lambda x: x[r], (rounds.ticket.masks, rounds.start, rounds.ticket.metrics))
+    provenance = {
+        "method": method,
+        "seeds": seeds or {},
+        "round": range(size)[r],
+        "sparsity": float(masks_.sparsity(start, held)),
+        "metrics": {name: np.asarray(value).tolist() for name, value in metrics.items()},
+        "versions": {
+            "jaxprune": importlib.import_module("jaxprune").__version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        **notes,
+    }
+    return Ticket(start, held, provenance)
 
 
 def _loop(search: _Search, carry: _Carry, run: checkpoints.Run | None, progress: bool | None) -> Rounds:

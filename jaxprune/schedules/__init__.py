@@ -4,7 +4,6 @@ A schedule is any function `step -> sparsity`, and an update rule is any functio
 rules of this room print as the call that made them, and know the steps at which they begin and end.
 """
 
-from jaxprune.schedules.ramps import constant as constant
 from jaxprune.schedules.ramps import cubic as cubic
 from jaxprune.schedules.ramps import cyclic as cyclic
 from jaxprune.schedules.ramps import exponential as exponential
@@ -12,13 +11,12 @@ from jaxprune.schedules.ramps import from_optax as from_optax
 from jaxprune.schedules.ramps import jump as jump
 from jaxprune.schedules.ramps import ramp as ramp
 from jaxprune.schedules.steps import Schedule as Schedule
-from jaxprune.schedules.updates import Update as Update
-from jaxprune.schedules.updates import every as every
+from jaxprune.schedules.steps import Update as Update
+from jaxprune.schedules.steps import every as every
 
 __all__ = [
     "Schedule",
     "Update",
-    "constant",
     "cubic",
     "cyclic",
     "every",

@@ -1,4 +1,4 @@
-"""Schedules: `constant`, `jump`, `cubic`, `exponential`, `cyclic`, `ramp` by a formula, and `from_optax`."""
+"""Schedules: `jump`, `cubic`, `exponential`, `cyclic`, `ramp` by a formula, and `from_optax`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune.schedules.steps import (
     Planned,
     Schedule,
@@ -14,7 +15,6 @@ from jaxprune.schedules.steps import (
     Step,
     as_step,
     check_interval,
-    check_sparsity,
     check_step,
     is_static,
     steps_left,
@@ -23,29 +23,8 @@ from jaxprune.schedules.steps import (
 _LONGEST = 100  # the largest default interval between two mask updates of `gradual`, in steps
 
 
-def constant(sparsity: Sparsity) -> Schedule:
-    """The same sparsity at every step.
-
-    Args:
-      sparsity: the fraction removed, a number or a traced scalar in [0, 1).
-
-    Returns:
-      A function from a step to a sparsity. An int gives a Python float, a traced step an array of the default float
-      dtype.
-
-    Raises:
-      ValueError: the sparsity is outside [0, 1).
-
-    Example:
-      >>> constant(0.9)(1000)
-      0.9
-    """
-    sparsity = check_sparsity(sparsity, "sparsity")
-    return Planned(f"constant({sparsity})", 0, 0, 1, _jump(sparsity, 0))
-
-
 def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
-    """Sparsity 0 before `step`, and `sparsity` from `step` on.
+    """Sparsity 0 before `step`, and `sparsity` from `step` on: with the default step a constant sparsity.
 
     Args:
       sparsity: the fraction removed, a number or a traced scalar in [0, 1).
@@ -65,7 +44,7 @@ def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
       >>> schedule
       jump(0.9, step=100)
     """
-    sparsity, step = check_sparsity(sparsity, "sparsity"), check_step(step, "step")
+    sparsity, step = _tree.check_sparsity(sparsity, "sparsity"), check_step(step, "step")
     return Planned(f"jump({sparsity}, step={step})", step, step, 1, _jump(sparsity, step))
 
 
@@ -236,7 +215,7 @@ def from_optax(schedule: Callable[[Any], Any], *, begin: int = 0, end: int | Non
         step = as_step(step)
         if is_static(step):
             with jax.ensure_compile_time_eval():
-                return check_sparsity(schedule(step), f"the schedule's sparsity at step {step}")
+                return _tree.check_sparsity(schedule(step), f"the schedule's sparsity at step {step}")
         sparsity = jnp.asarray(schedule(step), jnp.result_type(float))
         largest = np.nextafter(np.ones((), sparsity.dtype), np.zeros((), sparsity.dtype))
         return jnp.clip(sparsity, 0.0, largest)
@@ -250,7 +229,7 @@ def from_optax(schedule: Callable[[Any], Any], *, begin: int = 0, end: int | Non
 
 def _planned(name: str, begin: int, end: int, final: Sparsity, initial: Sparsity, value: Any) -> Planned:
     begin, end = check_interval(begin, end)
-    final, initial = check_sparsity(final, "final"), check_sparsity(initial, "initial")
+    final, initial = (_tree.check_sparsity(s, name) for s, name in ((final, "final"), (initial, "initial")))
 
     def at(step: Step) -> Sparsity:
         left = steps_left(step, begin, end)

@@ -1,4 +1,4 @@
-"""Types and checks of steps and sparsities, and `Planned`, a schedule that knows its begin and end."""
+"""Steps: `every` and `covering` say when masks are updated; `Planned` is a schedule that knows its begin and end."""
 
 import operator
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import _tree
 
 Step = Any  # an int, or an integer array of shape (), traced or not
 Sparsity = Any  # a float in [0, 1) for an int step, else a floating array of shape ()
 Schedule = Callable[[Step], Sparsity]
+Update = Callable[[Step], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,79 @@ class Planned:
 
     def __repr__(self) -> str:
         return self.call
+
+
+@dataclass(frozen=True)
+class every:  # users call it as a function, and it prints as that call
+    """True at `begin`, every `n` steps from there, and at `end`.
+
+    The masks are also updated at `end` if `n` does not divide `end - begin`, so a schedule that ends at the same step
+    reaches its final sparsity.
+
+    Args:
+      n: the number of steps between two updates, an int of 1 or more.
+      begin: the step of the first update, an int of 0 or more; default 0.
+      end: the step of the last update, an int not below `begin`; default None: the updates never end.
+
+    Returns:
+      A function from a step to a bool: a Python bool for a Python int, else an array of shape ().
+
+    Raises:
+      TypeError: an argument is not an integer.
+      ValueError: `n` is below 1, `begin` is negative, or `end` comes before `begin`.
+
+    Example:
+      >>> update = every(4, begin=2, end=12)
+      >>> [step for step in range(20) if update(step)]
+      [2, 6, 10, 12]
+      >>> update
+      every(n=4, begin=2, end=12)
+    """
+
+    n: int
+    begin: int = 0
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", check_step(self.n, "n", least=1))
+        object.__setattr__(self, "begin", check_step(self.begin, "begin"))
+        if self.end is not None:
+            object.__setattr__(self, "end", check_step(self.end, "end"))
+            if self.end < self.begin:
+                raise ValueError(f"end must not come before begin; got begin={self.begin}, end={self.end}")
+
+    def __call__(self, step: Step) -> Any:
+        """Whether the masks are updated at this step."""
+        step = as_step(step)
+        due = (step >= self.begin) & ((step - self.begin) % self.n == 0)
+        if self.end is not None:
+            due = due & (step <= self.end) | (step == self.end)
+        return bool(due) if is_static(step) else jnp.asarray(due)
+
+    def first_from(self, step: int) -> int | None:
+        """The step of the first update at or after `step`; None if no update follows."""
+        following = self.begin + max(0, -(-(step - self.begin) // self.n)) * self.n
+        if self.end is None or following <= self.end:
+            return following
+        return self.end if step <= self.end else None
+
+
+def covering(schedule: Schedule) -> Update:
+    """The updates that a schedule needs to reach its final sparsity in a run of its length.
+
+    Args:
+      schedule: a function from a step to a sparsity.
+
+    Returns:
+      For a schedule that knows its end: every 100 steps from its begin to its end, or every tenth of its length if that
+      is shorter. For any other function: every step.
+
+    Example:
+      >>> from jaxprune import schedules
+      >>> covering(schedules.cubic(begin=0, end=60, final=0.9))
+      every(n=6, begin=0, end=60)
+    """
+    return every(schedule.interval, schedule.begin, schedule.end) if isinstance(schedule, Planned) else every(1)
 
 
 def is_static(step: Any) -> bool:
@@ -99,31 +172,6 @@ def steps_left(step: Any, begin: int, end: int) -> Any:
     return (end - jnp.clip(step, begin, end)).astype(jnp.result_type(float))
 
 
-def check_sparsity(sparsity: Any, what: str) -> Any:
-    """Checks a sparsity in [0, 1) and returns it as a float; a traced sparsity is returned unchecked.
-
-    Args:
-      sparsity: a real number, or an array of shape ().
-      what: the name of the sparsity in messages.
-
-    Returns:
-      A Python float, or the traced array.
-
-    Raises:
-      TypeError: `sparsity` is not a real number.
-      ValueError: `sparsity` is outside [0, 1).
-    """
-    if isinstance(sparsity, Tracer):
-        return sparsity
-    if np.ndim(sparsity) or not np.issubdtype(np.asarray(sparsity).dtype, np.number) or np.iscomplexobj(sparsity):
-        raise TypeError(f"{what} must be a number, the fraction removed; got {sparsity!r}")
-    value = float(sparsity)
-    if not 0 <= value < 1:
-        hint = "; a percentage must be divided by 100" if 1 < value <= 100 else ""
-        raise ValueError(f"{what} must be in [0, 1), the fraction removed; got {value}{hint}")
-    return value
-
-
 def check_step(step: Any, what: str, least: int = 0) -> int:
     """Checks a step number given by the user: an integer of `least` or more.
 
@@ -154,10 +202,10 @@ def check_interval(begin: Any, end: Any) -> tuple[int, int]:
 
 
 def check_schedule(schedule: Any) -> None:
-    """Raises unless a schedule takes a step and returns one value; what it is at which step is not looked into.
+    """Raises unless a schedule takes a step and returns one number; the number itself is not checked.
 
     Raises:
-      TypeError: it does not take a step, or returns something else than a number.
+      TypeError: the schedule does not take a step, or returns something else than a number.
     """
     step = jax.ShapeDtypeStruct((), jnp.int32)
     value = jax.eval_shape(lambda at: _tree.call(schedule, "schedule", "schedule(step)", at), step)

@@ -87,9 +87,10 @@ class Manifest:
     def shrink(self, mirror: PyTree) -> PyTree:
         """Makes any tree that mirrors the parameters smaller, in the same way as the parameters.
 
-        Parameters, gradients, the state of an optimizer, masks and ShapeDtypeStructs mirror the parameters: a leaf
-        shrinks with a parameter if its path ends with the parameter's path and its shape is that of the parameter or
-        broadcasts to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned unchanged.
+        Parameters, gradients, masks, ShapeDtypeStructs and the moments in the state of an optimizer mirror the
+        parameters: a subtree with a leaf for every parameter and no others, or with None or `optax.MaskedNode` in place
+        of some. Each of its leaves shrinks with its parameter, whose shape it has or broadcasts to. Other leaves, and
+        leaves that are not arrays (PartitionSpecs), are returned unchanged.
 
         Args:
           mirror: the tree.
@@ -98,7 +99,8 @@ class Manifest:
           The smaller tree, of the same structure.
 
         Raises:
-          ValueError: a leaf has a parameter's path but another shape, such as the row sums of adafactor.
+          ValueError: the path of a leaf ends with that of a parameter, but the leaf does not mirror it: its shape is
+            another, as that of adafactor's row sums, or the tree around it is only a part of the parameters.
         """
         return self._convert(mirror, lambda kept: kept.shape or (), _shrink)
 
@@ -113,7 +115,7 @@ class Manifest:
           The whole tree, of the same structure.
 
         Raises:
-          ValueError: a leaf has a parameter's path but another shape.
+          ValueError: the path of a leaf ends with that of a parameter, but the leaf does not mirror it.
         """
         return self._convert(mirror, lambda kept: kept.small, lambda x, kept: _expand(x, kept, fill))
 
@@ -166,26 +168,30 @@ class Manifest:
         by_path = {kept.identity: kept for kept in self.leaves}
         wrong: list[str] = []
 
-        def convert(path: Any, leaf: Any) -> Any:
+        def convert(path: Any, leaf: Any, name: Any) -> Any:
             identity = _tree.identity(path)
-            matches = (identity[i:] for i in range(len(identity) + 1))
-            kept = next((by_path[m] for m in matches if m in by_path), None)
+            ends = (identity[i:] for i in range(len(identity) + 1))
+            own = name if name is not None else next((end for end in ends if end in by_path), None)
+            kept = None if own is None else by_path[own]
             if kept is None or not kept.axes or not is_array(leaf) or leaf.shape == ():
                 return leaf
-            if not _broadcasts(leaf.shape, shape(kept)):
-                wrong.append(f"  {_tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}")
+            fits = _broadcasts(leaf.shape, shape(kept))
+            if name is None or not fits:
+                why = "" if not fits else "; the tree around it lacks parameters or has other leaves"
+                wrong.append(f"  {_tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}{why}")
                 return leaf
             if _at_hand(leaf):
                 return jax.device_put(change(np.asarray(leaf), kept), leaf.sharding)
             return change(leaf, kept)
 
-        converted = [convert(path, leaf) for path, leaf in _tree.with_paths(mirror)]
+        converted = _tree.map_mirrored(convert, mirror, list(by_path))
         if wrong:
             raise ValueError(
-                "these leaves have the path of a parameter, but their shape does not broadcast to it:\n"
+                "these leaves have the path of a parameter, but they do not mirror it. A mirror is a subtree with a "
+                "leaf for every parameter and no others, each of a shape that broadcasts to its parameter:\n"
                 + "\n".join(wrong)
             )
-        return jax.tree.unflatten(jax.tree.structure(mirror), converted)
+        return converted
 
 
 def _read(entry: dict[str, Any]) -> Kept:

@@ -7,22 +7,21 @@ Methods that hold removed weights at zero: `fixed`, `one_shot`, `gradual`; `stat
 pass (`sparse_params`): `straight_through`, `sr_ste`, `top_kast`, `movement`. Your own method is a `Method`.
 """
 
-from jaxprune.training.acdc import acdc as acdc
 from jaxprune.training.dynamic import dynamic as dynamic
 from jaxprune.training.dynamic import rigl as rigl
 from jaxprune.training.dynamic import set_ as set_
 from jaxprune.training.dynamic import srigl as srigl
 from jaxprune.training.dynamic import static as static
 from jaxprune.training.enforce import keep_zeros as keep_zeros
-from jaxprune.training.growth import drop_and_grow as drop_and_grow
 from jaxprune.training.growth import gradient_growth as gradient_growth
 from jaxprune.training.method import Dense as Dense
 from jaxprune.training.method import Method as Method
 from jaxprune.training.method import Signals as Signals
-from jaxprune.training.phases import phases as phases
+from jaxprune.training.planned import acdc as acdc
 from jaxprune.training.planned import fixed as fixed
 from jaxprune.training.planned import gradual as gradual
 from jaxprune.training.planned import one_shot as one_shot
+from jaxprune.training.planned import phases as phases
 from jaxprune.training.sparsify import SparsifyState as SparsifyState
 from jaxprune.training.sparsify import get_masks as get_masks
 from jaxprune.training.sparsify import is_finished as is_finished
@@ -39,7 +38,6 @@ __all__ = [
     "Signals",
     "SparsifyState",
     "acdc",
-    "drop_and_grow",
     "dynamic",
     "fixed",
     "get_masks",

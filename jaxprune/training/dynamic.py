@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, allocation, criteria, schedules
 from jaxprune.masks import Unstructured
-from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import check_step, steps_left
 from jaxprune.training import enforce, growth
@@ -42,7 +41,7 @@ def static(sparsity: float, **how: Unpack[How]) -> Method:
       >>> int(start['w'].sum())
       4
     """
-    check_sparsity(sparsity)
+    _tree.check_sparsity(sparsity)
     how.setdefault("criterion", criteria.random)
     how.setdefault("allocation", allocation.erk)
     select = Selector(**how)
@@ -221,7 +220,7 @@ def dynamic(
     Example:
       >>> method = dynamic(0.9, key=jax.random.key(0), grow=growth.gradient_growth, momentum=0.9)
     """
-    check_sparsity(sparsity)
+    _tree.check_sparsity(sparsity)
     if not callable(fraction):
         _check_fraction(fraction, "fraction")
     if momentum is not None and not 0 <= momentum < 1:

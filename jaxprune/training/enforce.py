@@ -13,7 +13,6 @@ from jaxprune import _tree
 from jaxprune.masks import is_packed, unpack
 
 PyTree = Any
-Path = tuple[str, ...]
 
 
 def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
@@ -66,18 +65,15 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     named = [(_tree.identity(path), leaf) for path, leaf in _tree.with_paths(params)]
     own = dict(zip((name for name, _ in named), jax.tree.structure(params).flatten_up_to(masks), strict=True))
     like = dict(named)
-    leaves, structure = _tree.with_paths(state, _is_masked), jax.tree.structure(state, is_leaf=_is_masked)
-    paths = [_tree.identity(path) for path, _ in leaves]
-    mirrored = _mirrored([(path, _is_masked(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)], like)
 
-    def clean(leaf: Any, name: Path | None) -> Any:
+    def clean(leaf: Any, name: tuple[str, ...] | None) -> Any:
         if name is None or not jnp.ndim(own[name]) or getattr(leaf, "shape", None) != like[name].shape:
             return leaf
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         return jnp.where(unpack(own[name], leaf), leaf, jnp.zeros((), leaf.dtype))
 
-    return jax.tree.unflatten(structure, [clean(leaf, name) for (_, leaf), name in zip(leaves, mirrored, strict=True)])
+    return _tree.map_mirrored(lambda path, leaf, name: clean(leaf, name), state, list(like))
 
 
 class KeepZerosState(NamedTuple):
@@ -199,40 +195,6 @@ def _map(fn: Any, updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
         return update if update is None or not jnp.ndim(mask) else fn(update, param, unpack(mask, param))
 
     return jax.tree.map(apply, updates, params, masks, is_leaf=lambda x: x is None)
-
-
-def _is_masked(node: Any) -> bool:
-    # Optimizers return None for the moments of a leaf whose gradient is None.
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
-def _mirrored(leaves: list[tuple[Path, bool]], like: dict[Path, Any]) -> list[Path | None]:
-    """For each leaf of a state, given by its path and whether it is masked, the parameter that it mirrors."""
-    below: dict[Path, list[int]] = {}
-    for i, (path, _) in enumerate(leaves):
-        for length in range(len(path) + 1):
-            below.setdefault(path[:length], []).append(i)
-    # Two leaves below the path of a complex parameter represent its real and its imaginary part.
-    halves = {name for name, leaf in like.items() if _is_complex(leaf)}
-    found: list[Path | None] = [None] * len(leaves)
-    for root, places in below.items():
-        rest = {leaves[i][0][len(root) :]: i for i in places}
-        masked = {path for path, i in rest.items() if leaves[i][1]}
-        split = {start for path in rest for start in _starts(path)} & halves
-        unknown = [path for path in rest.keys() - masked - like.keys() if not split.intersection(_starts(path))]
-        missing = [name for name in like.keys() - rest.keys() - split if not masked.intersection(_starts(name))]
-        if not unknown and not missing:
-            for path in rest.keys() & like.keys() - masked:
-                found[rest[path]] = path
-    return found
-
-
-def _starts(path: Path) -> list[Path]:
-    return [path[:length] for length in range(len(path))]
-
-
-def _is_complex(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
 def _guards(state: PyTree) -> list[optax.ApplyIfFiniteState]:

@@ -1,18 +1,16 @@
-"""One line in the optimizer: `sparsify` wraps any Optax transformation; `get_masks` finds the masks in its state.
+"""Pruning in the optimizer: `sparsify` wraps any Optax optimizer; `get_masks` and `is_finished` read its state.
 
-The wrapper sees both ends: the raw gradients before the optimizer, and its updates and state after it. At each step
+The wrapper sees the raw gradients before the optimizer, and its updates and state after it. Each step
 
-    masks    <- revised, on the steps that the method names      (lax.cond over the masks alone)
-    grads, parameters, moments  <- zero where removed
-    updates  <- the optimizer's, and minus the parameter where removed
+    revises the masks, on the steps that the method names (`lax.cond` over the masks alone),
+    sets gradients, parameters and moments to zero where weights are removed, and calls the optimizer,
+    and returns its updates, with minus the parameter where weights are removed,
 
-and `optax.apply_updates` computes exact zeros. The optimizer sees only the sparse network; from zero gradients and zero
-moments the elementwise optimizers make zero moments, so nothing has to be cleaned after them. (Cleaning after them
-would copy the moments: the same new moment would be needed both with and without its mask.) The training loop does not
-change, and no hook runs after the step.
+so that `optax.apply_updates` computes exact zeros. The optimizer sees only the sparse network. Elementwise optimizers
+make zero moments from zero gradients and zero moments, so the moments are cleaned before the optimizer and not after
+it: cleaning after it would copy them. The training loop does not change, and no hook runs after the step.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +19,12 @@ import numpy as np
 import optax
 
 from jaxprune import _tree, masks
-from jaxprune.masks._exact import shards
 from jaxprune.masks._exact.axes import place_like
-from jaxprune.training import _diagnosis, enforce
+from jaxprune.training import _checks, enforce
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
-_DIVIDED = 128  # a multiple of any usual number of devices along an axis of a mesh
+_DIVISOR = 128  # a multiple of any usual number of devices along an axis of a mesh
 
 
 class SparsifyState(NamedTuple):
@@ -64,8 +61,8 @@ class SparsifyState(NamedTuple):
         return self.inner[index]
 
 
-class Sparsified(optax.GradientTransformationExtraArgs):
-    """What `sparsify` returns. Attributes that are not its own are those of the wrapped optimizer."""
+class _Sparsified(optax.GradientTransformationExtraArgs):
+    """The transformation that `sparsify` returns; it passes on the attributes of the wrapped optimizer."""
 
     optimizer: Any
 
@@ -106,7 +103,7 @@ def sparsify(
       TypeError: `optimizer` is not a transformation, `method` is not a `Method`, or `state` was not made by `init`.
       ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters,
         this method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init,
-        there is nothing to prune.
+        there is nothing to prune, or in float16 the optimizer computes NaN for kept weights.
 
     Which leaves are pruned: those that the method's `where` selects, also if the optimizer freezes them (`set_to_zero`,
     `masked`); leave them out by `where`, or wrap the optimizer of the others alone. A leaf whose gradient is None is
@@ -121,9 +118,9 @@ def sparsify(
     keeps its step, and a revision that was due is made on the next step with finite gradients. Gradients of removed
     weights may be anything: the optimizer does not see them.
 
-    In float16, whose smallest number is 6e-8, an `eps` of 1e-8 is zero: for the zero gradient and moments of a removed
-    weight Adam computes 0 / 0. The update of the weight itself is overwritten, but a transformation after Adam that
-    takes a norm spreads the NaN: pass an `eps` of 1e-7 or more.
+    In float16 an `eps` of 1e-8 is zero: for the zero gradient and moments of a removed weight Adam computes 0 / 0. The
+    update of the removed weight is overwritten, but a transformation after Adam that takes a norm would spread the NaN.
+    `init` tries the optimizer on arrays of a few entries, and raises if that happens: pass an `eps` of 1e-7 or more.
 
     Example:
       >>> from jaxprune import training
@@ -143,40 +140,8 @@ def sparsify(
             f"optimizer must be an optax.GradientTransformation, such as optax.adam(1e-3); got {_tree.shown(optimizer)}"
         )
     _tree.check_function(method.init, "the init of method", "(params) -> (masks, state)")
-    whole: Any = optimizer
-    inner = optax.with_extra_args_support(whole)
-    # One function for all steps, so that jax compiles it once for updates outside jit, too.
-    revise = jax.jit(partial(_revise, method, packed), static_argnums=(0, 1), inline=True)
-    step = partial(_sparse_step if method.dense is None else _dense_step, inner, method, revise)
-
-    def init(params: PyTree) -> SparsifyState:
-        own = _fast(params)
-        if _is_placeholder(own):  # of `optax.tree.map_params`, which asks where in the state parameters are mirrored
-            return SparsifyState(jnp.zeros((), jnp.int32), own, 0, inner.init(params), jnp.zeros((), jnp.int32))
-        made, state = method.init(own)
-        made = _outside_boxes(masks.pack(made) if packed else made, own)
-        end = jnp.asarray(-1 if method.end is None else method.end, jnp.int32)
-        return SparsifyState(jnp.zeros((), jnp.int32), made, state, inner.init(params), end)
-
-    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, SparsifyState]:
-        enforce.check_params(params, "sparsify")
-        _check_state(state)
-        own = _fast(params)
-        state = state._replace(masks=enforce.fit(own, state.masks))
-        if method.specs is not None:
-            _check_shards(own, state, method.specs)
-        try:
-            _check_gradients(own, updates, state.masks)
-            if method.starts_sparse:
-                _check_trained(own, updates, state.masks)
-            moved, new = step(updates, state, params, extra)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            if reason := _diagnosis.explain(init, updates, state, params):
-                raise ValueError(reason) from error
-            raise
-        return moved, new._replace(masks=_outside_boxes(new.masks, own))
-
-    sparsified = Sparsified(init, update)
+    run = _Run(optimizer, method, packed)
+    sparsified = _Sparsified(run.init, run.update)
     sparsified.optimizer = optimizer
     return sparsified
 
@@ -190,8 +155,10 @@ def get_masks(opt_state: PyTree) -> PyTree:
 
     Returns:
       A tree of bool arrays, or of packed masks (`masks.unpack` makes them bool, all of jaxprune takes both), without
-      the boxes and Variables of Flax. All of jaxprune lays it over parameters with or without boxes. For
-      `jax.tree.map` take the parameters without them: `nnx.as_pure(nnx.state(model, nnx.Param))` or `nn.unbox(params)`.
+      the boxes and Variables of Flax. All of jaxprune lays it over parameters with or without boxes. `jax.tree.map`
+      takes the structure of its first tree: pass it parameters without boxes (`nnx.as_pure(nnx.state(model,
+      nnx.Param))`, `nn.unbox(params)`) and the masks, or first the masks and then parameters in boxes, of which the
+      function gets each box whole.
 
     Raises:
       ValueError: the state contains no masks, or those of more than one optimizer.
@@ -242,109 +209,130 @@ def is_finished(opt_state: PyTree) -> jax.Array:
     return (end >= 0) & (step >= end)
 
 
-def _sparse_step(
-    inner: optax.GradientTransformationExtraArgs,
-    method: Method,
-    revise: Any,
-    updates: PyTree,
-    state: SparsifyState,
-    params: PyTree,
-    extra: dict[str, Any],
-) -> tuple[PyTree, SparsifyState]:
-    """The step of a method that holds removed weights at zero."""
-    guarded, own = enforce.is_guarded(state.inner), _fast(params)
-    kept, method_state, waits = _revised(method, revise, state, Signals(own, updates, state.step, extra), guarded)
-    moved, inner_state = inner.update(
-        enforce.zero(updates, kept),
-        enforce.zero_removed(state.inner, own, kept),
-        _each(lambda p: enforce.zero(p, kept), params),
-        **extra,
-    )
-    skipped = (enforce.was_skipped(state.inner, inner_state) | waits) if guarded else False
-    moved = _each(lambda u, p: enforce.to_zero(u, p, kept), moved, params)
-    return moved, SparsifyState(_next(state.step, skipped), kept, method_state, inner_state, state.end)
+class _Run:
+    """The functions `init` and `update` of an optimizer that is sparsified by a method."""
 
+    def __init__(self, optimizer: Any, method: Method, packed: bool) -> None:
+        self.optimizer = optax.with_extra_args_support(optimizer)
+        self.method, self.packed = method, packed
+        # All steps call one jitted function, so that updates outside jit compile the revision once.
+        self.jitted = jax.jit(self.revise, static_argnums=(0, 1), inline=True)
 
-def _dense_step(
-    inner: optax.GradientTransformationExtraArgs,
-    method: Method,
-    revise: Any,
-    updates: PyTree,
-    state: SparsifyState,
-    params: PyTree,
-    extra: dict[str, Any],
-) -> tuple[PyTree, SparsifyState]:
-    """The step of a method that trains removed weights too; it returns the masks of the new parameters."""
-    dense: Any = method.dense
-    own = _fast(params)
-    kept = masks.unpack(state.masks, own)
-    grads = dense.gradients(updates, own, kept, state.method)
-    moved, inner_state = inner.update(grads, state.inner, params, **extra)
-    moved = _each(lambda u: dense.updates(u, kept, state.method), moved)
-    skipped = enforce.was_skipped(state.inner, inner_state) if enforce.is_guarded(state.inner) else False
-    step = _next(state.step, skipped)
-    signals = Signals(_fast(optax.apply_updates(params, moved)), updates, step, extra, own)
-    kept, method_state, _ = _revised(method, revise, state, signals, guarded=False, unless=skipped)
-    return moved, SparsifyState(step, kept, method_state, inner_state, state.end)
+    def init(self, params: PyTree) -> SparsifyState:
+        own, zero = _fast(params), jnp.zeros((), jnp.int32)
+        if _is_placeholder(own):  # of `optax.tree.map_params`, which looks for parameters in the state
+            return SparsifyState(zero, own, 0, self.optimizer.init(params), zero)
+        made, state = self.method.init(own)
+        if self.method.dense is None:
+            _checks.check_half(self.optimizer, own, made)
+        made = _outside_boxes(masks.pack(made) if self.packed else made, own)
+        end = jnp.asarray(-1 if self.method.end is None else self.method.end, jnp.int32)
+        return SparsifyState(zero, made, state, self.optimizer.init(params), end)
 
+    def update(
+        self, updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SparsifyState]:
+        enforce.check_params(params, "sparsify")
+        if not isinstance(state, SparsifyState):
+            raise TypeError(
+                "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
+                f"{type(state).__name__}: start from init, and restore a checkpoint into its structure"
+            )
+        own = _fast(params)
+        state = state._replace(masks=enforce.fit(own, state.masks))
+        if self.method.specs is not None:
+            _checks.check_shards(own, state.masks, state.inner, self.method.specs)
+        try:
+            _checks.check_gradients(own, updates, state.masks)
+            if self.method.starts_sparse:
+                _checks.check_trained(own, updates, state.masks)
+            step = self.sparse_step if self.method.dense is None else self.dense_step
+            moved, new = step(updates, state, params, extra)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if reason := _checks.explain(self.init, updates, state, params):
+                raise ValueError(reason) from error
+            raise
+        return moved, new._replace(masks=_outside_boxes(new.masks, own))
 
-def _revised(
-    method: Method, revise: Any, state: SparsifyState, signals: Signals, guarded: bool, unless: Any = False
-) -> tuple[PyTree, Any, Any]:
-    """The masks and the method's state for a step, and whether a revision was due and has to wait."""
-    if method.is_due is None:
-        return state.masks, state.method, False
-    leaves, structure = jax.tree.flatten(signals.extra)
-    is_array = [isinstance(x, jax.Array | np.ndarray | np.generic | int | float) for x in leaves]
-    static = structure, tuple(None if yes else x for x, yes in zip(leaves, is_array, strict=True))
-    arrays = [x if yes else None for x, yes in zip(leaves, is_array, strict=True)]
-    # float0 is the gradient of integers; jit takes no such arguments.
-    grads = jax.tree.map(lambda g: None if g.dtype == jax.dtypes.float0 else g, signals.grads)
-    unless = None if unless is False else unless
-    given = (state.masks, state.method, signals.params, grads, signals.step, arrays, signals.before, unless)
-    try:
-        hash(static)
-    except TypeError:
-        return revise.__wrapped__(guarded, static, *given)
-    return revise(guarded, static, *given)
+    def sparse_step(
+        self, updates: PyTree, state: SparsifyState, params: PyTree, extra: dict[str, Any]
+    ) -> tuple[PyTree, SparsifyState]:
+        """The step of a method that holds removed weights at zero."""
+        guarded, own = enforce.is_guarded(state.inner), _fast(params)
+        signals = Signals(own, updates, state.step, extra)
+        kept, method_state, waits = self.revised(state, signals, guarded)
+        moved, inner_state = self.optimizer.update(
+            enforce.zero(updates, kept),
+            enforce.zero_removed(state.inner, own, kept),
+            _each(lambda p: enforce.zero(p, kept), params),
+            **extra,
+        )
+        skipped = (enforce.was_skipped(state.inner, inner_state) | waits) if guarded else False
+        moved = _each(lambda u, p: enforce.to_zero(u, p, kept), moved, params)
+        return moved, SparsifyState(_next(state.step, skipped), kept, method_state, inner_state, state.end)
 
+    def dense_step(
+        self, updates: PyTree, state: SparsifyState, params: PyTree, extra: dict[str, Any]
+    ) -> tuple[PyTree, SparsifyState]:
+        """The step of a method that trains removed weights too; it returns the masks of the new parameters."""
+        dense: Any = self.method.dense
+        own = _fast(params)
+        kept = masks.unpack(state.masks, own)
+        grads = dense.gradients(updates, own, kept, state.method)
+        moved, inner_state = self.optimizer.update(grads, state.inner, params, **extra)
+        moved = _each(lambda u: dense.updates(u, kept, state.method), moved)
+        skipped = enforce.was_skipped(state.inner, inner_state) if enforce.is_guarded(state.inner) else False
+        step = _next(state.step, skipped)
+        signals = Signals(_fast(optax.apply_updates(params, moved)), updates, step, extra, own)
+        kept, method_state, _ = self.revised(state, signals, guarded=False, unless=skipped)
+        return moved, SparsifyState(step, kept, method_state, inner_state, state.end)
 
-def _revise(
-    method: Method,
-    packed: bool,
-    guarded: bool,
-    static: Any,
-    kept: PyTree,
-    state: Any,
-    params: PyTree,
-    grads: PyTree,
-    step: jax.Array,
-    arrays: list[Any],
-    before: PyTree,
-    unless: Any,
-) -> tuple[PyTree, Any, Any]:
-    structure, options = static
-    extra = jax.tree.unflatten(structure, [o if x is None else x for x, o in zip(arrays, options, strict=True)])
-    frozen = tuple(g is None for g in jax.tree.structure(params).flatten_up_to(grads))
-    fill = lambda p, g: jnp.zeros_like(p) if g is None and _tree.is_floating(p) else g
-    signals = Signals(params, jax.tree.map(fill, params, grads), step, extra, before, frozen)
+    def revised(
+        self, state: SparsifyState, signals: Signals, guarded: bool, unless: Any = False
+    ) -> tuple[PyTree, Any, Any]:
+        """The masks and the method's state for a step, and whether a revision was due and has to wait."""
+        if self.method.is_due is None:
+            return state.masks, state.method, False
+        leaves, structure = jax.tree.flatten(signals.extra)
+        is_array = [isinstance(x, jax.Array | np.ndarray | np.generic | int | float) for x in leaves]
+        static = structure, tuple(None if yes else x for x, yes in zip(leaves, is_array, strict=True))
+        arrays = [x if yes else None for x, yes in zip(leaves, is_array, strict=True)]
+        # The gradients of integers have the dtype float0, which jit does not take.
+        grads = jax.tree.map(lambda g: None if g.dtype == jax.dtypes.float0 else g, signals.grads)
+        given = signals._replace(grads=grads, extra={}), arrays, None if unless is False else unless
+        try:
+            hash(static)
+        except TypeError:
+            return self.revise(guarded, static, state.masks, state.method, *given)
+        return self.jitted(guarded, static, state.masks, state.method, *given)
 
-    # Only the masks and the method's state go through: what else a branch returned would be copied every step.
-    def revise(own: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
-        old = masks.unpack(own[0], params) if packed else own[0]
-        new, new_state = method.revise(old, own[1], signals)
-        # On axes that types name, new masks may lie on other devices; results of one `lax.cond` lie on the same.
-        revised = jax.tree.map(place_like, (masks.pack(new) if packed else new, new_state), own)
-        if not guarded:
-            return revised, jnp.array(False)
-        fine = enforce.are_finite(grads, own[0]) & enforce.are_finite(grads, revised[0])
-        return jax.tree.map(lambda new, old: jnp.where(fine, new, old), revised, own), ~fine
+    def revise(
+        self, guarded: bool, static: Any, kept: PyTree, state: Any, signals: Signals, arrays: list[Any], unless: Any
+    ) -> tuple[PyTree, Any, Any]:
+        """Revises the masks if they are due; `static` and `arrays` are the extra arguments of the update."""
+        structure, options = static
+        extra = jax.tree.unflatten(structure, [o if x is None else x for x, o in zip(arrays, options, strict=True)])
+        params, grads, step = signals.params, signals.grads, signals.step
+        frozen = tuple(g is None for g in jax.tree.structure(params).flatten_up_to(grads))
+        fill = lambda p, g: jnp.zeros_like(p) if g is None and _tree.is_floating(p) else g
+        signals = Signals(params, jax.tree.map(fill, params, grads), step, extra, signals.before, frozen)
 
-    is_due: Any = method.is_due
-    due = is_due(step)
-    due = due if unless is None else due & ~unless
-    (kept, state), waits = jax.lax.cond(due, revise, lambda own: (own, jnp.array(False)), (kept, state))
-    return kept, state, waits
+        # The branches return only the masks and the method's state: whatever else they return is copied every step.
+        def revise(own: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
+            old = masks.unpack(own[0], params) if self.packed else own[0]
+            new, new_state = self.method.revise(old, own[1], signals)
+            # With explicit mesh axes new masks may be sharded otherwise, and both branches must return one sharding.
+            revised = jax.tree.map(place_like, (masks.pack(new) if self.packed else new, new_state), own)
+            if not guarded:
+                return revised, jnp.array(False)
+            fine = enforce.are_finite(grads, own[0]) & enforce.are_finite(grads, revised[0])
+            return jax.tree.map(lambda new, old: jnp.where(fine, new, old), revised, own), ~fine
+
+        is_due: Any = self.method.is_due
+        due = is_due(step)
+        due = due if unless is None else due & ~unless
+        (kept, state), waits = jax.lax.cond(due, revise, lambda own: (own, jnp.array(False)), (kept, state))
+        return kept, state, waits
 
 
 def _next(step: jax.Array, skipped: Any) -> jax.Array:
@@ -365,13 +353,13 @@ def _each(fn: Any, *trees: PyTree) -> PyTree:
 
 
 def _outside_boxes(kept: PyTree, params: PyTree) -> PyTree:
-    """The masks, outside the box of their parameter where its annotation of axes does not fit them."""
+    """The masks, without the box of their parameter where its axis names do not fit the mask."""
 
     def place(mask: Any, param: Any) -> Any:
         own = _unboxed(mask)
         fits = np.shape(own) == np.shape(_unboxed(param))
-        if masks.is_packed(own):  # its last axis must be divided by the devices, as those of large arrays are
-            fits = own.bits.shape[-1] % _DIVIDED == 0
+        if masks.is_packed(own):  # the number of devices must divide the last axis
+            fits = own.bits.shape[-1] % _DIVISOR == 0
         return mask if fits else own
 
     return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or masks.is_packed(node))
@@ -391,53 +379,3 @@ def _holders(opt_state: PyTree) -> list[Any]:
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     found = [node for node in nodes if isinstance(node, kinds)]
     return found + [inner for node in found if isinstance(node, SparsifyState) for inner in _holders(node.inner)]
-
-
-def _check_state(state: Any) -> None:
-    if not isinstance(state, SparsifyState):
-        raise TypeError(
-            "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
-            f"{type(state).__name__}: start from init, and restore a checkpoint into its structure"
-        )
-
-
-def _check_gradients(params: PyTree, updates: PyTree, kept: PyTree) -> None:
-    """Raises where a gradient has not the shape of its parameter, which it may have behind an axis of examples."""
-    grads, own = (jax.tree.structure(params).flatten_up_to(tree) for tree in (updates, kept))
-    wrong = [
-        f"  {name}: gradient {np.shape(grad)}, parameter {np.shape(leaf)}"
-        for (name, leaf), grad, mask in zip(_tree.named_leaves(params), grads, own, strict=True)
-        if jnp.ndim(mask) and hasattr(grad, "shape") and np.shape(grad)[-np.ndim(leaf) :] != np.shape(leaf)
-    ]
-    if wrong:
-        raise ValueError("the gradients must have the shapes of the parameters:\n" + "\n".join(wrong))
-
-
-def _check_trained(params: PyTree, updates: PyTree, kept: PyTree) -> None:
-    grads, own = (jax.tree.structure(params).flatten_up_to(tree) for tree in (updates, kept))
-    named = zip(_tree.named_leaves(params), grads, own, strict=True)
-    wrong = [f"  {name}" for (name, _), grad, mask in named if grad is None and jnp.ndim(mask)]
-    if wrong:
-        raise ValueError(
-            "these leaves have no gradients (None), so they are not trained and cannot be brought to zero, but the "
-            "method removed weights of them at init; leave them out by where=...:\n" + "\n".join(wrong)
-        )
-
-
-def _check_shards(params: PyTree, state: SparsifyState, specs: PyTree) -> None:
-    """Raises for what would go another way on each device."""
-    cut = shards.of_leaves(params, specs)
-    if enforce.is_guarded(state.inner) and any(layout.is_cut for layout in cut):
-        raise ValueError(
-            "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a device holds, and "
-            "would skip a step on some devices only; put it around a shard_map, or check before"
-        )
-    own = jax.tree.structure(params).flatten_up_to(state.masks)
-    leaves = zip(_tree.named_leaves(params), own, cut, strict=True)
-    packed = [(name, mask, layout) for (name, _), mask, layout in leaves if masks.is_packed(mask)]
-    wrong = [f"  {name}: {layout.names}" for name, mask, layout in packed if layout.along([mask.ndim - 1])]
-    if wrong:
-        raise ValueError(
-            "packed masks know the width of a whole row, so the last axis of these leaves cannot be cut; shard another "
-            "axis, or leave packed=False:\n" + "\n".join(wrong)
-        )

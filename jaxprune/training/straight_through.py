@@ -11,7 +11,6 @@ import optax
 
 from jaxprune import _tree, schedules
 from jaxprune.masks import NM, unite, unpack
-from jaxprune.masks._exact.counts import check_sparsity
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import Planned, check_schedule
 from jaxprune.training import enforce
@@ -170,8 +169,8 @@ def top_kast(
       >>> forward['w'].tolist(), backward['w'].tolist()
       ([[False, False, False, True]], [[True, False, False, True]])
     """
-    check_sparsity(sparsity)
-    check_sparsity(backward, "backward")
+    _tree.check_sparsity(sparsity)
+    _tree.check_sparsity(backward, "backward")
     _check_weight(penalty, "penalty")
     if backward > sparsity:
         raise ValueError(f"backward must be at most sparsity={sparsity}: B contains A; got {backward}")
@@ -272,7 +271,7 @@ def _as_schedule(sparsity: Any, when: Any) -> tuple[schedules.Schedule, int | No
     """The schedule (a constant one for a number), and the number of updates after which it is final."""
     _tree.check_function(when, "when", "schedules.every(100)")
     if not callable(sparsity):
-        check_sparsity(sparsity)
+        _tree.check_sparsity(sparsity)
         return lambda _: sparsity, 0
     check_schedule(sparsity)
     if not isinstance(sparsity, Planned):

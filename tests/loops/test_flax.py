@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune
 from jaxprune import masks
-from tests.loops.watch import STEPS, Watch, batch, gradual
+from tests.loops.watch import Watch, batch, by_orbax, gradual
 
 
 def boxed(init: Any, *axes: str | None) -> Any:
@@ -42,7 +42,7 @@ class Linen(nn.Module):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["bool", "packed"])
 @pytest.mark.parametrize("pattern", [masks.Unstructured(), masks.Channel()], ids=["unstructured", "channel"])
-def test_linen_state_with_the_shardings_of_its_annotations(pattern, packed, devices):
+def test_linen_state_with_the_shardings_of_its_annotations(pattern, packed, devices, tmp_path):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=devices[:2])
     model = Linen()
     optimizer = jaxprune.sparsify(optax.adamw(0.01), gradual(pattern=pattern), packed=packed)
@@ -59,9 +59,8 @@ def test_linen_state_with_the_shardings_of_its_annotations(pattern, packed, devi
 
     watch = Watch()
     jitted = jax.jit(watch.traced(step), in_shardings=(shardings, None), out_shardings=shardings, donate_argnums=0)
-    for i in range(STEPS):
-        state = jitted(state, batch(i))
-        watch.look(state.params, state.opt_state)
+    run = lambda state, i: jitted(state, batch(i))
+    state = watch.train(run, state, lambda state: (state.params, state.opt_state), by_orbax, tmp_path)
     watch.expect({"first/Dense_0/kernel": 32, "second/Dense_0/kernel": 32})
     # Masks of the whole shape lie as their parameters do.
     kept: Any = jaxprune.get_masks(state.opt_state)
@@ -85,13 +84,13 @@ class Nnx(nnx.Module):
         return self.second(nnx.relu(self.first(x)))
 
 
-def test_nnx_optimizer_with_the_shardings_of_its_metadata(devices):
+def test_nnx_optimizer_with_the_shardings_of_its_metadata(devices, tmp_path):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=devices[:2])
     watch = Watch()
 
     @nnx.jit
-    def create() -> Any:
-        model = Nnx(nnx.Rngs(0))
+    def create(key: jax.Array) -> Any:
+        model = Nnx(nnx.Rngs(key))
         optimizer = nnx.Optimizer(model, jaxprune.sparsify(optax.adamw(0.01), gradual()), wrt=nnx.Param)
         for part in (model, optimizer):
             state = nnx.state(part)
@@ -103,11 +102,24 @@ def test_nnx_optimizer_with_the_shardings_of_its_metadata(devices):
         optimizer.update(model, grads)
 
     jitted = nnx.jit(watch.traced(step))
+
+    def run(carry: Any, i: int) -> Any:
+        jitted(*carry, batch(i))
+        return carry
+
+    def save(carry: Any, folder: Any) -> Any:
+        restore = by_orbax(nnx.state(carry), folder)
+
+        def another() -> Any:
+            made = create(jax.random.key(1))
+            nnx.update(made, restore())
+            return made
+
+        return another
+
+    look = lambda carry: (nnx.as_pure(nnx.state(carry[0], nnx.Param)), carry[1].opt_state)
     with jax.set_mesh(mesh):
-        model, optimizer = create()
-        for i in range(STEPS):
-            jitted(model, optimizer, batch(i))
-            watch.look(nnx.as_pure(nnx.state(model, nnx.Param)), optimizer.opt_state)
+        model, optimizer = watch.train(run, create(jax.random.key(0)), look, save, tmp_path)
     watch.expect({"first/kernel": 32, "second/kernel": 32})
     assert model.first.kernel.get_value().sharding.spec == P(None, "model")
     # Plain arrays, which jax.tree.map lays over the parameters: pure ones, or Variables behind them.

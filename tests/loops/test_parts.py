@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 import jaxprune
-from tests.loops.watch import STEPS, Watch, batch, gradual
+from tests.loops.watch import Watch, batch, by_equinox, by_msgpack, gradual
 
 
-def test_equinox_with_frozen_layers():
+def test_equinox_with_frozen_layers(tmp_path):
     watch = Watch()
     model = eqx.nn.MLP(8, 8, 8, 2, key=jax.random.key(0))
     trained = eqx.tree_at(
@@ -30,9 +30,8 @@ def test_equinox_with_frozen_layers():
         return eqx.combine(eqx.apply_updates(part, updates), rest), state
 
     jitted = eqx.filter_jit(watch.traced(step))
-    for i in range(STEPS):
-        model, state = jitted(model, state, batch(i))
-        watch.look(eqx.filter(model, trained), state)
+    run, look = (lambda carry, i: jitted(*carry, batch(i))), (lambda carry: (eqx.filter(carry[0], trained), carry[1]))
+    model, _ = watch.train(run, (model, state), look, by_equinox, tmp_path)
     watch.expect({"layers/2/weight": 32})
     np.testing.assert_array_equal(model.layers[0].weight, before)
 
@@ -52,7 +51,7 @@ def forward(params: Any, x: jax.Array) -> jax.Array:
     return x
 
 
-def test_adapters_are_pruned_and_the_base_is_not():
+def test_adapters_are_pruned_and_the_base_is_not(tmp_path):
     watch = Watch()
     keys = iter(jax.random.split(jax.random.key(0), 6))
     shapes = {"kernel": (8, 8), "lora_a": (8, 4), "lora_b": (4, 8)}
@@ -70,10 +69,15 @@ def test_adapters_are_pruned_and_the_base_is_not():
         return optax.apply_updates(params, updates), state
 
     jitted = jax.jit(watch.traced(step))
-    for i in range(STEPS):
-        params, state = jitted(params, state, batch(i))
+
+    def look(carry: Any) -> Any:
         # The masks have a MaskedNode, which is no leaf, for what another optimizer trains.
-        adapters = jax.tree.map(lambda p, label: p if label == "lora" else optax.MaskedNode(), params, labels(params))
-        watch.look(adapters, state)
+        params, state = carry
+        return jax.tree.map(
+            lambda p, label: p if label == "lora" else optax.MaskedNode(), params, labels(params)
+        ), state
+
+    run = lambda carry, i: jitted(*carry, batch(i))
+    params, _ = watch.train(run, (params, state), look, by_msgpack, tmp_path)
     watch.expect({f"{layer}/{name}": 16 for layer in ("first", "second") for name in ("lora_a", "lora_b")})
     np.testing.assert_array_equal(params["first"]["kernel"], start["first"]["kernel"])

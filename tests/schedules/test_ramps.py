@@ -101,8 +101,8 @@ def test_float64_where_jax_has_it():
         assert np.isclose(value, cubic_twin(333, 0, 1000, 0.9, 0.0), rtol=0, atol=1e-15)
 
 
-def test_constant_and_one_shot():
-    assert [schedules.constant(0.5)(step) for step in (0, 9)] == [0.5, 0.5]
+def test_a_jump_and_a_constant():
+    assert [schedules.jump(0.5)(step) for step in (0, 9)] == [0.5, 0.5]
     schedule = schedules.jump(0.9, step=3)
     assert [schedule(step) for step in range(5)] == [0.0, 0.0, 0.0, 0.9, 0.9]
     traced = jax.jit(jax.vmap(schedule))(jnp.arange(5))
@@ -138,18 +138,18 @@ def test_intervals_are_checked(build):
 
 @pytest.mark.parametrize("wrong", [1.0, -0.1, float("nan"), float("inf"), 1.5])
 def test_sparsities_are_checked(wrong):
-    for build in (schedules.constant, schedules.jump, *(lambda s, r=r: r(0, 10, s) for r in RAMPS)):
+    for build in (schedules.jump, *(lambda s, r=r: r(0, 10, s) for r in RAMPS)):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
             _ = build(wrong)
-    with pytest.raises(ValueError, match=r"initial must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"initial is the fraction removed and must be in \[0, 1\)"):
         _ = schedules.cubic(0, 10, 0.5, wrong)
 
 
 def test_messages_say_what_to_do():
-    with pytest.raises(ValueError, match="must be divided by 100"):
-        _ = schedules.constant(90)
+    with pytest.raises(ValueError, match=r"for 90 % pass 0\.9"):
+        _ = schedules.jump(90)
     with pytest.raises(TypeError, match="must be a number"):
-        _ = schedules.constant("0.9")
+        _ = schedules.jump("0.9")
     with pytest.raises(ValueError, match="cycles=4 must divide end - begin = 10; the nearest is end=8"):
         _ = schedules.cyclic(0, 10, 0.9, cycles=4)
     with pytest.raises(TypeError, match="an integer step; got float32"):

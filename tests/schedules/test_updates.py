@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxprune import schedules
-from jaxprune.schedules.updates import covering
+from jaxprune.schedules.steps import covering
 
 
 @pytest.mark.parametrize(("n", "begin", "end"), [(1, 0, None), (7, 0, 30), (5, 3, 18), (100, 10, 20), (4, 9, 9)])
@@ -48,7 +48,7 @@ def test_optax_schedules_keep_their_values():
 
 
 def test_optax_values_outside_the_range():
-    with pytest.raises(ValueError, match=r"the schedule's sparsity at step 0 must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"the schedule's sparsity at step 0 is the fraction .* must be in \[0, 1\)"):
         _ = schedules.from_optax(optax.constant_schedule(1.0))
     rising = schedules.from_optax(lambda step: 0.1 * step)
     with pytest.raises(ValueError, match="the schedule's sparsity at step 20"):
@@ -70,7 +70,7 @@ def test_from_optax_inside_jit():
 def test_schedules_and_updates_print_as_the_calls_that_make_them():
     assert repr(schedules.every(5, 1)) == "every(n=5, begin=1, end=None)"
     made = {
-        "constant(0.5)": schedules.constant(0.5),
+        "jump(0.5, step=0)": schedules.jump(0.5),
         "jump(0.5, step=3)": schedules.jump(0.5, 3),
         "cubic(begin=0, end=9, final=0.9, initial=0.1)": schedules.cubic(0, 9, 0.9, 0.1),
         "exponential(begin=0, end=9, final=0.9, initial=0.0)": schedules.exponential(0, 9, 0.9),

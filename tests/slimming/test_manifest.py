@@ -53,6 +53,27 @@ def test_a_leaf_of_another_shape_is_named(small: slimming.Slimmed) -> None:
         _ = small.shrink({"v_row": {"a": jnp.ones(3)}})
 
 
+def test_a_parameter_named_like_a_field_of_the_state_disturbs_no_other() -> None:
+    # Adam's moment of `b` has the path `mu/b` at its end, which is that of another parameter of the same shape.
+    fn = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["mu"]["b"]
+    shapes = {"a": jax.ShapeDtypeStruct((3, 4), jnp.float32), "b": jax.ShapeDtypeStruct((4, 4), jnp.float32)}
+    params: Any = checks.random_params({**shapes, "mu": {"b": shapes["b"]}})
+    small = slimming.slim(fn, params, {"a[1]": [0, 2]}, jnp.ones((5, 3)))
+    assert (small.params["b"].shape, small.params["mu"]["b"].shape) == ((2, 4), (4, 4))
+    state: Any = optax.adam(0.1).update(params, optax.adam(0.1).init(params), params)[1]
+    shrunk = small.shrink(state)
+    np.testing.assert_array_equal(shrunk[0].mu["b"], np.asarray(state[0].mu["b"])[[1, 3]])
+    np.testing.assert_array_equal(shrunk[0].mu["mu"]["b"], state[0].mu["mu"]["b"])
+    assert jax.tree.map(jnp.shape, small.expand(shrunk)) == jax.tree.map(jnp.shape, state)
+    # Masked parameters count as present; a tree with a part of the parameters may be a mirror of anything.
+    masked: Any = optax.masked(optax.adam(0.1), {"a": True, "b": False, "mu": {"b": False}}).init(params)
+    assert small.shrink(masked).inner_state[0].mu["a"].shape == (3, 2)
+    with pytest.raises(
+        ValueError, match=r"ema/b: \(4, 4\), the parameter \(4, 4\); the tree around it lacks parameters"
+    ):
+        _ = small.shrink({"ema": {"b": params["b"]}})
+
+
 def test_expand_puts_back_exactly(params: Any, small: slimming.Slimmed) -> None:
     for tree in (small.params, jax.tree.map(jnp.asarray, small.params)):
         back = small.expand(tree)

@@ -10,6 +10,7 @@ import pytest
 import jaxprune
 from jaxprune import allocation, criteria, masks, schedules, training
 from jaxprune.training.enforce import zero_removed
+from jaxprune.training.growth import drop_and_grow
 from tests.training.loops import STEPS, batch, expect_zeros, init_params, loss
 
 KEY = jax.random.key(7)
@@ -113,7 +114,7 @@ def test_what_was_dropped_is_not_grown_again_at_once():
     held = {"w": jnp.array([[True, True, False, False]])}
     scores = {"w": jnp.array([[5.0, 1.0, 0.0, 0.0]])}
     grow = {"w": jnp.array([[0.0, jnp.inf, jnp.nan, 1.0]])}
-    assert training.drop_and_grow(held, scores, grow, 0.5)["w"].tolist() == [[True, False, False, True]]
+    assert drop_and_grow(held, scores, grow, 0.5)["w"].tolist() == [[True, False, False, True]]
 
 
 def slow_srigl(held: np.ndarray, drop: np.ndarray, grow: np.ndarray, fraction: float, size: int) -> np.ndarray:
@@ -144,7 +145,7 @@ def test_srigl_drops_over_the_leaf_and_grows_in_each_part(pattern, size, fractio
     drop["w"] = jnp.round(8 * drop["w"])  # with ties
     sparsity = 1 - pattern.n / 4 if isinstance(pattern, masks.NM) else 0.5
     held = masks.select(start, sparsity, pattern)
-    found = training.drop_and_grow(held, drop, grow, fraction, pattern=pattern, whole_leaf=True)["w"]
+    found = drop_and_grow(held, drop, grow, fraction, pattern=pattern, whole_leaf=True)["w"]
     before, dropping, growing = (np.asarray(tree["w"]) for tree in (held, drop, grow))
     np.testing.assert_array_equal(found, slow_srigl(before, dropping, growing, fraction, size))
     assert int(found.sum()) == int(held["w"].sum())
@@ -163,7 +164,7 @@ def test_srigl_drops_over_the_leaf_and_grows_in_each_part(pattern, size, fractio
 )
 def test_edges_and_ties(held, fraction, expected):
     same = {"w": jnp.ones((1, 4))}
-    found = training.drop_and_grow({"w": jnp.array([held], bool)}, same, same, fraction)
+    found = drop_and_grow({"w": jnp.array([held], bool)}, same, same, fraction)
     assert found["w"].astype(int).tolist() == [expected]
 
 
@@ -172,7 +173,7 @@ def test_nan_and_infinite_scores_conserve_the_number():
     bad = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.0, 1.0])[jnp.arange(64).reshape(8, 8) % 5]
     for dtype in (jnp.float32, jnp.bfloat16):
         scores = {"w": bad.astype(dtype)}
-        found = training.drop_and_grow(held, scores, scores, 0.5)["w"]
+        found = drop_and_grow(held, scores, scores, 0.5)["w"]
         assert int(found.sum()) == 22
         assert int((found & ~held["w"]).sum()) == 11
 
@@ -217,3 +218,10 @@ def test_what_is_not_covered_is_named():
         _ = training.gradient_growth(init_params())
     with pytest.raises(ValueError, match="needs key"):
         _ = training.dynamic(0.5, key=None, grow=criteria.random).init(init_params())
+    kept, scores = {"w": jnp.ones((2, 2), bool)}, {"w": jnp.ones((2, 2))}
+    with pytest.raises(TypeError, match="masks must be bool"):
+        _ = drop_and_grow(scores, scores, scores, 0.3)
+    with pytest.raises(ValueError, match="grow must have the structure"):
+        _ = drop_and_grow(kept, scores, {"v": scores["w"]}, 0.3)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]; got 30"):
+        _ = drop_and_grow(kept, scores, scores, 30)

@@ -1,25 +1,16 @@
-"""Training loops as users write them; only the line that makes the optimizer knows of pruning."""
+"""Masks for the modules of Flax NNX and Equinox; tests/loops has whole training loops."""
 
 import chex
 import equinox as eqx
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
-from flax.training.train_state import TrainState
 
 import jaxprune
 from jaxprune import masks, training
 from tests.training.loops import STEPS, batch, expect_zeros, gradual
-
-
-class Linen(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(4, name="out")(nn.tanh(nn.Dense(8, name="hidden")(x)))
 
 
 class Nnx(nnx.Module):
@@ -34,30 +25,10 @@ def target(x):
     return jnp.sin(x[:, :4])
 
 
-def test_flax_train_state():
-    model = Linen()
-    params = model.init(jax.random.key(0), batch(0))["params"]
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=jaxprune.sparsify(optax.adamw(0.1), gradual()))
-
-    @jax.jit
-    def step(state, x):
-        def loss(params):
-            return jnp.mean((state.apply_fn({"params": params}, x) - target(x)) ** 2)
-
-        return state.apply_gradients(grads=jax.grad(loss)(state.params))
-
-    for i in range(STEPS):
-        state = step(state, batch(i))
-    expect_zeros(state.params, jaxprune.get_masks(state.opt_state), {"hidden/kernel": 36, "out/kernel": 24})
-
-
-@pytest.mark.parametrize("kind", ["gradual", "fixed"])
-def test_nnx_optimizer(kind):
+def test_fixed_masks_of_pure_parameters_fit_the_variables_of_nnx():
     model = Nnx(nnx.Rngs(0))
-    # Masks made from the pure parameters fit the Variables that the optimizer is initialised with.
     pruned = jaxprune.prune(nnx.as_pure(nnx.state(model, nnx.Param)), 0.75)
-    method = gradual() if kind == "gradual" else training.fixed(pruned.masks)
-    optimizer = nnx.Optimizer(model, jaxprune.sparsify(optax.adamw(0.1), method), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, jaxprune.sparsify(optax.adamw(0.1), training.fixed(pruned.masks)), wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer, x):
@@ -75,8 +46,8 @@ def test_nnx_optimizer(kind):
     assert float(masks.sparsity(nnx.state(model, nnx.Param), jaxprune.get_masks(optimizer.opt_state))) == 0.75
 
 
-@pytest.mark.parametrize("kind", [eqx.is_inexact_array, eqx.is_array], ids=["inexact", "arrays"])
-def test_equinox(kind):
+def test_equinox_with_all_arrays_as_parameters():
+    kind = eqx.is_array
     model = eqx.nn.MLP(6, 4, 8, 1, key=jax.random.key(0))
     optimizer = jaxprune.sparsify(optax.adamw(0.1), gradual())
     state = optimizer.init(eqx.filter(model, kind))
@@ -99,25 +70,3 @@ def test_masks_go_onto_a_model_with_static_leaves():
     assert np.count_nonzero(pruned.params.layers[0].weight) == 24
     assert pruned.params(jnp.ones(6)).shape == (4,)
     assert masks.apply(model, pruned.masks).activation is model.activation
-
-
-def test_partitioned_boxes():
-    class Boxed(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
-            return nn.Dense(4, kernel_init=init)(x)
-
-    params = Boxed().init(jax.random.key(0), batch(0))["params"]
-    optimizer = jaxprune.sparsify(optax.adam(0.1), gradual())
-    state = optimizer.init(params)
-
-    @jax.jit
-    def step(params, state, x):
-        grads = jax.grad(lambda p: jnp.mean((jnp.asarray(Boxed().apply({"params": p}, x)) - target(x)) ** 2))(params)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for i in range(STEPS):
-        params, state = step(params, state, batch(i))
-    expect_zeros(params, jaxprune.get_masks(state), {"Dense_0/kernel": 18})

@@ -17,7 +17,7 @@ SCHEDULES: dict[str, tuple[Any, int]] = {
     "late cubic": (schedules.cubic(3, 9, 0.75), 10),
     "exponential": (schedules.exponential(2, 5, 0.75), 6),
     "cyclic": (schedules.cyclic(0, 8, 0.75, cycles=2), 9),
-    "constant": (schedules.constant(0.75), 1),
+    "constant": (schedules.jump(0.75), 1),
     "jump": (schedules.jump(0.75, step=4), 5),
     "optax": (schedules.from_optax(optax.linear_schedule(0.0, 0.75, 5), end=5), 6),
     "optax without an end": (schedules.from_optax(optax.linear_schedule(0.0, 0.75, 5)), 6),

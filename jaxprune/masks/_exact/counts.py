@@ -5,15 +5,17 @@ than 2^31 entries. So a count has two limbs in base 2^16.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from jaxprune import _tree
 
 _BASE_BITS = 16
 _BASE = 1 << _BASE_BITS
@@ -137,7 +139,7 @@ def removed(sparsity: Any, n: int) -> Count:
     """
     if isinstance(sparsity, jax.Array):
         return _removed_traced(sparsity, np.asarray(n, np.int64))
-    check_sparsity(sparsity)
+    _tree.check_sparsity(sparsity)
     if isinstance(sparsity, Fraction):
         return Count.of(math.floor(sparsity * n + Fraction(1, 2)))
     return Count.of(math.floor(float(sparsity) * n + 0.5))
@@ -164,7 +166,7 @@ def kept_in_slices(
     for sparsity, name in zip(sparsities, names, strict=True):
         # An allocation may remove a whole leaf: the largest float32 sparsity rounds to 1.
         if not isinstance(sparsity, Count) and not (isinstance(sparsity, jax.Array) and _is_one(sparsity)):
-            check_sparsity(sparsity, f"{name}: sparsity")
+            _tree.check_sparsity(sparsity, f"{name}: sparsity")
     each = _removed_from_each([0.0 if isinstance(s, Count) else s for s in sparsities], units)
     row = np.repeat(np.arange(len(slices)), slices)
     gone = Count(each.high[row], each.low[row])
@@ -192,7 +194,7 @@ def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.
         return jnp.maximum(kept, size - removed(sparsity, size).low)
     if isinstance(sparsity, Count):
         raise ValueError(f"{what} removes the same number of every group, so it takes no Count; pass a sparsity")
-    check_sparsity(sparsity, f"{what}: sparsity")
+    _tree.check_sparsity(sparsity, f"{what}: sparsity")
     exact = 1 - kept / size
     if abs(float(sparsity) - exact) > 1e-6:
         raise ValueError(
@@ -200,38 +202,6 @@ def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.
             "allocation.uniform, which gives it to every leaf"
         )
     return kept
-
-
-def check_sparsity(sparsity: Any, what: str = "sparsity") -> None:
-    """Raises unless a number or an array is a sparsity in [0, 1). The value of a traced array is not checked.
-
-    Args:
-      sparsity: a real number, or a floating scalar array.
-      what: the name of the sparsity, for the message.
-
-    Raises:
-      TypeError: the sparsity is neither a number nor a floating scalar.
-      ValueError: the sparsity is outside [0, 1), or NaN.
-
-    Example:
-      >>> check_sparsity(90, 'dense/kernel: sparsity')
-      Traceback (most recent call last):
-      ValueError: dense/kernel: sparsity is the fraction removed and must be in [0, 1), got 90; for 90 % pass 0.9
-    """
-    if isinstance(sparsity, jax.Array):
-        if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
-            raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
-        if isinstance(sparsity, Tracer) or not sparsity.is_fully_addressable:
-            return
-        sparsity = float(sparsity)
-    if isinstance(sparsity, np.ndarray) and sparsity.ndim == 0:
-        sparsity = sparsity.item()
-    if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
-        hint = "; sparsities by path are allocation=allocation.by_path({...})" if isinstance(sparsity, Mapping) else ""
-        raise TypeError(f"{what} must be a number in [0, 1), got {sparsity!r}{hint}")
-    if not 0 <= float(sparsity) < 1:
-        hint = f"; for {sparsity} % pass {float(sparsity) / 100:g}" if 1 < float(sparsity) < 100 else ""
-        raise ValueError(f"{what} is the fraction removed and must be in [0, 1), got {sparsity}{hint}")
 
 
 def _is_one(sparsity: jax.Array) -> bool:

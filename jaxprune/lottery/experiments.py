@@ -1,4 +1,7 @@
-"""`error_barrier` and `instability`: stability to the noise of SGD, on the straight line between two networks."""
+"""Experiments with a ticket: controls (`random_masks`, `shuffled_masks`, `reinitialised`) and stability to SGD noise.
+
+`error_barrier` and `instability` look at the straight line between two trained networks.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,11 +9,56 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _tree
+from jaxprune import _tree, criteria
 from jaxprune import masks as masks_
 from jaxprune.lottery.rewinding import Train
 
 PyTree = Any
+# `(start, masks, key of the round, key of the search) -> (start, masks)`
+Control = Callable[[PyTree, PyTree, Any, Any], tuple[PyTree, PyTree]]
+
+
+def reinitialised(init: Callable[[Any], PyTree]) -> Control:
+    """The ticket's masks with new initial weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
+
+    Args:
+      init: `key -> params`, the initialisation of the network.
+
+    Returns:
+      A control for `iterative_pruning(..., controls={...})`. It draws new weights in every round.
+
+    Example:
+      >>> control = reinitialised(lambda key: {'w': jax.random.normal(key, (2, 2))})
+    """
+    return lambda start, masks, key, search_key: (init(key), masks)
+
+
+def random_masks() -> Control:
+    """The ticket's weights with random masks of the same count in each leaf, nested from round to round.
+
+    Channels stay channels; N:M groups and blocks do not stay groups and blocks.
+
+    Returns:
+      A control for `iterative_pruning(..., controls={...})`.
+
+    Example:
+      >>> controls = {'random masks': random_masks()}
+    """
+    return lambda start, masks, key, search_key: (start, _shuffle(masks, search_key))
+
+
+def shuffled_masks() -> Control:
+    """The ticket's weights with its masks shuffled within each leaf, newly in every round.
+
+    Frankle et al. 2021, arXiv 2009.08576, section 5.
+
+    Returns:
+      A control for `iterative_pruning(..., controls={...})`.
+
+    Example:
+      >>> controls = {'shuffled masks': shuffled_masks()}
+    """
+    return lambda start, masks, key, search_key: (start, _shuffle(masks, key))
 
 
 class Line(NamedTuple):
@@ -27,7 +75,7 @@ class Line(NamedTuple):
     barrier: jax.Array
 
 
-def interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
+def _interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
     """Interpolates two networks: `(1 - a) params + a other` for floating leaves.
 
     Other leaves are taken from `params`. Zeros of both networks stay exactly zero.
@@ -44,7 +92,7 @@ def interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
       ValueError: the structures differ.
 
     Example:
-      >>> interpolate({'w': jnp.array([0.0, 1.0])}, {'w': jnp.array([0.0, 3.0])}, 0.5)['w'].tolist()
+      >>> _interpolate({'w': jnp.array([0.0, 1.0])}, {'w': jnp.array([0.0, 3.0])}, 0.5)['w'].tolist()
       [0.0, 2.0]
     """
     _tree.check_same(params, other, what="the other params")
@@ -88,7 +136,7 @@ def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree,
         raise ValueError(f"points must be 2 or more, because both ends count; got {points}")
     error = _tree.scalar(error, "error", "error(params)")
     positions = jnp.arange(points, dtype=jnp.float32) / (points - 1)
-    errors = jax.lax.map(lambda a: jnp.asarray(error(interpolate(params, other, a))), positions)
+    errors = jax.lax.map(lambda a: jnp.asarray(error(_interpolate(params, other, a))), positions)
     return Line(positions, errors, errors.max() - (errors[0] + errors[-1]) / 2)
 
 
@@ -127,3 +175,16 @@ def instability(
     start = masks_.apply(params, masks)
     ends = (masks_.apply(train(start, masks, one), masks) for one in jax.random.split(key))
     return error_barrier(error, *ends, points=points)
+
+
+def _shuffle(masks: PyTree, key: Any) -> PyTree:
+    """Random masks with the same number of True in each leaf; masks of one key are nested.
+
+    Channels stay channels. N:M groups and blocks do not stay groups and blocks, and layers stacked in one leaf are
+    shuffled together.
+    """
+    zeros = jax.tree.map(lambda mask: jnp.zeros(mask.shape, "float32"), masks)
+    removed = jax.tree.map(lambda mask: ~mask, masks)
+    counts = masks_.count_kept(removed, removed)
+    sparsities = jax.tree.map(lambda mask, count: count if mask.ndim else 0.0, masks, counts)
+    return masks_.select(criteria.random(zeros, key=key), sparsities, where=lambda name, leaf: leaf.ndim > 0)
