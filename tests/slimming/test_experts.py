@@ -125,7 +125,7 @@ def test_as_many_experts_stay_as_are_chosen():
 
 LOST = {
     "an index that is computed with": (lambda i: (i * 3) % 8, "its positions are numbers in mul"),
-    "an index out of a branch": (lambda i: lax.cond(i.sum() > 3, lambda i: i, lambda i: i, i), "numbers in cond"),
+    "an index out of a branch": (lambda i: lax.cond(X.sum() > 3, lambda i: i, lambda i: i, i), "numbers in cond"),
     "an index in words of bits": (lambda i: i ^ 1, "its positions are numbers in xor"),
 }
 
