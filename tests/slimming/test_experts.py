@@ -142,7 +142,7 @@ def test_experts_of_indices_that_cannot_be_followed_stay(name):
     groups = slimming.find_groups(fn, P, X)
     frozen = {(f.name, f.axis): f.reason for f in groups.frozen}
     assert reason in frozen["router", 1]
-    assert "indices that slimming cannot follow" in frozen["w1", 0]
+    assert any(why in frozen["w1", 0] for why in (reason, "indices that slimming cannot follow"))
 
 
 def test_a_router_in_a_function_of_its_own_is_followed():
