@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow gpu lint types imports coverage docs bench clean
+.PHONY: help demo test slow gpu export lint types imports coverage docs bench clean
 
 # The first of these that is Python 3.11 or later and can make virtual environments; or say PYTHON=...
 PYTHONS := python3 python python3.13 python3.12 python3.11 python3.14
@@ -21,6 +21,7 @@ SOURCES := $(shell find jaxprune tests -name '*.py')
 help:
 	@echo 'make demo      train, prune and compare on real images; OUTPUT=folder chooses where to'
 	@echo 'make test      the tests; make slow: those that take minutes; make gpu: those that need a GPU'
+	@echo 'make export    tests of other runtimes, ONNX and IREE, in an environment of their own, .venv-export'
 	@echo 'make lint      style and format; make types: pyright; make imports: which room may import which'
 	@echo 'make coverage  branch coverage of the tests, at least 90 %'
 	@echo 'make docs      the documentation site, into docs/_build/html'
@@ -56,6 +57,16 @@ slow: $(VENV)/dev
 gpu: $(VENV)/dev
 	JAX_PLATFORMS=cuda,cpu $(RUN) -m pytest -m gpu
 
+# jax2onnx pins an older Orbax than the other tests run with.
+$(VENV)-export/made: $(VENV)/made pyproject.toml
+	$(RUN) -m venv --clear $(VENV)-export
+	$(VENV)-export/bin/python -m pip install --quiet --editable '.[export]' 'pytest>=9.0'
+	@touch $@
+
+export: $(VENV)-export/made
+	$(VENV)-export/bin/python -m pytest -m slow tests/examples/test_export_example.py
+	$(VENV)-export/bin/python -m pytest 'tests/test_readme.py' -k export
+
 lint: $(VENV)/dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
@@ -81,4 +92,4 @@ bench: $(VENV)/dev
 	for b in benchmarks/bench_*.py; do $(RUN) "$$b" || exit 1; done
 
 clean:
-	rm -rf $(VENV) .coverage* .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-export .coverage* .pytest_cache .ruff_cache .import_linter_cache .hypothesis

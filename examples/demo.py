@@ -21,7 +21,6 @@ from typing import Any
 from main_job import data
 from main_job.files import ProblemError, load_about, load_network, need, new_folder, save_network
 
-QUICK_STEPS = 12
 CHECKPOINTS = "checkpoints"
 
 
@@ -48,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="prune the input first: keep this fraction of the pixels, and show which (default: 1, all)",
     )
-    add("--quick", action="store_true", help=f"{QUICK_STEPS} steps instead: to see that it runs, not how good it is")
+    add("--quick", action="store_true", help="few networks and steps: to see that it runs, not how good it is")
     add("--evaluate", type=Path, metavar="CHECKPOINT", help="evaluate a checkpoint of an earlier run; trains nothing")
     return made
 
@@ -97,7 +96,8 @@ def train(options: argparse.Namespace) -> str:
 def _train_into(folder: Path, options: argparse.Namespace, images: data.Images, began: float) -> str:
     from main_job import experiment, pixels, report
 
-    plan = experiment.Plan(seed=options.seed, steps=QUICK_STEPS if options.quick else options.steps)
+    plan = experiment.QUICK if options.quick else experiment.Plan(steps=options.steps)
+    plan = plan._replace(seed=options.seed)
     source = str(_folder(options)) if _folder(options) else None
     about = {
         "model": options.model,
@@ -144,7 +144,7 @@ def _train_into(folder: Path, options: argparse.Namespace, images: data.Images, 
     seconds = {"compiling": made.compile_seconds, "in all": time.perf_counter() - began}
     table = report.write(folder, measured, {**about, "plan": plan._asdict(), "seconds": seconds, **_machine()})
     draws = 200 if options.quick else 2000
-    risk = report.risk_report(networks, sets, seed=plan.seed, draws=draws, notes=notes)
+    risk = report.risk_report(networks, sets, times, seed=plan.seed, draws=draws, notes=notes)
     report.write_risk(risk, folder, networks)
     return f"{table}\n\n{risk}"
 

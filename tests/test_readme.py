@@ -1,5 +1,6 @@
 """The README and the documentation are true: their Python runs, their commands and links exist."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if not {"api", "_build"} & {*p.parts})]
 
-_BLOCK = re.compile(r"^```(\{?[\w-]+\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# A block that begins with "```python needs=keras" runs where these packages, separated by commas, are installed.
+_BLOCK = re.compile(r"^```(\{?[\w-]+\}?)(?: needs=([\w,]+))?[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 
 
@@ -20,8 +22,14 @@ def _blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
     """A page's blocks in any of these languages, each with the number of its first line."""
     text = page.read_text()
     return [
-        (text.count("\n", 0, block.start(2)) + 1, block[2]) for block in _BLOCK.finditer(text) if block[1] in languages
+        (text.count("\n", 0, block.start(3)) + 1, block[3])
+        for block in _BLOCK.finditer(text)
+        if block[1] in languages and _installed(block[2])
     ]
+
+
+def _installed(packages: str | None) -> bool:
+    return all(importlib.util.find_spec(package) for package in (packages or "").split(",") if package)
 
 
 def _python(page: Path) -> list[tuple[int, str]]:

@@ -123,6 +123,10 @@ class Plan(NamedTuple):
         return self.steps * (2 + 3 * len(self.sparsities) + len(self.slimmer) + len(TICKET_SPARSITIES) + 1)
 
 
+QUICK = Plan(steps=12, sparsities=(0.8, 0.9), slimmer=(2.0,))
+"""A plan that shows whether everything runs, not how good it is."""
+
+
 class Network(NamedTuple):
     """One network: how it was made, and what came out.
 

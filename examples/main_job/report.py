@@ -139,15 +139,22 @@ def write(folder: Path, measured: Measured, about: dict[str, Any]) -> str:
 
 
 def risk_report(
-    networks: Sequence[Network], sets: Sets, *, seed: int, draws: int, notes: Sequence[str] = ()
+    networks: Sequence[Network],
+    sets: Sets,
+    times: Mapping[str, float],
+    *,
+    seed: int,
+    draws: int,
+    notes: Sequence[str] = (),
 ) -> assess.RiskReport:
-    """Judge all networks and the ensemble against the dense network that was trained as long.
+    """Judges all networks and the ensemble against the dense network that was trained as long.
 
     Args:
         networks: The networks, the one called `LONGER` among them.
         sets: The images.
-        seed: Of the tests, and of the noise in corrupted images.
-        draws: How many draws the tests make.
+        times: The median milliseconds of one call by the name of the network, as `latencies` measured them.
+        seed: For the tests, and for the noise in corrupted images.
+        draws: The number of draws that the tests make.
         notes: Sentences for the report.
 
     Returns:
@@ -158,7 +165,14 @@ def risk_report(
     white = float(sets.train[0].max())
     other, strange = data.foreign_to(images.shape[1:], white)
     judged = partial(_outputs, sets=sets, key=key, white=white, other=other, strange=strange)
-    models = {n.name: judged(partial(predict, n.apply, n.params), complexity=_complexity(n, images)) for n in networks}
+    models = {
+        n.name: judged(
+            partial(predict, n.apply, n.params),
+            complexity=_complexity(n, images),
+            seconds=times[n.name] / 1000 if n.name in times else None,
+        )
+        for n in networks
+    }
     chosen = [n for n in networks if n.target == SPARSITY and n.method in (GRADUAL, FINE_TUNED, RANDOM)]
     if chosen:
         models[ENSEMBLE] = _ensemble(chosen, judged, images, strange, other)

@@ -1,4 +1,4 @@
-"""Many models side by side in one table, as text and as JSON: `comparison_table` of `ModelResult`s."""
+"""Several models side by side in one table, as text, HTML and JSON: `comparison_table` of `ModelResult`s."""
 
 import json
 import math
@@ -17,9 +17,9 @@ class ModelResult:
     """One model of a comparison.
 
     Attributes:
-      name: what it is called in the table; unique.
-      metrics: how good it is.
-      complexity: what it costs.
+      name: its name in the table; unique.
+      metrics: how good it is, from `evaluate`; default None.
+      complexity: what it costs, from `complexity`; default None.
       extra: further values by the name of their column: numbers, strings, None.
     """
 
@@ -31,7 +31,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """A comparison: columns and rows of plain values, and sentences that must be read with them.
+    """A comparison: columns and rows of plain values, and sentences to read with them. Notebooks show it as a table.
 
     Attributes:
       columns: the keys of the values, in order.
@@ -45,9 +45,14 @@ class ComparisonTable:
 
     def to_text(self) -> str:
         """The table with its notes below."""
+        return "\n".join([formatting.table(*self._cells()), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return formatting.html_table(*self._cells(), notes=self.notes)
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
         header = ["model", *(_LABELS.get(key, key) for key in self.columns)]
-        lines = [[name, *(_cell(key, values.get(key)) for key in self.columns)] for name, values in self.rows]
-        return "\n".join([formatting.table(header, lines), *self.notes])
+        return header, [[name, *(_cell(key, values.get(key)) for key in self.columns)] for name, values in self.rows]
 
     def to_json(self) -> str:
         """Every value in full precision; what is missing, infinite or NaN is null."""

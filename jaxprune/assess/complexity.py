@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of a network, dense and pruned, by leaf and in total: `complexity`, `leaf_sizes`."""
+"""Parameters, FLOPs and memory of a network, dense and pruned, for each leaf and in total: `complexity`."""
 
 import math
 from collections import defaultdict
@@ -21,15 +21,15 @@ class LeafSize(NamedTuple):
     """One parameter leaf and its mask.
 
     Attributes:
-      name: its path.
+      name: the path of the leaf.
       shape: its shape.
       dtype: its dtype, as a string.
-      pruned: whether it has a mask; a scalar mask says that it is not pruned.
-      total: its entries.
-      kept: those that the mask keeps.
-      dense_bytes: what all entries take.
-      mask_bytes: what the mask takes at one bit an entry; a mask of channels has one entry a channel.
-      kept_bytes: what the kept entries take, without their positions.
+      pruned: whether the leaf is pruned; a leaf with a scalar mask is not.
+      total: the number of entries.
+      kept: the number of entries that the mask keeps.
+      dense_bytes: the memory of all entries.
+      mask_bytes: the memory of the mask at one bit an entry; a mask of channels has one entry a channel.
+      kept_bytes: the memory of the kept entries, without their positions.
     """
 
     name: str
@@ -70,12 +70,12 @@ class LeafComplexity:
 
 @dataclass(frozen=True)
 class Unattributed:
-    """FLOPs with parameters that could not be followed through the program; they count as dense.
+    """FLOPs with parameters that the analysis could not follow through the program; they count as dense.
 
     Attributes:
-      leaves: the parameters.
-      primitive: where they were lost.
-      flops: the FLOPs.
+      leaves: the names of the parameters.
+      primitive: the primitive at which the analysis lost them.
+      flops: the number of FLOPs.
     """
 
     leaves: tuple[str, ...]
@@ -90,11 +90,11 @@ class Complexity:
     Attributes:
       leaves: the floating leaves of the parameters.
       flops: all FLOPs, 2 for each multiply-add of a matrix product or a convolution.
-      effective_flops: those that are left when the removed entries are left out.
-      activation_flops: those of `flops` that multiply activations by activations, as attention does.
-      unattributed: FLOPs of parameters that could not be followed; part of `flops` and of `effective_flops`.
-      uncounted: how often primitives run for which there is no count.
-      unbounded: the `while` loops whose bodies were counted as running once.
+      effective_flops: the FLOPs without the multiply-adds of removed entries.
+      activation_flops: the part of `flops` that multiplies activations by activations, as attention does.
+      unattributed: FLOPs of parameters that the analysis lost; part of `flops` and of `effective_flops`.
+      uncounted: how often each primitive without a count runs, by its name.
+      unbounded: the `while` loops whose bodies count as running once.
     """
 
     leaves: tuple[LeafComplexity, ...]
@@ -117,7 +117,7 @@ class Complexity:
 
     @property
     def sparsity(self) -> float:
-        """The fraction removed of the leaves that have a mask, as `masks.sparsity` gives it; 0 if none has."""
+        """The fraction removed of the leaves that have a mask, as `masks.sparsity` computes it; 0 without masks."""
         pruned = [leaf.size for leaf in self.leaves if leaf.size.pruned]
         total = sum(size.total for size in pruned)
         return 1.0 - sum(size.kept for size in pruned) / total if total else 0.0
@@ -129,26 +129,26 @@ class Complexity:
 
     @property
     def total_sparsity(self) -> float:
-        """The fraction removed of all parameters, biases and other leaves without masks among them."""
+        """The fraction removed of all parameters, including biases and other leaves without masks."""
         return 1.0 - self.kept / self.total if self.total else 0.0
 
     @property
     def dense_bytes(self) -> int:
-        """What all parameters take in memory."""
+        """The memory of all parameters."""
         return sum(leaf.size.dense_bytes for leaf in self.leaves)
 
     @property
     def mask_bytes(self) -> int:
-        """What the masks take, at one bit an entry."""
+        """The memory of the masks, at one bit an entry."""
         return sum(leaf.size.mask_bytes for leaf in self.leaves)
 
     @property
     def kept_bytes(self) -> int:
-        """What the kept parameters take, without their positions."""
+        """The memory of the kept parameters, without their positions."""
         return sum(leaf.size.kept_bytes for leaf in self.leaves)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, in dicts, lists and numbers, for JSON."""
+        """Returns everything as dicts, lists and numbers, for JSON."""
         totals = ("total", "kept", "sparsity", "density", "total_sparsity", "dense_bytes", "mask_bytes", "kept_bytes")
         flops = ("flops", "effective_flops", "activation_flops")
         return {
@@ -194,20 +194,21 @@ def complexity(
 
     FLOPs come from the jaxpr (see `_jaxprs.count_flops`): matrix products and convolutions, 2 for each multiply-add;
     a scan counts all its rounds, a cond its largest branch, a `while` one round. A removed entry saves the
-    multiply-adds it takes part in, in a convolution only those on real input and not on padding. Nothing is run.
+    multiply-adds in which it takes part; in a convolution multiply-adds with padding do not count. The function is
+    traced, not run.
 
     Args:
       fn: a function of params and inputs.
-      params: arrays or ShapeDtypeStructs; what is not floating is left out of the counts.
-      masks: concrete bool arrays in the structure of params, True = kept, packed or not; or None.
-      *inputs: arrays or ShapeDtypeStructs; FLOPs are those of this batch.
-      elementwise: whether other arithmetic counts too, at one FLOP an entry; no mask saves any of it.
+      params: arrays or ShapeDtypeStructs; leaves that are not floating are left out of the counts.
+      masks: concrete bool arrays in the structure of params, True = kept, packed or not; or None for a dense network.
+      *inputs: arrays or ShapeDtypeStructs; the FLOPs are counted for this batch.
+      elementwise: whether other arithmetic counts too, at one FLOP an entry; masks save none of it. Default False.
 
     Returns:
-      The counts, with what could not be counted or attributed by name.
+      The counts, and the names of everything that could not be counted or attributed.
 
     Raises:
-      ValueError: masks do not fit params.
+      ValueError: masks do not fit params; the message names the leaves.
       TypeError: masks are not bool, or are traced.
 
     Example:
@@ -276,17 +277,17 @@ def _leaf_dict(leaf: LeafComplexity) -> dict[str, Any]:
 
 
 def leaf_sizes(params: PyTree, masks: PyTree | None = None) -> tuple[LeafSize, ...]:
-    """The sizes of the floating leaves of `params`; integers, keys and static leaves are no parameters.
+    """Returns the sizes of the floating leaves of `params`; integers, keys and static leaves are not parameters.
 
     Args:
       params: arrays or ShapeDtypeStructs.
-      masks: bool, True = kept, each broadcasting to its parameter, packed or not; None for a dense network.
+      masks: bool, True = kept, each broadcasting to its parameter, packed or not; None (default) for a dense network.
 
     Returns:
       One entry for each floating leaf, in the order of the leaves.
 
     Raises:
-      TypeError: masks are traced; counts are Python integers, and need concrete masks.
+      TypeError: masks are traced; the counts are Python integers, which need concrete masks.
 
     Example:
       >>> [leaf] = leaf_sizes({'w': jnp.ones((2, 3))}, {'w': jnp.array([[True, False, True]])})
@@ -299,11 +300,11 @@ def leaf_sizes(params: PyTree, masks: PyTree | None = None) -> tuple[LeafSize, .
 
 
 def concrete(params: PyTree, masks: PyTree | None) -> list[np.ndarray]:
-    """The masks as NumPy arrays, one for each leaf of params, checked.
+    """Checks masks, and returns them as NumPy arrays, one for each leaf of params.
 
     Args:
       params: the parameters.
-      masks: their masks, or None for a scalar True everywhere.
+      masks: the masks, or None for a scalar True everywhere.
 
     Returns:
       Bool arrays that broadcast to the leaves.
@@ -314,7 +315,9 @@ def concrete(params: PyTree, masks: PyTree | None) -> list[np.ndarray]:
     if masks is None:
         return [np.array(True)] * len(jax.tree.leaves(params))
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(masks)):
-        raise TypeError("masks are traced, but are counted on the host; call this outside jit, vmap and grad")
+        raise TypeError(
+            "masks are traced, but this function counts them on the host; call it outside jit, vmap and grad"
+        )
     aligned = _tree.align(params, unpack(masks), what="masks")
     _tree.check_masks(params, aligned)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(aligned)]

@@ -1,4 +1,4 @@
-"""Corrupted images: noise, blur and lost contrast as jitted functions, and the logits of a model on them."""
+"""Corrupted images: `corruptions` (noise, blur, contrast), and the logits of a model on them, `corrupted_logits`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Corruption(NamedTuple):
     """A way to corrupt images at several levels.
 
     Attributes:
-      apply: `(images, level, key) -> images`.
+      apply: `(images, level, key) -> images`, traceable.
       levels: the levels for `apply`, from the weakest corruption to the strongest.
     """
 
@@ -43,7 +43,7 @@ def noise(images: Any, sigma: Any, *, key: Array, low: float = 0.0, high: float 
       Images in the same shape and dtype.
 
     Raises:
-      TypeError: images that are not floating.
+      TypeError: images are not floating.
       ValueError: low is not below high.
 
     Example:
@@ -55,19 +55,19 @@ def noise(images: Any, sigma: Any, *, key: Array, low: float = 0.0, high: float 
 
 
 def blur(images: Any, sigma: Any, *, radius: int = 4) -> Array:
-    """Blurs images with a Gaussian of sigma pixels; beyond its border an image has the values of the border.
+    """Blurs images with a Gaussian of sigma pixels; the border values continue beyond the border.
 
     Args:
       images: floating, (n, height, width) or (n, height, width, channels).
       sigma: the standard deviation in pixels, 0 or more; may be traced. 0 leaves the images as they are.
-      radius: of the kernel, static; weights beyond it are left out, so it should be 4 sigma at least.
+      radius: the radius of the kernel, static; at least 4 sigma, because weights beyond it are left out. Default 4.
 
     Returns:
       Images in the same shape and dtype.
 
     Raises:
       TypeError: images that are not floating.
-      ValueError: images with other axes.
+      ValueError: images have other axes.
 
     Example:
       >>> image = jnp.zeros((1, 9, 9)).at[0, 4, 4].set(1.0)
@@ -106,10 +106,10 @@ def corruptions(*, low: float = 0.0, high: float = 1.0, scale: float = 1.0) -> d
     Args:
       low: the value of black.
       high: the value of white.
-      scale: the blur's sigma is that of 32 pixels times this.
+      scale: multiplies the blur's sigma, which suits images of 32 pixels.
 
     Returns:
-      Corruptions for `corrupted_logits`, by name.
+      Corruptions for `corrupted_logits`, by name: `noise`, `blur`, `contrast`.
 
     Raises:
       ValueError: low is not below high.
@@ -133,19 +133,19 @@ def corrupted_logits(
 ) -> dict[str, Array]:
     """Runs a model on corrupted images, at each level of each corruption.
 
-    All models that are to be compared should get the same key: then they see the same noise.
+    Use the same key for all models that you compare: then they get the same noise.
 
     Args:
       predict: `images -> logits (n, classes)`.
-      images: floating, as `predict` takes them, in the range that the ways suppose.
+      images: floating, as `predict` takes them, in the range that the corruptions expect.
       key: a JAX key.
-      ways: by name; None for `corruptions()`, for images in [0, 1].
+      ways: corruptions by name; None (default) for `corruptions()`, for images in [0, 1].
 
     Returns:
-      By name logits (levels, n, classes).
+      Logits (levels, n, classes), by the name of the corruption; for `Predictions.corrupted`.
 
     Raises:
-      TypeError: images that are not floating.
+      TypeError: images are not floating, or an argument has another type.
 
     Example:
       >>> found = corrupted_logits(lambda x: x.reshape(len(x), -1), jnp.ones((2, 4, 4)), key=jax.random.key(0))

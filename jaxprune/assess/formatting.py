@@ -1,7 +1,8 @@
-"""Numbers and tables as text, the same on every machine."""
+"""Numbers and tables as text and HTML, the same on every machine."""
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 MISSING = "-"
@@ -44,7 +45,7 @@ def memory(n: int) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value in two digits; very small ones are not told apart.
+    """A p-value in two digits; values below 0.0001 read "<0.0001".
 
     Example:
       >>> p_value(0.0456), p_value(0.0005), p_value(1e-9)
@@ -54,7 +55,7 @@ def p_value(value: float) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names with commas; of many, the first ones and how many more there are.
+    """Names with commas; of many names the first, and the number of the others.
 
     Example:
       >>> listed(['a', 'b']), listed([str(k) for k in range(20)], 3)
@@ -75,7 +76,7 @@ def count(number: int, what: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Anything else: integers with separators, other numbers in four significant digits.
+    """Any other value: integers with separators, other numbers in four significant digits.
 
     Example:
       >>> plain(12345), plain(0.123456), plain(None), plain(float('nan')), plain('SET')
@@ -93,9 +94,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
 
     Args:
       header: the names of the columns.
-      rows: their cells.
-      width: the most characters of a line; further columns follow in tables below, each with the first column. None
-        for lines of any length.
+      rows: the cells of each row.
+      width: the largest number of characters of a line; columns that do not fit follow in tables below, each with the
+        first column. None (default) for lines of any length.
 
     Returns:
       Lines of text.
@@ -118,3 +119,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """A table with paragraphs below it, as a notebook shows it: the first column to the left, the others to the right.
+
+    Example:
+      >>> html_table(['name', 'kept'], [['a', '<9']])[-75:]
+      '</tr></thead><tbody><tr><th>a</th><td>&lt;9</td></tr></tbody></table></div>'
+    """
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in cells) for _, *cells in rows)
+    body = "".join(f"<tr><th>{escape(row[0])}</th>{line}</tr>" for row, line in zip(rows, lines, strict=True))
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x: auto">{table}{below}</div>'

@@ -1,6 +1,6 @@
 """Accuracy, likelihood, Brier score and calibration error of a classifier: `evaluate`, `log_losses`, `brier_losses`.
 
-The functions of single samples take logits; logarithms of probabilities serve as well.
+All functions take logits; logarithms of probabilities serve as logits.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ Array = jax.Array
 )
 @dataclass(frozen=True)
 class Metrics:
-    """Accuracy, NLL, Brier score and calibration error of predictions; a pytree, so that `vmap` can map over seeds.
+    """Accuracy, NLL, Brier score and calibration error of predictions; a pytree, so `vmap` can map over seeds.
 
     Attributes:
-      accuracy: the fraction whose largest logit is the label's (top-1).
+      accuracy: the fraction of samples whose largest logit is that of the label (top-1).
       nll: the mean negative log-likelihood, in nats.
       brier: the mean Brier score, in [0, 2].
       ece: the expected calibration error of the top class over equally wide bins.
-      samples: how many predictions.
-      bins: how many bins the ECE uses.
+      samples: the number of samples.
+      bins: the number of bins of the calibration error.
     """
 
     accuracy: Any
@@ -41,7 +41,7 @@ class Metrics:
     bins: int
 
     def as_dict(self) -> dict[str, float]:
-        """The values as Python floats."""
+        """Returns the values as Python floats."""
         return {key: float(getattr(self, key)) for key in ("accuracy", "nll", "brier", "ece")}
 
 
@@ -59,8 +59,8 @@ def evaluate(logits: Any, labels: Any, *, bins: int = 15, probabilities: bool = 
 
     Raises:
       TypeError: labels are not integers, or logits not floating.
-      ValueError: shapes do not fit, and, where values are concrete, NaN, labels out of range, or probabilities
-        that do not sum to one. Inside jit values are not checked.
+      ValueError: shapes do not fit; concrete values have NaN, labels out of range, or probabilities that do not sum to
+        one. Inside jit values are not checked.
 
     Example:
       >>> metrics = evaluate(jnp.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), jnp.array([0, 1, 1]))
@@ -79,12 +79,12 @@ def check_bins(bins: int) -> None:
 
 
 class Samples(NamedTuple):
-    """What one model says about each sample, on the host in float64.
+    """What one model predicts for each sample, on the host in float64.
 
     Attributes:
       labels: the true classes, (n,).
-      answers: the classes of the largest probability, (n,).
-      correct: whether these are the same, bool (n,).
+      answers: the classes with the largest probability, (n,).
+      correct: whether the answers are the labels, bool (n,).
       confidence: the largest probabilities, (n,).
       nll: the negative log-likelihoods in nats, (n,).
       brier: the Brier scores, (n,).
@@ -99,7 +99,7 @@ class Samples(NamedTuple):
 
 
 def samples(logits: Any, labels: Any) -> Samples:
-    """Judges each sample by itself.
+    """Judges each sample separately.
 
     Args:
       logits: floating, (n, classes).
@@ -109,7 +109,7 @@ def samples(logits: Any, labels: Any) -> Samples:
       NumPy arrays.
 
     Raises:
-      TypeError: see `evaluate`.
+      TypeError: logits are not floating, or labels are not integers.
       ValueError: see `evaluate`.
 
     Example:
@@ -144,7 +144,7 @@ def _evaluate(logits: Array, labels: Array, bins: int) -> Metrics:
 def check(logits: Any, labels: Any) -> tuple[Array, Array]:
     """Checks logits and labels, and returns them as arrays, the logits in float32 at least.
 
-    Shapes and dtypes are checked always, values only where they are concrete: inside jit they cannot be seen.
+    Shapes and dtypes are always checked, values only where they are concrete, which they are not inside jit.
 
     Args:
       logits: floating, (n, classes); -inf excludes a class.
@@ -177,7 +177,7 @@ def check(logits: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def logits_from_probabilities(probabilities: Any) -> Array:
-    """Turns probabilities into logits: their logarithms, which the softmax turns back into the probabilities.
+    """Returns logarithms of probabilities: logits whose softmax is the probabilities.
 
     Args:
       probabilities: (n, classes), each row summing to one.
@@ -186,9 +186,9 @@ def logits_from_probabilities(probabilities: Any) -> Array:
       Logits in float32 at least; -inf where the probability is 0.
 
     Raises:
-      TypeError: not floating.
-      ValueError: not a matrix; where values are concrete: NaN, negative, or a row that does not sum to one within
-        100 machine epsilons of the dtype times the square root of the number of classes.
+      TypeError: probabilities are not floating.
+      ValueError: probabilities are not a matrix; concrete values have NaN, a negative value, or a row that does not sum
+        to one within 100 machine epsilons of the dtype times the square root of the number of classes.
 
     Example:
       >>> logits_from_probabilities(jnp.array([[0.25, 0.75], [1.0, 0.0]])).tolist()[1]
@@ -241,7 +241,7 @@ def _check_probabilities(probabilities: Array) -> None:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-    """Tells for each sample whether the largest logit is the label's; of equal logits the lowest class counts.
+    """Returns for each sample whether the largest logit is that of the label; of equal logits the lowest class counts.
 
     Args:
       logits: (n, classes).
@@ -275,7 +275,7 @@ def log_losses(logits: Any, labels: Any) -> Array:
 def brier_losses(logits: Any, labels: Any) -> Array:
     """Computes the Brier score sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
 
-    For two classes this is twice the one-sided form that some texts use.
+    For two classes this is twice the one-sided score (p - y)^2.
 
     Args:
       logits: floating, (n, classes).
@@ -294,7 +294,7 @@ def brier_losses(logits: Any, labels: Any) -> Array:
 
 
 def confidences(logits: Array) -> Array:
-    """The largest probability of each sample, (n,)."""
+    """Returns the largest probability of each sample, (n,)."""
     return jax.nn.softmax(logits, axis=1).max(1)
 
 
@@ -323,9 +323,9 @@ def binned_error(values: Array, outcomes: Array, index: Array, bins: int) -> Arr
 
     Args:
       values: predicted probabilities, (n,).
-      outcomes: what happened, 0 or 1, (n,).
-      index: the bin of each, (n,).
-      bins: how many bins, static.
+      outcomes: the outcomes, 0 or 1, (n,).
+      index: the bin of each sample, (n,).
+      bins: the number of bins, static.
 
     Returns:
       A scalar in [0, 1].

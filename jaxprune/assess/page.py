@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWN = 4
-"""How many models the plots hold where no one says which."""
+"""The number of models in the plots by default, and the most whose sentences are open when the page is opened."""
 CLASSES = 12
-"""How many classes the table of classes shows at most."""
+"""The largest number of classes in the table of classes."""
 _INK = "#010203"
 """Drawn in place of black, and written as the colour of the page's text, so that plots suit light and dark."""
 
@@ -69,6 +69,7 @@ abbr { text-decoration: underline dotted; cursor: help; }
 .yes, .no, .open { border-radius: .4em; padding: .1em .5em; display: inline-block; }
 .yes { color: var(--yes); background: var(--yes-bg); } .no { color: var(--no); background: var(--no-bg); }
 .open { color: var(--open); background: var(--open-bg); }
+summary { font-weight: 600; margin-top: .6em; cursor: pointer; } dl { margin: 0; }
 dt { font-weight: 600; margin-top: .9em; } dd { margin: .15em 0 .15em 1.2em; } dd b { color: var(--soft); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; background: var(--card); border-radius: .6em; padding: .8em; }
@@ -78,6 +79,7 @@ figure.sample { width: 92px; padding: .4em; font-size: .7rem; text-align: center
 figure.sample img { width: 72px; height: 72px; image-rendering: pixelated; object-fit: contain; background: #000; }
 @media (max-width: 40rem) {
   body { padding: .8rem; } dd { margin-left: .4em; }
+  .scroll td:first-child, .scroll th:first-child { white-space: normal; min-width: 7rem; max-width: 8rem; }
   .answers thead { display: none; } .answers tr { display: block; background: var(--card); border-radius: .6em;
     margin-bottom: .8em; padding: .5em .8em; }
   .answers td { display: flex; justify-content: space-between; gap: 1em; border: 0; padding: .2em 0; max-width: none; }
@@ -117,7 +119,7 @@ def html(report: Any, *, title: str, draw: Sequence[str] | None, most: int) -> s
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None
 ) -> str:
-    """A table that scrolls by itself; `marks` gives cells (row, column) a class."""
+    """An HTML table that scrolls separately from the page; `marks` gives cells (row, column) a class."""
     head = "".join(f"<th>{_term(cell)}</th>" for cell in header)
     lines = []
     for i, row in enumerate(rows):
@@ -133,13 +135,13 @@ def _term(words: str) -> str:
 
 
 def _drawn(report: Any) -> list[str]:
-    """The reference and the first of the others, no more than fit into one legend."""
+    """The reference and the first other models, as many as fit into one legend."""
     names = [name for name in (report.reference, *report.risks) if name is not None]
     return list(dict.fromkeys(names))[:DRAWN]
 
 
 def _answers(report: Any) -> str:
-    """A row for each model, a coloured answer to each question; on a narrow screen a card for each model."""
+    """A table with a row for each model and coloured answers; on a narrow screen a card for each model."""
     questions = report.answer_table()[0][1:]
     head = "".join(f"<th>{escape(question)}</th>" for question in ("", *questions))
     rows = []
@@ -159,17 +161,19 @@ def _answers(report: Any) -> str:
 
 
 def _note(note: str) -> str:
-    """A paragraph; lines that are broken on purpose, such as a map of pixels, stay so."""
+    """A paragraph; a note with line breaks, such as a map of pixels, keeps them."""
     kind = "pre" if "\n" in note else "p"
     return f'<{kind} class="note">{escape(note)}</{kind}>'
 
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:
-    items = [
-        f"<dt>{escape(name)}</dt>" + "".join(f"<dd><b>{key}:</b> {escape(said)}</dd>" for key, said in words.items())
-        for name, words in verdicts.items()
-    ]
-    return "<dl>" + "\n".join(items) + "</dl>"
+    """A paragraph for each model; with many models each paragraph opens at a click."""
+    items = []
+    for name, words in verdicts.items():
+        said = "".join(f"<dd><b>{key}:</b> {escape(sentence)}</dd>" for key, sentence in words.items())
+        opened = " open" if len(verdicts) <= DRAWN else ""
+        items.append(f"<details{opened}><summary>{escape(name)}</summary><dl>{said}</dl></details>")
+    return "\n".join(items)
 
 
 def _plots(report: Any, names: Sequence[str]) -> list[str]:
@@ -179,7 +183,7 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
     with plots.style({**inked, "legend.framealpha": 0.0, "font.size": 12}):
         risks = {name: report.risks[name] for name in names}
         figures: dict[str, Any] = {
-            "Below the diagonal a model is overconfident. Bars are intervals, rings bins with few samples.": (
+            "Below the diagonal a model is overconfident. Bars: intervals; rings: bins with fewer than 10 samples.": (
                 plots.reliability_diagram({name: each.reliability for name, each in risks.items()})
             ),
             "The error among the samples that it is surest of.": plots.risk_coverage_curves(
@@ -198,7 +202,7 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
 
 
 def _classes(report: Any) -> str:
-    """Differences in points, those beyond noise with a colour; of many classes those that changed most."""
+    """The differences in points, coloured where they are beyond noise; of many classes the ones that changed most."""
     changes = report.changes.values()
     recall = np.array([[each.estimate for each in found.recall] for found in changes])
     beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
@@ -212,15 +216,15 @@ def _classes(report: Any) -> str:
             if beyond[i, k]:
                 marks[i, j + 1] = "better" if found.recall[k].low > 0 else "worse"
     some = f" The {len(shown)} of {recall.shape[1]} classes that changed most." if len(shown) < recall.shape[1] else ""
-    words = f"In points against {report.reference}; in colour what differs beyond noise, among all questions.{some}"
+    words = f"In points against {report.reference}. A colour marks a difference beyond noise among all questions.{some}"
     return f'<p class="note">{escape(words)}</p>' + table(["model", *(f"class {k}" for k in shown)], rows, marks)
 
 
 def _samples(report: Any, most: int) -> list[str]:
     shown = report.forgotten[:most]
-    words = f"{len(report.forgotten)} samples that most models answer otherwise than {report.reference}"
-    words += f"; the first {len(shown)} of them." if len(shown) < len(report.forgotten) else "."
-    words += " Below each: its number and its class, then the reference's answer and that of most others."
+    words = f"Most models and {report.reference} answer {len(report.forgotten)} samples differently"
+    words += f"; here are the first {len(shown)}." if len(shown) < len(report.forgotten) else "."
+    words += " Below each sample: its number and its class, then the answer of the reference and of most other models."
     return [f"<p>{escape(words)}</p>", '<div class="samples">', *map(_sample, shown), "</div>"]
 
 

@@ -1,4 +1,7 @@
-"""Plots of comparisons. Matplotlib is imported when one is drawn; no window is opened, no global state touched."""
+"""Plots of comparisons: accuracy, sparsity, reliability, risk and coverage, corruptions, the Pareto front.
+
+Matplotlib is imported when a plot is drawn. No window is opened and no global state is changed.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,22 +22,22 @@ if TYPE_CHECKING:
 def accuracy_by_sparsity(
     curves: Mapping[str, Sequence[tuple[float, float]]], *, dense: float | None = None, ylabel: str = "accuracy"
 ) -> "Figure":
-    """Accuracy, or any other value, against sparsity: one line for each method.
+    """Plots accuracy, or any other value, against sparsity: one line for each method.
 
-    The axis is logarithmic in the density, so that 90, 95 and 98 % stand apart. Where a method has several values
-    at one sparsity (seeds), the line goes through their mean and a band from the least to the greatest.
+    The axis is logarithmic in the density, which separates 90, 95 and 98 %. Where a method has several values at one
+    sparsity, such as seeds, the line is their mean, and a band shows their range.
 
     Args:
       curves: for each method pairs (sparsity in [0, 1), value), in any order.
-      dense: the value of the dense network, as a horizontal line.
-      ylabel: what the values are.
+      dense: the value of the dense network, drawn as a horizontal line; None (default) for no line.
+      ylabel: the name of the values.
 
     Returns:
       A figure; `figure.savefig(path)` writes it.
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no curve, an empty one, or a sparsity outside [0, 1).
+      ValueError: there is no curve, a curve is empty, or a sparsity is outside [0, 1).
 
     Example:
       >>> figure = accuracy_by_sparsity({'gradual': [(0.5, 0.95), (0.9, 0.93)]}, dense=0.96)
@@ -64,17 +67,17 @@ def accuracy_by_sparsity(
 
 
 def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
-    """The sparsity of each pruned leaf as bars, one colour for each network.
+    """Plots the sparsity of each pruned leaf as bars, one colour for each network.
 
     Args:
-      costs: by name the complexity of networks with the same parameters.
+      costs: the complexity of networks with the same parameters, by name.
 
     Returns:
       A figure.
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no network, no pruned leaf, or networks with different leaves.
+      ValueError: there is no network with a pruned leaf, or the networks have different leaves.
     """
     pruned = {name: {x.size.name: x.size for x in cost.leaves} for name, cost in costs.items()}
     names = [name for name in dict.fromkeys(n for sizes in pruned.values() for n in sizes) if _any_pruned(pruned, name)]
@@ -97,18 +100,18 @@ def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
 
 
 def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure":
-    """Accuracy against confidence, one line for each model; below the diagonal a model is overconfident.
+    """Plots accuracy against confidence, one line for each model; below the diagonal a model is overconfident.
 
     Args:
-      models: by name what `reliability` gave, or its `bootstrap`, whose intervals are drawn.
+      models: the bins that `reliability` returns, by name, or an `Interval` of bins, as `bootstrap` returns it.
 
     Returns:
-      A figure; the area of a point grows with the samples in its bin, and a bin with fewer than 10 is a ring apart
-      from the line.
+      A figure; the area of a point grows with the samples in its bin. A bin with fewer than 10 samples is a ring
+      apart from the line, without an interval.
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no model.
+      ValueError: there is no model.
 
     Example:
       >>> bins = Reliability(np.array([9, 40]), np.array([0.4, 0.9]), np.array([0.5, 0.8]))
@@ -130,18 +133,18 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
         _ = axes.scatter(confidence[many], accuracy[many], sizes[many], color=line.get_color())
         _ = axes.scatter(confidence[~many], accuracy[~many], 12, facecolors="none", edgecolors=line.get_color())
         if isinstance(given, Interval):
-            low, high = (np.asarray(end.accuracy)[filled] for end in (given.low, given.high))
-            axes.vlines(confidence, low, high, color=line.get_color(), alpha=0.5, linewidth=1)
+            low, high = (np.asarray(end.accuracy)[filled][many] for end in (given.low, given.high))
+            axes.vlines(confidence[many], low, high, color=line.get_color(), alpha=0.5, linewidth=1)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.legend(fontsize="small")
+    _legend_below(figure)
     return figure
 
 
 def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
-    """The error among the samples that are answered, against the fraction answered, surest first.
+    """Plots the error of the answered samples against the fraction of samples that are answered, the surest first.
 
     Args:
-      models: by name what `risk_coverage` gave.
+      models: the curves that `risk_coverage` returns, by name.
 
     Returns:
       A figure.
@@ -156,23 +159,23 @@ def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
     for name, curve in models.items():
         axes.plot(np.asarray(curve.coverage), np.asarray(curve.risk), label=f"{name} ({float(curve.aurc):.4f})")
     axes.set(xlabel="coverage", ylabel="error among the answered", xlim=(0, 1), ylim=(0, None))
-    axes.legend(title="area under the curve", fontsize="small")
+    _legend_below(figure, title="area under the curve")
     return figure
 
 
 def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str = "level") -> "Figure":
-    """Accuracy at each level of a corruption with its interval, one line for each model.
+    """Plots accuracy at each level of a corruption with its interval, one line for each model.
 
     Args:
-      models: by name an interval for each level.
-      xlabel: what the levels are of.
+      models: by name an interval for each level, as `Risk.corruption` has them.
+      xlabel: the name of the corruption.
 
     Returns:
       A figure.
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no model, or none with a level.
+      ValueError: there is no model, or a model without a level.
 
     Example:
       >>> levels = [Interval(0.9, 0.88, 0.92), Interval(0.7, 0.66, 0.73)]
@@ -189,15 +192,15 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
         axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=xlabel, ylabel="accuracy in %")
     axes.set_xticks(range(1, 1 + max(len(levels) for levels in models.values())))
-    axes.legend(fontsize="small")
+    _legend_below(figure)
     return figure
 
 
 def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "effective FLOPs") -> "Figure":
-    """Error against cost: a point for each model, and the Pareto front as a line.
+    """Plots error against cost: a point for each model, and the Pareto front as a line.
 
     Args:
-      models: by the name of a model its (cost, error), the error as a fraction.
+      models: (cost, error) of each model by its name, the error as a fraction.
       xlabel: the name of the cost; its axis is logarithmic.
 
     Returns:
@@ -223,7 +226,7 @@ def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "eff
 
 
 def style(settings: Mapping[Any, Any]) -> Any:
-    """Changes Matplotlib's settings for the plots that are drawn inside the context.
+    """Changes Matplotlib's settings for the plots drawn inside the context.
 
     Args:
       settings: Matplotlib rc parameters.
@@ -242,7 +245,7 @@ def style(settings: Mapping[Any, Any]) -> Any:
 
 
 def new_figure(width: float, height: float) -> tuple["Figure", Any]:
-    """A figure of so many inches and its axes, with a grid; apart from pyplot, so that nothing is shown or kept."""
+    """Returns a figure with a grid, in inches, and its axes; without pyplot, which would show or keep it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -261,6 +264,13 @@ def new_figure(width: float, height: float) -> tuple["Figure", Any]:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _legend_below(figure: Any, **options: Any) -> None:
+    """Puts the legend below the axes, where it covers no line."""
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    columns = 2 if max(map(len, labels)) <= 28 else 1
+    figure.legend(loc="outside lower center", ncols=columns, fontsize="small", frameon=False, **options)
 
 
 def _check_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:

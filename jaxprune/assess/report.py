@@ -1,5 +1,6 @@
 """The risk report: several models side by side with a reference, as text, JSON and one HTML page: `risk_report`."""
 
+import html
 import json
 import math
 import textwrap
@@ -21,21 +22,21 @@ from jaxprune.assess.verdict import Answer, judge
 Array = jax.Array
 Table = tuple[list[str], list[list[str]]]
 WIDTH = 100
-"""The most columns of the text."""
+"""The largest number of columns of the text."""
 
 
 @dataclass(frozen=True)
 class RiskReport:
-    """What is known of each model, what changed against the reference, and the verdict.
+    """The figures of each model, what changed against the reference, and the verdict. Notebooks show it as a page.
 
     Attributes:
       risks: the figures of each model, by name.
-      reference: the name of the model that the others are compared with; None for none.
+      reference: the name of the model that the others are compared with; None without a comparison.
       changes: what changed against the reference, by name, without the reference.
-      verdicts: sentences on each model, by name; see `verdict`.
-      answers: is the model as good, smaller, faster, calibrated, for every class? By name.
-      forgotten: the samples that pruning forgets, all of them.
-      notes: sentences that must be read with the figures.
+      verdicts: sentences on each model, by name: `fit`, `confidence`, `changes`, `classes`.
+      answers: whether the model is as good, smaller, faster, calibrated, no worse for every class; by name.
+      forgotten: all samples that the reference and most of the other models answer differently.
+      notes: sentences to read with the figures.
     """
 
     risks: Mapping[str, Risk]
@@ -47,7 +48,7 @@ class RiskReport:
     notes: tuple[str, ...]
 
     def answer_table(self) -> Table:
-        """The header and the rows of the answers, a question a column."""
+        """The header and the rows of the answers, one column for each question."""
         questions = [each.question for each in max(self.answers.values(), key=len)]
         rows = []
         for name, given in self.answers.items():
@@ -56,7 +57,7 @@ class RiskReport:
         return ["model", *questions], rows
 
     def tables(self) -> dict[str, Table]:
-        """The header and the rows of each table, by title; a column that no model has a value for is left out."""
+        """The header and the rows of each table, by title; a column is left out if no model has a value for it."""
         made = {title: self._table(columns) for title, columns in _TABLES.items()}
         if self.changes:
             made[f"Difference from '{self.reference}' on the same samples"] = self._changed()
@@ -79,14 +80,13 @@ class RiskReport:
         for name, words in self.verdicts.items():
             parts.append("\n".join([name, *(_wrapped(f"{key}: {said}", "  ") for key, said in words.items())]))
         if self.reference is not None:
-            parts.append(
-                f"{len(self.forgotten)} samples are answered otherwise by most models than by {self.reference}"
-            )
+            lost = formatting.count(len(self.forgotten), "sample")
+            parts.append(f"Most models and {self.reference} answer {lost} differently.")
         parts += [f"{title}\n{formatting.table(*table, WIDTH)}" for title, table in self.tables().items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:
-        """Everything but the pictures, in full precision; what is infinite or NaN is null."""
+        """Everything but the pictures, in full precision; an infinite value or NaN becomes null."""
         content = {
             "models": {name: _risk_dict(each) for name, each in self.risks.items()},
             "reference": self.reference,
@@ -106,34 +106,35 @@ class RiskReport:
 
         Args:
           title: the heading.
-          draw: the models in the plots; None for the reference and the first three others.
-          most: how many forgotten samples are shown at most; the page says how many there are.
+          draw: the models in the plots; None (default) for the reference and the first three others.
+          most: the largest number of forgotten samples shown; the page says how many there are. Default 60.
 
         Returns:
           HTML.
 
         Raises:
           ImportError: matplotlib is not installed, or, where there are pictures, Pillow.
-          ValueError: a model to draw that is not in the report.
+          ValueError: a model to draw is not in the report.
         """
         return page.html(self, title=title, draw=draw, most=most)
 
     def all_notes(self) -> list[str]:
-        """What intervals and tests are, and the notes given."""
+        """Explanations of the intervals and tests, and the notes that were passed."""
         first = next(iter(self.risks.values()))
         level = f"{100 * first.confidence:.0f} %"
         lines = [
-            f"In brackets: {level} intervals from {first.test.labels.size:,} test samples. They tell chance in the"
+            f"In brackets: {level} intervals from {first.test.labels.size:,} test samples. They show chance in the"
             " samples, not in the training. Where the samples cannot give an interval that covers, none is printed.",
-            "Calibration errors are printed without the bias that few samples give them; 'as measured' is the usual"
-            f" figure, and 'by chance' is what a calibrated model would show, up to the value that {level} of them stay"
-            " below.",
+            "Calibration errors are printed without the bias of few samples; 'as measured' is the usual figure, and"
+            f" 'by chance' is what a calibrated model would show: the mean, and the value that {level} of calibrated"
+            " models stay below.",
         ]
         if self.changes:
             lines.append(
-                "A difference has an interval and a p-value of its own. The verdict, and the star, go by all questions"
-                " together, accuracy, NLL, Brier score and each class: of equal models at most 5 % have a star or a"
-                " class named (max-T permutation test). This is for each model; it is not corrected for their number."
+                "Each difference has its own interval and p-value. Verdict and star test all questions together:"
+                " accuracy, NLL, Brier score and each class. Of models that are equally good, at most 5 % get a star or"
+                " a class named (max-T permutation test). This holds for each model; the number of models is not"
+                " corrected for."
             )
         return [*lines, *self.notes]
 
@@ -182,6 +183,15 @@ class RiskReport:
     def __str__(self) -> str:
         return self.to_text()
 
+    def _repr_html_(self) -> str:
+        """The page for a notebook, in a frame of its own so that its style stays inside."""
+        try:
+            whole = self.to_html()
+        except ImportError:  # no Matplotlib for the plots: the answers alone
+            return formatting.html_table(*self.answer_table())
+        style = "width: 100%; height: 40rem; border: 1px solid #8884; border-radius: .5em"
+        return f'<iframe title="Risk report" style="{style}" srcdoc="{html.escape(whole)}"></iframe>'
+
 
 def risk_report(
     models: Mapping[str, Predictions],
@@ -194,29 +204,30 @@ def risk_report(
     draws: int = 2000,
     confidence: float = 0.95,
 ) -> RiskReport:
-    """Reports how far to trust one model, or several against a reference such as the dense network.
+    """Reports how far to trust one model, or several models against a reference such as the dense network.
 
     The report answers first whether each model is as good as the reference, smaller, faster, calibrated, and no worse
-    for any class; then it gives the evidence. The forgotten samples are those on which the reference differs from the
-    modal answer of the others (Hooker et al. 2019, arXiv:1911.05248, with one reference).
+    for any class; then it gives the evidence. It also lists the forgotten samples: the reference and most of the other
+    models answer them differently (Hooker et al. 2019, arXiv:1911.05248, with one reference).
 
     Args:
       models: the predictions of each model, by name.
       labels: the labels of the samples.
       key: a JAX key for the draws.
-      reference: the name of the model to compare with; None compares nothing.
+      reference: the name of the model to compare with; None (default) compares nothing.
       images: the test images for pictures, (n, height, width) or with 1 or 3 channels; uint8, or floating in [0, 1].
-      notes: which data, which seeds, what was chosen how.
-      draws: how many draws the tests of calibration and of changes make.
-      confidence: of every interval and every verdict, in (0, 1).
+        None (default) for no pictures.
+      notes: sentences for the report, such as the data, the seeds, and how models were chosen.
+      draws: the number of draws in the tests of calibration and of changes; default 2000.
+      confidence: of every interval and every verdict, in (0, 1); default 0.95.
 
     Returns:
       A report: `print(report)`, `report.to_json()`, `report.to_html()`.
 
     Raises:
       TypeError: see `risk`.
-      ValueError: no model, a reference that is not among them, images of other samples; see `risk` and `changes`; each
-        names the model.
+      ValueError: there is no model, the reference is not one of the models, the images are of other samples, or the
+        predictions of a model are wrong; the message names the model. See `risk`.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]] * 20)
@@ -268,14 +279,14 @@ _COSTS = {
 
 
 def cell(key: str, value: Any, *, signed: bool = False) -> str:
-    """A figure with its interval as the tables show it; a figure that has no interval says so."""
+    """A figure with its interval as the tables show it; "too few" stands for an interval that samples cannot give."""
     if value is None:
         return formatting.MISSING
     if not isinstance(value, Interval):
         return _COSTS[key](value)
     percent = key in _PERCENT or key.startswith(("corrupted/", "foreign/"))
     plus = "+" if signed or key in ("overconfidence", "accuracy_gap", "nll_gap") else ""
-    digits = 2 if key == "temperature" else 3
+    digits = {"temperature": 2, "aurc": 4}.get(key, 3)
     number = (lambda x: f"{100 * x:{plus}.1f}") if percent else (lambda x: f"{x:{plus}.{digits}f}")
     unit = "" if not percent else " points" if plus else " %"
     if math.isnan(value.low) or math.isnan(value.high):
@@ -299,7 +310,7 @@ def _bin(bins: Interval, k: int) -> str:
 
 
 def _wrapped(text: str, indent: str = "") -> str:
-    """Lines of at most `WIDTH` characters; lines that are broken on purpose, such as a map of pixels, stay so."""
+    """Breaks a text into lines of at most `WIDTH` characters, except a text with line breaks, such as a map."""
     if "\n" in text:
         return text
     return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
@@ -346,7 +357,7 @@ def _changes_dict(each: Changes) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """The same without what JSON lacks."""
+    """Replaces values that JSON does not have by None."""
     if isinstance(value, dict):
         return {key: _strict(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):

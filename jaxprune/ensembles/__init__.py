@@ -3,10 +3,18 @@
 from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss, softened
 from jaxprune.ensembles.free_tickets import Updates, free_tickets
 from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, stack, take
-from jaxprune.ensembles.predictions import majority, mean_logit, mean_probability, member_logits, predictor
-from jaxprune.ensembles.selection import greedy_selection
+from jaxprune.ensembles.predictions import (
+    disagreement,
+    greedy_selection,
+    majority,
+    mean_logit,
+    mean_probability,
+    member_logits,
+    pairwise_disagreement,
+    predictor,
+    uncertainty,
+)
 from jaxprune.ensembles.soups import soup
-from jaxprune.ensembles.uncertainty import disagreement, pairwise_disagreement, uncertainty
 
 __all__ = [
     "Members",

@@ -131,9 +131,7 @@ def take(members: Members, which: Any) -> Members:
       >>> take(from_stacked({'w': jnp.arange(3.0)}), [2, 0]).params['w'].tolist()
       [2.0, 0.0]
     """
-    _tree.check_instance(
-        members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
-    )
+    check_members(members)
     rows = np.asarray(which)
     if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
         raise ValueError(f"which must be the numbers of at least one member; got {which}")
@@ -194,9 +192,7 @@ def kept_weights(members: Members) -> int:
       >>> kept_weights(from_stacked({'w': jnp.ones((2, 3))}, masks))
       5
     """
-    _tree.check_instance(
-        members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
-    )
+    check_members(members)
     total = 0
     for leaf, mask in zip(jax.tree.leaves(members.params), jax.tree.leaves(members.masks), strict=True):
         if _tree.is_floating(leaf):

@@ -1,18 +1,24 @@
-"""`member_logits` and `predictor` run members as one model; `mean_probability` and others combine their predictions.
+"""Predictions of members: run them as one model, combine them, measure how they differ, select members.
 
-The functions that combine predictions take logits with a leading axis of members and return log-probabilities. You can
-use log-probabilities wherever logits are expected, because the softmax does not change them.
+`member_logits` and `predictor` run members as one model. `mean_probability`, `mean_logit` and `majority` combine their
+predictions: they take logits with a leading axis of members and return log-probabilities, which serve wherever logits
+are expected, because the softmax does not change them. `uncertainty` splits the entropy, `disagreement` compares
+answers, and `greedy_selection` adds members to an ensemble one by one.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from jaxprune import _tree
+from jaxprune import _tree, assess
 from jaxprune import masks as masks_
-from jaxprune.ensembles.members import Members
+from jaxprune.assess.metrics import log_losses
+from jaxprune.ensembles.members import Members, check_members
 
 Array = jax.Array
 PyTree = Any
@@ -104,9 +110,7 @@ def member_logits(fn: Callable[..., Array]) -> Callable[..., Array]:
 
     @jax.jit
     def run(members: Members, *inputs: Any) -> Array:
-        _tree.check_instance(
-            members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
-        )
+        check_members(members)
         return jax.vmap(one, in_axes=(0, 0, None))(members.params, members.masks, inputs)
 
     return run
@@ -135,3 +139,172 @@ def predictor(fn: Callable[..., Array], combine: Combine = mean_probability) -> 
 
 def _floats(logits: Array) -> Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class Uncertainty(NamedTuple):
+    """Entropies of the prediction for each sample, in nats; total = aleatoric + epistemic.
+
+    Attributes:
+      total: the entropy of the mean prediction, H(1/M sum_m p_m).
+      aleatoric: the mean entropy of the members, 1/M sum_m H(p_m); more members do not lower it.
+      epistemic: the mutual information of prediction and member; 0 if all members predict the same.
+    """
+
+    total: Array
+    aleatoric: Array
+    epistemic: Array
+
+
+def uncertainty(logits: Any) -> Uncertainty:
+    """Splits the entropy of the mean prediction: Depeweg et al. 2018, arXiv 1710.07283, equations 1 and 2.
+
+    Args:
+      logits: (members, n, classes); -inf gives a class probability 0.
+
+    Returns:
+      `Uncertainty`, three arrays (n,).
+
+    Raises:
+      ValueError: logits do not have three axes, an axis is empty, or concrete logits have NaN.
+
+    Example:
+      >>> sure = jnp.array([[[0.0, -jnp.inf]], [[-jnp.inf, 0.0]]])  # each member sure, of different answers
+      >>> found = uncertainty(sure)
+      >>> found.aleatoric.tolist(), round(float(found.epistemic[0]), 4)  # log 2
+      ([0.0], 0.6931)
+    """
+    logits = check_logits(logits)
+    epistemic = assess.epistemic_uncertainty(logits)
+    aleatoric = assess.entropy(logits).mean(0)
+    return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
+
+
+def disagreement(logits: Any) -> Array:
+    """For each sample, the fraction of pairs of members that answer differently.
+
+    With v_k votes for class k from M members: (M^2 - sum_k v_k^2) / (M (M - 1)). If logits tie, the lowest class is the
+    answer.
+
+    Args:
+      logits: (members, n, classes), for two members or more.
+
+    Returns:
+      (n,), in [0, 1].
+
+    Raises:
+      ValueError: logits do not have three axes, an axis is empty, concrete logits have NaN, or there is only one
+        member.
+
+    Example:
+      >>> answers = jnp.array([[0, 1], [0, 2], [1, 0]])
+      >>> [round(float(d), 4) for d in disagreement(jax.nn.one_hot(answers, 3))]
+      [0.6667, 1.0]
+    """
+    logits = check_logits(logits, least=2)
+    members = logits.shape[0]
+    votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)
+    return (members**2 - (votes**2).sum(-1)) / (members * (members - 1))
+
+
+def pairwise_disagreement(logits: Any) -> Array:
+    """For each pair of members, the fraction of samples on which they answer differently.
+
+    Args:
+      logits: (members, n, classes).
+
+    Returns:
+      (members, members), symmetric, with zeros on the diagonal. The mean off the diagonal equals the mean of
+      `disagreement` over the samples.
+
+    Raises:
+      ValueError: logits do not have three axes, an axis is empty, or concrete logits have NaN.
+
+    Example:
+      >>> answers = jnp.array([[0, 1], [0, 2]])
+      >>> pairwise_disagreement(jax.nn.one_hot(answers, 3)).tolist()
+      [[0.0, 0.5], [0.5, 0.0]]
+    """
+    answers = check_logits(logits).argmax(-1)
+    return jax.vmap(lambda one: (one[None] != answers).mean(-1))(answers)
+
+
+def check_logits(logits: Any, *, least: int = 1) -> Array:
+    """Checks the shape, dtype and values of member logits; returns the logits in float32 at least."""
+    logits = jnp.asarray(logits)
+    if logits.ndim != 3 or not logits.size or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits must be floating, (members, n, classes); got {logits.dtype} {logits.shape}")
+    if logits.shape[0] < least:
+        raise ValueError(f"disagreement needs at least {least} members; got {logits.shape[0]}")
+    if not isinstance(logits, Tracer):
+        wrong = np.flatnonzero(np.isnan(np.asarray(logits, np.float64)).any((1, 2)))
+        if wrong.size:
+            raise ValueError(f"logits of member {', '.join(map(str, wrong))} contain NaN")
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class Selection(NamedTuple):
+    """Members in the order of a greedy selection.
+
+    Attributes:
+      order: the numbers of the members, int32 (size,); the best single member is first.
+      losses: (size,), the mean negative log-likelihood of the first member, of the first two members, and so on.
+    """
+
+    order: Array
+    losses: Array
+
+    @property
+    def best(self) -> Array:
+        """The members of the smallest ensemble with the lowest loss. Concrete arrays only."""
+        return self.order[: int(self.losses.argmin()) + 1]
+
+
+def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selection:
+    """Adds members one by one: each time the member with which the mean probability has the lowest loss.
+
+    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. Of equal members the
+    one with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.
+
+    Args:
+      logits: (members, n, classes), for held-out data.
+      labels: integers, (n,).
+      size: the number of members to select, in [1, members], static; None (default) orders all members.
+
+    Returns:
+      A `Selection`: the members in the order in which they were added, and the losses of the growing ensembles.
+
+    Raises:
+      ValueError: shapes do not fit, labels are not classes, logits have NaN, or `size` is out of range.
+      TypeError: labels are not integers.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[[0.6, 0.4]], [[0.9, 0.1]], [[0.2, 0.8]]]))
+      >>> greedy_selection(logits, jnp.array([0])).order.tolist()
+      [1, 0, 2]
+    """
+    logits = check_logits(logits)
+    members, n, classes = logits.shape
+    wanted = members if size is None else size
+    if not 1 <= wanted <= members:
+        raise ValueError(f"size must be in [1, {members}], the number of members; got {size}")
+    flat, every = logits.reshape(members * n, classes), jnp.tile(jnp.asarray(labels), members)
+    log_losses(flat, every)  # checks both
+    return _select(logits, jnp.asarray(labels), wanted)
+
+
+@partial(jax.jit, static_argnums=2)
+def _select(logits: Array, labels: Array, size: int) -> Selection:
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    of_label = jnp.take_along_axis(log_p, labels[None, :, None], axis=-1)[..., 0]  # (members, n)
+
+    def step(carry: tuple[Array, Array], count: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        total, free = carry
+        together = jnp.logaddexp(total, of_label)  # log of the sum of the probabilities, with each candidate
+        losses = jnp.where(free, jnp.log(count) - together.mean(-1), jnp.nan)
+        # If all losses are infinite, a member that is not yet chosen must still come before a chosen one.
+        chosen = jnp.nanargmin(jnp.where(free, jnp.nan_to_num(losses, posinf=jnp.finfo(losses.dtype).max), jnp.nan))
+        return (together[chosen], free.at[chosen].set(False)), (chosen.astype(jnp.int32), losses[chosen])
+
+    start = jnp.full(labels.shape, -jnp.inf, log_p.dtype), jnp.ones(logits.shape[0], bool)
+    _, (order, losses) = jax.lax.scan(step, start, jnp.arange(1, size + 1, dtype=log_p.dtype))
+    return Selection(order, losses)

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jaxprune import _tree
 from jaxprune import masks as masks_
-from jaxprune.ensembles.members import Members
+from jaxprune.ensembles.members import Members, check_members
 
 PyTree = Any
 
@@ -45,9 +45,7 @@ def soup(members: Members, weights: Any = None) -> masks_.Pruned:
       >>> soup(from_stacked({'w': jnp.array([[1.0, 9.0], [3.0, 0.0]])}, {'w': mask})).params['w'].tolist()
       [2.0, 0.0]
     """
-    _tree.check_instance(
-        members, Members, "members", "ensembles.Members, as ensembles.stack([(params, masks), ...]) returns them"
-    )
+    check_members(members)
     size = members.size
     weights = jnp.ones(size) if weights is None else jnp.asarray(weights, jnp.float32)
     if weights.shape != (size,):

@@ -9,7 +9,7 @@ turns a mask into a smaller network.
 | pairs of features | `mrmr`, `one_of_each` (remove redundancy), `relatedness` (looks for redundancy) |
 | a trained network | `gradient_saliency`, `permutation`, `input_norms` |
 | a network while it trains | `StochasticGates`, `input_lasso` |
-| hidden channels and layers | `distinctness`, `alive`, `map_rank`, `cka`, `channel_similarity`, `layer_similarity` |
+| hidden channels and layers | `distinctness`, `alive`, `map_rank`, `cka`, `similar_layers` |
 
 Targets of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
 """
@@ -17,10 +17,8 @@ Targets of shape (n,) are class labels if they are integers, booleans or strings
 from jaxprune.features.gates import StochasticGates, input_lasso
 from jaxprune.features.hidden import (
     alive,
-    channel_similarity,
     cka,
     distinctness,
-    layer_similarity,
     map_rank,
     similar_layers,
 )
@@ -34,7 +32,6 @@ __all__ = [
     "StochasticGates",
     "alive",
     "anova_f",
-    "channel_similarity",
     "cka",
     "clusters",
     "correlations",
@@ -43,7 +40,6 @@ __all__ = [
     "gradient_saliency",
     "input_lasso",
     "input_norms",
-    "layer_similarity",
     "map_rank",
     "mrmr",
     "mutual_information",

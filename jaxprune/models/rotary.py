@@ -1,5 +1,6 @@
 """Rotary positions (Su et al. 2021, arXiv 2104.09864): `rotate`, and `frequencies` with scaling to longer texts."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -29,7 +31,9 @@ def rotate(x: jax.Array, wave: Wave) -> jax.Array:
       An array in the shape and dtype of `x`.
     """
     half = wave.cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    # With a symbolic batch size x[..., :half] is a gather, which hides from `slim` that these are channels.
+    ends = [0, half, 2 * half, x.shape[-1]]
+    first, second, rest = (lax.slice_in_dim(x, *pair, axis=-1) for pair in itertools.pairwise(ends))
     cos, sin = (part[:, None].astype(x.dtype) for part in wave)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], -1)
 

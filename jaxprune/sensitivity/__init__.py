@@ -6,7 +6,7 @@ evolve_levels(loss, costs, budget) searches by the loss of the whole network, wh
 """
 
 from jaxprune.sensitivity.evolution import evolve_levels
-from jaxprune.sensitivity.levels import Levels, cheapest_loss, choose_levels, greedy_levels, group_costs, leaf_costs
+from jaxprune.sensitivity.levels import Levels, cheapest_loss, choose_levels, greedy_levels, leaf_costs
 from jaxprune.sensitivity.losses import Sensitivity, group_sensitivity, leaf_sensitivity, sensitivity_curves
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "choose_levels",
     "evolve_levels",
     "greedy_levels",
-    "group_costs",
     "group_sensitivity",
     "leaf_costs",
     "leaf_sensitivity",

@@ -89,10 +89,11 @@ def test_diagram(tmp_path):
         _ = reliability_diagram({})
 
 
-def test_diagram_draws_the_intervals_of_the_bins_that_are_filled():
-    found = bootstrap(reliability, LOGITS[:40], LABELS[:40], key=KEY, resamples=20, skip_nan=True)
+def test_diagram_draws_the_intervals_of_the_bins_with_ten_samples():
+    found = bootstrap(reliability, LOGITS, LABELS, key=KEY, resamples=20, skip_nan=True)
     [axes] = reliability_diagram({"dense": found}).axes
-    filled = np.asarray(found.estimate.samples) > 0
+    filled = np.asarray(found.estimate.samples) >= 10
+    assert 0 < filled.sum() < (np.asarray(found.estimate.samples) > 0).sum()
     [drawn] = [c for c in axes.collections if isinstance(c, LineCollection)]
     ends = np.array([segment[:, 1] for segment in drawn.get_segments()])
     np.testing.assert_allclose(ends, np.stack([found.low.accuracy, found.high.accuracy], 1)[filled], rtol=1e-6)

@@ -1,6 +1,7 @@
 """The verdict says what the figures say; the report holds them all, and its page needs nothing else."""
 
 import dataclasses
+import html
 import io
 import json
 import re
@@ -66,7 +67,7 @@ def test_text_has_every_model_table_and_verdict(report):
         flat = " ".join(text.split())
         assert all(sentence in flat for sentence in words.values())
     assert "data: drawn" in text
-    assert f"{len(report.forgotten)} samples are answered otherwise" in text
+    assert f"Most models and dense answer {len(report.forgotten)} samples differently." in text
 
 
 def test_json_is_strict_and_has_every_figure(report):
@@ -120,20 +121,29 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_no_network(report):
-    html = report.to_html(title="a < b")
+    text = report.to_html(title="a < b")
     page = Page()
-    page.feed(html)
+    page.feed(text)
     assert page.open == []
     assert page.links
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
-    assert not re.search(r"url\((?!#)|@import|<script|<link", html)
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
     assert page.seen.count("svg") == 3  # reliability, risk-coverage, blur
     assert page.seen.count("img") == len(report.forgotten) > 0
-    assert '<pre class="note">map:\n#.\n.#</pre>' in html
-    assert "a &lt; b" in html
-    assert "&lt;noise&gt;" in html
-    assert "pruned &amp; small" in html
-    assert html == report.to_html(title="a < b")
+    assert '<pre class="note">map:\n#.\n.#</pre>' in text
+    assert "a &lt; b" in text
+    assert "&lt;noise&gt;" in text
+    assert "pruned &amp; small" in text
+    assert text == report.to_html(title="a < b")
+
+
+def test_a_notebook_shows_the_page_in_a_frame_and_a_comparison_as_a_table(report):
+    frame = getattr(report, "_repr_html_")()  # noqa: B009
+    assert frame.startswith("<iframe") and frame.count("<") == 2
+    assert html.unescape(frame.partition('srcdoc="')[2]).startswith(report.to_html()[:3000])
+    results = [assess.ModelResult("a<b", extra={"seconds": 1.5})]
+    table = getattr(assess.comparison_table(results, notes=["one run"]), "_repr_html_")()  # noqa: B009
+    assert "<th>a&lt;b</th><td>1.5</td>" in table and "<p>one run</p>" in table
 
 
 def test_forgotten_samples_are_shown_as_they_are(report):

@@ -31,20 +31,18 @@ print(search(jax.random.key(0), {"train": (), "choose": ()}, options))
 """
 
 
-def test_a_killed_search_goes_on_with_what_it_has(tmp_path, root):
+def test_a_killed_search_goes_on_with_what_it_has(tmp_path, root, monkeypatch, capsys):
     calls = tmp_path / "calls"
-
-    def start(pause):
-        environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-        example = str(root / "examples" / "structures_digits.py")
-        command = [sys.executable, "-c", _SCRIPT, example, str(tmp_path), str(calls), str(pause)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    arguments = [str(root / "examples" / "structures_digits.py"), str(tmp_path), str(calls)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
 
     def trials():
         study = optuna.load_study(study_name="structure", storage=f"sqlite:///{tmp_path / 'search.db'}")
         return study, {trial.number: trial for trial in study.trials}
 
-    killed = start(0.3)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, *arguments, "0.15"], env=environment, stdout=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 240
     while not (calls.exists() and calls.read_text().count("\n") >= 8):
         assert time.monotonic() < until
@@ -56,8 +54,9 @@ def test_a_killed_search_goes_on_with_what_it_has(tmp_path, root):
     ended = [n for n, trial in before.items() if trial.state.is_finished()]
     [running] = [n for n, trial in before.items() if not trial.state.is_finished()]
     assert len(ended) >= 2
-    out, _ = start(0).communicate(timeout=240)
-    assert f"{len(ended)} trials were there" in out
+    monkeypatch.setattr(sys, "argv", ["search", *arguments, "0"])
+    exec(_SCRIPT, {"__name__": "__main__"})
+    assert f"{len(ended)} trials were there" in capsys.readouterr().out
     study, after = trials()
     assert all(after[n] == before[n] for n in ended)
     assert sum(t.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for t in study.trials) == 8

@@ -23,6 +23,7 @@ _BY_KIND: dict[type, Rule] = {
     table.Moves: moving.MOVES,
     table.Make: moving.MAKE,
     table.Product: entrywise.PRODUCT,
+    table.Ragged: entrywise.RAGGED,
     table.Convolution: entrywise.CONVOLUTION,
 }
 
