@@ -128,12 +128,16 @@ def groups(size: int, repeat: int) -> list[dict[str, Any]]:
     scores = jnp.abs(jax.random.normal(jax.random.key(0), (size, size)))
     found = []
     for n, m in ((2, 4), (4, 8), (1, 16)):
-        select = jax.jit(lambda x, n=n, m=m: masks.select([x], 1 - n / m, masks.NM(n, m))[0])
+        select = jax.jit(lambda x, n=n, m=m: masks.select([x], 1 - n / m, masks.NM(n, m, axis=-2))[0])
         twice = jax.jit(lambda x, n=n, m=m: _by_argsort(x, n, m))
         runs: Runs = {"select": lambda f=select: f(scores), "argsort of argsort": lambda f=twice: f(scores)}
         times = interleaved(runs, repeat, once=("argsort of argsort",))
         found.append(report(f"{n}:{m} at {size} x {size}", times, "select"))
-    patterns = {"block 16 x 16": masks.Block((16, 16)), "channel": masks.Channel(), "input channel": masks.Channel(-2)}
+    patterns = {
+        "block 16 x 16": masks.Block((16, 16), (0, 1)),
+        "channel": masks.Channel(-1),
+        "input channel": masks.Channel(-2),
+    }
     compiled = {name: jax.jit(lambda x, p=p: masks.select([x], 0.5, p)[0]) for name, p in patterns.items()}
     read = jax.jit(jnp.sum)
     runs = {"read": lambda: read(scores)}

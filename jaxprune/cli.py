@@ -87,13 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-heads", type=_positive, metavar="N", help="the number of key-value heads to keep in each block")
     add("--width", type=_share, default=1.0, metavar="FRACTION", help="the fraction of hidden channels to keep")
     add("--experts", type=_share, default=1.0, metavar="FRACTION", help="the fraction of experts to keep")
-    add(
-        "--drop-layers",
-        type=_positive,
-        default=0,
-        metavar="N",
-        help="the number of blocks to remove, least influence first",
-    )
+    about = "the number of blocks to remove, those with the least influence; or their numbers, such as 3,7,12"
+    add("--drop-layers", type=_blocks, default=0, metavar="N", help=about)
+    add("--text", type=Path, metavar="TEXT", help="another text, to measure the perplexity on before and after")
     _add_length(slim)
     evaluate = command("evaluate", _evaluate, "Measure the perplexity on a text, the size and the zeros.")
     evaluate.add_argument("--text", type=Path, required=True, metavar="TEXT", help="a text file")

@@ -12,19 +12,20 @@ CAPACITY = 5
 def params(experts=EXPERTS, width=WIDTH, hidden=HIDDEN, seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / shape[-2] ** 0.5, jnp.float32)
-    return {
-        "router": normal(width, experts),
-        "w1": normal(experts, width, hidden),
-        "w2": normal(experts, hidden, width),
-    }
+    weights = {"w1": normal(experts, width, hidden), "w2": normal(experts, hidden, width)}
+    return {"router": normal(width, experts), "bias": 0.1 * normal(1, experts)[0], **weights}
 
 
 def tokens(count=40, width=WIDTH, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(count, width)), jnp.float32)
 
 
+def logits(p, x):
+    return x @ p["router"] + p["bias"]
+
+
 def choice(p, x):
-    return lax.top_k(jax.nn.softmax(x @ p["router"]), TOP)
+    return lax.top_k(jax.nn.softmax(logits(p, x)), TOP)
 
 
 def combine(p, x):
@@ -43,9 +44,9 @@ def dense_in_one_einsum(p, x):
 
 
 def dense_by_threshold(p, x):
-    logits = x @ p["router"]
-    least = lax.top_k(logits, TOP)[0][:, -1:]
-    gate = jax.nn.softmax(jnp.where(logits >= least, logits, -jnp.inf))
+    own = logits(p, x)
+    least = lax.top_k(own, TOP)[0][:, -1:]
+    gate = jax.nn.softmax(jnp.where(own >= least, own, -jnp.inf))
     hidden = jax.nn.relu(jnp.einsum("bd,edf->ebf", x, p["w1"]))
     return jnp.einsum("ebd,be->bd", jnp.einsum("ebf,efd->ebd", hidden, p["w2"]), gate)
 
@@ -102,7 +103,7 @@ def matrices_of_tokens(p, x):
 
 
 def switch(p, x):
-    gate = jax.nn.softmax(x @ p["router"])
+    gate = jax.nn.softmax(logits(p, x))
     index = jnp.argmax(gate, -1)
     hidden = jax.nn.relu(jnp.einsum("bd,bdf->bf", x, p["w1"][index]))
     return x + jnp.einsum("bf,bfd->bd", hidden, p["w2"][index]) * jnp.take_along_axis(gate, index[:, None], 1)
@@ -123,10 +124,10 @@ FORMS = {
 
 def rows_of_experts(name, p, x):
     """For each expert its tokens, their gates and its matrix of activations before w2, by a loop in float64."""
-    x, router, w1 = (np.asarray(a, np.float64) for a in (x, p["router"], p["w1"]))
+    x, router, bias, w1 = (np.asarray(a, np.float64) for a in (x, p["router"], p["bias"], p["w1"]))
     top = 1 if name == "switch" else TOP
-    logits = x @ router
-    gates = np.exp(logits - logits.max(1, keepdims=True))
+    own = x @ router + bias
+    gates = np.exp(own - own.max(1, keepdims=True))
     gates /= gates.sum(1, keepdims=True)
     index = np.argsort(-gates, 1, kind="stable")[:, :top]
     if name == "dense by threshold":

@@ -10,7 +10,7 @@ from jaxprune import _tree
 from jaxprune._jaxprs import views as vw
 from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site, layout_of
 from jaxprune._jaxprs.flops import is_product
-from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Pick, Write
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Pick, Ragged, Write
 from jaxprune._jaxprs.views import View, site_of
 from jaxprune._jaxprs.walk import Sub, Traced, Values, is_array, settle, sub_jaxprs, trace, walk
 from jaxprune._tree.roles import LeafRole, Roles, Use
@@ -133,7 +133,7 @@ class _Walker:
             moved = isinstance(PRIMITIVES.get(eqn.primitive.name), Moves) and all(v.mask for v in operands if v.data)
             return [_Seen(data=data, mask=data and (moved or _says_yes_or_no(eqn, v))) for v in eqn.outvars]
         subs = sub_jaxprs(eqn)
-        if subs and all(sub.role not in ("unknown", "shard_map") for sub in subs):
+        if subs and all(sub.role != "unknown" and _sees_whole(sub, eqn, operands) for sub in subs):
             return self._enter(eqn, subs, operands, path)
         if is_product(eqn):
             return self._product(eqn, operands)
@@ -225,6 +225,10 @@ class _Walker:
                     continue
                 try:
                     site = site_of(vw.meeting(eqn, view, k))
+                    if isinstance(PRIMITIVES[eqn.primitive.name], Ragged):  # one matrix for each group of rows
+                        groups = tuple(f for f in view.axes[0] if f.of is not None)
+                        outputs = tuple(f for f in site.outputs if f not in groups)
+                        site = site._replace(batch=groups, outputs=outputs)
                     window = frozenset(f.of.axis for a in spatial for f in view.axes[a] if f.of is not None)
                     self.notes.append(_Note(view.leaf, "multiplied", view, _stack(view, site), grouped, window))
                 except NotFollowed as reason:
@@ -306,6 +310,14 @@ def _unknown(operands: Sequence[_Seen]) -> _Seen:
     if any(v.data for v in operands):
         return _Seen(data=True)
     return _Seen(leaves=frozenset(leaf for v in operands for leaf in v.leaves))
+
+
+def _sees_whole(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> bool:
+    """Whether a jaxpr sees whole parameters: a shard_map may see parts."""
+    if sub.role != "shard_map":
+        return True
+    pairs = [(k, place) for k, place in enumerate(sub.inputs) if place is not None and operands[place].leaves]
+    return all(sub.jaxpr.invars[k].aval.shape == eqn.invars[place].aval.shape for k, place in pairs)
 
 
 def _is_spread(view: View) -> bool:

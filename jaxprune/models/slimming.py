@@ -151,19 +151,20 @@ def _counts(
     wrong = [] if isinstance(drop_blocks, int) else [i for i in drop_blocks if not 0 <= i < cut.blocks]
     if not 0 <= count < cut.blocks or wrong:
         raise ValueError(f"drop_blocks must leave one of the blocks 0 to {cut.blocks - 1}, got {drop_blocks!r}")
-    if kv_heads not in (None, shared) and config["model_type"] == "phi3" and config.get("rope_scaling"):
+    asked = kv_heads not in (None, shared) or width < 1
+    if asked and config["model_type"] == "phi3" and config.get("rope_scaling"):
         raise ValueError(
-            f"{folder.path} is a Phi-3 with rope_scaling, whose heads cannot be removed: transformers derives the "
-            "length of the scaling factors from the number of heads; leave kv_heads out"
+            f"{folder.path} is a Phi-3 with rope_scaling, whose heads and channels cannot be removed: transformers "
+            "derives the length of the scaling factors from both; leave kv_heads and width out"
+        )
+    if asked and config["model_type"] == "olmoe":
+        raise ValueError(
+            f"{folder.path} is an OLMoE, whose heads and channels cannot be removed: transformers derives the size of "
+            "a head from both; leave kv_heads and width out"
         )
     key = next((key for key in _EXPERTS if key in config), None)
     if experts < 1 and key is None:
         raise ValueError(f"{folder.path} has no routed experts; leave experts out")
-    if kv_heads not in (None, shared) and config["model_type"] == "olmoe":
-        raise ValueError(
-            f"{folder.path} is an OLMoE, whose heads cannot be removed: it normalises queries and keys over all heads "
-            "together; leave kv_heads out"
-        )
     part = lambda fraction, n: max(1, int(np.floor(fraction * n + 0.5)))
     kept = shared if kv_heads is None else kv_heads
     new = {

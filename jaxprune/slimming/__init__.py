@@ -14,7 +14,7 @@ from jaxprune.slimming.hyperparameters import hyperparameters
 from jaxprune.slimming.manifest import Manifest
 from jaxprune.slimming.permutation import permute_channels
 from jaxprune.slimming.regularise import group_lasso, growing_penalty
-from jaxprune.slimming.scores import geometric_median_scores, group_scores
+from jaxprune.slimming.scores import expert_scores, geometric_median_scores, group_scores
 from jaxprune.slimming.slim import Slimmed, slim
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "block_influence",
     "choose",
     "costs",
+    "expert_scores",
     "find_groups",
     "geometric_median_scores",
     "group_lasso",

@@ -45,6 +45,7 @@ class Choice:
                 f"keep must be {self.groups.size} bools, one for each unit; got {self.keep.dtype} {self.keep.shape}"
             )
         wrong = [problem for group in self.groups if (problem := _problem(group, self.keep[group.span], self.empty))]
+        wrong += _too_few(self.groups, self.keep)
         if wrong:
             raise ValueError("this choice cannot be carried out:\n" + "\n".join(wrong))
 
@@ -305,6 +306,19 @@ def _problem(group: Group, keep: np.ndarray, empty: bool) -> str | None:
     if counts.min() != counts.max():
         return f"  {group.name}: layers would keep from {counts.min()} to {counts.max()} units, of {leaves}"
     return None if empty or counts.min() else f"  {group.name}: no unit would be left, of {leaves}"
+
+
+def _too_few(groups: Groups, keep: np.ndarray) -> list[str]:
+    """The axes of which fewer positions stay than an operation chooses."""
+    wrong = []
+    for units, count, name in groups.chosen:
+        left = int(np.append(keep, True)[units].all(-1).sum(-1).min())
+        if left < count:
+            names = [g.name for g in groups if ((units >= g.first) & (units < g.first + g.count)).any()]
+            wrong.append(
+                f"  {', '.join(names)}: {name} chooses {count} of {units.shape[-2]} units, and {left} would stay"
+            )
+    return list(dict.fromkeys(wrong))
 
 
 def _params_tree(groups: Groups) -> Any:

@@ -262,7 +262,7 @@ def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
         for what, default in (("round_to", 1), ("min_units", 1), ("max_sparsity", 1.0))
     )
     multiple = int(multiple) // gcd(int(multiple), group.block)
-    least = max(int(units), int(np.ceil(width * (1 - sparsity) - 1e-9)))
+    least = max(int(units), int(np.ceil(width * (1 - sparsity) - 1e-9)), group.least if group.routed else 0)
     return [w for w in range(width - 1, least - 1, -1) if w % multiple == 0]
 
 

@@ -42,9 +42,13 @@ class Group:
       first: the index of the group's first unit among all units.
       count: the number of units.
       members: the axes that lose positions.
-      layer: the layer of each unit, where each layer of a scan may lose units of its own, as many as the other layers;
-        None where the group is not stacked.
+      layer: the layer of each unit, where each layer of a scan, or each member of a stack such as the experts of a
+        mixture, may lose units of its own, as many as the others; None where the group is not stacked.
       inexact: why removing units is not the same as masking them; None if it is the same.
+      least: the number of units that must stay, in each layer: as many as an operation chooses from them, at least 1.
+      routed: whether a softmax, a top-k or an argmax chooses among the units, as a router does among its experts. To
+        remove such a unit means that its logit is minus infinity; to remove another unit means that its parameters are
+        zero.
       block: the smallest number of neighbouring positions that a unit holds on an axis; more than 1 for units such as
         heads. Axes that a product contracts together, such as heads and their dimensions, count as one axis.
     """
@@ -56,10 +60,16 @@ class Group:
     layer: np.ndarray | None = dataclasses.field(repr=False)
     inexact: str | None
     block: int = 1
+    least: int = 1
+    routed: bool = False
 
     @property
     def exact(self) -> bool:
-        """Whether the smaller function equals the function of masked parameters, to rounding."""
+        """Whether the smaller function equals the function without the units, to rounding.
+
+        That is the function of masked parameters; for units that are `routed`, the function of logits that are minus
+        infinity.
+        """
         return self.inexact is None
 
     @property
@@ -95,12 +105,15 @@ class Groups:
       frozen: the positions that cannot be removed, with the reason.
       analysis: the traced function and its labels.
       units: for each leaf and axis the units of each position, shape (layers..., n, k), filled up with -1.
+      chosen: the axes that a softmax, a top-k or an argmax chooses from: the units of each position, (layers..., n, k),
+        how many positions the operation chooses, and its name.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     analysis: Analysis
     units: tuple[tuple[np.ndarray, ...], ...]
+    chosen: tuple[tuple[np.ndarray, int, str], ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -165,7 +178,15 @@ def find_groups(
     an addition couples the channels of both operands, a contraction those of a layer with the next layer's rows,
     a reshape of heads times dimensions makes heads and dimensions separate units (Fang et al., DepGraph, 2023,
     arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). Positions that the outputs, the
-    inputs, a softmax, a sort, an index or an unknown primitive need are frozen, and the reason is reported.
+    inputs, a sort, an index or an unknown primitive need are frozen, and the reason is reported.
+
+    Experts are units too. The indices that a router's `top_k` or `argmax` returns are followed through sorts,
+    comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert goes with its column of the
+    router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
+    means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with this logit.
+    At least as many units stay as are chosen (`Group.least`). An index whose numbers are used in another way keeps all
+    experts, with the reason. The hidden units of each expert may go separately, as many in each, where nothing ties the
+    experts (`Group.layer`).
 
     Batch statistics belong in `params`. A function that returns them freezes their channels, because it freezes all
     outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the
@@ -200,9 +221,8 @@ def find_groups(
 def group(analysis: Analysis) -> Groups:
     """The groups of an analysed function."""
     units = units_of(analysis)
-    return Groups(
-        _make_groups(analysis, units), tuple(Frozen(*found) for found in units.frozen), analysis, units.placed
-    )
+    frozen = tuple(Frozen(*found) for found in units.frozen)
+    return Groups(_make_groups(analysis, units), frozen, analysis, units.placed, tuple(units.chosen))
 
 
 def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
@@ -238,9 +258,30 @@ def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
             layers[g],
             found.inexact[g],
             min(blocks[g]) if min(blocks[g]) > 1 else int(found.inner[g]),
+            _least(found, int(starts[g]), int(counts[g])),
+            found.routed[g],
         )
         for g in range(len(counts))
     )
+
+
+def _least(found: Units, first: int, count: int) -> int:
+    """The number of units of a group that must stay if all units of other groups do."""
+    least = 1
+    for units, chosen, _ in found.chosen:
+        own = (units >= first) & (units < first + count)
+        others = int((~own.any(-1)).sum(-1).min())
+        positions = int(own.any(-1).sum(-1).max())  # of each layer
+        distinct = max((np.unique(row[mine]).size for row, mine in _rows(units, own)), default=0)
+        if distinct:
+            each = positions // distinct
+            least = max(least, -(-(chosen - others) // each))
+    return least
+
+
+def _rows(units: np.ndarray, own: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    shape = (-1, *units.shape[-2:])
+    return zip(units.reshape(shape), own.reshape(shape), strict=True)
 
 
 def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:

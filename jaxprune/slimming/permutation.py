@@ -79,8 +79,8 @@ def permute_channels(
     run = jax.jit(fn)
     want, moved = run(params, *inputs), False
     for number, group in enumerate(found):
-        columns = _inputs_of(found, group, scores, m)
-        if not columns or group.count % m or group.layer is not None:
+        columns = [] if group.layer is not None or group.count % m else _inputs_of(found, group, scores, m)
+        if not columns:
             continue
         order = stripe_order(jnp.concatenate(columns, 1), jax.random.fold_in(key, number), n=n, m=m, sweeps=sweeps)
         order, moved = np.asarray(order), True
@@ -139,12 +139,12 @@ def _inputs_of(groups: Groups, group: Group, scores: Sequence[Any], m: int) -> l
     """For each leaf that sums over the group's units: the magnitudes of its scores, [units, rows]."""
     columns = []
     for member in group.members:
-        if member.axis not in groups.roles.leaves[member.leaf].inputs or group.layer is not None:
+        if member.axis not in groups.roles.leaves[member.leaf].inputs:
             continue
         places = _places(groups, group, member.leaf, member.axis)
         # The units must be neighbours: several runs over all units, each of whole stripes.
         runs = places.T
-        if places.shape[0] % m or not (np.diff(runs, axis=1) == 1).all() or (runs[:, 0] % m).any():
+        if not (np.diff(runs, axis=1) == 1).all() or (runs[:, 0] % m).any():
             continue
         whole = jnp.moveaxis(jnp.abs(jnp.asarray(scores[member.leaf], jnp.float32)), member.axis, 0)
         columns.append(whole[places].reshape(group.count, -1))

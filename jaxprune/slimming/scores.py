@@ -1,5 +1,6 @@
-"""`group_scores` adds up any criterion's scores over units; `geometric_median_scores` compares units (FPGM)."""
+"""Scores of units: `group_scores` adds up any criterion; `expert_scores` (REAP); `geometric_median_scores` (FPGM)."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -8,9 +9,10 @@ import jax
 import numpy as np
 
 from jaxprune import _tree
+from jaxprune.calibration import Experts, Stats
 from jaxprune.criteria.geometric import distance_sums
 from jaxprune.slimming._labels.analysis import Leaf
-from jaxprune.slimming.groups import Groups, Member
+from jaxprune.slimming.groups import Group, Groups, Member
 
 PyTree = Any
 Leaves = str | Sequence[str] | Callable[[str, Any], bool]
@@ -192,3 +194,86 @@ def _selects(where: Leaves, leaf: Leaf) -> bool:
     if callable(where):
         return bool(where(leaf.name, jax.ShapeDtypeStruct(leaf.shape or (), leaf.dtype or np.float32)))
     return any(fnmatchcase(leaf.name, glob) for glob in ([where] if isinstance(where, str) else where))
+
+
+def expert_scores(
+    groups: Groups, stats: Stats, criterion: Callable[[Experts], Any] | None = None
+) -> dict[str, np.ndarray]:
+    r"""Scores of experts from what one calibration knows of their tokens, for `choose`.
+
+    Published criteria are products of a frequency, a gate and the norm of the output (Liu et al., 2026,
+    arXiv:2606.15716). With the tokens $t$ of expert $j$, their gates $g_j(t)$ and the outputs $f_j(t)$:
+
+    | criterion | formula | `criterion` |
+    | --- | --- | --- |
+    | REAP (Lasby et al., 2025, arXiv:2510.13999, eq. 9), the default | mean of g ‖f‖ | `e.weighted / e.tokens` |
+    | frequency | number of tokens | `e.tokens` |
+    | mean gate | mean of g | `e.gate / e.tokens` |
+    | mean activation norm (MAN, arXiv:2606.15716) | mean of ‖f‖ | `e.norm / e.tokens` |
+    | mean squared activation norm (MSAN, arXiv:2606.15716) | mean of ‖f‖² | `e.square / e.tokens` |
+    | random | - | `jax.random.uniform(key, e.tokens.shape)` |
+
+    Args:
+      groups: the groups of the function, from `find_groups`.
+      stats: the result of `calibrate` for the same function and parameters.
+      criterion: a function of `calibration.Experts` `e` that returns one score for each expert. NaN, the score of an
+        expert without tokens in a mean, becomes 0. Default: REAP.
+
+    Returns:
+      For each group of experts the float64 scores of its units, as `choose` takes them; all other groups stay whole.
+
+    Raises:
+      ValueError: the statistics contain no experts of these groups, or a score is not finite.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxprune.calibration import calibrate
+      >>> from jaxprune.slimming import find_groups
+      >>> def mixture(p, x):
+      ...     gate, index = jax.lax.top_k(jax.nn.softmax(x @ p['router']), 1)
+      ...     weight = (jax.nn.one_hot(index, 3) * gate[..., None]).sum(1)
+      ...     return jnp.einsum('be,bd,edf->bf', weight, x, p['w'])
+      >>> params = {'router': jnp.eye(3), 'w': jnp.ones((3, 3, 2))}
+      >>> x = jnp.array([[9.0, 0, 0], [0, 9.0, 0], [0, 8.0, 0], [0, 0, 9.0], [0, 0, 9.0], [0, 0, 9.0]])
+      >>> stats = calibrate(mixture, params, [x], collect='square')
+      >>> groups = find_groups(mixture, params, x)
+      >>> [(name, scores.tolist()) for name, scores in expert_scores(groups, stats, lambda e: e.tokens).items()]
+      [('router[1]', [1.0, 2.0, 3.0])]
+    """
+    _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
+    _tree.check_instance(stats, Stats, "stats", "the result of calibrate(fn, params, batches)")
+    criterion = criterion or (lambda e: e.weighted / e.tokens)
+    scores: dict[str, np.ndarray] = {}
+    found: dict[str, tuple[np.ndarray, list[Experts]]] = {}
+    for experts in stats.experts:
+        place = next((p for leaf in experts.leaves if (p := _experts_of(groups, *leaf)) is not None), None)
+        if place is not None:
+            found.setdefault(place[0].name, (place[1], []))[1].append(experts)
+    if not found:
+        known = ", ".join(sorted({name for e in stats.experts for name, _ in e.leaves})) or "none"
+        raise ValueError(
+            f"stats contain no experts of these groups; experts were calibrated in: {known}; the groups of experts are "
+            f"{', '.join(g.name for g in groups if g.routed) or 'none (print the groups to see why)'}"
+        )
+    for name, (units, records) in found.items():
+        total = records[0]
+        for other in records[1:]:
+            total = jax.tree.map(lambda a, b: a + b, total, dataclasses.replace(other, leaves=total.leaves))
+        own = np.nan_to_num(np.asarray(criterion(total), np.float64), posinf=np.inf, neginf=-np.inf)
+        if own.shape != units.shape or not np.isfinite(own).all():
+            raise ValueError(f"{name}: criterion must return finite scores of shape {units.shape}; got {own.shape}")
+        scores[name] = np.zeros(groups[name].count)
+        scores[name][units - groups[name].first] = own
+    return scores
+
+
+def _experts_of(groups: Groups, name: str, axis: int | None) -> tuple[Group, np.ndarray] | None:
+    """The group of the experts on an axis of a leaf, and the unit of each expert, (layers..., experts)."""
+    for group in groups:
+        member = next((m for m in group.members if group.routed and (m.name, m.axis) == (name, axis)), None)
+        if member is not None:
+            units = groups.units[member.leaf][member.axis]
+            own = (units >= group.first) & (units < group.first + group.count)
+            if (own.sum(-1) == 1).all():
+                return group, np.where(own, units, 0).sum(-1)
+    return None

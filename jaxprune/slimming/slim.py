@@ -18,6 +18,7 @@ from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.counts import find_counts, numbers_after
 from jaxprune.slimming._labels.evaluate import Decision, Piece, evaluate, labels_that_go
+from jaxprune.slimming._labels.members import tied
 from jaxprune.slimming._labels.rules.control import LAYER
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, choose
@@ -370,10 +371,39 @@ def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, i
       ValueError: a position must be removed although none of its labels can be; the message names the arrays.
     """
     pieces = [
-        piece._replace(stay=manifest.leaves[k].stay(axis)) if axis in manifest.leaves[k].axes else piece
+        piece._replace(stay=_same_in_members(analysis, k, axis, manifest.leaves[k].stay(axis)))
+        if axis in manifest.leaves[k].axes
+        else piece
         for k, axis, piece in (whole_pieces(analysis) if whole is None else whole)
     ]
     return Decision(analysis.labels, labels_that_go(analysis.labels, pieces))
+
+
+def _same_in_members(analysis: Analysis, k: int, axis: int, stay: np.ndarray) -> np.ndarray:
+    """The positions that stay, the same in every member of a stack whose members lose positions of their own.
+
+    The parameters of each member have their own positions. The function is the same for any order of a member's units
+    (`_labels.members`), so the program is that of members which all keep their first units.
+
+    Raises:
+      ValueError: the function depends on the order of a member's units.
+    """
+    labels, leaf = analysis.labels, analysis.leaves[k]
+    ids = leaf.ids[axis]
+    if stay.ndim <= ids.ndim:
+        return stay
+    if (stay == stay[..., :1, :]).all():
+        return stay[..., 0, :]
+    reason = tied(labels, (analysis.frame, *analysis.others), labels.atoms(ids), leaf.ids[ids.ndim - 1])
+    if reason is not None:
+        raise ValueError(
+            f"{leaf.name}, axis {axis}: every member of the stack loses other units, but this function ties the units "
+            f"of different members (by {reason}); remove the same units of every member"
+        )
+    order = [np.unique(row, return_inverse=True)[1] for row in labels.find(ids).reshape(-1, ids.shape[-1])]
+    rank = np.stack(order).reshape(ids.shape)
+    positions = ids.shape[-1] // (rank.max(-1, keepdims=True) + 1)
+    return rank < stay[..., 0, :].sum(-1, keepdims=True) // positions
 
 
 def whole_pieces(analysis: Analysis) -> list[tuple[int, int, Piece]]:

@@ -71,6 +71,12 @@ MULTIPLIED = {
         "stacked input output",
     ),
     "expert by slice": (lambda w, x: x @ w[jnp.argmax(x[0])], (3, 4, 6), X, "stacked input output"),
+    "experts of sorted rows": (
+        lambda w, x: lax.ragged_dot(x, w, jnp.array([1, 0, 1], jnp.int32)),
+        (3, 4, 6),
+        X,
+        "stacked input output",
+    ),
     "fused queries and keys": (
         lambda w, x: [x @ part for part in jnp.split(w, 2, 1)],
         (4, 6),
@@ -86,6 +92,17 @@ MULTIPLIED = {
     "in a branch": (lambda w, x: lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x), (4, 4), X, "input output"),
     "in a while": (lambda w, x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ w, x), (4, 4), X, "input output"),
     "remat and jit": (jax.checkpoint(jax.jit(lambda w, x: x @ w)), (4, 6), X, "input output"),
+    "in a shard_map that shares the data": (
+        lambda w, x: jax.shard_map(
+            jnp.matmul,
+            mesh=jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)),
+            in_specs=(jax.P("x"), jax.P()),
+            out_specs=jax.P("x"),
+        )(x, w),
+        (4, 6),
+        X,
+        "input output",
+    ),
     "masked by data": (lambda w, x: x @ jnp.where(x[0, 0] > 0, w, 0), (4, 6), X, "input output"),
     "mask of numbers": (lambda w, x: x @ (w * (x.T > 0)[:, :1].astype(w.dtype)), (4, 6), X, "input output"),
     "standardised": (lambda w, x: x @ ((w - w.mean(0)) / (w.std(0) + 1e-5)), (4, 6), X, "input output"),

@@ -98,7 +98,7 @@ def test_it_goes_into_reconstruction():
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"must be Unstructured\(\)(.|\n)*a: NM"):
-        _ = allocation.owl({"a": jnp.ones((4, 4))}, 0.5, pattern=masks.NM(2, 4))
+        _ = allocation.owl({"a": jnp.ones((4, 4))}, 0.5, pattern=masks.NM(2, 4, axis=0))
     with pytest.raises(ValueError, match="threshold > 0"):
         _ = allocation.owl(SCORES, 0.5, threshold=0)
     with pytest.raises(ValueError, match="spread"):

@@ -111,9 +111,14 @@ def test_gated_experts_and_an_expert_bias():
 def test_experts_in_leaves_of_their_own():
     def fn(p, x):
         stack = lambda name: jnp.stack([p[f"expert{j}"][name] for j in range(4)])
-        return mixtures.slots_by_index({"router": p["router"], "w1": stack("w1"), "w2": stack("w2")}, x)
+        return mixtures.slots_by_index(
+            {"router": p["router"], "bias": p["bias"], "w1": stack("w1"), "w2": stack("w2")}, x
+        )
 
-    p = {f"expert{j}": {"w1": P["w1"][j], "w2": P["w2"][j]} for j in range(4)} | {"router": P["router"]}
+    p = {f"expert{j}": {"w1": P["w1"][j], "w2": P["w2"][j]} for j in range(4)} | {
+        "router": P["router"],
+        "bias": P["bias"],
+    }
     apart, together = quiet(fn, p, [X]), quiet(mixtures.slots_by_index, P, [X])
     for j in range(4):
         for leaf in ("w1", "w2"):

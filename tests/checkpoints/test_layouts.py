@@ -11,7 +11,9 @@ import pytest
 from flax import serialization
 from jax import lax
 
+import jaxprune
 from jaxprune import checkpoints, find_roles
+from jaxprune.masks import NM
 
 LAYERS, EMBED, HEADS, SIZE, MLP, EXPERTS, WORDS = 3, 8, 2, 4, 12, 5, 11
 
@@ -81,6 +83,18 @@ def test_names_of_maxtext_say_what_its_function_does():
             )
         if mine.uses:
             assert mine.uses == theirs.uses, mine.name
+
+
+def test_two_of_four_follows_the_names():
+    tree = maxtext()
+    masks = jaxprune.prune(tree, 0.5, pattern=NM(2, 4), roles=checkpoints.named_roles(tree)).masks["params"]
+    layers = masks["decoder"]["layers"]
+    inputs = {"wi_0": layers["mlp"]["wi_0"]["kernel"], "query": layers["self_attention"]["query"]["kernel"]}
+    for name, mask in {**inputs, "experts": jnp.moveaxis(layers["MoeBlock_0"]["wi_1"], 2, 0)}.items():
+        groups = np.moveaxis(np.asarray(mask), 0, -1).reshape(-1, 4)  # the inputs, four by four
+        assert (groups.sum(-1) == 2).all(), name
+    alone = [masks["token_embedder"], masks["decoder"]["logits_dense"], layers["MoeBlock_0"]["gate"]]
+    assert all(bool(jnp.all(mask)) for mask in jax.tree.leaves(alone))
 
 
 def test_layers_that_are_not_scanned_have_no_layer_axis():

@@ -204,7 +204,7 @@ def test_private_gradients_of_single_examples(tmp_path):
         "head": jax.random.normal(keys[1], (8, 1)),
         "b": jnp.zeros(8),
     }
-    private = optax.contrib.differentially_private_aggregate(1.0, 0.5, jax.random.PRNGKey(2))
+    private = optax.contrib.differentially_private_aggregate(1.0, 0.5, jax.random.key(2))
     optimizer = jaxprune.sparsify(optax.chain(private, optax.adam(0.01)), gradual())
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
@@ -219,7 +219,7 @@ def test_private_gradients_of_single_examples(tmp_path):
         return optax.apply_updates(params, updates), state
 
     run = lambda carry, i: step(*carry, batch(i))
-    _ = watch.train(run, (params, optimizer.init(params)), lambda carry: carry, by_msgpack, tmp_path)
+    _ = watch.train(run, (params, optimizer.init(params)), lambda carry: carry, by_pickle, tmp_path)
     watch.expect({"w": 32, "head": 4})
 
 

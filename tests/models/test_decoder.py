@@ -51,7 +51,7 @@ def test_the_parts_in_turn_are_the_whole():
     hidden = cut.embed(params, jnp.asarray(script.TOKENS))
     for index in range(cut.blocks):
         hidden = block(models.block_params(params, index), hidden, index)
-    whole = models.decoder(config)(params, jnp.asarray(script.TOKENS))
+    whole = jax.jit(models.decoder(config))(params, jnp.asarray(script.TOKENS))
     np.testing.assert_allclose(cut.head(params, hidden), whole, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_an_expert_that_is_gone_is_never_chosen():
 def test_bfloat16_stays_bfloat16():
     config = _CASES["llama"]["config"]
     params = {name: x.astype(jnp.bfloat16) for name, x in drawn("llama").items()}
-    logits = models.decoder(config)(params, jnp.asarray(script.TOKENS))
+    logits = jax.jit(models.decoder(config))(params, jnp.asarray(script.TOKENS))
     assert logits.dtype == jnp.bfloat16
     want = np.array(_CASES["llama"]["logits"])
     assert np.abs(np.asarray(logits, np.float32)[script.SHOWN] - want).mean() < 0.05 * np.abs(want).mean()

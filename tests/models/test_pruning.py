@@ -43,7 +43,8 @@ def test_each_block_is_calibrated_on_the_blocks_pruned_before_it(llama: Path, tm
         own = models.block_params(params, index)
         stats = calibrate(block, own, hidden)
         own = reconstruct(own, stats, **options).params
-        hidden = [block(own, x) for x in hidden]
+        forward = jax.jit(block)
+        hidden = [forward(own, x) for x in hidden]
         for name, x in own.items():
             np.testing.assert_allclose(found[f"model.layers.{index}.{name}"], x, atol=1e-5, err_msg=name)
         assert len(results[index].errors) == 7
@@ -108,7 +109,7 @@ def test_where_and_mappings_are_over_the_names_in_the_checkpoint(llama: Path, tm
 
 def test_perplexity_is_that_of_the_whole_function(llama: Path):
     found = models.perplexity(llama, TOKENS, batch=4)
-    logits = models.decoder(_CASES["llama"]["config"])(drawn("llama"), jnp.asarray(TOKENS[:, :-1]))
+    logits = jax.jit(models.decoder(_CASES["llama"]["config"]))(drawn("llama"), jnp.asarray(TOKENS[:, :-1]))
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(TOKENS)[:, 1:, None], -1)
     assert found.value == pytest.approx(float(jnp.exp(losses.mean())), rel=1e-4)
     assert found.low < found.value < found.high

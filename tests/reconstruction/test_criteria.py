@@ -106,7 +106,7 @@ def test_a_criterion_may_take_any_pattern_and_any_allocation(stats):
     for how in hows:
         for criterion in (criteria.magnitude, own):
             new = reconstruct(PARAMS, stats, 0.7, criterion=criterion, batch_axes=0, **how)
-            want = jaxprune.prune(PARAMS, 0.7, where=list(LAYERS), **how).masks
+            want = jaxprune.prune(PARAMS, 0.7, where=list(LAYERS), stats=stats, **how).masks
             for name in LAYERS:
                 np.testing.assert_array_equal(new.masks[name], np.broadcast_to(want[name], PARAMS[name].shape))
     by_method = reconstruct(PARAMS, stats, 0.7, allocation=allocation.erk).masks

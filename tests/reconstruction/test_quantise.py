@@ -26,6 +26,8 @@ from tests.reconstruction.test_reconstruct import DATA, LAYERS, PARAMS, net
 
 _FILE = np.load(Path(__file__).parents[1] / "reference" / "torch_sparsegpt.npz")
 _CASES = [name for name in _FILE if name.count("/") > 1]
+# Compiling is most of the time: a case of each kind, or all of them.
+_QUICK = ("16/0.5/4", "16/2:4/4", "16/dense/4/16")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,9 @@ def swept(weight, x, target, bits, group, block=16):
     return new, scales, mask
 
 
-@pytest.mark.parametrize("case", _CASES)
+@pytest.mark.parametrize(
+    "case", [*_QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in _CASES if x not in _QUICK)]
+)
 def test_pruned_and_rounded_as_published(case):
     block, kind, bits, *group = case.split("/")
     targets = {"dense": Given(jnp.ones((48, 20), bool)), "2:4": Grouped(2, 4), "0.5": Entries(483)}
@@ -56,7 +60,7 @@ def test_pruned_and_rounded_as_published(case):
     assert len(_CASES) == 6
 
 
-@pytest.mark.parametrize(("bits", "group"), [(8, 40), (4, 8), (3, 20)])
+@pytest.mark.parametrize(("bits", "group"), [(8, 40), (4, 8), pytest.param(3, 20, marks=pytest.mark.slow)])
 def test_a_given_mask_equals_the_twin(bits, group):
     weight, x = problems.layer(4, 40, 12)
     kept = np.random.default_rng(0).random(weight.shape) < 0.6
@@ -67,7 +71,9 @@ def test_a_given_mask_equals_the_twin(bits, group):
     np.testing.assert_allclose(scales, steps, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("bits", "pattern"), [(8, masks.Unstructured()), (4, masks.NM(2, 4))])
+@pytest.mark.parametrize(
+    ("bits", "pattern"), [(4, masks.NM(2, 4)), pytest.param(8, masks.Unstructured(), marks=pytest.mark.slow)]
+)
 def test_every_layer_moves_less_than_pruned_and_then_rounded(stats, bits, pattern):
     # The head has bfloat16 weights: they are compared as float32, in which the integers' products are exact.
     params, layers = {**PARAMS, "head": PARAMS["head"].astype(jnp.float32)}, LAYERS[-3:]

@@ -65,7 +65,7 @@ def test_every_layer_loses_exactly_its_share_and_errs_no_more_than_its_mask(stat
         assert new[name].dtype == PARAMS[name].dtype
         assert not np.asarray(new[name])[~np.asarray(masks[name])].any()
         # A criterion's masks have the same count in each scanned layer, the other methods' the exact total.
-        layers = 3 if name == "layers" and method == "magnitude" else 1
+        layers = 3 if name == "layers" and method in ("magnitude", "ria") else 1
         wanted = layers * int(0.6 * PARAMS[name].size / layers + 0.5)
         if method in ("wanda", "least_squares"):
             per_output = (~masks[name]).sum(stats[name].layout.input_axes)

@@ -30,11 +30,14 @@ def is_depth(group: slimming.Group) -> bool:
 
 
 def random_choice(groups: slimming.Groups, seed: int = 0, share: float = 0.5) -> slimming.Choice:
-    """Removes a share of each group's units, in stacked layers each its own, and never all; no layer of a scan."""
+    """Removes a share of each group's units, in stacked layers each its own, and never all.
+
+    No layer of a scan and no unit that a softmax chooses goes: these are not masked.
+    """
     rng = np.random.default_rng(seed)
     keep = np.ones(groups.size, bool)
     for group in groups:
-        if is_depth(group):
+        if is_depth(group) or group.routed:
             continue
         for layer in range(group.layers):
             units = np.arange(group.count) if group.layer is None else np.flatnonzero(group.layer == layer)

@@ -81,3 +81,21 @@ def test_convolutions_vmapped_over_members() -> None:
     groups, _, small = checks.check_agrees(jax.vmap(cnn, (0, None)), params, [x])
     assert [(g.name, g.count) for g in groups] == [("a[4]", 8), ("b[4]", 6)]
     assert jax.tree.map(jnp.shape, small.params) == {"a": (4, 3, 3, 3, 4), "b": (4, 3, 3, 4, 3), "o": (4, 3, 5)}
+
+
+def test_callbacks_that_look_get_the_smaller_arrays(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+
+    def fn(p: Any, x: Any) -> jax.Array:
+        h = jnp.tanh(x @ p["a"])
+        jax.debug.print("{}", h.shape[-1] + 0 * h.sum())
+        jax.debug.callback(lambda h: seen.append(h.shape), h)
+        return h @ p["b"]
+
+    params = {"a": jnp.ones((3, 6)), "b": jnp.ones((6, 2))}
+    small = slimming.slim(fn, params, {"a[1]": [1, 4]}, jnp.ones((5, 3)))
+    expected = jnp.tanh(jnp.full((5, 4), 3.0)) @ jnp.ones((4, 2))
+    assert checks.difference(expected, jax.jit(small.fn)(small.params, jnp.ones((5, 3)))) < 1e-6
+    jax.effects_barrier()
+    assert seen == [(5, 4)]
+    assert capsys.readouterr().out == "6.0\n"

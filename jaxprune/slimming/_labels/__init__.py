@@ -13,11 +13,14 @@ with this label, in all leaves, are removed together or not at all. The analysis
    have an additional axis, so that each layer may lose different positions, as long as each loses equally many.
 3. Frames (`frames`, `analysis`). `follow` visits the equations of a jaxpr and stores the axes of every variable in a
    `Frame`; each inner jaxpr has its own frame. The rule of an equation passes labels on, couples them (an addition:
-   position by position; a contraction: the two contracted axes) or freezes them (a softmax, an index, an output, an
-   unknown primitive).
+   position by position; a contraction: the two contracted axes) or freezes them (an index, an output, an unknown
+   primitive). Integers that are positions on an axis, such as the experts that a router chooses, are followed too
+   (`pointing`): what they index is coupled with that axis.
 4. Zeros (`frames`). Whether removing equals masking. A masked position is zero; `follow_zeros` finds whether the value
    is still zero where positions meet (bias and ReLU: yes, 1 + x: no), and marks the units for which it is not.
-   `units_of` (`analysis`) then numbers the units and sorts them by kind.
+   Units from which a softmax or a top-k chooses are not masked: their logits are minus infinity instead.
+   `units_of` (`analysis`) then numbers the units and sorts them by kind; `members` finds units that each member of a
+   stack, such as each expert, may lose for itself.
 5. Running smaller (`evaluate`). `labels_that_go` turns positions into removed labels, `keep_of` turns labels into the
    kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays: most primitives unchanged,
    primitives with shapes or positions among their parameters with new parameters.

@@ -15,9 +15,11 @@ from jaxprune import _tree
 from jaxprune._jaxprs import Traced, is_array, is_product, sub_jaxprs, trace
 from jaxprune._jaxprs.primitives import PRIMITIVES, Product
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
-from jaxprune.slimming._labels.frames import Frame, Zeros, follow, follow_zeros
+from jaxprune.slimming._labels.frames import Frame, Zeros, even, follow, follow_zeros
 from jaxprune.slimming._labels.labels import Ids, Labels
+from jaxprune.slimming._labels.members import free_members
 from jaxprune.slimming._labels.rules import rule_of
 
 PyTree = Any
@@ -57,12 +59,14 @@ class Analysis:
       traced: the jaxpr, and the position of each leaf of (params, *inputs) in it.
       frame: the axes of every value.
       leaves: the leaves of the parameters.
+      others: the frames of further functions of the same parameters.
     """
 
     labels: Labels
     traced: Traced
     frame: Frame
     leaves: tuple[Leaf, ...]
+    others: tuple[Frame, ...] = ()
 
 
 def analyse(
@@ -158,11 +162,18 @@ def couple(
         follow(labels, program.closed.jaxpr, program.closed.consts, own, (), rule_of)
         for program, own in zip(programs, given, strict=True)
     ]
+    pointing.settle(labels, lambda axis: even(labels, axis, 0))
     if fix_outputs:
-        for k, var in enumerate(traced.closed.jaxpr.outvars):
-            for axis in frames[0].read(var):
-                ax.freeze(labels, axis, labels.reason(f"output {k} of the function"))
-    return Analysis(labels, traced, frames[0], tuple(leaves))
+        _fix_outputs(labels, frames[0], traced.closed.jaxpr.outvars)
+    return Analysis(labels, traced, frames[0], tuple(leaves), tuple(frames[1:]))
+
+
+def _fix_outputs(labels: Labels, frame: Frame, outputs: Sequence[Any]) -> None:
+    for k, var in enumerate(outputs):
+        for axis in frame.read(var):
+            ax.freeze(labels, axis, labels.reason(f"output {k} of the function"))
+        for axis in pointing.axes_of(frame, var):
+            ax.freeze(labels, axis, labels.reason(f"output {k} of the function contains its positions as numbers"))
 
 
 def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tuple[Ids, ...]:
@@ -228,6 +239,9 @@ class Units(NamedTuple):
       inner: for each kind the positions that are contracted together with one of its positions: the dimensions of a
         head, where heads and dimensions are axes of their own.
       frozen: (leaf's name, axis, positions that cannot go, positions in all, the reason).
+      routed: for each kind whether a softmax, a top-k or an argmax chooses among its units.
+      chosen: the units of each position of an axis that such an operation chooses from, (layers..., n, k), filled up
+        with -1; how many positions it chooses; its name.
     """
 
     placed: tuple[tuple[np.ndarray, ...], ...]
@@ -235,6 +249,8 @@ class Units(NamedTuple):
     inexact: list[str | None]
     inner: np.ndarray
     frozen: list[tuple[str, int, int, int, str]]
+    routed: list[bool]
+    chosen: list[tuple[np.ndarray, int, str]]
 
 
 def units_of(analysis: Analysis) -> Units:
@@ -267,7 +283,65 @@ def units_of(analysis: Analysis) -> Units:
     inner = np.ones(len(counts), int)
     for found, positions in contracted:
         inner[kinds(found)] = np.maximum(inner[kinds(found)], positions)
-    return Units(placed, counts, reasons, inner, frozen)
+    chosen = [(labels.atoms(ids), count, name) for ids, count, name in labels.chosen]
+    routed = np.zeros(len(counts), bool)
+    for found, _, _ in chosen:
+        routed[kinds(np.unique(found))] = True
+    among = [(_once(number[found]), count, name) for found, count, name in chosen]
+    among = [entry for entry in among if (entry[0] >= 0).any()]
+    units_in = lambda k: np.flatnonzero(kind_of == k)
+    placed, counts, among = _by_member(analysis, placed, counts, among, lambda k: None if routed[k] else units_in(k))
+    return Units(placed, counts, reasons, inner, frozen, routed.tolist(), among)
+
+
+def _by_member(
+    analysis: Analysis,
+    placed: tuple[tuple[np.ndarray, ...], ...],
+    counts: np.ndarray,
+    chosen: list[tuple[np.ndarray, int, str]],
+    labels_of: Callable[[int], np.ndarray | None],
+) -> tuple[tuple[tuple[np.ndarray, ...], ...], np.ndarray, list[tuple[np.ndarray, int, str]]]:
+    """Numbers the units of each member of a stack by themselves, where nothing ties the members (`members`)."""
+    frames = (analysis.frame, *analysis.others)
+    starts = np.cumsum(counts) - counts
+    shift, sizes = np.zeros(len(counts), int), counts.copy()
+    many: dict[tuple[int, int], tuple[int, int, np.ndarray]] = {}  # of an axis: the kind, the members, the new places
+    for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        shift[k] = sizes[:k].sum() - start
+        own = lambda units, start=start, count=count: (units >= start) & (units < start + count)
+        held = [(i, a) for i, axes in enumerate(placed) for a, units in enumerate(axes) if own(units).any()]
+        labels = labels_of(k)
+        if labels is None or any(len(analysis.leaves[i].ids) < analysis.leaves[i].ids[a].ndim + 1 for i, a in held):
+            continue
+        if any(placed[i][a].shape[-1] != 1 or not own(placed[i][a]).all() for i, a in held):
+            continue
+        rows = placed[held[0][0]][held[0][1]][..., 0]
+        rows = [np.unique(row) for row in rows.reshape(-1, rows.shape[-1])]
+        if sum(row.size for row in rows) != count or len({row.size for row in rows}) != 1:
+            continue  # the layers share their units
+        members = free_members(analysis.labels, frames, analysis.leaves, held, labels)
+        if members is None:
+            continue
+        each, size = rows[0].size, members.shape[-1]
+        base = np.zeros(count, int)  # of each unit its number in the first member of its layer
+        for layer, row in enumerate(rows):
+            base[row - start] = layer * size * each + np.arange(each)
+        sizes[k] = count * size
+        for i, a in held:
+            first = base[placed[i][a] - start][..., None, :, :]
+            many[i, a] = (k, size, first + each * np.arange(size)[:, None, None])
+    if not many:
+        return placed, counts, chosen
+    kinds = np.append(np.repeat(np.arange(len(counts)), counts), -1)
+    moved = lambda units: np.where(units >= 0, units + np.append(shift, 0)[kinds[units]], -1)
+    new = tuple(
+        tuple(
+            many[i, a][2] + starts[many[i, a][0]] + shift[many[i, a][0]] if (i, a) in many else moved(units)
+            for a, units in enumerate(axes)
+        )
+        for i, axes in enumerate(placed)
+    )
+    return new, sizes, [(moved(units), count, name) for units, count, name in chosen]
 
 
 def _once(units: np.ndarray) -> np.ndarray:
@@ -331,7 +405,18 @@ def _inexact(analysis: Analysis) -> list[tuple[np.ndarray, str]]:
     jaxpr = analysis.traced.closed.jaxpr
     marks: list[tuple[Axis, str]] = []
     params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
-    known = [Zeros((i in params,) * len(v.aval.shape)) for i, v in enumerate(jaxpr.invars)]
+    # Parameters of units among which an operation chooses are not masked.
+    chosen = np.zeros(analysis.labels.size + 1, bool)
+    for ids, _, _ in analysis.labels.chosen:
+        chosen[analysis.labels.atoms(ids)] = True
+    chosen[Labels.FIXED] = False
+    masked = lambda axis: (
+        not ((ids := ax.flat(analysis.labels, axis)) is not None and chosen[analysis.labels.atoms(ids)].any())
+    )
+    known = [
+        Zeros(tuple(i in params and masked(axis) for axis in analysis.frame.read(v)))
+        for i, v in enumerate(jaxpr.invars)
+    ]
     _ = follow_zeros(analysis.labels, analysis.frame, known, marks)
     once = {(id(axis), text): axis for axis, text in marks}
     flat = [(ax.flat(analysis.labels, axis), text) for (_, text), axis in once.items()]

@@ -17,6 +17,7 @@ from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels.axes import Axis
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming._labels.labels import Ids, Labels
+from jaxprune.slimming._labels.pointing import Points
 
 
 class Keep(NamedTuple):
@@ -121,11 +122,18 @@ def evaluate(decision: Decision, frame: Frame, inputs: Sequence[Any]) -> list[An
       UnevenError: layers of a scan would need different shapes.
     """
     constants = [
-        take(const, [decision.keep(axis) for axis in frame.axes[var]])
-        for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True)
+        _constant(decision, frame, var, const) for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True)
     ]
     run = lambda index, eqn, operands: _run(ShrinkSite(decision, frame, index), operands)
     return walk(frame.jaxpr, [*constants, *inputs], Values[Any](lambda number: number), run)
+
+
+def _constant(decision: Decision, frame: Frame, var: Any, const: Any) -> Any:
+    """A smaller constant; positions on an axis that indices point into are renumbered."""
+    keeps, point = [decision.keep(axis) for axis in frame.axes[var]], frame.points.get(var)
+    if isinstance(point, Points) and point.origin is not None and point.origin.ranks and keeps[0] is not None:
+        return jnp.arange(keeps[0].size, dtype=jnp.asarray(const).dtype)
+    return take(const, keeps)
 
 
 def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:

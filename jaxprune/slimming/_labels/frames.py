@@ -5,6 +5,9 @@ masked function equals the smaller function if removed positions contribute zero
 contraction or a sum. `Zeros` says for each axis of a value whether the value is zero at masked positions. If it is not
 zero where positions meet, the labels are marked inexact, with the reason.
 
+Units from which a softmax, a top-k or an argmax chooses are not masked: to remove one means that its logit is minus
+infinity. The value that the operation chooses from is then minus infinity at removed positions.
+
 A `Rule` says for one kind of primitive how labels and zeros pass, and how the primitive runs with smaller arrays.
 """
 
@@ -14,10 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax import export
+from jax.extend.core import Literal
 
 from jaxprune._jaxprs import Sub, open_jaxpr
 from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.labels import Labels
 
@@ -37,6 +42,8 @@ class Frame:
       axes: the axes of each variable.
       rules: the rule of each equation.
       children: from the index of an equation to the frames of its jaxprs.
+      points: what integers point into.
+      logits: the axes of each variable from which an operation chooses positions.
     """
 
     jaxpr: Jaxpr
@@ -46,6 +53,8 @@ class Frame:
     axes: Values[Axes] = dataclasses.field(default_factory=lambda: Values(_of_literal))
     rules: list[Any] = dataclasses.field(default_factory=list)
     children: dict[int, list["Frame"]] = dataclasses.field(default_factory=dict)
+    points: dict[Any, pointing.Meaning] = dataclasses.field(default_factory=dict)
+    logits: dict[Any, set[int]] = dataclasses.field(default_factory=dict)
 
     def read(self, var: Any) -> Axes:
         """The axes of a variable or literal."""
@@ -108,6 +117,13 @@ class Site:
             ax.unify(self.labels, a, b, self.labels.reason(f"{self.name} with an axis that cannot shrink"))
         return b if ax.is_fixed(a) else a
 
+    def choose(self, operand: int, axis: int, count: int) -> None:
+        """Records that the operation chooses `count` positions of an axis, those with the largest values."""
+        var, ids = self.eqn.invars[operand], ax.flat(self.labels, self.frame.read(self.eqn.invars[operand])[axis])
+        if ids is not None and not isinstance(var, Literal):
+            self.labels.chosen.append((ids, count, self.name))
+            self.frame.logits.setdefault(var, set()).add(axis)
+
     def mark(self, axis: Axis) -> None:
         """Records that an operation selects positions: each layer of a scan must then keep equally many of them."""
         if any(f.of is not None and f.of.ndim > 1 for f in axis):
@@ -116,7 +132,13 @@ class Site:
     def child(self, sub: Sub, inputs: Sequence[Axes], layers: tuple[int, ...] | None = None) -> Frame:
         """Follows labels through a jaxpr inside the equation."""
         depth = self.frame.layers if layers is None else layers
-        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of)
+        loops = {into for _, into in sub.carried}
+        known = [
+            None if place is None or k in loops or sub.role.startswith("while") else self.eqn.invars[place]
+            for k, place in enumerate(sub.inputs)
+        ]
+        points = [None if var is None else pointing.read(self.frame, var) for var in known]
+        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of, points)
         self.frame.children.setdefault(self.index, []).append(frame)
         return frame
 
@@ -128,6 +150,7 @@ def follow(
     inputs: Sequence[Axes],
     layers: tuple[int, ...],
     rule_of: Callable[[Equation], Any],
+    points: Sequence[pointing.Meaning] = (),
 ) -> Frame:
     """Follows labels through a jaxpr.
 
@@ -138,6 +161,7 @@ def follow(
       inputs: the axes of each input.
       layers: the lengths of the enclosing scans over stacked parameters.
       rule_of: returns the rule of an equation; None for an unknown primitive.
+      points: what the integers of each input point into. Default: nothing.
 
     Returns:
       The frame with the axes of all values.
@@ -154,6 +178,7 @@ def follow(
             if not rule.ragged:
                 operands = [tuple(even(labels, a, len(layers)) for a in axes) for axes in operands]
             results = rule.follow(site, operands)
+        pointing.follow(site)
         for var, axes in zip(eqn.outvars, results, strict=True):
             if tuple(map(ax.size, axes)) != tuple(getattr(var.aval, "shape", ())):
                 sizes, shape = tuple(map(ax.size, axes)), var.aval.shape
@@ -163,6 +188,11 @@ def follow(
         return results
 
     constants = [tuple(ax.labelled(labels.fresh((n,))) for n in var.aval.shape) for var in jaxpr.constvars]
+    for var, axes, const in zip(jaxpr.constvars, constants, frame.consts, strict=True):
+        counted = np.ndim(const) == 1 and np.asarray(const).dtype.kind in "iu"
+        if counted and np.array_equal(const, np.arange(np.size(const))):
+            frame.points[var] = pointing.of_iota(labels, axes[0])
+    frame.points |= {var: meaning for var, meaning in zip(jaxpr.invars, points, strict=False) if meaning is not None}
     _ = walk(jaxpr, [*constants, *inputs], frame.axes, equation)
     return frame
 
@@ -195,12 +225,14 @@ class Zeros(NamedTuple):
     """What is known about the zeros of one value.
 
     Attributes:
-      axes: for each axis whether masking a position makes the value zero there.
+      axes: for each axis whether the value is zero at removed positions.
       value: the number that the value has everywhere; None if unknown.
+      low: the axes along which the value is minus infinity at removed positions.
     """
 
     axes: tuple[bool, ...]
     value: float | None = None
+    low: frozenset[int] = frozenset()
 
     @property
     def void(self) -> bool:
@@ -257,9 +289,17 @@ def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: l
         rule = frame.rules[index]
         if rule is None:
             return [Zeros((False,) * len(getattr(v.aval, "shape", ()))) for v in eqn.outvars]
-        return rule.zero(ZeroSite(labels, frame, index, marks), known)
+        results = rule.zero(ZeroSite(labels, frame, index, marks), known)
+        return [_lowered(frame, var, zeros) for var, zeros in zip(eqn.outvars, results, strict=True)]
 
-    return walk(frame.jaxpr, [*map(of_constant, frame.consts), *inputs], Values[Zeros](of_constant), equation)
+    given = [_lowered(frame, var, zeros) for var, zeros in zip(frame.jaxpr.invars, inputs, strict=True)]
+    return walk(frame.jaxpr, [*map(of_constant, frame.consts), *given], Values[Zeros](of_constant), equation)
+
+
+def _lowered(frame: Frame, var: Any, zeros: Zeros) -> Zeros:
+    # A value that is zero at removed positions is the softmax of logits that are minus infinity there.
+    low = {axis for axis in frame.logits.get(var, ()) if not zeros.axes[axis]}
+    return zeros._replace(low=zeros.low | low) if low else zeros
 
 
 def of_constant(value: Any) -> Zeros:

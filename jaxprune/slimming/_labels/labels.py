@@ -10,7 +10,7 @@ Everything works on whole arrays of labels; there is no loop over positions.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Labels:
     Attributes:
       reasons: why atoms are frozen; `why` has indices into it, 0 for an atom that is not frozen.
       marks: labels that an operation selected from their axis.
+      chosen: labels of axes from which a softmax, a top-k or an argmax chooses, with how many it chooses and its name.
+      origins: the iotas whose positions may be removed.
     """
 
     FIXED = 0
@@ -39,6 +41,8 @@ class Labels:
         self.reasons: list[str] = ["", "fixed"]
         self._why[self.FIXED] = 1
         self.marks: list[Ids] = []
+        self.chosen: list[tuple[Ids, int, str]] = []
+        self.origins: list[Any] = []
 
     @property
     def size(self) -> int:

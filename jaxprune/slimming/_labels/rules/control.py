@@ -15,6 +15,7 @@ from jax import lax
 from jaxprune._jaxprs import Sub, sub_jaxprs
 from jaxprune._jaxprs.walk import scan_again, settle
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import Decision, Keep, Keeps, Piece, ShrinkSite, evaluate, labels_that_go
 from jaxprune.slimming._labels.frames import Frame, Rule, Site, Zeros, ZeroSite, even, follow, together
@@ -271,6 +272,7 @@ def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Cal
         inputs.append(axes)
         pieces += [_piece(f"input {k}", a, s) for a, s in zip(axes, stays, strict=True) if a[0].of is not None]
     frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, site.frame.rule_of)
+    pointing.settle(labels, lambda axis: even(labels, axis, 0))
     decision = Decision(labels, labels_that_go(labels, pieces))
     out = [tuple(decision.keep(axis) for axis in frame.read(v)) for v in frame.jaxpr.outvars]
     return lambda args: evaluate(decision, frame, args), out

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
 
 from jaxprune._jaxprs.primitives import PRIMITIVES, Mix, Product, Reduce, Zero
+from jaxprune._jaxprs.views import is_sorted_product
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import ShrinkSite, rebind
-from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together
+from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together, unknown
 
 
 def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
@@ -131,10 +135,37 @@ def _reduced(site: Site | ZeroSite) -> Reduce:
     return what
 
 
+_PASSES = {"max", "stop_gradient", "broadcast_in_dim", "reshape", "select_n", "convert_element_type", "copy"}
+
+
+def _is_of_softmax(site: Site) -> bool:
+    """Whether a maximum is subtracted before the exponentials of a softmax or a logsumexp."""
+    later = site.frame.jaxpr.eqns[site.index + 1 :]
+    maxima, shifted = {site.eqn.outvars[0]}, set()
+    values = {site.eqn.invars[0]}
+    for eqn in later:
+        given = [v for v in eqn.invars if not isinstance(v, Literal)]
+        name = eqn.primitive.name
+        if name in _PASSES and any(v in maxima for v in given):
+            maxima |= set(eqn.outvars)
+        elif name == "sub" and len(given) == 2 and given[0] in values and given[1] in maxima:
+            shifted |= set(eqn.outvars)
+        elif name in ("exp", "exp2") and given and given[0] in shifted:
+            return True
+        elif name in ("convert_element_type", "copy") and given and given[0] in values | shifted:
+            (values if given[0] in values else shifted).update(eqn.outvars)
+    return False
+
+
 def _follow_reduce(site: Site, operands: list[Axes]) -> list[Axes]:
     what = _reduced(site)
     gone = what.axes(site.eqn)
-    if not what.sums:
+    if site.name == "argmax" or (site.name == "reduce_max" and _is_of_softmax(site)):
+        for i in gone:
+            site.choose(0, i, 1)
+        if site.name == "argmax":
+            site.frame.points[site.eqn.outvars[0]] = pointing.Points(operands[0][gone[0]])
+    elif not what.sums:
         for i in gone:
             site.freeze(operands[0][i], f"{site.name} over it")
     return [tuple(a for i, a in enumerate(operands[0]) if i not in gone)] * len(site.eqn.outvars)
@@ -173,7 +204,84 @@ def _zero_mix(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     return [Zeros(known[0].axes)] if _mixed(site).keeps_zero else no_zeros(site, known)
 
 
-ENTRYWISE = {zero: Rule(_follow, rule, rebind) for zero, rule in _ZERO.items()}
+def _with_limits(
+    rule: Callable[[ZeroSite, list[Zeros]], list[Zeros]],
+) -> Callable[[ZeroSite, list[Zeros]], list[Zeros]]:
+    """The rule, and what is known of values that are minus infinity or compared with zero at removed positions."""
+
+    def zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+        results = rule(site, known)
+        name, shape = site.eqn.primitive.name, site.eqn.outvars[0].aval.shape
+        more = _false_or_zero(site, name, known, shape)
+        low = _stays_low(site, name, known, shape)
+        if not more and not low:
+            return results
+        axes = [tuple(z or i in more for i, z in enumerate(r.axes)) for r in results]
+        return [r._replace(axes=a, low=r.low | low) for r, a in zip(results, axes, strict=True)]
+
+    return zero
+
+
+def _lows(site: ZeroSite, known: list[Zeros], k: int, shape: tuple[int, ...]) -> frozenset[int]:
+    sizes = [ax.size(axis) for axis in site.operand(k)]
+    return frozenset(i for i in known[k].low if sizes[i] == shape[i])
+
+
+# For x = 0: when (x, c) is false; the comparison of (c, x) is the flipped one.
+_FALSE_AT_ZERO: dict[str, Callable[[float], bool]] = {
+    "gt": lambda c: c >= 0,
+    "ge": lambda c: c > 0,
+    "lt": lambda c: c <= 0,
+    "le": lambda c: c < 0,
+    "ne": lambda c: c == 0,
+    "eq": lambda c: c != 0,
+}
+_FLIPPED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "ne": "ne", "eq": "eq"}
+
+
+def _false_or_zero(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[int, ...]) -> set[int]:
+    """The axes along which the result is zero or false at removed positions, beyond what the table says."""
+    if name in ("exp", "exp2", "logistic"):
+        return set(_lows(site, known, 0, shape))
+    if name not in _FALSE_AT_ZERO:
+        return set()
+    found = set(_lows(site, known, 0, shape)) if name in ("gt", "ge") else set()
+    found |= set(_lows(site, known, 1, shape)) if name in ("lt", "le") else set()
+    for mine, other, own in ((0, 1, name), (1, 0, _FLIPPED[name])):
+        value = known[other].value
+        if value is not None and known[mine].axes and _FALSE_AT_ZERO[own](value):
+            found |= {i for i, zero in enumerate(_axis_zeros(site, known, mine)) if zero}
+    if name == "eq":
+        # No index points to a removed position.
+        points = [pointing.read(site.frame, v) for v in site.eqn.invars]
+        iotas = [p.axis for p in points if isinstance(p, pointing.Points) and p.origin is not None and p.origin.ranks]
+        axes = site.frame.read(site.eqn.outvars[0])
+        found |= {
+            i for i, a in enumerate(axes) for b in iotas if not ax.is_fixed(a) and pointing.same(site.labels, a, b)
+        }
+    return found
+
+
+def _stays_low(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[int, ...]) -> frozenset[int]:
+    if not any(z.low for z in known):
+        return frozenset()
+    lows = [_lows(site, known, k, shape) for k in range(len(known))]
+    positive = [z.value is not None and z.value > 0 for z in known]
+    if name in ("add", "add_any"):
+        return lows[0] | lows[1]
+    if name == "sub" or (name in ("mul", "div") and positive[1]):
+        return lows[0]
+    if name == "mul" and positive[0]:
+        return lows[1]
+    if name == "max":
+        return lows[0] & lows[1]
+    if name == "select_n":
+        cases = [own for own, z in zip(lows[1:], known[1:], strict=True) if z.value != -np.inf]
+        return frozenset.intersection(*cases) if cases else frozenset()
+    return frozenset()
+
+
+ENTRYWISE = {zero: Rule(_follow, _with_limits(rule), rebind) for zero, rule in _ZERO.items()}
 ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # one operand meets no other layer
 REDUCE = Rule(_follow_reduce, _zero_reduce, rebind)
 MIX = Rule(_follow_mix, _zero_mix, rebind)
@@ -211,6 +319,26 @@ def _zero_product(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 def _free(axes: tuple, *used: tuple[int, ...]) -> list[int]:
     taken = {i for group in used for i in group}
     return [i for i in range(len(axes)) if i not in taken]
+
+
+def _follow_ragged(site: Site, operands: list[Axes]) -> list[Axes]:
+    # Rows [rows, inputs] that are sorted by group, matrices [groups, inputs, outputs], rows of each group [groups].
+    rows, matrices, sizes = operands[:3]
+    if not is_sorted_product(site.eqn):
+        return unknown(site, operands)
+    site.unify(rows[1], matrices[1])
+    site.unify(matrices[0], sizes[0])
+    site.freeze(rows[0], "the rows of a ragged product")
+    return [(ax.fixed(ax.size(rows[0])), matrices[2])]
+
+
+def _zero_ragged(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    rows, matrices, sizes = known[:3]
+    if not (settled(site, 0, 1, rows.axes[1]) or settled(site, 1, 1, matrices.axes[1])):
+        site.inexact(site.operand(0)[1], "a contraction over values that masking does not make zero")
+    if not settled(site, 2, 0, sizes.axes[0]):
+        site.inexact(site.operand(2)[0], "groups of rows that are not empty when their matrix is removed")
+    return [Zeros((False, matrices.axes[2]))]
 
 
 def _follow_convolution(site: Site, operands: list[Axes]) -> list[Axes]:
@@ -264,4 +392,5 @@ def _shrink_convolution(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 
 PRODUCT = Rule(_follow_product, _zero_product, rebind)
+RAGGED = Rule(_follow_ragged, _zero_ragged, rebind)
 CONVOLUTION = Rule(_follow_convolution, _zero_convolution, _shrink_convolution)

@@ -1,11 +1,15 @@
-"""Indexing by values that are known only at run time: indexed axes are frozen."""
+"""Indexing by values that are known only at run time, and top-k, which returns such values.
+
+Integers that point into an axis (`pointing`) tie the axis that they index to it. Other indexed axes are frozen.
+"""
 
 from typing import Any
 
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import ShrinkSite, rebind
-from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, settled
+from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled
 
 
 def _window_dims(rank: int, *gone: tuple[int, ...]) -> list[int]:
@@ -25,11 +29,22 @@ def _gather_axes(eqn: Any) -> tuple[list[int], dict[int, int], dict[int, int], d
     return indexed, offset, dict(zip(rest, range(len(rest)), strict=True)), batching
 
 
+def _pointed(site: Any, dims: Any, *, losing: bool = True) -> dict[int, pointing.Points]:
+    """The operand axes that are indexed by integers that point."""
+    found = zip(dims, pointing.columns(site, 1, len(dims), losing=losing), strict=True)
+    return {d: point for d, point in found if point is not None}
+
+
 def _follow_gather(site: Site, operands: list[Axes]) -> list[Axes]:
     operand, indices = operands
     indexed, offset, batch, batching = _gather_axes(site.eqn)
+    pointed = _pointed(site, site.eqn.params["dimension_numbers"].start_index_map)
     for d in indexed:
-        site.freeze(operand[d], "a gather by position")
+        point = pointed.get(d)
+        if point is not None and site.eqn.params["slice_sizes"][d] == 1:
+            site.unify(operand[d], point.axis)
+        else:
+            site.freeze(operand[d], "a gather by position")
     site.freeze(indices[-1], "the index of a gather")
     for d, b in batching.items():
         site.unify(operand[d], indices[b])
@@ -62,8 +77,12 @@ def _follow_scatter(site: Site, operands: list[Axes]) -> list[Axes]:
     operand, indices, updates = operands
     numbers = site.eqn.params["dimension_numbers"]
     site.freeze(indices[-1], "the index of a scatter")
+    pointed = _pointed(site, numbers.scatter_dims_to_operand_dims)
     for d in numbers.inserted_window_dims:
-        site.freeze(operand[d], "a scatter by position")
+        if d in pointed:
+            site.unify(operand[d], pointed[d].axis)
+        else:
+            site.freeze(operand[d], "a scatter by position")
     for d, b in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         site.unify(operand[d], indices[b])
     window = _window_dims(len(operand), numbers.inserted_window_dims, numbers.operand_batching_dims)
@@ -85,6 +104,8 @@ def _zero_scatter(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     zero = [False] * site.rank()
     for d, u in zip(window, numbers.update_window_dims, strict=True):
         zero[d] = known[0].axes[d] and known[2].axes[u]
+    for d in _pointed(site, numbers.scatter_dims_to_operand_dims, losing=False):
+        zero[d] = d in numbers.inserted_window_dims and known[0].axes[d]  # nothing points to a removed position
     return [Zeros(tuple(zero))]
 
 
@@ -128,7 +149,16 @@ def _zero_update(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     return [Zeros(tuple(zero))]
 
 
+def _follow_top_k(site: Site, operands: list[Axes]) -> list[Axes]:
+    axes, count = operands[0], site.eqn.params["k"]
+    axis = site.eqn.params.get("axis", -1) % len(axes)
+    site.choose(0, axis, count)
+    site.frame.points[site.eqn.outvars[1]] = pointing.Points(axes[axis])
+    return [tuple(ax.fixed(count) if i == axis else a for i, a in enumerate(axes))] * 2
+
+
 TABLE = {
+    "top_k": Rule(_follow_top_k, no_zeros, rebind),
     "gather": Rule(_follow_gather, _zero_gather, _shrink_gather),
     "dynamic_slice": Rule(_follow_dynamic_slice, _zero_dynamic_slice, _shrink_dynamic_slice),
     "dynamic_update_slice": Rule(_follow_update, _zero_update, rebind),

@@ -23,6 +23,7 @@ from jaxprune._jaxprs.primitives import (
     Transpose,
 )
 from jaxprune.slimming._labels import axes as ax
+from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import ShrinkSite, move, ranks, rebind, select, single, take
 from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together, whole
@@ -41,7 +42,18 @@ def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
 
 def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     moves = _moves(site).moves(site.eqn)
-    return [_ZERO[type(m)](site, m, known) for m in moves]
+    return [_ZERO[type(m)](site, m, known)._replace(low=_low(m, known[0])) for m in moves]
+
+
+def _low(m: Any, known: Zeros) -> frozenset[int]:
+    """The axes along which a moved value is minus infinity at removed positions."""
+    if isinstance(m, Same | Slice | Reverse):
+        return known.low
+    if isinstance(m, Transpose):
+        return frozenset(i for i, source in enumerate(m.permutation) if source in known.low)
+    if isinstance(m, Broadcast):
+        return frozenset(m.dimensions[axis] for axis in known.low)
+    return frozenset()
 
 
 def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
@@ -243,11 +255,17 @@ def _follow_made(site: Site, operands: list[Axes]) -> list[Axes]:
     # Each position has its own value: the whole is made and what stays is taken, the same in every layer.
     for axis in (axis for axes in operands for axis in axes):
         site.freeze(axis, f"an operand of {site.name}")
-    return [tuple(site.shared(n) for n in site.out_shape())]
+    along = site.eqn.params.get("dimension") if site.name == "iota" else None
+    axes = tuple(site.free(n) if i == along else site.shared(n) for i, n in enumerate(site.out_shape()))
+    if along is not None and site.eqn.outvars[0].aval.dtype.kind in "iu":
+        site.frame.points[site.eqn.outvars[0]] = pointing.of_iota(site.labels, axes[along])
+    return [axes]
 
 
 def _shrink_made(site: ShrinkSite, operands: list[Any]) -> list[Any]:
-    if site.decision.numbers is not None and site.eqn.primitive.name == "random_bits":
+    point = site.frame.points.get(site.eqn.outvars[0])
+    ranks = isinstance(point, pointing.Points) and point.origin is not None and point.origin.ranks
+    if ranks or (site.decision.numbers is not None and site.eqn.primitive.name == "random_bits"):
         return site.bind(*operands, shape=site.out_shape())
     [made] = site.bind(*operands)
     return [take(made, site.out_keeps())]
