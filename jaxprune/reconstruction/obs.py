@@ -29,8 +29,8 @@ def obs(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Prunes one small weight matrix by exact OBS (Frantar, Singh and Alistarh 2022, arXiv 2208.11580).
 
-    The cost is inputs^3 operations for each output, so use it for layers of up to a few hundred inputs. `alps` costs
-    less from about 128 inputs on and is usually no worse. The order of removal is greedy. The kept weights are then the
+    The cost is inputs^3 operations for each output, so use it for layers of up to a few hundred inputs. `alps` is
+    usually no worse and costs less for larger layers. The order of removal is greedy. The kept weights are then the
     least squares solution for the mask, which equals the sum of the updates. Of equal losses within an output the lower
     index is removed first; between outputs the lowest index is kept.
 
