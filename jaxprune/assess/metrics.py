@@ -83,7 +83,7 @@ class Samples(NamedTuple):
 
     Attributes:
       labels: the true classes, (n,).
-      answers: the classes with the largest probability, (n,).
+      answers: the class with the largest probability for each sample, (n,).
       correct: whether the answers are the labels, bool (n,).
       confidence: the largest probabilities, (n,).
       nll: the negative log-likelihoods in nats, (n,).
@@ -275,7 +275,7 @@ def log_losses(logits: Any, labels: Any) -> Array:
 def brier_losses(logits: Any, labels: Any) -> Array:
     """Computes the Brier score sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
 
-    For two classes this is twice the one-sided score (p - y)^2.
+    For two classes the result is twice the one-sided score (p - y)^2.
 
     Args:
       logits: floating, (n, classes).

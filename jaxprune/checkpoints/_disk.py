@@ -14,7 +14,7 @@ def as_path(path: Any) -> Path:
     """The path as a `Path`.
 
     Raises:
-      TypeError: the argument is no path; a function that saves takes the path first.
+      TypeError: the argument is not a path; functions that save take the path as their first argument.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a string or a path, the first argument; got {type(path).__name__}")
@@ -74,7 +74,7 @@ def optional(module: str, what: str) -> Any:
       what: the action that needs the module, for the message.
 
     Raises:
-      ImportError: the module is missing. The message says what to install.
+      ImportError: the module is missing. The message names the package to install.
     """
     try:
         return importlib.import_module(module)

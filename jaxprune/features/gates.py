@@ -52,7 +52,7 @@ class StochasticGates:
             raise ValueError(f"sigma must be above 0; got {self.sigma}")
 
     def start(self, features: int, *, mu: float = 0.5, dtype: Any = jnp.float32) -> Array:
-        """The parameters of the gates before training.
+        """Returns the parameters of the gates before training.
 
         Args:
           features: the number of features, 1 or more.
@@ -83,7 +83,7 @@ class StochasticGates:
         return jnp.clip(mu + self.sigma * jax.random.normal(key, (samples, *mu.shape), mu.dtype), 0.0, 1.0)
 
     def through(self, mu: Array) -> Array:
-        """The gate values after training: mu clipped to [0, 1]. Keep the features with values above 0.
+        """Returns the gate values after training: mu clipped to [0, 1]. Keep the features with values above 0.
 
         Example:
           >>> StochasticGates().through(jnp.array([-0.5, 0.25, 3.0])).tolist()
@@ -92,7 +92,7 @@ class StochasticGates:
         return jnp.clip(mu, 0.0, 1.0)
 
     def expected_open(self, mu: Array) -> Array:
-        r"""The expected number of open gates, a scalar: \sum_j P(z_j > 0) = \sum_j Phi(mu_j / sigma).
+        r"""Returns the expected number of open gates, a scalar: \sum_j P(z_j > 0) = \sum_j Phi(mu_j / sigma).
 
         Example:
           >>> float(StochasticGates().expected_open(jnp.zeros(4)))

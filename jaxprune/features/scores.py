@@ -57,7 +57,7 @@ def pearson(x: Any, y: Any) -> Array:
 
 
 def spearman(x: Any, y: Any) -> Array:
-    """The rank correlation of each feature with the target: `pearson` of the ranks of `x` and of numeric `y`.
+    """Returns the rank correlation of each feature with the target: `pearson` of the ranks of `x` and of numeric `y`.
 
     The score finds any monotone relation. Neither outliers nor a distant class dominate it. Equal values share the mean
     of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), where H is the statistic of
@@ -124,7 +124,7 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
 
 
 def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
-    r"""The mutual information of each feature with the target, in nats, from counts of quantile bins.
+    r"""Returns the mutual information of each feature with the target, in nats, from counts of quantile bins.
 
         I_j = \sum_{b,k} p_bk ln( p_bk / (p_b p_k) )  -  (B_j - 1)(K - 1) / 2n
 
@@ -170,7 +170,7 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
 
 @jax.jit
 def ranks(x: Array) -> Array:
-    """The rank of each value in its column, starting at 1; equal values share the mean of their ranks."""
+    """Returns the rank of each value in its column, starting at 1; equal values share the mean of their ranks."""
     return rankdata(x, axis=0).astype(x.dtype)
 
 

@@ -86,7 +86,7 @@ class Pruned:
 
 
 def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
-    """The sparsity of each pruned leaf and of all pruned leaves together, for TensorBoard, W&B or clu.
+    """Returns the sparsity of each pruned leaf and of all pruned leaves together, for TensorBoard, W&B or clu.
 
     Log it in one line: `wandb.log(masks.summary(params, jaxprune.get_masks(opt_state)))`.
 

@@ -87,7 +87,7 @@ class Grid(NamedTuple):
         return jnp.where(largest > 0, largest, 1.0) / (2 ** (self.bits - 1) - 0.5)
 
     def rounded(self, weight: jax.Array, scale: jax.Array) -> jax.Array:
-        """The nearest multiples of the scale; of two the larger in magnitude."""
+        """Returns the nearest multiples of the scale; of two equally near multiples, the larger in magnitude."""
         half = 2 ** (self.bits - 1)
         # The largest magnitude of a group lies half-way between two integers, where the last bit would decide.
         return jnp.clip(jnp.round(weight / scale * (1 + 2**-20)), -half, half - 1) * scale
