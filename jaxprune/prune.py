@@ -1,4 +1,4 @@
-"""Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
+"""Pruning in one call: `prune`; `How` and `Selector`: the options for the choice of weights."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class How(masks.Units, total=False):
 
     Attributes:
       criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
-        keeping; `criteria.magnitude` by default. Bind options and signals of its own by `functools.partial`.
+        keeping; `criteria.magnitude` by default. Bind the criterion's own options and signals by `functools.partial`.
       allocation: `(scores, sparsity, **units) -> Allocation`, how the leaves share the sparsity; `allocation.uniform`
         by default, unless the function that takes it says otherwise.
       key: a key of `jax.random` for criteria that draw; None by default.
@@ -229,7 +229,7 @@ def prune(
         `jaxprune.How`.
 
     Returns:
-      `Pruned(params, masks)`; `print` shows what was done to each leaf, and why a leaf was left alone.
+      `Pruned(params, masks)`; `print` shows the sparsity of each leaf, and why a leaf was not pruned.
 
     Raises:
       ValueError: a sparsity is outside [0, 1), the criterion needs a signal that was not given, a pattern does not fit

@@ -128,7 +128,7 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
 
     Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the density is proportional to the sum of a leaf's axes over
     their product. For leaves of two axes it equals `er`. A dense layer stored with more axes, such as the (inputs,
-    heads, head size) of attention, counts all of them.
+    heads, head size) of attention, counts all its axes.
 
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.

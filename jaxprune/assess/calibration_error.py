@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: `calibration_error`, `reliability` and `calibration_test`."""
+"""Calibration of probabilities: `calibration_error`, `reliability` and `calibration_test`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -354,7 +354,7 @@ def _interval(
 
 
 def _smoothed(count: np.ndarray, mean: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """The gap of each bin: that of a logistic recalibration, and the rest as far as it exceeds noise (James-Stein)."""
+    """Returns the gap of each bin: from logistic recalibration, plus the part beyond noise (James-Stein)."""
     x = scipy.special.logit(np.clip(mean, 1e-6, 1 - 1e-6))
     design, weights = np.stack([np.ones_like(x), x], 1), np.array([0.0, 1.0])
     prior = 1e-2 * np.eye(2)

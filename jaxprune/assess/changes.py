@@ -41,10 +41,10 @@ class Changes:
     p-value of 0.05 or less.
 
     Attributes:
-      figures: the differences, model less reference, of accuracy, nll and brier, each with an interval of its own.
+      figures: the differences, model less reference, of accuracy, nll and brier, each with its own interval.
       p_values: the p-value of each figure alone, from the same test as its interval; NaN if a loss is infinite.
       adjusted: the p-value of each figure, adjusted for all tests.
-      recall: the difference of the accuracy within each class, each with an interval of its own; NaN for a class
+      recall: the difference of the accuracy within each class, each with its own interval; NaN for a class
         without test samples.
       recall_adjusted: the p-value of each class, adjusted for all tests; NaN for a class without test samples.
       agreement: the fraction of samples for which both models predict the same class, with its interval.

@@ -160,7 +160,7 @@ def _is_constant(variance: float, centre: float) -> bool:
 def paired_difference(gains: int, losses: int, samples: int, confidence: float = 0.95) -> Difference:
     """Computes how much more often a second model is right than the first on the same samples.
 
-    The p-value is that of McNemar's mid-p test (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91). The
+    The p-value is McNemar's mid-p value (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91). The
     interval is Tango's score interval (1998, Stat Med 17), extended to 0 if McNemar's test does not reject.
 
     Args:

@@ -25,7 +25,7 @@ class Metrics:
     """Accuracy, NLL, Brier score and calibration error of predictions; a pytree, so `vmap` can map over seeds.
 
     Attributes:
-      accuracy: the fraction of samples whose largest logit is that of the label (top-1).
+      accuracy: the fraction of samples whose label has the largest logit (top-1).
       nll: the mean negative log-likelihood, in nats.
       brier: the mean Brier score, in [0, 2].
       ece: the expected calibration error of the top class over equally wide bins.
@@ -241,7 +241,7 @@ def _check_probabilities(probabilities: Array) -> None:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-    """Returns for each sample whether the largest logit is that of the label; of equal logits the lowest class counts.
+    """Returns for each sample whether its label has the largest logit; of equal logits the lowest class counts.
 
     Args:
       logits: (n, classes).

@@ -184,7 +184,7 @@ class RiskReport:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        """The page for a notebook, in a frame of its own so that its style stays inside."""
+        """Returns the page for a notebook, in its own frame so that its style does not change the notebook."""
         try:
             whole = self.to_html()
         except ImportError:  # no Matplotlib for the plots: the answers alone

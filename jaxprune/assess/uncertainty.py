@@ -234,7 +234,7 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
 def temperature_interval(logits: Any, labels: Any, confidence: float = 0.95) -> Interval:
     """Computes the temperature of `fit_temperature` with its interval.
 
-    The interval is symmetric in the logarithm of the temperature. Its standard error is that of an M-estimator (Huber
+    The interval is symmetric in the logarithm of the temperature. It uses the standard error of an M-estimator (Huber
     1967), so it is valid even if no temperature makes the model calibrated.
 
     Args:

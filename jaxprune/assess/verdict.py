@@ -58,7 +58,7 @@ def verdict(
 ) -> dict[str, str]:
     """Describes in sentences only the properties that the figures show beyond noise.
 
-    If a model has no such defect, the sentence about it appears in at most 5 % of the cases:
+    If a sentence is false for a model, it appears in at most 5 % of the cases:
 
     - fit: the whole interval of the gap between training and test loss is above or below 0, or the whole 99.9 %
       interval of the difference from the reference's training loss is above 0. The best possible fit depends on the

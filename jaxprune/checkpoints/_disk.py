@@ -87,7 +87,7 @@ def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mappin
 
     Args:
       path: the file or folder, for the message.
-      what: what the file contains, such as "network" or "search".
+      what: the content of the file, such as "network" or "search".
       saved: the description in the file: from a name or a path of keys to a string or any JSON value.
       expected: the description of the caller, in the same form.
       hint: the probable cause, for the message.

@@ -12,7 +12,7 @@ from jaxprune import _tree
 
 PyTree = Any
 _Axes = tuple[str, ...]
-# The end of a leaf's path; its use, empty if the default rule leaves it alone; its axes without layers; what it is.
+# The end of a leaf's path; its use, empty if it is not pruned by default; its axes without layers; a description.
 _MAXTEXT: tuple[tuple[str, tuple[Any, ...], _Axes, str], ...] = (
     (r"(query|key|value)/kernel", ("multiplied",), ("input", "output", "output"), ""),
     (r"\w*attention\w*/out/kernel", ("multiplied",), ("input", "input", "output"), ""),

@@ -80,7 +80,7 @@ def hessian_diagonal(
     Args:
       loss: `loss(params, batch)` -> scalar, a mean over the batch, twice differentiable.
       params: any tree; leaves that are not floating are passed to `loss` unchanged.
-      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size; each shape compiles
+      batches: an iterable of trees of arrays. Batches of any size have the same weight; each shape compiles
         once.
       key: a key of `jax.random`. Each sample of each batch draws its own signs.
       samples: the number of samples for each batch, 1 or more; default 16.

@@ -121,7 +121,7 @@ def hidden_loss(
 
     Jiao et al. 2020 (TinyBERT), arXiv 1909.10351, eqs. 6 and 8, with each layer's distance relative to the teacher's
     state: in residual networks later states are much larger than earlier states. The teacher receives no gradient. Add
-    it to `distillation_loss` with a weight of your own.
+    it to `distillation_loss` with your own weight.
 
     For a student that has lost blocks, number the states so that state 0 is the input of the first block and the last
     state is the output of the last block. The input of a kept block then learns the input of the same block of the

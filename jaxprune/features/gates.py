@@ -28,9 +28,9 @@ class StochasticGates:
         z_ij = min(1, max(0, mu_j + sigma e_ij)),    e_ij ~ N(0, 1)
 
     Yamada, Lindenbaum, Negahban and Kluger 2020, arXiv 1810.04247, section 3: a Bernoulli gate, relaxed so that the
-    gradient with respect to mu is that of a clipped Gaussian. Add `start(features)` to the tree of parameters as a
-    leaf, multiply the features by `draw(mu, key, n)` in the loss, and put `add_penalty` before the optimizer. After
-    training, mu is the score of each feature; keep the features with mu > 0.
+    gradient with respect to mu is the gradient of a clipped Gaussian. Add `start(features)` to the tree of parameters
+    as a leaf, multiply the features by `draw(mu, key, n)` in the loss, and put `add_penalty` before the optimizer.
+    After training, mu is the score of each feature; keep the features with mu > 0.
 
     Attributes:
       sigma: the standard deviation of the noise, above 0; default 0.5 as in the paper.

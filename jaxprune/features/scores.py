@@ -98,7 +98,8 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
 
     Raises:
       ImportError: scikit-learn is not installed.
-      ValueError: shapes do not fit, values are NaN or infinite, or integer labels give every sample a class of its own.
+      ValueError: shapes do not fit, values are NaN or infinite, or integer labels put every sample into a different
+        class.
 
     Example:
       >>> anova_f([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 1.0]], [0, 0, 1, 1]).round(4).tolist()
@@ -212,7 +213,7 @@ def _multiple(x: Array, y: Array) -> Array:
 
 
 def _binned(values: Array, bins: int) -> Array:
-    """Bins of about equal counts; equal values share the bin of the first of them."""
+    """Returns bins of about equal counts; equal values share the bin of the first value."""
     below = jnp.searchsorted(jnp.sort(values), values, side="left")
     return (below * bins) // values.shape[0]
 

@@ -141,7 +141,7 @@ def _sizes(pattern: "Pattern", batch_axes: Shape, stacked: Shape, shape: Shape, 
 
 
 class Group(NamedTuple):
-    """Small groups of units, in each of which the same number is kept.
+    """Small groups of units; every group keeps the same number of units.
 
     Attributes:
       kept: how many units of each group are kept.

@@ -1,4 +1,4 @@
-"""Patterns, what is removed together: `Unstructured`, `NM`, `Block`, `Channel`.
+"""Patterns of entries that are removed together: `Unstructured`, `NM`, `Block`, `Channel`.
 
 If a pattern does not name its axes, it uses the role of each leaf: the inputs and outputs that `find_roles` or a
 convention gives. No unit extends over positions of a stacked axis (layers of a scan, experts, members of an ensemble).

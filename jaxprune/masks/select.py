@@ -46,12 +46,12 @@ def select(
         the exact binary fraction that it holds. A `Count` is the number of units to remove. `Global(sparsity)` ranks
         all leaves together; see `select_global`.
       pattern: what is removed together; see `masks.Units`. NM(n, m) needs the sparsity 1 - n/m. If the sparsity is an
-        array, such as that of a schedule, NM keeps m - floor(s m + 1/2) of each m, and never fewer than n.
+        array, such as the result of a schedule, NM keeps m - floor(s m + 1/2) of each m, and never fewer than n.
       where: which leaves are pruned; see `masks.Units`. The other leaves get a scalar True.
       batch_axes: the axes of a leaf whose positions are ranked separately; see `masks.Units`. Each slice loses exactly
         the same number of units.
       specs: the `PartitionSpec`s of the leaves inside `jax.shard_map`; see `masks.Units`.
-      roles: what the leaves and their axes are for, from `jaxprune.find_roles`; see `masks.Units`.
+      roles: the roles of the leaves and their axes, from `jaxprune.find_roles`; see `masks.Units`.
 
     Returns:
       bool masks, True = kept, in the structure of `scores`. A mask has the shape of its leaf, or broadcasts to it for

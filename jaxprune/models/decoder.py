@@ -282,7 +282,7 @@ def _feed_forward(config: Mapping[str, Any], activation: Callable) -> Callable[[
         out = jnp.zeros_like(x)
         for place, expert in enumerate(experts):
             # An expert reads zeros in place of the tokens that did not choose it, and its hidden neurons carry the
-            # token's weight, so that calibration sums what the expert sees and writes.
+            # token's weight, so that calibration sums the expert's inputs and outputs.
             own = weight[..., place : place + 1]
             out = out + gated(params, jnp.where(own > 0, x, 0), f"{prefix}.experts.{expert}", *names, own)
         return out

@@ -190,7 +190,7 @@ def _scores(folder: Folder, cut: Parts, tokens: np.ndarray, progress: bool | Non
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
         names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
         params, run = block_params(folder.load(names, dtype=jnp.float32), index), runners.of(index)
-        # One kernel that reads what each of the two norms returns: the whole input of attention, and of the MLP.
+        # One kernel that reads the output of each of the two norms: the whole input of attention, and of the MLP.
         first = next(name for name in ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight") if name in params)
         routers = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "mlp.gate_up_proj.weight", "mlp.gate_proj.weight")
         second = next(name for name in routers if name in params)
@@ -242,7 +242,7 @@ def _kept(scores: _Scores, channels: np.ndarray, new: Mapping[str, Any], folder:
     of_experts = np.array([inside[module].sum() for module in sorted(inside, key=number)])
     neurons = {}
     for module, energy in scores.neurons.items():
-        # The first size of the config that this MLP has; the widths of experts have a name of their own in some.
+        # The first size of the config that this MLP has; some configs have a separate name for the width of experts.
         sizes = ("moe_intermediate_size", "intermediate_size") if module in inside else (_WIDTHS[module],)
         size = next(size for size in sizes if old.get(size))
         neurons[module] = _largest(energy, new[size])

@@ -267,7 +267,7 @@ class _Scan:
     ) -> tuple[list[Leaf], Stats]:
         """Returns the whole leaves with the statistics of one layer, as targets and criteria take them.
 
-        The Gram matrices are those of the layer alone; the squares of the other layers are zero.
+        Only the layer has Gram matrices; the squares of the other layers are zero.
         """
         found, inputs = [], {}
         for leaf in leaves:

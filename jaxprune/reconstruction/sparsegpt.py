@@ -193,7 +193,7 @@ def _sweep(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
 
-    `first` are the scales if each output has one; by default those of the weights before the sweep.
+    `first` are the scales if each output has one scale; by default the scales of the weights before the sweep.
     """
     inputs, outputs, block, grid = *weight.shape, plan.block, plan.grid
     padded = _padded(weight, block)

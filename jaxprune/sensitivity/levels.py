@@ -146,7 +146,7 @@ def leaf_costs(
       fn: the network, `fn(params, *inputs)`.
       params: its parameters, any pytree.
       found: the result of `leaf_sensitivity`; its leaves and levels are used.
-      *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are those of this batch.
+      *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are counted for this batch.
       of: the cost: "parameters" (default); "memory", in bytes: the kept values, and one bit per entry for the mask of a
         pruned leaf; or "flops", the effective FLOPs. Masks do not change the time that a network takes: for latency see
         `choose_levels`.

@@ -264,7 +264,7 @@ def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
 
 
 def _differing(choice: Choice, masks: Sequence[np.ndarray]) -> list[str]:
-    """The leaves whose masks are not those of the choice, with their groups."""
+    """Returns the leaves whose masks differ from the choice's masks, with their groups."""
     groups, wrong = choice.groups, []
     wanted = [np.asarray(mask) for mask in jax.tree.leaves(choice.masks())]
     for k, (mask, want, leaf) in enumerate(zip(masks, wanted, groups.analysis.leaves, strict=True)):
@@ -309,7 +309,7 @@ def _problem(group: Group, keep: np.ndarray, empty: bool) -> str | None:
 
 
 def _too_few(groups: Groups, keep: np.ndarray) -> list[str]:
-    """The axes of which fewer positions stay than an operation chooses."""
+    """Returns the axes that keep fewer positions than an operation chooses."""
     wrong = []
     for units, count, name in groups.chosen:
         left = int(np.append(keep, True)[units].all(-1).sum(-1).min())

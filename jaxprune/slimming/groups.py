@@ -319,7 +319,7 @@ def _names(members: list[list[Member]], forms: list[str]) -> list[str]:
 
 
 def _table(groups: Groups) -> str:
-    """The groups with their members, then what is frozen and why."""
+    """The groups with their members, then the frozen positions with the reasons."""
     rows = [("group", "units", "exact", "members: positions of a unit")]
     for group in groups:
         layers = f" in each of {group.layers} layers" if group.layer is not None else ""

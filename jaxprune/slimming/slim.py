@@ -115,7 +115,7 @@ def slim(
         norms of the scores of `criterion` are removed (`group_scores`, then `choose`);
         a `Choice`;
         a mapping from groups, by name or member, to the numbers of the units to remove;
-        masks, a tree of bools like params, True = kept: masks that remove only parts of units, such as those of
+        masks, a tree of bools like params, True = kept: masks that remove only parts of units, such as the masks of
         `prune(pattern=Channel())`, are completed to whole units with a warning (`Choice.from_masks`);
         a `Manifest`.
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
@@ -155,7 +155,7 @@ def slim(
         given = {} if as_built is True else {float(old): float(new) for old, new in as_built.items()}
         manifest = dataclasses.replace(manifest, as_built=given)
     _check_shapes(params, manifest, smaller=False)
-    if manifest.as_built is not None and inputs:  # what the function does not tell is an error before it is called
+    if manifest.as_built is not None and inputs:  # raises early if a smaller number is not known
         _ = _decide(_with_state(fn), manifest, params, inputs, True, True)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
@@ -383,7 +383,7 @@ def _same_in_members(analysis: Analysis, k: int, axis: int, stay: np.ndarray) ->
     """Returns the positions that stay, made equal in all members of a stack whose members lose different positions.
 
     The parameters of each member have their own positions. The function is the same for any order of a member's units
-    (`_labels.members`), so the program is that of members which all keep their first units.
+    (`_labels.members`), so the program is the same as if all members kept their first units.
 
     Raises:
       ValueError: the function depends on the order of a member's units.

@@ -18,7 +18,7 @@ PyTree = Any
 def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     """Returns the updates where the masks are True, and minus the parameter where they are False.
 
-    `optax.apply_updates` then computes exact zeros, whatever the dtypes: where the parameter is wider than its update
+    `optax.apply_updates` then computes exact zeros in all dtypes: where the parameter is wider than its update
     the result has the parameter's dtype. An infinite or NaN parameter becomes NaN (p - p); only `masks.apply` mends it.
 
     Args:
@@ -173,7 +173,7 @@ def check_params(params: PyTree | None, what: str) -> None:
 
 
 def is_guarded(state: PyTree) -> bool:
-    """Returns whether an optimizer's state contains that of `optax.apply_if_finite`; a Python bool."""
+    """Returns whether an optimizer's state contains a state of `optax.apply_if_finite`; a Python bool."""
     return bool(_guards(state))
 
 

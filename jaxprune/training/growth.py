@@ -41,8 +41,8 @@ def drop_and_grow(
 
     Args:
       masks: bool masks in the structure of the scores.
-      drop: scores of the kept weights; the lowest are dropped. NaN ranks below all of them.
-      grow: scores of the removed weights; the highest are grown. NaN ranks below all of them.
+      drop: scores of the kept weights; the lowest scores are dropped. NaN ranks lowest.
+      grow: scores of the removed weights; the weights with the highest scores are grown. NaN ranks lowest.
       fraction: f in [0, 1], a number or a traced scalar.
       whole_leaf: whether the lowest scores of the whole leaf are dropped; default False. No part loses more weights
         than it can grow: its best weights beyond that number stay.

@@ -318,7 +318,7 @@ class _Run:
         fill = lambda p, g: jnp.zeros_like(p) if g is None and _tree.is_floating(p) else g
         signals = Signals(params, jax.tree.map(fill, params, grads), step, extra, signals.before, frozen)
 
-        # The branches return only the masks and the method's state: whatever else they return is copied every step.
+        # The branches return only the masks and the method's state: every other returned value is copied at every step.
         def revise(own: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
             old = masks.unpack(own[0], params) if self.packed else own[0]
             new, new_state = self.method.revise(old, own[1], signals)
