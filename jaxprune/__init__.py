@@ -4,8 +4,8 @@
     masks --> apply | sparsify(optimizer) | slim(function) | rewind | ensemble --> assess --> report
     a folder on disk --models, checkpoints--> a smaller folder on disk
 
-Each arrow is a public function that can be used alone; `prune` is the first line in one call. The names that are used
-most stand here; `help(jaxprune.masks)` and so on list what each room has:
+Each arrow is a public function that can be used alone; `prune` is the first line in one call. This package exports the
+names that are used most. Its modules export all others, and `help(jaxprune.masks)` lists the names of one module:
 
     masks           patterns, exact selection, algebra, packing
     criteria        scores: by weights, gradients, second order, activations, flow
@@ -15,7 +15,7 @@ most stand here; `help(jaxprune.masks)` and so on list what each room has:
     lottery         tickets: iterative pruning, rewinding, control experiments, stability
     calibration     the activations that each weight meets, for any function
     reconstruction  one-shot pruning that repairs: SparseGPT, OBS, ALPS, least squares
-    slimming        channels, heads and layers that go physically
+    slimming        removal of channels, heads and layers from the arrays
     features        which inputs and hidden units matter
     sensitivity     how much pruning each layer bears, and levels that meet a budget
     assess          cost, accuracy, risk, comparison, choice of models; reports

@@ -35,9 +35,9 @@ def bar(
     """A loop over items with a progress bar, or a bar that the caller moves.
 
     Args:
-      items: what the loop runs over.
+      items: the items of the loop.
       progress: True shows the bar, False does not, None shows it on a terminal and in a notebook if tqdm is installed.
-      what: what is counted, such as "rounds"; it stands in front of the bar.
+      what: the name of the counted items, such as "rounds"; the label of the bar.
       total: number of items, where `len(items)` does not tell it. With no items, the number of steps of a bar that the
         caller moves with `update(n)`.
 

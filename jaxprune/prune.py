@@ -1,4 +1,4 @@
-"""Pruning in one call: `prune`; and `How` and `Selector`, the value that says how weights are chosen."""
+"""Pruning in one call: `prune`; `How` and `Selector`: the options for the choice of weights."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class How(masks.Units, total=False):
 
     Attributes:
       criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
-        keeping; `criteria.magnitude` by default. Bind options and signals of its own by `functools.partial`.
+        keeping; `criteria.magnitude` by default. Bind the criterion's own options and signals by `functools.partial`.
       allocation: `(scores, sparsity, **units) -> Allocation`, how the leaves share the sparsity; `allocation.uniform`
         by default, unless the function that takes it says otherwise.
       key: a key of `jax.random` for criteria that draw; None by default.
@@ -40,8 +40,8 @@ class How(masks.Units, total=False):
 class Selector:
     """Chooses weights: computes scores, shares a sparsity among the leaves, and selects the masks.
 
-    Every function that takes `**how` makes one of it: `Selector(**how)`. Called with parameters and a sparsity it
-    returns masks; `scores` and `masks` are the two halves, for methods that change the scores between them.
+    Every function that takes `**how` makes a `Selector(**how)`. A call with parameters and a sparsity returns masks;
+    `scores` and `masks` are the two steps of the call, for methods that change the scores between the two steps.
 
     Attributes:
       criterion: see `How`.
@@ -99,9 +99,9 @@ class Selector:
 
     @property
     def units(self) -> masks.Units:
-        """What is pruned, to pass on as `**selector.units`; without `specs` and `roles` if there are none.
+        """What is pruned, to pass on as `**selector.units`; without `specs` and `roles` if they are None.
 
-        Criteria marked `criteria.within_outputs` rank each output on its own, unless the pattern names axes or the
+        Criteria marked `criteria.within_outputs` rank each output separately, unless the pattern names axes or the
         allocation is `one_ranking`, which compares all weights.
         """
         pattern: Any = self.pattern
@@ -117,19 +117,19 @@ class Selector:
         return units
 
     def chosen(self, params: PyTree) -> list[bool]:
-        """Whether each leaf is pruned, in the order of `jax.tree.leaves`; raises if no leaf is."""
+        """Returns whether each leaf is pruned, in the order of `jax.tree.leaves`; raises if no leaf is."""
         return _tree.selected(params, self.where, self.roles, self.batch_axes)
 
     def scores(
         self, params: PyTree, *, grads: PyTree = None, stats: PyTree = None, key: Any = None, **signals: Any
     ) -> PyTree:
-        """The scores of the criterion, checked.
+        """Returns the scores of the criterion, checked.
 
         Args:
           params: the parameters.
           grads: gradients in the structure of `params`, or None.
-          stats: what `jaxprune.calibrate` returned, or None.
-          key: the key that the criterion gets; None for the selector's own.
+          stats: the result of `jaxprune.calibrate`, or None.
+          key: the key that the criterion gets; None passes the selector's own key.
           **signals: passed on to the criterion.
 
         Returns:
@@ -137,7 +137,7 @@ class Selector:
 
         Raises:
           ValueError: no leaf is selected by `where`; the scores have another structure or other shapes than `params`.
-          TypeError: scores of pruned leaves that are not floating arrays; a criterion without `**signals`.
+          TypeError: scores of pruned leaves are not floating arrays; the criterion does not take `**signals`.
         """
         sharding = {} if self.specs is None else {"specs": self.specs}
         key = self.key if key is None else key
@@ -151,19 +151,19 @@ class Selector:
         return _checked(scores, params, self.criterion, chosen)
 
     def masks(self, scores: PyTree, sparsity: Any) -> PyTree:
-        """The masks that remove the lowest scores: the allocation shares the sparsity, `masks.select` selects.
+        """Returns the masks that remove the lowest scores: the allocation shares the sparsity, `masks.select` selects.
 
         Args:
           scores: a tree of scores.
           sparsity: the total fraction to remove, in [0, 1): a number, or a floating scalar array. Or a mapping from
-            globs over leaf names to the sparsity of each leaf, 0 where no glob matches; nothing is allocated then.
+            globs over leaf names to the sparsity of each leaf, 0 where no glob matches, used without an allocation.
 
         Returns:
           bool masks in the structure of the scores.
 
         Raises:
           ValueError: a glob matches no leaf.
-          TypeError: a mapping together with an allocation.
+          TypeError: the sparsity is a mapping, and an allocation was also given.
         """
         if isinstance(sparsity, Mapping):
             if self.allocation is not allocations.uniform:
@@ -187,11 +187,11 @@ class Selector:
         return select.masks(select.scores(params, grads=grads, stats=stats, **signals), sparsity)
 
     def following(self, params: PyTree, stats: PyTree) -> "Selector":
-        """The selector with the roles that calibration saw, unless it has roles already.
+        """Returns the selector with the roles that calibration found, unless the selector has roles already.
 
         Args:
           params: the parameters.
-          stats: what `jaxprune.calibrate` returned for them; anything else changes nothing.
+          stats: the result of `jaxprune.calibrate` for these parameters; any other value changes nothing.
 
         Returns:
           A selector with `roles`.
@@ -218,26 +218,28 @@ def prune(
     """Removes the lowest-scoring weights: returns the parameters with exact zeros, and the masks.
 
     Args:
-      params: any pytree of parameters. Of Flax variables pass `variables["params"]`: other collections, such as
-        batch statistics, are leaves like others here.
+      params: any pytree of parameters. Of Flax variables pass only `variables["params"]`, because
+        leaves of other collections, such as batch statistics, would be treated as parameters.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
         glob matches, such as `Levels.sparsities` returns.
       grads: gradients in the structure of `params`, for criteria that need them.
-      stats: what `jaxprune.calibrate` returned, for criteria on activations.
+      stats: the result of `jaxprune.calibrate`, for criteria on activations.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs, roles; see
         `jaxprune.How`.
 
     Returns:
-      `Pruned(params, masks)`; `print` shows what was done to each leaf, and why a leaf was left alone.
+      `Pruned(params, masks)`; `print` shows the sparsity of each leaf, and why a leaf was not pruned.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a signal that the criterion misses, a pattern that does not fit a leaf, no
-        leaf to prune, scores that do not fit the parameters.
-      TypeError: `where` selects a leaf that is not floating; a criterion, allocation or pattern that is none.
+      ValueError: a sparsity is outside [0, 1), the criterion needs a signal that was not given, a pattern does not fit
+        a leaf, there is no leaf to prune, or scores do not fit the parameters.
+      TypeError: `where` selects a leaf that is not floating; the criterion or allocation is not a function; the pattern
+        is not a pattern.
 
-    Works under jit with all but params, arrays and keys static; the counts are exact, ties fall to the lowest index.
-    Scores that are NaN, of gradients that diverged say, rank lowest and so fall like ties: look at them first.
+    The function works under jit: params, arrays and keys may be traced, all other arguments are static. The counts are
+    exact, and of equal scores the lowest index is kept. NaN scores rank lowest, so their weights are removed first:
+    check the scores for NaN if gradients may have diverged.
 
     Example:
       >>> pruned = prune({'w': jnp.array([[3.0, -1.0], [2.0, -4.0]])}, 0.5)
@@ -252,11 +254,11 @@ def prune(
 
 
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
-    """Raises where a failed call is that of a criterion that does not take the signals."""
+    """Raises if the criterion failed because it does not take the signals."""
     try:
         signature = inspect.signature(criterion)
     except (TypeError, ValueError):
-        return  # some functions of C have none
+        return  # some functions written in C have no signature
     try:
         signature.bind(None, **signals)
     except TypeError as error:

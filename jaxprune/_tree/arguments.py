@@ -14,7 +14,7 @@ PyTree = Any
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, whatever it is.
+    """Returns a short text for any value, for a message.
 
     Args:
       value: anything.
@@ -64,7 +64,7 @@ def check_instance(given: Any, kind: Any, what: str, expected: str) -> None:
       given: the argument.
       kind: its type, or a union of types.
       what: its name.
-      expected: what it should be, and where it comes from.
+      expected: the expected argument, and the function that returns it.
 
     Raises:
       TypeError: it is of another type.

@@ -31,7 +31,7 @@ def is_floating(leaf: Any) -> bool:
 
 
 def has_two_axes(tree: PyTree, where: Where = None) -> PyTree:
-    """Returns which floating leaves of two axes or more `where` selects, whatever their roles.
+    """Returns which floating leaves of two axes or more `where` selects, independent of their roles.
 
     Args:
       tree: parameters.
@@ -57,7 +57,7 @@ def has_two_axes(tree: PyTree, where: Where = None) -> PyTree:
 def by_where(
     named: list[tuple[str, Any]], usual: list[bool], where: Where, why_not: Callable[[str], str]
 ) -> list[bool]:
-    """Which leaves `where` selects: None the usual ones, globs some of them, a predicate any floating leaf.
+    """Returns which leaves `where` selects: None the default leaves, globs part of the default leaves, a predicate any.
 
     Args:
       named: names and leaves.

@@ -1,4 +1,4 @@
-"""`LeafRole` and `Roles`: what each parameter leaf is for, and what its axes mean."""
+"""`LeafRole` and `Roles`: the role of each parameter leaf, and the meaning of its axes."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -26,12 +26,12 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
         `lamp`, but not `one_ranking`.
 
     Returns:
-      An allocation. Its total sparsity is that of all pruned leaves, including the fixed ones.
+      An allocation. Its total sparsity covers all pruned leaves, including leaves with a fixed sparsity.
 
     Raises:
       TypeError: `rules` is not a mapping.
       ValueError: a sparsity is outside [0, 1). The allocation raises it if a glob matches no leaf, if the fixed leaves
-        make the total impossible (the message says which totals are possible; a traced total is clipped to them), or
+        make the total impossible (the message gives the possible totals; a traced total is clipped to them), or
         if `default` ranks all leaves together.
 
     Example:

@@ -22,7 +22,7 @@ _ROWS = 1 << 15  # the largest number of counts that counts.sum_counts adds
 
 
 def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    r"""One ranking over all leaves by each weight's share of the weights of its leaf that are not smaller.
+    r"""Ranks the weights of all leaves together, each relative to the weights of its leaf that are at least as large.
 
         lamp_u = w_u^2 / sum_{v: |w_v| >= |w_u|} w_v^2
 
@@ -37,7 +37,8 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
     weight of the earlier leaf.
 
     Args:
-      scores: floating arrays, 0 or more: |w|, the scores of `criteria.magnitude`. Squares would be squared again.
+      scores: floating arrays, 0 or more: |w|, the scores of `criteria.magnitude`. Do not pass squares: LAMP squares the
+        scores.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Every pattern must be
         `masks.Unstructured()`, because LAMP scores single weights. Each stacked layer counts as a leaf.

@@ -33,17 +33,17 @@ def owl(
 
     Yin et al. 2024 (OWL), arXiv 2310.05175, section 3.2, for scores of `criteria.wanda`. $\bar d$ is the mean over all
     entries, so that the total is met for layers of any size; in the paper all layers have one size. If the sparsity of
-    a layer would leave [0, 1), all deviations are reduced by the same factor. If all layers have as many outliers, the
-    sparsity is uniform.
+    a layer would leave [0, 1), all deviations are reduced by the same factor. If all layers have equally many outliers,
+    the sparsity is uniform.
 
     Args:
       scores: floating arrays, 0 or more.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      threshold: M in the paper, above 0; 3 to 10 there.
+      threshold: M in the paper, above 0; the paper uses 3 to 10.
       spread: $\lambda$ in the paper, in [0, 0.5): the sparsities of two layers differ by at most twice this number.
       layer_of: a function from the name of a leaf to its layer. All leaves of a layer count together and get one
         sparsity, as the matrices of a transformer block do in the paper. None: every leaf is a layer. Each slice of
-        stacked layers counts on its own.
+        stacked layers counts separately.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Every pattern must be
         `masks.Unstructured()`. Each stacked layer is a layer with its own sparsity.
 

@@ -90,7 +90,7 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
 
 
 def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Erdos-Renyi: gives each leaf the density of a random graph in which all neurons have as many connections.
+    """Erdos-Renyi: gives each leaf the density of a random graph in which all neurons have equally many connections.
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
@@ -103,8 +103,8 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Stacked layers count as
-        so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Each stacked layer
+        counts as a leaf of its own shape.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
@@ -128,14 +128,14 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
 
     Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the density is proportional to the sum of a leaf's axes over
     their product. For leaves of two axes it equals `er`. A dense layer stored with more axes, such as the (inputs,
-    heads, head size) of attention, counts all of them.
+    heads, head size) of attention, counts all its axes.
 
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
-      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Stacked layers count as
-        so many leaves of the shape that is left.
+      **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Each stacked layer
+        counts as a leaf of its own shape.
 
     Returns:
       A sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of each leaf is
@@ -207,7 +207,7 @@ def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[L
 
 
 def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) -> Allocation:
-    """The allocation with these values for the pruned leaves and 0.0 for the others."""
+    """Returns the allocation with these values for the pruned leaves and 0.0 for the others."""
     filled: list[Any] = [0.0] * len(jax.tree.leaves(scores))
     for leaf, value in zip(pruned, values, strict=True):
         filled[leaf.place] = value
@@ -215,7 +215,7 @@ def allocation(scores: PyTree, pruned: Sequence[Leaf], values: Sequence[Any]) ->
 
 
 def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
-    """The fraction of all entries that these sparsities or counts remove.
+    """Returns the fraction of all entries that these sparsities or counts remove.
 
     Returns:
       A correctly rounded Python float if every value is a Python number or a Count of integers; else float32 (or the
@@ -231,7 +231,7 @@ def achieved(pruned: Sequence[Leaf], values: Sequence[Any]) -> Any:
 
 
 def removed_entries(leaf: Leaf, value: Any) -> Any:
-    """How many entries of a leaf a sparsity or a count removes: an int for a static value, else a float array."""
+    """Returns the number of entries that a sparsity or count removes: an int if static, else a float array."""
     count = value if isinstance(value, masks.Count) else counts.removed(value, leaf.units)
     if group := leaf.group:
         # The pattern, not the sparsity, decides how many entries of a group stay.

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: `calibration_error`, `reliability` and `calibration_test`."""
+"""Calibration of probabilities: `calibration_error`, `reliability` and `calibration_test`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -43,11 +43,11 @@ def calibration_error(
 ) -> Array:
     """Computes the expected calibration error sum_m n_m/n |accuracy in bin m - mean confidence in bin m|.
 
-    By default this is the error of the largest probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). Classwise it is
-    the error of p_k against [y = k], averaged over all classes k, with or without samples (Kull et al. 2019,
-    arXiv:1910.12656). Bins are equally wide, or contain equally many samples (Nixon et al. 2019, arXiv:1904.01685);
-    equal probabilities stay in one bin. The fewer the samples, the more this figure exceeds the true error:
-    `calibration_test` compares it with chance.
+    By default the result is the error of the largest probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). The
+    classwise error compares p_k with [y = k] and averages over all classes k, including classes without samples (Kull
+    et al. 2019, arXiv:1910.12656). Bins are equally wide, or contain equally many samples (Nixon et al. 2019,
+    arXiv:1904.01685); equal probabilities stay in one bin. The fewer the samples, the more this figure exceeds the true
+    error: `calibration_test` compares it with chance.
 
     Args:
       logits: (n, classes).
@@ -62,7 +62,7 @@ def calibration_error(
 
     Raises:
       TypeError: logits are not floating, or labels are not integers.
-      ValueError: see `evaluate`; or `binning` has another value.
+      ValueError: the logits or labels do not fit (see `evaluate`), or `binning` has another value.
 
     Example:
       >>> probabilities = jnp.array([[0.75, 0.25], [0.75, 0.25]])
@@ -103,7 +103,7 @@ def reliability(
 
 
 def equal_mass(values: Array, bins: int) -> Array:
-    """Returns the bin of each value among bins of equally many: bin m ends at the ceil(m n / M)-th smallest value.
+    """Returns the bin of each value, for bins of equal size: bin m ends at the ceil(m n / M)-th smallest value.
 
     Equal values share a bin, so the order of samples does not matter; a bin may then be empty.
 
@@ -142,7 +142,7 @@ def _calibration_error(logits: Array, labels: Array, bins: int, binning: str, cl
 
 @partial(jax.jit, static_argnums=(2, 3))
 def top_table(confidence: Array, correct: Array, bins: int, binning: Binning) -> Array:
-    """For each bin: the number of samples, the sum of their confidences, the number of right answers; (3, bins)."""
+    """Returns for each bin the number of samples, the sum of confidences and the number of right answers; (3, bins)."""
     index = BINNINGS[binning](confidence, bins)
     rows = jnp.stack([jnp.ones_like(confidence), confidence, correct.astype(confidence.dtype)])
     return jax.vmap(lambda row: jax.ops.segment_sum(row, index, bins))(rows)
@@ -150,7 +150,7 @@ def top_table(confidence: Array, correct: Array, bins: int, binning: Binning) ->
 
 @partial(jax.jit, static_argnums=(2, 3))
 def class_table(logits: Array, labels: Array, bins: int, binning: Binning) -> Array:
-    """The bins of the probability of each class against whether it is the label, (3, classes * bins)."""
+    """Returns the bins of the probability of each class against whether it is the label, (3, classes * bins)."""
     targets = labels[:, None] == jnp.arange(logits.shape[1])
     of_class = lambda values, outcomes: top_table(values, outcomes, bins, binning)
     return jax.vmap(of_class, (1, 1), 1)(jax.nn.softmax(logits, axis=1), targets).reshape(3, -1)
@@ -163,8 +163,8 @@ class Region(NamedTuple):
       low: the lowest confidence of the region.
       high: the highest confidence of the region.
       samples: the number of samples in the region.
-      confidence: their mean confidence.
-      accuracy: the fraction of right answers among them.
+      confidence: the mean confidence of the samples.
+      accuracy: the fraction of right answers among the samples.
     """
 
     low: float
@@ -179,16 +179,16 @@ class CalibrationTest:
     """A calibration error beside its null distribution.
 
     Attributes:
-      measured: the expected calibration error as papers report it. It exceeds the true error, the more so the fewer
-        samples there are.
+      measured: the expected calibration error as papers report it. It exceeds the true error, by more if there are
+        fewer samples.
       by_chance: the mean error that a calibrated model with these confidences would measure.
       at_most_by_chance: the quantile of this null distribution at the confidence of the interval.
-      error: the calibration error without that bias (median-unbiased), with its interval. An interval that contains 0
-        says that the samples do not distinguish the model from a calibrated one.
-      p_value: the probability that a calibrated model shows so large an error, or so large a difference of mean
-        confidence and accuracy (max-T of the two). The interval of the error excludes 0 exactly where this is at most
-        1 - confidence.
-      mean_is_off: whether the mean confidence differs from the accuracy by this test.
+      error: the calibration error without this bias (median-unbiased), with its interval. If the interval contains 0,
+        the samples do not distinguish the model from a calibrated model.
+      p_value: the probability that a calibrated model shows an error as large as measured, or as large a difference
+        between mean confidence and accuracy (max-T of the two). The interval of the error excludes 0 exactly if the
+        p-value is at most 1 - confidence.
+      mean_is_off: whether the mean confidence differs significantly from the accuracy.
       regions: where the confidence is too high or too low, by a max-T test of all bins; empty if `p_value` exceeds
         1 - confidence.
     """
@@ -217,7 +217,7 @@ def calibration_test(
 
     The null distribution draws labels from the model's own probabilities ("consistency resampling", Broecker and Smith
     2007, Weather and Forecasting 22; Widmann et al. 2019, arXiv:1910.11385). The interval inverts the same comparison
-    along a line of models from the calibrated one through the observed one. A logistic recalibration smooths the
+    along a line of models from the calibrated model through the observed model. A logistic recalibration smooths the
     direction of this line.
 
     Args:
@@ -226,10 +226,10 @@ def calibration_test(
       key: a JAX key.
       bins: the number of bins, static; default 15.
       binning: "equal_width" (default) or "equal_mass", static.
-      classwise: whether to test the probabilities of all classes and not the largest alone; default False. Most bins
-        then contain so few samples that the error has no interval.
+      classwise: whether to test the probabilities of all classes instead of only the largest; default False. If True,
+        most bins contain so few samples that the error has no interval.
       draws: the number of sets of labels drawn; default 1000.
-      confidence: of the interval and the regions, in (0, 1); default 0.95.
+      confidence: the confidence of the interval and the regions, in (0, 1); default 0.95.
 
     Returns:
       The test, on the host.
@@ -354,7 +354,7 @@ def _interval(
 
 
 def _smoothed(count: np.ndarray, mean: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """The gap of each bin: that of a logistic recalibration, and the rest as far as it exceeds noise (James-Stein)."""
+    """Returns the gap of each bin: from logistic recalibration, plus the part beyond noise (James-Stein)."""
     x = scipy.special.logit(np.clip(mean, 1e-6, 1 - 1e-6))
     design, weights = np.stack([np.ones_like(x), x], 1), np.array([0.0, 1.0])
     prior = 1e-2 * np.eye(2)

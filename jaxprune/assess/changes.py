@@ -21,9 +21,9 @@ class Exemplars(NamedTuple):
     """Pruning identified exemplars (PIEs).
 
     Attributes:
-      is_exemplar: where dense and pruned models answer differently, bool (n,).
-      dense: the answer of most dense models, (n,).
-      pruned: the answer of most pruned models, (n,).
+      is_exemplar: whether dense and pruned models predict different classes for a sample, bool (n,).
+      dense: the class that most dense models predict, (n,).
+      pruned: the class that most pruned models predict, (n,).
     """
 
     is_exemplar: Any
@@ -35,24 +35,24 @@ class Exemplars(NamedTuple):
 class Changes:
     """A model compared with its reference on the same samples.
 
-    Accuracy, NLL, Brier score and the accuracy within each class are one family of questions. The `adjusted` p-values
-    compare each deviation with the largest deviation of all questions (max-T) when a coin deals the two answers to
-    each sample to the two models. If the models are equally good, at most 5 % of comparisons have any adjusted p-value
-    of 0.05 or less.
+    Accuracy, NLL, Brier score and the accuracy within each class are tested together. The `adjusted` p-values compare
+    each deviation with the largest deviation in any of these tests (max-T) when the predictions of the two models are
+    exchanged at random for each sample. If the models are equally good, at most 5 % of comparisons have any adjusted
+    p-value of 0.05 or less.
 
     Attributes:
-      figures: the differences, model less reference, of accuracy, nll and brier, each with an interval of its own.
-      p_values: of each figure alone, from the same test as its interval; NaN where a loss is infinite.
-      adjusted: the p-value of each figure among all questions.
-      recall: the difference of the accuracy within each class, each with an interval of its own; NaN for a class
+      figures: the differences, model less reference, of accuracy, nll and brier, each with its own interval.
+      p_values: the p-value of each figure alone, from the same test as its interval; NaN if a loss is infinite.
+      adjusted: the p-value of each figure, adjusted for all tests.
+      recall: the difference of the accuracy within each class, each with its own interval; NaN for a class
         without test samples.
-      recall_adjusted: the p-value of each class among all questions; NaN for a class without test samples.
-      agreement: the fraction of samples that both models answer alike, with its interval.
-      exemplars: the samples that the two models answer differently.
-      regressions: the number of samples that the reference has right and the model wrong.
-      gains: the number of samples that the model has right and the reference wrong.
-      detectable: the smallest change of the accuracy that these samples would show 4 times in 5.
-      confidence: of the intervals.
+      recall_adjusted: the p-value of each class, adjusted for all tests; NaN for a class without test samples.
+      agreement: the fraction of samples for which both models predict the same class, with its interval.
+      exemplars: the samples for which the two models predict different classes.
+      regressions: the number of samples that only the reference classifies correctly.
+      gains: the number of samples that only the model classifies correctly.
+      detectable: the smallest change of the accuracy that this number of samples would detect with a power of 80 %.
+      confidence: the confidence of the intervals.
     """
 
     figures: Mapping[str, Interval]
@@ -68,9 +68,9 @@ class Changes:
     confidence: float
 
     def beyond_noise(self, which: str | int) -> bool:
-        """Whether a figure, by name, or the accuracy within a class, by number, changed beyond noise.
+        """Returns whether a figure, by name, or the accuracy within a class, by number, changed beyond noise.
 
-        It did if its own interval excludes 0 and its p-value among all questions is at most 1 - confidence.
+        A change is beyond noise if its own interval excludes 0 and its adjusted p-value is at most 1 - confidence.
         """
         interval, p = (
             (self.figures[which], self.adjusted[which])
@@ -85,17 +85,18 @@ def changes(
 ) -> Changes:
     """Compares a model with its reference, such as a pruned network with the dense one.
 
-    McNemar's mid-p test with Tango's interval compares the accuracies, a bootstrap of Student's t the losses, and
-    random flips of the two models' answers all of them together (max-T, Westfall and Young 1993).
+    McNemar's mid-p test with Tango's interval compares the accuracies, and a bootstrap of Student's t compares the
+    losses. A permutation test that exchanges the two models' predictions at random corrects the p-values for multiple
+    testing (max-T, Westfall and Young 1993).
 
     Args:
       reference: logits (n, classes).
       model: logits (n, classes) of the same samples.
-      labels: integers, (n,). A class without a sample has no recall; everything else is compared.
-      key: a JAX key for the flips.
-      flips: the number of random flips, and of resamples up to 999; the smallest possible adjusted p-value is
+      labels: integers, (n,). A class without samples has no recall; all other figures are compared.
+      key: a JAX key for the random exchanges.
+      flips: the number of random exchanges, and of resamples up to 999; the smallest possible adjusted p-value is
         1 / (1 + flips). Default 1999.
-      confidence: of the intervals and of `beyond_noise`, in (0, 1); default 0.95.
+      confidence: the confidence of the intervals and of `beyond_noise`, in (0, 1); default 0.95.
 
     Returns:
       The changes, on the host.
@@ -193,7 +194,7 @@ def exemplars(dense: Any, pruned: Any) -> Exemplars:
     """Finds the samples on which the modal answers of two populations differ: pruning identified exemplars (PIEs).
 
     Hooker et al. 2019 (arXiv:1911.05248, section 3). If several answers are equally frequent, the lowest class counts.
-    Two single models are two populations of one: then the exemplars are all samples that they answer differently.
+    Two single models are two populations of one model each: their exemplars are all samples on which they disagree.
 
     Args:
       dense: logits of dense models, (models, n, classes) or (n, classes).
@@ -231,14 +232,14 @@ def _modal(population: Array) -> Array:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A sample that the reference and most of the other models answer differently.
+    """A sample for which most of the other models predict another class than the reference.
 
     Attributes:
-      index: its number among the test samples.
-      label: its true class.
-      reference: the answer of the reference.
-      others: the answer of most other models.
-      pixels: its picture, uint8; None without images.
+      index: the sample's index among the test samples.
+      label: the true class.
+      reference: the class that the reference predicts.
+      others: the class that most other models predict.
+      pixels: the picture, uint8; None without images.
     """
 
     index: int
@@ -251,11 +252,11 @@ class Forgotten:
 def forgotten(
     reference: np.ndarray, others: np.ndarray, labels: np.ndarray, pixels: np.ndarray | None = None
 ) -> tuple[Forgotten, ...]:
-    """Lists the samples that a reference and most of the other models answer differently, with their pictures.
+    """Lists the samples for which most of the other models predict another class than the reference, with pictures.
 
     Args:
-      reference: the answers of the reference, integers (n,).
-      others: the answers of the other models, (models, n). If several are equally frequent, the lowest class counts.
+      reference: the classes that the reference predicts, integers (n,).
+      others: the classes that the other models predict, (models, n). Of equally frequent classes the lowest counts.
       labels: integers, (n,).
       pixels: uint8 (n, height, width) or (n, height, width, 3); None (default) without pictures.
 

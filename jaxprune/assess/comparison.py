@@ -17,9 +17,9 @@ class ModelResult:
     """One model of a comparison.
 
     Attributes:
-      name: its name in the table; unique.
-      metrics: how good it is, from `evaluate`; default None.
-      complexity: what it costs, from `complexity`; default None.
+      name: the name of the model in the table; unique.
+      metrics: the quality of the model, from `evaluate`; default None.
+      complexity: the cost of the model, from `complexity`; default None.
       extra: further values by the name of their column: numbers, strings, None.
     """
 
@@ -36,7 +36,7 @@ class ComparisonTable:
     Attributes:
       columns: the keys of the values, in order.
       rows: the name of each model and its values by column; a value may be missing.
-      notes: which data, which seeds, what was not counted.
+      notes: sentences on the data, the seeds and operations that were not counted.
     """
 
     columns: tuple[str, ...]
@@ -44,7 +44,7 @@ class ComparisonTable:
     notes: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """The table with its notes below."""
+        """Returns the table with its notes below."""
         return "\n".join([formatting.table(*self._cells()), *self.notes])
 
     def _repr_html_(self) -> str:
@@ -55,7 +55,7 @@ class ComparisonTable:
         return header, [[name, *(_cell(key, values.get(key)) for key in self.columns)] for name, values in self.rows]
 
     def to_json(self) -> str:
-        """Every value in full precision; what is missing, infinite or NaN is null."""
+        """Returns every value in full precision as JSON; missing, infinite and NaN values are null."""
         models = [
             {"name": name, **{key: _number(values.get(key)) for key in self.columns}} for name, values in self.rows
         ]
@@ -71,7 +71,7 @@ def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = (
 
     Args:
       results: the models, in the order of the rows.
-      notes: sentences for below the table.
+      notes: sentences to print below the table.
 
     Returns:
       A table with the columns for which any result has a value: sparsity, parameters, effective FLOPs, accuracy, NLL,
@@ -79,7 +79,7 @@ def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = (
       `table.to_json()` show it.
 
     Raises:
-      ValueError: no results, two of the same name, or an extra column with the name of one of ours.
+      ValueError: there are no results, two results share a name, or an extra column has the name of a standard column.
 
     Example:
       >>> results = [ModelResult('dense', extra={'seconds': 1.5}), ModelResult('pruned', extra={'seconds': 2})]

@@ -44,7 +44,7 @@ class LeafSize(NamedTuple):
 
     @property
     def density(self) -> float:
-        """The fraction kept; 1 for a leaf without entries."""
+        """The fraction of kept entries; 1 for a leaf without entries."""
         return self.kept / self.total if self.total else 1.0
 
     @property
@@ -193,8 +193,8 @@ def complexity(
     """Counts parameters, FLOPs and memory of `fn(params, *inputs)`, dense and with its masks.
 
     FLOPs come from the jaxpr (see `_jaxprs.count_flops`): matrix products and convolutions, 2 for each multiply-add;
-    a scan counts all its rounds, a cond its largest branch, a `while` one round. A removed entry saves the
-    multiply-adds in which it takes part; in a convolution multiply-adds with padding do not count. The function is
+    a scan counts all its iterations, a cond its largest branch, a `while` one iteration. A removed entry saves all
+    multiply-adds that use it. Multiply-adds of a convolution with padding do not count. The function is
     traced, not run.
 
     Args:
@@ -202,7 +202,7 @@ def complexity(
       params: arrays or ShapeDtypeStructs; leaves that are not floating are left out of the counts.
       masks: concrete bool arrays in the structure of params, True = kept, packed or not; or None for a dense network.
       *inputs: arrays or ShapeDtypeStructs; the FLOPs are counted for this batch.
-      elementwise: whether other arithmetic counts too, at one FLOP an entry; masks save none of it. Default False.
+      elementwise: whether to count other arithmetic too, one FLOP an entry; masks do not reduce it. Default False.
 
     Returns:
       The counts, and the names of everything that could not be counted or attributed.
@@ -325,7 +325,7 @@ def concrete(params: PyTree, masks: PyTree | None) -> list[np.ndarray]:
 
 def _size(name: str, leaf: Any, mask: np.ndarray) -> LeafSize:
     total, itemsize = math.prod(leaf.shape), np.dtype(leaf.dtype).itemsize
-    # Each entry of a mask that broadcasts stands for equally many entries.
+    # Each entry of a mask that broadcasts represents the same number of parameters.
     kept = int(np.count_nonzero(mask)) * total // mask.size if mask.size else total
     pruned = mask.ndim > 0
     mask_bytes = -(-mask.size // 8) if pruned else 0

@@ -59,7 +59,7 @@ def blur(images: Any, sigma: Any, *, radius: int = 4) -> Array:
 
     Args:
       images: floating, (n, height, width) or (n, height, width, channels).
-      sigma: the standard deviation in pixels, 0 or more; may be traced. 0 leaves the images as they are.
+      sigma: the standard deviation in pixels, 0 or more; may be traced. 0 does not change the images.
       radius: the radius of the kernel, static; at least 4 sigma, because weights beyond it are left out. Default 4.
 
     Returns:
@@ -85,7 +85,7 @@ def contrast(images: Any, factor: Any) -> Array:
 
     Args:
       images: floating, (n, ...).
-      factor: 1 leaves the images as they are, 0 leaves their means; may be traced.
+      factor: 1 does not change the images, 0 replaces each image by its mean; may be traced.
 
     Returns:
       Images in the same shape and dtype.
@@ -106,7 +106,7 @@ def corruptions(*, low: float = 0.0, high: float = 1.0, scale: float = 1.0) -> d
     Args:
       low: the value of black.
       high: the value of white.
-      scale: multiplies the blur's sigma, which suits images of 32 pixels.
+      scale: a factor for the blur's sigma; 1 suits images of 32 pixels.
 
     Returns:
       Corruptions for `corrupted_logits`, by name: `noise`, `blur`, `contrast`.
@@ -133,7 +133,7 @@ def corrupted_logits(
 ) -> dict[str, Array]:
     """Runs a model on corrupted images, at each level of each corruption.
 
-    Use the same key for all models that you compare: then they get the same noise.
+    Use the same key for all models that you compare, so that all models get the same noise.
 
     Args:
       predict: `images -> logits (n, classes)`.

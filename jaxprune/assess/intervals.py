@@ -41,7 +41,7 @@ class Difference(NamedTuple):
 
     Attributes:
       interval: the difference with its interval, which excludes 0 exactly where `p_value` <= 1 - confidence.
-      p_value: two-sided, of no difference; NaN where the samples give none.
+      p_value: the two-sided p-value of the hypothesis of no difference; NaN if it cannot be computed.
     """
 
     interval: Interval
@@ -53,8 +53,8 @@ def proportion(share: float, samples: float, confidence: float = 0.95) -> Interv
 
     Args:
       share: the proportion in the samples, in [0, 1].
-      samples: the number of samples, more than 0. For a mean of several answers a sample, the number of independent
-        answers that would vary as much.
+      samples: the number of samples, more than 0. If each sample has several answers, pass the number of
+        independent answers whose mean would vary as much.
       confidence: in (0, 1).
 
     Returns:
@@ -77,11 +77,11 @@ def mean(values: np.ndarray, confidence: float = 0.95) -> Interval:
     bootstrap is lower still.
 
     Args:
-      values: (n,). Fewer than two values, or an infinite one, have no interval.
+      values: (n,). If there are fewer than two values, or a value is infinite, there is no interval.
       confidence: in (0, 1).
 
     Returns:
-      The interval; its ends are NaN where there is none. Equal values have an interval of no width.
+      The interval; its ends are NaN if it cannot be computed. If all values are equal, the interval has no width.
 
     Example:
       >>> [round(end, 2) for end in mean(np.array([0.0, 0.0, 1.0, 0.0, 5.0, 0.0, 1.0, 0.0]))]
@@ -107,23 +107,23 @@ def mean(values: np.ndarray, confidence: float = 0.95) -> Interval:
 def mean_difference(
     first: np.ndarray, second: np.ndarray, rng: np.random.Generator, confidence: float = 0.95, draws: int = 999
 ) -> Difference:
-    """Computes how much the mean loss of a second model exceeds that of the first on the same samples.
+    """Computes how much the mean loss of a second model exceeds the mean loss of the first on the same samples.
 
     The symmetric bootstrap of Student's t gives both the interval and the p-value: |t| of the resampled differences is
     the null distribution of |t| (Hall 1988, JRSS B 50(1)). Differences of losses may be skewed (a few samples are lost)
-    or have heavy tails on both sides. This interval covers in both cases; a plain t interval is too short in the first,
-    an interval with its skewness removed in the second.
+    or have heavy tails on both sides. This interval has its nominal coverage in both cases. A plain t interval is too
+    short for skewed differences, and an interval corrected for skewness is too short for heavy tails.
 
     Args:
       first: a loss of each sample, (n,).
       second: the losses of the other model, (n,).
-      rng: draws the resamples.
-      confidence: of the interval, in (0, 1).
+      rng: the generator that draws the resamples.
+      confidence: the confidence of the interval, in (0, 1).
       draws: the number of resamples.
 
     Returns:
-      The difference second - first. Its ends and its p-value are NaN where a loss is infinite, and its ends where too
-      few samples differ.
+      The difference second - first. Its ends and its p-value are NaN if a loss is infinite. Only its ends are NaN if
+      too few samples differ.
 
     Example:
       >>> losses, rng = np.arange(20.0), np.random.default_rng(0)
@@ -160,14 +160,14 @@ def _is_constant(variance: float, centre: float) -> bool:
 def paired_difference(gains: int, losses: int, samples: int, confidence: float = 0.95) -> Difference:
     """Computes how much more often a second model is right than the first on the same samples.
 
-    The p-value is that of McNemar's mid-p test (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91). The
-    interval is Tango's score interval (1998, Stat Med 17), extended to 0 wherever that test does not reject.
+    The p-value is McNemar's mid-p value (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91). The
+    interval is Tango's score interval (1998, Stat Med 17), extended to 0 if McNemar's test does not reject.
 
     Args:
-      gains: the number of samples that only the second model has right.
-      losses: the number of samples that only the first model has right.
+      gains: the number of samples that only the second model classifies correctly.
+      losses: the number of samples that only the first model classifies correctly.
       samples: the number of all samples, more than 0.
-      confidence: of the interval, in (0, 1).
+      confidence: the confidence of the interval, in (0, 1).
 
     Returns:
       The difference of the two accuracies.
@@ -198,13 +198,13 @@ def paired_difference(gains: int, losses: int, samples: int, confidence: float =
 
 
 def independent_difference(first: Interval, second: Interval) -> Interval:
-    """Computes the difference first - second of two figures of different samples, from the interval of each.
+    """Computes the difference first - second of two figures of different samples, from their intervals.
 
     Newcombe 1998 (Stat Med 17, method 10), for any figures (Zou and Donner 2008, "MOVER").
 
     Args:
       first: a figure with its interval.
-      second: another, with the same confidence.
+      second: another figure, with the same confidence.
 
     Returns:
       The difference; its ends are NaN where one of the two figures has no interval.
@@ -220,15 +220,15 @@ def independent_difference(first: Interval, second: Interval) -> Interval:
 
 
 def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Computes the area under the ROC curve of telling foreign from known samples, with its interval.
+    """Computes the area under the ROC curve for foreign against known samples, with its interval.
 
-    This is the score interval of Newcombe (2006, Stat Med 25, method 5), with its variance scaled to the variance of
-    DeLong et al. (1988, Biometrics 44). Where fewer than `FEW` samples are out of order, the variance is not scaled
+    The interval is the score interval of Newcombe (2006, Stat Med 25, method 5), with its variance scaled to that of
+    DeLong et al. (1988, Biometrics 44). If fewer than `FEW` samples are out of order, the variance is not scaled
     down, because a perfect order would give an interval of no width.
 
     Args:
       known: scores of known samples, (n,).
-      foreign: scores of foreign samples, (m,); larger than the known scores where the model notices them.
+      foreign: scores of foreign samples, (m,); larger than the known scores if the model detects foreign samples.
       confidence: in (0, 1).
 
     Returns:
@@ -286,7 +286,7 @@ def bootstrap(
     one group, and the groups are resampled independently.
 
     The percentile bootstrap suits smooth statistics of a few hundred samples or more. It does not suit proportions
-    near 0 or 1 (of 100 right answers in 100 every resample is right, and the interval has no width), nor biased
+    near 0 or 1 (if 100 of 100 answers are right, so are all resamples, and the interval has no width), nor biased
     statistics such as calibration errors: `risk_report` has better intervals for accuracies, losses, areas and
     calibration errors.
 
@@ -297,9 +297,9 @@ def bootstrap(
       key: a JAX key; the same key gives the same interval.
       resamples: the number of times samples are drawn, static; default 1000.
       confidence: in (0, 1); default 0.95.
-      batch: the number of resamples computed at once; memory grows with it, the result does not depend on it.
-      strata: integers (n,), concrete: samples are drawn within each stratum, as many as it has, so every class keeps
-        its size. None (default) for one stratum. Not for several groups.
+      batch: the number of resamples computed at once; memory grows with this number, the result does not depend on it.
+      strata: integers (n,), concrete: each resample has as many samples of each stratum as the data, so every class
+        keeps its size. None (default) for one stratum. Strata do not work with several groups.
       skip_nan: whether a value that is NaN in some resamples, such as the accuracy in an empty bin, gets its interval
         from the other resamples; by default its interval is NaN.
 

@@ -25,7 +25,7 @@ class Metrics:
     """Accuracy, NLL, Brier score and calibration error of predictions; a pytree, so `vmap` can map over seeds.
 
     Attributes:
-      accuracy: the fraction of samples whose largest logit is that of the label (top-1).
+      accuracy: the fraction of samples whose label has the largest logit (top-1).
       nll: the mean negative log-likelihood, in nats.
       brier: the mean Brier score, in [0, 2].
       ece: the expected calibration error of the top class over equally wide bins.
@@ -83,7 +83,7 @@ class Samples(NamedTuple):
 
     Attributes:
       labels: the true classes, (n,).
-      answers: the classes with the largest probability, (n,).
+      answers: the class with the largest probability for each sample, (n,).
       correct: whether the answers are the labels, bool (n,).
       confidence: the largest probabilities, (n,).
       nll: the negative log-likelihoods in nats, (n,).
@@ -241,7 +241,7 @@ def _check_probabilities(probabilities: Array) -> None:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-    """Returns for each sample whether the largest logit is that of the label; of equal logits the lowest class counts.
+    """Returns for each sample whether its label has the largest logit; of equal logits the lowest class counts.
 
     Args:
       logits: (n, classes).
@@ -275,7 +275,7 @@ def log_losses(logits: Any, labels: Any) -> Array:
 def brier_losses(logits: Any, labels: Any) -> Array:
     """Computes the Brier score sum_k (p_k - [k = y])^2 of each sample (Brier 1950), in [0, 2].
 
-    For two classes this is twice the one-sided score (p - y)^2.
+    For two classes the result is twice the one-sided score (p - y)^2.
 
     Args:
       logits: floating, (n, classes).

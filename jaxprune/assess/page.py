@@ -1,4 +1,4 @@
-"""The risk report as one HTML page: the answers, then tables, plots and pictures, in a file that needs no other."""
+"""The risk report as one HTML page: the answers, then tables, plots and pictures, in one self-contained file."""
 
 import base64
 import io

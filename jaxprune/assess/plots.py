@@ -24,8 +24,8 @@ def accuracy_by_sparsity(
 ) -> "Figure":
     """Plots accuracy, or any other value, against sparsity: one line for each method.
 
-    The axis is logarithmic in the density, which separates 90, 95 and 98 %. Where a method has several values at one
-    sparsity, such as seeds, the line is their mean, and a band shows their range.
+    The axis is logarithmic in the density, which separates 90, 95 and 98 %. If a method has several values at one
+    sparsity, such as one for each seed, the line is the mean of the values, and a band shows their range.
 
     Args:
       curves: for each method pairs (sparsity in [0, 1), value), in any order.
@@ -141,7 +141,7 @@ def reliability_diagram(models: Mapping[str, Reliability | Interval]) -> "Figure
 
 
 def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
-    """Plots the error of the answered samples against the fraction of samples that are answered, the surest first.
+    """Plots the error of the most confident samples against the fraction of samples that they make up.
 
     Args:
       models: the curves that `risk_coverage` returns, by name.
@@ -151,7 +151,7 @@ def risk_coverage_curves(models: Mapping[str, RiskCoverage]) -> "Figure":
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no model.
+      ValueError: there is no model.
     """
     if not models:
         raise ValueError("no model to draw")
@@ -245,14 +245,14 @@ def style(settings: Mapping[Any, Any]) -> Any:
 
 
 def new_figure(width: float, height: float) -> tuple["Figure", Any]:
-    """Returns a figure with a grid, in inches, and its axes; without pyplot, which would show or keep it."""
+    """Returns a figure of a size in inches, and its axes with a grid, without pyplot, which would keep the figure."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "jaxprune[report]"') from error
 
     class Shown(Figure):
-        """A figure that notebooks show as a picture, which pyplot would do otherwise."""
+        """A figure that notebooks show as a picture without pyplot."""
 
         def _repr_png_(self) -> bytes:
             picture = io.BytesIO()
@@ -278,7 +278,7 @@ def _check_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         raise ValueError("each method needs at least one (sparsity, value); got none")
     wrong = [f"{name}: {s}" for name, points in curves.items() for s, _ in points if not 0 <= float(s) < 1]
     if wrong:
-        raise ValueError(f"sparsities must lie in [0, 1), the fraction removed; got {', '.join(wrong)}")
+        raise ValueError(f"sparsities must be in [0, 1), the fraction removed; got {', '.join(wrong)}")
 
 
 def _any_pruned(networks: Mapping[str, Mapping[str, Any]], leaf: str) -> bool:

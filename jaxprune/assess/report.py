@@ -27,15 +27,15 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class RiskReport:
-    """The figures of each model, what changed against the reference, and the verdict. Notebooks show it as a page.
+    """The figures of each model, the changes from the reference, and the verdicts. Notebooks show the report as a page.
 
     Attributes:
       risks: the figures of each model, by name.
-      reference: the name of the model that the others are compared with; None without a comparison.
-      changes: what changed against the reference, by name, without the reference.
+      reference: the name of the model with which all others are compared; None without a comparison.
+      changes: the changes from the reference, by the name of the model, without the reference.
       verdicts: sentences on each model, by name: `fit`, `confidence`, `changes`, `classes`.
       answers: whether the model is as good, smaller, faster, calibrated, no worse for every class; by name.
-      forgotten: all samples that the reference and most of the other models answer differently.
+      forgotten: all samples for which most of the other models predict another class than the reference.
       notes: sentences to read with the figures.
     """
 
@@ -48,7 +48,7 @@ class RiskReport:
     notes: tuple[str, ...]
 
     def answer_table(self) -> Table:
-        """The header and the rows of the answers, one column for each question."""
+        """Returns the header and the rows of the answers, one column for each question."""
         questions = [each.question for each in max(self.answers.values(), key=len)]
         rows = []
         for name, given in self.answers.items():
@@ -57,7 +57,7 @@ class RiskReport:
         return ["model", *questions], rows
 
     def tables(self) -> dict[str, Table]:
-        """The header and the rows of each table, by title; a column is left out if no model has a value for it."""
+        """Returns the header and the rows of each table, by title, without columns in which no model has a value."""
         made = {title: self._table(columns) for title, columns in _TABLES.items()}
         if self.changes:
             made[f"Difference from '{self.reference}' on the same samples"] = self._changed()
@@ -73,7 +73,7 @@ class RiskReport:
         return {title: table for title, table in made.items() if len(table[0]) > 1}
 
     def to_text(self) -> str:
-        """The answers, the verdicts, tables and notes, in lines of at most 100 characters."""
+        """Returns the answers, the verdicts, tables and notes, in lines of at most 100 characters."""
         against = "" if self.reference is None else f" Compared with '{self.reference}'."
         samples = next(iter(self.risks.values())).test.labels.size
         parts = [f"Judged by {samples:,} test samples.{against}\n\n{formatting.table(*self.answer_table(), WIDTH)}"]
@@ -86,7 +86,7 @@ class RiskReport:
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:
-        """Everything but the pictures, in full precision; an infinite value or NaN becomes null."""
+        """Returns all values except pictures as JSON, in full precision; infinite values and NaN become null."""
         content = {
             "models": {name: _risk_dict(each) for name, each in self.risks.items()},
             "reference": self.reference,
@@ -102,18 +102,18 @@ class RiskReport:
         return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_html(self, *, title: str = "Risk report", draw: Sequence[str] | None = None, most: int = 60) -> str:
-        """One page that needs no other file and no network; plots as SVG, pictures as PNG.
+        """Returns one page that needs no other file and no network, with plots as SVG and pictures as PNG.
 
         Args:
           title: the heading.
           draw: the models in the plots; None (default) for the reference and the first three others.
-          most: the largest number of forgotten samples shown; the page says how many there are. Default 60.
+          most: the largest number of forgotten samples shown; the page also gives their total number. Default 60.
 
         Returns:
           HTML.
 
         Raises:
-          ImportError: matplotlib is not installed, or, where there are pictures, Pillow.
+          ImportError: matplotlib is not installed; or there are pictures and Pillow is not installed.
           ValueError: a model to draw is not in the report.
         """
         return page.html(self, title=title, draw=draw, most=most)
@@ -184,7 +184,7 @@ class RiskReport:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        """The page for a notebook, in a frame of its own so that its style stays inside."""
+        """Returns the page for a notebook, in its own frame so that its style does not change the notebook."""
         try:
             whole = self.to_html()
         except ImportError:  # no Matplotlib for the plots: the answers alone
@@ -206,9 +206,9 @@ def risk_report(
 ) -> RiskReport:
     """Reports how far to trust one model, or several models against a reference such as the dense network.
 
-    The report answers first whether each model is as good as the reference, smaller, faster, calibrated, and no worse
-    for any class; then it gives the evidence. It also lists the forgotten samples: the reference and most of the other
-    models answer them differently (Hooker et al. 2019, arXiv:1911.05248, with one reference).
+    The report first answers whether each model is as good as the reference, smaller, faster, calibrated, and no worse
+    for any class; then it gives the evidence. It also lists the forgotten samples, for which most of the other models
+    predict another class than the reference (Hooker et al. 2019, arXiv:1911.05248, with one reference).
 
     Args:
       models: the predictions of each model, by name.
@@ -219,7 +219,7 @@ def risk_report(
         None (default) for no pictures.
       notes: sentences for the report, such as the data, the seeds, and how models were chosen.
       draws: the number of draws in the tests of calibration and of changes; default 2000.
-      confidence: of every interval and every verdict, in (0, 1); default 0.95.
+      confidence: the confidence of every interval and every verdict, in (0, 1); default 0.95.
 
     Returns:
       A report: `print(report)`, `report.to_json()`, `report.to_html()`.
@@ -279,7 +279,7 @@ _COSTS = {
 
 
 def cell(key: str, value: Any, *, signed: bool = False) -> str:
-    """A figure with its interval as the tables show it; "too few" stands for an interval that samples cannot give."""
+    """Returns a table's text for a figure and its interval; "too few" if there are too few samples for an interval."""
     if value is None:
         return formatting.MISSING
     if not isinstance(value, Interval):

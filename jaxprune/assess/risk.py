@@ -21,19 +21,19 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class Predictions:
-    """The logits of one model on the samples that it is judged by. Logarithms of probabilities serve as logits.
+    """The logits of one model on the samples of an evaluation. Logarithms of probabilities may be passed as logits.
 
     Attributes:
       test: logits of the test samples, (n, classes).
       train: logits of training samples, (m, classes), for the gap between training and test.
-      held_out: logits of samples that neither trained the model nor judge it, for temperature scaling.
-      foreign: by name, logits of samples of another kind, to see whether the model notices them.
+      held_out: logits of samples that are used neither for training nor for testing, for temperature scaling.
+      foreign: by name, logits of samples from other data sets, to test whether the model detects them.
       corrupted: by the name of a corruption, logits of the corrupted test samples, (levels, n, classes); see
         `corrupted_logits`.
       members: logits of the members of an ensemble on the test samples, (members, n, classes), for their epistemic
         uncertainty.
       foreign_members: logits of the members on foreign samples, with the names of `foreign`.
-      complexity: what the model costs, from `complexity`.
+      complexity: the cost of the model, from `complexity`.
       seconds: the measured time of one call, on the same inputs and the same machine for all models.
     """
 
@@ -65,7 +65,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Risk:
-    """The figures of one model. Intervals contain floats; an end that the samples cannot give is NaN.
+    """The figures of one model. Intervals contain floats; an end is NaN if there are too few samples for it.
 
     Attributes:
       figures: each figure with its interval, by name; `FIGURES` explains the names.
@@ -75,12 +75,12 @@ class Risk:
         accuracy; NaN in a bin without samples.
       coverage: the risk-coverage curve.
       corruption: the accuracy at each level, each with its interval, by the name of the corruption.
-      complexity: what the model costs; None if not given.
+      complexity: the cost of the model; None if not given.
       seconds: the measured time of one call; None if not given.
       classes: the number of classes.
-      test: what the model predicts for each test sample.
-      train: what it predicts for each training sample; None if not given.
-      confidence: of the intervals.
+      test: the model's prediction for each test sample.
+      train: the model's prediction for each training sample; None if not given.
+      confidence: the confidence of the intervals.
     """
 
     figures: Mapping[str, Interval]
@@ -120,11 +120,11 @@ def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1
     """Computes every figure of one model that its predictions allow.
 
     Args:
-      predictions: the logits of the model. Figures of a part that is None or empty are left out.
+      predictions: the logits of the model. If an attribute is None or empty, its figures are left out.
       labels: the labels of the samples.
       key: a JAX key for the draws of the calibration tests.
       draws: the number of sets of labels that these tests draw; default 1000.
-      confidence: of every interval, in (0, 1); default 0.95.
+      confidence: the confidence of every interval, in (0, 1); default 0.95.
 
     Returns:
       The figures, on the host.

@@ -110,7 +110,7 @@ def bic(nll: float, n: int, kept: int) -> float:
 
 
 def description_length(nll: float, n: int, kept: int, total: int) -> float:
-    r"""The number of bits that describe the labels by means of the model, smaller is better.
+    r"""Returns the number of bits that describe the labels by means of the model, smaller is better.
 
         n L / ln 2  +  (k/2) log2 n  +  log2 C(N, k)
 
@@ -146,7 +146,7 @@ def hold_out(
     """Scores models by their training samples and by held-out samples.
 
     Where there are no more samples than parameters, trust the held-out loss: AIC, BIC and the description length then
-    charge each weight more than it can explain, and prefer the smallest model whatever it predicts.
+    penalise each weight more than it can explain, and prefer the smallest model even if it predicts badly.
 
     Args:
       candidates: the models by name.
@@ -189,7 +189,7 @@ class Folds(NamedTuple):
 
 
 def k_fold(fit: Callable[[np.ndarray, np.ndarray, int], Any], n: int, folds: int, *, key: Any) -> Folds:
-    """Cross-validation: the mean loss of samples that a model was not trained on, and its standard error.
+    """Computes the mean loss of held-out samples and its standard error by cross-validation.
 
     Args:
       fit: `(train, test, fold) -> losses`. It gets the numbers of the training samples and of the test samples, trains
@@ -228,17 +228,17 @@ def k_fold(fit: Callable[[np.ndarray, np.ndarray, int], Any], n: int, folds: int
 
 
 def one_standard_error(losses: Sequence[float], errors: Sequence[float], complexity: Sequence[float]) -> int:
-    """The simplest model whose loss is within one standard error of the best model's loss.
+    """Returns the simplest model whose loss is within one standard error of the best model's loss.
 
     Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
 
     Args:
       losses: (models,) the loss of each model, smaller is better.
-      errors: (models,) the standard error of each loss; only that of the best model counts.
+      errors: (models,) the standard error of each loss; only the error of the best model counts.
       complexity: (models,) the complexity of each model, such as its number of kept parameters.
 
     Returns:
-      The number of the model. Of equally simple models the better one, then the first.
+      The index of the model. Of equally simple models, the model with the lower loss is chosen, then the first.
 
     Raises:
       ValueError: the arguments differ in length, are empty, or have NaN.
@@ -259,7 +259,7 @@ def one_standard_error(losses: Sequence[float], errors: Sequence[float], complex
 
 
 def model_table(scores: Sequence[Score]) -> str:
-    """Scores as a text table: `*` marks the best value of each criterion, `1se` the choice of `one_standard_error`.
+    """Returns scores as a text table: `*` marks the best value of a column, `1se` the choice of `one_standard_error`.
 
     Args:
       scores: the scores that `hold_out` returned, one or more. Of equal values the first gets the `*`.
@@ -291,7 +291,7 @@ def model_table(scores: Sequence[Score]) -> str:
 
 
 def pareto_front(errors: Any, costs: Any) -> np.ndarray:
-    """The models that no other model beats in error and cost: none is better in one and no worse in the other.
+    """Returns the models that no other model beats in error and cost: none is better in one and no worse in the other.
 
     Args:
       errors: (models,) smaller is better: an error rate or a loss.
@@ -316,7 +316,7 @@ def pareto_front(errors: Any, costs: Any) -> np.ndarray:
 
 
 def pareto_table(names: Sequence[str], errors: Any, costs: Any, *, cost: str = "FLOPs") -> str:
-    """The models as a text table in order of rising cost; `*` marks the Pareto front.
+    """Returns the models as a text table in order of rising cost; `*` marks the Pareto front.
 
     Args:
       names: the names of the models.

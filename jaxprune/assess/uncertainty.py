@@ -19,11 +19,11 @@ _STEPS, _CLOSE = 60, 1e-6
 
 
 class RiskCoverage(NamedTuple):
-    """The risk-coverage curve: the error of a model that answers only the samples it is surest of.
+    """The risk-coverage curve: the error of a model that predicts only the samples with the highest confidence.
 
     Attributes:
-      coverage: the fraction of samples answered, 1/n, 2/n ... 1.
-      risk: the fraction of the answers that is wrong, at each coverage.
+      coverage: the fraction of predicted samples, 1/n, 2/n ... 1.
+      risk: the fraction of wrong predictions at each coverage.
       aurc: the area under the curve, the mean of the risks.
       excess: `aurc` less the smallest possible area for this accuracy (E-AURC).
     """
@@ -37,8 +37,8 @@ class RiskCoverage(NamedTuple):
 def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskCoverage:
     """Computes the risk-coverage curve and the area under it.
 
-    Geifman, Uziel and El-Yaniv 2019 (arXiv:1805.08206). The model answers the samples in the order of their
-    uncertainty. Where several samples are equally uncertain, the curve is the mean over all their orders, so the order
+    Geifman, Uziel and El-Yaniv 2019 (arXiv:1805.08206). The model predicts the samples in the order of their
+    uncertainty. If several samples are equally uncertain, the curve is the mean over all their orders, so the order
     in which samples are passed does not matter.
 
     Args:
@@ -51,7 +51,7 @@ def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskC
 
     Raises:
       TypeError: logits are not floating, or labels are not integers.
-      ValueError: see `evaluate`; or the uncertainty has another shape or NaN.
+      ValueError: the logits or labels do not fit (see `evaluate`), or the uncertainty has another shape or NaN.
 
     Example:
       >>> logits = jnp.array([[9.0, 0.0], [2.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
@@ -85,8 +85,8 @@ def risk_coverage_curve(uncertainty: Array, wrong: Array) -> RiskCoverage:
 def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray, level: float = 0.95) -> Interval:
     """Computes the area under the risk-coverage curve (AURC) with its interval.
 
-    To first order the area is the mean of each sample's influence on it. The interval is that of this mean, with its
-    skewness removed; see `intervals.mean`.
+    To first order the area is the mean of the samples' influences on it. The interval is the interval of this mean,
+    corrected for skewness; see `intervals.mean`.
 
     Args:
       confidence: (n,), larger = surer.
@@ -116,7 +116,7 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray, level:
 
 
 def auroc(known: Any, foreign: Any) -> Array:
-    """Computes the area under the ROC curve of telling foreign samples from known samples by a score.
+    """Computes the area under the ROC curve for foreign against known samples by a score.
 
     The area is the probability that a foreign sample has the larger score; equal scores count half (Mann and Whitney
     1947). 1 is perfect, 0.5 is chance.
@@ -207,17 +207,17 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
     """Finds the temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
     Guo et al. 2017 (arXiv:1706.04599, section 4.2). In b = 1/T the mean loss is convex, with derivative
-    mean(E_p[z] - z_y). Newton's method finds its root in log b to a part in a million, and halves the bracket where a
-    step is not at most half the last step (Press et al. 2007, Numerical Recipes, section 9.4, rtsafe). Accuracy does
+    mean(E_p[z] - z_y). Newton's method finds its root in log b with a relative error of 1e-6, and halves the bracket if
+    a step is more than half the last step (Press et al. 2007, Numerical Recipes, section 9.4, rtsafe). Accuracy does
     not change. The search takes a few steps, so `bootstrap(fit_temperature, logits, labels, key=key)` is cheap.
 
     Args:
-      logits: (n, classes) of data that neither trained the model nor will judge it.
+      logits: (n, classes) of data that are used neither for training nor for testing the model.
       labels: integers, (n,).
 
     Returns:
-      A scalar in [0.001, 1000]. The likelihood has no maximum where every sample is right (0.001 is returned) or where
-      the logits contradict the labels (1000 is returned): use more held-out data.
+      A scalar in [0.001, 1000]. The likelihood has no maximum if every sample is right (the result is 0.001) or if the
+      logits contradict the labels (the result is 1000): use more held-out data.
 
     Raises:
       TypeError: logits are not floating, or labels are not integers.
@@ -232,10 +232,10 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
 
 
 def temperature_interval(logits: Any, labels: Any, confidence: float = 0.95) -> Interval:
-    """Finds the temperature that `fit_temperature` finds, with its interval.
+    """Computes the temperature of `fit_temperature` with its interval.
 
-    The interval is symmetric in the logarithm of the temperature. Its standard error is that of an M-estimator (Huber
-    1967), so it holds whether or not some temperature makes the model calibrated.
+    The interval is symmetric in the logarithm of the temperature. It uses the standard error of an M-estimator (Huber
+    1967), so it is valid even if no temperature makes the model calibrated.
 
     Args:
       logits: (n, classes).

@@ -1,4 +1,4 @@
-"""The verdict on a model in words (`verdict`), and short answers to what a reader asks first (`answers`)."""
+"""The verdict on a model in words (`verdict`), and short answers to five questions about it (`answers`)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ LARGE = 0.03
 
 
 class Verdicts(NamedTuple):
-    """What `judge` found, by the name of the model.
+    """The result of `judge`, by the name of the model.
 
     Attributes:
-      changes: what changed against the reference, without the reference; empty without a reference.
-      sentences: see `verdict`.
-      answers: see `answers`.
+      changes: the changes from the reference, without the reference; empty without a reference.
+      sentences: the result of `verdict` for each model.
+      answers: the result of `answers` for each model.
     """
 
     changes: dict[str, Changes]
@@ -35,7 +35,7 @@ class Verdicts(NamedTuple):
 
 
 def judge(risks: Mapping[str, Risk], reference: str | None, key: jax.Array, draws: int) -> Verdicts:
-    """Compares every model with the reference, and puts what was found in words.
+    """Compares every model with the reference, and describes the results in sentences.
 
     Raises:
       ValueError: a model has other classes than the reference.
@@ -56,20 +56,20 @@ def judge(risks: Mapping[str, Risk], reference: str | None, key: jax.Array, draw
 def verdict(
     risk: Risk, changes: Changes | None = None, *, reference: Risk | None = None, name: str = "the reference"
 ) -> dict[str, str]:
-    """Says in sentences what the figures show beyond noise, and nothing else.
+    """Describes in sentences only the properties that the figures show beyond noise.
 
-    Each sentence is wrong in at most 5 % of the cases in which there is nothing to say:
+    If a sentence is false for a model, it appears in at most 5 % of the cases:
 
     - fit: the whole interval of the gap between training and test loss is above or below 0, or the whole 99.9 %
-      interval of the difference from the reference's training loss is above 0. How good a fit can be depends on the
+      interval of the difference from the reference's training loss is above 0. The best possible fit depends on the
       noise in the labels, so no accuracy is required.
-    - confidence: the calibration error, and the mean confidence less the accuracy, exceed what a calibrated model would
-      show by chance (`calibration_test`).
+    - confidence: the calibration error, and the mean confidence less the accuracy, exceed the values that a calibrated
+      model shows by chance (`calibration_test`).
     - changes and classes: accuracy, NLL, Brier score and the accuracy within each class, tested together (`changes`).
 
     Args:
       risk: the figures of the model.
-      changes: what changed against a reference; None (default) without a reference.
+      changes: the changes from a reference; None (default) without a reference.
       reference: the figures of the reference, for the fit; None (default) without a reference.
       name: the name of the reference.
 
@@ -191,7 +191,7 @@ class Answer(NamedTuple):
 
     Attributes:
       question: such as "as good?".
-      grade: "yes", "no", or "open" where the samples or the measurements cannot tell.
+      grade: "yes", "no", or "open" if the samples or measurements do not decide it.
       short: the answer in a few words.
       words: the answer in a sentence.
     """
@@ -205,13 +205,13 @@ class Answer(NamedTuple):
 def answers(
     risk: Risk, changes: Changes | None, reference: Risk | None, sentences: Mapping[str, str]
 ) -> tuple[Answer, ...]:
-    """Answers what a reader asks first: is the model as good, smaller, faster, calibrated, no worse for every class?
+    """Answers five questions: is the model as good, smaller, faster, calibrated, no worse for every class?
 
     Args:
       risk: the figures of the model.
-      changes: what changed against the reference; None without a reference, and for the reference itself.
+      changes: the changes from the reference; None without a reference, and for the reference itself.
       reference: the figures of the reference; None without a reference, and for the reference itself.
-      sentences: what `verdict` returned.
+      sentences: the result of `verdict`.
 
     Returns:
       Five answers; without a reference only whether the model is calibrated.

@@ -43,7 +43,7 @@ def accumulate_gradients(
     Args:
       loss: `loss(params, batch)` -> scalar, a mean over the batch; with `per_example`, `loss(params, example)`.
       params: any tree; leaves that are not floating are passed to `loss` unchanged.
-      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size. A leading axis may be
+      batches: an iterable of trees of arrays. Batches of any size have the same weight. A leading axis may be
         sharded over devices.
       per_example: whether to compute one gradient for each example instead of one for each batch. All arrays of a batch
         must then share their leading axis. Default False.

@@ -494,20 +494,20 @@ class Meet(NamedTuple):
         return self.operands[1 - self.mine]
 
     def is_whole(self, axis: int) -> bool:
-        """Whether an axis of the weight is a whole axis of its leaf."""
+        """Returns whether an axis of the weight is a whole axis of its leaf."""
         axes, shape = self.meeting.view.axes[axis], self.weight.array.shape
         return len(axes) == 1 and axes[0].of is not None and axes[0].size == shape[axis]
 
     def is_part_of_stack(self, axis: int) -> bool:
-        """Whether the weight is one of several leaves that are stacked along an axis."""
+        """Returns whether the weight is one of several leaves that are stacked along an axis."""
         return not self.meeting.view.axes[axis] and self.weight.array.shape[axis] != 1
 
     def is_free(self, axis: int) -> bool:
-        """Whether the weight is the same at all positions of an axis."""
+        """Returns whether the weight is the same at all positions of an axis."""
         return all(f.of is None for f in self.meeting.view.axes[axis])
 
     def inputs_of_experts(self) -> list[int]:
-        """The summed axes of the activation that are whole axes of the weight's leaf, one of several."""
+        """Returns the summed axes of the activation that are whole axes of the weight's leaf, one of several."""
         pairs = self.meeting.contract
         return [b for a, b in pairs if len(pairs) > 1 and self.is_whole(a)]
 
@@ -520,7 +520,7 @@ class Meet(NamedTuple):
         return self._to_result(self.mine)
 
     def row_numbers(self, without: set[int]) -> Any:
-        """The number of each sample plus 1, in the shape of the activation."""
+        """Returns the number of each sample plus 1, in the shape of the activation."""
         gone = {b for _, b in self.meeting.contract} | without
         shape = [1 if a in gone else n for a, n in enumerate(self.other.array.shape)]
         count = 1

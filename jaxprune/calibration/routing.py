@@ -88,7 +88,7 @@ NOTHING = Trail()
 
 
 def chooses(jaxpr: Any) -> bool:
-    """Whether a jaxpr contains a choice that may be that of a router."""
+    """Returns whether a jaxpr contains a choice that may be that of a router."""
     return any(
         eqn.primitive.name in PICKS or eqn.primitive.name == "ragged_dot_general" or any(map(_inner, sub_jaxprs(eqn)))
         for eqn in jaxpr.eqns
@@ -100,7 +100,7 @@ def _inner(sub: Any) -> bool:
 
 
 def numbers(size: int, rank: int, axis: int) -> jax.Array:
-    """The numbers 1 to `size` along one axis of an array of `rank` axes."""
+    """Returns the numbers 1 to `size` along one axis of an array of `rank` axes."""
     return jnp.arange(1, size + 1, dtype=jnp.int32).reshape([size if a == axis else 1 for a in range(rank)])
 
 
@@ -117,7 +117,7 @@ def _thin(value: Marked) -> Any:
 
 
 def follow(eqn: Equation, operands: Sequence[Marked], results: Sequence[Any]) -> tuple[list[Trail], list[Combined]]:
-    """The marks of the results of an equation without jaxprs and without parameters that are products.
+    """Returns the marks of the results of an equation without jaxprs and without parameters that are products.
 
     Args:
       eqn: the equation.
@@ -248,7 +248,7 @@ def _axis_after(move: Any, axis: int | None, shape: Sequence[int]) -> int | None
 
 
 def each_mark(route: Route, change: Callable[[Any], Any], axis: int | None) -> Route | None:
-    """The route with all its marks changed; None if one of them cannot be followed."""
+    """Returns the route with all its marks changed; None if one of them cannot be followed."""
     owner, gate = change(route.owner), None if route.gate is None else change(route.gate)
     sites = tuple((key, None if rows is None else change(rows), of) for key, rows, of in route.sites)
     if owner is None or (gate is None) != (route.gate is None):
@@ -368,7 +368,7 @@ def _is_choice(value: Marked) -> bool:
 
 
 def rows_of(route: Route, array: Any, times: Any = None, factor: Any = None) -> Combined:
-    """The sum over experts of an array whose rows have owners; `factor` multiplies the rows in the sum."""
+    """Returns the sum over experts of an array whose rows have owners; `factor` multiplies the rows in the sum."""
     features = tuple(a for a, n in enumerate(route.owner.shape) if n == 1)
     wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
     norm = jnp.sqrt((wide * wide).sum(features, keepdims=True))
@@ -569,7 +569,7 @@ def sums(found: Combined, dtype: Any) -> dict[str, jax.Array]:
 
 
 def samples_of_experts(found: Combined, rows: Any, count: int) -> jax.Array:
-    """The samples of a product that reach a sum over the experts.
+    """Returns the samples of a product that reach a sum over the experts.
 
     Args:
       found: the sum.

@@ -1,7 +1,7 @@
 """Checkpoints: networks in safetensors, trees in msgpack and Orbax, resumable runs, Hugging Face folders.
 
 A file or folder is written completely or not at all, even if the process is killed, and nothing is overwritten. Before
-use, every leaf that is read is compared with what the caller expects.
+use, every leaf that is read is compared with the caller's description.
 """
 
 from jaxprune.checkpoints.gguf import import_gguf

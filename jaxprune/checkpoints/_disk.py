@@ -14,7 +14,7 @@ def as_path(path: Any) -> Path:
     """The path as a `Path`.
 
     Raises:
-      TypeError: the argument is no path; a function that saves takes the path first.
+      TypeError: the argument is not a path; functions that save take the path as their first argument.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a string or a path, the first argument; got {type(path).__name__}")
@@ -74,7 +74,7 @@ def optional(module: str, what: str) -> Any:
       what: the action that needs the module, for the message.
 
     Raises:
-      ImportError: the module is missing. The message says what to install.
+      ImportError: the module is missing. The message names the package to install.
     """
     try:
         return importlib.import_module(module)
@@ -87,7 +87,7 @@ def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mappin
 
     Args:
       path: the file or folder, for the message.
-      what: what the file contains, such as "network" or "search".
+      what: the content of the file, such as "network" or "search".
       saved: the description in the file: from a name or a path of keys to a string or any JSON value.
       expected: the description of the caller, in the same form.
       hint: the probable cause, for the message.

@@ -105,7 +105,7 @@ class Folder:
         return named_roles(self.shapes, unknown=True)
 
     def other_files(self) -> list[Path]:
-        """The files other than config and weights, such as the tokenizer's, without hidden files and folders."""
+        """Returns the files other than config and weights, such as the tokenizer, without hidden files and folders."""
         weights = {*self._files.values(), _INDEX, _CONFIG}
         inside = (path for path in sorted(self.path.iterdir()) if path.is_file() and not path.name.startswith("."))
         return [path for path in inside if path.name not in weights]
@@ -162,7 +162,7 @@ class FolderWriter:
 
     Raises:
       FileExistsError: the folder exists; or an unfinished folder exists and `resume` is False.
-      ValueError: the unfinished folder belongs to another run; the message says what differs.
+      ValueError: the unfinished folder belongs to another run; the message names the differences.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class FolderWriter:
             shutil.rmtree(self._unfinished)  # no part is lost, and the corrected call need not resume
 
     def has(self, number: int) -> bool:
-        """Whether the part with this number (from 0) is already written."""
+        """Returns whether the part with this number (from 0) is already written."""
         return self._file(number).is_file()
 
     def add(self, number: int, params: Mapping[str, jax.Array]) -> None:

@@ -1,4 +1,4 @@
-"""`named_roles`: what parameters and their axes mean, by the names of Hugging Face and MaxText.
+"""`named_roles`: the roles of parameters and their axes, from names of Hugging Face and MaxText.
 
 - Hugging Face: dotted names, kernels [outputs, inputs].
 - MaxText: kernels [inputs, outputs] whose axis 1 is the layer if layers are scanned; attention kernels have head axes;
@@ -12,7 +12,7 @@ from jaxprune import _tree
 
 PyTree = Any
 _Axes = tuple[str, ...]
-# The end of a leaf's path; its use, empty if the default rule leaves it alone; its axes without layers; what it is.
+# The end of a leaf's path; its use, empty if it is not pruned by default; its axes without layers; a description.
 _MAXTEXT: tuple[tuple[str, tuple[Any, ...], _Axes, str], ...] = (
     (r"(query|key|value)/kernel", ("multiplied",), ("input", "output", "output"), ""),
     (r"\w*attention\w*/out/kernel", ("multiplied",), ("input", "input", "output"), ""),
@@ -36,7 +36,7 @@ def named_roles(params: PyTree, *, unknown: bool = False) -> _tree.Roles:
     """Returns the role of each leaf and the meaning of its axes, from names in the layout of a known program.
 
     Use it to prune a checkpoint without its function: pass the result as `roles=` wherever weights are chosen, so that
-    N:M patterns run along inputs, and embeddings, norms, biases, routers and the head are left alone by default. If
+    N:M patterns run along inputs, and embeddings, norms, biases, routers and the head are not pruned by default. If
     there is a function, `jaxprune.find_roles(fn, params, *inputs)` is exact for any layout.
 
     Args:
@@ -48,7 +48,7 @@ def named_roles(params: PyTree, *, unknown: bool = False) -> _tree.Roles:
       The roles, in the order of `jax.tree.leaves(params)`.
 
     Raises:
-      ValueError: names or numbers of axes are not those of either layout; the message names the leaves.
+      ValueError: names or numbers of axes fit neither layout; the message names the leaves.
 
     Example:
       >>> shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)

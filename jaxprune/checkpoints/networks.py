@@ -222,7 +222,7 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
 
 
 def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str, np.ndarray]) -> Saved:
-    """`save` with additional arrays, whose names must differ from those of leaves."""
+    """`save` with additional arrays, whose names must differ from the names of leaves."""
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
         masks = jax.tree.map(lambda _: True, params)

@@ -28,7 +28,7 @@ def restore(path: Any, like: PyTree) -> PyTree:
     Args:
       path: the folder of the checkpoint.
       like: the state, or its shapes (`jax.eval_shape(init, ...)`). A leaf with a sharding is restored to this sharding,
-        whatever number of devices saved it; make such a tree by `jax.tree.map(lambda x, s:
+        also if another number of devices saved it; make such a tree by `jax.tree.map(lambda x, s:
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)`. NNX Variables and their plain values
         count as the same leaves.
 
@@ -129,7 +129,7 @@ def read(path: Any) -> PyTree:
 
 
 def write(path: Any, params: PyTree) -> Path:
-    """Writes a tree of arrays in the format of the program that it came from; `read` reads it again.
+    """Writes a tree of arrays as msgpack or as an Orbax checkpoint; `read` reads the result.
 
     Args:
       path: a new file that ends in `.msgpack`, or a new folder for an Orbax checkpoint. `FolderWriter` writes Hugging
@@ -159,8 +159,8 @@ class Run:
     """The folder of one long computation that can be killed at any time and resumes after its last finished step.
 
     A JSON file in the folder describes the run: its options, its key, and the shapes and bits of its initial
-    parameters. Each step is an Orbax checkpoint of named arrays. The JSON file and the steps get their names only when
-    complete.
+    parameters. Each step is an Orbax checkpoint of named arrays. The JSON file and the steps get their final names
+    only when they are complete.
 
     Args:
       folder: the folder; it is created if it does not exist. It must be empty or belong to the same run.
@@ -172,7 +172,7 @@ class Run:
 
     Raises:
       FileExistsError: the folder contains other files.
-      ValueError: the folder belongs to another run (the message says what differs), or its description is damaged.
+      ValueError: the folder belongs to another run (the message names the differences), or its description is damaged.
       ImportError: the package orbax-checkpoint is missing.
 
     Example:

@@ -1,7 +1,7 @@
 """Criteria: functions from parameters and signals to scores, where a larger score means more worth keeping.
 
 A criterion is any function `criterion(params, *, grads=None, stats=None, key=None, **signals)` that returns a tree of
-scores with the structure of `params`, each array in the shape of its parameter. You can pass a function of your own
+scores with the structure of `params`, each array in the shape of its parameter. You can pass your own function
 wherever a criterion is accepted. In the returned scores:
 
 - leaves that are not floating, and leaves without a signal, have a scalar zero and are not pruned;

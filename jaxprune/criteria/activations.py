@@ -15,7 +15,7 @@ Score = Callable[[jax.Array, Any], jax.Array]
 
 @within_outputs
 def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""The size of a weight times the norm of its input over the samples.
+    r"""Returns the size of a weight times the norm of its input over the samples.
 
         s_ij = |w_ij| ||x_i||
 
@@ -91,7 +91,7 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree 
 
 
 def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    r"""The absolute mean of the input of each weight, a criterion for channels.
+    r"""Returns the absolute mean of the input of each weight, a criterion for channels.
 
         s_ij = |\sum_n x_ni / N|
 
@@ -124,13 +124,13 @@ def activation_mean(params: PyTree, *, stats: Any = None, **signals: Any) -> PyT
 
 
 def apoz(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
-    """The fraction of samples in which the input of a weight is not zero: a criterion for channels after a ReLU.
+    """Returns the fraction of samples with a nonzero input of a weight: a criterion for channels after a ReLU.
 
         s_ij = 1 - APoZ_i
 
     Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1: one minus the average percentage of zeros, so that a
-    larger score is more worth keeping. A channel is `masks.Channel(axis=-2)` of the kernel that reads it, see
-    `activation_mean`.
+    larger score is more worth keeping. A channel is `masks.Channel(axis=-2)` of the kernel that reads the
+    channel; see `activation_mean`.
 
     Args:
       params: any tree.

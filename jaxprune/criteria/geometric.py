@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 def distance_sums(rows: Any) -> Array:
-    r"""The sum of the Euclidean distances of each row to all rows.
+    r"""Returns the sum of the Euclidean distances of each row to all rows.
 
         s_i = \sum_j || w_i - w_j ||
 

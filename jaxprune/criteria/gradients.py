@@ -12,7 +12,7 @@ _GRADS = "jax.grad(loss)(params, batch)"
 
 
 def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals: Any) -> PyTree:
-    """The first-order Taylor estimate of the change in loss when a weight is removed.
+    """Returns the first-order Taylor estimate of the change in loss when a weight is removed.
 
         s = |w g|^power
 

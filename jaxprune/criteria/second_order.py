@@ -18,8 +18,8 @@ def obd(params: PyTree, *, hessian_diagonal: PyTree = None, **signals: Any) -> P
         s = w^2 h / 2,    h the diagonal of the Hessian of the loss
 
     LeCun et al. 1990 (Optimal Brain Damage, NeurIPS 2), for a trained network: the formula assumes that the gradient is
-    zero and ignores the rest of the Hessian. Away from a minimum h and the score may be negative: the estimate says
-    that removing the weight lowers the loss, and the weight is removed first. Scores are changes of one loss, so
+    zero and ignores the rest of the Hessian. Away from a minimum h and the score may be negative: by the estimate,
+    removing the weight lowers the loss, so the weight is removed first. Scores are changes of one loss, so
     slimming adds them up over units: `slimming.group_scores(groups, scores, reduce="sum", normalise=None)`. "l2" would
     lose the sign.
 
@@ -64,7 +64,7 @@ def hessian_diagonal(
     key: jax.Array,
     samples: int = 16,
 ) -> PyTree:
-    r"""The diagonal of the Hessian of the loss, estimated from products with random signs.
+    r"""Returns the diagonal of the Hessian of the loss, estimated from products with random signs.
 
         h = mean over batches and samples of  z * (H z),    z = +1 or -1 with probability 1/2 each
 
@@ -80,7 +80,7 @@ def hessian_diagonal(
     Args:
       loss: `loss(params, batch)` -> scalar, a mean over the batch, twice differentiable.
       params: any tree; leaves that are not floating are passed to `loss` unchanged.
-      batches: an iterable of trees of arrays. Every batch has the same weight, whatever its size; each shape compiles
+      batches: an iterable of trees of arrays. Batches of any size have the same weight; each shape compiles
         once.
       key: a key of `jax.random`. Each sample of each batch draws its own signs.
       samples: the number of samples for each batch, 1 or more; default 16.

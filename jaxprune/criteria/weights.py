@@ -25,7 +25,7 @@ def magnitude(
     specs: PyTree = None,
     **signals: Any,
 ) -> PyTree:
-    r"""The absolute value of each weight or its square, optionally divided by a norm of its leaf.
+    r"""Returns the absolute value of each weight or its square, optionally divided by a norm of its leaf.
 
         s = |w|^power / norm
 

@@ -63,7 +63,7 @@ class TopLogits:
 def distillation_loss(
     student: Array, teacher: Array | TopLogits, labels: Any = None, *, temperature: float = 2.0, weight: float = 1.0
 ) -> Array:
-    r"""The loss of a student that learns the distribution of a teacher, or of the members of an ensemble.
+    r"""Returns the loss of a student that learns the distribution of a teacher, or of the members of an ensemble.
 
         weight T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - weight) cross-entropy(labels, student)
 
@@ -103,7 +103,7 @@ def distillation_loss(
     wide = student.astype(jnp.promote_types(student.dtype, jnp.float32))
     own = jax.nn.log_softmax(wide / temperature)
     soft, own = _distributions(jax.lax.stop_gradient(teacher), own, temperature)
-    # A class without probability adds nothing, whatever the student says of it.
+    # A class of probability 0 adds nothing to the loss, for any logit of the student.
     terms = jnp.where(jnp.isneginf(soft), 0.0, jnp.exp(soft) * (soft - own))
     loss = weight * temperature**2 * jnp.mean(jnp.sum(terms, -1))
     if labels is not None and weight < 1:
@@ -115,23 +115,23 @@ def distillation_loss(
 def hidden_loss(
     student: Sequence[Array], teacher: Sequence[Array], layers: Sequence[int | None], *, projections: Any = None
 ) -> Array:
-    r"""The distance between a student's hidden states and the states of the teacher's layers that a map assigns.
+    r"""Returns the distance between a student's hidden states and the teacher's states that a map assigns to them.
 
         mean over layers i of  ||H_i P_i - T_f(i)||^2 / ||T_f(i)||^2
 
     Jiao et al. 2020 (TinyBERT), arXiv 1909.10351, eqs. 6 and 8, with each layer's distance relative to the teacher's
     state: in residual networks later states are much larger than earlier states. The teacher receives no gradient. Add
-    it to `distillation_loss` with a weight of your own.
+    it to `distillation_loss` with your own weight.
 
-    For a student that has lost blocks, number the states so that state 0 goes into the first block and the last state
-    comes out of the last block. The input of a kept block then learns the input of the same block of the teacher:
-    `layers = [*np.flatnonzero(keep), len(keep)]` with `keep` from `slimming.keep_influential`.
+    For a student that has lost blocks, number the states so that state 0 is the input of the first block and the last
+    state is the output of the last block. The input of a kept block then learns the input of the same block of the
+    teacher: `layers = [*np.flatnonzero(keep), len(keep)]` with `keep` from `slimming.keep_influential`.
 
     Args:
       student: hidden states (..., width), one for each entry of `layers`.
-      teacher: hidden states (..., teacher's width) of all the teacher's layers, or one array with these stacked.
-      layers: f(i): for each state of the student the index of the teacher's state that it learns, or None if it learns
-        none. Static.
+      teacher: hidden states (..., teacher's width) of all the teacher's layers, or one array of the stacked states.
+      layers: f(i): for each state of the student the index of the teacher's state that it learns, or None if it has no
+        target. Static.
       projections: matrices P_i (width, teacher's width), one for each entry of `layers` (None where the entry is None),
         or one matrix for all; needed if the widths differ. Train them with the student. If the student's channels are
         known channels of the teacher, pass rows of the identity. Default None: no projection.

@@ -45,7 +45,7 @@ def mean_probability(logits: Array) -> Array:
 
 
 def mean_logit(logits: Array) -> Array:
-    """The softmax of the members' mean logits: the normalised geometric mean of their probabilities.
+    """Returns the softmax of the members' mean logits: the normalised geometric mean of their probabilities.
 
     A class to which any member gives the logit -inf has probability 0.
 
@@ -63,7 +63,7 @@ def mean_logit(logits: Array) -> Array:
 
 
 def majority(logits: Array) -> Array:
-    """The majority vote: the logarithm of the fraction of members that predict each class.
+    """Returns the majority vote: the logarithm of the fraction of members that predict each class.
 
     If classes have equally many votes, the lowest class is predicted. A class without votes has probability 0, so the
     negative log-likelihood of a label without votes is infinite.

@@ -3,7 +3,7 @@
 A score is larger for a feature that is more worth keeping; `top` and `eliminate` turn scores into a mask, and `narrow`
 turns a mask into a smaller network.
 
-| what the score sees | scores |
+| input of the score | scores |
 |---|---|
 | one feature and the target | `pearson`, `spearman`, `anova_f`, `mutual_information` |
 | pairs of features | `mrmr`, `one_of_each` (remove redundancy), `relatedness` (looks for redundancy) |

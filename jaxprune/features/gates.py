@@ -28,9 +28,9 @@ class StochasticGates:
         z_ij = min(1, max(0, mu_j + sigma e_ij)),    e_ij ~ N(0, 1)
 
     Yamada, Lindenbaum, Negahban and Kluger 2020, arXiv 1810.04247, section 3: a Bernoulli gate, relaxed so that the
-    gradient with respect to mu is that of a clipped Gaussian. Add `start(features)` to the tree of parameters as a
-    leaf, multiply the features by `draw(mu, key, n)` in the loss, and put `add_penalty` before the optimizer. After
-    training, mu is the score of each feature; keep the features with mu > 0.
+    gradient with respect to mu is the gradient of a clipped Gaussian. Add `start(features)` to the tree of parameters
+    as a leaf, multiply the features by `draw(mu, key, n)` in the loss, and put `add_penalty` before the optimizer.
+    After training, mu is the score of each feature; keep the features with mu > 0.
 
     Attributes:
       sigma: the standard deviation of the noise, above 0; default 0.5 as in the paper.
@@ -52,7 +52,7 @@ class StochasticGates:
             raise ValueError(f"sigma must be above 0; got {self.sigma}")
 
     def start(self, features: int, *, mu: float = 0.5, dtype: Any = jnp.float32) -> Array:
-        """The parameters of the gates before training.
+        """Returns the parameters of the gates before training.
 
         Args:
           features: the number of features, 1 or more.
@@ -83,7 +83,7 @@ class StochasticGates:
         return jnp.clip(mu + self.sigma * jax.random.normal(key, (samples, *mu.shape), mu.dtype), 0.0, 1.0)
 
     def through(self, mu: Array) -> Array:
-        """The gate values after training: mu clipped to [0, 1]. Keep the features with values above 0.
+        """Returns the gate values after training: mu clipped to [0, 1]. Keep the features with values above 0.
 
         Example:
           >>> StochasticGates().through(jnp.array([-0.5, 0.25, 3.0])).tolist()
@@ -92,7 +92,7 @@ class StochasticGates:
         return jnp.clip(mu, 0.0, 1.0)
 
     def expected_open(self, mu: Array) -> Array:
-        r"""The expected number of open gates, a scalar: \sum_j P(z_j > 0) = \sum_j Phi(mu_j / sigma).
+        r"""Returns the expected number of open gates, a scalar: \sum_j P(z_j > 0) = \sum_j Phi(mu_j / sigma).
 
         Example:
           >>> float(StochasticGates().expected_open(jnp.zeros(4)))

@@ -64,7 +64,7 @@ def distinctness(activations: Any) -> Array:
 
 
 def alive(activations: Any) -> Array:
-    """The fraction of a channel's activations that are not zero: 1 - APoZ.
+    """Returns the fraction of a channel's activations that are not zero: 1 - APoZ.
 
     Hu et al. 2016 (Network Trimming), arXiv 1607.03250, eq. 1. `criteria.apoz` computes it from calibration stats.
 
@@ -86,7 +86,7 @@ def alive(activations: Any) -> Array:
 
 
 def map_rank(activations: Any, *, batch: int = 64) -> Array:
-    """The rank of a channel's feature maps, averaged over the samples.
+    """Returns the rank of a channel's feature maps, averaged over the samples.
 
     Lin et al. 2020 (HRank), arXiv 2002.10179, eq. 5. A singular value counts if it exceeds the largest one times the
     longer side times the machine epsilon (the rule of NumPy's `matrix_rank`).
@@ -142,7 +142,7 @@ def cka(a: Any, b: Any) -> Array:
 
 
 def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
-    """The CKA of each pair of layers.
+    """Returns the CKA of each pair of layers.
 
     Args:
       activations: a mapping from layer names to activations (n, ...) of the same samples.
@@ -203,7 +203,7 @@ def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -
 
 
 def channel_similarity(activations: Any) -> Array:
-    """The CKA of each pair of channels; the representation of a channel is its maps, (n, height x width).
+    """Returns the CKA of each pair of channels; the representation of a channel is its maps, (n, height x width).
 
     Unlike `correlations`, this depends neither on positions in the map nor on the sign.
 

@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 def correlations(x: Any, *, ranked: bool = False) -> Array:
-    """The absolute correlation of each pair of features, or of each pair of channels.
+    """Returns the absolute correlation of each pair of features, or of each pair of channels.
 
     Args:
       x: (n, features) numbers, or activations (n, ..., channels); every position then counts as a sample.
@@ -146,7 +146,7 @@ def one_of_each(scores: Any, clusters: Any) -> np.ndarray:
 
 
 def relatedness(similarity: Any) -> np.ndarray:
-    """The largest similarity of each feature with another feature: a score that looks for redundancy.
+    """Returns the largest similarity of each feature with another feature: a score that looks for redundancy.
 
     The score needs no target. It finds features that measure the same directions among independent noise features. Do
     not use it where all features are informative (pixels, spectra): there it chooses copies, and random features are

@@ -21,7 +21,7 @@ Losses = Callable[[Array, Array], Array]
 
 
 def gradient_saliency(predict: Predict, params: PyTree, x: Any, y: Any, losses: Losses) -> Array:
-    r"""The absolute derivative of a trained network's loss with respect to each feature, averaged over samples.
+    r"""Returns the absolute derivative of a trained network's loss with respect to each feature, averaged over samples.
 
         s_j = 1/n \sum_i | d loss_i / d x_ij |
 
@@ -62,7 +62,7 @@ def permutation(
     repeats: int = 5,
     batch: int = 16,
 ) -> Array:
-    """The increase in the mean loss of a trained network when the values of a feature are shuffled among the samples.
+    """Returns the increase in the mean loss when the values of a feature are shuffled among the samples.
 
     Breiman 2001, Machine Learning 45, section 10. Pass samples that the network was not trained on: an overfitted
     network uses every feature on its training samples. Features with the same information all score low, because the
@@ -103,7 +103,7 @@ def permutation(
 
 
 def input_norms(kernel: Any, *, axis: int = 0) -> Array:
-    """The Euclidean norm of each input's weights in the first layer.
+    """Returns the Euclidean norm of each input's weights in the first layer.
 
     Args:
       kernel: the kernel of the first layer.

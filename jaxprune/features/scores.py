@@ -57,7 +57,7 @@ def pearson(x: Any, y: Any) -> Array:
 
 
 def spearman(x: Any, y: Any) -> Array:
-    """The rank correlation of each feature with the target: `pearson` of the ranks of `x` and of numeric `y`.
+    """Returns the rank correlation of each feature with the target: `pearson` of the ranks of `x` and of numeric `y`.
 
     The score finds any monotone relation. Neither outliers nor a distant class dominate it. Equal values share the mean
     of their ranks (Spearman 1904). For classes it is the square root of H / (n - 1), where H is the statistic of
@@ -98,7 +98,8 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
 
     Raises:
       ImportError: scikit-learn is not installed.
-      ValueError: shapes do not fit, values are NaN or infinite, or integer labels give every sample a class of its own.
+      ValueError: shapes do not fit, values are NaN or infinite, or integer labels put every sample into a different
+        class.
 
     Example:
       >>> anova_f([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 1.0]], [0, 0, 1, 1]).round(4).tolist()
@@ -124,7 +125,7 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
 
 
 def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
-    r"""The mutual information of each feature with the target, in nats, from counts of quantile bins.
+    r"""Returns the mutual information of each feature with the target, in nats, from counts of quantile bins.
 
         I_j = \sum_{b,k} p_bk ln( p_bk / (p_b p_k) )  -  (B_j - 1)(K - 1) / 2n
 
@@ -170,7 +171,7 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
 
 @jax.jit
 def ranks(x: Array) -> Array:
-    """The rank of each value in its column, starting at 1; equal values share the mean of their ranks."""
+    """Returns the rank of each value in its column, starting at 1; equal values share the mean of their ranks."""
     return rankdata(x, axis=0).astype(x.dtype)
 
 
@@ -212,7 +213,7 @@ def _multiple(x: Array, y: Array) -> Array:
 
 
 def _binned(values: Array, bins: int) -> Array:
-    """Bins of about equal counts; equal values share the bin of the first of them."""
+    """Returns bins of about equal counts; equal values share the bin of the first value."""
     below = jnp.searchsorted(jnp.sort(values), values, side="left")
     return (below * bins) // values.shape[0]
 

@@ -19,7 +19,7 @@ Control = Callable[[PyTree, PyTree, Any, Any], tuple[PyTree, PyTree]]
 
 
 def reinitialised(init: Callable[[Any], PyTree]) -> Control:
-    """The ticket's masks with new initial weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
+    """Returns the ticket's masks with new initial weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
 
     Args:
       init: `key -> params`, the initialisation of the network.
@@ -34,7 +34,7 @@ def reinitialised(init: Callable[[Any], PyTree]) -> Control:
 
 
 def random_masks() -> Control:
-    """The ticket's weights with random masks of the same count in each leaf, nested from round to round.
+    """Returns the ticket's weights with random masks of the same count in each leaf, nested from round to round.
 
     Channels stay channels; N:M groups and blocks do not stay groups and blocks.
 
@@ -48,7 +48,7 @@ def random_masks() -> Control:
 
 
 def shuffled_masks() -> Control:
-    """The ticket's weights with its masks shuffled within each leaf, newly in every round.
+    """Returns the ticket's weights with its masks shuffled within each leaf, newly in every round.
 
     Frankle et al. 2021, arXiv 2009.08576, section 5.
 
@@ -107,7 +107,7 @@ def _interpolate(params: PyTree, other: PyTree, position: Any) -> PyTree:
 
 
 def error_barrier(error: Callable[[PyTree], Any], params: PyTree, other: PyTree, *, points: int = 11) -> Line:
-    """The error barrier between two networks trained from the same weights with different SGD noise.
+    """Returns the error barrier between two networks trained from the same weights with different SGD noise.
 
         barrier = max_a error((1 - a) W_1 + a W_2) - (error(W_1) + error(W_2)) / 2
 

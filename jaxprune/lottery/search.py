@@ -32,7 +32,8 @@ class Training:
         `sparsify(optimizer, training.fixed(masks))`); the search sets them to zero after training in any case.
       evaluate: `(params, masks) -> metrics`, a dict of arrays or numbers, for the trained weights. None: no metrics.
       has_aux: whether `train` returns `(params, metrics)`, for values known only during training, such as the step of
-        the lowest validation loss. These metrics, a dict of arrays, are added to those of `evaluate`. Default False.
+        the lowest validation loss. These metrics, a dict of arrays, are added to the metrics of `evaluate`. Default
+        False.
       traceable: whether JAX can trace `train` and `evaluate`. Default True.
     """
 

@@ -1,4 +1,4 @@
-"""What masks do: put zeros into parameters (`apply`), combine (`unite`, ...), and count (`sparsity`, `count_kept`)."""
+"""Functions of masks: `apply` sets weights to zero, `unite` and others combine, `sparsity` and `count_kept` count."""
 
 import math
 import operator
@@ -21,15 +21,15 @@ PyTree = Any
 
 
 def apply(params: PyTree, masks: PyTree) -> PyTree:
-    """The parameters with exact zeros where the masks are False.
+    """Returns the parameters with exact zeros where the masks are False.
 
-    A selection, not a product: what was infinite or NaN at a removed place is 0 too. Leaves that are not pruned are
-    returned as they are, dtypes stay.
+    The function selects and does not multiply, so infinite and NaN entries become 0 where they are removed. Leaves that
+    are not pruned are returned unchanged, and every leaf keeps its dtype.
 
     Args:
       params: any pytree.
-      masks: bool or packed masks in its structure, each broadcasting to its leaf; or of the same leaves in other
-        containers, such as the Variables that an `nnx.Optimizer` makes of them.
+      masks: bool or packed masks in the structure of `params`; each mask broadcasts to its leaf. The containers may
+        differ from those of `params`, such as the Variables in an `nnx.Optimizer`.
 
     Returns:
       A tree in the structure of `params`.
@@ -46,7 +46,7 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
-    """Masks that keep everything, in the shapes that `select` gives: a scalar True for a leaf that is not pruned.
+    """Returns masks that keep all weights, in the shapes of `select`: a scalar True for a leaf that is not pruned.
 
     Args:
       params: any pytree, or its shapes.
@@ -56,8 +56,8 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
       bool masks, all True, in the structure of `params`.
 
     Raises:
-      ValueError: globs that match no leaf; a pattern that does not fit its leaf.
-      TypeError: an object that is not a pattern; `where` selects a leaf that is not floating.
+      ValueError: a glob matches no leaf; a pattern does not fit its leaf.
+      TypeError: `pattern` is not a pattern; `where` selects a leaf that is not floating.
 
     Example:
       >>> ones({'w': jnp.zeros((1, 2)), 'b': jnp.zeros(2)})
@@ -92,7 +92,7 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
 
 
 def intersect(masks: PyTree, *others: PyTree) -> PyTree:
-    """The masks that keep the entries which all given masks keep.
+    """Returns the masks that keep the entries which all given masks keep.
 
     Args:
       masks: bool or packed masks.
@@ -112,7 +112,7 @@ def intersect(masks: PyTree, *others: PyTree) -> PyTree:
 
 
 def unite(masks: PyTree, *others: PyTree) -> PyTree:
-    """The masks that keep the entries which any of the given masks keeps.
+    """Returns the masks that keep the entries which any of the given masks keeps.
 
     Args:
       masks: bool or packed masks.
@@ -132,7 +132,7 @@ def unite(masks: PyTree, *others: PyTree) -> PyTree:
 
 
 def difference(masks: PyTree, other: PyTree) -> PyTree:
-    """The masks that keep the entries which `masks` keeps and `other` removes.
+    """Returns the masks that keep the entries which `masks` keeps and `other` removes.
 
     A leaf that `other` does not prune has no entry left.
 
@@ -154,7 +154,7 @@ def difference(masks: PyTree, other: PyTree) -> PyTree:
 
 
 def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
-    r"""Intersection over union of two mask trees, $|A \cap B| / |A \cup B|$, over the leaves that either prunes.
+    r"""Returns the intersection over union of two mask trees, $|A \cap B| / |A \cup B|$, over all pruned leaves.
 
     Args:
       params: the parameters, of which only the shapes are read.
@@ -165,7 +165,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
       float32 in [0, 1]; 1 if neither keeps an entry, or no leaf is pruned.
 
     Raises:
-      ValueError, TypeError: masks that do not fit; the message names the leaves.
+      ValueError, TypeError: the masks do not fit; the message names the leaves.
 
     Example:
       >>> a, b = {'w': jnp.array([[True, True]])}, {'w': jnp.array([[True, False]])}
@@ -187,7 +187,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
 
 
 def count_kept(params: PyTree, masks: PyTree) -> PyTree:
-    """The number of kept entries of each leaf, exactly.
+    """Returns the number of kept entries of each leaf, exactly.
 
     Args:
       params: any pytree, or its shapes.
@@ -209,7 +209,7 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax.Array:
-    """The fraction of removed entries, among the leaves that are pruned.
+    """Returns the fraction of removed entries, among the leaves that are pruned.
 
     Args:
       params: any pytree.
@@ -271,13 +271,11 @@ def _check_shapes(masks: PyTree, other: PyTree) -> None:
         if one and two and not alike:
             wrong.append(f"  {_tree.name(path)}: {one} and {two}")
     if wrong:
-        raise ValueError(
-            "both must be masks of the same parameters; these shapes do not go together:\n" + "\n".join(wrong)
-        )
+        raise ValueError("both must be masks of the same parameters; these shapes do not match:\n" + "\n".join(wrong))
 
 
 def count_mask(mask: Any, shape: tuple[int, ...]) -> Count:
-    """The kept entries of one leaf: those of the mask, times how often it repeats."""
+    """Returns the number of kept entries of a leaf: the number in the mask, times how often the mask repeats."""
     repeats = math.prod(shape) // max(1, math.prod(np.shape(mask)))
     mask = jnp.asarray(mask)
     entries = counts.total(mask.astype(jnp.int32).reshape(-1)) if mask.ndim < 2 else _count_rows(mask)
@@ -308,7 +306,7 @@ def _total(parts: list[Count]) -> Count:
 
 
 def fitted(params: PyTree, masks: PyTree) -> PyTree:
-    """The masks in the containers of the parameters, checked; those in an `nnx.Optimizer` come as Variables."""
+    """Checks masks, and returns them in the containers of the parameters; `nnx.Optimizer` wraps masks in Variables."""
     aligned = _tree.align(params, masks, what="masks", is_leaf=is_packed)
     _tree.check_masks(params, aligned)
     return aligned

@@ -21,20 +21,20 @@ class Units(TypedDict, total=False):
     Attributes:
       pattern: what is removed together, `masks.Unstructured()` by default. A mapping from globs over leaf names to
         patterns gives each leaf its own pattern, and `Unstructured()` where no glob matches.
-      where: which leaves are pruned. None (the default) takes floating weights: leaves that `roles` or conventions
-        about names and types say are multiplied, and leaves about which nothing is known, with two axes or more apart
-        from stacked axes. Biases, scales, norms and embeddings are left alone. A glob, or a list of globs, over names
-        such as `encoder/layer_0/kernel` narrows that rule; a predicate `(name, leaf) -> bool` replaces it.
-      batch_axes: the axes of a leaf whose positions are slices of their own, such as layers stacked by a scan: how many
-        leading axes, or a tuple of axes such as (1,); 0 by default. A mapping from globs gives them by leaf name, and 0
-        where no glob matches. Stacked axes that `roles` or a framework mark are known without it.
+      where: which leaves are pruned. None (the default) selects floating weights: leaves that are multiplied according
+        to `roles` or to conventions about names and types, and leaves of unknown use, with two axes or more apart from
+        stacked axes. Biases, scales, norms and embeddings are not pruned. A glob, or a list of globs, over names such
+        as `encoder/layer_0/kernel` narrows this rule; a predicate `(name, leaf) -> bool` replaces it.
+      batch_axes: the axes of a leaf whose positions are ranked separately, such as layers stacked by a scan: the number
+        of leading axes, or a tuple of axes such as (1,); 0 by default. A mapping from globs over leaf names gives each
+        leaf its axes, and 0 where no glob matches. Axes that `roles` or a framework mark as stacked need no entry.
       specs: None, or inside `jax.shard_map` the `PartitionSpec` of each parameter: a tree in the structure of the
         parameters or a prefix of it, as the `in_specs` of the `shard_map` are. Each device then sees its part of the
         scores, the whole is ranked, and each device gets its part of the masks.
       roles: what `jaxprune.find_roles(fn, params, *inputs)` returned: which leaves are weights, and which of their axes
         are inputs, outputs and stacked. None (the default) uses conventions: `kernel` and `w` have inputs first,
-        `weight` outputs first, Equinox and NNX modules are known by type. A pattern that needs axes which neither gives
-        raises an error.
+        `weight` has outputs first, and Equinox and NNX modules are recognised by their type. A pattern raises an error
+        if it needs axes that neither the roles nor the conventions give.
     """
 
     pattern: Patterns
@@ -45,9 +45,9 @@ class Units(TypedDict, total=False):
 
 
 def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
-    """The leaves of a tree that are pruned, in the order of `jax.tree.leaves`.
+    """Returns the leaves of a tree that are pruned, in the order of `jax.tree.leaves`.
 
-    For allocations and criteria of one's own that need the sizes of leaves, and which leaves count.
+    Use it in your own allocation or criterion, to find the pruned leaves and their sizes.
 
     Args:
       params: parameters, their shapes, or scores in their structure.
@@ -57,9 +57,9 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
       A list of `Leaf`, empty if `where` selects nothing.
 
     Raises:
-      ValueError: leaves that their pattern does not fit, or whose axes are not known, all of them named; globs that
-        match nothing.
-      TypeError: an object that is not a pattern; `where` selects a leaf that is not floating.
+      ValueError: a pattern does not fit its leaf, or the axes of a leaf are not known (the message names all such
+        leaves); a glob matches no leaf.
+      TypeError: `pattern` is not a pattern; `where` selects a leaf that is not floating.
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ def _leaves(params: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf
         found.append(leaf if together else replace(leaf, batch_axes=stacked))
     if open_axes:
         raise ValueError(
-            "these patterns lie along inputs or outputs; name the axes, by leaf if need be (pattern={'attention/*': "
+            "these patterns need input or output axes; name the axes, by leaf if need be (pattern={'attention/*': "
             "masks.NM(2, 4, axis=0)}), or pass roles=jaxprune.find_roles(fn, params, *inputs):\n" + "\n".join(open_axes)
         )
     if wrong:
@@ -113,10 +113,10 @@ def _leaves(params: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf
 
 
 def leaves_to_rank(scores: PyTree, together: bool = False, **units: Unpack[Units]) -> list[Leaf]:
-    """The leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
+    """Returns the leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
 
     Raises:
-      ValueError: no leaf is selected; types tell that a score is another one on each device of a shard_map.
+      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map.
     """
     found = leaves_together(scores, **units) if together else leaves(scores, **units)
     if not found:
@@ -126,15 +126,15 @@ def leaves_to_rank(scores: PyTree, together: bool = False, **units: Unpack[Units
     lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
     if lines:
         raise ValueError(
-            "these scores differ between the devices of a shard_map, each of which would choose masks of its own; "
-            "average the gradients (jax.lax.pmean); of leaves that devices share say how, specs=in_specs, or prune "
-            "outside of it:\n" + "\n".join(lines)
+            "these scores differ between the devices of a shard_map, and each device would choose other masks; "
+            "average the gradients (jax.lax.pmean), pass specs=in_specs if devices share the leaves, or prune "
+            "outside of the shard_map:\n" + "\n".join(lines)
         )
     return found
 
 
 def _varying(x: jax.Array) -> Any:
-    """The axes of a shard_map that an array differs along. JAX has called them by more than one name."""
+    """Returns the axes of a shard_map along which an array differs. JAX has renamed the attribute."""
     found = jax.typeof(x)
     return getattr(getattr(found, "manual_axis_type", found), "varying", None) or getattr(found, "vma", ())
 
@@ -145,12 +145,12 @@ _QUESTIONS = (
 
 
 def check_pattern(pattern: Any) -> None:
-    """Raises for something that is no pattern: its name, the class without its numbers, a class that lacks a part."""
+    """Raises if the argument is not a pattern: a name, a class without its arguments, a class that lacks a method."""
     answers = [name for name in _QUESTIONS if hasattr(pattern, name)]
     if isinstance(pattern, type) or not {"units", "expand"}.issubset(answers):
         raise TypeError(
             "pattern must be masks.Unstructured(), masks.NM(2, 4), masks.Block(...), masks.Channel(), or a mapping "
-            f"from globs to such; got {_tree.shown(pattern)}"
+            f"from globs to patterns; got {_tree.shown(pattern)}"
         )
     own = [name for name in ("units", "expand") if getattr(type(pattern), name, None) is getattr(Pattern, name)]
     missing = [name for name in _QUESTIONS if name not in answers] + own

@@ -96,7 +96,7 @@ def unpack(masks: PyTree, like: PyTree = None) -> PyTree:
 
 
 def is_packed(node: Any) -> bool:
-    """Whether a node of a mask tree is a packed mask; use it as `is_leaf` to traverse mask trees.
+    """Returns whether a node of a mask tree is a packed mask; use it as `is_leaf` to traverse mask trees.
 
     Args:
       node: anything.

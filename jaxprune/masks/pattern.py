@@ -1,4 +1,4 @@
-"""`Leaf` and the protocol `Pattern`: what a pattern is asked about a leaf that is pruned.
+"""`Leaf`, a leaf that is pruned, and `Pattern`, the protocol of all patterns.
 
 A pattern turns the scores of a leaf into scores of units, and a mask of units into a mask of entries. Selection ranks
 units only.
@@ -22,15 +22,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """A leaf that is pruned. All sizes are those of the whole array, also where devices hold parts of it.
+    """A leaf that is pruned. All sizes are sizes of the whole array, also if devices hold parts of the array.
 
     Attributes:
       name: its name, `encoder/layer_0/kernel`.
       place: its index among all leaves of the tree.
       array: an array or a `jax.ShapeDtypeStruct`; inside `jax.shard_map` the part that this device holds.
       pattern: how it is pruned, with axes.
-      batch_axes: the axes whose positions are slices that are ranked on their own.
-      stacked: the axes that hold one matrix for each position, ranked on its own or not; includes `batch_axes`.
+      batch_axes: the axes whose positions are slices; each slice is ranked separately.
+      stacked: the axes that hold one matrix for each position, ranked separately or not; includes `batch_axes`.
       shards: how the devices of a `jax.shard_map` share the array.
       role: the role of the leaf; None inside of jitted kernels.
     """
@@ -66,7 +66,7 @@ class Leaf:
 
     @property
     def slices(self) -> int:
-        """The number of slices, each of which is ranked on its own and loses the same number of units."""
+        """The number of slices. Each slice is ranked separately and loses the same number of units."""
         return self._sizes[0]
 
     @property
@@ -90,7 +90,7 @@ class Leaf:
         return (*self.batch_axes, *(a for a in range(self.ndim) if a not in self.batch_axes))
 
     def with_batch_first(self) -> tuple[jax.Array, Shards]:
-        """The array with the batch axes first, and how devices share it."""
+        """Returns the array with the batch axes first, and how devices share it."""
         shards = self.shards.take(self.batch_first) if self.shards.is_cut else WHOLE
         return jnp.asarray(self.array).transpose(self.batch_first), shards
 
@@ -106,13 +106,13 @@ class Leaf:
         return WHOLE if shards is None else shards
 
     def sum(self, scores: jax.Array, along: Sequence[int]) -> jax.Array:
-        """The sum of scores over some axes, which stay with size 1: the scores of units.
+        """Returns the sums of scores over some axes, the scores of units. The axes stay, with size 1.
 
         The sum is exact before it is rounded to float32, so it has the same bits on any number of devices, and covers
         the whole array inside `jax.shard_map`.
 
         Args:
-          scores: the scores of the leaf, or a reshaped array of them where no devices share the leaf.
+          scores: the scores of the leaf, or the reshaped scores if no devices share the leaf.
           along: the axes of `scores` to sum over.
 
         Returns:
@@ -121,7 +121,7 @@ class Leaf:
         return sums.exact_sum(scores, tuple(along), self.shards)
 
     def placed(self, mask: jax.Array) -> jax.Array:
-        """A mask in the shape of the leaf, on the devices of the leaf where its type names them."""
+        """Returns a mask in the shape of the leaf, on the leaf's devices if the leaf's type names them."""
         return axes.place_like(mask, self.array)
 
     @property
@@ -141,13 +141,13 @@ def _sizes(pattern: "Pattern", batch_axes: Shape, stacked: Shape, shape: Shape, 
 
 
 class Group(NamedTuple):
-    """Small groups of units, in each of which the same number is kept.
+    """Small groups of units; every group keeps the same number of units.
 
     Attributes:
       kept: how many units of each group are kept.
       size: how many units a group has.
-      axis: the axis of the array of units that the members of a group lie along.
-      along: the axes of the leaf that a group lies along, the last of them fastest; None if it follows no axes.
+      axis: the axis of the array of units whose positions are the members of a group.
+      along: the axes of the leaf along which a group extends; the last axis varies fastest. None if there are no axes.
     """
 
     kept: int
@@ -157,10 +157,10 @@ class Group(NamedTuple):
 
 
 class Pattern(Protocol):
-    """What is removed together. Selection, allocations and training ask a pattern these questions, about one leaf.
+    """What is removed together. Selection, allocations and training call these methods for one leaf at a time.
 
-    A pattern of your own is a hashable object that derives from `masks.Pattern` and answers `units` and `expand`; the
-    other questions have answers that suit most patterns. It then works wherever `pattern=` is an argument.
+    Your own pattern is a hashable object whose class derives from `masks.Pattern` and defines `units` and `expand`. The
+    defaults of the other methods suit most patterns. Every `pattern=` argument takes such an object.
 
     Example:
       >>> @dataclass(frozen=True)
@@ -176,12 +176,12 @@ class Pattern(Protocol):
     """
 
     def check(self, leaf: Leaf) -> str | None:
-        """What is wrong with a leaf of this shape, and what to do; None if the pattern fits. Fits by default."""
+        """Returns why the pattern does not fit the leaf, and what to do; None if it fits. Returns None by default."""
         del leaf
         return None
 
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
-        """The scores of the units, in an array of any shape whose first axes are the batch axes of the leaf.
+        """Returns the scores of the units: an array of any shape whose first axes are the batch axes of the leaf.
 
         Args:
           scores: floating, or a bool mask to count, in the shape of `leaf.array`.
@@ -190,7 +190,7 @@ class Pattern(Protocol):
         ...
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
-        """The mask of the entries, which has the shape of `leaf.array` or broadcasts to it.
+        """Returns the mask of the entries, which has the shape of `leaf.array` or broadcasts to it.
 
         Args:
           kept: a bool for each unit, in the shape that `units` returns.
@@ -199,15 +199,15 @@ class Pattern(Protocol):
         ...
 
     def slice_axes(self, leaf: Leaf) -> int:
-        """How many leading axes of the units are slices that are ranked on their own; the batch axes by default."""
+        """Returns the number of leading axes of the units that are ranked separately; the batch axes by default."""
         return len(leaf.batch_axes)
 
     @property
     def takes_any_stack(self) -> bool:
-        """Whether `units` understands stacked axes that are not the first axes of a leaf; False by default.
+        """Whether `units` handles stacked axes that are not the first axes of a leaf; False by default.
 
-        `units` must then keep `leaf.stacked` apart and move `leaf.batch_axes` to the front. For a leaf with a stacked
-        axis that is not a leading axis, such as axis 1 of MaxText, a pattern that answers False is refused.
+        If True, `units` must keep `leaf.stacked` apart and move `leaf.batch_axes` to the front. If False, a leaf with a
+        stacked axis that is not a leading axis, such as axis 1 of MaxText, raises an error.
         """
         return False
 
@@ -217,26 +217,26 @@ class Pattern(Protocol):
         return None
 
     def group(self, leaf: Leaf) -> Group | None:
-        """The small groups that units are ranked within; None, the default, if they are ranked within slices."""
+        """Returns the small groups within which units are ranked; None, the default, ranks units within slices."""
         del leaf
         return None
 
     def along(self, role: _tree.LeafRole) -> "Pattern | None":
-        """The pattern with the axes of a leaf in place of the axes that it leaves open; itself by default.
+        """Returns the pattern with the axes of a leaf in place of axes that are not given; itself by default.
 
         Args:
           role: which axes of the leaf are inputs, outputs, windows and stacked.
 
         Returns:
-          A pattern; None if it needs axes that are not known (`role.unclear_axes` says why).
+          A pattern; None if it needs axes that are not known (`role.unclear_axes` gives the reason).
         """
         del role
         return self
 
     def unit_shards(self, leaf: Leaf) -> Shards | None:
-        """How devices share the units of a leaf that they share; None, the default, if the pattern cannot say.
+        """Returns how devices share the units of a sharded leaf; None, the default, if it is not known.
 
-        Without an answer the pattern is refused inside `jax.shard_map` for leaves that devices share.
+        If it returns None, a leaf that devices share inside `jax.shard_map` raises an error.
         """
         del leaf
         return None

@@ -1,7 +1,7 @@
-"""Patterns, what is removed together: `Unstructured`, `NM`, `Block`, `Channel`.
+"""Patterns of entries that are removed together: `Unstructured`, `NM`, `Block`, `Channel`.
 
-Axes that a pattern leaves open follow the role of each leaf: the inputs and outputs that a function (`find_roles`) or a
-convention gives. Every pattern leaves stacked axes (layers of a scan, experts, members of an ensemble) to themselves.
+If a pattern does not name its axes, it uses the role of each leaf: the inputs and outputs that `find_roles` or a
+convention gives. No unit extends over positions of a stacked axis (layers of a scan, experts, members of an ensemble).
 """
 
 import math
@@ -23,35 +23,35 @@ Patterns = Pattern | Mapping[str, Pattern]
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
-    """Single entries, ranked over the whole leaf, or within parts of it.
+    """Removes single entries, ranked over the whole leaf or within parts of it.
 
     Attributes:
-      axes: the axes that are ranked together, each position along the other axes on its own. "inputs": the inputs of
-        each output, so that every output keeps the same number of them (constant fan-in). None: all axes except stacked
-        ones.
+      axes: the axes that are ranked together; each position along the other axes is ranked separately. "inputs" ranks
+        the inputs of each output, so that every output keeps the same number of inputs (constant fan-in). None ranks
+        all axes together, except stacked axes.
     """
 
     axes: int | tuple[int, ...] | Literal["inputs"] | None = None
 
     def check(self, leaf: Leaf) -> str | None:
-        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        """Returns why the pattern does not fit the leaf; None if it fits."""
         return None if self.axes is None else _check_axes(self.axes, leaf)
 
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
-        """The scores of the units."""
+        """Returns the scores of the units."""
         return scores.transpose(self._order(leaf))
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
-        """The mask of the entries."""
+        """Returns the mask of the entries."""
         return kept.transpose(_inverse(self._order(leaf)))
 
     def slice_axes(self, leaf: Leaf) -> int:
-        """How many leading axes of the units are ranked on their own."""
+        """Returns the number of leading axes of the units whose positions are ranked separately."""
         return len(leaf.batch_axes) if self.axes is None else leaf.ndim - len(self._together(leaf))
 
     @property
     def takes_any_stack(self) -> bool:
-        """True."""
+        """True: `units` handles stacked axes at any position."""
         return True
 
     def along(self, role: _tree.LeafRole) -> "Unstructured | None":
@@ -61,7 +61,7 @@ class Unstructured(Pattern):
         return None if role.unclear_axes else Unstructured(_inputs(role))
 
     def unit_shards(self, leaf: Leaf) -> Shards:
-        """How devices share the units: as the entries."""
+        """Returns how devices share the units: in the same way as the entries."""
         return leaf.shards.take(self._order(leaf))
 
     def _together(self, leaf: Leaf) -> Shape:
@@ -96,7 +96,7 @@ class Block(Pattern):
             raise ValueError(f"Block: needs one positive size for each axis, got shape={self.shape}, axes={self.axes}")
 
     def check(self, leaf: Leaf) -> str | None:
-        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        """Returns why the pattern does not fit the leaf; None if it fits."""
         if wrong := _check_axes(self._axes, leaf):
             return wrong
         sizes = self._sizes(leaf.ndim)
@@ -109,13 +109,13 @@ class Block(Pattern):
         return None
 
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
-        """The scores of the units."""
+        """Returns the scores of the units."""
         within = tuple(range(1, 2 * leaf.ndim, 2))
         found = sums.exact_sum(axes.split(scores, self._sizes(leaf.ndim)), within).squeeze(within)
         return found.transpose(leaf.batch_first)
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
-        """The mask of the entries."""
+        """Returns the mask of the entries."""
         within, kept = tuple(range(1, 2 * leaf.ndim, 2)), kept.transpose(_inverse(leaf.batch_first))
         pairs = zip(kept.shape, self._sizes(leaf.ndim), strict=True)
         blocks = jnp.expand_dims(kept, within)
@@ -123,18 +123,18 @@ class Block(Pattern):
 
     @property
     def takes_any_stack(self) -> bool:
-        """True."""
+        """True: `units` handles stacked axes at any position."""
         return True
 
     def along(self, role: _tree.LeafRole) -> "Block | None":
-        """Blocks of (inputs, outputs), unless `axes` says otherwise."""
+        """Returns the pattern with blocks of (inputs, outputs), unless `axes` are given."""
         if self.axes is not None:
             return self
         channels = [a for a in _inputs(role) if a not in role.windows]
         return None if role.unclear_axes or not channels else Block(self.shape, (channels[-1], _outputs(role)[-1]))
 
     def unit_shards(self, leaf: Leaf) -> Shards:
-        """How devices share the units: as the entries."""
+        """Returns how devices share the units: in the same way as the entries."""
         return leaf.shards.take(leaf.batch_first)
 
     @property
@@ -152,7 +152,7 @@ class Block(Pattern):
 class Channel(Pattern):
     """Whole slices at a position along one axis; a channel's score is the sum of its entries'.
 
-    With scores |w| that ranks by the L1 norm, with w^2 by the L2 norm.
+    With scores |w| channels are ranked by their L1 norm, with scores w^2 by their L2 norm.
 
     Attributes:
       axis: the axis, or axes, whose positions are channels. None: the outputs of each leaf; of an attention kernel
@@ -162,35 +162,35 @@ class Channel(Pattern):
     axis: int | tuple[int, ...] | None = None
 
     def check(self, leaf: Leaf) -> str | None:
-        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        """Returns why the pattern does not fit the leaf; None if it fits."""
         return _check_axes(self._axes, leaf)
 
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
-        """The scores of the units, with what other devices hold of them where the array is cut."""
+        """Returns the scores of the units, summed over all devices that share the array."""
         apart = {*leaf.stacked, *_positive(self._axes, leaf.ndim)}
         return leaf.sum(scores, [a for a in range(leaf.ndim) if a not in apart]).transpose(self._order(leaf))
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
-        """The mask of the entries."""
+        """Returns the mask of the entries."""
         return kept.transpose(_inverse(self._order(leaf)))
 
     def slice_axes(self, leaf: Leaf) -> int:
-        """How many leading axes of the units are ranked on their own: batch axes that are not the channels."""
+        """Returns the number of leading axes of the units that are ranked separately: batch axes without channels."""
         return len(self._slices(leaf))
 
     @property
     def takes_any_stack(self) -> bool:
-        """True."""
+        """True: `units` handles stacked axes at any position."""
         return True
 
     def along(self, role: _tree.LeafRole) -> "Channel | None":
-        """Channels of the outputs, unless `axis` says otherwise."""
+        """Returns the pattern with channels of the outputs, unless `axis` is given."""
         if self.axis is not None:
             return self
         return None if role.unclear_axes else Channel(_outputs(role))
 
     def unit_shards(self, leaf: Leaf) -> Shards:
-        """How devices share the units: along the stacked axes and the axis of the channels."""
+        """Returns how devices share the units: along the stacked axes and the axis of the channels."""
         stay = {*leaf.stacked, *_positive(self._axes, leaf.ndim)}
         return leaf.shards.take([axis if axis in stay else None for axis in self._order(leaf)])
 
@@ -229,7 +229,7 @@ class NM(Pattern):
             raise ValueError(f"NM(n, m) keeps n of m and needs 1 <= n <= m, got n={self.n}, m={self.m}")
 
     def check(self, leaf: Leaf) -> str | None:
-        """What is wrong with a leaf of this shape; None if the pattern fits."""
+        """Returns why the pattern does not fit the leaf; None if it fits."""
         if self.axis is not None and (wrong := _check_axes(self.axis, leaf)):
             return wrong
         length = math.prod(leaf.shape[a] for a in self.reduction_axes(leaf))
@@ -246,7 +246,7 @@ class NM(Pattern):
         return None
 
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
-        """The scores with an axis more, `group(leaf).axis`, along which lie the m members of a group."""
+        """Returns the scores with one more axis, `group(leaf).axis`: the m members of a group."""
         together = self.reduction_axes(leaf)
         last = together[-1]
         if self._splits(leaf):
@@ -256,7 +256,7 @@ class NM(Pattern):
         return moved.reshape(*moved.shape[: leaf.ndim - len(together)], -1, self.m)
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
-        """The mask of the entries."""
+        """Returns the mask of the entries."""
         together = self.reduction_axes(leaf)
         if self._splits(leaf):
             return axes.join(jnp.expand_dims(kept, tuple(2 * a + 1 for a in range(leaf.ndim) if a != together[-1])))
@@ -265,36 +265,36 @@ class NM(Pattern):
 
     @property
     def fixed_sparsity(self) -> float:
-        """1 - n / m."""
+        """The only possible sparsity, 1 - n / m."""
         return 1 - self.n / self.m
 
     def group(self, leaf: Leaf) -> Group:
-        """N kept of m along the axis that `units` adds."""
+        """Returns the group: n of m units are kept along the axis that `units` adds."""
         together = self.reduction_axes(leaf)
         axis = together[-1] + 1 if self._splits(leaf) else leaf.ndim - len(together) + 1
         return Group(self.n, self.m, axis, together)
 
     @property
     def takes_any_stack(self) -> bool:
-        """True."""
+        """True: `units` handles stacked axes at any position."""
         return True
 
     def along(self, role: _tree.LeafRole) -> "NM | None":
-        """Groups along the inputs, unless `axis` says otherwise."""
+        """Returns the pattern with groups along the inputs, unless `axis` is given."""
         if self.axis is not None:
             return self
         return None if role.unclear_axes else NM(self.n, self.m, _inputs(role))
 
     def unit_shards(self, leaf: Leaf) -> Shards:
-        """How devices share the groups: as the entries."""
+        """Returns how devices share the groups: in the same way as the entries."""
         return leaf.shards
 
     def reduction_axes(self, leaf: Leaf) -> Shape:
-        """The axes along which neighbours lie, the last of them fastest."""
+        """Returns the axes along which a group extends; the last axis varies fastest."""
         return _positive(-2 if self.axis is None else self.axis, leaf.ndim)
 
     def _splits(self, leaf: Leaf) -> bool:
-        # Then every group lies along the last of the axes, which is cut where it is: nothing is moved or gathered.
+        # True: every group is within the last axis. The axis is split in place, and no data are moved or gathered.
         return leaf.part[self.reduction_axes(leaf)[-1]] % self.m == 0
 
     def _groups_are_whole(self, leaf: Leaf) -> bool:
@@ -302,7 +302,7 @@ class NM(Pattern):
         together = self.reduction_axes(leaf)
         if leaf.shape[together[-1]] % self.m == 0:
             return leaf.part[together[-1]] % self.m == 0
-        # Groups run through all of the axes: a part holds a stretch of them only if just the first axis is cut.
+        # Groups extend over all of the axes: a shard holds whole groups only if no axis but the first is cut.
         return not leaf.shards.along(together[1:]) and math.prod(leaf.part[a] for a in together) % self.m == 0
 
 
@@ -321,7 +321,7 @@ def _positive(axes: Any, ndim: int) -> Shape:
 
 
 def _last(together: Shape, ndim: int) -> Shape:
-    """The order of axes in which `together` come last."""
+    """Returns the order of axes with `together` last."""
     return tuple(a for a in range(ndim) if a not in together) + together
 
 

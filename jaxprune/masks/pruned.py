@@ -1,4 +1,4 @@
-"""`Pruned`, pruned parameters with a table of what was done to each leaf; `summary`, the sparsities for a log."""
+"""`Pruned`, pruned parameters with a table of all leaves; `summary`, the sparsities for a log."""
 
 import html
 import math
@@ -26,7 +26,7 @@ class Pruned:
     """Pruned parameters, which unpack as `params, masks = pruned`.
 
     `print` shows a table with a row for each leaf: its shape, role and axes, its pattern and sparsity, or the reason
-    why it was left alone. A notebook shows the same table.
+    why it was not pruned. A notebook shows the same table.
 
     Attributes:
       params: the parameters, exactly zero where the masks are False.
@@ -86,13 +86,13 @@ class Pruned:
 
 
 def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
-    """The sparsity of each pruned leaf and of all pruned leaves together, for TensorBoard, W&B or clu.
+    """Returns the sparsity of each pruned leaf and of all pruned leaves together, for TensorBoard, W&B or clu.
 
     Log it in one line: `wandb.log(masks.summary(params, jaxprune.get_masks(opt_state)))`.
 
     Args:
       params: the parameters, of which only the shapes are read.
-      masks: bool or packed masks of `params`, such as those of `jaxprune.prune` or of an optimizer state.
+      masks: bool or packed masks of `params`, such as the masks of `jaxprune.prune` or of an optimizer state.
 
     Returns:
       A flat dict of Python floats: "sparsity" for all pruned leaves together, and "sparsity/<name>" for each.

@@ -36,7 +36,7 @@ def select(
     specs: PyTree = None,
     roles: _tree.Roles | None = None,
 ) -> PyTree:
-    r"""Masks that remove exactly $\lfloor s n + 1/2 \rfloor$ of the n units of each leaf, those of lowest score.
+    r"""Returns masks that remove the $\lfloor s n + 1/2 \rfloor$ lowest-scoring units of the n units of each leaf.
 
     Args:
       scores: floating arrays in the structure of the parameters, larger = more worth keeping; the leaves that are not
@@ -46,12 +46,12 @@ def select(
         the exact binary fraction that it holds. A `Count` is the number of units to remove. `Global(sparsity)` ranks
         all leaves together; see `select_global`.
       pattern: what is removed together; see `masks.Units`. NM(n, m) needs the sparsity 1 - n/m. If the sparsity is an
-        array, such as that of a schedule, NM keeps m - floor(s m + 1/2) of each m, and never fewer than n.
+        array, such as the result of a schedule, NM keeps m - floor(s m + 1/2) of each m, and never fewer than n.
       where: which leaves are pruned; see `masks.Units`. The other leaves get a scalar True.
-      batch_axes: the axes of a leaf that are slices of their own; see `masks.Units`. Each slice loses exactly the same
-        number of units.
+      batch_axes: the axes of a leaf whose positions are ranked separately; see `masks.Units`. Each slice loses exactly
+        the same number of units.
       specs: the `PartitionSpec`s of the leaves inside `jax.shard_map`; see `masks.Units`.
-      roles: what the leaves and their axes are for, from `jaxprune.find_roles`; see `masks.Units`.
+      roles: the roles of the leaves and their axes, from `jaxprune.find_roles`; see `masks.Units`.
 
     Returns:
       bool masks, True = kept, in the structure of `scores`. A mask has the shape of its leaf, or broadcasts to it for
@@ -75,11 +75,11 @@ def select(
 
 
 def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTree:
-    r"""Masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
+    r"""Returns masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
 
-    The scores of all leaves are ranked together. Of equal scores, those of the first leaf in the order of
-    `jax.tree.leaves` are kept, and within a leaf those of the lowest index. Leaves are never concatenated. A block or a
-    channel counts as one unit whatever its size.
+    The scores of all leaves are ranked together. Of units with equal scores, the first leaf in the order of
+    `jax.tree.leaves` keeps its units, and within a leaf the lowest index is kept. Leaves are never concatenated. A
+    block or a channel of any size counts as one unit.
 
     Args:
       scores: floating arrays in the structure of the parameters, larger = more worth keeping; the leaves that are not
@@ -87,9 +87,9 @@ def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTr
       sparsity: the fraction of all units to remove, in [0, 1): a Python number, a floating scalar array, or a `Count`
         of the units to remove.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern must not be NM,
-        which removes the same number of every group. Each slice along `batch_axes` is ranked on its own over all leaves
-        (members of an ensemble, say), so all leaves need the same number of slices. Stacked layers that `roles` or a
-        framework mark are ranked with the rest.
+        which removes the same number from every group. Each slice along `batch_axes` (such as a member of an ensemble)
+        is ranked separately, over all leaves, so all leaves need the same number of slices. Stacked layers that `roles`
+        or a framework mark are ranked together with all other leaves.
 
     Returns:
       bool masks, True = kept, in the structure of `scores`; a scalar True for a leaf that is not pruned.
@@ -131,13 +131,13 @@ def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTre
 
 
 def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
-    """The tree of masks, from the masks of leaves by their place; a scalar True for all other leaves."""
+    """Returns the tree of masks, from the masks of leaves by their place; a scalar True for all other leaves."""
     structure = jax.tree.structure(tree)
     return structure.unflatten([masks[i] if i in masks else jnp.ones((), bool) for i in range(structure.num_leaves)])
 
 
 def ones_of(leaf: Leaf) -> jax.Array:
-    """The mask that keeps the whole leaf, in the shape of its pattern."""
+    """Returns the mask that keeps the whole leaf, in the shape of its pattern."""
 
     def expanded(x: jax.Array) -> jax.Array:
         return leaf.pattern.expand(jnp.ones_like(leaf.pattern.units(x, leaf), dtype=bool), leaf)
@@ -148,7 +148,7 @@ def ones_of(leaf: Leaf) -> jax.Array:
 
 
 def keep_in_leaf(leaf: Leaf, kept: int | jax.Array) -> jax.Array:
-    """The mask that keeps so many of each of a leaf's groups, whatever number its pattern keeps."""
+    """Returns the mask that keeps a given number of units in each group of a leaf, in place of the pattern's number."""
     way = (leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards)
     if isinstance(kept, jax.Array):
         return _keep_in_groups(leaf.array, kept, way=way)

@@ -47,8 +47,8 @@ class Parts(NamedTuple):
         block's parameters, as `block_params(params, index)` returns them.
       head: `(params, hidden) -> logits`: the last norm and the output projection, [batch, time, vocabulary].
       blocks: the number of blocks.
-      alike: `index -> index`: the first block with the same computation. A program compiled for it also serves this
-        block, if their arrays have the same shapes.
+      alike: `index -> index`: the first block with the same computation. A program compiled for the first block also
+        runs this block, if their arrays have the same shapes.
       is_local: `index -> bool`: whether the block sees only a sliding window of the text.
     """
 
@@ -61,7 +61,7 @@ class Parts(NamedTuple):
 
 
 def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Array]:
-    """The function of a Hugging Face decoder.
+    """Returns the function of a Hugging Face decoder.
 
     Use it to calibrate, prune, slim or evaluate a language model from a folder: the parameters keep their names, so you
     can write them back.
@@ -76,8 +76,8 @@ def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Arra
       text. It unrolls the layers; for large models compile one block at a time (`parts`).
 
     Raises:
-      ValueError: an unknown `model_type`, activation or kind of rotary scaling; the message lists the known ones, and
-        says how to use a function of your own.
+      ValueError: an unknown `model_type`, activation or kind of rotary scaling; the message lists the known values, and
+        explains how to use your own function.
 
     Example:
       >>> config = {'model_type': 'llama', 'hidden_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 0}
@@ -97,7 +97,7 @@ def decoder(config: Mapping[str, Any]) -> Callable[[Params, jax.Array], jax.Arra
 
 
 def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The parameters of one block, without the prefix `model.layers.{index}.`.
+    """Returns the parameters of one block, without the prefix `model.layers.{index}.`.
 
     Args:
       params: all parameters by their names in the checkpoint, arrays or anything else.
@@ -121,7 +121,7 @@ def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def parts(config: Mapping[str, Any]) -> Parts:
-    """The function of `decoder`, as embedding, block and head.
+    """Returns the function of `decoder`, as embedding, block and head.
 
     Use it to work block by block, with only one block's weights in memory.
 
@@ -132,7 +132,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
       The three functions and the number of blocks.
 
     Raises:
-      ValueError: what `decoder` raises.
+      ValueError: an unknown `model_type`, activation or kind of rotary scaling, as for `decoder`.
 
     Example:
       >>> parts({'model_type': 'llama', 'hidden_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 3}).blocks
@@ -282,7 +282,7 @@ def _feed_forward(config: Mapping[str, Any], activation: Callable) -> Callable[[
         out = jnp.zeros_like(x)
         for place, expert in enumerate(experts):
             # An expert reads zeros in place of the tokens that did not choose it, and its hidden neurons carry the
-            # token's weight, so that calibration sums what the expert sees and writes.
+            # token's weight, so that calibration sums the expert's inputs and outputs.
             own = weight[..., place : place + 1]
             out = out + gated(params, jnp.where(own > 0, x, 0), f"{prefix}.experts.{expert}", *names, own)
         return out

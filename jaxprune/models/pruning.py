@@ -1,8 +1,8 @@
 """Language models from a folder, block by block: `prune_folder` and `perplexity`.
 
-Only one block's weights are in memory at a time. The hidden states that enter the block are kept. The block runs once
-to be calibrated, and once more, pruned, to compute the hidden states for the next block: two passes, whatever the depth
-(Frantar and Alistarh 2023, arXiv 2301.00774, section 4).
+Only one block's weights are in memory at a time. The hidden states that enter the block are kept. Each block runs
+twice: first dense, to be calibrated, and then pruned, to compute the hidden states for the next block (Frantar and
+Alistarh 2023, arXiv 2301.00774, section 4).
 """
 
 import hashlib
@@ -79,9 +79,9 @@ def prune_folder(
 ) -> list[BlockResult]:
     """Prunes a language model from a Hugging Face folder into a new folder.
 
-    Use it for a model on disk, also for one that does not fit into memory. This function prunes the kernels of
-    attention and MLPs. It does not change embeddings, heads, norms, biases and the routers of experts. Of the model's
-    weights, memory holds one block in float32, its Gram matrices, and what the method needs for its largest kernel.
+    Use it for a model on disk, also if the model does not fit into memory. This function prunes the kernels of
+    attention and MLPs. It does not change embeddings, heads, norms, biases and the routers of experts. Memory
+    holds one block of the model in float32, its Gram matrices, and the method's arrays for the block's largest kernel.
 
     Args:
       source: the folder, or its path; see `decoder` for the families.
@@ -104,9 +104,9 @@ def prune_folder(
 
     Raises:
       FileExistsError: the output exists, or an unfinished output exists and `resume` is False.
-      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; `reconstruct` cannot do
-        what is asked; the calibration text reaches no input of a kernel, such as that of an expert. The message names
-        the file or the parameter.
+      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; `reconstruct` does
+        not support an option; no token of the calibration text reaches a kernel, such as the kernel of an expert. The
+        message names the file or the parameter.
     """
     folder, cut = opened(source)
     options = dict(options or {})
@@ -200,7 +200,7 @@ def _check_seen(stats: Stats, prefix: str) -> None:
 
 
 def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: bool | None = None) -> Perplexity:
-    """The perplexity of a language model in a Hugging Face folder on a text.
+    """Returns the perplexity of a language model in a Hugging Face folder on a text.
 
     This function reads and runs the model block by block in float32, so the model may be larger than memory.
 
@@ -253,7 +253,7 @@ class BlockRunners:
         self._runners: dict[int, BlockRunner] = {}
 
     def of(self, index: int) -> BlockRunner:
-        """The runner of the block of this number."""
+        """Returns the runner of the block of this number."""
         alike = self._cut.alike(index)
         if alike not in self._runners:
             self._runners[alike] = BlockRunner(lambda params, hidden: self._cut.block(params, hidden, alike))
@@ -290,7 +290,7 @@ class Hidden:
         return (jnp.asarray(row, jnp.float32) for row in self._rows)
 
     def advance(self, run: BlockRunner, params: Mapping[str, jax.Array]) -> None:
-        """Replaces each window's hidden states with those after a block."""
+        """Replaces each window's hidden states with the outputs of a block."""
         for place, x in enumerate(run.forward(params, self)):
             self._keep(place, x)
 
@@ -301,7 +301,7 @@ class Hidden:
 
 
 def opened(source: Any) -> tuple[Folder, Parts]:
-    """Opens a folder, and checks from shapes alone that its parameters are those of its config.
+    """Opens a folder, and checks from shapes alone that its parameters fit its config.
 
     Raises:
       FileNotFoundError, ValueError: the folder is not a complete checkpoint of a known family; a parameter is missing
@@ -341,7 +341,7 @@ def _shape_of(folder: Folder, prefix: str, fn: Callable[..., Any], params: Mappi
 
 
 def prunable(folder: Folder) -> Callable[[str, Any], bool]:
-    """Whether `prune_folder` prunes a parameter by default: the kernels of attention and MLPs, by their names."""
+    """Makes a predicate over parameters: whether `prune_folder` prunes it by default."""
     kernels = {leaf.name for leaf in folder.roles if leaf.uses == ("multiplied",)}
     return lambda name, leaf: name in kernels and name.startswith("model.layers.")
 

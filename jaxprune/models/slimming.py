@@ -1,7 +1,7 @@
 """Smaller language models from a folder: `slim_folder` removes neurons, heads, experts, channels and blocks.
 
-The result is the ordinary smaller architecture: `config.json` has the new widths and depth, and the program that the
-folder came from loads it. The dense model runs once over the calibration text, block by block.
+The result is the ordinary smaller architecture: `config.json` has the new widths and depth, and every program that
+loads the original folder also loads it. The dense model runs once over the calibration text, block by block.
 """
 
 import re
@@ -25,7 +25,7 @@ _EXPERTS = ("num_local_experts", "num_experts")
 
 
 class SlimResult(NamedTuple):
-    """What `slim_folder` removed.
+    """The result of `slim_folder`.
 
     Attributes:
       blocks: the numbers of the removed blocks, in the source's numbering.
@@ -83,11 +83,11 @@ def slim_folder(
     Activations on the calibration text rank the units, as in Muralidharan et al. 2024 (Minitron, arXiv 2407.14679,
     section 2.2). Neurons of an MLP, key-value heads (each with its queries) and experts are ranked in each block by the
     energy that they write into the hidden states, $\sum_j \lVert a_j \rVert^2 \lVert w_j \rVert^2$ over their inputs j
-    of the output projection: activations a, columns w of the kernel. For an expert, a sums over the tokens that choose
-    it, times their router weights. Channels of the hidden states are ranked by the sum over all blocks of the squares
-    of what the block's norms return. Blocks are ranked by the influence of Men et al. 2024 (ShortGPT, arXiv 2403.03853,
-    eq. 1), $1 - E[\cos(x_{in}, x_{out})]$. All blocks keep the same number of units, because the config has one number
-    for all; each block chooses its own units, except for channels.
+    of the output projection: activations a, columns w of the kernel. For an expert, the norms run over the tokens that
+    choose it, and a is multiplied by the router weight of each token. Channels of the hidden states are ranked by the
+    sum over all blocks of the squared outputs of the block's norms. Blocks are ranked by the influence of Men et al.
+    2024 (ShortGPT, arXiv 2403.03853, eq. 1), $1 - E[\cos(x_{in}, x_{out})]$. All blocks keep the same number of units,
+    because the config has one number for all blocks. Each block chooses its own units, except channels.
 
     Args:
       source: the folder, or its path.
@@ -97,18 +97,19 @@ def slim_folder(
         The MLPs of experts are narrowed too.
       kv_heads: the number of key-value heads to keep in each block, 1 or more; None (default) for all.
       width: the fraction of the hidden states' channels to keep, in (0, 1]; default 1. Norms then average over fewer
-        channels, so that this changes the model most.
+        channels, so this option changes the model most.
       experts: the fraction of each block's experts to keep, in (0, 1]; default 1.
-      drop_blocks: the number of blocks to remove, those with the least influence; or the blocks' numbers; default 0.
+      drop_blocks: the number of blocks to remove, the least influential first; or the blocks' numbers; default 0.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      What was removed. Of units with equal scores the lowest index stays.
+      The removed blocks, the influence of all blocks, and the new config. Of units with equal scores the lowest index
+      stays.
 
     Raises:
       FileExistsError: the output exists.
       FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; a number is out of its
-        range, or asks for units that the model does not have. The message names it.
+        range, or exceeds the number of units of the model. The message names the argument or file.
     """
     folder, cut = opened(source)
     tokens, config = checked_tokens(tokens, folder), folder.config
@@ -189,7 +190,7 @@ def _scores(folder: Folder, cut: Parts, tokens: np.ndarray, progress: bool | Non
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
         names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
         params, run = block_params(folder.load(names, dtype=jnp.float32), index), runners.of(index)
-        # One kernel that reads what each of the two norms returns: the whole input of attention, and of the MLP.
+        # One kernel that reads the output of each of the two norms: the whole input of attention, and of the MLP.
         first = next(name for name in ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight") if name in params)
         routers = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "mlp.gate_up_proj.weight", "mlp.gate_proj.weight")
         second = next(name for name in routers if name in params)
@@ -220,7 +221,7 @@ def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _numbered(config: Mapping[str, Any], cut: Parts, stay: list[int]) -> dict[str, Any]:
-    """The config of the blocks that stay, where it speaks of blocks by number."""
+    """Returns the config of the remaining blocks, with the entries that number blocks changed."""
     new = {**config, "num_hidden_layers": len(stay)}
     if config.get("sliding_window") or config.get("layer_types"):
         new["layer_types"] = ["sliding_attention" if cut.is_local(index) else "full_attention" for index in stay]
@@ -241,7 +242,7 @@ def _kept(scores: _Scores, channels: np.ndarray, new: Mapping[str, Any], folder:
     of_experts = np.array([inside[module].sum() for module in sorted(inside, key=number)])
     neurons = {}
     for module, energy in scores.neurons.items():
-        # The first size of the config that this MLP has; the widths of experts have a name of their own in some.
+        # The first size of the config that this MLP has; some configs have a separate name for the width of experts.
         sizes = ("moe_intermediate_size", "intermediate_size") if module in inside else (_WIDTHS[module],)
         size = next(size for size in sizes if old.get(size))
         neurons[module] = _largest(energy, new[size])

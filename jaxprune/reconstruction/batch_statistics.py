@@ -22,7 +22,7 @@ def recalibrate_statistics(
     know the momentum, and the result does not depend on the old statistics. Variances are means of batch variances, as
     in training.
 
-    Pass batches like those of training, with the same augmentation: statistics of plain images are narrower than
+    Pass batches like the training batches, with the same augmentation: statistics of plain images are narrower than
     statistics of augmented images, and the accuracy falls.
 
     Args:

@@ -1,4 +1,4 @@
-"""`reconstruct_blocks` prunes block after block and keeps the hidden states: two runs a block, whatever the depth."""
+"""`reconstruct_blocks` prunes block after block and keeps the hidden states: each block runs twice."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Unpack
@@ -28,7 +28,7 @@ class BlockRunner:
         return (self._forward(params, x) for x in hidden)
 
     def calibrate(self, params: PyTree, hidden: Iterable[PyTree], where: Any = None, collect: str = "gram") -> Stats:
-        """Returns the statistics of the block's leaves on the hidden states that go into it; see `calibrate`."""
+        """Returns the statistics of the block's leaves on the block's input hidden states; see `calibrate`."""
         chosen = tuple(jax.tree.leaves(_tree.has_two_axes(params, where)))
         key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
         if key not in self._calibrators:
@@ -36,7 +36,7 @@ class BlockRunner:
         return self._calibrators[key](params, hidden)
 
     def prune(self, params: PyTree, hidden: Iterable[PyTree], sparsity: Any, **how: Unpack[Repair]) -> Pruned:
-        """Calibrates the block on the hidden states that go into it, and prunes it by `reconstruct`."""
+        """Calibrates the block on its input hidden states, and prunes it by `reconstruct`."""
         needs = method_of(how.get("method", "sparsegpt")).needs
         stats = self.calibrate(params, hidden, how.get("where"), "gram" if needs == "gram" else "square")
         return reconstruct(params, stats, sparsity, **how)
@@ -63,7 +63,7 @@ def reconstruct_blocks(
       block: `(params of one block, hidden) -> hidden`, traced by jit.
       params: the blocks' parameters: a list or tuple with a tree for each block, or one tree whose leaves are stacked
         along a leading axis, as `jax.lax.scan` takes them.
-      batches: what goes into the first block: a list of trees of arrays (hidden states, after the embedding).
+      batches: the inputs of the first block: a list of trees of arrays (hidden states, after the embedding).
       sparsity: the fraction removed from each leaf of each block, in [0, 1): a number or a mapping from globs over the
         names inside a block; see `reconstruct`. None for a pattern of n of m.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.

@@ -16,7 +16,7 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The matrix product in full precision; a GPU or TPU would use fewer bits by default."""
+    """Returns the matrix product in full precision; a GPU or TPU would use fewer bits by default."""
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
@@ -83,7 +83,7 @@ def output_errors(change: jax.Array, gram: jax.Array) -> jax.Array:
 
 
 def no_worse(weight: jax.Array, repaired: jax.Array, mask: jax.Array, gram: jax.Array) -> jax.Array:
-    """The repaired weights; outputs with a smaller error under the plain mask keep their masked weights.
+    """Returns the repaired weights; outputs with a smaller error under the plain mask keep their masked weights.
 
     Damping, rounding to a short dtype and early stops can make a repair worse than none. NaN in the repaired weights
     stays, so that it is noticed.
@@ -106,7 +106,7 @@ def no_worse(weight: jax.Array, repaired: jax.Array, mask: jax.Array, gram: jax.
 
 
 def better(weight: jax.Array, gram: jax.Array, one: Any, other: Any, *, whole: bool = False) -> Any:
-    """The result of the smaller output error, for each output or for the whole matrix; of equal errors the first.
+    """Returns the result with the smaller output error, for each output or the whole matrix; the first if equal.
 
     Args:
       weight: float[inputs, outputs], before pruning.

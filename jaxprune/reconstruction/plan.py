@@ -93,7 +93,7 @@ class Plan:
 
 
 def among(leaves: Sequence[Leaf]) -> Callable[[str, Any], bool]:
-    """A `where` that selects these leaves."""
+    """Returns a value for `where` that selects these leaves."""
     names = {leaf.name for leaf in leaves}
     return lambda name, leaf: name in names and _tree.is_floating(leaf)
 

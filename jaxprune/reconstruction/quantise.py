@@ -36,7 +36,7 @@ class Quantised:
     scale: jax.Array
 
     def dense(self, dtype: Any = jnp.float32) -> jax.Array:
-        """The weights as floating numbers.
+        """Returns the weights as floating numbers.
 
         Example:
           >>> Quantised(jnp.array([[2], [-1]], jnp.int8), jnp.array([[0.5]])).dense().tolist()

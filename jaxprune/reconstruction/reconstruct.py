@@ -70,7 +70,7 @@ def reconstruct(
 ) -> Pruned:
     r"""Prunes parameters in one shot and changes the kept weights so that outputs change little.
 
-    A method repairs the kept weights. The masks have one of three sources, each of which works with every method:
+    A method repairs the kept weights. The masks have one of three sources, and each source works with every method:
 
     - `masks=...`: the masks that you pass;
     - `criterion=...`: any criterion, for example `reconstruct(params, stats, 0.5, method="least_squares",

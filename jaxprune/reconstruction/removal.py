@@ -1,4 +1,4 @@
-"""Targets: what a method removes from one weight matrix (`Entries`, `Grouped` or `Given`), and exact selection."""
+"""Targets, the entries that a method removes from a matrix: `Entries`, `Grouped` or `Given`; and exact selection."""
 
 from typing import NamedTuple
 

@@ -106,7 +106,7 @@ def reconstruct_sequential(
     runs: dict[Any, Callable[..., Stats]] = {}
 
     def calibrated_on(stage: Stage, scan: "_Scan | None", states: Iterable[Any]) -> tuple[list[Leaf], Stats]:
-        """The leaves of a stage with the sums of their inputs now."""
+        """Returns the leaves of a stage with the current sums of their inputs."""
         if stage.names not in runs:
             block, own = (fn, params) if scan is None else (scan.block, scan.own(flat, 0))
             runs[stage.names] = calibrator(block, own, where=_named(stage.names), **options)
@@ -244,12 +244,12 @@ class _Scan:
         return [*reversed(layers)] if self._sub.reverse else [*layers]
 
     def in_order(self, stages: Iterable[Stage]) -> list[Stage]:
-        """The stages of the scan, layers in order of execution."""
+        """Returns the stages of the scan, layers in order of execution."""
         place = {layer: i for i, layer in enumerate(self.order)}
         return sorted(stages, key=lambda stage: place[stage.layer or 0])
 
     def own(self, flat: Sequence[Any], layer: int | None) -> dict[str, jax.Array]:
-        """The stacked leaves' slices of one layer, by the names of the leaves."""
+        """Returns the stacked leaves' slices of one layer, by the names of the leaves."""
         return {name: flat[position][layer] for position, name in self._leaves.values()}
 
     def block(self, own: dict[str, jax.Array], state: tuple[jax.Array, list[Any]]) -> list[jax.Array]:
@@ -265,9 +265,9 @@ class _Scan:
     def as_whole(
         self, leaves: Sequence[Leaf], flat: Sequence[Any], first: Stats, stats: Stats, layer: int
     ) -> tuple[list[Leaf], Stats]:
-        """The whole leaves with the statistics of one layer, as targets and criteria take them.
+        """Returns the whole leaves with the statistics of one layer, as targets and criteria take them.
 
-        The Gram matrices are those of the layer alone; the squares of the other layers are zero.
+        Only the layer has Gram matrices; the squares of the other layers are zero.
         """
         found, inputs = [], {}
         for leaf in leaves:

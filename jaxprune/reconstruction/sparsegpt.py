@@ -87,7 +87,7 @@ class Grid(NamedTuple):
         return jnp.where(largest > 0, largest, 1.0) / (2 ** (self.bits - 1) - 0.5)
 
     def rounded(self, weight: jax.Array, scale: jax.Array) -> jax.Array:
-        """The nearest multiples of the scale; of two the larger in magnitude."""
+        """Returns the nearest multiples of the scale; of two equally near multiples, the larger in magnitude."""
         half = 2 ** (self.bits - 1)
         # The largest magnitude of a group lies half-way between two integers, where the last bit would decide.
         return jnp.clip(jnp.round(weight / scale * (1 + 2**-20)), -half, half - 1) * scale
@@ -193,7 +193,7 @@ def _sweep(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
 
-    `first` are the scales if each output has one; by default those of the weights before the sweep.
+    `first` are the scales if each output has one scale; by default the scales of the weights before the sweep.
     """
     inputs, outputs, block, grid = *weight.shape, plan.block, plan.grid
     padded = _padded(weight, block)

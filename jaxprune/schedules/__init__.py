@@ -1,7 +1,7 @@
 """Schedules: `cubic` and others give a sparsity for each step, `every` says at which steps masks are updated.
 
 A schedule is any function `step -> sparsity`, and an update rule is any function `step -> bool`. The schedules and
-rules of this room print as the call that made them, and know the steps at which they begin and end.
+rules of this module print as the call that made them, and store the steps at which they begin and end.
 """
 
 from jaxprune.schedules.ramps import cubic as cubic

@@ -91,7 +91,7 @@ class every:  # users call it as a function, and it prints as that call
         return bool(due) if is_static(step) else jnp.asarray(due)
 
     def first_from(self, step: int) -> int | None:
-        """The step of the first update at or after `step`; None if no update follows."""
+        """Returns the step of the first update at or after `step`; None if no update follows."""
         following = self.begin + max(0, -(-(step - self.begin) // self.n)) * self.n
         if self.end is None or following <= self.end:
             return following
@@ -99,7 +99,7 @@ class every:  # users call it as a function, and it prints as that call
 
 
 def covering(schedule: Schedule) -> Update:
-    """The updates that a schedule needs to reach its final sparsity in a run of its length.
+    """Returns the updates that a schedule needs to reach its final sparsity in a run of its length.
 
     Args:
       schedule: a function from a step to a sparsity.
@@ -117,7 +117,7 @@ def covering(schedule: Schedule) -> Update:
 
 
 def is_static(step: Any) -> bool:
-    """Whether a step is a plain integer, for which a schedule returns a Python float.
+    """Returns whether a step is a plain integer, for which a schedule returns a Python float.
 
     Example:
       >>> is_static(3), is_static(jnp.int32(3))
@@ -148,7 +148,7 @@ def as_step(step: Any) -> Any:
 
 
 def steps_left(step: Any, begin: int, end: int) -> Any:
-    """The number of steps from `step` to `end`, limited to the range from 0 to `end - begin`.
+    """Returns the number of steps from `step` to `end`, limited to the range from 0 to `end - begin`.
 
     The difference is computed in integers and then rounded to a float, with a relative error of 2^-24 at any step. A
     float32 step would lose whole steps after 2^24.

@@ -53,7 +53,7 @@ def evolve_levels(
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      `Levels` with the loss of the last stage; `exact` is False. The loss is at most that of `start`.
+      `Levels` with the loss of the last stage; `exact` is False. The loss is at most the loss of `start`.
 
     Raises:
       ValueError: shapes do not fit, costs rise with the level, the budget cannot be met, `start` exceeds it, a number

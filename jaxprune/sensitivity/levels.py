@@ -29,7 +29,7 @@ class Levels(NamedTuple):
     exact: bool
 
     def sparsities(self, found: Sensitivity) -> dict[str, float]:
-        """The sparsity of each leaf or group by name, for `jaxprune.prune`, `masks.select` or `slimming.choose`."""
+        """Returns the sparsity of each leaf or group by name, for `prune`, `masks.select` or `slimming.choose`."""
         return {name: float(found.levels[i]) for name, i in zip(found.names, self.chosen, strict=True)}
 
 
@@ -140,13 +140,13 @@ def leaf_costs(
     scores: PyTree | None = None,
     **units: Unpack[masks.Units],
 ) -> np.ndarray:
-    """The cost of each leaf at each level, for any pattern, counted from the masks of that level.
+    """Returns the cost of each leaf at each level, for any pattern, counted from the masks of that level.
 
     Args:
       fn: the network, `fn(params, *inputs)`.
       params: its parameters, any pytree.
       found: the result of `leaf_sensitivity`; its leaves and levels are used.
-      *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are those of this batch.
+      *inputs: the inputs of the network, or their ShapeDtypeStructs; effective FLOPs are counted for this batch.
       of: the cost: "parameters" (default); "memory", in bytes: the kept values, and one bit per entry for the mask of a
         pruned leaf; or "flops", the effective FLOPs. Masks do not change the time that a network takes: for latency see
         `choose_levels`.
@@ -183,7 +183,7 @@ def leaf_costs(
 
 
 def group_costs(groups: Groups, scores: np.ndarray, found: Sensitivity, cost: Callable[[Choice], float]) -> np.ndarray:
-    """The cost of each group at each level: the change of the whole cost, plus an equal part of the whole cost.
+    """Returns the cost of each group at each level: the change of the whole cost, plus an equal part of the whole cost.
 
     Args:
       groups: the groups of the network, from `find_groups`.
@@ -294,7 +294,7 @@ def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def levels_of(index: np.ndarray, losses: np.ndarray, costs: np.ndarray, exact: bool) -> Levels:
-    """The `Levels` of these indices, with their loss and cost."""
+    """Returns the `Levels` of these indices, with their loss and cost."""
     rows = np.arange(len(index))
     return Levels(index, float(losses[rows, index].sum()), float(costs[rows, index].sum()), exact)
 

@@ -112,18 +112,18 @@ class Choice:
         Args:
           groups: the groups.
           masks: bools that broadcast to the parameters; True is kept, also for whole leaves.
-          partial: what happens where the masks remove positions without the rest of their unit, as the masks of
-            `prune(pattern=Channel())` do, which choose each leaf's channels without the leaves that are tied to them.
-            "raise" raises an error. "complete" lets the leaves vote: of the axes in which the masks remove whole units
-            of a group, more than half must remove a unit for it to go, in all leaves of its group; a warning says what
-            was completed. "keep" keeps units that are not removed whole. "remove" removes every unit of which the
-            masks remove an entire position of some axis. Default: "raise".
+          partial: the rule for units of which the masks remove only some positions, such as the masks of
+            `prune(pattern=Channel())`, which choose the channels of each leaf separately. "raise" raises an error.
+            "complete" lets the leaves vote: among the axes in which the masks remove whole units of a group, if more
+            than half remove a unit, the unit is removed from all leaves of its group; a warning names the completed
+            units. "keep" keeps every unit that the masks remove only in part. "remove" removes every unit of which
+            the masks remove an entire position of some axis. Default: "raise".
 
         Returns:
           The choice.
 
         Raises:
-          ValueError: the masks remove parts of units, remove what is frozen, or empty a group.
+          ValueError: the masks remove parts of units, remove frozen units, or empty a group.
 
         Example:
           >>> from jaxprune.slimming import find_groups
@@ -153,18 +153,18 @@ class Choice:
         return choice
 
     def kept(self, group: str | int) -> np.ndarray:
-        """Whether each unit of a group stays: (units,) bools. A group is found by its name, a member or its number."""
+        """Returns whether each unit of a group stays, (units,) bools; takes the group's name, member or number."""
         return self.keep[self.groups[group].span]
 
     def masks(self) -> PyTree:
-        """The choice as masks: bools in the structure of the parameters, each broadcasting to its parameter.
+        """Returns the choice as masks: bools in the structure of the parameters, each broadcasting to its parameter.
 
         A leaf that loses nothing has the scalar mask True.
         """
         return unit_masks(self.groups, self.keep)
 
     def manifest(self) -> Manifest:
-        """The positions of each leaf that stay, as plain data.
+        """Returns the positions of each leaf that stay, as plain data.
 
         Raises:
           ValueError: the layers of a stacked leaf keep different numbers of positions.
@@ -186,7 +186,7 @@ class Choice:
 
 
 def unit_masks(groups: Groups, keep: Any) -> PyTree:
-    """The masks of kept units, each broadcasting to its parameter.
+    """Returns the masks of kept units, each broadcasting to its parameter.
 
     Args:
       groups: the groups.
@@ -242,7 +242,7 @@ def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], 
             remove = np.zeros_like(remove)  # single entries, which no unit is made of
     if not remove.any():
         raise ValueError(
-            "the masks remove parts of units, and no unit by a majority of the leaves it lies in; choose units with "
+            "the masks remove parts of units, and no unit by a majority of its leaves; choose units with "
             "slimming.choose, or round the masks by Choice.from_masks(groups, masks, partial=...):\n" + "\n".join(wrong)
         )
     text = f"the masks remove parts of units and were completed: {remove.sum()} of {groups.size} units go, each in "
@@ -264,7 +264,7 @@ def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
 
 
 def _differing(choice: Choice, masks: Sequence[np.ndarray]) -> list[str]:
-    """The leaves whose masks are not those of the choice, with their groups."""
+    """Returns the leaves whose masks differ from the choice's masks, with their groups."""
     groups, wrong = choice.groups, []
     wanted = [np.asarray(mask) for mask in jax.tree.leaves(choice.masks())]
     for k, (mask, want, leaf) in enumerate(zip(masks, wanted, groups.analysis.leaves, strict=True)):
@@ -309,7 +309,7 @@ def _problem(group: Group, keep: np.ndarray, empty: bool) -> str | None:
 
 
 def _too_few(groups: Groups, keep: np.ndarray) -> list[str]:
-    """The axes of which fewer positions stay than an operation chooses."""
+    """Returns the axes that keep fewer positions than an operation chooses."""
     wrong = []
     for units, count, name in groups.chosen:
         left = int(np.append(keep, True)[units].all(-1).sum(-1).min())

@@ -16,7 +16,7 @@ Rules = float | int | Mapping[str, Any]
 
 
 class Limits(NamedTuple):
-    """What a choice must respect. Each number may be a mapping from globs over group names to numbers.
+    """The limits of a choice. Each number may be a mapping from globs over group names to numbers.
 
     Attributes:
       round_to: the kept width of a group is a multiple of this whole number, such as 8, or 128 for TPU lanes. The width
@@ -26,8 +26,8 @@ class Limits(NamedTuple):
         group; see `Choice.empty`. Default: 1.
       max_sparsity: the largest fraction of a group's units to remove, in [0, 1]. Default: 1.
       protect: groups and leaves that stay whole: a glob or several globs over names of groups and paths of leaves.
-      inexact: whether groups may lose units where removing is not the same as masking (`Group.inexact` says why).
-        Default: False.
+      inexact: whether groups may lose units where removing is not the same as masking (`Group.inexact` gives the
+        reason). Default: False.
     """
 
     round_to: Rules = 1
@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """Units of one group that are removed together: one, one of each layer, or as many as keep the width rounded.
+    """Units of one group that are removed together: one, one of each layer, or as many as `round_to` requires.
 
     Attributes:
       key: removals happen in ascending order of their keys.
@@ -59,7 +59,7 @@ def choose(
     scope: str = "group",
     limits: Limits | None = None,
 ) -> Choice:
-    """Chooses the units to remove, those of the lowest scores: to a sparsity, or down to a cost.
+    """Chooses the units with the lowest scores to remove, up to a sparsity or down to a cost.
 
     Give either `sparsity`, or `cost` and `target`.
 
@@ -75,23 +75,23 @@ def choose(
       cost: `cost(choice) -> number`: see `costs` (parameters, memory, FLOPs, measured latency), or any function.
       target: the largest cost to reach.
       scope: "group" removes from each group by its own ranking; with a target every group shrinks by the same
-        fraction. "global" ranks the units of all groups together: normalise the scores then. Default: "group".
-      limits: what to respect. Default: `Limits()`.
+        fraction. "global" ranks the units of all groups together and needs normalised scores. Default: "group".
+      limits: the limits on the widths of the groups. Default: `Limits()`.
 
     Returns:
       The choice; all layers of a stacked group lose the same number of units. `Choice.untouched` names the groups that
-      could not shrink, with the reason; a warning does so where `round_to` is the reason.
+      could not shrink, with the reason; if `round_to` is the reason, a warning names the groups.
 
       With a target, the cost crosses the target at the last removal of the choice: one removal fewer costs more. If the
       cost never rises when units are removed (parameters, memory, FLOPs), it is the first choice that meets the target.
-      A measured time may rise at odd widths and varies between measurements: the choice is then one at which the time
-      crosses the target, and a new measurement may exceed the target by as much as measurements vary. `cost` is called
-      once for each of about log2(removals) + 2 choices.
+      A measured time may rise at odd widths and varies between measurements: the choice is then a choice at which the
+      time crosses the target, and a new measurement may exceed the target by as much as measurements vary. `cost` is
+      called once for each of about log2(removals) + 2 choices.
 
     Raises:
       KeyError: a mapping of scores names a group that does not exist.
       ValueError: neither or both of sparsity and cost are given, the scores have another shape or NaN, a sparsity is
-        out of range, a glob matches no group, or removing all that may go costs more than the target.
+        out of range, a glob matches no group, or the target is below the cost after removing all removable units.
 
     Example:
       >>> from jaxprune.slimming import costs, find_groups
@@ -106,7 +106,7 @@ def choose(
         raise ValueError("choose needs either sparsity, or cost and target")
     if scope not in ("group", "global") or (scope == "global" and isinstance(sparsity, Mapping)):
         raise ValueError(
-            f'scope is "group" or "global", the latter with one sparsity; got {scope!r}, sparsity {sparsity!r}'
+            f'scope is "group" or "global", and "global" takes one sparsity; got {scope!r}, sparsity {sparsity!r}'
         )
     limits = _checked(groups, limits)
     if isinstance(scores, Mapping):
@@ -148,17 +148,17 @@ def _of_some_groups(groups: Groups, scores: Mapping[str, Any], limits: Limits) -
 def removal_order(
     groups: Groups, scores: np.ndarray, *, scope: str = "group", limits: Limits | None = None
 ) -> list[Removal]:
-    """The order in which `choose` removes units on the way to a target.
+    """Returns the order in which `choose` removes units on the way to a target.
 
     Args:
       groups: the groups.
       scores: (units,) scores; larger is kept.
       scope: "global" orders by score, and a removal of several units (one of each stacked layer) by their mean; "group"
         shrinks all groups by the same fraction. Default: "group".
-      limits: what to respect. Default: `Limits()`.
+      limits: the limits on the widths of the groups. Default: `Limits()`.
 
     Returns:
-      The removals; those of one group follow its scores.
+      The removals. Within a group the units with the lowest scores are removed first.
 
     Raises:
       ValueError: the scope or a limit is unknown or out of range, or a glob matches no group.
@@ -212,7 +212,7 @@ def _to_cost(
     least = cost(after(len(removals)))
     if least > target:
         raise ValueError(
-            f"removing all that may go still costs {least:g}, more than the target {target:g}: "
+            f"removing all removable units still costs {least:g}, more than the target {target:g}: "
             "raise the target, or loosen the limits"
         )
     low, high = 0, len(removals)  # cost(low) > target >= cost(high)

@@ -25,7 +25,7 @@ Count = Callable[[Decision], int]
 
 
 def parameters(choice: Choice) -> float:
-    """The number of entries of all leaves after slimming.
+    """Returns the number of entries of all leaves after slimming.
 
     Args:
       choice: the choice.
@@ -44,7 +44,7 @@ def parameters(choice: Choice) -> float:
 
 
 def memory(choice: Choice) -> float:
-    """The bytes of all leaves after slimming.
+    """Returns the bytes of all leaves after slimming.
 
     Args:
       choice: the choice.
@@ -64,10 +64,10 @@ def memory(choice: Choice) -> float:
 
 
 def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
-    """The FLOPs of the smaller function's matrix products and convolutions; nothing is computed.
+    """Makes a cost: the FLOPs of the smaller function's matrix products and convolutions, counted without running it.
 
     The function is traced once. Each choice is then counted from the remaining sizes of the traced axes, which takes
-    milliseconds. The count equals that of the smaller function's own program, 2 for each multiply-add.
+    milliseconds. The result equals the count of the smaller function's own program, 2 for each multiply-add.
 
     Args:
       fn: the function.
@@ -93,9 +93,9 @@ def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
 def latency(
     fn: Callable[..., PyTree], params: PyTree, *inputs: Any, repeats: int = 20, measure: Measure | None = None
 ) -> Cost:
-    """The median seconds of a call of the smaller function, compiled, on the default device.
+    """Makes a cost: the median seconds of a call of the compiled smaller function, on the default device.
 
-    Time is not monotone in widths: on many machines a few channels less than a multiple of 8 are slower than the whole
+    Time is not monotone in widths: on many machines, a width slightly below a multiple of 8 is slower than the
     multiple. Give `choose` limits with a suitable `round_to`; its docstring explains what a time target means.
 
     Args:

@@ -13,7 +13,7 @@ PyTree = Any
 
 
 def block_influence(hidden: Sequence[Any] | Any) -> Array:
-    r"""How much each block of a residual network changes the direction of its input.
+    r"""Returns how much each block of a residual network changes the direction of its input.
 
         BI_i = 1 - E[ x_i . x_{i+1} / (||x_i|| ||x_{i+1}||) ]
 
@@ -23,7 +23,7 @@ def block_influence(hidden: Sequence[Any] | Any) -> Array:
 
     Args:
       hidden: blocks + 1 arrays (n, ..., features) of one shape: the input of each block, and the output of the last; or
-        one array with these stacked on its first axis.
+        one array with the hidden states stacked on its first axis.
 
     Returns:
       (blocks,) in [0, 2], in float32 or wider; larger is more worth keeping. A vector of zeros has a cosine of 0 with

@@ -42,8 +42,8 @@ class Group:
       first: the index of the group's first unit among all units.
       count: the number of units.
       members: the axes that lose positions.
-      layer: the layer of each unit, where each layer of a scan, or each member of a stack such as the experts of a
-        mixture, may lose units of its own, as many as the others; None where the group is not stacked.
+      layer: the layer of each unit, if each layer of a scan, or each member of a stack such as the experts of a
+        mixture, may lose different units of the same number; None if the group is not stacked.
       inexact: why removing units is not the same as masking them; None if it is the same.
       least: the number of units that must stay, in each layer: as many as an operation chooses from them, at least 1.
       routed: whether a softmax, a top-k or an argmax chooses among the units, as a router does among its experts. To
@@ -67,8 +67,7 @@ class Group:
     def exact(self) -> bool:
         """Whether the smaller function equals the function without the units, to rounding.
 
-        That is the function of masked parameters; for units that are `routed`, the function of logits that are minus
-        infinity.
+        The function without the units has masked parameters; for `routed` units, it has logits of minus infinity.
         """
         return self.inexact is None
 
@@ -156,7 +155,7 @@ class Groups:
         return sum(group.count for group in self.groups)
 
     def to_dot(self) -> str:
-        """The groups (boxes) and their leaves (ellipses) as a graph in Graphviz' language."""
+        """Returns the groups (boxes) and their leaves (ellipses) as a graph in Graphviz' language."""
         lines = ["graph groups {", "  rankdir=LR;"]
         for k, group in enumerate(self.groups):
             colour = "black" if group.exact else "orange"
@@ -175,18 +174,18 @@ def find_groups(
     """Finds the slices of the parameters of any JAX function that must be removed together.
 
     The function is traced from shapes; nothing is computed. Labels of positions are followed through its jaxpr:
-    an addition couples the channels of both operands, a contraction those of a layer with the next layer's rows,
-    a reshape of heads times dimensions makes heads and dimensions separate units (Fang et al., DepGraph, 2023,
+    an addition couples the channels of both operands, a contraction couples a layer's channels with the next layer's
+    rows, a reshape of heads times dimensions makes heads and dimensions separate units (Fang et al., DepGraph, 2023,
     arXiv:2301.12900, do this by hooks on modules; a jaxpr needs no list of layers). Positions that the outputs, the
     inputs, a sort, an index or an unknown primitive need are frozen, and the reason is reported.
 
     Experts are units too. The indices that a router's `top_k` or `argmax` returns are followed through sorts,
-    comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert goes with its column of the
-    router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
+    comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert is removed with its column of
+    the router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
     means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with this logit.
-    At least as many units stay as are chosen (`Group.least`). An index whose numbers are used in another way keeps all
-    experts, with the reason. The hidden units of each expert may go separately, as many in each, where nothing ties the
-    experts (`Group.layer`).
+    At least as many units stay as are chosen (`Group.least`). An index that is used in any other way freezes all
+    experts, and the reason is reported. If no operation ties the experts, each expert may lose other hidden units, the
+    same number in each expert (`Group.layer`).
 
     Batch statistics belong in `params`. A function that returns them freezes their channels, because it freezes all
     outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the
@@ -219,7 +218,7 @@ def find_groups(
 
 
 def group(analysis: Analysis) -> Groups:
-    """The groups of an analysed function."""
+    """Returns the groups of an analysed function."""
     units = units_of(analysis)
     frozen = tuple(Frozen(*found) for found in units.frozen)
     return Groups(_make_groups(analysis, units), frozen, analysis, units.placed, tuple(units.chosen))
@@ -320,7 +319,7 @@ def _names(members: list[list[Member]], forms: list[str]) -> list[str]:
 
 
 def _table(groups: Groups) -> str:
-    """The groups with their members, then what is frozen and why."""
+    """The groups with their members, then the frozen positions with the reasons."""
     rows = [("group", "units", "exact", "members: positions of a unit")]
     for group in groups:
         layers = f" in each of {group.layers} layers" if group.layer is not None else ""

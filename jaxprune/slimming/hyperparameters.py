@@ -38,8 +38,8 @@ class Rebuilt(NamedTuple):
     Attributes:
       path: the path of the module, and its class.
       changes: the old and the new value of each hyperparameter that changes, by its name.
-      problem: why the rebuilt module would not compute what the slim function computes, or would have other shapes, or
-        why that could not be checked; None if it was built, from shapes, and has the shapes of the slim parameters.
+      problem: why the rebuilt module would not compute the slim function, or would have other shapes, or why the
+        module could not be checked; None if it was built, from shapes, and has the shapes of the slim parameters.
     """
 
     path: str
@@ -53,9 +53,9 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
     Each module is compared with its leaves: the features of a Dense or Conv, the heads of an attention, the sizes of an
     embedding. Each layer gets its own widths, so a model whose layers share one number must be changed to take one
     number for each layer. Each module is then built with the new values, from shapes (`jax.eval_shape`), and its shapes
-    are compared. `Rebuilt.problem` reports what no constructor can express: an attention whose queries and values have
-    different dimensions, or, unless the network was slimmed `as_built`, a norm whose mean would be taken over fewer
-    positions.
+    are compared. `Rebuilt.problem` reports modules that no constructor can express: an attention whose queries and
+    values have different dimensions, or, unless the network was slimmed `as_built`, a norm whose mean would be taken
+    over fewer positions.
 
     Args:
       manifest: the positions that stay, for parameters in the model's own structure: `model.init(...)` or its "params",

@@ -39,7 +39,7 @@ class Kept(NamedTuple):
         return tuple(self.axes[i].shape[-1] if i in self.axes else n for i, n in enumerate(self.shape or ()))
 
     def stay(self, axis: int) -> np.ndarray:
-        """Whether each position of an axis that shrinks stays: (n,) bools, or (layers..., n) for all layers.
+        """Returns whether each position of an axis that shrinks stays: (n,) bools, or (layers..., n) for all layers.
 
         A removed layer counts as losing the positions of the first layer that stays: in all layers the same positions
         are removed together.
@@ -61,8 +61,8 @@ class Manifest:
 
     Attributes:
       leaves: one entry for each leaf, in the order of `jax.tree.leaves`.
-      as_built: None if removing means masking; otherwise the smaller function is the ordinary smaller architecture, and
-        this is what ambiguous numbers become, as `slim` was told.
+      as_built: None if removing means masking. Otherwise the smaller function is the ordinary smaller architecture, and
+        this mapping, which was given to `slim`, replaces ambiguous numbers.
 
     Example:
       >>> from jaxprune.slimming import slim
@@ -88,9 +88,9 @@ class Manifest:
         """Makes any tree that mirrors the parameters smaller, in the same way as the parameters.
 
         Parameters, gradients, masks, ShapeDtypeStructs and the moments in the state of an optimizer mirror the
-        parameters: a subtree with a leaf for every parameter and no others, or with None or `optax.MaskedNode` in place
-        of some. Each of its leaves shrinks with its parameter, whose shape it has or broadcasts to. Other leaves, and
-        leaves that are not arrays (PartitionSpecs), are returned unchanged.
+        parameters: such a subtree has one leaf for each parameter and no other leaves; None or `optax.MaskedNode` may
+        replace a leaf. Each leaf shrinks in the same way as its parameter, and must have the parameter's shape or
+        broadcast to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned unchanged.
 
         Args:
           mirror: the tree.
@@ -99,8 +99,8 @@ class Manifest:
           The smaller tree, of the same structure.
 
         Raises:
-          ValueError: the path of a leaf ends with that of a parameter, but the leaf does not mirror it: its shape is
-            another, as that of adafactor's row sums, or the tree around it is only a part of the parameters.
+          ValueError: the path of a leaf ends with the path of a parameter, but the leaf does not mirror the parameter:
+            the shapes differ (the row sums of adafactor), or the tree around the leaf lacks some of the parameters.
         """
         return self._convert(mirror, lambda kept: kept.shape or (), _shrink)
 
@@ -115,16 +115,16 @@ class Manifest:
           The whole tree, of the same structure.
 
         Raises:
-          ValueError: the path of a leaf ends with that of a parameter, but the leaf does not mirror it.
+          ValueError: the path of a leaf ends with the path of a parameter, but the leaf does not mirror the parameter.
         """
         return self._convert(mirror, lambda kept: kept.small, lambda x, kept: _expand(x, kept, fill))
 
     def masks(self) -> list[np.ndarray]:
-        """A mask for each leaf, True where it stays, that broadcasts to the leaf."""
+        """Returns a mask for each leaf, True for the positions that stay, that broadcasts to the leaf."""
         return [_mask(kept) for kept in self.leaves]
 
     def to_json(self) -> str:
-        """Plain JSON: for each leaf its path, its shapes before and after, and the positions that its axes keep."""
+        """Returns JSON: for each leaf its path, its shapes before and after, and the positions that its axes keep."""
         leaves = [
             {
                 "path": list(kept.identity),
@@ -142,7 +142,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Reads what `to_json` wrote.
+        """Reads the JSON of `to_json`.
 
         Args:
           text: the JSON.

@@ -1,9 +1,9 @@
 r"""`permute_channels`: reorders the units of a function so that a pattern of n of m along the inputs removes less.
 
 N:M sparsity compares m consecutive inputs of each output. Which inputs are neighbours is a convention of the network:
-the channels between two layers may stand in any order, as long as every leaf that holds them is reordered in the same
+the channels between two layers may have any order, if every leaf that holds the channels is reordered in the same
 way. Pool and Yu 2021, Channel Permutations for N:M Sparsity (NeurIPS 2021), search for the order whose groups keep the
-largest total magnitude. The groups of `find_groups` say which leaves hold the same channels.
+largest total magnitude. The groups of `find_groups` name the leaves that hold the same channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def permute_channels(
 
     Use it before pruning by `masks.NM(n, m)`; afterwards calibrate the new parameters. The function of the new
     parameters equals the old function to rounding, which is checked on the inputs. Each sweep pairs the stripes of m
-    channels at random and makes the best exchange of two channels in each pair, so the kept score never falls.
+    channels at random and makes the best exchange of two channels in each pair, so the kept score never decreases.
 
     Args:
       fn: a function `fn(params, *inputs)`.
@@ -96,7 +96,7 @@ def permute_channels(
 
 @partial(jax.jit, static_argnames=("n", "m", "sweeps"))
 def stripe_order(scores: jax.Array, key: jax.Array, *, n: int, m: int, sweeps: int) -> jax.Array:
-    """The order of channels whose stripes of m keep the most when each row keeps its n largest of a stripe.
+    """Returns the order of channels for which the stripes of m keep the largest score, with n kept in each row.
 
     Args:
       scores: float[channels, rows], at least 0; m divides the channels.
@@ -117,7 +117,7 @@ def stripe_order(scores: jax.Array, key: jax.Array, *, n: int, m: int, sweeps: i
     swaps = jnp.asarray(exchanges)
 
     def kept(channels: jax.Array) -> jax.Array:
-        """What pairs of stripes [pairs, 2 m] keep."""
+        """Returns the score that each pair of stripes [pairs, 2 m] keeps."""
         each = scores[channels].reshape(pairs, 2, m, -1)
         return jnp.sort(each, 2)[:, :, m - n :].sum((1, 2, 3))
 

@@ -50,7 +50,7 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 1.0) -> optax.GradientTransformation:
     """An L2 penalty on the units that a choice removes, growing from step to step.
 
-    Adds c_t w to the gradient of their entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
+    Adds c_t w to the gradient of the units' entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
     GReg-1; DepGraph trains in this way before pruning). Units that stay are not penalised. Put it before the optimizer.
 
     Args:

@@ -23,10 +23,10 @@ _NORMALISE = (None, "mean", "max", "sum")
 def group_scores(
     groups: Groups, scores: PyTree, *, reduce: str = "l2", normalise: str | None = "mean", where: Leaves = "*"
 ) -> np.ndarray:
-    """Scores of units, from the scores of their entries.
+    """Computes scores of units from the scores of their entries.
 
-    With magnitudes as scores and "l2" this is the group norm of DepGraph (Fang et al., 2023, arXiv:2301.12900, eq. 4):
-    the root of the sum of squares over all entries of the unit. With the scales of normalisation layers
+    With magnitudes as scores and "l2" the result is the group norm of DepGraph (Fang et al., 2023, arXiv:2301.12900,
+    eq. 4): the root of the sum of squares over all entries of the unit. With the scales of normalisation layers
     alone (`where="*scale"`) it is network slimming (Liu et al., 2017, arXiv:1708.06519).
 
     Args:
@@ -36,8 +36,8 @@ def group_scores(
       reduce: "sum", "mean", "l2" or "max" over the entries of a unit, in all leaves that `where` selects. An entry
         whose row and column belong to the same unit counts twice. Default: "l2".
       normalise: divides the scores of each group by the "mean", "max" or "sum" of their absolute values, so that groups
-        can be compared; each layer of a stacked group by its own. The order within a group never changes. None leaves
-        the scores as they are. Default: "mean".
+        can be compared; each layer of a stacked group is divided separately. The order within a group never changes.
+        None does not change the scores. Default: "mean".
       where: the leaves that count: a glob over paths, several, or a predicate `(path, leaf) -> bool`. Default: all.
 
     Returns:
@@ -73,13 +73,13 @@ def geometric_median_scores(
     """FPGM: the sum of a unit's distances to the other units of its group (He et al., 2019, arXiv:1811.00250, eq. 5).
 
     g(u) = sum_v ||w_u - w_v||, where w_u are all entries of unit u. The unit with the smallest sum is nearest to the
-    geometric median of its group: the other units can replace it best, whatever its norm.
+    geometric median of its group: the other units can replace it best, independent of its norm.
 
     Args:
       groups: the groups.
       params: the parameters.
-      normalise: divides the scores of each group by their "mean", "max" or "sum", each layer of a stacked group by its
-        own. None leaves them as they are. Default: "mean".
+      normalise: divides the scores of each group by their "mean", "max" or "sum", each layer of a stacked group is
+        divided separately. None does not change the scores. Default: "mean".
       where: the leaves that count: a glob over paths, several, or a predicate `(path, leaf) -> bool`; the kernels of
         convolutions in the paper. Default: all.
 
@@ -199,7 +199,7 @@ def _selects(where: Leaves, leaf: Leaf) -> bool:
 def expert_scores(
     groups: Groups, stats: Stats, criterion: Callable[[Experts], Any] | None = None
 ) -> dict[str, np.ndarray]:
-    r"""Scores of experts from what one calibration knows of their tokens, for `choose`.
+    r"""Computes scores of experts for `choose`, from calibration statistics of their tokens.
 
     Published criteria are products of a frequency, a gate and the norm of the output (Liu et al., 2026,
     arXiv:2606.15716). With the tokens $t$ of expert $j$, their gates $g_j(t)$ and the outputs $f_j(t)$:

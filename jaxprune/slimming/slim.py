@@ -31,7 +31,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Slimmed:
-    """A smaller function, its parameters, and the manifest of what was removed.
+    """A smaller function, its parameters, and the manifest of the remaining positions.
 
     Attributes:
       fn: an ordinary JAX function `fn(params, *inputs)` of the smaller parameters. State that the function updates in
@@ -95,27 +95,27 @@ def slim(
 ) -> Slimmed:
     """Removes units from a function's parameters, and makes the smaller function.
 
-    The smaller function runs the traced program of `fn` with smaller shapes; for inputs of other shapes than it
-    has seen it traces `fn` again. Removing has two meanings:
+    The smaller function runs the traced program of `fn` with smaller shapes; for inputs of new shapes it traces
+    `fn` again. Removing has two meanings:
 
     Masking (the default). Numbers of the program (the scale of attention, the count in a mean) keep their values, so
     for exact groups the smaller function equals `fn` with masked parameters: nothing changes at the moment of removal.
-    Random bits are drawn in the whole shape and only the kept positions are used, so dropout agrees too.
+    Random bits are drawn in the whole shape and only the kept positions are used, so dropout masks agree too.
 
     Building smaller (`as_built=True`). Counts in means and variances and the scales of attention follow the new widths.
     The smaller function is the ordinary smaller architecture: it equals, to rounding, the model that is built with the
-    smaller hyperparameters on the same weights. `hyperparameters` names them. Inexact groups can shrink in this
-    meaning, such as the width that a variance of differences runs over.
+    smaller hyperparameters on the same weights. The function `hyperparameters` returns these hyperparameters. In this
+    meaning, inexact groups can shrink too, such as the width over which a variance of differences is computed.
 
     Args:
       fn: a function `fn(params, *inputs)`, with the outputs that must keep their shapes.
       params: arrays, or ShapeDtypeStructs.
       what: what to remove, one of
-        a sparsity in [0, 1]: the fraction of the units of each exact group to remove, those with the lowest group norms
-        of the scores of `criterion` (`group_scores`, then `choose`);
+        a sparsity in [0, 1]: the fraction of the units of each exact group to remove; the units with the lowest group
+        norms of the scores of `criterion` are removed (`group_scores`, then `choose`);
         a `Choice`;
         a mapping from groups, by name or member, to the numbers of the units to remove;
-        masks, a tree of bools like params, True = kept: masks that remove only parts of units, such as those of
+        masks, a tree of bools like params, True = kept: masks that remove only parts of units, such as the masks of
         `prune(pattern=Channel())`, are completed to whole units with a warning (`Choice.from_masks`);
         a `Manifest`.
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
@@ -123,9 +123,9 @@ def slim(
       grads: for a criterion: gradients like params.
       stats: for a criterion: the result of `jaxprune.calibrate`.
       key: for a random criterion: a JAX key.
-      as_built: True removes in the meaning of building smaller. A number such as 8 = sqrt(64) may count positions or
-        not; where the traced function does not tell, an error names the number, and a mapping {number: number} says
-        what it becomes. Default: False, masking.
+      as_built: True builds the smaller architecture. A number such as 8 = sqrt(64) may count positions or not; if the
+        traced function does not decide this, an error names the number; pass a mapping {number: new
+        number} to set it. Default: False, masking.
 
     Returns:
       The function, its parameters and the manifest.
@@ -134,8 +134,8 @@ def slim(
       KeyError: a mapping names a group that does not exist.
       TypeError: `what` has another type, or numbers of units are not integers.
       ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
-        positions; the masks remove no whole unit; or `as_built` is asked for and the function does not tell what the
-        smaller architecture computes.
+        positions; the masks remove no whole unit; or `as_built` is given and the numbers of the smaller architecture
+        do not follow from the function.
 
     Example:
       >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
@@ -155,7 +155,7 @@ def slim(
         given = {} if as_built is True else {float(old): float(new) for old, new in as_built.items()}
         manifest = dataclasses.replace(manifest, as_built=given)
     _check_shapes(params, manifest, smaller=False)
-    if manifest.as_built is not None and inputs:  # what the function does not tell is an error before it is called
+    if manifest.as_built is not None and inputs:  # raises early if a smaller number is not known
         _ = _decide(_with_state(fn), manifest, params, inputs, True, True)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
@@ -360,7 +360,7 @@ def _decide(
 
 
 def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, int, Piece]] | None = None) -> Decision:
-    """The labels to remove so that exactly the positions that the manifest removes are removed.
+    """Returns the labels to remove so that exactly the positions that the manifest removes are removed.
 
     Args:
       analysis: a function traced with the whole parameters.
@@ -380,10 +380,10 @@ def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, i
 
 
 def _same_in_members(analysis: Analysis, k: int, axis: int, stay: np.ndarray) -> np.ndarray:
-    """The positions that stay, the same in every member of a stack whose members lose positions of their own.
+    """Returns the positions that stay, made equal in all members of a stack whose members lose different positions.
 
     The parameters of each member have their own positions. The function is the same for any order of a member's units
-    (`_labels.members`), so the program is that of members which all keep their first units.
+    (`_labels.members`), so the program is the same as if all members kept their first units.
 
     Raises:
       ValueError: the function depends on the order of a member's units.

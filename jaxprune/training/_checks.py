@@ -1,4 +1,4 @@
-"""What a sparsified optimizer refuses: gradients, states and dtypes with which it would compute something wrong.
+"""Checks of a sparsified optimizer: gradients, states and dtypes with which its result would be wrong.
 
 `explain` runs only after an update has failed; the other functions run when `init` or `update` is traced.
 """
@@ -21,7 +21,7 @@ _PROBES = 4  # optimizers such as `MultiSteps` compute nothing in the first step
 
 
 def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, params: PyTree) -> str:
-    """Which leaves of the gradients or the state do not belong to the parameters or the optimizer.
+    """Returns which leaves of the gradients or the state do not belong to the parameters or the optimizer.
 
     Args:
       init: the `init` of the sparsified optimizer, which is traced again.
@@ -99,7 +99,7 @@ def check_shards(params: PyTree, kept: PyTree, inner: PyTree, specs: PyTree) -> 
     cut = shards.of_leaves(params, specs)
     if enforce.is_guarded(inner) and any(layout.is_cut for layout in cut):
         raise ValueError(
-            "specs: optax.apply_if_finite inside the optimizer sees the part of the gradients that a device holds, and "
+            "specs: optax.apply_if_finite inside the optimizer receives only one device's shard of the gradients, and "
             "would skip a step on some devices only; put it around a shard_map, or check before"
         )
     own = jax.tree.structure(params).flatten_up_to(kept)
@@ -117,9 +117,9 @@ def check_half(optimizer: optax.GradientTransformationExtraArgs, params: PyTree,
     """Raises if, in float16, the zeros of removed weights make the optimizer compute NaN for kept weights.
 
     An `eps` below 3e-8, such as Adam's 1e-8, is zero in float16. For the zero gradient and moments of a removed weight
-    Adam computes 0 / 0. That update is overwritten, but a transformation after Adam that takes a norm spreads the NaN.
-    The optimizer is a closed function, so it is tried on arrays of the tree's structure with at most two entries along
-    each axis. An optimizer whose update needs extra arguments is not tried.
+    Adam computes 0 / 0. The update of the removed weight is overwritten, but a transformation after Adam that takes a
+    norm spreads the NaN. The optimizer is a closed function, so it is tried on arrays of the tree's structure with at
+    most two entries along each axis. An optimizer whose update needs extra arguments is not tried.
 
     Args:
       optimizer: the wrapped optimizer.

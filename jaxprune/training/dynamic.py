@@ -19,10 +19,11 @@ Fraction = Callable[[Any], Any]
 
 
 def static(sparsity: float, **how: Unpack[How]) -> Method:
-    """Random masks that are drawn at init and never change.
+    """Draws random masks at init that never change.
 
-    The baseline of sparse training (Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134). Start
-    with `params = masks.apply(params, get_masks(state))`, so that the first gradient sees the zeros too.
+    The method is the baseline of sparse training (Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv
+    1911.11134). Start with `params = masks.apply(params, get_masks(state))`, so that the first gradient is computed
+    with the zeros.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
@@ -60,10 +61,10 @@ def set_(
     fraction: float | Fraction = 0.3,
     **how: Unpack[How],
 ) -> Method:
-    """SET, sparse evolutionary training: drops the smallest weights and grows random ones.
+    """SET, sparse evolutionary training: drops the smallest weights and grows random removed weights.
 
     Mocanu et al. 2018, arXiv 1707.04780, algorithm 1. The paper drops the smallest positive and the largest negative
-    weights by the same fraction of each; this method, like all later work, drops the smallest by magnitude.
+    weights by the same fraction of each; this method, like all later work, drops the weights of smallest magnitude.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
@@ -143,9 +144,9 @@ def srigl(
     """SRigL: RigL in which all outputs have the same number of inputs, or all groups keep n of m.
 
     Lasby et al. 2024, arXiv 2305.02299, section 3.2: the smallest weights of the whole leaf are dropped; each output
-    (or group) then grows as many weights as it lost, those with the largest gradients. So one output may change most of
-    its inputs while another keeps its inputs; `rigl` with the same pattern drops the same fraction of each. The paper
-    also removes whole neurons; in this method every output keeps its number of inputs.
+    (or group) then grows as many weights as it lost, by the largest gradients. So one output may change most of its
+    inputs while another output keeps its inputs; `rigl` with the same pattern drops the same fraction from each output.
+    The paper also removes whole neurons; in this method every output keeps its number of inputs.
 
     Args:
       sparsity: the total fraction removed, in [0, 1); 1 - n/m for `masks.NM(n, m)`.
@@ -186,14 +187,15 @@ def dynamic(
 ) -> Method:
     """Dynamic sparse training: each update drops the worst kept weights and grows as many removed weights.
 
-    With rare updates and few drops it explores in time what a dense network has in space (Liu et al. 2021, ITOP, arXiv
-    2102.02887): `grow=criteria.random` is their ITOP of SET, `grow=training.gradient_growth` that of RigL, and with
-    `momentum` it grows by averaged gradients, as Dettmers and Zettlemoyer 2019 (arXiv 1907.04840) do.
+    With rare updates and few drops, training visits many of the dense network's weights over time (Liu et al. 2021,
+    ITOP, arXiv 2102.02887). `grow=criteria.random` is SET with ITOP, `grow=training.gradient_growth` is RigL with ITOP,
+    and `momentum` grows by averaged gradients, as in Dettmers and Zettlemoyer 2019 (arXiv 1907.04840).
 
     Each leaf (and slice of its batch axes, and output of `Unstructured(axes=-2)`) keeps exactly its number of weights
     at every step. A weight that was just dropped is not grown in the same update. Grown weights start from zero,
-    without moments. The papers skip the optimizer's step when masks are updated; here the step is made with the new
-    masks. Counts are taken from the present masks, so a run continues from whatever `phases` hands over.
+    without moments. The papers skip the optimizer's step when masks are updated; this method makes the step with the
+    new masks. The number of weights is counted in the current masks, so a run continues from the masks that `phases`
+    passes on.
 
     Args:
       sparsity: the total fraction removed, in [0, 1).
@@ -203,12 +205,12 @@ def dynamic(
         the raw gradients and the extra arguments of `update`.
       momentum: b in [0, 1): both criteria see the averages `m <- b m + (1 - b) g` over all steps instead of gradients.
         They cost a dense tree in the state, and reading the gradients at every step. None (the default): no averages.
-      whole_leaf: whether the worst of a whole leaf are dropped instead of the worst of each of its parts, see
+      whole_leaf: whether the lowest scores of a whole leaf are dropped, instead of the lowest scores of each part; see
         `training.drop_and_grow`; default False.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         Here `key` is required; it draws the first masks and random growth, and is kept in the state. The criterion says
-        which kept weights are dropped: those with the lowest scores. The allocation, by default `allocation.erk`, is
-        that of the first masks. The pattern is `masks.Unstructured`, also with axes, or with `whole_leaf` also
+        which kept weights are dropped, the lowest scores first. The allocation, by default `allocation.erk`, sets the
+        sparsities of the first masks. The pattern is `masks.Unstructured`, also with axes, or with `whole_leaf` also
         `masks.NM`.
 
     Returns:

@@ -16,9 +16,9 @@ PyTree = Any
 
 
 def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
-    """The updates where the masks are True, and minus the parameter where they are False.
+    """Returns the updates where the masks are True, and minus the parameter where they are False.
 
-    `optax.apply_updates` then computes exact zeros, whatever the dtypes: where the parameter is wider than its update
+    `optax.apply_updates` then computes exact zeros in all dtypes: where the parameter is wider than its update
     the result has the parameter's dtype. An infinite or NaN parameter becomes NaN (p - p); only `masks.apply` mends it.
 
     Args:
@@ -38,7 +38,7 @@ def zero(values: PyTree, masks: PyTree) -> PyTree:
 
 
 def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
-    """The optimizer's state with zeros at removed weights.
+    """Returns the optimizer's state with zeros at removed weights.
 
     A subtree of the state mirrors the parameters if it has a leaf at the path of every parameter, and no other leaves;
     parameters that `optax.masked` or `optax.partition` replaced by a `MaskedNode`, or that are None, count as present.
@@ -173,18 +173,18 @@ def check_params(params: PyTree | None, what: str) -> None:
 
 
 def is_guarded(state: PyTree) -> bool:
-    """Whether an optimizer's state contains that of `optax.apply_if_finite`; a Python bool."""
+    """Returns whether an optimizer's state contains a state of `optax.apply_if_finite`; a Python bool."""
     return bool(_guards(state))
 
 
 def was_skipped(before: PyTree, after: PyTree) -> jax.Array:
-    """Whether `optax.apply_if_finite` received gradients that are not finite between two states; a bool scalar."""
+    """Returns whether `optax.apply_if_finite` received non-finite gradients between two states; a bool scalar."""
     pairs = zip(_guards(before), _guards(after), strict=True)
     return jnp.any(jnp.stack([a.total_notfinite != b.total_notfinite for b, a in pairs]))
 
 
 def are_finite(grads: PyTree, masks: PyTree) -> jax.Array:
-    """Whether all gradients of kept weights are finite; the optimizer sees only these gradients. A bool scalar."""
+    """Returns whether all gradients of kept weights, which the optimizer receives, are finite; a bool scalar."""
     leaves = jax.tree.leaves(zero(grads, masks))
     return jnp.all(jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)]))
 

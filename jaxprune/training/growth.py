@@ -28,31 +28,31 @@ def drop_and_grow(
     whole_leaf: bool = False,
     **units: Unpack[Units],
 ) -> PyTree:
-    r"""Removes the k worst of the kept weights of each leaf, and keeps k weights that were removed before.
+    r"""Removes the k kept weights with the lowest scores of each leaf, and restores k removed weights.
 
         k = min(floor(f n + 1/2), N - n)        n kept of N entries
 
     If the pattern has parts (the inputs of an output, the groups of N:M), n and N are counted in each part. With
-    `whole_leaf`, the k worst weights of the whole leaf are dropped and each part grows as many as it lost, so that
-    weights move to where they matter and parts keep their size.
+    `whole_leaf`, the k kept weights with the lowest scores in the whole leaf are dropped, and each part grows as many
+    weights as it lost, so that every part keeps its number of weights.
 
-    k is computed in float32, so above 2^24 it is computed from a rounded n; still exactly as many weights are dropped
-    as grown, so n never changes. A weight that is dropped is not grown in the same call.
+    k is computed in float32, from a rounded n above 2^24. The numbers of dropped and grown weights are always equal, so
+    n never changes. A weight that is dropped is not grown in the same call.
 
     Args:
       masks: bool masks in the structure of the scores.
-      drop: scores of the kept weights; the lowest are dropped. NaN ranks below all of them.
-      grow: scores of the removed weights; the highest are grown. NaN ranks below all of them.
+      drop: scores of the kept weights; the lowest scores are dropped. NaN ranks lowest.
+      grow: scores of the removed weights; the weights with the highest scores are grown. NaN ranks lowest.
       fraction: f in [0, 1], a number or a traced scalar.
-      whole_leaf: whether the worst of the whole leaf are dropped; default False. No part loses more than it can grow:
-        its best weights beyond that number stay.
+      whole_leaf: whether the lowest scores of the whole leaf are dropped; default False. No part loses more weights
+        than it can grow: its best weights beyond that number stay.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern is
         `masks.Unstructured`; with `axes=-2` the number is conserved for every output (constant fan-in); with
         `whole_leaf` it may also be `masks.NM`, which `masks` must have. Each slice along `batch_axes` conserves its own
         number.
 
     Returns:
-      New masks. Ties fall to the lowest index: of equal scores the first is kept, and the first is grown.
+      New masks. Of equal scores the lowest index is kept, and the lowest index is grown.
 
     Raises:
       ValueError: the pattern is not supported, trees differ in structure, or `fraction` is outside [0, 1]; the message
@@ -111,7 +111,7 @@ def check_pattern(params: PyTree, *, whole_leaf: bool, **units: Unpack[Units]) -
 
 
 def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
-    """The absolute gradient, |g|, also of removed weights: RigL's criterion for growing.
+    """Computes the absolute gradient |g| of all weights, also removed weights: RigL's criterion for growing.
 
     Evci et al. 2020 (RigL), arXiv 1911.11134, eq. 1. Do not use it as a criterion for dropping.
 

@@ -33,7 +33,7 @@ class Signals(NamedTuple):
     frozen: tuple[bool, ...] = ()
 
     def trained(self, select: Selector) -> Selector:
-        """The selector without frozen leaves."""
+        """Returns the selector without frozen leaves."""
         if not any(self.frozen):
             return select
         named = _tree.named_leaves(self.params)

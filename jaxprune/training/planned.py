@@ -25,7 +25,7 @@ def fixed(masks: PyTree) -> Method:
 
     Returns:
       A method for `jaxprune.sparsify`. Removed weights are zero from the first update on. Start with
-      `masks.apply(params, masks)` so that they are zero in the first gradient too, and in leaves whose gradients are
+      `masks.apply(params, masks)`, so that they are also zero in the first gradient and in leaves with the gradient
       None, which an optimizer does not change.
 
     Raises:
@@ -71,8 +71,8 @@ def one_shot(sparsity: float, *, step: int = 0, **how: Unpack[How]) -> Method:
 def gradual(schedule: schedules.Schedule, *, when: schedules.Update | None = None, **how: Unpack[How]) -> Method:
     """Prunes along a schedule during training: gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878).
 
-    Removed weights rank lowest at the next update of the masks. A removed weight returns only where the schedule falls,
-    and it returns as zero.
+    Removed weights rank lowest at the next update of the masks. A removed weight is restored only where the schedule
+    decreases, and starts from zero.
 
     Args:
       schedule: a function from a step to a sparsity, such as `schedules.cubic(begin=0, end=1000, final=0.9)`. Traced
@@ -124,10 +124,10 @@ def acdc(
 
     Peste et al. 2021, arXiv 2106.12379, algorithm 1. The masks are computed at the start of each compressed phase, from
     the weights of that step, and do not change during the phase. In a dense phase all masks are True: removed weights
-    restart from zero and without moments. The other moments are kept, while the authors' code clears all of them. The
-    paper trains 100 epochs on ImageNet with 10 dense epochs, phases of 5, and a last dense phase from epoch 75 to 85:
-    `begin=10, end=85, compressed=5, dense=5, last_dense=10`, times the steps of an epoch. The result is a sparse model,
-    and a dense model at the end of the last dense phase.
+    restart from zero and without moments. The moments of kept weights stay, while the authors' code clears all moments.
+    The paper trains 100 epochs on ImageNet with 10 dense epochs, phases of 5 epochs, and a last dense phase from epoch
+    75 to 85: `begin=10, end=85, compressed=5, dense=5, last_dense=10`, times the steps of an epoch. The result is a
+    sparse model, and a dense model at the end of the last dense phase.
 
     Args:
       sparsity: the fraction removed in compressed phases, in [0, 1).

@@ -30,14 +30,14 @@ _DIVISOR = 128  # a multiple of any usual number of devices along an axis of a m
 class SparsifyState(NamedTuple):
     """The state of a sparsified optimizer. It holds only arrays, so it is saved, sharded and donated as any other.
 
-    Attributes and indices that are not its own are those of the wrapped optimizer's state: `state.hyperparams` of
+    All other attributes and indices are read from the wrapped optimizer's state: `state.hyperparams` of
     `optax.inject_hyperparams`, `state[0].mu` of a chain, `state.mini_step` for `optax.MultiSteps.has_updated(state)`.
 
     Attributes:
       step: int32 scalar, the number of updates made.
       masks: bool, True = kept, in the structure of the parameters; a scalar True for a leaf that is not pruned. Packed
         if `sparsify(packed=True)`. `jaxprune.get_masks(state)` returns them without boxes of Flax.
-      method: what the method remembers.
+      method: the state of the method.
       inner: the state of the wrapped optimizer.
       end: int32 scalar, the number of updates after which the method has reached its final sparsity; -1 if unknown.
     """
@@ -78,25 +78,26 @@ def sparsify(
     """Wraps an optimizer so that weights removed by the method stay exactly zero.
 
     Put it outermost, around the whole optimizer (`sparsify(optax.chain(...), method)`): a transformation that follows
-    it in a chain, or contains it as `optax.lookahead` does, may move removed weights again.
+    it in a chain, or wraps it as `optax.lookahead` does, may make removed weights nonzero again.
 
     Args:
       optimizer: any Optax transformation.
       method: `training.fixed`, `one_shot`, `gradual`, or any `Method`. For an `update` inside `jax.shard_map` whose
-        devices share the parameters, give the method `specs`: it then sees whole parameters, and masks are those of one
-        device. `init` may be called inside or outside. Gradients must be those of the whole loss. Optimizers that look
-        at all parameters at once (`clip_by_global_norm`, `apply_if_finite`) see only the part that the device holds.
+        devices share the parameters, give the method `specs`: it then ranks the weights of all devices together, and
+        the masks equal the masks of one device. `init` may be called inside or outside. Each device must have the
+        gradients of the whole loss. Optimizers that use all parameters at once (`clip_by_global_norm`,
+        `apply_if_finite`) receive only the shards of their device.
       packed: whether the state holds the masks as `masks.Packed`, one bit an entry instead of one byte, with the same
-        results; default False. What the method itself remembers (the second masks of `top_kast`) is not packed.
+        results; default False. The method's own state (the second masks of `top_kast`) is not packed.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
       `optax.apply_updates` the parameters are exactly zero where the masks are False, in every dtype. Each leaf of the
-      optimizer's state that mirrors a parameter (moments, averages, accumulated gradients) is zero there when the
-      optimizer sees it, and in the state that it returns, so that a regrown weight starts without a past; unless the
-      optimizer itself writes something there (adafactor, adabelief and adamax a floor of 1e-30, 1e-16 and 1e-8, an
-      `ema` behind `muon` what that spreads, the line search of `lbfgs` the gradient at which it ended).
-      Methods that keep dense weights (`straight_through`, `sr_ste`, `top_kast`, `movement`) do none of this.
+      optimizer's state that mirrors a parameter (moments, averages, accumulated gradients) is zero there before and
+      after each update, so that a regrown weight starts from zero moments. The returned state has other values only if
+      the optimizer itself writes them: adafactor, adabelief and adamax write a floor of 1e-30, 1e-16 and 1e-8; an `ema`
+      after `muon` averages the updates of `muon`; the line search of `lbfgs` stores its last gradient.
+      Methods that keep dense weights (`straight_through`, `sr_ste`, `top_kast`, `movement`) set nothing to zero.
       `jaxprune.get_masks(state)` returns the masks.
 
     Raises:
@@ -105,22 +106,22 @@ def sparsify(
         this method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init,
         there is nothing to prune, or in float16 the optimizer computes NaN for kept weights.
 
-    Which leaves are pruned: those that the method's `where` selects, also if the optimizer freezes them (`set_to_zero`,
-    `masked`); leave them out by `where`, or wrap the optimizer of the others alone. A leaf whose gradient is None is
-    not trained and keeps an all-True mask. `optax.LookaheadParams` get the masks of `fast`, which also hold for `slow`;
-    gradients are those of `fast`. Gradients that the optimizer computes itself, as `sam(opaque_mode=True)` does, are
-    not masked.
+    The method's `where` selects the leaves that are pruned, including leaves that the optimizer freezes (`set_to_zero`,
+    `masked`); to keep frozen leaves dense, exclude them by `where`, or wrap only the optimizer of the trained leaves.
+    A leaf whose gradient is None is not trained and keeps an all-True mask. In `optax.LookaheadParams` the masks and
+    the gradients belong to `fast`, and the masks also apply to `slow`. Gradients that the optimizer computes itself, as
+    `sam(opaque_mode=True)` does, are not masked.
 
     The masks are revised from the parameters before the update. All steps are one compiled program; outside jit, the
     revision is compiled once.
 
     With `optax.apply_if_finite`, around or inside, a step that it skips changes no mask and does not count: the state
     keeps its step, and a revision that was due is made on the next step with finite gradients. Gradients of removed
-    weights may be anything: the optimizer does not see them.
+    weights may have any value, also NaN: they are set to zero before the optimizer.
 
     In float16 an `eps` of 1e-8 is zero: for the zero gradient and moments of a removed weight Adam computes 0 / 0. The
     update of the removed weight is overwritten, but a transformation after Adam that takes a norm would spread the NaN.
-    `init` tries the optimizer on arrays of a few entries, and raises if that happens: pass an `eps` of 1e-7 or more.
+    `init` tests the optimizer on small arrays and raises if it computes NaN: pass an `eps` of 1e-7 or more.
 
     Example:
       >>> from jaxprune import training
@@ -147,21 +148,21 @@ def sparsify(
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
-    """The masks in an optimizer's state, at any place in a chain or below other wrappers.
+    """Returns the masks in an optimizer's state, at any place in a chain or below other wrappers.
 
     Args:
       opt_state: the state of an optimizer that contains `sparsify(...)` or `keep_zeros(...)` once; of an
         `nnx.Optimizer` pass `optimizer.opt_state`.
 
     Returns:
-      A tree of bool arrays, or of packed masks (`masks.unpack` makes them bool, all of jaxprune takes both), without
-      the boxes and Variables of Flax. All of jaxprune lays it over parameters with or without boxes. `jax.tree.map`
-      takes the structure of its first tree: pass it parameters without boxes (`nnx.as_pure(nnx.state(model,
-      nnx.Param))`, `nn.unbox(params)`) and the masks, or first the masks and then parameters in boxes, of which the
-      function gets each box whole.
+      A tree of bool arrays, or of packed masks (`masks.unpack` makes bool masks), without the boxes and Variables of
+      Flax. Every function of jaxprune takes bool and packed masks, and parameters with and without boxes. But
+      `jax.tree.map` takes the structure of its first tree. Pass it parameters without boxes
+      (`nnx.as_pure(nnx.state(model, nnx.Param))`, `nn.unbox(params)`) and then the masks; or first the masks and then
+      parameters in boxes, and the function receives whole boxes.
 
     Raises:
-      ValueError: the state contains no masks, or those of more than one optimizer.
+      ValueError: the state contains no masks, or the masks of more than one optimizer.
 
     Example:
       >>> from jaxprune import training
@@ -181,14 +182,14 @@ def get_masks(opt_state: PyTree) -> PyTree:
 
 
 def is_finished(opt_state: PyTree) -> jax.Array:
-    """Whether a run has made all updates that its method needs to reach the final sparsity.
+    """Returns whether a run has made all updates that its method needs to reach the final sparsity.
 
     Args:
       opt_state: the state of an optimizer that contains `sparsify(...)` once.
 
     Returns:
-      A bool scalar. False also for a method that does not know its end, such as `gradual` with a schedule that is a
-      function of the user.
+      A bool scalar. It is also False for a method without a known end, such as `gradual` with your own function as
+      the schedule.
 
     Raises:
       ValueError: the state contains no sparsified optimizer, or more than one.
@@ -257,7 +258,7 @@ class _Run:
     def sparse_step(
         self, updates: PyTree, state: SparsifyState, params: PyTree, extra: dict[str, Any]
     ) -> tuple[PyTree, SparsifyState]:
-        """The step of a method that holds removed weights at zero."""
+        """Returns the step of a method that holds removed weights at zero."""
         guarded, own = enforce.is_guarded(state.inner), _fast(params)
         signals = Signals(own, updates, state.step, extra)
         kept, method_state, waits = self.revised(state, signals, guarded)
@@ -274,7 +275,7 @@ class _Run:
     def dense_step(
         self, updates: PyTree, state: SparsifyState, params: PyTree, extra: dict[str, Any]
     ) -> tuple[PyTree, SparsifyState]:
-        """The step of a method that trains removed weights too; it returns the masks of the new parameters."""
+        """Returns the step of a method that trains removed weights too; it returns the masks of the new parameters."""
         dense: Any = self.method.dense
         own = _fast(params)
         kept = masks.unpack(state.masks, own)
@@ -290,7 +291,7 @@ class _Run:
     def revised(
         self, state: SparsifyState, signals: Signals, guarded: bool, unless: Any = False
     ) -> tuple[PyTree, Any, Any]:
-        """The masks and the method's state for a step, and whether a revision was due and has to wait."""
+        """Returns the masks and the method's state for a step, and whether a revision was due and has to wait."""
         if self.method.is_due is None:
             return state.masks, state.method, False
         leaves, structure = jax.tree.flatten(signals.extra)
@@ -317,7 +318,7 @@ class _Run:
         fill = lambda p, g: jnp.zeros_like(p) if g is None and _tree.is_floating(p) else g
         signals = Signals(params, jax.tree.map(fill, params, grads), step, extra, signals.before, frozen)
 
-        # The branches return only the masks and the method's state: whatever else they return is copied every step.
+        # The branches return only the masks and the method's state: every other returned value is copied at every step.
         def revise(own: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Any]:
             old = masks.unpack(own[0], params) if self.packed else own[0]
             new, new_state = self.method.revise(old, own[1], signals)

@@ -21,7 +21,7 @@ _SUM = optax.sgd(1.0)
 
 
 def sparse_params(params: PyTree, masks: PyTree) -> PyTree:
-    """The parameters with zeros where the masks are False, and with gradients as if no mask had been applied.
+    """Returns the parameters with zeros where the masks are False, and with gradients as if no mask had been applied.
 
         forward: w where m, else 0        backward: dL/dw := dL/d(forward), unmasked
 
@@ -145,10 +145,10 @@ def top_kast(
         penalty: R = lambda (sum_A w^2 / 2 + sum_{B - A} w^2 / (2 D)),    D = 1 - sparsity
 
     Jayakumar et al. 2020, arXiv 2106.03517, sections 2.1 to 2.3. The paper writes its penalty with |w| and calls it L2;
-    here it is the square, whose gradients are w and w / D. Weights outside B keep their values. The loss must take
-    `training.sparse_params(params, get_masks(opt_state))` (these masks are A; B is in the state). The gradient is cut
-    to B before the optimizer sees it, so the moments of weights that leave B fade as with zero gradients. Arrays stay
-    dense, so nothing is saved in memory or time.
+    this method uses the square, with the gradients w and w / D. Weights outside B keep their values. The loss must take
+    `training.sparse_params(params, get_masks(opt_state))` (`get_masks` returns A; the state holds B). The gradient is
+    set to zero outside B before the optimizer, so the moments of weights that leave B decay as with zero gradients.
+    Arrays stay dense, so the method saves no memory and no time.
 
     Args:
       sparsity: the fraction of weights outside A, in [0, 1).
@@ -173,7 +173,7 @@ def top_kast(
     _tree.check_sparsity(backward, "backward")
     _check_weight(penalty, "penalty")
     if backward > sparsity:
-        raise ValueError(f"backward must be at most sparsity={sparsity}: B contains A; got {backward}")
+        raise ValueError(f"backward must be at most sparsity={sparsity}, because B includes A; got {backward}")
     _tree.check_function(when, "when", "schedules.every(100)")
     select = Selector(**how)
 
@@ -218,7 +218,7 @@ def movement(
 
     Args:
       sparsity: the fraction removed, in [0, 1); or a schedule step -> sparsity. It should start from 0: all scores are
-        0 before the first step, and ties fall to the lowest index.
+        0 before the first step, so a first mask would keep the weights with the lowest indices.
       learn: the optimizer of the scores; `optax.sgd(1.0)` by default.
       when: a function from a step to whether the masks for this step are computed anew; every step by default. The
         scores learn at every step.

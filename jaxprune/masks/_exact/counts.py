@@ -178,7 +178,7 @@ def kept_in_slices(
 
 
 def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.Array:
-    """Returns how many units of each small group are kept: as the pattern says, or more for a traced sparsity.
+    """Returns the number of units kept in each small group: `kept`, or a larger number for a lower, traced sparsity.
 
     Args:
       sparsity: a number, which must be 1 - kept / size, or a floating scalar array.

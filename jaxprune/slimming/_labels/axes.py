@@ -106,7 +106,7 @@ def freeze(labels: Labels, axis: Axis, why: int) -> None:
 
 
 def take(labels: Labels, axis: Axis, positions: slice | np.ndarray) -> Axis:
-    """Some positions of the axis."""
+    """Returns the axis with only some of its positions."""
     if isinstance(positions, slice) and len(axis) > 1:
         # Whole runs of the slowest factor leave the other factors unchanged.
         start, stop, step = positions.indices(size(axis))

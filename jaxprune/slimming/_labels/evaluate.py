@@ -47,7 +47,7 @@ Numbers = dict[tuple[int, int], dict[int, float]]
 
 
 class Decision:
-    """All labels, and which of them are removed.
+    """All labels, and which labels are removed.
 
     Attributes:
       labels: all labels.

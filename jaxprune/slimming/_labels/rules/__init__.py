@@ -29,7 +29,7 @@ _BY_KIND: dict[type, Rule] = {
 
 
 def rule_of(eqn: Any) -> Rule | None:
-    """The rule of an equation; None for an unknown primitive."""
+    """Returns the rule of an equation; None for an unknown primitive."""
     name = eqn.primitive.name
     rule = _BY_NAME.get(name)
     if rule is not None:
