@@ -39,7 +39,7 @@ CASES = {
     "grouped convolution": (nets.Grouped(), image, [3, 4, 6, 8]),
     "rnn": (nets.RNNs(), sequence, [6, 10, 12]),
     "vit": (nets.ViT(), image, None),
-    "mixture of experts": (nets.MoE(), sequence, [3, 8, 12]),
+    "mixture of experts": (nets.MoE(), sequence, [3, 8, 36]),
     # heads, queries of a head, rotated pairs, value dimensions of each layer, MLP of each layer, embedding
     "llama": (nets.Llama("half"), tokens, [2, 2, 2, 2, 4, 4, 8, 8, 16, 24, 24]),
     "llama scanned": (nets.Llama("half", "scan"), tokens, [3, 4, 6, 6, 16, 24, 72]),
