@@ -54,13 +54,13 @@ def stack(networks: Sequence[Any]) -> Members:
     _tree.check_instance(networks, list | tuple, "networks", "a list of pairs (params, masks)")
     if not networks:
         raise ValueError("stack needs at least one network; got none")
-    odd = [i for i, network in enumerate(networks) if not (isinstance(network, tuple) and len(network) == 2)]
+    odd = [i for i, network in enumerate(networks) if not _is_pair(network)]
     if odd:
         raise TypeError(
             f"each network must be a pair (params, masks), with masks None for a dense network; "
             f"networks {odd} are not, the first is {type(networks[odd[0]]).__name__}"
         )
-    first = networks[0][0]
+    first, _ = networks[0]
     every = []
     for i, (params, masks) in enumerate(networks):
         _tree.check_same(first, params, what=f"member {i}", of="member 0")
@@ -171,9 +171,9 @@ def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: A
 
     def one(key: Array, *data: Any) -> Any:
         made = _tree.call(train, "train", form, key, *data)
-        if not isinstance(made, tuple) or len(made) != 2:
+        if not _is_pair(made):
             raise TypeError(f"train must return a pair (params, masks); got {_tree.shown(made)}")
-        return made
+        return tuple(made)
 
     return from_stacked(*jax.jit(jax.vmap(one, in_axes=(0, *[None] * len(data))))(keys, *data))
 
@@ -221,3 +221,7 @@ def _check_shapes(every: Sequence[PyTree]) -> None:
     ]
     if wrong:
         raise ValueError("members must have leaves of the same shape, to run as one model:\n" + "\n".join(wrong))
+
+
+def _is_pair(network: Any) -> bool:
+    return isinstance(network, masks_.Pruned) or (isinstance(network, tuple) and len(network) == 2)

@@ -71,9 +71,9 @@ PER_EXAMPLE = ("contrib.differentially_private_aggregate", "contrib.dpsgd")
 APART = {"chain", "named_chain", "lookahead", "measure_with_ema"}
 
 
-# What an optimizer itself leaves at removed weights: adabelief adds 1e-16 in each of four steps, adamax and adamaxw the
-# float32 or bfloat16 next to 1e-8. A line search keeps the gradient at which it ended.
-FLOORS = {"adafactor": 1e-30, "adabelief": 4.1e-16, "adamax": 1.01e-8, "adamaxw": 1.01e-8}
+# What an optimizer itself leaves at removed weights: adabelief and acprop add 1e-16 in each of four steps, adamax and
+# adamaxw the float32 or bfloat16 next to 1e-8. A line search keeps the gradient at which it ended.
+FLOORS = {"adafactor": 1e-30, "adabelief": 4.1e-16, "contrib.acprop": 4.1e-16, "adamax": 1.01e-8, "adamaxw": 1.01e-8}
 KEPT = {"lbfgs", "scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}
 
 
