@@ -232,7 +232,7 @@ def expert_scores(
       >>> def mixture(p, x):
       ...     gate, index = jax.lax.top_k(jax.nn.softmax(x @ p['router']), 1)
       ...     weight = (jax.nn.one_hot(index, 3) * gate[..., None]).sum(1)
-      ...     return jnp.einsum('be,bd,edf->bf', weight, x, p['w'])
+      ...     return jnp.einsum('be,bef->bf', weight, jnp.einsum('bd,edf->bef', x, p['w']))
       >>> params = {'router': jnp.eye(3), 'w': jnp.ones((3, 3, 2))}
       >>> x = jnp.array([[9.0, 0, 0], [0, 9.0, 0], [0, 8.0, 0], [0, 0, 9.0], [0, 0, 9.0], [0, 0, 9.0]])
       >>> stats = calibrate(mixture, params, [x], collect='square')
