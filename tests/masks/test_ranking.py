@@ -58,7 +58,7 @@ def test_a_large_leaf_stays_alone():
 def test_a_count_for_each_slice():
     scores = {"w": jnp.arange(12.0).reshape(3, 4), "v": jnp.arange(6.0).reshape(2, 3)}
     gone = {"w": masks.Count(jnp.zeros(3, jnp.int32), jnp.array([0, 1, 3])), "v": masks.Count.of(5)}
-    found = masks.select(scores, gone, batch_axes={"w": 1})
+    found = masks.select(scores, gone, batch_axes={"w": 1}, where=lambda *_: True)
     assert found["w"].sum(1).tolist() == [4, 3, 1]
     assert int(found["v"].sum()) == 1
 
