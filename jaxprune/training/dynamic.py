@@ -206,7 +206,7 @@ def dynamic(
       momentum: b in [0, 1): both criteria see the averages `m <- b m + (1 - b) g` over all steps instead of gradients.
         They cost a dense tree in the state, and reading the gradients at every step. None (the default): no averages.
       whole_leaf: whether the lowest scores of a whole leaf are dropped, instead of the lowest scores of each part; see
-        `training.drop_and_grow`; default False.
+        `training.growth.drop_and_grow`; default False.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         Here `key` is required; it draws the first masks and random growth, and is kept in the state. The criterion says
         which kept weights are dropped, the lowest scores first. The allocation, by default `allocation.erk`, sets the

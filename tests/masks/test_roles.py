@@ -16,6 +16,7 @@ from jax import lax
 
 import jaxprune
 from jaxprune import _tree, allocation, criteria, masks, training
+from jaxprune.training.growth import drop_and_grow
 
 KEY = jax.random.key(0)
 TWO_OF_FOUR = masks.NM(2, 4)
@@ -208,7 +209,12 @@ CHOICES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+SHORT = ("entries", "2:4", "channels", "erk")
+
+
+@pytest.mark.parametrize(
+    "choice", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in CHOICES]
+)
 def test_layers_stacked_along_an_inner_axis_are_pruned_as_layers_apart(choice: str) -> None:
     how: dict[str, Any] = CHOICES[choice]
     found = jaxprune.prune(LAYERS, 0.5, roles=ROLES, **how)
@@ -226,7 +232,11 @@ def test_layers_stacked_along_an_inner_axis_are_pruned_as_layers_apart(choice: s
             np.testing.assert_array_equal(mask[:, i], one, err_msg=f"{name} {i}")
 
 
-@pytest.mark.parametrize("pattern", [masks.Unstructured(), masks.Channel()], ids=["entries", "channels"])
+@pytest.mark.parametrize(
+    "pattern",
+    [masks.Unstructured(), pytest.param(masks.Channel(), marks=pytest.mark.slow)],
+    ids=["entries", "channels"],
+)
 def test_one_ranking_ranks_stacked_layers_with_the_rest(pattern: Any) -> None:
     scores = jax.tree.map(jnp.abs, LAYERS)
     apart = {f"{name}/{i}": leaf[:, i] for name, leaf in scores.items() for i in range(3)}
@@ -247,10 +257,10 @@ def test_drop_and_grow_conserves_each_layer_of_an_inner_axis() -> None:
     start = masks.select(jax.tree.map(jnp.abs, LAYERS), 0.5, roles=ROLES)
     scores = jax.tree.map(lambda w: jnp.abs(w) + 1, LAYERS)
     grow = jax.tree.map(lambda w: -w, LAYERS)
-    moved = training.drop_and_grow(start, scores, grow, 0.3, roles=ROLES)
+    moved = drop_and_grow(start, scores, grow, 0.3, roles=ROLES)
     for i in range(3):
         layer = lambda tree, i=i: {name: leaf[:, i] for name, leaf in tree.items()}
-        one = training.drop_and_grow(layer(start), layer(scores), layer(grow), 0.3)
+        one = drop_and_grow(layer(start), layer(scores), layer(grow), 0.3)
         for name in LAYERS:
             np.testing.assert_array_equal(moved[name][:, i], one[name])
 
