@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _progress, _tree
+from jaxprune import _jaxprs, _progress, _tree
 from jaxprune.calibration import Stats, calibrator
 from jaxprune.masks import Pruned
 from jaxprune.reconstruction.reconstruct import method_of, reconstruct
@@ -30,9 +30,11 @@ class BlockRunner:
     def calibrate(self, params: PyTree, hidden: Iterable[PyTree], where: Any = None, collect: str = "gram") -> Stats:
         """Returns the statistics of the block's leaves on the block's input hidden states; see `calibrate`."""
         chosen = tuple(jax.tree.leaves(_tree.has_two_axes(params, where)))
-        key = jax.tree.structure(params), tuple(jnp.shape(x) for x in jax.tree.leaves(params)), chosen, collect
+        # Shapes in place of arrays, so that a calibrator neither keeps a block's arrays nor sees callers change the tree.
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _jaxprs.is_array(x) else x, params)
+        key = jax.tree.structure(own), tuple(map(str, jax.tree.leaves(own))), chosen, collect
         if key not in self._calibrators:
-            self._calibrators[key] = calibrator(self._block, params, collect=collect, where=where)
+            self._calibrators[key] = calibrator(self._block, own, collect=collect, where=where)
         return self._calibrators[key](params, hidden)
 
     def prune(self, params: PyTree, hidden: Iterable[PyTree], sparsity: Any, **how: Unpack[Repair]) -> Pruned:
