@@ -140,6 +140,7 @@ def test_other_leaves_rules_and_no_leaves():
     assert np.isclose(shared.achieved, 25 / 62, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_layout(devices):
     mesh = jax.sharding.Mesh(np.array(devices), ("x",))
     tree = scores({"a": (16, 24), "b": (8, 40)}, seed=2)

@@ -70,6 +70,7 @@ def test_without_outliers_it_is_uniform():
     assert [int(sparsities[n]) for n in ("a", "b")] == [10, 5]
 
 
+@pytest.mark.slow
 def test_stacked_layers_and_blocks_share_as_loose_ones_do():
     a, b = (
         jnp.exp(jax.random.normal(KEY, (3, 20, 10)) * jnp.array([0.5, 1.0, 2.0])[:, None, None]),

@@ -1,7 +1,10 @@
 import json
 import runpy
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_benchmark_of_selection_runs(root, tmp_path, capsys):
     main = runpy.run_path(str(root / "benchmarks" / "bench_selection.py"))["main"]
     main(["--quick", "--output", str(tmp_path)])

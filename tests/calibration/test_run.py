@@ -65,7 +65,7 @@ UNCOVERED = {
     ),
     "nothing": (lambda p, x: x * 2, "meets no matrix product"),
     "added to data": (lambda p, x: x + p["w"][:1], "`add` with data"),
-    "lookup": (lambda p, x: p["w"][jnp.argmax(x, 1)], "`gather`"),
+    "lookup": (lambda p, x: p["w"][jnp.argmax(x, 1)], "meets no matrix product"),
     "a function of it": (lambda p, x: x @ jnp.exp(p["w"]), "`exp`"),
     "a divisor": (lambda p, x: x @ (1 / p["w"]), "`div`"),
     "backwards": (lambda p, x: x @ p["w"][::-1], "`rev`"),

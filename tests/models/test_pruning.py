@@ -129,6 +129,7 @@ def test_hidden_states_may_be_kept_in_bfloat16_and_on_disk(llama: Path, tmp_path
         _ = models.prune_folder(llama, tmp_path / "new", TOKENS, 0.5, hidden_dtype=jnp.int8)
 
 
+@pytest.mark.slow
 def test_an_expert_that_no_token_reaches_is_named(tmp_path: Path):
     params = drawn("mixtral")
     gate = "model.layers.1.block_sparse_moe.gate.weight"

@@ -11,7 +11,7 @@ from jaxprune.sensitivity import cheapest_loss, evolve_levels
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_best_four_of_eight_blocks_are_those_of_exhaustive_search(seed):
     rng = np.random.default_rng(seed)
     alone, together = rng.uniform(0, 1, 8), rng.normal(0, 1, (8, 8))

@@ -120,6 +120,7 @@ def test_linen() -> None:
     check_same(small, Linen(*SMALLER).apply)
 
 
+@pytest.mark.slow
 def test_nnx() -> None:
     class Net(nnx.Module):
         def __init__(self, width: int, heads: int, hidden: int, rngs: nnx.Rngs) -> None:
@@ -180,6 +181,7 @@ def test_equinox() -> None:
     check_same(small, fn, tokens)
 
 
+@pytest.mark.slow
 def test_haiku() -> None:
     hk = pytest.importorskip("haiku")
 

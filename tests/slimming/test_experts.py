@@ -25,7 +25,12 @@ def close(a, b):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", mixtures.FORMS)
+SHORT = ("dense in one einsum", "slots by index", "ragged")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in mixtures.FORMS]
+)
 def test_slim_equals_the_whole_with_logits_at_minus_infinity(name):
     fn = mixtures.FORMS[name]
     groups = slimming.find_groups(fn, P, X)
@@ -56,7 +61,10 @@ def stacked(layers=3):
     return jax.tree.map(lambda *a: jnp.stack(a), *[mixtures.params(8, seed=k) for k in range(layers)])
 
 
-@pytest.mark.parametrize("name", ["dense in one einsum", "slots by index", "ragged"])
+@pytest.mark.parametrize(
+    "name",
+    ["ragged", *(pytest.param(x, marks=pytest.mark.slow) for x in ("dense in one einsum", "slots by index"))],
+)
 def test_layers_of_a_scan_lose_experts_of_their_own(name):
     mixture, params = mixtures.FORMS[name], stacked()
     fn = lambda p, x: lax.scan(jax.checkpoint(lambda x, own: (x + mixture(own, x), None)), x, p)[0]
@@ -226,7 +234,10 @@ def masked(params, choice):
     return jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, choice.masks())
 
 
-@pytest.mark.parametrize("name", ["dense in one einsum", "slots by index", "ragged"])
+@pytest.mark.parametrize(
+    "name",
+    ["ragged", *(pytest.param(x, marks=pytest.mark.slow) for x in ("dense in one einsum", "slots by index"))],
+)
 def test_each_expert_loses_hidden_units_of_its_own(name):
     fn = mixtures.FORMS[name]
     groups = slimming.find_groups(fn, P, X)
