@@ -94,9 +94,9 @@ def _weak(carry: PyTree) -> list[bool]:
 
 
 def _weak_again(types: list[bool], carry: PyTree) -> PyTree:
-    """The restored carry with its Python numbers; without them JAX would trace the step for other types."""
+    """The restored carry with its weak types; without them JAX would trace the step for other types."""
     leaves, structure = jax.tree.flatten(carry)
-    return structure.unflatten([x.item() if weak else x for x, weak in zip(leaves, types, strict=True)])
+    return structure.unflatten([jnp.asarray(x.item()) if weak else x for x, weak in zip(leaves, types, strict=True)])
 
 
 class Watch:
@@ -105,9 +105,11 @@ class Watch:
     Attributes:
       traces: one entry for each trace of the step.
       removed: for each step, the number of removed weights by leaf.
+      first_traces: the number of traces of the run that was not resumed.
     """
 
     def __init__(self) -> None:
+        self.first_traces = 0
         self.traces: list[int] = []
         self.removed: list[dict[str, int]] = []
 
@@ -132,6 +134,7 @@ class Watch:
             carry = step(carry, i)
             self.look(*look(carry))
         end = bits(carry)
+        self.first_traces = len(self.traces)
         again = restore()
         for i in range(steps // 2, steps):
             again = step(again, i)
@@ -152,10 +155,17 @@ class Watch:
                 removed[name] = int(gone.sum())
         self.removed.append(removed)
 
-    def expect(self, removed: dict[str, int], *, traces: int = 1) -> None:
-        """Fails unless the last step ended with these numbers, and the step was traced so often."""
+    def expect(self, removed: dict[str, int], *, traces: int = 1, resumed: int = 0) -> None:
+        """Fails unless the last step ended with these numbers, and the step was traced so often.
+
+        Args:
+          removed: the number of removed weights by leaf.
+          traces: the number of traces before the run is resumed.
+          resumed: the number of further traces after it.
+        """
         assert self.removed[-1] == removed
-        assert len(self.traces) == traces
+        assert self.first_traces == traces
+        assert len(self.traces) == traces + resumed
 
 
 def bits(tree: PyTree) -> list[Any]:
