@@ -140,7 +140,7 @@ def take(members: Members, which: Any) -> Members:
     return jax.tree.map(lambda leaf: leaf[rows], members)
 
 
-def from_keys(train: Callable[..., tuple[PyTree, PyTree]], keys: Array, *data: Any) -> Members:
+def from_keys(train: Callable[..., tuple[PyTree, PyTree] | masks_.Pruned], keys: Array, *data: Any) -> Members:
     """Trains one member for each key, all at once, by `train` under vmap and jit.
 
     On a CPU this is fast for networks of matrix products, and slow for convolutions: each member has its own kernel.
