@@ -42,9 +42,10 @@ def _commands(page: Path) -> list[list[str]]:
 
 
 def _parameters() -> list:
-    """The pages with Python; tutorials are slow, for the site runs them when it is built."""
+    """The pages with Python; tutorials are slow, for the site runs them when it is built, and so are two long pages."""
+    is_slow = lambda page: "tutorials" in page.parts or page.name in ("recover.md", "quantise.md")
     return [
-        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * ("tutorials" in page.parts))
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * is_slow(page))
         for page in PAGES
         if _python(page)
     ]
