@@ -40,8 +40,15 @@ class Linen(nn.Module):
         return Block(name="second")(Block(name="first")(x))
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["bool", "packed"])
-@pytest.mark.parametrize("pattern", [masks.Unstructured(), masks.Channel()], ids=["unstructured", "channel"])
+@pytest.mark.parametrize(
+    ("pattern", "packed"),
+    [
+        pytest.param(masks.Unstructured(), False, id="unstructured-bool"),
+        pytest.param(masks.Unstructured(), True, id="unstructured-packed", marks=pytest.mark.slow),
+        pytest.param(masks.Channel(), False, id="channel-bool", marks=pytest.mark.slow),
+        pytest.param(masks.Channel(), True, id="channel-packed"),
+    ],
+)
 def test_linen_state_with_the_shardings_of_its_annotations(pattern, packed, devices, tmp_path):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=devices[:2])
     model = Linen()

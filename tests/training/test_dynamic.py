@@ -63,7 +63,12 @@ def kernels(state: Any) -> list[np.ndarray]:
     return [np.asarray(state.masks[name]["kernel"]) for name in ("first", "second")]
 
 
-@pytest.mark.parametrize("name", METHODS)
+SHORT = ("rigl", "srigl")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in METHODS]
+)
 def test_each_leaf_keeps_its_exact_number_at_every_step(name):
     seen = train(METHODS[name](KEY))
     start = kernels(seen[0][1])
