@@ -255,18 +255,22 @@ def test_each_expert_loses_hidden_units_of_its_own(name):
     close(both.fn(both.params, X), fn(closed(masked(P, choice)), X))
 
 
-def test_members_of_an_ensemble_and_layers_lose_units_of_their_own():
+def test_members_of_an_ensemble_or_layers_of_a_scan_lose_units_of_their_own():
     p = {"a": jnp.stack([mixtures.params(3, seed=k)["w1"] for k in range(2)]), "b": jnp.ones((2, 3, 8))}
     p |= {"c": jnp.stack([mixtures.params(3, seed=k)["w2"] for k in range(2)])}
     member = lambda x, a, b, c: x + jax.nn.tanh(x @ a + b) @ c
-    layer = lambda x, own: (jax.vmap(member)(x, own["a"], own["b"], own["c"]), None)
-    fn = lambda p, x: lax.scan(layer, jnp.broadcast_to(x, (3, *x.shape)), p)[0]
-    groups = slimming.find_groups(fn, p, X)
-    hidden = groups["a[3]"]
-    assert (hidden.count, hidden.layers) == (48, 6)
-    choice = slimming.Choice(groups, some_of_each(groups, "a[3]", 5))
-    small = slimming.slim(fn, p, choice, X)
-    close(small.fn(small.params, X), fn(masked(p, choice), X))
+    ensemble = lambda x, own: jax.vmap(member)(x, own["a"], own["b"], own["c"])
+    start = lambda x: jnp.broadcast_to(x, (3, *x.shape))
+    alone = lambda p, x: ensemble(start(x), p)
+    scanned = lambda p, x: lax.scan(lambda x, own: (ensemble(x, own), None), start(x), p)[0]
+    first = jax.tree.map(lambda leaf: leaf[0], p)
+    # In the scan the members of one layer lose the same units.
+    for fn, params, name, sizes in ((alone, first, "a[2]", (24, 3)), (scanned, p, "a[3]", (16, 2))):
+        groups = slimming.find_groups(fn, params, X)
+        assert (groups[name].count, groups[name].layers) == sizes
+        choice = slimming.Choice(groups, some_of_each(groups, name, 5))
+        small = slimming.slim(fn, params, choice, X)
+        close(small.fn(small.params, X), fn(masked(params, choice), X))
 
 
 def test_units_that_a_function_ties_go_together():
