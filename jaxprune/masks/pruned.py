@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,12 +68,12 @@ class Pruned:
         roles = self.roles or _tree.leaf_roles(self.params)
         patterns = self.patterns or (None,) * len(masks)
         traced = any(isinstance(x, core.Tracer) for x in jax.tree.leaves(masks))
-        found = [None] * len(masks) if traced else _sparsities(self.params, masks)
+        counted = [None] * len(masks) if traced else _removed(self.params, masks)
         rows = [("leaf", "shape", "role", "axes", "pattern", "sparsity")]
-        for leaf, role, pattern, mask, value in zip(
-            jax.tree.leaves(self.params), roles, patterns, masks, found, strict=True
+        for leaf, role, pattern, mask, own in zip(
+            jax.tree.leaves(self.params), roles, patterns, masks, counted, strict=True
         ):
-            said = "traced" if value is None else f"{value:.4g}"
+            said = "traced" if own is None else f"{_fraction([own]):.4g}"
             if not np.ndim(mask):
                 said = "left alone: not selected" if role.is_weight else f"left alone: {role.why_left_alone}"
                 said = said if _tree.is_floating(leaf) else "left alone: not floating"
@@ -82,7 +82,8 @@ class Pruned:
             rows.append((role.name, shape, role.role, ", ".join(role.axes), shown, said))
         if traced:
             return rows, "sparsity of the pruned leaves: traced"
-        return rows, f"sparsity of the pruned leaves: {_total(self.params, masks):.4g}"
+        total = _fraction(own for own, mask in zip(counted, masks, strict=True) if own is not None and np.ndim(mask))
+        return rows, f"sparsity of the pruned leaves: {total:.4g}"
 
 
 def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
@@ -105,25 +106,26 @@ def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
       {'sparsity': 0.5, 'sparsity/w': 0.5}
     """
     listed = jax.tree.leaves(fitted(params, masks), is_leaf=is_packed)
-    named = zip(_tree.named_leaves(params), listed, _sparsities(params, listed), strict=True)
-    each = {f"sparsity/{name}": value for (name, _), mask, value in named if np.ndim(mask)}
-    return {"sparsity": _total(params, listed), **each}
+    named = zip(_tree.named_leaves(params), listed, _removed(params, listed), strict=True)
+    pruned = [(name, counted) for (name, _), mask, counted in named if np.ndim(mask)]
+    each = {f"sparsity/{name}": _fraction([counted]) for name, counted in pruned}
+    return {"sparsity": _fraction(counted for _, counted in pruned), **each}
 
 
-def _sparsities(params: PyTree, masks: list[Any]) -> list[float]:
-    kept = _kept(masks)
-    sizes = [math.prod(np.shape(mask)) for mask in masks]
-    return [1 - int(k) / n if n else 0.0 for k, n in zip(kept, sizes, strict=True)]
+def _removed(params: PyTree, masks: list[Any]) -> list[tuple[int, int]]:
+    """For each leaf the number of removed entries, and of all its entries."""
+    shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(params))
+    kept = _kept(masks, shapes)
+    return [(math.prod(shape) - int(count), math.prod(shape)) for shape, count in zip(shapes, kept, strict=True)]
 
 
-def _total(params: PyTree, masks: list[Any]) -> float:
-    pruned = [(leaf, mask) for leaf, mask in zip(jax.tree.leaves(params), masks, strict=True) if np.ndim(mask)]
-    sizes = [math.prod(np.shape(leaf)) for leaf, _ in pruned]
-    removed = sum(round(n * value) for n, value in zip(sizes, _sparsities(params, [m for _, m in pruned]), strict=True))
-    return removed / sum(sizes) if sum(sizes) else 0.0
+def _fraction(counted: Iterable[tuple[int, int]]) -> float:
+    """The removed entries of some leaves over all their entries; 0 without entries."""
+    removed, entries = map(sum, zip((0, 0), *counted, strict=True))
+    return removed / entries if entries else 0.0
 
 
-@jax.jit
-def _kept(masks: list[Any]) -> list[Any]:
-    """The number of kept entries of each mask, in its own shape: a Count."""
-    return [count_mask(jnp.asarray(as_bool(mask)), np.shape(mask)) for mask in masks]
+@partial(jax.jit, static_argnums=1)
+def _kept(masks: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+    """The number of kept entries of each leaf: a Count."""
+    return [count_mask(jnp.asarray(as_bool(mask)), shape) for mask, shape in zip(masks, shapes, strict=True)]
