@@ -43,7 +43,6 @@ from jaxprune._jaxprs.roles import leaves_of as leaves_of
 from jaxprune._jaxprs.roles import roles_of as roles_of
 from jaxprune._jaxprs.walk import Sub as Sub
 from jaxprune._jaxprs.walk import Traced as Traced
-from jaxprune._jaxprs.walk import is_array as is_array
 from jaxprune._jaxprs.walk import is_jaxpr as is_jaxpr
 from jaxprune._jaxprs.walk import live as live
 from jaxprune._jaxprs.walk import open_jaxpr as open_jaxpr

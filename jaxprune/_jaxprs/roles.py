@@ -12,7 +12,7 @@ from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site, layout_o
 from jaxprune._jaxprs.flops import is_product
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Pick, Ragged, Write
 from jaxprune._jaxprs.views import View, site_of
-from jaxprune._jaxprs.walk import Sub, Traced, Values, is_array, settle, sub_jaxprs, trace, walk
+from jaxprune._jaxprs.walk import Sub, Traced, Values, settle, sub_jaxprs, trace, walk
 from jaxprune._tree.roles import LeafRole, Roles, Use
 
 PyTree = Any
@@ -55,7 +55,7 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
 def leaves_of(params: PyTree) -> list[LeafRole]:
     """The leaves of a tree, with unknown roles."""
     flat = _tree.with_paths(params)
-    shapes = [tuple(leaf.shape) if is_array(leaf) else () for _, leaf in flat]
+    shapes = [tuple(leaf.shape) if _tree.is_array(leaf) else () for _, leaf in flat]
     return [
         LeafRole(_tree.name(path), _tree.identity(path), shape, (), ("unknown",) * len(shape))
         for (path, _), shape in zip(flat, shapes, strict=True)

@@ -67,7 +67,7 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
       ((0, 1), (2,))
     """
     leaves, in_tree = jax.tree.flatten(args)
-    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+    places = [i for i, leaf in enumerate(leaves) if _tree.is_array(leaf)]
 
     def on_arrays(*arrays: Any) -> PyTree:
         filled = list(leaves)
@@ -79,22 +79,6 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
     closed, out = jax.make_jaxpr(on_arrays, return_shape=True)(*shapes)
     position = {place: i for i, place in enumerate(places)}
     return Traced(closed, in_tree, jax.tree.structure(out), tuple(position.get(i) for i in range(len(leaves))))
-
-
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or a ShapeDtypeStruct.
-
-    Args:
-      leaf: anything.
-
-    Returns:
-      A Python bool; False for Python numbers.
-
-    Example:
-      >>> is_array(jnp.ones(2)), is_array(1.0)
-      (True, False)
-    """
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

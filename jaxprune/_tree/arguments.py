@@ -13,6 +13,32 @@ from jax.core import Tracer
 PyTree = Any
 
 
+def is_array(leaf: Any) -> bool:
+    """Returns whether a leaf is an array or a ShapeDtypeStruct.
+
+    Args:
+      leaf: anything.
+
+    Returns:
+      A Python bool; False for Python numbers.
+
+    Example:
+      >>> is_array(jnp.ones(2)), is_array(1.0)
+      (True, False)
+    """
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def kind(leaf: Any) -> str:
+    """Returns the dtype and shape of an array, or the name of the type of another leaf.
+
+    Example:
+      >>> kind(jnp.ones((2, 3))), kind('half')
+      ('float32[2, 3]', 'str')
+    """
+    return f"{leaf.dtype}{list(leaf.shape)}" if is_array(leaf) else type(leaf).__name__
+
+
 def shown(value: Any) -> str:
     """Returns a short text for any value, for a message.
 
@@ -27,8 +53,8 @@ def shown(value: Any) -> str:
       >>> shown({'w': 1.0}), shown(jnp.ones((2, 3))), shown('half')
       ('a dict', 'float32[2, 3]', "'half'")
     """
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
-        return f"{value.dtype}{list(value.shape)}"
+    if is_array(value) and not isinstance(value, type):
+        return kind(value)
     if isinstance(value, dict) or (isinstance(value, list | tuple | Mapping) and jax.tree.leaves(value)):
         scalars = isinstance(value, list | tuple) and all(isinstance(x, int | float | str) for x in value)
         if not scalars:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._tree import paths
-from jaxprune._tree.arguments import call, shown
+from jaxprune._tree.arguments import call, is_array, shown
 
 PyTree = Any
 Where = str | Sequence[str] | Callable[[str, Any], bool] | None
@@ -27,7 +27,7 @@ def is_floating(leaf: Any) -> bool:
       >>> is_floating(jnp.ones(2, jnp.bfloat16)), is_floating(jnp.ones(2, int)), is_floating(1.0)
       (True, False, False)
     """
-    return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def has_two_axes(tree: PyTree, where: Where = None) -> PyTree:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from jaxprune._tree import paths
-from jaxprune._tree.arguments import shown
+from jaxprune._tree.arguments import is_array, shown
 
 PyTree = Any
 _SHOWN = 10
@@ -34,11 +34,11 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
         b: in params, not in masks
     """
     # A packed mask is a node, but represents one array.
-    structure, other_structure = (jax.tree.structure(t, is_leaf=_is_array) for t in (tree, other))
+    structure, other_structure = (jax.tree.structure(t, is_leaf=is_array) for t in (tree, other))
     if structure == other_structure:
         return
     names, other_names = (
-        [paths.name(path) or "(the tree itself)" for path, _ in paths.with_paths(t, _is_array)] for t in (tree, other)
+        [paths.name(path) or "(the tree itself)" for path, _ in paths.with_paths(t, is_array)] for t in (tree, other)
     )
     missing = [f"  {name}: in {of}, not in {what}" for name in names if name not in other_names]
     extra = [f"  {name}: in {what}, not in {of}" for name in other_names if name not in names]
@@ -150,10 +150,10 @@ def check_masks(params: PyTree, masks: PyTree) -> None:
       >>> check_masks({'w': jnp.ones((2, 3)), 'b': jnp.ones(3)}, {'w': jnp.ones((1, 3), bool), 'b': True})
     """
     check_same(params, masks, what="masks")
-    own, other = (jax.tree.leaves(t, is_leaf=_is_array) for t in (params, masks))
+    own, other = (jax.tree.leaves(t, is_leaf=is_array) for t in (params, masks))
     if own and all(map(_is_mask, own)) and not any(map(_is_mask, other)):
         raise TypeError("params are bool and masks are not: params and masks are swapped")
-    pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=_is_array), strict=True)
+    pairs = zip(paths.named_leaves(params), jax.tree.leaves(masks, is_leaf=is_array), strict=True)
     check_bool(masks)
     shapes = []
     for (name, leaf), mask in pairs:
@@ -177,8 +177,8 @@ def check_bool(masks: PyTree, *, what: str = "masks") -> None:
     Example:
       >>> check_bool({'w': jnp.array([True, False]), 'b': True})
     """
-    leaves = paths.with_paths(masks, _is_array)
-    dtypes = [(paths.name(path), m.dtype if _is_array(m) else np.asarray(m).dtype) for path, m in leaves]
+    leaves = paths.with_paths(masks, is_array)
+    dtypes = [(paths.name(path), m.dtype if is_array(m) else np.asarray(m).dtype) for path, m in leaves]
     wrong = [f"  {name}: {dtype}" for name, dtype in dtypes if dtype != np.bool_]
     if wrong:
         raise TypeError(f"{what} must be bool (True = kept); use `mask != 0`:\n" + "\n".join(_shorten(wrong)))
@@ -191,10 +191,6 @@ def _is_absent(node: Any) -> bool:
 
 def _is_mask(leaf: Any) -> bool:
     return getattr(leaf, "dtype", type(leaf)) in (np.bool_, bool)
-
-
-def _is_array(node: Any) -> bool:
-    return hasattr(node, "shape") and hasattr(node, "dtype")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from jaxprune._tree import paths
-from jaxprune._tree.arguments import shown
+from jaxprune._tree.arguments import is_array, kind, shown
 from jaxprune._tree.conventions import BatchAxes, leaf_roles
 from jaxprune._tree.globs import Where, by_where, is_floating
 from jaxprune._tree.roles import LeafRole, Roles
@@ -92,14 +92,14 @@ def selected(tree: PyTree, where: Where = None, roles: Roles | None = None, batc
     found = chosen(tree, known, where)
     if any(found):
         return found
-    if tree is None or (jax.tree.structure(tree) == jax.tree.structure(0) and not _is_array(tree)):
+    if tree is None or (jax.tree.structure(tree) == jax.tree.structure(0) and not is_array(tree)):
         raise ValueError(
             f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
             f"got {shown(tree)}"
         )
     said = lambda leaf, role: f", {role.why_left_alone}" if where is None and is_floating(leaf) else ""
     lines = [
-        f"  {name or '(the tree itself)'}: {_described(leaf)}{said(leaf, role)}"
+        f"  {name or '(the tree itself)'}: {kind(leaf)}{said(leaf, role)}"
         for (name, leaf), role in zip(paths.named_leaves(tree), known, strict=True)
     ]
     lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
@@ -110,11 +110,3 @@ def selected(tree: PyTree, where: Where = None, roles: Roles | None = None, batc
         f"there is nothing to prune: {rule}; pass a predicate where=lambda name, leaf: ... that is True for a floating "
         "leaf. The leaves are:\n" + ("\n".join(lines) or "  (none: the tree is empty)")
     )
-
-
-def _described(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if _is_array(leaf) else type(leaf).__name__
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")

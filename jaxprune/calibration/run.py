@@ -132,7 +132,7 @@ def calibrator(
 
     def run(params: PyTree, batches: Iterable[PyTree]) -> Stats:
         tracing.check(params)
-        arrays = [leaf for leaf in jax.tree.leaves(params) if _jaxprs.is_array(leaf)]
+        arrays = [leaf for leaf in jax.tree.leaves(params) if _tree.is_array(leaf)]
         plan, sums = None, {}
         counts: dict[int, Any] = {}
         _tree.check_batches(batches)
@@ -148,7 +148,7 @@ def calibrator(
                     "batches of different shapes use the parameters in different ways; calibrate them apart"
                 )
             plan = here
-            sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if _jaxprs.is_array(leaf)])
+            sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if _tree.is_array(leaf)])
             counts = {leaf: counts[leaf] + n for leaf, n in plan.counts.items()}
         if plan is None:
             raise ValueError("batches is empty: calibration needs at least one batch")
@@ -397,4 +397,4 @@ def _check_dtype(dtype: Any) -> None:
 
 def _shapes(batch: PyTree) -> Any:
     leaves, treedef = jax.tree.flatten(batch)
-    return treedef, tuple((x.shape, str(x.dtype)) if _jaxprs.is_array(x) else repr(x) for x in leaves)
+    return treedef, tuple((x.shape, str(x.dtype)) if _tree.is_array(x) else repr(x) for x in leaves)

@@ -267,9 +267,7 @@ def _names(path: Any) -> _Names:
 def _kind(leaf: Any) -> str:
     if hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
-    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
-        return f"{leaf.dtype}{list(leaf.shape)}"
-    return type(leaf).__name__
+    return _tree.kind(leaf)
 
 
 def _abstract(leaf: Any) -> Any:

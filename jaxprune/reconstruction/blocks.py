@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _jaxprs, _progress, _tree
+from jaxprune import _progress, _tree
 from jaxprune.calibration import Stats, calibrator
 from jaxprune.masks import Pruned
 from jaxprune.reconstruction.reconstruct import method_of, reconstruct
@@ -31,7 +31,7 @@ class BlockRunner:
         """Returns the statistics of the block's leaves on the block's input hidden states; see `calibrate`."""
         chosen = tuple(jax.tree.leaves(_tree.has_two_axes(params, where)))
         # Shapes, not arrays: a calibrator must neither keep the arrays of a block nor see a caller change its tree.
-        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _jaxprs.is_array(x) else x, params)
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _tree.is_array(x) else x, params)
         key = jax.tree.structure(own), tuple(map(str, jax.tree.leaves(own))), chosen, collect
         if key not in self._calibrators:
             self._calibrators[key] = calibrator(self._block, own, collect=collect, where=where)

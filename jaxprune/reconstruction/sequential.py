@@ -234,7 +234,7 @@ class _Scan:
 
     def enter(self, flat: Sequence[Any], batch: PyTree) -> tuple[jax.Array, list[Any]]:
         """Returns the state of a batch before the first layer."""
-        arrays = [x for x in (*flat, *jax.tree.leaves(batch)) if _jaxprs.is_array(x)]
+        arrays = [x for x in (*flat, *jax.tree.leaves(batch)) if _tree.is_array(x)]
         return jnp.asarray(self.order[0]), self._enter(arrays)
 
     @property

@@ -215,7 +215,7 @@ def _input_sizes(module: Any, values: dict[str, Any], leaves: dict[str, Kept]) -
 
 
 def _shaped(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") and hasattr(x, "dtype") else x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if _tree.is_array(x) else x
 
 
 def _own(leaves: dict[str, Kept]) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import _tree
-from jaxprune._jaxprs import is_array
 
 PyTree = Any
 _VERSION = 2
@@ -173,7 +172,7 @@ class Manifest:
             ends = (identity[i:] for i in range(len(identity) + 1))
             own = name if name is not None else next((end for end in ends if end in by_path), None)
             kept = None if own is None else by_path[own]
-            if kept is None or not kept.axes or not is_array(leaf) or leaf.shape == ():
+            if kept is None or not kept.axes or not _tree.is_array(leaf) or leaf.shape == ():
                 return leaf
             fits = _broadcasts(leaf.shape, shape(kept))
             if name is None or not fits:

@@ -12,7 +12,6 @@ from jax import export
 from jax.core import Tracer
 
 from jaxprune import _tree, criteria
-from jaxprune._jaxprs import is_array
 from jaxprune.prune import Selector
 from jaxprune.slimming._labels.analysis import Analysis, analyse
 from jaxprune.slimming._labels.axes import freeze, unify
@@ -237,7 +236,7 @@ def smaller(
             if key is not None and not _leaks(found[0]):
                 traced[key] = found
         analysis, decision = found
-        arrays = [leaf for leaf in jax.tree.leaves((params, *inputs)) if is_array(leaf)]
+        arrays = [leaf for leaf in jax.tree.leaves((params, *inputs)) if _tree.is_array(leaf)]
         results = evaluate(decision, analysis.frame, arrays)
         outputs, state = jax.tree.unflatten(analysis.traced.out_tree, results)
         if state:
@@ -258,7 +257,7 @@ def _with_state(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return outputs, {
             k: after[path]
             for k, (path, leaf) in enumerate(before.items())
-            if is_array(leaf) and after.get(path, leaf) is not leaf
+            if _tree.is_array(leaf) and after.get(path, leaf) is not leaf
         }
 
     return run
@@ -337,7 +336,7 @@ def _decide(
     """Traces a function that returns (outputs, state) with the whole parameters, and decides which labels to remove."""
     leaves, structure = jax.tree.flatten(params)
     whole = [
-        jax.ShapeDtypeStruct(kept.shape, leaf.dtype) if is_array(leaf) and kept.shape is not None else leaf
+        jax.ShapeDtypeStruct(kept.shape, leaf.dtype) if _tree.is_array(leaf) and kept.shape is not None else leaf
         for leaf, kept in zip(leaves, manifest.leaves, strict=True)
     ]
     analysis = analyse(fn, jax.tree.unflatten(structure, whole), inputs, fix_outputs=False, fix_inputs=fix_inputs)
@@ -425,7 +424,7 @@ def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:
     wrong = []
     for (_, leaf), kept in zip(leaves, manifest.leaves, strict=True):
         expected = None if kept.shape is None else kept.small if smaller else kept.shape
-        got = tuple(leaf.shape) if is_array(leaf) else None
+        got = tuple(leaf.shape) if _tree.is_array(leaf) else None
         if got != expected:
             wrong.append(f"  {kept.name}: expected {expected}, got {got}")
     if wrong:
@@ -435,8 +434,10 @@ def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:
 
 def _signature(args: Any) -> Any:
     leaves, structure = jax.tree.flatten(args)
-    parts = [(tuple(x.shape), x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves]
-    if any(export.is_symbolic_dim(n) for x in leaves if is_array(x) for n in x.shape):
+    parts = [
+        (tuple(x.shape), x.dtype, getattr(x, "weak_type", False)) if _tree.is_array(x) else (type(x), x) for x in leaves
+    ]
+    if any(export.is_symbolic_dim(n) for x in leaves if _tree.is_array(x) for n in x.shape):
         return None  # symbolic sizes are compared within their scope only
     key = (structure, tuple(parts))
     try:

@@ -171,13 +171,7 @@ def _finite_updates(optimizer: Any, structure: Any, leaves: list[Any], pruned: l
 
 def _kinds(values: PyTree) -> dict[tuple[str, ...], str]:
     leaves = _tree.with_paths(values)
-    return {_tree.identity(path): _kind(leaf) for path, leaf in leaves}
-
-
-def _kind(leaf: Any) -> str:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return f"{leaf.dtype}{list(leaf.shape)}"
-    return type(leaf).__name__
+    return {_tree.identity(path): _tree.kind(leaf) for path, leaf in leaves}
 
 
 def _differences(expected: dict[Any, str], got: dict[Any, str], *, optional: bool = False) -> list[str]:

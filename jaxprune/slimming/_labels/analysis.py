@@ -12,7 +12,7 @@ from jax import export
 from jax.extend.core import Literal
 
 from jaxprune import _tree
-from jaxprune._jaxprs import Traced, is_array, is_product, sub_jaxprs, trace
+from jaxprune._jaxprs import Traced, is_product, sub_jaxprs, trace
 from jaxprune._jaxprs.primitives import PRIMITIVES, Product
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels import pointing
@@ -108,12 +108,12 @@ def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequen
     if not callable(fn):
         swapped = ": fn and params are swapped" if callable(params) else ""
         raise TypeError(f"fn must be a function fn(params, *inputs); got {type(fn).__name__}{swapped}")
-    if not any(map(is_array, jax.tree.leaves(params))):
+    if not any(map(_tree.is_array, jax.tree.leaves(params))):
         raise TypeError(f"params must be a tree with arrays, the parameters of the model; got {type(params).__name__}")
     try:
         return trace(fn, params, *inputs)
     except _NEEDS_NUMBERS as error:
-        paths = [path for path, leaf in _tree.with_paths((params, *inputs)) if is_array(leaf)]
+        paths = [path for path, leaf in _tree.with_paths((params, *inputs)) if _tree.is_array(leaf)]
         asked = {int(k) for k in re.findall(r"arrays\[(\d+)\]", str(error))}  # as JAX calls what it was given
         leaves = ", ".join(_argument(paths[k]) for k in sorted(asked)) or "params or inputs"
         raise TypeError(
@@ -143,13 +143,13 @@ def couple(
     leaves = []
     for k, (path, leaf) in enumerate(_tree.with_paths(params)):
         ids: tuple[Ids, ...] = ()
-        if is_array(leaf):
+        if _tree.is_array(leaf):
             places: list[Any] = [program.inputs[k] for program in programs]  # an array has a place in each
             depth = max((own.get(place, ()) for own, place in zip(layers, places, strict=True)), key=len)
             ids = _label(labels, leaf, depth, any(place in own for own, place in zip(used, places, strict=True)))
             for own, place in zip(given, places, strict=True):
                 own[place] = tuple(map(ax.labelled, ids))
-        shape = tuple(leaf.shape) if is_array(leaf) else None
+        shape = tuple(leaf.shape) if _tree.is_array(leaf) else None
         leaves.append(Leaf(_tree.name(path), _tree.identity(path), shape, getattr(leaf, "dtype", None), ids))
     if not fix_inputs:
         for place in traced.inputs[len(leaves) :]:
