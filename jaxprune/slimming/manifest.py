@@ -88,8 +88,9 @@ class Manifest:
 
         Parameters, gradients, masks, ShapeDtypeStructs and the moments in the state of an optimizer mirror the
         parameters: such a subtree has one leaf for each parameter and no other leaves; None or `optax.MaskedNode` may
-        replace a leaf. Each leaf shrinks in the same way as its parameter, and must have the parameter's shape or
-        broadcast to it. Other leaves, and leaves that are not arrays (PartitionSpecs), are returned unchanged.
+        replace a leaf. A tree of some of the parameters mirrors them too, if it has each at its whole path. Each leaf
+        shrinks in the same way as its parameter, and must have the parameter's shape or broadcast to it. Other leaves,
+        and leaves that are not arrays (PartitionSpecs), are returned unchanged.
 
         Args:
           mirror: the tree.
@@ -165,10 +166,13 @@ class Manifest:
 
     def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
         by_path = {kept.identity: kept for kept in self.leaves}
+        # A tree of some of the parameters, such as one collection of Flax, has no path of another tree.
+        is_part = all(_tree.identity(path) in by_path for path, _ in _tree.with_paths(mirror))
         wrong: list[str] = []
 
         def convert(path: Any, leaf: Any, name: Any) -> Any:
             identity = _tree.identity(path)
+            name = identity if name is None and is_part else name
             ends = (identity[i:] for i in range(len(identity) + 1))
             own = name if name is not None else next((end for end in ends if end in by_path), None)
             kept = None if own is None else by_path[own]
