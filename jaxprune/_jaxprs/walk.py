@@ -81,6 +81,21 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
     return Traced(closed, in_tree, jax.tree.structure(out), tuple(position.get(i) for i in range(len(leaves))))
 
 
+def bind(eqn: Any, operands: Sequence[Any], **params: Any) -> list[Any]:
+    """Runs the primitive of an equation on operands.
+
+    Args:
+      eqn: the equation.
+      operands: arrays, one for each operand of the equation.
+      **params: values that replace parameters of the equation.
+
+    Returns:
+      The results, one for each variable of the equation.
+    """
+    found = eqn.primitive.bind(*operands, **{**eqn.primitive.get_bind_params(eqn.params), **params})
+    return list(found) if eqn.primitive.multiple_results else [found]
+
+
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 

@@ -21,7 +21,7 @@ from jaxprune._jaxprs import Sub, factors, is_product, sub_jaxprs, views
 from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Ragged
 from jaxprune._jaxprs.views import Meeting, View
-from jaxprune._jaxprs.walk import Values, scan_again, walk
+from jaxprune._jaxprs.walk import Values, bind, scan_again, walk
 from jaxprune.calibration import routing
 from jaxprune.calibration.moments import Moments, Samples, expert_moments, moments, patches, samples_of
 from jaxprune.calibration.routing import Combined, Marked, Route, Trail
@@ -173,8 +173,7 @@ class Interpreter:
         return sums
 
     def _results(self, eqn: Equation, operands: list[Value], path: Key, found: list[tuple] | None) -> list[Value]:
-        out = eqn.primitive.bind(*(v.array for v in operands), **eqn.primitive.get_bind_params(eqn.params))
-        out = out if eqn.primitive.multiple_results else [out]
+        out = bind(eqn, [v.array for v in operands])
         data = any(v.data for v in operands)
         found = [()] * len(out) if found is None else found
         return [Value(x, seen, data, (path, k)) for k, (x, seen) in enumerate(zip(out, found, strict=True))]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _jaxprs, _progress, _tree
-from jaxprune._jaxprs.walk import Values, walk
+from jaxprune._jaxprs.walk import Values, bind, walk
 from jaxprune.calibration import Inputs, Stats, calibrator
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
@@ -290,7 +290,7 @@ class _Scan:
         def arrive(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], path: tuple[int, ...]) -> NoReturn:
             def equation(index: int, eqn: Any, operands: list[Any]) -> Sequence[Any]:
                 if index != path[0]:
-                    return _bound(eqn, operands)
+                    return bind(eqn, operands)
                 if len(path) == 1:
                     raise _Arrived(operands)
                 [sub] = _jaxprs.sub_jaxprs(eqn)
@@ -306,9 +306,4 @@ class _Scan:
 
 
 def _evaluated(jaxpr: Any, given: Sequence[Any]) -> list[Any]:
-    return walk(jaxpr, given, Values[Any](jnp.asarray), lambda _, eqn, operands: _bound(eqn, operands))
-
-
-def _bound(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-    return out if eqn.primitive.multiple_results else [out]
+    return walk(jaxpr, given, Values[Any](jnp.asarray), lambda _, eqn, operands: bind(eqn, operands))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
-from jaxprune._jaxprs.walk import Values, walk
+from jaxprune._jaxprs.walk import Values, bind, walk
 from jaxprune.slimming._labels.axes import Axis
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming._labels.labels import Ids, Labels
@@ -97,9 +97,7 @@ class ShrinkSite:
 
     def bind(self, *operands: Any, **params: Any) -> list[Any]:
         """Runs the equation's primitive on other operands, with some parameters replaced."""
-        original = self.eqn.primitive.get_bind_params(self.eqn.params)
-        result = self.eqn.primitive.bind(*operands, **{**original, **params})
-        return list(result) if self.eqn.primitive.multiple_results else [result]
+        return bind(self.eqn, operands, **params)
 
     def child(self, k: int, operands: Sequence[Any]) -> list[Any]:
         """Runs the k-th jaxpr inside the equation."""
