@@ -17,6 +17,7 @@ from jaxprune._tree.globs import Where as Where
 from jaxprune._tree.globs import differentiable as differentiable
 from jaxprune._tree.globs import has_two_axes as has_two_axes
 from jaxprune._tree.globs import is_floating as is_floating
+from jaxprune._tree.globs import matches as matches
 from jaxprune._tree.globs import resolve as resolve
 from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_bool as check_bool

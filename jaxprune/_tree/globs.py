@@ -181,6 +181,6 @@ def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a glob matches the name of a leaf."""
+    """Returns whether a glob matches the name of a leaf or of a group of slices."""
     # Every name matches itself, even with brackets, which a glob reads as a set of characters.
     return name == glob or fnmatchcase(name, glob)

@@ -9,7 +9,7 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -119,7 +119,7 @@ def prune_folder(
         "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "options": {name: repr(value) for name, value in sorted(asked.items())},
     }
-    rest = [name for name in folder.shapes if not name.startswith("model.layers.")]
+    rest = outside_blocks(folder)
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
     run = BlockRunners(cut)
     results: list[BlockResult] = []
@@ -131,11 +131,10 @@ def prune_folder(
                 stored = writer.load(index)
             else:
                 began = time.perf_counter()
-                names = [name for name in folder.shapes if name.startswith(prefix)]
-                params = block_params(folder.load(names, dtype=jnp.float32), index)
+                params = load_block(folder, index, jnp.float32)
                 chosen = _predicate(prunable(folder) if where is None else where, prefix)
                 errors, removed = _prune_block(
-                    *(run.of(index), params, hidden, _of_block(sparsity, names, prefix), chosen, options),
+                    *(run.of(index), params, hidden, _of_block(sparsity, params, prefix), chosen, options),
                     *(prefix, folder.shapes),
                 )
                 stored = {prefix + k: v.astype(folder.shapes[prefix + k].dtype) for k, v in params.items()}
@@ -222,12 +221,11 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
     if tokens.shape[0] < 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be at least two windows of two tokens, got {tokens.shape}; pass a longer text")
     began, run = time.perf_counter(), BlockRunners(cut)
-    outer = folder.load([name for name in folder.shapes if not name.startswith("model.layers.")], dtype=jnp.float32)
+    outer = folder.load(outside_blocks(folder), dtype=jnp.float32)
     rows = [jnp.asarray(tokens[i : i + batch]) for i in range(0, len(tokens), batch)]
     hidden = [cut.embed(outer, row[:, :-1]) for row in rows]
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
-        names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
-        params = block_params(folder.load(names, dtype=jnp.float32), index)
+        params = load_block(folder, index, jnp.float32)
         for place, x in enumerate(run.of(index).forward(params, hidden)):
             hidden[place] = x
     losses = np.concatenate([np.asarray(_losses(cut, outer, x, row)) for x, row in zip(hidden, rows, strict=True)])
@@ -340,6 +338,17 @@ def _shape_of(folder: Folder, prefix: str, fn: Callable[..., Any], params: Mappi
         raise ValueError(f"{folder.path}: {where} do not fit config.json ({lines[0]})") from error
 
 
+def load_block(folder: Folder, index: int, dtype: Any = None) -> dict[str, jax.Array]:
+    """Loads the parameters of one block, without their prefix; `dtype` None keeps the dtypes of the folder."""
+    names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
+    return block_params(folder.load(names, dtype=dtype), index)
+
+
+def outside_blocks(folder: Folder) -> list[str]:
+    """Returns the names of the parameters outside the blocks: embedding, last norm and head."""
+    return [name for name in folder.shapes if not name.startswith("model.layers.")]
+
+
 def prunable(folder: Folder) -> Callable[[str, Any], bool]:
     """Makes a predicate over parameters: whether `prune_folder` prunes it by default."""
     kernels = {leaf.name for leaf in folder.roles if leaf.uses == ("multiplied",)}
@@ -366,14 +375,11 @@ def checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def _of_block(sparsity: Any, names: Sequence[str], prefix: str) -> Any:
+def _of_block(sparsity: Any, params: Iterable[str], prefix: str) -> Any:
     """The sparsity of a block's leaves; a mapping is over names in the checkpoint."""
     if not isinstance(sparsity, Mapping):
         return sparsity
-    return {
-        name.removeprefix(prefix): next((v for glob, v in sparsity.items() if fnmatchcase(name, glob)), 0.0)
-        for name in names
-    }
+    return {name: next((v for glob, v in sparsity.items() if fnmatchcase(prefix + name, glob)), 0.0) for name in params}
 
 
 def _predicate(where: Any, prefix: str) -> Callable[[str, Any], bool]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxprune import _progress
 from jaxprune.checkpoints import Folder, FolderWriter
-from jaxprune.models.decoder import Parts, block_params
-from jaxprune.models.pruning import BlockRunners, Hidden, checked_tokens, opened
+from jaxprune.models.decoder import Parts
+from jaxprune.models.pruning import BlockRunners, Hidden, checked_tokens, load_block, opened, outside_blocks
 
 _DOWN = re.compile(r"(.*)\.(?:down_proj|w2)\.weight")
 _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -123,15 +123,13 @@ def slim_folder(
     stay = [index for index in range(cut.blocks) if index not in gone]
     new = {**_numbered(config, cut, stay), **counts}
     channels = _largest(np.sum([score.channels for score in scores], 0), new["hidden_size"])
-    rest = [name for name in folder.shapes if not name.startswith("model.layers.")]
     with FolderWriter(output, new, parts=len(stay) + 1) as writer:
         for place, index in enumerate(stay):
-            names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
             kept = _kept(scores[index], channels, new, folder)
-            small = _narrowed(block_params(folder.load(names), index), kept, config, new)
+            small = _narrowed(load_block(folder, index), kept, config, new)
             writer.add(place, {f"model.layers.{place}.{name}": x for name, x in small.items()})
         # The embedding and the head are [vocabulary, channels], the last norm is [channels].
-        writer.add(len(stay), {name: x[..., channels] for name, x in folder.load(rest).items()})
+        writer.add(len(stay), {name: x[..., channels] for name, x in folder.load(outside_blocks(folder)).items()})
         writer.carry_over(folder)
     return SlimResult(tuple(gone), influence, new)
 
@@ -188,8 +186,7 @@ def _scores(folder: Folder, cut: Parts, tokens: np.ndarray, progress: bool | Non
     heads = folder.config.get("num_key_value_heads") or folder.config["num_attention_heads"]
     output = "self_attn.o_proj.weight"
     for index in _progress.bar(range(cut.blocks), progress, what="blocks"):
-        names = [name for name in folder.shapes if name.startswith(f"model.layers.{index}.")]
-        params, run = block_params(folder.load(names, dtype=jnp.float32), index), runners.of(index)
+        params, run = load_block(folder, index, jnp.float32), runners.of(index)
         # One kernel that reads the output of each of the two norms: the whole input of attention, and of the MLP.
         first = next(name for name in ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight") if name in params)
         routers = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "mlp.gate_up_proj.weight", "mlp.gate_proj.weight")

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -269,7 +268,7 @@ def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
 def _obstacle(group: Group, limits: Limits) -> str | None:
     """Why a group must stay whole for every sparsity; None if it may shrink."""
     globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
-    if any(_matches(name, glob) for name in (group.name, *(m.name for m in group.members)) for glob in globs):
+    if any(_tree.matches(name, glob) for name in (group.name, *(m.name for m in group.members)) for glob in globs):
         return "it is protected"
     if group.inexact is not None and not limits.inexact:
         return (
@@ -311,7 +310,7 @@ def _checked(groups: Groups, limits: Limits | None) -> Limits:
         raise ValueError(f"max_sparsity must be in [0, 1]; got {wrong[0]}")
     globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
     names = [name for group in groups for name in (group.name, *(m.name for m in group.members))]
-    unknown = [glob for glob in globs if not any(_matches(name, glob) for name in names)]
+    unknown = [glob for glob in globs if not any(_tree.matches(name, glob) for name in names)]
     if unknown:
         raise ValueError(f"protect: no group or leaf of a group matches {', '.join(map(repr, unknown))}")
     return limits
@@ -320,17 +319,12 @@ def _checked(groups: Groups, limits: Limits | None) -> Limits:
 def _resolve(groups: Groups, rules: Rules, default: Any, what: str) -> list[Any]:
     if not isinstance(rules, Mapping):
         return [rules] * len(groups)
-    unmatched = [glob for glob in rules if not any(_matches(g.name, glob) for g in groups)]
+    unmatched = [glob for glob in rules if not any(_tree.matches(g.name, glob) for g in groups)]
     if unmatched:
         raise ValueError(
             f"{what}: no group matches {', '.join(map(repr, unmatched))}; there are {[g.name for g in groups]}"
         )
-    return [next((v for glob, v in rules.items() if _matches(g.name, glob)), default) for g in groups]
-
-
-def _matches(name: str, glob: str) -> bool:
-    # A group's name holds brackets, which a glob reads as a set: the name itself is tried first.
-    return name == glob or fnmatchcase(name, glob)
+    return [next((v for glob, v in rules.items() if _tree.matches(g.name, glob)), default) for g in groups]
 
 
 def _check_sparsity(sparsity: Any) -> None:
