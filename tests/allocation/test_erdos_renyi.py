@@ -7,6 +7,7 @@ import pytest
 
 from jaxprune import allocation
 from tests.allocation.trees import RESNET, removed_fraction, scores
+from tests.cases import few
 
 SPARSITIES = [0.0, 0.05, 0.3, 0.5, 0.8, 0.9, 0.97, 0.999]
 
@@ -50,7 +51,7 @@ def test_sparsities_are_the_loops(allocate, kernel, sparsity):
     assert abs(allocated.achieved - sparsity) * total <= len(kernels()) / 2
 
 
-@pytest.mark.parametrize("allocate", [allocation.er, allocation.erk, allocation.uniform])
+@pytest.mark.parametrize("allocate", few([allocation.er, allocation.erk, allocation.uniform], allocation.erk))
 def test_traced_is_static_with_one_compilation(allocate):
     tree, traces = scores(), []
 

@@ -12,6 +12,7 @@ from jaxprune.allocation import _tails
 from jaxprune.allocation.lamp import keep
 from tests.allocation import twins
 from tests.allocation.trees import RESNET, removed_fraction, scores
+from tests.cases import few
 
 SHAPES = [(3, 40), (17, 9), (8, 8), (50, 2)]
 KINDS = {
@@ -47,7 +48,7 @@ def test_counts_are_those_of_sorting(kinds):
             assert np.array_equal(found, twins.lamp_kept(rows, kept)), (seed, kept)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", few([jnp.bfloat16, jnp.float16], jnp.float16))
 def test_heavy_ties_in_16_bits(dtype):
     rng = np.random.default_rng(5)
     rows = [jnp.asarray(np.abs(rng.normal(size=shape)), dtype) for shape in SHAPES[:2]]

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from jaxprune.assess import Labels, Predictions, calibration_test, changes, intervals, risk
 from jaxprune.assess.uncertainty import temperature_interval
+from tests.cases import few
 
 KEY = jax.random.key(0)
 
@@ -28,7 +29,10 @@ def at_most(rate, repeats):
     return stats.binom.ppf(0.999, repeats, rate)
 
 
-@pytest.mark.parametrize(("n", "classes", "sharp"), [(60, 2, 2.0), (400, 10, 2.0), (400, 10, 0.05), (1000, 100, 2.0)])
+_SETTINGS = [(60, 2, 2.0), (400, 10, 2.0), (400, 10, 0.05), (1000, 100, 2.0)]
+
+
+@pytest.mark.parametrize(("n", "classes", "sharp"), few(_SETTINGS, (60, 2, 2.0), (400, 10, 0.05)))
 def test_equal_models_are_called_different_in_one_of_twenty_repeats_at_most(n, classes, sharp):
     # Also where nearly all answers are alike: with two classes the accuracy is about 99 %.
     named, disagree = 0, 0

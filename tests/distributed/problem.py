@@ -35,7 +35,8 @@ METHODS: dict[str, Any] = {
     ),
     "one_shot snip": lambda **on: training.one_shot(0.5, step=2, criterion=criteria.snip, **_ON, **on),
     "static": lambda **on: training.static(0.5, key=jax.random.key(0), **_ON, **on),
-    "set": lambda **on: training.set_(0.5, key=jax.random.key(0), when=_WHEN, **_ON, **on),
+    # ER of the paper needs inputs and outputs, which a stacked leaf without roles does not tell; ERK needs none.
+    "set": lambda **on: training.set_(0.5, key=jax.random.key(0), when=_WHEN, allocation=allocation.erk, **_ON, **on),
     "rigl": lambda **on: training.rigl(0.5, 8, key=jax.random.key(0), every=2, **_ON, **on),
     "rigl stacked": lambda **on: training.rigl(
         0.5, 8, key=jax.random.key(0), every=2, batch_axes=_STACKED, **_ON, **on

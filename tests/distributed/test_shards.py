@@ -142,10 +142,10 @@ def test_every_method_ends_in_the_bits_of_one_device_everywhere(name, layout, de
 
 def test_a_global_selection_moves_counts_only_whatever_the_size(devices):
     mesh = layouts.make_mesh("auto", devices)
-    specs = {"down": P("x", "y"), "embed": P(("x", "y"), None), "up": P(None, "x")}
+    specs = {"down": P("x", "y"), "out": P(("x", "y"), None), "up": P(None, "x")}
     moved = {}
     for width in (1024, 16384):
-        named = {"down": (4 * width, width), "embed": (8 * width, width), "up": (width, 4 * width)}
+        named = {"down": (4 * width, width), "out": (8 * width, width), "up": (width, 4 * width)}
         shapes = {
             name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, specs[name]))
             for name, shape in named.items()
@@ -206,7 +206,11 @@ def test_what_needs_whole_leaves_refuses_parts(devices):
     ("optimizer", "packed", "message"),
     [
         (optax.sgd(0.1), True, r"(?s)packed masks know the width.*w: "),
-        (optax.apply_if_finite(optax.sgd(0.1), 3), False, "apply_if_finite inside the optimizer sees the part"),
+        (
+            optax.apply_if_finite(optax.sgd(0.1), 3),
+            False,
+            "apply_if_finite inside the optimizer receives only one",
+        ),
     ],
 )
 def test_what_would_go_another_way_on_each_device_is_refused(optimizer, packed, message, devices):

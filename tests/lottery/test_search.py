@@ -86,6 +86,7 @@ def test_controls_have_the_tickets_numbers_in_each_leaf(found):
     np.testing.assert_array_equal(found.controls["random"].params["a"][0], found.ticket.params["a"][0])
 
 
+@pytest.mark.slow
 def test_vmapped_over_seeds_it_is_each_seed_alone(found):
     keys = jnp.stack([KEY, jax.random.key(5)])
     many = jax.jit(jax.vmap(lambda key: search(key, controls=CONTROLS)))(keys)

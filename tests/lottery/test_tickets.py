@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import checkpoints, lottery, masks
+from tests.cases import few
 
 
 def params(dtype: Any = jnp.float32) -> Any:
@@ -21,7 +22,7 @@ def search(dtype: Any = jnp.float32) -> lottery.Rounds:
     return lottery.iterative_pruning(training, params(dtype), rounds=[0.5, 0.75], key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("dtype", few([jnp.float32, jnp.bfloat16], jnp.bfloat16), ids=lambda d: d.__name__)
 def test_a_ticket_comes_back_as_it_was(dtype, tmp_path: Path):
     found = lottery.ticket(search(dtype), 1, method="magnitude", seeds={"search": 0}, data="none")
     assert found.provenance["sparsity"] == float(np.float32(8 / 15))

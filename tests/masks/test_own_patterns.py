@@ -11,6 +11,7 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, checkpoints, masks, schedules, training
+from tests.cases import few
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def test_one_ranking_and_erk_share_units():
     assert np.isclose(masks.sparsity(params, found), shared.achieved)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", few([False, True], True))
 def test_training_keeps_whole_units_at_zero(packed):
     params = init_params()
     method = training.gradual(schedules.cubic(0, 4, 0.5), when=schedules.every(2), pattern=PATTERN)

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import masks
+from tests.cases import few
 
 # Values that tie, so that the search for the index runs too. What is sampled does not grow with the leaf; these
 # leaves are large enough to tell it from the leaf.
@@ -29,14 +30,21 @@ CASES = {
     "channel": lambda s: masks.select(s, 0.5, masks.Channel(-1)),
     "batch": lambda s: masks.select({"v": s["v"].reshape(256, 16, 16)}, 0.5, batch_axes={"v": 1}),
 }
-QUICK = [("leaf", "both"), ("global", "columns"), ("nm", "rows"), ("block", "both"), ("channel", "rows")]
-ALL = [(case, spec) for case in CASES for spec in SPECS if (case, spec) not in QUICK]
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+ALL = [(case, spec, kind) for case in CASES for spec in SPECS for kind in KINDS]
+QUICK = [
+    ("leaf", "both", "explicit"),
+    ("global", "columns", "auto"),
+    ("nm", "rows", "explicit"),
+    ("channel", "rows", "auto"),
+]
 
 
-def check(case, spec, kind, devices):
-    if kind == AxisType.Explicit and case == "batch":
+@pytest.mark.parametrize(("case", "spec", "kind"), few(ALL, *QUICK))
+def test_masks_are_those_of_one_device(case, spec, kind, devices):
+    if kind == "explicit" and case == "batch":
         pytest.skip("the test's own reshape would need a sharding")
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind), devices=devices)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=2 * (KINDS[kind],), devices=devices)
     placed = {k: jax.device_put(v, NamedSharding(mesh, SPECS[spec])) for k, v in SCORES.items()}
     with jax.set_mesh(mesh):
         compiled = jax.jit(CASES[case]).lower(placed).compile()
@@ -48,16 +56,3 @@ def check(case, spec, kind, devices):
     moved = re.findall(r"\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", text)
     largest = max((math.prod(int(n) for n in shape.split(",") if n) for shape in moved), default=0)
     assert largest <= 8192
-
-
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
-@pytest.mark.parametrize(("case", "spec"), QUICK)
-def test_masks_are_those_of_one_device(case, spec, kind, devices):
-    check(case, spec, kind, devices)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
-@pytest.mark.parametrize(("case", "spec"), ALL)
-def test_masks_are_those_of_one_device_everywhere(case, spec, kind, devices):
-    check(case, spec, kind, devices)
