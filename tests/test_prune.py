@@ -9,6 +9,7 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, criteria, masks
+from tests.cases import normal
 
 PARAMS = {"dense": {"kernel": jnp.arange(32.0).reshape(8, 4), "bias": jnp.ones(4)}}
 INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
@@ -98,7 +99,7 @@ def test_wrong_kinds_are_named(params: Any, options: dict[str, Any], message: st
 
 
 def test_a_mapping_gives_each_leaf_its_own_sparsity():
-    params = {k: jax.random.normal(jax.random.key(i), (4, 4)) for i, k in enumerate(("a/x", "a/y", "b", "c"))}
+    params = {k: normal(4, 4, seed=i) for i, k in enumerate(("a/x", "a/y", "b", "c"))}
     own = jaxprune.prune(params, {"a/*": 0.5, "b": 0.25})
     assert {name: int(mask.sum()) for name, mask in own.masks.items()} == {"a/x": 8, "a/y": 8, "b": 12, "c": 16}
     tree = masks.select(jax.tree.map(jnp.abs, params), {"a/x": 0.5, "a/y": 0.5, "b": 0.25, "c": 0.0})

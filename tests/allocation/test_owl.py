@@ -9,12 +9,12 @@ from jaxprune import allocation, masks
 from jaxprune.calibration import calibrate
 from jaxprune.criteria import wanda
 from jaxprune.reconstruction import reconstruct
+from tests.cases import normal
 
-KEY = jax.random.key(0)
 SCORES = {
-    "a": jnp.exp(2.0 * jax.random.normal(KEY, (30, 20))),
-    "b": jnp.exp(0.5 * jax.random.normal(KEY, (40, 20))),
-    "c": jnp.exp(jax.random.normal(KEY, (10, 10))),
+    "a": jnp.exp(2.0 * normal(30, 20)),
+    "b": jnp.exp(0.5 * normal(40, 20)),
+    "c": jnp.exp(normal(10, 10)),
     "bias": jnp.ones(3),
 }
 
@@ -73,7 +73,7 @@ def test_without_outliers_it_is_uniform():
 @pytest.mark.slow
 def test_stacked_layers_and_blocks_share_as_loose_ones_do():
     a, b = (
-        jnp.exp(jax.random.normal(KEY, (3, 20, 10)) * jnp.array([0.5, 1.0, 2.0])[:, None, None]),
+        jnp.exp(normal(3, 20, 10) * jnp.array([0.5, 1.0, 2.0])[:, None, None]),
         jnp.ones((3, 10, 10)),
     )
     loose = {f"{i}/{n}": x[i] for i in range(3) for n, x in (("a", a), ("b", b))}
@@ -88,9 +88,9 @@ def test_stacked_layers_and_blocks_share_as_loose_ones_do():
 
 
 def test_it_goes_into_reconstruction():
-    params = {"layers": jax.random.normal(KEY, (3, 8, 8))}
+    params = {"layers": normal(3, 8, 8)}
     fn = lambda p, x: jax.lax.scan(lambda c, w: (jnp.tanh(c @ w) ** 3, None), x, p["layers"])[0]
-    stats = calibrate(fn, params, [jax.random.normal(KEY, (50, 8))])
+    stats = calibrate(fn, params, [normal(50, 8)])
     found = allocation.owl(wanda(params, stats=stats), 0.6, batch_axes=1, threshold=2.0, spread=0.2)
     _, kept = reconstruct(params, stats, found.sparsities)
     assert (~kept["layers"]).sum((1, 2)).tolist() == found.sparsities["layers"].low.tolist()

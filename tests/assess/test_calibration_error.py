@@ -12,6 +12,7 @@ from sklearn.calibration import calibration_curve
 
 from jaxprune.assess import bootstrap, calibration_error, evaluate, fit_temperature, reliability
 from jaxprune.assess.plots import reliability_diagram
+from tests.cases import normal
 
 rng = np.random.default_rng(0)
 KEY = jax.random.key(4)
@@ -107,7 +108,7 @@ def test_unknown_binning():
 @pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
 def test_temperature_is_found_again(true):
     # Labels drawn from softmax(logits / true): the fit comes near, and beats every temperature on a grid.
-    logits = 4 * jax.random.normal(jax.random.key(0), (4000, 5))
+    logits = 4 * normal(4000, 5)
     labels = jax.random.categorical(jax.random.key(1), logits / true)
     got = fit_temperature(logits, labels)
     np.testing.assert_allclose(got, true, rtol=0.1)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from jaxprune.assess import bootstrap, evaluate
+from tests.cases import normal
 
 KEY = jax.random.key(0)
 
 
 def test_of_a_mean_as_the_normal_theory_has_it():
-    x = jax.random.normal(jax.random.key(1), (400,)) + 3
+    x = normal(400, seed=1) + 3
     got = bootstrap(jnp.mean, x, key=KEY, resamples=1000)
     half = 1.96 * np.std(x) / 20
     np.testing.assert_allclose(got.estimate, x.mean(), rtol=1e-6)
@@ -20,7 +21,7 @@ def test_of_a_mean_as_the_normal_theory_has_it():
 
 @pytest.mark.slow
 def test_covers_the_truth_about_as_often_as_it_says():
-    draws = jax.random.normal(jax.random.key(2), (200, 50))
+    draws = normal(200, 50, seed=2)
     inside = jax.vmap(lambda x, k: bootstrap(jnp.mean, x, key=k, resamples=200, confidence=0.9)[1:])
     low, high = inside(draws, jax.random.split(KEY, 200))
     # 0.9 of 200, with a standard deviation of 0.021; the percentile interval is a little narrow
@@ -28,7 +29,7 @@ def test_covers_the_truth_about_as_often_as_it_says():
 
 
 def test_metrics_come_back_as_metrics_and_the_key_and_batch_decide_nothing_else():
-    logits, labels = jax.random.normal(KEY, (60, 3)), jnp.arange(60) % 3
+    logits, labels = normal(60, 3), jnp.arange(60) % 3
     a = bootstrap(evaluate, logits, labels, key=KEY, resamples=20)
     b = bootstrap(evaluate, logits, labels, key=KEY, resamples=20, batch=7)
     assert a.estimate.as_dict() == evaluate(logits, labels).as_dict()
@@ -38,7 +39,7 @@ def test_metrics_come_back_as_metrics_and_the_key_and_batch_decide_nothing_else(
 
 
 def test_resampled_together_two_equal_models_never_differ():
-    x = jax.random.normal(KEY, (40,))
+    x = normal(40)
     got = bootstrap(lambda a, b: a.mean() - b.mean(), x, x + 1, key=KEY, resamples=20)
     np.testing.assert_allclose([got.low, got.high], -1, atol=1e-6)
 

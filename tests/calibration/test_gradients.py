@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprune.calibration import accumulate_gradients
+from tests.cases import normal
 
 PARAMS = {"w": jnp.array([[1.0, -2.0]]), "short": jnp.ones(2, jnp.bfloat16), "step": jnp.int32(3)}
 BATCHES = [jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0]), jnp.array([3.0])]
@@ -36,7 +37,7 @@ def test_refusals():
 def test_gradients_of_examples():
     values = {"w": PARAMS["w"], "step": jnp.int32(2)}
     own = lambda p, x: jnp.square(x @ p["w"].T).sum() / p["step"]
-    x = jax.random.normal(jax.random.key(0), (7, 2))
+    x = normal(7, 2)
     got = accumulate_gradients(own, values, [x[:4], x[4:]], per_example=True)
     # d/dw (x w)^2 / 2 = (x w) x
     each = np.asarray((x @ PARAMS["w"].T) * x, np.float64)

@@ -8,12 +8,9 @@ import pytest
 from jax import lax
 
 from jaxprune.calibration import calibrate
+from tests.cases import few, normal
 
 KEY = jax.random.key(0)
-
-
-def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.fold_in(KEY, seed), shape)
 
 
 def conv(w, x, strides=(1, 1), padding="SAME", numbers=("NHWC", "HWIO", "NHWC"), **kwargs):
@@ -94,7 +91,20 @@ def quadratic(stats, change):
     return np.einsum("bio,bij,bjo->", matrices, np.asarray(stats.gram, np.float64), matrices)
 
 
-@pytest.mark.parametrize("name", LINEAR)
+QUICK = (
+    *("dense", "weight first", "output of heads", "one matrix each head", "reshaped, inputs merged", "inputs split"),
+    *(
+        "jit and remat",
+        "vmap over weights, data shared",
+        "split, equal parts",
+        "one of a stack, from the end",
+        "used twice",
+    ),
+    *("scanned, last first", "carried through time", "scan in a scan", "conv grouped", "conv NCHW", "conv transposed"),
+)
+
+
+@pytest.mark.parametrize("name", few(LINEAR, *QUICK))
 def test_the_gram_matrix_tells_what_a_change_of_weights_does(name):
     fn, shape, data = LINEAR[name]
     w, x, change = normal(*shape), normal(*data, seed=1), normal(*shape, seed=2)
@@ -110,9 +120,10 @@ def test_the_gram_matrix_tells_what_a_change_of_weights_does(name):
     assert not stats.uncovered
 
 
-@pytest.mark.parametrize(
-    "name", ["dense", "conv grouped", "scanned over layers", "output of heads", "split, equal parts"]
-)
+MOMENTS = ("dense", "conv grouped", "scanned over layers", "output of heads", "split, equal parts")
+
+
+@pytest.mark.parametrize("name", few(MOMENTS, "conv grouped", "scanned over layers"))
 def test_moments_fit_the_gram_matrix(name):
     fn, shape, data = LINEAR[name]
     w, x = normal(*shape), jax.nn.relu(normal(*data, seed=1))

@@ -11,16 +11,17 @@ from jax import lax
 
 from jaxprune import _tree
 from jaxprune.calibration import calibrate
+from tests.cases import normal
 
 KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (8, 4))
+X = normal(8, 4)
 
 
 def two_layers(params, x):
     return jnp.tanh(x @ params["a"]) @ params["b"]
 
 
-PARAMS = {"a": jax.random.normal(KEY, (4, 5)), "b": jax.random.normal(KEY, (5, 2))}
+PARAMS = {"a": normal(4, 5), "b": normal(5, 2)}
 
 
 def test_batches_add_up_whatever_their_shapes():
@@ -168,7 +169,7 @@ def test_linen_batch_norm_and_conv():
             x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
             return nn.Dense(3, name="head")(x.mean((1, 2)))
 
-    images = jax.random.normal(KEY, (4, 8, 8, 2))
+    images = normal(4, 8, 8, 2)
     variables = Net().init(KEY, images, train=False)
     stats = calibrate(
         lambda p, b: Net().apply({**variables, "params": p}, b, train=False), variables["params"], [images]
@@ -183,7 +184,7 @@ def test_linen_batch_norm_and_conv():
 def test_nnx_and_equinox_models():
     model = nnx.MultiHeadAttention(2, 8, 6, decode=False, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    x = jax.random.normal(KEY, (2, 5, 8))
+    x = normal(2, 5, 8)
     stats = calibrate(lambda p, b: nnx.merge(graph, p, rest)(b, deterministic=True), params, [x])
     np.testing.assert_allclose(stats["query/kernel"].gram[0], np.einsum("bsi,bsj->ij", x, x), rtol=1e-4, atol=1e-4)
     assert stats["out/kernel"].layout.sizes == (1, 6, 8)

@@ -8,14 +8,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune.calibration import calibrate
+from tests.cases import normal
 
 
 def fn(params, x):
     return jnp.tanh(x @ params["a"]) @ params["b"]
 
 
-PARAMS = {"a": jax.random.normal(jax.random.key(0), (4, 6)), "b": jax.random.normal(jax.random.key(1), (6, 2))}
-X = jax.random.normal(jax.random.key(2), (8, 3, 4))
+PARAMS = {"a": normal(4, 6), "b": normal(6, 2, seed=1)}
+X = normal(8, 3, 4, seed=2)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)

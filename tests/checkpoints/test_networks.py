@@ -1,5 +1,6 @@
 """Sparse parameters in a file: the same bits back, few bytes, and nothing wrong taken for right."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 import jaxprune
 from jaxprune import checkpoints, masks, training
 from jaxprune.checkpoints import _disk
+from tests.cases import few
 
 
 def make(dtype: Any = jnp.float32) -> Any:
@@ -50,8 +52,13 @@ def saved(tmp_path) -> Any:
     return checkpoints.save(tmp_path / "net.safetensors", pruned.params, pruned.masks, about={"a": [1]}), pruned
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
-@pytest.mark.parametrize("packed", [False, True])
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "packed"),
+    few(itertools.product(DTYPES, [False, True]), (jnp.float32, False), (jnp.bfloat16, True)),
+)
 def test_what_is_saved_is_loaded(tmp_path, dtype, packed):
     pruned = prune(make(dtype))
     path = tmp_path / "net.safetensors"

@@ -12,8 +12,9 @@ from flax.core import FrozenDict
 
 import jaxprune
 from jaxprune import checkpoints, slimming
+from tests.cases import normal
 
-X = jax.random.normal(jax.random.key(1), (5, 3))
+X = normal(5, 3, seed=1)
 
 
 def network(params: Any, x: jax.Array) -> dict[str, jax.Array]:

@@ -12,6 +12,7 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, criteria, masks, schedules, training
+from tests.cases import few
 from tests.training.loops import batch, init_params, loss
 
 WHEN = schedules.every(2, 1, 5)
@@ -43,7 +44,7 @@ METHODS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=few(METHODS, "fixed", "one_shot snip", "gradual global", "rigl", "straight_through"))
 def optimizer(request: pytest.FixtureRequest) -> Any:
     """The method around Adam, which records the extra arguments it was given."""
     return jaxprune.sparsify(optax.adam(0.1), METHODS[request.param]())

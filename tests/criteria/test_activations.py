@@ -9,15 +9,15 @@ from jax import lax
 from jaxprune import criteria, masks
 from jaxprune.calibration import calibrate
 from jaxprune.reconstruction import reconstruct
+from tests.cases import normal
 
-KEY = jax.random.key(0)
 PARAMS = {
-    "dense": jax.random.normal(KEY, (6, 4)),
-    "stack": jax.random.normal(KEY, (2, 4, 4)),
+    "dense": normal(6, 4),
+    "stack": normal(2, 4, 4),
     "lost": jnp.ones((3, 3)),
     "step": jnp.arange(2),
 }
-X = jax.nn.relu(jax.random.normal(jax.random.key(1), (40, 6)))
+X = jax.nn.relu(normal(40, 6, seed=1))
 
 
 def fn(params, x):
@@ -79,8 +79,8 @@ def test_grouped_convolution():
     conv = lambda p, x: lax.conv_general_dilated(
         x, p["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
     )
-    params = {"w": jax.random.normal(KEY, (1, 1, 3, 4))}
-    x = jax.random.normal(jax.random.key(2), (5, 4, 4, 6))
+    params = {"w": normal(1, 1, 3, 4)}
+    x = normal(5, 4, 4, 6, seed=2)
     stats = calibrate(conv, params, [x], collect=("square", "total"))
     norm = np.sqrt((np.asarray(x).reshape(-1, 6) ** 2).sum(0)).reshape(2, 3)
     want = np.abs(params["w"][0, 0].reshape(3, 2, 2)) * norm.T[:, :, None]

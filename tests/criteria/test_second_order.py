@@ -71,7 +71,7 @@ def test_a_network_against_jax_hessian():
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch[1][:, None], 1).mean()
 
     values, unravel = ravel_pytree(params)
-    hessian = np.asarray(jax.hessian(lambda v: loss(unravel(v), (x, y)))(values), np.float64)
+    hessian = np.asarray(jax.jit(jax.hessian(lambda v: loss(unravel(v), (x, y))))(values), np.float64)
     samples = 2000
     found = criteria.hessian_diagonal(loss, params, [(x, y)], key=KEY, samples=samples)
     deviation = np.sqrt(((hessian - np.diag(np.diag(hessian))) ** 2).sum(1) / samples)

@@ -11,12 +11,13 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, ensembles, lottery, masks, training
+from tests.cases import normal
 
 KEY = jax.random.key(0)
 
 
 def test_a_soup_is_the_mean_and_as_sparse_as_each():
-    params = {"w": jax.random.normal(KEY, (3, 8, 8)), "b": jnp.arange(3.0)[:, None] * jnp.ones(8), "n": jnp.arange(3)}
+    params = {"w": normal(3, 8, 8), "b": jnp.arange(3.0)[:, None] * jnp.ones(8), "n": jnp.arange(3)}
     held = {"w": jnp.stack([jnp.eye(8, dtype=bool)] * 3), "b": jnp.ones(3, bool), "n": jnp.ones(3, bool)}
     members = ensembles.from_stacked(params, held)
     got = ensembles.soup(members)
@@ -78,7 +79,7 @@ def test_free_tickets_explore_refine_and_leap():
     # Not at 28, 40, 52: in the second half of each refinement the masks rest.
     assert due == [4, 8, 12, 16, 20, 24, 32, 36, 44, 48]
     optimizer = jaxprune.sparsify(optax.sgd(lambda step: 0.1 * tickets.rate(step)), tickets.method)
-    params = {"w": jax.random.normal(KEY, (16, 16))}
+    params = {"w": normal(16, 16)}
     state = optimizer.init(params)
     step = jax.jit(lambda p, s: optimizer.update(jax.tree.map(lambda w: jnp.sin(40 * w) + 0.1, p), s, p))
     held = [jaxprune.get_masks(state)["w"]]
@@ -149,15 +150,15 @@ def test_distillation_loss():
 
 
 def test_softened_is_the_mean_of_softened_members():
-    logits = jax.random.normal(KEY, (4, 6, 3)) * 3
+    logits = normal(4, 6, 3) * 3
     for temperature in (0.5, 1.0, 4.0):
         soft = jax.nn.softmax(ensembles.softened(logits, temperature) / temperature)
         np.testing.assert_allclose(soft, jax.nn.softmax(logits / temperature).mean(0), rtol=1e-5)
 
 
 def test_a_pruned_student_learns_from_its_teachers():
-    x = jax.random.normal(KEY, (200, 6))
-    teachers = jax.random.normal(jax.random.key(1), (3, 6, 3))
+    x = normal(200, 6)
+    teachers = normal(3, 6, 3, seed=1)
     soft, labels = jnp.einsum("nd,mdk->mnk", x, teachers), jax.random.randint(KEY, (200,), 0, 3)
     apply = lambda params, x: x @ params["w"]
     loss = lambda params, x, soft, labels: ensembles.distillation_loss(apply(params, x), soft, labels)

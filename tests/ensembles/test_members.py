@@ -7,6 +7,7 @@ import pytest
 
 import jaxprune
 from jaxprune import ensembles, lottery, masks
+from tests.cases import normal
 
 KEY = jax.random.key(0)
 
@@ -23,7 +24,7 @@ def apply(params, x):
     return jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"]) @ params["out"]
 
 
-X = jax.random.normal(jax.random.key(9), (5, 6))
+X = normal(5, 6, seed=9)
 NETWORKS = [jaxprune.prune(init(jax.random.key(i)), s) for i, s in enumerate((0.5, 0.75, 0.9))]
 
 

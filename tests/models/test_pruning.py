@@ -83,6 +83,7 @@ def test_a_killed_run_resumes_to_the_same_bits(llama: Path, tmp_path: Path, monk
         np.testing.assert_array_equal(x, second[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_routers_and_the_dtype_stay(tmp_path: Path):
     source = write(tmp_path / "mixtral", "mixtral", jnp.bfloat16)
     _ = models.prune_folder(source, tmp_path / "new", TOKENS, 0.5, options={"method": "magnitude"})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxprune.reconstruction import recalibrate_statistics
+from tests.cases import normal
 
 
 def test_batch_norm_settles_at_the_mean_of_the_batches():
@@ -15,7 +16,7 @@ def test_batch_norm_settles_at_the_mean_of_the_batches():
         def __call__(self, x):
             return nn.BatchNorm(use_running_average=False, momentum=0.97)(3 * x + 1)
 
-    batches = [jax.random.normal(jax.random.key(i), (50, 4)) for i in range(3)]
+    batches = [normal(50, 4, seed=i) for i in range(3)]
     old = Net().init(jax.random.key(0), batches[0])
     update = lambda s, x: Net().apply({**old, "batch_stats": s}, x, mutable=["batch_stats"])[1]["batch_stats"]
     new = recalibrate_statistics(update, old["batch_stats"], iter(batches))["BatchNorm_0"]

@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxprune import calibrate, masks, reconstruct
 from jaxprune.reconstruction import reconstruct_blocks, reconstruct_sequential, sequential
+from tests.cases import normal
 
 PATTERN = masks.NM(2, 4, axis=0)
 
@@ -24,7 +25,7 @@ def stacked():
     return {"up": up, "down": jax.random.normal(keys[1], (5, 16, 8)) / 16}
 
 
-BATCHES = [jax.random.normal(jax.random.key(i), (4, 6, 8)) for i in range(2)]
+BATCHES = [normal(4, 6, 8, seed=i) for i in range(2)]
 
 
 def by_hand(params):

@@ -12,6 +12,7 @@ from jaxprune import allocation, criteria, masks
 from jaxprune.calibration import calibrate
 from jaxprune.masks._exact.counts import removed
 from jaxprune.reconstruction import reconstruct, reconstruct_sequential, relative_errors
+from tests.cases import few, normal
 from tests.reconstruction import problems
 from tests.reconstruction.test_reconstruct import DATA, LAYERS, PARAMS, net
 
@@ -25,8 +26,10 @@ def stats():
     return calibrate(net, PARAMS, DATA)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("criterion", CRITERIA)
+_ALL = [(criterion, pattern) for criterion in CRITERIA for pattern in PATTERNS]
+
+
+@pytest.mark.parametrize(("criterion", "pattern"), few(_ALL, ("ria", "entries"), ("wanda", "groups")))
 def test_every_repair_has_the_masks_that_prune_makes(stats, criterion, pattern):
     sparsity, options = PATTERNS[pattern]
     options = {**options, "criterion": CRITERIA[criterion], "where": ["layers", "out"]}
@@ -40,7 +43,7 @@ def test_every_repair_has_the_masks_that_prune_makes(stats, criterion, pattern):
             assert errors[name] < 0.98 * plain[name]
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", few(PATTERNS, "groups"))
 def test_methods_without_repair_are_their_criteria(stats, pattern):
     sparsity, options = PATTERNS[pattern]
     for method in ("magnitude", "wanda"):
@@ -84,8 +87,8 @@ def test_wanda_compares_within_each_output_along_the_inputs_that_the_statistics_
 
 def test_kernels_of_outputs_by_inputs_are_pruned_along_their_inputs():
     # As Hugging Face stores them: [outputs, inputs].
-    params = {"up.weight": jax.random.normal(jax.random.key(0), (16, 8))}
-    stats = calibrate(lambda p, x: x @ p["up.weight"].T, params, [jax.random.normal(jax.random.key(1), (50, 8))])
+    params = {"up.weight": normal(16, 8)}
+    stats = calibrate(lambda p, x: x @ p["up.weight"].T, params, [normal(50, 8, seed=1)])
     each: tuple[dict[str, Any], ...] = ({"pattern": masks.NM(2, 4)}, {})
     for options in each:
         pruned = jaxprune.prune(params, 0.5, criterion=criteria.wanda, stats=stats, **options).masks["up.weight"]
@@ -96,6 +99,7 @@ def test_kernels_of_outputs_by_inputs_are_pruned_along_their_inputs():
             assert (np.asarray(pruned).reshape(16, 2, 4).sum(-1) == 2).all()
 
 
+@pytest.mark.slow
 def test_a_criterion_may_take_any_pattern_and_any_allocation(stats):
     options = {"criterion": criteria.magnitude, "pattern": masks.Channel(axis=0), "where": "head"}
     new = reconstruct(PARAMS, stats, 0.5, method="least_squares", **options)
@@ -142,6 +146,7 @@ def test_what_excludes_each_other_is_named(stats):
         _ = reconstruct(PARAMS, stats, 0.5, pattern=masks.Channel())
 
 
+@pytest.mark.slow
 def test_wanda_does_not_see_in_which_unit_an_input_is_measured_and_magnitude_does():
     # The outlier features of large language models: an input 16 times larger, its weights 16 times smaller.
     w, x = (a.astype(np.float32) for a in problems.layer(5, 32, 8))

@@ -11,10 +11,10 @@ import pytest
 from jaxprune import masks, sparsify, training
 from jaxprune.calibration import calibrate
 from jaxprune.reconstruction import reconstruct
+from tests.cases import normal
 
-KEYS = jax.random.split(jax.random.key(0), 4)
-PARAMS = {"a": jax.random.normal(KEYS[0], (8, 16)), "b": jax.random.normal(KEYS[1], (16, 4)), "bias": jnp.zeros(4)}
-X, Y = jax.random.normal(KEYS[2], (64, 8)), jax.random.normal(KEYS[3], (64, 4))
+PARAMS = {"a": normal(8, 16), "b": normal(16, 4, seed=1), "bias": jnp.zeros(4)}
+X, Y = normal(64, 8, seed=2), normal(64, 4, seed=3)
 
 
 def net(params, x):
@@ -47,7 +47,7 @@ def test_full_fine_tuning_keeps_every_zero(optimizer):
 
 def test_low_rank_fine_tuning_keeps_every_zero_once_merged():
     new, kept = pruned()
-    low = {"down": 0.1 * jax.random.normal(KEYS[0], (16, 2)), "up": jnp.zeros((2, 4))}
+    low = {"down": 0.1 * normal(16, 2), "up": jnp.zeros((2, 4))}
     merged = lambda low: masks.apply({**new, "b": new["b"] + low["down"] @ low["up"]}, kept)
     loss = lambda low: ((net(merged(low), X) - Y) ** 2).mean()
     tuned = merged(train(loss, low, optax.adam(0.02)))

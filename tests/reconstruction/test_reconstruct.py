@@ -16,12 +16,7 @@ from jaxprune.reconstruction import Entries, reconstruct, reconstruct_sequential
 from jaxprune.reconstruction.plan import calibrated
 from jaxprune.reconstruction.reconstruct import METHODS, check_finite
 from jaxprune.reconstruction.sequential import rounds
-
-KEY = jax.random.key(0)
-
-
-def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.fold_in(KEY, seed), shape)
+from tests.cases import few, normal
 
 
 def conv(x, w, groups=1):
@@ -58,7 +53,7 @@ def stats():
     return calibrate(net, PARAMS, DATA)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few(METHODS, "wanda", "alps"))
 def test_every_layer_loses_exactly_its_share_and_errs_no_more_than_its_mask(stats, method):
     new, masks = reconstruct(PARAMS, stats, 0.6, method=method)
     for name in LAYERS:
@@ -89,7 +84,7 @@ def test_methods_order_as_they_should_on_small_layers(stats):
         assert errors["obs"][name] < errors["magnitude"][name]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few(METHODS, "sparsegpt", "ria"))
 def test_groups_lie_along_the_inputs(stats, method):
     _, masks = reconstruct(PARAMS, stats, pattern=NM(2, 4), method=method)
     for name in LAYERS:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprune.reconstruction import Entries, Given, Grouped, removal
+from tests.cases import normal
 
 
 @pytest.mark.parametrize("kept", [0, 1, 17, 34, 35])
@@ -38,7 +39,7 @@ def test_block_counts_do_not_overflow():
 
 
 def test_groups_and_given_masks():
-    scores = jnp.abs(jax.random.normal(jax.random.key(0), (8, 3)))
+    scores = jnp.abs(normal(8, 3))
     kept = np.asarray(removal.keep(scores, Grouped(1, 4)))
     assert (kept.reshape(2, 4, 3).sum(1) == 1).all()
     best = np.asarray(scores).reshape(2, 4, 3).max(1, keepdims=True)

@@ -13,6 +13,7 @@ from jaxprune import criteria, masks
 from jaxprune.calibration import calibrate
 from jaxprune.slimming import permute_channels
 from jaxprune.slimming.permutation import stripe_order
+from tests.cases import normal
 
 KEY = jax.random.key(0)
 
@@ -94,6 +95,6 @@ def test_refusals(problem):
     with pytest.raises(ValueError, match="no group of channels can be reordered for 2 of 5"):
         _ = permute_channels(network, params, 2, 5, x, key=KEY)
     tilted = lambda p, x: jnp.tanh(x @ p["a"] + jnp.arange(8.0)) @ p["b"]
-    two = {"a": jax.random.normal(KEY, (3, 8)), "b": jax.random.normal(jax.random.key(1), (8, 2)) ** 3}
+    two = {"a": normal(3, 8), "b": normal(8, 2, seed=1) ** 3}
     with pytest.raises(ValueError, match=r"a\[1\] are reordered: it uses their order by more than its parameters"):
         _ = permute_channels(tilted, two, 2, 4, jnp.ones((2, 3)), key=KEY)

@@ -12,10 +12,11 @@ import pytest
 import jaxprune
 from jaxprune import masks, training
 from jaxprune.training.enforce import zero_removed
+from tests.cases import normal
 
 
 def kernel(seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (4, 6))
+    return normal(4, 6, seed=seed)
 
 
 def train(optimizer: Any, params: Any, kept: Any) -> tuple[Any, Any]:
