@@ -123,12 +123,10 @@ def test_what_is_no_checkpoint_is_told(tmp_path):
         _ = checkpoints.restore(tmp_path, make())
 
 
-@pytest.mark.parametrize(
-    ("saved", "like"),
-    few(
-        itertools.product(("state", "values"), ("state", "shapes", "values")), ("state", "shapes"), ("values", "state")
-    ),
-)
+PAIRS = itertools.product(("state", "values"), ("state", "shapes", "values"))
+
+
+@pytest.mark.parametrize(("saved", "like"), few(PAIRS, ("state", "shapes"), ("values", "state")))
 def test_a_training_state_of_nnx_with_or_without_its_variables(tmp_path, saved, like):
     def make_nnx(seed: int) -> Any:
         model = nnx.Linear(4, 4, rngs=nnx.Rngs(seed))

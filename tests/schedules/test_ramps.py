@@ -53,6 +53,7 @@ def test_ends_are_exact_and_the_way_between_is_monotone(ramp, begin, end, final,
     assert (sign * np.diff(np.asarray(traced)) >= 0).all()
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("ramp", RAMPS)
 def test_eager_and_jit_give_the_same_bits(ramp):
     schedule, steps = ramp(3, 5000, 0.95, 0.1), jnp.arange(5010)
