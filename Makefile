@@ -48,8 +48,9 @@ $(VENV)/dev: $(VENV)/made pyproject.toml
 demo: $(VENV)/examples
 	$(RUN) examples/demo.py --output '$(OUTPUT)'
 
+# Compiling is most of what tests do. XLA's optimizations that take long are left out here, and are in `make slow`.
 test: $(VENV)/dev
-	$(PYTEST) $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 
 slow: $(VENV)/dev
 	$(PYTEST) -m slow

@@ -1,6 +1,9 @@
 """What tests and doctests find set up: JAX on eight simulated CPU devices, and the names that examples use."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -12,8 +15,12 @@ jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Must be said before the first array. Eight cost nothing where only the first is used: 30 compilations, 3000
 # eager additions and a matrix product took the same time with one device and with eight.
 jax.config.update("jax_num_cpu_devices", 8)
-# A test must see each compilation, and leave nothing in the user's cache.
-jax.config.update("jax_enable_compilation_cache", False)
+# What one test compiled, another reads. The folder is of this process alone, for JAX does not write into it atomically.
+_COMPILED = tempfile.mkdtemp(prefix="jaxprune-tests-")
+_ = atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True)

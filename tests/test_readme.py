@@ -42,8 +42,9 @@ def _commands(page: Path) -> list[list[str]]:
 
 
 def _parameters() -> list:
-    """The pages with Python; tutorials are slow, for the site runs them when it is built, and so are two long pages."""
-    is_slow = lambda page: "tutorials" in page.parts or page.name in ("recover.md", "quantise.md")
+    """The pages with Python; tutorials are slow, for the site runs them when it is built, and so are long pages."""
+    long = ("recover", "quantise", "frameworks", "devices", "training_loops")
+    is_slow = lambda page: "tutorials" in page.parts or page.stem in long
     return [
         pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * is_slow(page))
         for page in PAGES

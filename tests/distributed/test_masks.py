@@ -14,6 +14,7 @@ from benchmarks.collectives import collectives, total
 from jaxprune import allocation, criteria, masks
 from jaxprune.masks._exact import counts
 from jaxprune.masks._rank import rows
+from tests.cases import few
 from tests.distributed import layouts
 
 PRUNE = partial(jaxprune.prune, where=layouts.WHERE, key=jax.random.key(0))
@@ -85,6 +86,7 @@ def check(layout: str, kind: str, devices: list[Any], names: Any) -> None:
             layouts.expect_sharded_like(found[name], params)
 
 
+@pytest.mark.slow
 def test_masks_and_scores_are_those_of_one_device(devices):
     check("mixed", "explicit", devices, QUICK)
 
@@ -106,7 +108,7 @@ def shapes(mesh: Any, width: int) -> Any:
     }
 
 
-@pytest.mark.parametrize("kind", layouts.KINDS)
+@pytest.mark.parametrize("kind", few(layouts.KINDS, "explicit"))
 def test_a_global_selection_moves_counts_only_whatever_the_size(kind, devices):
     mesh = layouts.make_mesh(kind, devices)
     moved = {}
@@ -165,7 +167,7 @@ def test_beyond_31_bits_counts_are_carried_and_still_exact(monkeypatch, devices)
         np.testing.assert_array_equal(mask, largest(slice_, 0.9))
 
 
-@pytest.mark.parametrize(("width", "kind"), [(1024, "explicit"), (132, "auto")])
+@pytest.mark.parametrize(("width", "kind"), few([(1024, "explicit"), (132, "auto")], (132, "auto")))
 def test_many_devices_add_their_counts_up(width, kind, monkeypatch, devices):
     # As if eight devices were many; a width that is cut into stretches, and one that is not. Another shape than any
     # other test has.

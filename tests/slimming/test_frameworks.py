@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxprune import slimming
+from tests.cases import few
 from tests.slimming import checks
 from tests.slimming.test_slim import CASES, build
 
@@ -72,7 +73,7 @@ def test_export_needs_neither_the_model_nor_flax(tmp_path: Path) -> None:
     assert float(done.stdout) == 90
 
 
-@pytest.mark.parametrize("name", ["lenet", "llama scanned"])
+@pytest.mark.parametrize("name", few(["lenet", "llama scanned"], "lenet"))
 def test_export_for_any_batch(name: str) -> None:
     model, make, _ = CASES[name]
     x = make()

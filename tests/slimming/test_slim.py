@@ -69,7 +69,7 @@ def test_a_sparsity_scores_chooses_and_slims() -> None:
     params = build(model, x)
     groups = slimming.find_groups(model.apply, params, x)
     loss: Any = lambda p: jnp.sum(jnp.square(jnp.asarray(model.apply(p, x))))
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     ways: list[tuple[dict[str, Any], Any]] = [
         ({}, criteria.magnitude(params)),
         ({"criterion": criteria.gradient, "grads": grads}, criteria.gradient(params, grads=grads)),
