@@ -190,6 +190,7 @@ def test_the_accuracy_of_the_report_is_that_of_the_saved_numbers(results: Path, 
     assert row["accuracy"] == pytest.approx(np.mean(np.argmax(np.asarray(logits), -1) == labels), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_nnx_runs_the_same_experiment(results: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "results"
     assert run("--quick", "--model", "nnx", "--pixels", 0.5, "--output", folder, "--cache", cache) == 0

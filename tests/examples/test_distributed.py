@@ -7,6 +7,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_one_process_on_eight_devices(root, cache, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "examples"))
     main = runpy.run_path(str(root / "examples" / "distributed.py"))["main"]

@@ -29,6 +29,7 @@ def test_tickets(run, arguments, tmp_path):
         _ = run("tickets_mnist.py", *arguments, "--rounds", 1, "--steps", 20, "--look-every", 10)
 
 
+@pytest.mark.slow
 def test_sparse_training_keeps_the_same_exact_number_by_every_method(run, arguments):
     options = "--steps", 40, "--every", 10, "--sparsities", 0.9, "--methods", "RigL", "gradual"
     out = run("sparse_training_mnist.py", *arguments, *options)

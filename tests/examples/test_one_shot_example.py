@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_resnet20(run, real_data, tmp_path):
     folder = real_data("resnet20_cifar10/weights.npz").parents[1]
     _ = real_data("cifar10_jpeg/half_a_5000.npz")

@@ -16,7 +16,8 @@ def text(tmp_path):
 
 
 # Compiling is most of the time: one kind of kernel and one setting, or all of them.
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 def test_shakespeare(every, text, tmp_path, capsys, monkeypatch):
     if not every:
         monkeypatch.setattr(shakespeare, "BLOCKS", "blocks/up/kernel")

@@ -31,6 +31,7 @@ print(search(jax.random.key(0), {"train": (), "choose": ()}, options))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_what_it_has(tmp_path, root, monkeypatch, capsys):
     calls = tmp_path / "calls"
     arguments = [str(root / "examples" / "structures_digits.py"), str(tmp_path), str(calls)]

@@ -170,6 +170,7 @@ def _of_networks(x, y, held_x, held_y, steps=1500) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_scores_of_networks_find_what_inputs_tell_only_together():
     x, y = joint(np.random.default_rng(0))
     part = slice(0, 5000)

@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune
 from jaxprune import masks, schedules, training
+from tests.cases import few
 from tests.training.loops import batch, init_params, loss
 
 SCHEDULES: dict[str, tuple[Any, int]] = {
@@ -25,7 +26,7 @@ SCHEDULES: dict[str, tuple[Any, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", few(SCHEDULES, "late cubic", "cyclic", "optax without an end"))
 def test_by_default_a_run_until_the_end_of_the_schedule_reaches_its_sparsity(name):
     schedule, steps = SCHEDULES[name]
     optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), training.gradual(schedule))
