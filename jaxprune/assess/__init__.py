@@ -2,8 +2,7 @@
 
 from jaxprune.assess import plots
 from jaxprune.assess.calibration_error import calibration_error, calibration_test, reliability
-from jaxprune.assess.changes import changes, exemplars
-from jaxprune.assess.comparison import ModelResult, comparison_table
+from jaxprune.assess.comparison import ModelResult, changes, comparison_table, exemplars
 from jaxprune.assess.complexity import Complexity, complexity
 from jaxprune.assess.corruptions import Corruption, corrupted_logits, corruptions
 from jaxprune.assess.intervals import bootstrap

@@ -6,8 +6,7 @@ each parameter to its matrix products and convolutions (`jaxprune._jaxprs.views`
 says which axes are inputs. `accumulate_gradients` averages gradients over batches.
 """
 
-from jaxprune.calibration.gradients import Gradients, accumulate_gradients
 from jaxprune.calibration.run import calibrate, calibrator
-from jaxprune.calibration.stats import Experts, Inputs, Stats
+from jaxprune.calibration.stats import Experts, Gradients, Inputs, Stats, accumulate_gradients
 
 __all__ = ["Experts", "Gradients", "Inputs", "Stats", "accumulate_gradients", "calibrate", "calibrator"]

@@ -2,7 +2,7 @@
 
 from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss, softened
 from jaxprune.ensembles.free_tickets import Updates, free_tickets
-from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, stack, take
+from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, soup, stack, take
 from jaxprune.ensembles.predictions import (
     disagreement,
     greedy_selection,
@@ -14,7 +14,6 @@ from jaxprune.ensembles.predictions import (
     predictor,
     uncertainty,
 )
-from jaxprune.ensembles.soups import soup
 
 __all__ = [
     "Members",

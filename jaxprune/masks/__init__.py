@@ -10,6 +10,7 @@ The algorithm of the selection is explained in `jaxprune.masks._rank`, the numbe
 
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks.algebra import (
+    Pruned,
     apply,
     count_kept,
     difference,
@@ -18,15 +19,14 @@ from jaxprune.masks.algebra import (
     ones,
     overlap,
     sparsity,
+    summary,
     unite,
 )
-from jaxprune.masks.leaves import Units, leaves
 from jaxprune.masks.packing import Packed, is_packed, pack, unpack
 from jaxprune.masks.pattern import Leaf, Pattern
 from jaxprune.masks.patterns import NM, Block, Channel, Unstructured
 from jaxprune.masks.patterns import Patterns as Patterns  # for annotations only: Units documents it
-from jaxprune.masks.pruned import Pruned, summary
-from jaxprune.masks.select import Global, select, select_global
+from jaxprune.masks.select import Global, Units, leaves, select, select_global
 
 __all__ = [
     "NM",

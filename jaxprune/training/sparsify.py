@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 from jaxprune import _tree, masks
-from jaxprune.masks._exact.axes import place_like
-from jaxprune.training import _checks, enforce
+from jaxprune.masks._exact.shards import place_like
+from jaxprune.training import enforce
 from jaxprune.training.method import Method, Signals
 
 PyTree = Any
@@ -225,7 +225,7 @@ class _Run:
             return SparsifyState(zero, own, 0, self.optimizer.init(params), zero)
         made, state = self.method.init(own)
         if self.method.dense is None:
-            _checks.check_half(self.optimizer, own, made)
+            enforce.check_half(self.optimizer, own, made)
         made = _outside_boxes(masks.pack(made) if self.packed else made, own)
         end = jnp.asarray(-1 if self.method.end is None else self.method.end, jnp.int32)
         return SparsifyState(zero, made, state, self.optimizer.init(params), end)
@@ -242,15 +242,15 @@ class _Run:
         own = _fast(params)
         state = state._replace(masks=enforce.fit(own, state.masks))
         if self.method.specs is not None:
-            _checks.check_shards(own, state.masks, state.inner, self.method.specs)
+            enforce.check_shards(own, state.masks, state.inner, self.method.specs)
         try:
-            _checks.check_gradients(own, updates, state.masks)
+            enforce.check_gradients(own, updates, state.masks)
             if self.method.starts_sparse:
-                _checks.check_trained(own, updates, state.masks)
+                enforce.check_trained(own, updates, state.masks)
             step = self.sparse_step if self.method.dense is None else self.dense_step
             moved, new = step(updates, state, params, extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            if reason := _checks.explain(self.init, updates, state, params):
+            if reason := enforce.explain(self.init, updates, state, params):
                 raise ValueError(reason) from error
             raise
         return moved, new._replace(masks=_outside_boxes(new.masks, own))

@@ -3,25 +3,24 @@
 A sort gathers a sharded array and takes n log n work. Counting takes one pass over the scores to answer one question:
 how many scores are above each of these eight values? The answer is a few integers for any layout of the scores.
 
-    keys     Scores become integers in the same order (`_exact.keys`). The place of an entry in the ranking is its key
+    keys     Scores become integers in the same order (`_exact.counts`). The place of an entry in the ranking is its key
              and then, if keys tie, minus its index, so that of equal scores the lowest index ranks first. In a slice of
              2^31 entries or more the index has two digits.
     rows     `Leaf` describes one array: its leading axes are slices, and each slice is a row that loses its own
              number of entries. Its kernels count the places above probes, draw a sample, and write the mask.
-    search   A bracket contains each row's threshold: at least k keys above its low end, fewer than k above its high
-    end.
-             The first eight probes come from a sample, which settles most rows in one more pass; later probes are near
-             the position that the counts suggest, or evenly spaced if that did not help. A bracket is settled if
-             exactly k keys are above its low end, or if its ends are neighbours: then keys tie at the threshold, and
-             the same search over the indices decides.
-    ranking  `keep_largest` drives the search over all arrays at once: rows of different arrays are independent, or
+             `keep_in_groups` keeps n of every m neighbours, by comparing the members of a group pair by pair.
+    ranking  `search` narrows brackets. A bracket contains each row's threshold: at least k keys above its low end,
+             fewer than k above its high end. The first eight probes come from a sample, which settles most rows in
+             one more pass; later probes are near the position that the counts suggest, or evenly spaced if that did
+             not help. A bracket is settled if exactly k keys are above its low end, or if its ends are neighbours: then
+             keys tie at the threshold, and the same search over the indices decides.
+             `keep_largest` drives the search over all arrays at once: rows of different arrays are independent, or
              form segments with one common threshold (one ranking over all leaves; ties go to the earliest array).
              Small arrays of one shape are stacked first, because the number of kernels determines the compile time.
-    groups   `keep_in_groups` keeps n of every m neighbours, by comparing the members of a group pair by pair.
 
 Counts are `_exact.counts.Count`, two limbs of 16 bits, so they are exact to 2^47 entries on any number of devices. In a
 `jax.shard_map` each device counts its shard, and the counts are added up over the mesh (`_exact.shards`).
 """
 
-from jaxprune.masks._rank.groups import keep_in_groups as keep_in_groups
 from jaxprune.masks._rank.ranking import keep_largest as keep_largest
+from jaxprune.masks._rank.rows import keep_in_groups as keep_in_groups
