@@ -2,7 +2,7 @@
 
 An interpreter (`interpreter`) runs the jaxpr of the function and computes every value as the function does. It follows
 each parameter to its matrix products and convolutions (`jaxprune._jaxprs.views`), and sums moments of the other operand
-(`moments`): Gram matrices, squares, sums, counts of zeros. `Stats` holds the sums of each leaf and its `layout`, which
+(`stats`): Gram matrices, squares, sums, counts of zeros. `Stats` holds the sums of each leaf and its `layout`, which
 says which axes are inputs. `accumulate_gradients` averages gradients over batches.
 """
 

@@ -23,8 +23,8 @@ from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Move
 from jaxprune._jaxprs.views import Meeting, View
 from jaxprune._jaxprs.walk import Values, bind, scan_again, walk
 from jaxprune.calibration import routing
-from jaxprune.calibration.moments import Moments, Samples, expert_moments, moments, patches, samples_of
 from jaxprune.calibration.routing import Combined, Marked, Route, Trail
+from jaxprune.calibration.stats import Moments, Samples, expert_moments, moments, patches, samples_of
 
 Equation = Any
 Key = tuple[int, ...]

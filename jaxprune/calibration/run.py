@@ -13,8 +13,7 @@ from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration import routing
 from jaxprune.calibration.interpreter import Interpreter, Key, Sums, Value
-from jaxprune.calibration.moments import Moments
-from jaxprune.calibration.stats import Experts, Inputs, Stats, Together
+from jaxprune.calibration.stats import Experts, Inputs, Moments, Stats, Together
 
 PyTree = Any
 COLLECTABLE = ("gram", "square", "total", "zeros")

@@ -1,8 +1,17 @@
 """Ensembles of pruned networks: members as one vmapped model, uncertainty, free tickets, soups and distillation."""
 
 from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss, softened
-from jaxprune.ensembles.free_tickets import Updates, free_tickets
-from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, soup, stack, take
+from jaxprune.ensembles.members import (
+    Members,
+    Updates,
+    free_tickets,
+    from_keys,
+    from_stacked,
+    kept_weights,
+    soup,
+    stack,
+    take,
+)
 from jaxprune.ensembles.predictions import (
     disagreement,
     greedy_selection,
