@@ -1,8 +1,8 @@
 """Scores of features by a network: `gradient_saliency`, `permutation`, `input_norms`; and gates trained with it.
 
 These scores evaluate features jointly, as far as the network uses them jointly. Features should have one scale.
-`StochasticGates` and `input_lasso` are Optax transformations that choose features while the network trains, and the loss
-of the whole network decides.
+`StochasticGates` and `input_lasso` are Optax transformations that choose features while the network trains: the loss of
+the whole network decides.
 """
 
 import dataclasses
