@@ -7,6 +7,6 @@ says which axes are inputs. `accumulate_gradients` averages gradients over batch
 """
 
 from jaxprune.calibration.run import calibrate, calibrator
-from jaxprune.calibration.stats import Experts, Gradients, Inputs, Stats, accumulate_gradients
+from jaxprune.calibration.stats import Stats, accumulate_gradients
 
-__all__ = ["Experts", "Gradients", "Inputs", "Stats", "accumulate_gradients", "calibrate", "calibrator"]
+__all__ = ["Stats", "accumulate_gradients", "calibrate", "calibrator"]

@@ -1,11 +1,10 @@
 """Ensembles of pruned networks: members as one vmapped model, uncertainty, free tickets, soups and distillation."""
 
-from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss, softened
+from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss
 from jaxprune.ensembles.members import (
     Members,
     Updates,
     free_tickets,
-    from_keys,
     from_stacked,
     kept_weights,
     soup,
@@ -19,7 +18,6 @@ from jaxprune.ensembles.predictions import (
     mean_logit,
     mean_probability,
     member_logits,
-    pairwise_disagreement,
     predictor,
     uncertainty,
 )
@@ -31,7 +29,6 @@ __all__ = [
     "disagreement",
     "distillation_loss",
     "free_tickets",
-    "from_keys",
     "from_stacked",
     "greedy_selection",
     "hidden_loss",
@@ -40,9 +37,7 @@ __all__ = [
     "mean_logit",
     "mean_probability",
     "member_logits",
-    "pairwise_disagreement",
     "predictor",
-    "softened",
     "soup",
     "stack",
     "take",

@@ -1,4 +1,4 @@
-"""`Members`: several networks as one value for vmap; made by `stack`, `from_stacked`, `from_keys` and `take`.
+"""`Members`: several networks as one value for vmap; made by `stack`, `from_stacked` and `take`.
 
 `free_tickets` makes several members in one sparse training (EDST), which explores and then refines. `soup` averages the
 weights of members that share their masks into one network.
@@ -84,6 +84,12 @@ def from_stacked(params: PyTree, masks: PyTree = None) -> Members:
         rounds = lottery.iterative_pruning(...)
         members = take(from_stacked(rounds.ticket.params, rounds.ticket.masks), [3, 4, 5])
 
+    To train one member for each key at once, map a function `train(key, data) -> (params, masks)`. The data is an
+    argument, because a compiled program contains a copy of all arrays that `train` closes over. On a CPU this is fast
+    for networks of matrix products, and slow for convolutions, because each member has its own kernel.
+
+        members = from_stacked(*jax.jit(jax.vmap(train, in_axes=(0, None)))(keys, data))
+
     Args:
       params: leaves with one leading axis of members.
       masks: bool masks with the same leading axis; the other axes broadcast to the parameter. None (default) for dense
@@ -145,44 +151,6 @@ def take(members: Members, which: Any) -> Members:
     if (rows < -members.size).any() or (rows >= members.size).any():
         raise ValueError(f"which must be numbers of the {members.size} members; got {rows.tolist()}")
     return jax.tree.map(lambda leaf: leaf[rows], members)
-
-
-def from_keys(train: Callable[..., tuple[PyTree, PyTree] | masks_.Pruned], keys: Array, *data: Any) -> Members:
-    """Trains one member for each key, all at once, by `train` under vmap and jit.
-
-    On a CPU this is fast for networks of matrix products, and slow for convolutions: each member has its own kernel.
-
-    Args:
-      train: `(key, *data) -> (params, masks)`, a complete training with its initialisation; traceable.
-      keys: JAX keys, (members,).
-      *data: arrays that all members share, such as the training images. Pass them here: the compiled program would
-        contain a copy of arrays that `train` closes over.
-
-    Returns:
-      The members.
-
-    Raises:
-      ValueError: `keys` has no axis.
-
-    Example:
-      >>> from jaxprune import prune
-      >>> train = lambda key, x: prune({'w': x * jax.random.normal(key, (4, 4))}, 0.5)
-      >>> from_keys(train, jax.random.split(jax.random.key(0), 3), 2.0).masks['w'].sum((1, 2)).tolist()
-      [8, 8, 8]
-    """
-    form = "train(key, *data) -> (params, masks)"
-    _tree.check_function(train, "train", form)
-    if jnp.ndim(keys) != 1:
-        raise ValueError(f"keys must have one axis, the members; got shape {jnp.shape(keys)}. Use jax.random.split")
-    _tree.check_key(keys)
-
-    def one(key: Array, *data: Any) -> Any:
-        made = _tree.call(train, "train", form, key, *data)
-        if not _is_pair(made):
-            raise TypeError(f"train must return a pair (params, masks); got {_tree.shown(made)}")
-        return tuple(made)
-
-    return from_stacked(*jax.jit(jax.vmap(one, in_axes=(0, *[None] * len(data))))(keys, *data))
 
 
 def kept_weights(members: Members) -> int:

@@ -21,7 +21,7 @@ from jaxprune.features.hidden import (
     map_rank,
     similar_layers,
 )
-from jaxprune.features.narrowing import Narrowed, eliminate, narrow, top
+from jaxprune.features.narrowing import eliminate, narrow, top
 from jaxprune.features.saliency import StochasticGates, gradient_saliency, input_lasso, input_norms, permutation
 from jaxprune.features.scores import (
     anova_f,
@@ -36,7 +36,6 @@ from jaxprune.features.scores import (
 )
 
 __all__ = [
-    "Narrowed",
     "StochasticGates",
     "alive",
     "anova_f",

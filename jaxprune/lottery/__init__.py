@@ -6,7 +6,6 @@ train --> score --> prune --> rewind --> train --> ...      Rounds --ticket--> T
 from jaxprune.lottery.experiments import error_barrier, instability, random_masks, reinitialised, shuffled_masks
 from jaxprune.lottery.search import (
     Rewinding,
-    Rounds,
     Ticket,
     Training,
     early_weights,
@@ -19,7 +18,6 @@ from jaxprune.lottery.search import (
 
 __all__ = [
     "Rewinding",
-    "Rounds",
     "Ticket",
     "Training",
     "early_weights",

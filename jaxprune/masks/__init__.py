@@ -22,7 +22,7 @@ from jaxprune.masks.algebra import (
     summary,
     unite,
 )
-from jaxprune.masks.packing import Packed, is_packed, pack, unpack
+from jaxprune.masks.packing import pack, unpack
 from jaxprune.masks.pattern import Leaf, Pattern
 from jaxprune.masks.patterns import NM, Block, Channel, Unstructured
 from jaxprune.masks.patterns import Patterns as Patterns  # for annotations only: Units documents it
@@ -35,7 +35,6 @@ __all__ = [
     "Count",
     "Global",
     "Leaf",
-    "Packed",
     "Pattern",
     "Pruned",
     "Units",
@@ -45,7 +44,6 @@ __all__ = [
     "difference",
     "intersect",
     "invert",
-    "is_packed",
     "leaves",
     "ones",
     "overlap",

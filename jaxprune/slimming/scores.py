@@ -15,7 +15,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import _tree
-from jaxprune.calibration import Experts, Stats
+from jaxprune.calibration import Stats
+from jaxprune.calibration.stats import Experts
 from jaxprune.slimming._labels.analysis import Leaf
 from jaxprune.slimming.groups import Group, Groups, Member
 
@@ -222,8 +223,8 @@ def expert_scores(
     Args:
       groups: the groups of the function, from `find_groups`.
       stats: the result of `calibrate` for the same function and parameters.
-      criterion: a function of `calibration.Experts` `e` that returns one score for each expert. NaN, the score of an
-        expert without tokens in a mean, becomes 0. Default: REAP.
+      criterion: a function that returns one score for each expert, from the sums `e` over each expert's tokens (the
+        table above). NaN, the score of an expert without tokens in a mean, becomes 0. Default: REAP.
 
     Returns:
       For each group of experts the float64 scores of its units, as `choose` takes them; all other groups stay whole.

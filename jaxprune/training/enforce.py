@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune import _tree, masks
-from jaxprune.masks import is_packed, unpack
+from jaxprune import _tree
+from jaxprune.masks import unpack
 from jaxprune.masks._exact import shards
+from jaxprune.masks.packing import is_packed
 
 PyTree = Any
 
@@ -298,7 +299,7 @@ def check_shards(params: PyTree, kept: PyTree, inner: PyTree, specs: PyTree) -> 
         )
     own = jax.tree.structure(params).flatten_up_to(kept)
     leaves = zip(_tree.named_leaves(params), own, cut, strict=True)
-    packed = [(name, mask, layout) for (name, _), mask, layout in leaves if masks.is_packed(mask)]
+    packed = [(name, mask, layout) for (name, _), mask, layout in leaves if is_packed(mask)]
     wrong = [f"  {name}: {layout.names}" for name, mask, layout in packed if layout.along([mask.ndim - 1])]
     if wrong:
         raise ValueError(

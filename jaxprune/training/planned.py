@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxprune import _tree, allocation, schedules
 from jaxprune.masks import ones, unpack
 from jaxprune.prune import How, Selector
-from jaxprune.schedules.steps import Planned, check_interval, check_schedule, check_step, covering
+from jaxprune.schedules.steps import Planned, Schedule, Update, check_interval, check_schedule, check_step, covering
 from jaxprune.training import enforce
 from jaxprune.training.method import Method, Signals, in_shape
 
@@ -68,7 +68,7 @@ def one_shot(sparsity: float, *, step: int = 0, **how: Unpack[How]) -> Method:
     return _planned(lambda _: sparsity, lambda at: at == step, step + 1, how)
 
 
-def gradual(schedule: schedules.Schedule, *, when: schedules.Update | None = None, **how: Unpack[How]) -> Method:
+def gradual(schedule: Schedule, *, when: Update | None = None, **how: Unpack[How]) -> Method:
     """Prunes along a schedule during training: gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878).
 
     Removed weights rank lowest at the next update of the masks. A removed weight is restored only where the schedule

@@ -20,6 +20,7 @@ import optax
 
 from jaxprune import _tree, masks
 from jaxprune.masks._exact.shards import place_like
+from jaxprune.masks.packing import is_packed
 from jaxprune.training import enforce
 from jaxprune.training.method import Method, Signals
 
@@ -87,8 +88,8 @@ def sparsify(
         the masks equal the masks of one device. `init` may be called inside or outside. Each device must have the
         gradients of the whole loss. Optimizers that use all parameters at once (`clip_by_global_norm`,
         `apply_if_finite`) receive only the shards of their device.
-      packed: whether the state holds the masks as `masks.Packed`, one bit an entry instead of one byte, with the same
-        results; default False. The method's own state (the second masks of `top_kast`) is not packed.
+      packed: whether the state holds masks of one bit an entry, as `masks.pack` returns them, instead of one byte, with
+        the same results; default False. The method's own state (the second masks of `top_kast`) is not packed.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -359,15 +360,15 @@ def _outside_boxes(kept: PyTree, params: PyTree) -> PyTree:
     def place(mask: Any, param: Any) -> Any:
         own = _unboxed(mask)
         fits = np.shape(own) == np.shape(_unboxed(param))
-        if masks.is_packed(own):  # the number of devices must divide the last axis
+        if is_packed(own):  # the number of devices must divide the last axis
             fits = own.bits.shape[-1] % _DIVISOR == 0
         return mask if fits else own
 
-    return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or masks.is_packed(node))
+    return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or is_packed(node))
 
 
 def _unboxed(node: Any) -> Any:
-    return jax.tree.leaves(node, is_leaf=masks.is_packed)[0] if _tree.is_box(node) else node
+    return jax.tree.leaves(node, is_leaf=is_packed)[0] if _tree.is_box(node) else node
 
 
 def _is_placeholder(params: PyTree) -> bool:
