@@ -12,8 +12,9 @@ from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration import routing
-from jaxprune.calibration.interpreter import Interpreter, Key, Sums, Value
+from jaxprune.calibration.interpreter import Interpreter, Sums
 from jaxprune.calibration.stats import Experts, Inputs, Moments, Stats, Together
+from jaxprune.calibration.values import Key, Value
 
 PyTree = Any
 COLLECTABLE = ("gram", "square", "total", "zeros")
