@@ -5,7 +5,7 @@ shape for single entries, (1, 1, 1, C) for channels, a scalar True for a leaf th
 masks also take packed masks. Of equal scores the lowest index is kept, counts are exact, and the bits are the same on
 any number of devices. Under jit, patterns, `where` and `batch_axes` are static.
 
-The algorithm of the selection is explained in `jaxprune.masks._rank`, the numbers in `jaxprune.masks._exact`.
+The algorithm of the selection is explained in `jaxprune.masks._exact`.
 """
 
 from jaxprune.masks._exact.counts import Count

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree
 from jaxprune._tree import BatchAxes
-from jaxprune.masks import _rank
-from jaxprune.masks._exact import counts
+from jaxprune.masks._exact import counts, ranking, rows
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks._exact.shards import Shards, of_leaves
 from jaxprune.masks.pattern import Leaf, Pattern
@@ -360,7 +359,7 @@ def _keep_largest(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...]
     units = [leaf.pattern.units(leaf.array, leaf) for leaf in ranked]
     axes = [leaf.pattern.slice_axes(leaf) for leaf in ranked]
     layouts = [leaf.unit_shards for leaf in ranked]
-    masks = _rank.keep_largest(units, kept, batch_axes=axes, shared=together, layouts=layouts)
+    masks = ranking.keep_largest(units, kept, batch_axes=axes, shared=together, layouts=layouts)
     return [leaf.pattern.expand(mask, leaf) for mask, leaf in zip(masks, ranked, strict=True)]
 
 
@@ -368,5 +367,5 @@ def _keep_largest(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...]
 def _keep_in_groups(array: jax.Array, kept: jax.Array | None, *, way: Way, number: int = 0) -> jax.Array:
     leaf = Leaf("", 0, array, *way)
     axis = leaf.group.axis if leaf.group else -1
-    mask = _rank.keep_in_groups(leaf.pattern.units(array, leaf), number if kept is None else kept, axis=axis)
+    mask = rows.keep_in_groups(leaf.pattern.units(array, leaf), number if kept is None else kept, axis=axis)
     return leaf.placed(leaf.pattern.expand(mask, leaf))

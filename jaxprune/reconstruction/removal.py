@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxprune import _tree
 from jaxprune.masks._exact import counts
-from jaxprune.masks._rank.rows import keep_in_groups
+from jaxprune.masks._exact.rows import keep_in_groups
 
 _INPUTS = 46_340  # 2 * _INPUTS**2 < 2**32
 

@@ -20,8 +20,8 @@ from jax import lax
 
 from jaxprune.masks._exact import counts, shards
 from jaxprune.masks._exact.counts import Count
+from jaxprune.masks._exact.rows import Leaf, Seen
 from jaxprune.masks._exact.shards import WHOLE, Shards
-from jaxprune.masks._rank.rows import Leaf, Seen
 
 PROBES = 8  # more probes do not fuse into one pass, fewer probes need more passes
 
