@@ -12,7 +12,7 @@ from jaxprune.masks import Unstructured
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import Update, check_step, steps_left
 from jaxprune.training import enforce, growth
-from jaxprune.training.method import Method, Signals, in_shape
+from jaxprune.training.sparsify import Method, Signals
 
 PyTree = Any
 Fraction = Callable[[Any], Any]
@@ -244,7 +244,7 @@ def dynamic(
         drop, add = (signals.trained(each).scores(signals.params, **signs) for each in (select, grower))
         units = signals.trained(select).units
         moved = growth.drop_and_grow(masks, drop, add, fraction_at(signals.step), whole_leaf=whole_leaf, **units)
-        return in_shape(moved, masks)
+        return enforce.in_shape(moved, masks)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         own, average = state

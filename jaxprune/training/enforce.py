@@ -379,3 +379,14 @@ def _differences(expected: dict[Any, str], got: dict[Any, str], *, optional: boo
         for n in wrong[:_SHOWN]
     ]
     return lines + ([f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])
+
+
+def in_shape(masks: PyTree, old: PyTree) -> PyTree:
+    """New masks in the shapes of the old masks: the scalar True of a frozen leaf becomes an array of True."""
+    return jax.tree.map(lambda m, o: m if m.ndim == o.ndim else jnp.broadcast_to(m, o.shape), masks, old)
+
+
+def next_step(step: jax.Array, skipped: Any) -> jax.Array:
+    """Returns the count of updates after an update, which stays in a skipped step."""
+    following = jnp.asarray(optax.safe_increment(step))
+    return following if skipped is False else jnp.where(skipped, step, following)

@@ -14,7 +14,7 @@ from jaxprune.masks import NM, unite, unpack
 from jaxprune.prune import How, Selector
 from jaxprune.schedules.steps import Planned, Schedule, Update, check_schedule
 from jaxprune.training import enforce
-from jaxprune.training.method import Dense, Method, Signals
+from jaxprune.training.sparsify import Dense, Method, Signals
 
 PyTree = Any
 _SUM = optax.sgd(1.0)
