@@ -334,7 +334,7 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
       Array([[3., 0.]], dtype=float32)
     """
     _tree.check_function(fn, "fn", "fn(params, *inputs)")
-    ones = jax.tree.map(_ones, inputs)
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, wide(x.dtype)) if _tree.is_floating(x) else x, inputs)
     call = lambda params: _tree.call(fn, "fn", "fn(params, *inputs)", params, *ones)
 
     def criterion(params: PyTree, **signals: Any) -> PyTree:
@@ -346,10 +346,6 @@ def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
         return as_tree([jnp.abs(w * slope) for w, slope in zip(absolute, slopes, strict=True)])
 
     return criterion
-
-
-def _ones(x: Any) -> Any:
-    return jnp.ones(x.shape, wide(x.dtype)) if _tree.is_floating(x) else x
 
 
 def _sum_floating(outputs: PyTree) -> jax.Array:
