@@ -229,9 +229,9 @@ _TYPES = {
 
 
 def _fit(expected: Sequence[Axis], shape: Axes, stacked: set[int], every: str = "unknown") -> tuple[str, ...]:
-    """The kinds of axes of a leaf: those expected of a module, after axes by which the module was stacked.
+    """The kinds of axes of a leaf: stacked axes first, then the axes that its module is expected to have.
 
-    `every` is the kind of each axis if the sizes are not those of the module.
+    `every` is the kind of each axis if the module has other sizes.
     """
     rest = [a for a in range(len(shape)) if a not in stacked]
     more = len(rest) - len(expected)

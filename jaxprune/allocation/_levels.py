@@ -302,7 +302,7 @@ def _bound(bracket: Bracket, rank: Rank, marks: jax.Array, table: Count, kept: C
 
 
 def _fill(bracket: Bracket, kept: Count) -> Count:
-    """Counts the kept entries; those still missing are taken from the last keys of the rows, in the common ranking."""
+    """Counts the kept entries; if entries are missing, the last keys of the rows fill up, in the common ranking."""
     last = counts.subtract(bracket.from_low, bracket.from_high)
     rows = jnp.arange(len(bracket.low), dtype=jnp.int32)
     *_, order = lax.sort((~bracket.level, ~bracket.low, rows), num_keys=3)

@@ -161,7 +161,7 @@ class _Plan(NamedTuple):
     """The layout and the number of samples of each leaf, known once a function is traced.
 
     `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. The
-    sums of leaf k have the number k, those of the k-th sum over experts the number -1 - k.
+    sums of leaf k have the number k; the k-th sum over experts has the number -1 - k.
     """
 
     layouts: dict[int, Layout]

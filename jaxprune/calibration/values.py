@@ -278,11 +278,11 @@ class Meet(NamedTuple):
         return [b for a, b in pairs if len(pairs) > 1 and self.is_whole(a)]
 
     def other_axes(self) -> dict[int, int]:
-        """From the axes of the activation to those of the result."""
+        """From the axes of the activation to the axes of the result."""
         return self._to_result(1 - self.mine)
 
     def weight_axes(self) -> dict[int, int]:
-        """From the axes of the weight to those of the result."""
+        """From the axes of the weight to the axes of the result."""
         return self._to_result(self.mine)
 
     def row_numbers(self, without: set[int]) -> Any:

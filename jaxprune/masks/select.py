@@ -313,7 +313,7 @@ def ones_of(leaf: Leaf) -> jax.Array:
         return leaf.pattern.expand(jnp.ones_like(leaf.pattern.units(x, leaf), dtype=bool), leaf)
 
     shape = jax.eval_shape(expanded, leaf.array).shape
-    # Made like the leaf where it can be, to lie on the same devices.
+    # Made like the leaf where possible, so that it is on the same devices.
     return jnp.ones_like(leaf.array, dtype=bool) if shape == leaf.part else jnp.ones(shape, bool)
 
 

@@ -442,7 +442,7 @@ def _unboxed(node: Any) -> Any:
 
 
 def _holders(opt_state: PyTree) -> list[Any]:
-    """The states that hold masks, also those inside the state of another sparsified optimizer."""
+    """The states that hold masks, also inside the state of another sparsified optimizer."""
     kinds = (SparsifyState, enforce.KeepZerosState)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     found = [node for node in nodes if isinstance(node, kinds)]

@@ -38,7 +38,7 @@ class Leaf:
       full: the shape of the array, or of the shard of a device of a shard_map.
       batch_axes: the number of leading axes that are slices.
       dtype: the dtype of the scores.
-      layout: how devices of a shard_map share the array. Slices, shape and entries are those of the whole array.
+      layout: how devices of a shard_map share the array. `slices`, `shape` and `entries` describe the whole array.
     """
 
     full: tuple[int, ...]
@@ -185,7 +185,7 @@ def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
 
 
 def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
-    """Spreads values for this device's slices, [slices, ...], to all slices, with zeros for those of other devices."""
+    """Spreads values for this device's slices, [slices, ...], to all slices; other devices' slices get zeros."""
     if not leaf.layout.along(range(leaf.batch_axes)):
         return values
     batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]

@@ -250,7 +250,7 @@ def _layout(spec: Any, sizes: dict[str, int]) -> Shards:
 
 
 def _bound(names: set[str]) -> dict[str, int]:
-    """The sizes of the mesh axes; empty if none of them is bound, that is outside a shard_map."""
+    """The sizes of the mesh axes; empty outside a shard_map, where no axis is bound."""
     sizes, missing = {}, []
     for name in sorted(names):
         try:

@@ -22,7 +22,7 @@ from jaxprune.slimming._labels.frames import Frame, Rule, Site, Zeros, ZeroSite,
 from jaxprune.slimming._labels.labels import Labels
 
 # Why units that are whole layers of a scan are inexact.
-LAYER = "a layer that a scan runs over: masked, it need not pass on what it is given"
+LAYER = "a layer that a scan runs over: a masked layer may still change its input"
 
 
 def _follow_call(site: Site, operands: list[Axes]) -> list[Axes]:
