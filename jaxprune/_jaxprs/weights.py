@@ -59,7 +59,7 @@ class Lost:
     Attributes:
       leaves: the inputs of the jaxpr from which the value is computed.
       primitive: the primitive that could not be followed.
-      picked: whether data choose the entries, as in an embedding; values computed from it are then data.
+      picked: whether data choose the entries, for example of an embedding. All values computed from it are then data.
     """
 
     leaves: frozenset[int]

@@ -12,9 +12,9 @@ from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration import routing
-from jaxprune.calibration.interpreter import Interpreter, Key, Sums, Value
-from jaxprune.calibration.moments import Moments
-from jaxprune.calibration.stats import Experts, Inputs, Stats, Together
+from jaxprune.calibration.interpreter import Interpreter, Sums
+from jaxprune.calibration.stats import Experts, Inputs, Moments, Stats, Together
+from jaxprune.calibration.values import Key, Value
 
 PyTree = Any
 COLLECTABLE = ("gram", "square", "total", "zeros")
@@ -161,7 +161,7 @@ class _Plan(NamedTuple):
     """The layout and the number of samples of each leaf, known once a function is traced.
 
     `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. The
-    sums of leaf k have the number k, those of the k-th sum over experts the number -1 - k.
+    sums of leaf k have the number k; the k-th sum over experts has the number -1 - k.
     """
 
     layouts: dict[int, Layout]

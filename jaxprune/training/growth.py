@@ -150,7 +150,7 @@ def _removed(leaf: Leaf, mask: jax.Array) -> Any:
 
 
 def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: jax.Array) -> Count:
-    """The number of units removed after the drop step, including those already removed."""
+    """The number of units removed after the drop step, including units that were removed before."""
     kept, removed, most = (_count(x, leaf) for x in (mask, ~mask, droppable))
     wished = jnp.floor(jnp.float32(fraction) * counts.as_float(kept) + 0.5)
     high = jnp.floor(wished / (1 << 16))

@@ -16,6 +16,7 @@ def loss(params, x):
     return (jnp.tanh(x[:1] * params["w"]).sum() * params["step"] + (params["short"] * x.sum()).sum()).mean()
 
 
+@pytest.mark.usefixtures("optimized")  # without, the tanh of another program differs in its fifth digit
 def test_means_of_gradients_and_of_their_squares():
     got = accumulate_gradients(loss, PARAMS, iter(BATCHES))
     each = [jax.grad(lambda w, x=x: loss({**PARAMS, "w": w}, x))(PARAMS["w"]) for x in BATCHES]
