@@ -12,7 +12,7 @@ from jax import lax
 from jaxprune import prune
 from jaxprune.calibration import calibrate
 from jaxprune.masks import NM, Channel, Count, Unstructured
-from jaxprune.reconstruction import Entries, reconstruct, reconstruct_sequential, relative_errors, sparsegpt
+from jaxprune.reconstruction import Entries, Grouped, reconstruct, reconstruct_sequential, relative_errors, sparsegpt
 from jaxprune.reconstruction.plan import calibrated
 from jaxprune.reconstruction.reconstruct import METHODS, check_finite
 from jaxprune.reconstruction.sequential import rounds
@@ -182,7 +182,9 @@ def test_refusals(stats):
         _ = reconstruct(PARAMS, stats, pattern=NM(8, 16))
     with pytest.raises(ValueError, match=r"masks=masks\.select"):
         _ = reconstruct(PARAMS, stats, 0.5, pattern=Channel())
-    with pytest.raises(ValueError, match=r"query: NM\(n=2, m=4, axis=-1\) needs the axes of the inputs, \(0,\)"):
+    with pytest.raises(
+        ValueError, match=r"query: NM\(n=2, m=4, axis=-1\) needs the axes of the inputs; .* pass axis=\(0,\)"
+    ):
         _ = reconstruct(PARAMS, stats, pattern=NM(2, 4, axis=-1), where="query")
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         _ = reconstruct(PARAMS, stats, 1.5)
@@ -209,6 +211,43 @@ def test_leaves_without_statistics_are_named():
         _ = reconstruct(params, stats, masks=masks, method="wanda")
 
 
+def test_without_where_the_leaves_of_prune_are_pruned_and_the_others_are_the_same_arrays():
+    # The embedding is multiplied as the head, so calibration has its Gram matrix; prune leaves tied embeddings alone.
+    params = {"embed": normal(9, 8), "dense": normal(8, 8), "routed": normal(8, 8), "bias": normal(8)}
+
+    def fn(p, t):
+        x = jnp.tanh(p["embed"][t] @ p["dense"] + p["bias"])
+        return jax.lax.while_loop(lambda x: (x > 9).any(), lambda x: x @ p["routed"], x) @ p["embed"].T
+
+    stats = calibrate(fn, params, [jnp.arange(9)], collect="square")
+    new = reconstruct(params, stats, 0.5, method="magnitude")
+    np.testing.assert_array_equal(new.masks["dense"], prune(params, {"dense": 0.5}, stats=stats).masks["dense"])
+    assert new.params["embed"] is params["embed"]
+    assert "left alone: used in several ways (multiplied, embedding)" in str(new)
+    assert "left alone: inside `while`" in str(new)
+    assert "left alone: sparsity 0" in str(reconstruct(params, stats, {"dense": 0.0}, method="magnitude"))
+    with pytest.raises(ValueError, match=r"no prunable leaf matches 'embed'(.|\n)*embed: used in several ways"):
+        _ = reconstruct(params, stats, 0.5, method="magnitude", where="embed")
+    with pytest.raises(ValueError, match=r"nothing to prune(.|\n)*embed: used in several ways"):
+        _ = reconstruct(
+            params, calibrate(fn, params, [jnp.arange(9)], collect="square", where="embed"), 0.5, method="magnitude"
+        )
+
+
+def test_groups_of_a_kernel_of_outputs_first_lie_along_its_channels():
+    turned = lambda w, x: conv(x, w.transpose(2, 3, 1, 0))
+    weight, x = normal(8, 4, 3, 3), normal(6, 5, 5, 4, seed=1)
+    stats = calibrate(turned, weight, [x])
+    new = reconstruct(weight, stats, pattern=NM(2, 4))
+    assert (new.masks.sum(1) == 2).all()
+    # The same weights with their inputs in the order of the groups are the same problem.
+    rows = conv(x, jnp.eye(36).reshape(3, 3, 4, 36)).reshape(-1, 36)
+    want, _ = jax.jit(sparsegpt, static_argnums=2)(
+        weight.transpose(2, 3, 1, 0).reshape(36, 8), rows.T @ rows, Grouped(2, 4)
+    )
+    np.testing.assert_allclose(new.params, want.reshape(3, 3, 4, 8).transpose(3, 2, 0, 1), atol=1e-4)
+
+
 def test_a_singular_gram_matrix_asks_for_damping():
     params = {"a": normal(6, 3)}
     stats = calibrate(lambda p, x: x @ p["a"], params, [jnp.ones((9, 6))])
@@ -228,7 +267,7 @@ def test_sequential_calibrates_each_stage_on_what_came_before():
     first = calibrate(net, PARAMS, DATA[:1], collect="square")
     stages = [("conv", None), ("grouped", None), ("query", None), ("out", None)]
     stages += [*[("layers", i) for i in range(3)], ("head", None)]
-    assert [(*stage.names, stage.layer) for stage in rounds(first, calibrated(PARAMS, first, None))] == stages
+    assert [(*stage.names, stage.layer) for stage in rounds(first, calibrated(PARAMS, first, {}))] == stages
     new, masks = reconstruct_sequential(net, PARAMS, DATA, 0.5)
     for name in LAYERS:
         assert int((~masks[name]).sum()) == PARAMS[name].size // 2
