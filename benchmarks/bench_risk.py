@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune import assess
 from jaxprune.assess import Labels, Predictions, intervals, metrics
-from jaxprune.assess.changes import Changes, compare
+from jaxprune.assess.comparison import Changes, compare
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.metrics import Samples
 from jaxprune.assess.uncertainty import temperature_interval

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
@@ -100,6 +100,7 @@ def _page(room: str, module: ModuleType, names: list[str]) -> str:
     lines = [f"# {room}", "", f":::{{py:module}} {room}", ":::", "", about, "", "| name | what it is |", "|---|---|"]
     members = [(name, getattr(module, name)) for name in names]
     members = [(name, member) for name, member in members if not inspect.ismodule(member)]
+    returned = _returned(room, members)
     lines += [f"| {{py:obj}}`{name} <{room}.{name}>` | {_first(member)} |" for name, member in members]
     if module is jaxprune:
         places = {name: _place(member) for name, member in vars(jaxprune).items() if _place(member)}
@@ -112,7 +113,20 @@ def _page(room: str, module: ModuleType, names: list[str]) -> str:
         lines += ["", f"## {name}", "", "```{eval-rst}", f".. {kind}:: {room}.{name}"]
         lines += ["   :members:"] if kind == "autoclass" else ["   :no-value:"] if kind == "autodata" else []
         lines += ["```"]
+    for member in returned:
+        lines += ["", f"## {member.__name__}", "", "```{eval-rst}"]
+        lines += [f".. autoclass:: {member.__module__}.{member.__name__}", "   :members:", "```"]
     return "\n".join([*lines, ""])
+
+
+def _returned(room: str, members: list[tuple[str, Any]]) -> list[type]:
+    """The classes that a room's functions return and that `__all__` leaves out, because nobody makes them by hand."""
+    public = {member for _, member in members if inspect.isclass(member)}
+    functions = [member for _, member in members if inspect.isfunction(member)]
+    given = [inspect.signature(function).return_annotation for function in functions]
+    found = {each for answer in given for each in (answer, *get_args(answer)) if inspect.isclass(each)}
+    own = [each for each in found - public if each.__module__.startswith(f"{room}.")]
+    return sorted(own, key=lambda each: each.__name__)
 
 
 def _first(member: Any) -> str:

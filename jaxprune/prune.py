@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune import _tree, criteria, masks
 from jaxprune import allocation as allocations
+from jaxprune.allocation.shares import Allocate
 from jaxprune.calibration import Stats
 from jaxprune.criteria._scores import is_within_outputs
 from jaxprune.masks.patterns import PER_OUTPUT, UNSTRUCTURED
@@ -32,7 +33,7 @@ class How(masks.Units, total=False):
     """
 
     criterion: criteria.Criterion
-    allocation: allocations.Allocate
+    allocation: Allocate
     key: Any
 
 
@@ -60,7 +61,7 @@ class Selector:
     """
 
     criterion: criteria.Criterion
-    allocation: allocations.Allocate
+    allocation: Allocate
     pattern: masks.Patterns
     where: _tree.Where
     batch_axes: _tree.BatchAxes

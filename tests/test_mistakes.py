@@ -681,11 +681,6 @@ ENSEMBLES = {
         "member 1 must have the structure of member 0",
     ),
     "members that are not stacked": (lambda: ensembles.from_stacked(P, MASKS), "same leading axis.*a/bias: 6"),
-    "one key": (lambda: ensembles.from_keys(lambda key: (P, MASKS), KEY), "keys must have one axis.*jax.random.split"),
-    "training without masks": (
-        lambda: ensembles.from_keys(lambda key: P, jax.random.split(KEY, 2)),
-        r"train must return a pair \(params, masks\); got a dict",
-    ),
     "members of a list": (lambda: ensembles.take([P, P], [0]), "members must be ensembles.Members.*stack"),
     "a soup of a list": (lambda: ensembles.soup([P, P]), "members must be ensembles.Members.*stack"),
     "parameters for members": (lambda: ensembles.kept_weights(P), "members must be ensembles.Members.*got a dict"),

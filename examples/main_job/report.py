@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import assess, ensembles
+from jaxprune.assess.complexity import Complexity
 
 from . import data
 from .experiment import FINE_TUNED, GRADUAL, LONGER, PRUNED, RANDOM, SAME_CHANCE, SLIM, SMALLER, TICKET, Network
@@ -197,7 +198,7 @@ def write_risk(found: assess.RiskReport, folder: Path, networks: Sequence[Networ
     (folder / "risk.html").write_text(found.to_html(title="What pruning did to the risk", draw=drawn))
 
 
-def _complexity(network: Network, images: np.ndarray) -> assess.Complexity:
+def _complexity(network: Network, images: np.ndarray) -> Complexity:
     one_image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     return assess.complexity(network.apply, network.params, network.masks, one_image)
 

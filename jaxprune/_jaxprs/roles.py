@@ -86,7 +86,7 @@ def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
 
 
 class _Seen(NamedTuple):
-    """A value of the jaxpr, as far as the roles need it.
+    """What the walk knows of a value of the jaxpr.
 
     Attributes:
       views: the parameters that the value consists of, after moves, scales and masks, if it does not depend on data.
@@ -146,7 +146,7 @@ class _Walker:
         return self._meet(eqn, operands) if any(v.data for v in operands) else self._alone(eqn, operands)
 
     def _alone(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """An equation without data: moves, scales and masks parameters."""
+        """Follows parameters through an equation without data, which moves, scales or masks them."""
         views, scales = self._unspread(eqn, operands)
         leaves = frozenset(leaf for v in operands for leaf in v.leaves) - scales
         try:
@@ -159,7 +159,7 @@ class _Walker:
         return [_Seen(views, leaves) for views in seen]
 
     def _unspread(self, eqn: Equation, operands: list[_Seen]) -> tuple[list[tuple[View, ...]], frozenset[int]]:
-        """If parameters are multiplied or added, the repeated ones are scales and biases: returns the others."""
+        """Returns the parameters that are not repeated: repeated factors are scales, repeated terms are biases."""
         views = [v.views for v in operands]
         if not isinstance(PRIMITIVES.get(eqn.primitive.name), Entrywise) or sum(map(bool, views)) < 2:
             return views, frozenset()
@@ -173,7 +173,7 @@ class _Walker:
         return full, frozenset(view.leaf for view in scales)
 
     def _meet(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """Parameters meet data, but not in a product."""
+        """Notes parameters that meet data outside a product."""
         what = PRIMITIVES.get(eqn.primitive.name)
         masks = [v.mask for v in operands if v.data]
         if all(masks) and (eqn.primitive.name == "mul" or (eqn.primitive.name == "select_n" and operands[0].mask)):
@@ -299,7 +299,7 @@ class _Walker:
         return value._replace(views=tuple(kept), picked=())
 
     def _join(self, a: _Seen, b: _Seen) -> _Seen:
-        """The value that is either `a` or `b`."""
+        """Returns what is known of a value that is either `a` or `b`."""
         if a == b:
             return a
         if a.data or b.data:
@@ -411,7 +411,7 @@ def _with_role(leaf: LeafRole, notes: list[_Note], returned: bool) -> LeafRole:
 
 
 def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:
-    """The axes of a leaf that is not multiplied."""
+    """Returns the kinds of axes of a leaf that is not multiplied."""
     kinds = []
     for axis, size in enumerate(shape):
         views = [note.view for note in notes if note.view is not None]
@@ -429,7 +429,7 @@ def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:
 
 
 def _axes_in(layout: Layout, window: frozenset[int], grouped: bool) -> tuple[str, ...]:
-    """The axes of a leaf that is multiplied."""
+    """Returns the kinds of axes of a leaf that is multiplied."""
     batch = "group" if grouped else "stacked"
     parts = (
         [(batch, f) for f in layout.batch]

@@ -1,4 +1,4 @@
-"""Trees of parameters: names (`paths`), roles (`roles`, `conventions`), `where` (`rule`), checks (`matching`)."""
+"""Trees of parameters: names and globs (`paths`), roles and `where` (`roles`, `conventions`), checks (`matching`)."""
 
 from jaxprune._tree.arguments import call as call
 from jaxprune._tree.arguments import check_batches as check_batches
@@ -11,28 +11,28 @@ from jaxprune._tree.arguments import kind as kind
 from jaxprune._tree.arguments import scalar as scalar
 from jaxprune._tree.arguments import shown as shown
 from jaxprune._tree.conventions import BatchAxes as BatchAxes
+from jaxprune._tree.conventions import chosen as chosen
 from jaxprune._tree.conventions import explicit_axes as explicit_axes
 from jaxprune._tree.conventions import leaf_roles as leaf_roles
-from jaxprune._tree.globs import Where as Where
-from jaxprune._tree.globs import differentiable as differentiable
-from jaxprune._tree.globs import has_two_axes as has_two_axes
-from jaxprune._tree.globs import is_floating as is_floating
-from jaxprune._tree.globs import matches as matches
-from jaxprune._tree.globs import resolve as resolve
+from jaxprune._tree.conventions import prunable as prunable
+from jaxprune._tree.conventions import selected as selected
 from jaxprune._tree.matching import align as align
 from jaxprune._tree.matching import check_bool as check_bool
 from jaxprune._tree.matching import check_masks as check_masks
 from jaxprune._tree.matching import check_same as check_same
 from jaxprune._tree.matching import map_mirrored as map_mirrored
+from jaxprune._tree.paths import Where as Where
+from jaxprune._tree.paths import differentiable as differentiable
+from jaxprune._tree.paths import has_two_axes as has_two_axes
 from jaxprune._tree.paths import identity as identity
 from jaxprune._tree.paths import is_box as is_box
+from jaxprune._tree.paths import is_floating as is_floating
 from jaxprune._tree.paths import map_named as map_named
+from jaxprune._tree.paths import matches as matches
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
+from jaxprune._tree.paths import resolve as resolve
 from jaxprune._tree.paths import with_paths as with_paths
 from jaxprune._tree.roles import LeafRole as LeafRole
 from jaxprune._tree.roles import Roles as Roles
 from jaxprune._tree.roles import table as table
-from jaxprune._tree.rule import chosen as chosen
-from jaxprune._tree.rule import prunable as prunable
-from jaxprune._tree.rule import selected as selected

@@ -4,6 +4,8 @@ Without a function the library knows a leaf by the type of its module (Equinox, 
 `w` have inputs first (Flax, Haiku), `weight` has outputs first (Equinox, PyTorch, Hugging Face). Stacked axes are known
 if the caller names them or if a framework marks them: names of axes in the boxes and Variables of Flax, and Haiku's
 `layer_stack`. All other axes stay "unknown", and patterns that need them raise.
+
+`prunable` and `selected` decide which leaves of a tree are pruned: by their roles, or by the argument `where`.
 """
 
 import re
@@ -14,11 +16,12 @@ import jax
 from jax.tree_util import tree_flatten_with_path
 
 from jaxprune._tree import paths
-from jaxprune._tree.arguments import check_instance, shown
-from jaxprune._tree.globs import resolve
+from jaxprune._tree.arguments import check_instance, is_array, kind, shown
+from jaxprune._tree.paths import Where, by_where, is_floating, resolve
 from jaxprune._tree.roles import Axes, LeafRole, Roles, Use
 
 PyTree = Any
+
 Size = int | None
 Axis = tuple[str, Size]
 BatchAxes = int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]]
@@ -157,16 +160,16 @@ _NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm", "InstanceNorm", "Spe
 def _by_type(
     module: Any, words: Sequence[str], shape: Axes, stacked: set[int]
 ) -> tuple[Use, tuple[str, ...], str] | None:
-    for kind in type(module).__mro__ if module is not None else ():
-        library = kind.__module__.partition(".")[0]
-        if kind.__name__ in _NORMS and library in ("equinox", "flax"):
-            return "elementwise", _fit((), shape, stacked, "entry"), f"a parameter of {kind.__name__}"
-        if (library, kind.__name__) in (("equinox", "Embedding"), ("flax", "Embed")):
+    for base in type(module).__mro__ if module is not None else ():
+        library = base.__module__.partition(".")[0]
+        if base.__name__ in _NORMS and library in ("equinox", "flax"):
+            return "elementwise", _fit((), shape, stacked, "entry"), f"a parameter of {base.__name__}"
+        if (library, base.__name__) in (("equinox", "Embedding"), ("flax", "Embed")):
             return "embedding", _fit((("indexed", None), ("output", None)), shape, stacked), "an embedding by its type"
-        sizes = _TYPES.get((library, kind.__name__))
+        sizes = _TYPES.get((library, base.__name__))
         if sizes is not None and words[-1] in ("kernel", "weight", "weight_ih", "weight_hh"):
             kinds = _fit(sizes(module), shape, stacked)
-            return "multiplied", kinds, f"{kind.__name__} of other sizes" if "unknown" in kinds else ""
+            return "multiplied", kinds, f"{base.__name__} of other sizes" if "unknown" in kinds else ""
         if sizes is not None and words[-1] in ("bias", "bias_n"):
             return "elementwise", _fit((), shape, stacked, "entry"), "a bias by its type"
     return None
@@ -226,9 +229,9 @@ _TYPES = {
 
 
 def _fit(expected: Sequence[Axis], shape: Axes, stacked: set[int], every: str = "unknown") -> tuple[str, ...]:
-    """The kinds of axes of a leaf: those expected of a module, after axes by which the module was stacked.
+    """The kinds of axes of a leaf: stacked axes first, then the axes that its module is expected to have.
 
-    `every` is the kind of each axis if the sizes are not those of the module.
+    `every` is the kind of each axis if the module has other sizes.
     """
     rest = [a for a in range(len(shape)) if a not in stacked]
     more = len(rest) - len(expected)
@@ -323,3 +326,102 @@ def _words(path: paths.Path) -> list[str]:
         parts = raw if isinstance(raw, tuple) else [paths.name((key,))]
         found += [part for whole in parts for part in re.split(r"[./]", str(whole)) if part]
     return found
+
+
+def prunable(tree: PyTree, where: Where = None, roles: Roles | None = None, batch_axes: BatchAxes = 0) -> PyTree:
+    """Returns which leaves are pruned.
+
+    The default rule takes floating leaves that are multiplied: by their role if a function is known, else by the
+    conventions of `leaf_roles`. It leaves biases, scales, embeddings and leaves of fewer than two axes alone, where
+    stacked axes do not count.
+
+    Args:
+      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
+      where: None for the default rule; a glob over names such as `encoder/*/kernel` (`*` also crosses `/`), or a
+        sequence of globs, which narrow the rule: `*` never selects a bias; or a predicate `(name, leaf) -> bool`, which
+        replaces the rule.
+      roles: the result of `find_roles`; None for the conventions.
+      batch_axes: the stacked axes that the caller names; see `masks.Units`.
+
+    Returns:
+      A tree of Python bools with the structure of `tree`.
+
+    Raises:
+      TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
+      ValueError: a glob matches no prunable leaf, or the list of globs is empty; the role of a leaf could not be told.
+        The message names the leaves.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> prunable({'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}})
+      {'dense': {'bias': False, 'kernel': True}}
+    """
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), chosen(tree, leaf_roles(tree, roles, batch_axes, parts=True), where)
+    )
+
+
+def chosen(tree: PyTree, known: tuple[LeafRole, ...], where: Where) -> list[bool]:
+    """Like `prunable`, from the roles of the leaves; returns a list in the order of `jax.tree.leaves`."""
+    leaves = jax.tree.leaves(tree)
+    own = [(role.name, leaf) for role, leaf in zip(known, leaves, strict=True)]
+    usual, unclear = [], []
+    for role, leaf in zip(known, leaves, strict=True):
+        there = is_floating(leaf) and len(leaf.shape) == len(role.shape)
+        usual.append(there and (role.is_weight or role.is_unclear))
+        unclear.append(there and role.is_unclear)
+    found = by_where(own, usual, where, lambda name: next(r.why_left_alone for r in known if r.name == name))
+    if any(unclear) and not callable(where):
+        lines = [f"  {role.name}: {role.note}" for role, a, b in zip(known, found, unclear, strict=True) if a and b]
+        if lines:
+            raise ValueError(
+                "the function uses these leaves in a way that does not tell whether they are weights; say which leaves "
+                "are pruned by a predicate, where=lambda name, leaf: ..., or leave them out by globs:\n"
+                + "\n".join(lines[:10])
+            )
+    return found
+
+
+def selected(tree: PyTree, where: Where = None, roles: Roles | None = None, batch_axes: BatchAxes = 0) -> list[bool]:
+    """Returns which leaves are pruned; like `prunable`, but raises if no leaf is selected.
+
+    Args:
+      tree: parameters, or any tree with the structure, shapes and dtypes of parameters.
+      where: None, a predicate `(name, leaf) -> bool`, a glob, or a list of globs; see `prunable`.
+      roles: the result of `find_roles`; None for the conventions.
+      batch_axes: the stacked axes that the caller names; see `masks.Units`.
+
+    Returns:
+      A list of Python bools, in the order of `jax.tree.leaves`.
+
+    Raises:
+      TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
+      ValueError: a glob matches no prunable leaf; no leaf is selected. The message lists the leaves of the tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> selected({'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}})
+      [False, True]
+    """
+    known = leaf_roles(tree, roles, batch_axes, parts=True)
+    found = chosen(tree, known, where)
+    if any(found):
+        return found
+    if tree is None or (jax.tree.structure(tree) == jax.tree.structure(0) and not is_array(tree)):
+        raise ValueError(
+            f"there is nothing to prune: params must be a tree of arrays, such as variables['params'] of a Flax model; "
+            f"got {shown(tree)}"
+        )
+    said = lambda leaf, role: f", {role.why_left_alone}" if where is None and is_floating(leaf) else ""
+    lines = [
+        f"  {name or '(the tree itself)'}: {kind(leaf)}{said(leaf, role)}"
+        for (name, leaf), role in zip(paths.named_leaves(tree), known, strict=True)
+    ]
+    lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
+    rule = (
+        "where=None takes floating weights of two axes or more" if where is None else "the predicate is False for all"
+    )
+    raise ValueError(
+        f"there is nothing to prune: {rule}; pass a predicate where=lambda name, leaf: ... that is True for a floating "
+        "leaf. The leaves are:\n" + ("\n".join(lines) or "  (none: the tree is empty)")
+    )

@@ -4,9 +4,8 @@ An allocation is any function `allocation(scores, sparsity, **units: Unpack[mask
 Pass its `sparsities` to `masks.select`. `masks.leaves(scores, **units)` lists the leaves that share the total.
 """
 
-from jaxprune.allocation.by_path import by_path
 from jaxprune.allocation.lamp import lamp
 from jaxprune.allocation.owl import owl
-from jaxprune.allocation.shares import Allocate, Allocation, er, erk, one_ranking, uniform
+from jaxprune.allocation.shares import Allocation, by_path, er, erk, one_ranking, uniform
 
-__all__ = ["Allocate", "Allocation", "by_path", "er", "erk", "lamp", "one_ranking", "owl", "uniform"]
+__all__ = ["Allocation", "by_path", "er", "erk", "lamp", "one_ranking", "owl", "uniform"]

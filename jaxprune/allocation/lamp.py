@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import masks
-from jaxprune.allocation import _levels, _tails
+from jaxprune.allocation import _levels
 from jaxprune.allocation.shares import Allocation, allocation, as_sparsity
 from jaxprune.masks import Leaf
 from jaxprune.masks._exact import counts, shards
@@ -94,17 +94,17 @@ def keep(
     given = list(zip(arrays, batch_axes, layouts, strict=True))
     slices = [math.prod(layout.whole(x.shape)[:axes]) for x, axes, layout in given]
     bounds = [sum(slices[:i]) for i in range(1, len(slices))]
-    largest = [_tails.largest(x, axes, layout) for x, axes, layout in given]
-    exponents = [_tails.exponents(x) for x in largest]
+    largest = [_levels.largest(x, axes, layout) for x, axes, layout in given]
+    exponents = [_levels.exponents(x) for x in largest]
     rows = jnp.concatenate([x.ravel() for x in exponents])[:, None]
 
     def look(probes: jax.Array, turn: jax.Array) -> tuple[Count, jax.Array]:
         # The barrier ties the scores to this pass. Without it squares are computed once and stored in large buffers.
         held = [x for x, _ in shards.tie(arrays, turn, layouts)]
         parts = zip(held, exponents, jnp.split(probes, bounds), layouts, strict=True)
-        found = [_tails.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
+        found = [_levels.tails(array, exponent, part, layout) for array, exponent, part, layout in parts]
         count = Count(*(jnp.concatenate(limbs) for limbs in zip(*(x.entries for x in found), strict=True)))
-        square = _tails.scaled_square(lax.bitcast_convert_type(probes, jnp.float32), rows)
+        square = _levels.scaled_square(lax.bitcast_convert_type(probes, jnp.float32), rows)
         return count, jnp.where(square > 0, square / jnp.concatenate([x.squares for x in found]), 0.0)
 
     sizes = [masks.Count.of(math.prod(cut.whole(x.shape)[axes:])) for x, axes, cut in given]

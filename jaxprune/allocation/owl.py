@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxprune import _tree, masks
 from jaxprune.allocation.shares import Allocation, allocation, as_sparsity
 from jaxprune.masks import Leaf
-from jaxprune.masks._exact import counts, shards, sums
+from jaxprune.masks._exact import counts, shards
 from jaxprune.masks.patterns import UNSTRUCTURED
 
 PyTree = Any
@@ -109,7 +109,7 @@ def _sums(leaf: Leaf) -> jax.Array:
     """The exact sum of each slice, in the leaf's shape: the same bits for every sharding."""
     scores, layout = leaf.with_batch_first()
     axes = len(leaf.batch_axes)
-    found = sums.exact_sum(scores, tuple(range(axes, scores.ndim)), layout).reshape(scores.shape[:axes])
+    found = shards.exact_sum(scores, tuple(range(axes, scores.ndim)), layout).reshape(scores.shape[:axes])
     if layout.along(range(axes)):
         found = jax.lax.psum(layout.spread(found, scores.shape[:axes]), layout.along(range(axes)))
     return found.reshape(-1)

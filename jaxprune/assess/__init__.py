@@ -2,9 +2,8 @@
 
 from jaxprune.assess import plots
 from jaxprune.assess.calibration_error import calibration_error, calibration_test, reliability
-from jaxprune.assess.changes import changes, exemplars
-from jaxprune.assess.comparison import ModelResult, comparison_table
-from jaxprune.assess.complexity import Complexity, complexity
+from jaxprune.assess.comparison import ModelResult, changes, comparison_table, exemplars
+from jaxprune.assess.complexity import complexity
 from jaxprune.assess.corruptions import Corruption, corrupted_logits, corruptions
 from jaxprune.assess.intervals import bootstrap
 from jaxprune.assess.metrics import evaluate
@@ -15,7 +14,6 @@ from jaxprune.assess.uncertainty import auroc, entropy, epistemic_uncertainty, f
 
 __all__ = [
     "Candidate",
-    "Complexity",
     "Corruption",
     "Labels",
     "ModelResult",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.assess import plots
-from jaxprune.assess.changes import Forgotten
+from jaxprune.assess.comparison import Forgotten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -80,7 +80,11 @@ def sparsity_by_leaf(costs: Mapping[str, Complexity]) -> "Figure":
       ValueError: there is no network with a pruned leaf, or the networks have different leaves.
     """
     pruned = {name: {x.size.name: x.size for x in cost.leaves} for name, cost in costs.items()}
-    names = [name for name in dict.fromkeys(n for sizes in pruned.values() for n in sizes) if _any_pruned(pruned, name)]
+    names = [
+        name
+        for name in dict.fromkeys(n for sizes in pruned.values() for n in sizes)
+        if any(name in sizes and sizes[name].pruned for sizes in pruned.values())
+    ]
     if not names:
         raise ValueError("no network with a pruned leaf: there is no sparsity to draw")
     lacking = [f"  {leaf}: not in {net}" for net, sizes in pruned.items() for leaf in names if leaf not in sizes]
@@ -279,7 +283,3 @@ def _check_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     wrong = [f"{name}: {s}" for name, points in curves.items() for s, _ in points if not 0 <= float(s) < 1]
     if wrong:
         raise ValueError(f"sparsities must be in [0, 1), the fraction removed; got {', '.join(wrong)}")
-
-
-def _any_pruned(networks: Mapping[str, Mapping[str, Any]], leaf: str) -> bool:
-    return any(leaf in sizes and sizes[leaf].pruned for sizes in networks.values())

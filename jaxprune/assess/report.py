@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune import _tree
 from jaxprune.assess import formatting, page
 from jaxprune.assess.calibration_error import LEAST_SAMPLES
-from jaxprune.assess.changes import Changes, Forgotten, forgotten
+from jaxprune.assess.comparison import Changes, Forgotten, forgotten
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.risk import FIGURES, Labels, Predictions, Risk, risk
 from jaxprune.assess.verdict import Answer, judge

@@ -8,7 +8,7 @@ import jax
 
 from jaxprune.assess import formatting, intervals
 from jaxprune.assess.calibration_error import CalibrationTest, Region
-from jaxprune.assess.changes import Changes, compare
+from jaxprune.assess.comparison import Changes, compare
 from jaxprune.assess.intervals import Interval
 from jaxprune.assess.risk import Risk
 

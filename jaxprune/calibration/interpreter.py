@@ -10,7 +10,7 @@ to it. Where all experts compute all tokens and the choice enters later, the sum
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,37 +19,15 @@ from jax.core import Tracer
 
 from jaxprune._jaxprs import Sub, factors, is_product, sub_jaxprs, views
 from jaxprune._jaxprs.factors import Factor, Layout, NotFollowed, Site
-from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Ragged
-from jaxprune._jaxprs.views import Meeting, View
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Ragged
+from jaxprune._jaxprs.views import View
 from jaxprune._jaxprs.walk import Values, bind, scan_again, walk
 from jaxprune.calibration import routing
-from jaxprune.calibration.moments import Moments, Samples, expert_moments, moments, patches, samples_of
-from jaxprune.calibration.routing import Combined, Marked, Route, Trail
+from jaxprune.calibration import values as marks
+from jaxprune.calibration.stats import Moments, Samples, expert_moments, moments, patches, samples_of
+from jaxprune.calibration.values import Combined, Equation, Key, Marked, Meet, Route, Trail, Value, one_trail
 
-Equation = Any
-Key = tuple[int, ...]
 Sums = dict[Key, Moments]
-
-
-class Value(NamedTuple):
-    """A value of the jaxpr.
-
-    Attributes:
-      array: the computed value.
-      views: the views of parameters that the value consists of.
-      data: whether the value depends on data.
-      name: identifies the computation; two values with the same name are equal.
-      trail: the experts that computed the value.
-      chosen: if the value consists of matrices that data choose from a parameter, the factor that they are chosen from
-        and their numbers, an array with the rank of the value.
-    """
-
-    array: Any
-    views: tuple[View, ...] = ()
-    data: bool = False
-    name: tuple[object, ...] = ()
-    trail: Trail = routing.NOTHING
-    chosen: tuple[Factor, Any] | None = None
 
 
 class Interpreter:
@@ -96,7 +74,7 @@ class Interpreter:
         return scans[0][0] if len(scans) == 1 and layout.batch == (scans[0][1],) else None
 
     def axis_of_experts(self, key: Key) -> int | None:
-        """The axis of a leaf that runs over the experts, for a product in a sum over experts; None for one expert."""
+        """Returns the axis of a leaf that runs over the experts of a product; None for a single expert."""
         inner = [f for f in self.sites[key].batch if all(f != scan for _, scan in self._scans[key])]
         return inner[0].of.axis if inner else None
 
@@ -137,7 +115,7 @@ class Interpreter:
         return found, self._combine(combined, path)
 
     def _combine(self, combined: Sequence[Combined], path: Key) -> Sums:
-        """Adds up what is known of the experts where their rows are added up."""
+        """Computes the sums of each expert where the function adds up the rows of the experts."""
         sums: Sums = {}
         for k, found in enumerate(combined):
             for site, rows, factor in found.route.sites:
@@ -153,7 +131,7 @@ class Interpreter:
         return sums
 
     def _settle(self) -> Sums:
-        """The sums of the products that waited for a choice of experts."""
+        """Computes the sums of the products that waited for a choice of experts."""
         sums: Sums = {}
         for key, samples in self._waiting.items():
             site = self.sites[key]
@@ -215,10 +193,10 @@ class Interpreter:
                     sums |= own
                 else:
                     sums[key] = moments(met, self._collect, self._dtype)
-        return _one_trail(trails), sums
+        return one_trail(trails), sums
 
-    def _by_expert(self, meet: "Meet") -> tuple[Trail, Sums]:
-        """The sums of a product in a function that chooses experts, and the experts that compute the result."""
+    def _by_expert(self, meet: Meet) -> tuple[Trail, Sums]:
+        """Returns the experts that compute the result of a product, and the sums of the product."""
         if isinstance(PRIMITIVES[meet.eqn.primitive.name], Ragged):
             return self._sorted_rows(meet)
         if meet.weight.chosen is not None:
@@ -232,8 +210,8 @@ class Interpreter:
             return self._matrix_each_expert(meet, own[0])
         return self._all_experts(meet)
 
-    def _sorted_rows(self, meet: "Meet") -> tuple[Trail, Sums]:
-        """A ragged product: rows sorted by expert, with the number of rows of each."""
+    def _sorted_rows(self, meet: Meet) -> tuple[Trail, Sums]:
+        """Handles a ragged product, whose rows are sorted by expert, with a number of rows for each expert."""
         sizes, rows = meet.operands[2].array, meet.other.array.shape[0]
         ends = jnp.cumsum(sizes)
         owner = jnp.searchsorted(ends, jnp.arange(rows), side="right").astype(jnp.int32) + 1
@@ -252,18 +230,18 @@ class Interpreter:
         gate = before[0].gate if before else None
         return Trail(routes=(Route(sizes.shape[0], owner[:, None], gate, None, sites, True),)), sums
 
-    def _known(self, meet: "Meet", sums: Moments) -> Sums:
+    def _known(self, meet: Meet, sums: Moments) -> Sums:
         """Stores the sums of a product that knows the samples of each expert."""
         self.sites[meet.key] = self.sites[meet.key]._replace(samples=0)
         return {meet.key: sums}
 
-    def _matrix_each_row(self, meet: "Meet") -> tuple[Trail, Sums]:
-        """A product by matrices that data choose for each row."""
+    def _matrix_each_row(self, meet: Meet) -> tuple[Trail, Sums]:
+        """Handles a product of rows with matrices that data choose for each row."""
         assert meet.weight.chosen is not None
         factor, numbers = meet.weight.chosen
         pairs = dict(meet.meeting.batch)
         free = [a for a in range(numbers.ndim) if a not in pairs]
-        owner = routing.placed(numbers, meet.weight_axes(), meet.result.ndim)
+        owner = marks.placed(numbers, meet.weight_axes(), meet.result.ndim)
         shape = [meet.other.array.shape[a] if a in pairs.values() else 1 for a in range(meet.other.array.ndim)]
         one = numbers[..., None] == jnp.arange(1, factor.size + 1)
         times = one.sum(free) if free else one.astype(jnp.int32)  # of each row, how often by each expert
@@ -279,8 +257,8 @@ class Interpreter:
             sites = (*route.sites, *sites)
         return Trail(routes=(Route(factor.size, owner, None, None, sites, True),)), self._known(meet, sums)
 
-    def _summed_over_experts(self, meet: "Meet", route: Route) -> tuple[Trail, Sums]:
-        """A product that sums over the experts and over the units of each."""
+    def _summed_over_experts(self, meet: Meet, route: Route) -> tuple[Trail, Sums]:
+        """Handles a product that sums over the experts and over the units of each expert."""
         [(mine, yours)] = [(a, b) for a, b in meet.meeting.contract if b == route.axis]
         batch, contract = meet.meeting.batch, [pair for pair in meet.meeting.contract if pair != (mine, yours)]
         meeting = meet.meeting._replace(batch=[*batch, (mine, yours)], contract=contract)
@@ -295,30 +273,30 @@ class Interpreter:
         each = lax.dot_general(meet.other.array.astype(weight.dtype), weight, axes)
         rest = (b for b in range(meet.other.array.ndim) if b not in (*summed, *kept))
         places = {b: i for i, b in enumerate((*kept, *rest))}
-        change = lambda mark: routing.placed(mark, places, each.ndim)
-        moved = routing.each_mark(route, change, places[yours])
+        change = lambda mark: marks.placed(mark, places, each.ndim)
+        moved = marks.each_mark(route, change, places[yours])
         assert moved is not None
         moved = moved._replace(sites=(*moved.sites, (meet.key, None, None)))
         sums = self._known(meet, moments(samples, self._collect, self._dtype, times))
         return Trail(), sums | self._combine([routing.rows_of(moved, each)], meet.key)
 
-    def _matrix_each_expert(self, meet: "Meet", pair: tuple[int, int]) -> tuple[Trail, Sums]:
-        """A product with one matrix for each expert, each with its own rows."""
+    def _matrix_each_expert(self, meet: Meet, pair: tuple[int, int]) -> tuple[Trail, Sums]:
+        """Handles a product with one matrix for each expert, where each expert has its own rows."""
         mine, yours = pair
-        marks, size = meet.other.trail, meet.other.array.shape[yours]
+        trail, size = meet.other.trail, meet.other.array.shape[yours]
         places = meet.other_axes()
-        same = [r for r in marks.routes if r.axis == yours and r.size == size]
+        same = [r for r in trail.routes if r.axis == yours and r.size == size]
         if same:
             route = same[0]
         else:
-            route = Route(size, routing.numbers(size, meet.other.array.ndim, yours), None, yours, (), False)
-            if marks.filled is not None:
-                route = route._replace(owner=route.owner * (marks.filled != 0), chosen=True)
+            route = Route(size, marks.numbers(size, meet.other.array.ndim, yours), None, yours, (), False)
+            if trail.filled is not None:
+                route = route._replace(owner=route.owner * (trail.filled != 0), chosen=True)
         factor = next((f for f in meet.meeting.view.axes[mine] if f.of is not None), None)
         known = route.chosen
         rows = None if known else meet.row_numbers({yours})
-        change = lambda mark: routing.placed(mark, places, meet.result.ndim)
-        after = routing.each_mark(route, change, places[yours])
+        change = lambda mark: marks.placed(mark, places, meet.result.ndim)
+        after = marks.each_mark(route, change, places[yours])
         new = (meet.key, None if rows is None else change(rows), factor)
         routes = () if after is None else (after._replace(sites=(*after.sites, new)),)
         if known:
@@ -330,26 +308,26 @@ class Interpreter:
         self._waiting[meet.key] = meet.samples
         return Trail(routes=routes), {}
 
-    def _all_experts(self, meet: "Meet") -> tuple[Trail, Sums]:
-        """A product of rows with the matrices of all experts: an axis of the outputs may be that of the experts."""
+    def _all_experts(self, meet: Meet) -> tuple[Trail, Sums]:
+        """Handles a product of rows with the matrices of all experts: one axis of the outputs may run over experts."""
         used = {a for a, _ in (*meet.meeting.batch, *meet.meeting.contract)}
         outputs = [a for a in range(len(meet.meeting.view.axes)) if a not in used and meet.meeting.view.axes[a]]
         experts = [a for a in outputs if meet.is_whole(a)]
         rowwise = not any(meet.meeting.view.axes[a] for a, _ in meet.meeting.batch)
         if len(outputs) < 2 or not experts or not rowwise or meet.other.trail.routes:
             return Trail(), {meet.key: moments(meet.samples, self._collect, self._dtype)}
-        rows = routing.placed(meet.row_numbers(set()), meet.other_axes(), meet.result.ndim)
+        rows = marks.placed(meet.row_numbers(set()), meet.other_axes(), meet.result.ndim)
         routes = []
         for axis in experts:
             [factor] = meet.meeting.view.axes[axis]
             at = meet.weight_axes()[axis]
-            owner = routing.numbers(factor.size, meet.result.ndim, at)
+            owner = marks.numbers(factor.size, meet.result.ndim, at)
             routes.append(Route(factor.size, owner, None, at, ((meet.key, rows, factor),), False))
         self._waiting[meet.key] = meet.samples
         return Trail(routes=tuple(routes)), {}
 
     def _choose_matrices(self, eqn: Equation, operands: list[Value]) -> tuple[tuple[View, ...], Any] | None:
-        """The views of a gather of matrices by data, and the choice; None for another equation."""
+        """Returns the views of a gather of matrices by data, and the choice; None for another equation."""
         if eqn.primitive.name != "gather" or not operands[1].data or len(operands[0].views) != 1:
             return None
         value, view = operands[0], operands[0].views[0]
@@ -381,7 +359,7 @@ class Interpreter:
             return None
         if isinstance(what, Moves) and not what.each:
             [move, *_] = what.moves(eqn)
-            index = routing.moved(move, chosen[1], operands[0].array.shape)
+            index = marks.moved(move, chosen[1], operands[0].array.shape)
             if index is not None:
                 return chosen[0], index
         if isinstance(what, Entrywise) and len(operands) == 1:
@@ -426,7 +404,7 @@ class Interpreter:
         return [Value(x, kept.get(k, ()), data, (path, k)) for k, x in enumerate(results)], total | each
 
     def _into(self, sub: Sub, k: int, operands: list[Value], data: bool, path: Key) -> Value:
-        """An input of a scan's body: the array of the whole operand, and the views of one entry of it."""
+        """Returns an input of a scan's body: the array of the whole operand, and the views of one entry of it."""
         value = operands[_all(sub.inputs)[k]]._replace(name=(path, "in", k))
         if k in {i for _, i in sub.carried}:
             kept = self._carried_views(sub, k, operands)
@@ -461,94 +439,6 @@ def _all(positions: Sequence[int | None]) -> list[int]:
     return [p for p in positions if p is not None]
 
 
-class Meet(NamedTuple):
-    """A product of a weight with an activation.
-
-    Attributes:
-      eqn: the equation.
-      operands: its operands.
-      mine: the operand that is the weight.
-      meeting: the axes of the weight and of the activation in the product.
-      samples: the activation in the order of the site.
-      key: identifies the site.
-      result: the array of the result.
-    """
-
-    eqn: Equation
-    operands: list[Value]
-    mine: int
-    meeting: Meeting
-    samples: Samples
-    key: Key
-    result: Any
-
-    @property
-    def weight(self) -> Value:
-        """The operand that is the weight."""
-        return self.operands[self.mine]
-
-    @property
-    def other(self) -> Value:
-        """The activation."""
-        return self.operands[1 - self.mine]
-
-    def is_whole(self, axis: int) -> bool:
-        """Returns whether an axis of the weight is a whole axis of its leaf."""
-        axes, shape = self.meeting.view.axes[axis], self.weight.array.shape
-        return len(axes) == 1 and axes[0].of is not None and axes[0].size == shape[axis]
-
-    def is_part_of_stack(self, axis: int) -> bool:
-        """Returns whether the weight is one of several leaves that are stacked along an axis."""
-        return not self.meeting.view.axes[axis] and self.weight.array.shape[axis] != 1
-
-    def is_free(self, axis: int) -> bool:
-        """Returns whether the weight is the same at all positions of an axis."""
-        return all(f.of is None for f in self.meeting.view.axes[axis])
-
-    def inputs_of_experts(self) -> list[int]:
-        """Returns the summed axes of the activation that are whole axes of the weight's leaf, one of several."""
-        pairs = self.meeting.contract
-        return [b for a, b in pairs if len(pairs) > 1 and self.is_whole(a)]
-
-    def other_axes(self) -> dict[int, int]:
-        """From the axes of the activation to those of the result."""
-        return self._to_result(1 - self.mine)
-
-    def weight_axes(self) -> dict[int, int]:
-        """From the axes of the weight to those of the result."""
-        return self._to_result(self.mine)
-
-    def row_numbers(self, without: set[int]) -> Any:
-        """Returns the number of each sample plus 1, in the shape of the activation."""
-        gone = {b for _, b in self.meeting.contract} | without
-        shape = [1 if a in gone else n for a, n in enumerate(self.other.array.shape)]
-        count = 1
-        for n in shape:
-            count *= n
-        return jnp.arange(1, count + 1, dtype=jnp.int32).reshape(shape)
-
-    def _to_result(self, operand: int) -> dict[int, int]:
-        what = PRIMITIVES[self.eqn.primitive.name]
-        assert isinstance(what, Product)
-        contract, batch = what.numbers(self.eqn)
-        places = {a: i for i, a in enumerate(batch[operand])}
-        ranks = [v.array.ndim for v in self.operands[:2]]
-        start = len(batch[0]) + (ranks[0] - len(batch[0]) - len(contract[0]) if operand else 0)
-        free = [a for a in range(ranks[operand]) if a not in (*contract[operand], *batch[operand])]
-        return places | {a: start + i for i, a in enumerate(free)}
-
-
-def _one_trail(trails: Sequence[Trail]) -> Trail:
-    """The experts of a product by several leaves that are stacked."""
-    if not trails or not trails[0].routes:
-        return Trail()
-    route, *_ = trails[0].routes
-    if len(trails) == 1:
-        return trails[0]
-    sites = dict.fromkeys(site for trail in trails for r in trail.routes[:1] for site in r.sites if site[1] is None)
-    return Trail(routes=(route._replace(sites=tuple(sites)),)) if route.chosen else Trail()
-
-
 def _first_input(samples: Samples) -> Any:
-    """Of [*batch, *samples, *inputs] the first input."""
+    """Returns the first input of an array [*batch, *samples, *inputs]."""
     return samples.values[(..., *[0] * samples.inputs)] if samples.inputs else samples.values

@@ -1,118 +1,57 @@
-"""`Trail`: which expert computes each row of a value, followed from the router to the weighted sum of the experts.
+"""`follow`: which expert computes each row of a value, from the router to the weighted sum of the experts.
 
 A mixture of experts chooses experts for each token with `top_k`, `argmax` or a sort, and moves rows: by masks in
-einsums, by gathers and scatters, or by sorting for `ragged_dot`. This module follows three marks beside the arrays:
+einsums, by gathers and scatters, or by sorting for `ragged_dot`. This module follows three marks (`Trail`) beside the
+arrays:
 
 - `picked`: the value is computed from such a choice (indices, one-hot masks, gates).
 - `filled`: a mask of the rows that contain a token; the other rows are empty slots of an expert.
 - `routes`: the rows are computed by experts. `Route.owner` contains the number of the expert of each row.
-
-A mark has the rank of its value and size 1 along axes that it does not depend on, so that a move of the value also
-moves its marks. A mark that cannot be followed is dropped.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxprune._jaxprs import factors, sub_jaxprs
 from jaxprune._jaxprs import primitives as mv
+from jaxprune._jaxprs import sub_jaxprs
 from jaxprune._jaxprs.primitives import PRIMITIVES, Entrywise, Moves, Product, Reduce
+from jaxprune.calibration.values import (
+    Combined,
+    Equation,
+    Marked,
+    Route,
+    Trail,
+    axis_after,
+    each_mark,
+    flat_after,
+    moved,
+)
 
-Equation = Any
-Key = tuple[int, ...]
 PICKS = frozenset({"top_k", "sort", "argmax", "argmin", "approx_top_k"})
 
 
-class Route(NamedTuple):
-    """Experts that compute the rows of a value.
-
-    Attributes:
-      size: the number of experts.
-      owner: for each row the number of its expert plus 1; 0 for a row without a token.
-      gate: the factor by which the router multiplies each row; None if the value is not multiplied yet.
-      axis: the axis of the value that runs over the experts; None if each row has an expert of its own.
-      sites: the products with weights of the experts that computed the rows: the product, the number of the sample of
-        each row plus 1, and the factor of the weight that runs over the experts. The numbers are None if the product
-        knows its samples.
-      chosen: whether a router chooses the rows of each expert; False while all experts compute all rows.
-    """
-
-    size: int
-    owner: Any
-    gate: Any
-    axis: int | None
-    sites: tuple[tuple[Key, Any, Any], ...]
-    chosen: bool
-
-
-class Trail(NamedTuple):
-    """The marks of a value.
-
-    Attributes:
-      picked: whether the value is computed from a choice of experts.
-      filled: a mask of the rows that contain a token; None if all rows do or if it is unknown.
-      routes: the experts that may have computed the rows.
-      flat: the axes along which the value is constant.
-    """
-
-    picked: bool = False
-    filled: Any = None
-    routes: tuple[Route, ...] = ()
-    flat: frozenset[int] = frozenset()
-
-
-class Marked(NamedTuple):
-    """An operand of an equation: its array, its marks and whether it depends on data."""
-
-    array: Any
-    trail: Trail
-    data: bool
-
-
-class Combined(NamedTuple):
-    """A sum over the experts: for each entry of `owner` a row of norm `norm`, weighted with `gate`, `times` times."""
-
-    route: Route
-    owner: Any
-    norm: Any
-    times: Any
-    gate: Any
-    weighted: Any
-
-
-NOTHING = Trail()
-
-
 def chooses(jaxpr: Any) -> bool:
-    """Returns whether a jaxpr contains a choice that may be that of a router."""
+    """Returns whether a jaxpr contains a choice that a router may have made."""
     return any(
-        eqn.primitive.name in PICKS or eqn.primitive.name == "ragged_dot_general" or any(map(_inner, sub_jaxprs(eqn)))
+        eqn.primitive.name in PICKS
+        or eqn.primitive.name == "ragged_dot_general"
+        or any(chooses(sub.jaxpr) for sub in sub_jaxprs(eqn))
         for eqn in jaxpr.eqns
     )
 
 
-def _inner(sub: Any) -> bool:
-    return chooses(sub.jaxpr)
-
-
-def numbers(size: int, rank: int, axis: int) -> jax.Array:
-    """Returns the numbers 1 to `size` along one axis of an array of `rank` axes."""
-    return jnp.arange(1, size + 1, dtype=jnp.int32).reshape([size if a == axis else 1 for a in range(rank)])
-
-
 def mask_of(value: Marked) -> Any:
-    """Where a chosen value is not zero, or which of its rows contain a token; None for a value without a choice."""
+    """Marks where a chosen value is not zero, or its rows that contain a token; None for a value without a choice."""
     if value.trail.filled is not None:
         return value.trail.filled
     return _thin(value) != 0 if value.trail.picked else None
 
 
 def _thin(value: Marked) -> Any:
-    """The array with one entry along the axes along which it is constant."""
+    """Returns the array with a single entry along each axis along which it is constant."""
     return value.array[tuple(slice(0, 1) if a in value.trail.flat else slice(None) for a in range(value.array.ndim))]
 
 
@@ -153,109 +92,7 @@ def _flat(eqn: Equation, what: Any, operands: Sequence[Marked]) -> frozenset[int
     if not isinstance(what, Moves) or what.each:
         return frozenset()
     [move, *_] = what.moves(eqn)
-    return _flat_after(move, operands[0])
-
-
-def _flat_after(move: Any, value: Marked) -> frozenset[int]:
-    flat = value.trail.flat
-    if isinstance(move, mv.Broadcast):
-        kept = {to: k for k, to in enumerate(move.dimensions)}
-        shape = value.array.shape
-        return frozenset(
-            a for a, n in enumerate(move.shape) if a not in kept or kept[a] in flat or (shape[kept[a]] == 1 and n != 1)
-        )
-    if isinstance(move, mv.Transpose):
-        return frozenset(a for a, p in enumerate(move.permutation) if p in flat)
-    if isinstance(move, mv.Same | mv.Slice):
-        return flat
-    if isinstance(move, mv.Reshape) and move.order is None and 0 not in value.array.shape:
-        pairs = factors.blocks(value.array.shape, move.shape)
-        return frozenset(out for ins, outs in pairs for out in outs if ins and all(i in flat for i in ins))
-    return frozenset()
-
-
-def moved(move: Any, mark: Any, shape: Sequence[int]) -> Any:
-    """A mark after a move of its value.
-
-    Args:
-      move: a move of one operand.
-      mark: the mark.
-      shape: the shape of the value before the move.
-
-    Returns:
-      The mark of the result; None if the move is not followed.
-    """
-    follow = _MOVED.get(type(move))
-    return None if follow is None else follow(move, mark, shape)
-
-
-def _reshaped(move: mv.Reshape, mark: Any, shape: Sequence[int]) -> Any:
-    if move.order is not None or 0 in shape:
-        return None
-    before, after = list(mark.shape), [1] * len(move.shape)
-    for ins, outs in factors.blocks(tuple(shape), move.shape):
-        if any(mark.shape[i] != 1 for i in ins):
-            before = [shape[i] if i in ins else n for i, n in enumerate(before)]
-            after = [move.shape[i] if i in outs else n for i, n in enumerate(after)]
-    return jnp.broadcast_to(mark, before).reshape(after)
-
-
-def _broadcast(move: mv.Broadcast, mark: Any, shape: Sequence[int]) -> Any:
-    del shape
-    return mark.reshape(
-        [mark.shape[move.dimensions.index(a)] if a in move.dimensions else 1 for a in range(len(move.shape))]
-    )
-
-
-def _sliced(move: mv.Slice, mark: Any, shape: Sequence[int]) -> Any:
-    del shape
-    bounds = zip(*move, strict=True)
-    return mark[tuple(slice(*b) if n != 1 else slice(None) for b, n in zip(bounds, mark.shape, strict=True))]
-
-
-def _padded(move: mv.Pad, mark: Any, shape: Sequence[int]) -> Any:
-    if any(low < 0 or high < 0 for low, high, _ in move.config):
-        return None
-    grown = [n if c == (0, 0, 0) else m for n, m, c in zip(mark.shape, shape, move.config, strict=True)]
-    return lax.pad(jnp.broadcast_to(mark, grown), jnp.zeros((), mark.dtype), move.config)
-
-
-_MOVED: dict[type, Callable[[Any, Any, Sequence[int]], Any]] = {
-    mv.Same: lambda move, mark, shape: mark,
-    mv.Transpose: lambda move, mark, shape: move(mark),
-    mv.Squeeze: lambda move, mark, shape: move(mark),
-    mv.Reverse: lambda move, mark, shape: jnp.flip(mark, move.dimensions),
-    mv.Broadcast: _broadcast,
-    mv.Slice: _sliced,
-    mv.Pad: _padded,
-    mv.Reshape: _reshaped,
-}
-
-
-def _axis_after(move: Any, axis: int | None, shape: Sequence[int]) -> int | None:
-    if axis is None or isinstance(move, mv.Same | mv.Slice | mv.Reverse | mv.Pad):
-        return axis
-    if isinstance(move, mv.Transpose):
-        return move.permutation.index(axis)
-    if isinstance(move, mv.Squeeze):
-        return axis - sum(a < axis for a in move.dimensions)
-    if isinstance(move, mv.Broadcast):
-        return move.dimensions[axis]
-    if isinstance(move, mv.Reshape) and move.order is None:
-        alone = [(i, o) for i, o in factors.blocks(tuple(shape), move.shape) if axis in i]
-        return alone[0][1][0] if len(alone[0][0]) == len(alone[0][1]) == 1 else None
-    return None
-
-
-def each_mark(route: Route, change: Callable[[Any], Any], axis: int | None) -> Route | None:
-    """Returns the route with all its marks changed; None if one of them cannot be followed."""
-    owner, gate = change(route.owner), None if route.gate is None else change(route.gate)
-    sites = tuple((key, None if rows is None else change(rows), of) for key, rows, of in route.sites)
-    if owner is None or (gate is None) != (route.gate is None):
-        return None
-    if any(new[1] is None and old[1] is not None for new, old in zip(sites, route.sites, strict=True)):
-        return None
-    return route._replace(owner=owner, gate=gate, axis=axis, sites=sites)
+    return flat_after(move, operands[0])
 
 
 def _moves(eqn: Equation, what: Moves, operands: Sequence[Marked], picked: bool) -> list[Trail]:
@@ -269,9 +106,9 @@ def _moves(eqn: Equation, what: Moves, operands: Sequence[Marked], picked: bool)
             continue
         change = lambda mark, move=move: moved(move, mark, shape)
         filled = None if value.trail.filled is None else change(value.trail.filled)
-        routes = [each_mark(r, change, _axis_after(move, r.axis, shape)) for r in value.trail.routes]
+        routes = [each_mark(r, change, axis_after(move, r.axis, shape)) for r in value.trail.routes]
         out.append(
-            Trail(value.trail.picked, filled, tuple(r for r in routes if r is not None), _flat_after(move, value))
+            Trail(value.trail.picked, filled, tuple(r for r in routes if r is not None), flat_after(move, value))
         )
     return out
 
@@ -312,7 +149,7 @@ def _entrywise(
 
 
 def _filled(name: str, arrays: Sequence[Marked], picked: bool) -> tuple[bool, Any]:
-    """Whether the result of an entrywise function is a chosen value, and which of its rows are filled."""
+    """Returns whether the result of an entrywise function is a chosen value, and a mask of its filled rows."""
     masks = [m for v in arrays if (m := mask_of(v)) is not None]
     plain = [v for v in arrays if v.data and mask_of(v) is None]
     if not plain and all(v.trail.filled is None for v in arrays):
@@ -341,7 +178,7 @@ def _joined(a: Route, b: Route, name: str) -> Route:
 
 
 def _gated(route: Route, others: Sequence[Marked], name: str, shape: Sequence[int]) -> Route:
-    """The route of rows that are multiplied by the router's gates."""
+    """Returns the route of rows that are multiplied by the router's gates."""
     for other in others:
         factor = _thin(other)
         features = [a for a, n in enumerate(route.owner.shape) if n == 1 and a != route.axis]
@@ -353,7 +190,7 @@ def _gated(route: Route, others: Sequence[Marked], name: str, shape: Sequence[in
 
 
 def _selects(route: Route, other: Marked, shape: Sequence[int]) -> bool:
-    """Whether a factor is a router's choice among the experts of a route."""
+    """Returns whether a factor is a router's choice among the experts of a route."""
     return _is_choice(other) and (route.axis is None or shape[route.axis] != 1 or route.size == 1)
 
 
@@ -381,7 +218,7 @@ def rows_of(route: Route, array: Any, times: Any = None, factor: Any = None) -> 
 
 
 def _place(pairs: Sequence[tuple[int, int]], array: Any, rank: int) -> Any:
-    """An operand of a product, summed over its free axes, with its other axes where the rows have theirs."""
+    """Sums an operand of a product over its free axes and moves its other axes to the places of the rows' axes."""
     mine = [b for _, b in pairs]
     free = tuple(a for a in range(array.ndim) if a not in mine)
     array = array.sum(free)
@@ -441,7 +278,7 @@ def _product(
 
 
 def _gate_of_product(route: Route, batch: Sequence[tuple[int, int]], mask: Marked, rank: int) -> Any:
-    """The route of rows that a product without contraction multiplies by gates."""
+    """Returns the route of rows that a product without contraction multiplies by gates."""
     if mask.array.ndim != len(batch):
         return None
     first = [a for a, _ in batch]
@@ -582,19 +419,3 @@ def samples_of_experts(found: Combined, rows: Any, count: int) -> jax.Array:
     shape = jnp.broadcast_shapes(found.owner.shape, rows.shape)
     at = (jnp.broadcast_to(found.owner, shape).ravel(), jnp.broadcast_to(rows, shape).ravel())
     return jnp.zeros((found.route.size + 1, count + 1), bool).at[at].set(True)[1:, 1:]
-
-
-def placed(mark: Any, to: dict[int, int], rank: int) -> Any:
-    """A mark of an operand of a product as a mark of the result: axis `a` becomes axis `to[a]`, the others are dropped.
-
-    A row is marked if any of the entries along a dropped axis is.
-    """
-    gone = tuple(a for a in range(mark.ndim) if a not in to)
-    mark = (
-        mark.max(gone) if any(mark.shape[a] != 1 for a in gone) else mark.reshape([mark.shape[a] for a in sorted(to)])
-    )
-    order = sorted(range(mark.ndim), key=lambda k: to[sorted(to)[k]])
-    shape = [1] * rank
-    for k in order:
-        shape[to[sorted(to)[k]]] = mark.shape[k]
-    return mark.transpose(order).reshape(shape)

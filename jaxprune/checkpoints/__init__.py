@@ -5,17 +5,14 @@ use, every leaf that is read is compared with the caller's description.
 """
 
 from jaxprune.checkpoints.gguf import import_gguf
-from jaxprune.checkpoints.huggingface import Folder, FolderWriter
-from jaxprune.checkpoints.layouts import named_roles
-from jaxprune.checkpoints.networks import Loaded, Saved, load, load_slim, save, save_slim
+from jaxprune.checkpoints.huggingface import Folder, FolderWriter, named_roles
+from jaxprune.checkpoints.networks import load, load_slim, save, save_slim
 from jaxprune.checkpoints.states import Run, read, restore, write
 
 __all__ = [
     "Folder",
     "FolderWriter",
-    "Loaded",
     "Run",
-    "Saved",
     "import_gguf",
     "load",
     "load_slim",

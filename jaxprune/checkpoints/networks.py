@@ -21,6 +21,7 @@ from jax import export
 from jaxprune import _tree
 from jaxprune import masks as masks_
 from jaxprune.checkpoints import _disk
+from jaxprune.masks.packing import is_packed
 from jaxprune.slimming import Manifest, Slimmed
 
 PyTree = Any
@@ -226,7 +227,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
         masks = jax.tree.map(lambda _: True, params)
-    masks = _tree.align(params, masks, what="masks", is_leaf=masks_.is_packed)
+    masks = _tree.align(params, masks, what="masks", is_leaf=is_packed)
     _tree.check_masks(params, masks)
     arrays, leaves = _split(params, masks_.unpack(masks), [*extra])
     arrays |= extra

@@ -10,9 +10,17 @@ wherever a criterion is accepted. In the returned scores:
 
 from jaxprune.criteria._scores import within_outputs
 from jaxprune.criteria.activations import activation_mean, apoz, ria, wanda
-from jaxprune.criteria.flow import Criterion, grasp, synflow, synflow_masks
-from jaxprune.criteria.gradients import fisher, gradient, snip
-from jaxprune.criteria.second_order import hessian_diagonal, obd
+from jaxprune.criteria.gradients import (
+    Criterion,
+    fisher,
+    gradient,
+    grasp,
+    hessian_diagonal,
+    obd,
+    snip,
+    synflow,
+    synflow_masks,
+)
 from jaxprune.criteria.weights import magnitude, random
 
 __all__ = [

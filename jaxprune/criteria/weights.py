@@ -9,8 +9,7 @@ from jax import lax
 
 from jaxprune import _tree
 from jaxprune.criteria._scores import score_leaf, wide
-from jaxprune.masks._exact import shards, sums
-from jaxprune.masks._exact.axes import named_sharding
+from jaxprune.masks._exact import shards
 
 PyTree = Any
 _NORMS = ("l1", "l2", "mean", "max")
@@ -98,7 +97,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
     if norm == "max":
         divisor = largest
     else:
-        divisor = sums.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
+        divisor = shards.exact_sum(finite * finite if norm == "l2" else finite, axes, layout).astype(size.dtype)
     if norm == "l2":
         divisor = jnp.sqrt(divisor)
     if norm == "mean":
@@ -156,4 +155,4 @@ def _uniform(key: jax.Array, w: jax.Array, layout: shards.Shards) -> jax.Array:
     if layout.is_cut:
         return layout.own(jax.random.uniform(key, layout.whole(w.shape), wide(w.dtype)), w.shape)
     # With Explicit axes the scores are drawn in the parameter's sharding; otherwise each device would hold all of them.
-    return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=named_sharding(w))
+    return jax.random.uniform(key, w.shape, wide(w.dtype), out_sharding=shards.named_sharding(w))

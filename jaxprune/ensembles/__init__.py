@@ -1,8 +1,16 @@
 """Ensembles of pruned networks: members as one vmapped model, uncertainty, free tickets, soups and distillation."""
 
-from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss, softened
-from jaxprune.ensembles.free_tickets import Updates, free_tickets
-from jaxprune.ensembles.members import Members, from_keys, from_stacked, kept_weights, stack, take
+from jaxprune.ensembles.distillation import TopLogits, distillation_loss, hidden_loss
+from jaxprune.ensembles.members import (
+    Members,
+    Updates,
+    free_tickets,
+    from_stacked,
+    kept_weights,
+    soup,
+    stack,
+    take,
+)
 from jaxprune.ensembles.predictions import (
     disagreement,
     greedy_selection,
@@ -10,11 +18,9 @@ from jaxprune.ensembles.predictions import (
     mean_logit,
     mean_probability,
     member_logits,
-    pairwise_disagreement,
     predictor,
     uncertainty,
 )
-from jaxprune.ensembles.soups import soup
 
 __all__ = [
     "Members",
@@ -23,7 +29,6 @@ __all__ = [
     "disagreement",
     "distillation_loss",
     "free_tickets",
-    "from_keys",
     "from_stacked",
     "greedy_selection",
     "hidden_loss",
@@ -32,9 +37,7 @@ __all__ = [
     "mean_logit",
     "mean_probability",
     "member_logits",
-    "pairwise_disagreement",
     "predictor",
-    "softened",
     "soup",
     "stack",
     "take",

@@ -77,7 +77,8 @@ def distillation_loss(
 
     Args:
       student: logits (..., classes).
-      teacher: logits (..., classes); or (members, ..., classes) of an ensemble, combined by `softened`; or `TopLogits`.
+      teacher: logits (..., classes); or (members, ..., classes) of an ensemble, for the mean of the members'
+        softened probabilities; or `TopLogits`.
       labels: integers (...), required if `weight` is below 1; default None.
       temperature: T > 0 of both softmaxes; default 2.
       weight: the weight of the teacher, in [0, 1]; default 1. The labels have the weight 1 - `weight`.

@@ -206,28 +206,6 @@ def disagreement(logits: Any) -> Array:
     return (members**2 - (votes**2).sum(-1)) / (members * (members - 1))
 
 
-def pairwise_disagreement(logits: Any) -> Array:
-    """For each pair of members, the fraction of samples on which they answer differently.
-
-    Args:
-      logits: (members, n, classes).
-
-    Returns:
-      (members, members), symmetric, with zeros on the diagonal. The mean off the diagonal equals the mean of
-      `disagreement` over the samples.
-
-    Raises:
-      ValueError: logits do not have three axes, an axis is empty, or concrete logits have NaN.
-
-    Example:
-      >>> answers = jnp.array([[0, 1], [0, 2]])
-      >>> pairwise_disagreement(jax.nn.one_hot(answers, 3)).tolist()
-      [[0.0, 0.5], [0.5, 0.0]]
-    """
-    answers = check_logits(logits).argmax(-1)
-    return jax.vmap(lambda one: (one[None] != answers).mean(-1))(answers)
-
-
 def check_logits(logits: Any, *, least: int = 1) -> Array:
     """Checks the shape, dtype and values of member logits; returns the logits in float32 at least."""
     logits = jnp.asarray(logits)

@@ -14,7 +14,6 @@ turns a mask into a smaller network.
 Targets of shape (n,) are class labels if they are integers, booleans or strings, and numbers if they are floats.
 """
 
-from jaxprune.features.gates import StochasticGates, input_lasso
 from jaxprune.features.hidden import (
     alive,
     cka,
@@ -22,13 +21,21 @@ from jaxprune.features.hidden import (
     map_rank,
     similar_layers,
 )
-from jaxprune.features.narrowing import Narrowed, eliminate, narrow, top
-from jaxprune.features.redundancy import clusters, correlations, mrmr, one_of_each, relatedness
-from jaxprune.features.saliency import gradient_saliency, input_norms, permutation
-from jaxprune.features.scores import anova_f, mutual_information, pearson, spearman
+from jaxprune.features.narrowing import eliminate, narrow, top
+from jaxprune.features.saliency import StochasticGates, gradient_saliency, input_lasso, input_norms, permutation
+from jaxprune.features.scores import (
+    anova_f,
+    clusters,
+    correlations,
+    mrmr,
+    mutual_information,
+    one_of_each,
+    pearson,
+    relatedness,
+    spearman,
+)
 
 __all__ = [
-    "Narrowed",
     "StochasticGates",
     "alive",
     "anova_f",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.features import _checks
-from jaxprune.features.redundancy import correlations
+from jaxprune.features.scores import correlations
 
 Array = jax.Array
 

@@ -4,12 +4,20 @@ train --> score --> prune --> rewind --> train --> ...      Rounds --ticket--> T
 """
 
 from jaxprune.lottery.experiments import error_barrier, instability, random_masks, reinitialised, shuffled_masks
-from jaxprune.lottery.rewinding import Rewinding, early_weights, fine_tuning, initial_weights, learning_rate_only
-from jaxprune.lottery.search import Rounds, Ticket, Training, iterative_pruning, ticket
+from jaxprune.lottery.search import (
+    Rewinding,
+    Ticket,
+    Training,
+    early_weights,
+    fine_tuning,
+    initial_weights,
+    iterative_pruning,
+    learning_rate_only,
+    ticket,
+)
 
 __all__ = [
     "Rewinding",
-    "Rounds",
     "Ticket",
     "Training",
     "early_weights",

@@ -11,11 +11,9 @@ import jax.numpy as jnp
 
 from jaxprune import _tree, criteria
 from jaxprune import masks as masks_
-from jaxprune.lottery.rewinding import Train
+from jaxprune.lottery.search import Control, Train
 
 PyTree = Any
-# `(start, masks, key of the round, key of the search) -> (start, masks)`
-Control = Callable[[PyTree, PyTree, Any, Any], tuple[PyTree, PyTree]]
 
 
 def reinitialised(init: Callable[[Any], PyTree]) -> Control:

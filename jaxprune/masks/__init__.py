@@ -5,11 +5,12 @@ shape for single entries, (1, 1, 1, C) for channels, a scalar True for a leaf th
 masks also take packed masks. Of equal scores the lowest index is kept, counts are exact, and the bits are the same on
 any number of devices. Under jit, patterns, `where` and `batch_axes` are static.
 
-The algorithm of the selection is explained in `jaxprune.masks._rank`, the numbers in `jaxprune.masks._exact`.
+The algorithm of the selection is explained in `jaxprune.masks._exact`.
 """
 
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks.algebra import (
+    Pruned,
     apply,
     count_kept,
     difference,
@@ -18,15 +19,14 @@ from jaxprune.masks.algebra import (
     ones,
     overlap,
     sparsity,
+    summary,
     unite,
 )
-from jaxprune.masks.leaves import Units, leaves
-from jaxprune.masks.packing import Packed, is_packed, pack, unpack
+from jaxprune.masks.packing import pack, unpack
 from jaxprune.masks.pattern import Leaf, Pattern
 from jaxprune.masks.patterns import NM, Block, Channel, Unstructured
 from jaxprune.masks.patterns import Patterns as Patterns  # for annotations only: Units documents it
-from jaxprune.masks.pruned import Pruned, summary
-from jaxprune.masks.select import Global, select, select_global
+from jaxprune.masks.select import Global, Units, leaves, select, select_global
 
 __all__ = [
     "NM",
@@ -35,7 +35,6 @@ __all__ = [
     "Count",
     "Global",
     "Leaf",
-    "Packed",
     "Pattern",
     "Pruned",
     "Units",
@@ -45,7 +44,6 @@ __all__ = [
     "difference",
     "intersect",
     "invert",
-    "is_packed",
     "leaves",
     "ones",
     "overlap",

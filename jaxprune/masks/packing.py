@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree
-from jaxprune.masks._exact import axes
+from jaxprune.masks._exact import shards
 
 PyTree = Any
 
@@ -131,7 +131,7 @@ def as_bool(mask: Any, like: Any = None) -> Any:
     shifts = jnp.arange(8, dtype=jnp.uint8)
     bits = (mask.bits[..., None] >> shifts) & np.uint8(1)
     found = (bits != 0).reshape(*mask.bits.shape[:-1], -1)[..., : mask.width]
-    return found if like is None or found.shape != np.shape(like) else axes.place_like(found, like)
+    return found if like is None or found.shape != np.shape(like) else shards.place_like(found, like)
 
 
 def _pack(mask: Any) -> Any:
@@ -139,7 +139,7 @@ def _pack(mask: Any) -> Any:
         return mask
     width = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -width % 8)])
-    cut = axes.split(padded, (1,) * (mask.ndim - 1) + (8,))
+    cut = shards.split(padded, (1,) * (mask.ndim - 1) + (8,))
     bytes_ = cut.squeeze(tuple(range(1, 2 * mask.ndim - 1, 2))).astype(jnp.uint8)
     weights = jnp.left_shift(jnp.uint8(1), jnp.arange(8, dtype=jnp.uint8))
     return Packed((bytes_ * weights).sum(-1, dtype=jnp.uint8), width)

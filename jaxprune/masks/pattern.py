@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.masks._exact import axes, sums
-from jaxprune.masks._exact.shards import WHOLE, Shards
+from jaxprune.masks._exact.shards import WHOLE, Shards, exact_sum, place_like
 
 Shape = tuple[int, ...]
 
@@ -118,11 +117,11 @@ class Leaf:
         Returns:
           float32. NaN if a NaN or both infinities take part, else an infinity if one takes part.
         """
-        return sums.exact_sum(scores, tuple(along), self.shards)
+        return exact_sum(scores, tuple(along), self.shards)
 
     def placed(self, mask: jax.Array) -> jax.Array:
         """Returns a mask in the shape of the leaf, on the leaf's devices if the leaf's type names them."""
-        return axes.place_like(mask, self.array)
+        return place_like(mask, self.array)
 
     @property
     def _sizes(self) -> tuple[int, int]:

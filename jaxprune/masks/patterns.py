@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _tree
-from jaxprune.masks._exact import axes, sums
+from jaxprune.masks._exact import shards
 from jaxprune.masks._exact.shards import Shards
 from jaxprune.masks.pattern import Group, Leaf, Pattern, Shape
 
@@ -111,7 +111,7 @@ class Block(Pattern):
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
         """Returns the scores of the units."""
         within = tuple(range(1, 2 * leaf.ndim, 2))
-        found = sums.exact_sum(axes.split(scores, self._sizes(leaf)), within).squeeze(within)
+        found = shards.exact_sum(shards.split(scores, self._sizes(leaf)), within).squeeze(within)
         return found.transpose(leaf.batch_first)
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
@@ -119,7 +119,7 @@ class Block(Pattern):
         within, kept = tuple(range(1, 2 * leaf.ndim, 2)), kept.transpose(_inverse(leaf.batch_first))
         pairs = zip(kept.shape, self._sizes(leaf), strict=True)
         blocks = jnp.expand_dims(kept, within)
-        return axes.join(jnp.broadcast_to(blocks, [part for n, size in pairs for part in (n, size)]))
+        return shards.join(jnp.broadcast_to(blocks, [part for n, size in pairs for part in (n, size)]))
 
     @property
     def takes_any_stack(self) -> bool:
@@ -246,15 +246,15 @@ class NM(Pattern):
         last = together[-1]
         if self._splits(leaf):
             sizes = tuple(self.m if a == last else 1 for a in range(leaf.ndim))
-            return axes.split(scores, sizes).squeeze(tuple(2 * a + 1 for a in range(leaf.ndim) if a != last))
-        moved = axes.replicate(scores).transpose(_last(together, leaf.ndim))
+            return shards.split(scores, sizes).squeeze(tuple(2 * a + 1 for a in range(leaf.ndim) if a != last))
+        moved = shards.replicate(scores).transpose(_last(together, leaf.ndim))
         return moved.reshape(*moved.shape[: leaf.ndim - len(together)], -1, self.m)
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
         """Returns the mask of the entries."""
         together = self.reduction_axes(leaf)
         if self._splits(leaf):
-            return axes.join(jnp.expand_dims(kept, tuple(2 * a + 1 for a in range(leaf.ndim) if a != together[-1])))
+            return shards.join(jnp.expand_dims(kept, tuple(2 * a + 1 for a in range(leaf.ndim) if a != together[-1])))
         order = _last(together, leaf.ndim)
         return kept.reshape([leaf.part[a] for a in order]).transpose(_inverse(order))
 

@@ -5,13 +5,12 @@ disk (`model.layers.0.self_attn.q_proj.weight`, kernels [outputs, inputs]). `par
 embedding, block and head. `prune_folder`, `slim_folder` and `perplexity` read and run a folder block by block.
 """
 
-from jaxprune.models.decoder import FAMILIES, Parts, block_params, decoder, parts
+from jaxprune.models.decoder import FAMILIES, block_params, decoder, parts
 from jaxprune.models.pruning import perplexity, prune_folder
 from jaxprune.models.slimming import slim_folder
 
 __all__ = [
     "FAMILIES",
-    "Parts",
     "block_params",
     "decoder",
     "parts",

@@ -278,7 +278,7 @@ def _narrowed(
     def part(module: str, x: jax.Array) -> jax.Array:
         if x.ndim == 1:
             return x[kept.channels if module in _NORMS else rows.get(module, every)]
-        # Kernels are [outputs, inputs]; those that `columns` does not name read the hidden states.
+        # Kernels are [outputs, inputs]; kernels that `columns` does not name read the hidden states.
         return x[rows.get(module, every)][:, columns.get(module, kept.channels)]
 
     places = {f".experts.{expert}.": f".experts.{place}." for place, expert in enumerate(kept.experts)}

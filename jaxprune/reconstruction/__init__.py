@@ -8,9 +8,8 @@ A method is a function of one weight matrix, `(weight [inputs, outputs], gram, t
 from jaxprune.reconstruction.alps import affordable, alps
 from jaxprune.reconstruction.batch_statistics import recalibrate_statistics
 from jaxprune.reconstruction.blocks import reconstruct_blocks
-from jaxprune.reconstruction.least_squares import least_squares
-from jaxprune.reconstruction.obs import obs
-from jaxprune.reconstruction.quantise import Quantised, dequantise, quantise
+from jaxprune.reconstruction.least_squares import least_squares, obs
+from jaxprune.reconstruction.quantise import dequantise, quantise
 from jaxprune.reconstruction.reconstruct import reconstruct, relative_errors
 from jaxprune.reconstruction.removal import Entries, Given, Grouped
 from jaxprune.reconstruction.sequential import reconstruct_sequential
@@ -20,7 +19,6 @@ __all__ = [
     "Entries",
     "Given",
     "Grouped",
-    "Quantised",
     "affordable",
     "alps",
     "dequantise",

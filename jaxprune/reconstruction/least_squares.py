@@ -1,9 +1,17 @@
-r"""`least_squares`: the optimal values of the weights that a mask keeps.
+r"""`least_squares`, the optimal values of the weights that a mask keeps; `obs`, exact optimal brain surgeon.
 
 For each output with kept inputs $S$, the minimum of $\|X (w - w_0)\|^2$ over $w$ that is zero outside $S$ solves
 $H_{SS}\, \delta_S = (H w_0^{\text{removed}})_S$, $w = w_0^{\text{kept}} + \delta$. Every output has its own linear
 system. Small systems are solved by Cholesky, larger ones by conjugate gradients on all outputs at once.
+
+`obs` removes one weight at a time; it is the reference for small layers. Frantar, Singh and Alistarh 2022, Optimal
+Brain Compression (arXiv 2208.11580), Algorithms 1 and 2. Each step removes the weight of an output with the least
+$w_j^2 / [H^{-1}]_{jj}$, updates the other weights by $w \leftarrow w - \frac{w_j}{[H^{-1}]_{jj}} H^{-1}_{:j}$, and
+eliminates $j$ from the inverse by one step of Gaussian elimination. The sizes of the losses then decide how many
+weights each output loses.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +19,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from jaxprune.reconstruction import gram, removal
+from jaxprune.reconstruction.sparsegpt import sparsegpt
 
 _DIRECT_INPUTS = 256
 _CHUNK = 1 << 24  # entries of all the systems that are solved at once
@@ -124,3 +133,105 @@ def conjugate_gradients(
 
     start = (jnp.int32(0), jnp.zeros_like(target), target, target * scale, first)
     return lax.while_loop(going, step, start)[1]
+
+
+def obs(
+    weight: jax.Array,
+    gram_matrix: jax.Array,
+    target: removal.Target,
+    *,
+    damping: float | jax.Array = 1e-4,
+    guard: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Prunes one small weight matrix by exact OBS (Frantar, Singh and Alistarh 2022, arXiv 2208.11580).
+
+    The cost is inputs^3 operations for each output, so use it for layers of up to a few hundred inputs. `alps` is
+    usually no worse and costs less for larger layers. The order of removal is greedy. The kept weights are then the
+    least squares solution for the mask, which equals the sum of the updates. Of equal losses within an output the lower
+    index is removed first; between outputs the lowest index is kept.
+
+    A greedy mask need not be the best mask. With `guard`, the function also computes SparseGPT, and SparseGPT's mask
+    with least squares weights, and returns the result of the smallest total output error (for each output separately
+    with `Grouped` and `Given`, where outputs are independent).
+
+    Args:
+      weight: float[inputs, outputs]; computed in float32 at least.
+      gram_matrix: float[inputs, inputs], $X^T X$, in any scale.
+      target: what to remove: `Entries`, `Grouped` or `Given`.
+      damping: added to the diagonal of the Gram matrix, relative to the diagonal's mean; 0 or more; default 1e-4.
+      guard: whether the result must be no worse than SparseGPT's; static; default True.
+
+    Returns:
+      `(weights, mask)`: weights in the dtype of `weight`, exact zeros where the bool mask is False. Kept weights are
+      NaN if the damped Gram matrix is not positive definite.
+
+    Raises:
+      ValueError: shapes do not fit, or m does not divide the inputs.
+
+    Example:
+      >>> w, x = jax.random.normal(jax.random.key(0), (6, 2)), jax.random.normal(jax.random.key(1), (50, 6))
+      >>> new, mask = obs(w, x.T @ x, removal.Entries(4))
+      >>> int(mask.sum())
+      8
+    """
+    removal.check(weight, gram_matrix, target)
+    mask = greedy_mask(weight, gram_matrix, target, damping=damping)
+    refit = partial(least_squares, weight, gram_matrix, damping=damping, direct=True)
+    best = refit(removal.Given(mask))
+    if not guard:
+        return best
+    swept, other = sparsegpt(weight, gram_matrix, target, damping=damping)
+    whole = isinstance(target, removal.Entries)
+    for candidate in (refit(removal.Given(other)), (swept, other)):
+        best = gram.better(weight, gram_matrix, best, candidate, whole=whole)
+    return best
+
+
+def greedy_mask(
+    weight: jax.Array, gram_matrix: jax.Array, target: removal.Target, *, damping: float | jax.Array = 1e-4
+) -> jax.Array:
+    """Returns the mask from removing one weight at a time; see `obs`."""
+    if isinstance(target, removal.Given):
+        return target.mask
+    factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
+    inverse = gram.matmul(factor.T, factor)
+    dead = gram_matrix.diagonal() <= 0
+    columns = jnp.where(dead[:, None], 0.0, weight.astype(inverse.dtype)).T
+    chunk = max(1, min(len(columns), _CHUNK // max(1, inverse.size)))
+    grouped = target if isinstance(target, removal.Grouped) else None
+    losses, turns = lax.map(lambda w: _eliminate(w, inverse, grouped), columns, batch_size=chunk)
+    if grouped is not None:
+        return (turns >= weight.shape[0] // grouped.m * (grouped.m - grouped.n)).T
+    assert isinstance(target, removal.Entries)  # for the type checker
+    # The losses of all outputs are ranked together. An output loses as many weights as it has removed losses, in its
+    # own order.
+    stays = removal.keep_largest(losses.T, weight.size - jnp.asarray(target.removed))
+    mask = (~stays).sum(0) <= turns.T
+    return jnp.where(jnp.isnan(inverse).any(), stays, mask)
+
+
+def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: removal.Grouped | None) -> tuple[jax.Array, jax.Array]:
+    """For one output: the loss of each step, and the step at which each weight is removed (never: number of inputs)."""
+    n = weight.shape[0]
+    steps = n if grouped is None else n // grouped.m * (grouped.m - grouped.n)
+
+    def step(state: tuple[jax.Array, ...], turn: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        w, inv, turns = state
+        gone = turns < n
+        barred = gone if grouped is None else gone | _full(gone, grouped)
+        loss = jnp.where(barred, jnp.inf, w**2 / jnp.where(gone, 1.0, inv.diagonal()))
+        j = jnp.argmin(loss)
+        row, pivot = inv[j], inv[j, j]
+        w = (w - row * (w[j] / pivot)).at[j].set(0.0)
+        inv = inv - jnp.outer(row, row / pivot)
+        inv = inv.at[j].set(0.0).at[:, j].set(0.0)
+        return (w, inv, turns.at[j].set(turn)), loss[j]
+
+    start = (weight, inverse, jnp.full(n, n, jnp.int32))
+    (_, _, turns), losses = lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))
+    return losses, turns
+
+
+def _full(gone: jax.Array, grouped: removal.Grouped) -> jax.Array:
+    removed = gone.reshape(-1, grouped.m).sum(1)
+    return jnp.repeat(removed >= grouped.m - grouped.n, grouped.m)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree, allocation, masks
-from jaxprune.calibration import Inputs, Stats
+from jaxprune.calibration import Stats
+from jaxprune.calibration.stats import Inputs
 from jaxprune.masks._exact import counts
 from jaxprune.prune import How, Selector
 from jaxprune.reconstruction.removal import Entries, Given, Grouped, Target

@@ -15,8 +15,7 @@ from jaxprune.masks import Pruned
 from jaxprune.prune import How
 from jaxprune.reconstruction import gram
 from jaxprune.reconstruction.alps import alps
-from jaxprune.reconstruction.least_squares import least_squares
-from jaxprune.reconstruction.obs import obs
+from jaxprune.reconstruction.least_squares import least_squares, obs
 from jaxprune.reconstruction.plan import Leaf, calibrated, having, plan, with_statistics
 from jaxprune.reconstruction.removal import Given, Grouped, Target
 from jaxprune.reconstruction.sparsegpt import sparsegpt

@@ -8,8 +8,8 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _tree
-from jaxprune.masks._exact import keys
-from jaxprune.masks._rank.groups import keep_in_groups
+from jaxprune.masks._exact import counts
+from jaxprune.masks._exact.rows import keep_in_groups
 
 _INPUTS = 46_340  # 2 * _INPUTS**2 < 2**32
 
@@ -117,7 +117,7 @@ def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
       >>> keep_largest(jnp.array([[1.0, 3.0], [1.0, 2.0]]), 3).tolist()
       [[True, True], [False, True]]
     """
-    signed = keys.ordered(saliency)
+    signed = counts.ordered(saliency)
     bits = signed.dtype.itemsize * 8
     unsigned = jnp.dtype(f"uint{bits}")
     key = lax.bitcast_convert_type(signed, unsigned) ^ jnp.array(1 << (bits - 1), unsigned)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs.walk import Values, bind, walk
-from jaxprune.calibration import Inputs, Stats, calibrator
+from jaxprune.calibration import Stats, calibrator
+from jaxprune.calibration.stats import Inputs
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
 from jaxprune.reconstruction.plan import Leaf, calibrated, plan, with_statistics

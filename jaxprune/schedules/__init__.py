@@ -10,13 +10,9 @@ from jaxprune.schedules.ramps import exponential as exponential
 from jaxprune.schedules.ramps import from_optax as from_optax
 from jaxprune.schedules.ramps import jump as jump
 from jaxprune.schedules.ramps import ramp as ramp
-from jaxprune.schedules.steps import Schedule as Schedule
-from jaxprune.schedules.steps import Update as Update
 from jaxprune.schedules.steps import every as every
 
 __all__ = [
-    "Schedule",
-    "Update",
     "cubic",
     "cyclic",
     "every",

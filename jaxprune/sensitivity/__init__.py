@@ -6,12 +6,10 @@ evolve_levels(loss, costs, budget) searches by the loss of the whole network, wh
 """
 
 from jaxprune.sensitivity.evolution import evolve_levels
-from jaxprune.sensitivity.levels import Levels, cheapest_loss, choose_levels, greedy_levels, leaf_costs
-from jaxprune.sensitivity.losses import Sensitivity, group_sensitivity, leaf_sensitivity, sensitivity_curves
+from jaxprune.sensitivity.levels import cheapest_loss, choose_levels, greedy_levels, leaf_costs
+from jaxprune.sensitivity.losses import group_sensitivity, leaf_sensitivity, sensitivity_curves
 
 __all__ = [
-    "Levels",
-    "Sensitivity",
     "cheapest_loss",
     "choose_levels",
     "evolve_levels",

@@ -8,13 +8,19 @@
 from jaxprune.slimming import costs
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, choose
-from jaxprune.slimming.depth import block_influence, keep_blocks, keep_influential
 from jaxprune.slimming.groups import Group, Groups, find_groups
 from jaxprune.slimming.hyperparameters import hyperparameters
 from jaxprune.slimming.manifest import Manifest
 from jaxprune.slimming.permutation import permute_channels
 from jaxprune.slimming.regularise import group_lasso, growing_penalty
-from jaxprune.slimming.scores import expert_scores, geometric_median_scores, group_scores
+from jaxprune.slimming.scores import (
+    block_influence,
+    expert_scores,
+    geometric_median_scores,
+    group_scores,
+    keep_blocks,
+    keep_influential,
+)
 from jaxprune.slimming.slim import Slimmed, slim
 
 __all__ = [

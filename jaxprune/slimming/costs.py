@@ -11,12 +11,12 @@ import numpy as np
 
 from jaxprune._jaxprs import count_flops, is_product, live, multiply_adds, sub_jaxprs
 from jaxprune._jaxprs.primitives import PRIMITIVES, Product
-from jaxprune.slimming._labels.analysis import analyse
+from jaxprune.slimming._labels.analysis import analyse, decided, whole_pieces
 from jaxprune.slimming._labels.axes import Axis, is_fixed
 from jaxprune.slimming._labels.evaluate import Decision
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming.choice import Choice
-from jaxprune.slimming.slim import decided, slim, whole_pieces
+from jaxprune.slimming.slim import slim
 
 PyTree = Any
 Cost = Callable[[Choice], float]

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxprune._jaxprs import roles_of
 from jaxprune._tree import LeafRole, Roles
-from jaxprune.slimming._labels.analysis import Analysis, Units, analyse, units_of
+from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.units import Units, units_of
 
 PyTree = Any
 _SHOWN_MEMBERS = 6

@@ -106,7 +106,9 @@ def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> It
         def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             known = met.setdefault(context.module.path, _Module(context.module))
             if context.method_name == "__call__" and known.call is None:
-                known.call = jax.tree.map(_shaped, (args, kwargs))
+                known.call = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _tree.is_array(x) else x, (args, kwargs)
+                )
             return call(*args, **kwargs)
 
         keys = {name: jax.random.key(0) for name in ("params", "dropout")}
@@ -212,10 +214,6 @@ def _input_sizes(module: Any, values: dict[str, Any], leaves: dict[str, Kept]) -
         if kept is not None and len(kept.shape or ()) >= -axis:
             return (kept.shape or ())[axis] * groups, kept.small[axis] * values.get("feature_group_count", groups)
     return 0, 0
-
-
-def _shaped(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if _tree.is_array(x) else x
 
 
 def _own(leaves: dict[str, Kept]) -> bool:

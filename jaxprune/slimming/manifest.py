@@ -175,7 +175,12 @@ class Manifest:
             if _is_sized(leaf.array) and (problem := _problem(leaf, own, shape, shrinking, ends)):
                 wrong.append(f"  {'/'.join(leaf.identity)}: {tuple(leaf.array.shape)}, {problem}")
         named = {kept.identity for kept in self.leaves}
-        if shrinking and not wrong and not any(owners) and named.isdisjoint(end for leaf in seen for end in _ends(leaf)):
+        if (
+            shrinking
+            and not wrong
+            and not any(owners)
+            and named.isdisjoint(end for leaf in seen for end in _ends(leaf))
+        ):
             lost = [leaf for leaf in seen if _is_sized(leaf.array) and _tree.is_floating(leaf.array)]
             wrong += [f"  {'/'.join(leaf.identity)}: no path of its tree ends like a parameter's" for leaf in lost]
         if wrong:

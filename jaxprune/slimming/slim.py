@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,11 +13,10 @@ from jax.core import Tracer
 
 from jaxprune import _tree, criteria
 from jaxprune.prune import Selector
-from jaxprune.slimming._labels.analysis import Analysis, analyse
+from jaxprune.slimming._labels.analysis import Analysis, analyse, decided
 from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.counts import find_counts, numbers_after
-from jaxprune.slimming._labels.evaluate import Decision, Piece, evaluate, labels_that_go
-from jaxprune.slimming._labels.members import tied
+from jaxprune.slimming._labels.evaluate import Decision, evaluate
 from jaxprune.slimming._labels.rules.control import LAYER
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, choose
@@ -356,65 +355,6 @@ def _decide(
         counts = find_counts(analysis.frame, analysis.traced.inputs[: len(analysis.leaves)])
         decision.numbers = numbers_after(decision, analysis.frame, counts, manifest.as_built)
     return analysis, decision
-
-
-def decided(analysis: Analysis, manifest: Manifest, whole: Sequence[tuple[int, int, Piece]] | None = None) -> Decision:
-    """Returns the labels to remove so that exactly the positions that the manifest removes are removed.
-
-    Args:
-      analysis: a function traced with the whole parameters.
-      manifest: the positions that stay. Leaves that the function does not use may have any smaller shape.
-      whole: `whole_pieces(analysis)`, to decide about many manifests.
-
-    Raises:
-      ValueError: a position must be removed although none of its labels can be; the message names the arrays.
-    """
-    pieces = [
-        piece._replace(stay=_same_in_members(analysis, k, axis, manifest.leaves[k].stay(axis)))
-        if axis in manifest.leaves[k].axes
-        else piece
-        for k, axis, piece in (whole_pieces(analysis) if whole is None else whole)
-    ]
-    return Decision(analysis.labels, labels_that_go(analysis.labels, pieces))
-
-
-def _same_in_members(analysis: Analysis, k: int, axis: int, stay: np.ndarray) -> np.ndarray:
-    """Returns the positions that stay, made equal in all members of a stack whose members lose different positions.
-
-    The parameters of each member have their own positions. The function is the same for any order of a member's units
-    (`_labels.members`), so the program is the same as if all members kept their first units.
-
-    Raises:
-      ValueError: the function depends on the order of a member's units.
-    """
-    labels, leaf = analysis.labels, analysis.leaves[k]
-    ids = leaf.ids[axis]
-    if stay.ndim <= ids.ndim:
-        return stay
-    if (stay == stay[..., :1, :]).all():
-        return stay[..., 0, :]
-    reason = tied(labels, (analysis.frame, *analysis.others), labels.atoms(ids), leaf.ids[ids.ndim - 1])
-    if reason is not None:
-        raise ValueError(
-            f"{leaf.name}, axis {axis}: every member of the stack loses other units, but this function ties the units "
-            f"of different members (by {reason}); remove the same units of every member"
-        )
-    order = [np.unique(row, return_inverse=True)[1] for row in labels.find(ids).reshape(-1, ids.shape[-1])]
-    rank = np.stack(order).reshape(ids.shape)
-    positions = ids.shape[-1] // (rank.max(-1, keepdims=True) + 1)
-    return rank < stay[..., 0, :].sum(-1, keepdims=True) // positions
-
-
-def whole_pieces(analysis: Analysis) -> list[tuple[int, int, Piece]]:
-    """The axes of the leaves that a function uses, with all their positions: (place of the leaf, axis, piece)."""
-    labels = analysis.labels
-    unused = labels.reason("not used by the function")
-    return [
-        (k, axis, Piece(f"{leaf.name}, axis {axis}", ids, np.ones(ids.shape[-1], bool), labels.atoms(ids)))
-        for k, leaf in enumerate(analysis.leaves)
-        for axis, ids in enumerate(leaf.ids)
-        if not (labels.why(ids) == unused).all()
-    ]
 
 
 def _check_shapes(params: PyTree, manifest: Manifest, *, smaller: bool) -> None:

@@ -14,14 +14,13 @@ from jaxprune.training.dynamic import srigl as srigl
 from jaxprune.training.dynamic import static as static
 from jaxprune.training.enforce import keep_zeros as keep_zeros
 from jaxprune.training.growth import gradient_growth as gradient_growth
-from jaxprune.training.method import Dense as Dense
-from jaxprune.training.method import Method as Method
-from jaxprune.training.method import Signals as Signals
 from jaxprune.training.planned import acdc as acdc
 from jaxprune.training.planned import fixed as fixed
 from jaxprune.training.planned import gradual as gradual
 from jaxprune.training.planned import one_shot as one_shot
 from jaxprune.training.planned import phases as phases
+from jaxprune.training.sparsify import Method as Method
+from jaxprune.training.sparsify import Signals as Signals
 from jaxprune.training.sparsify import SparsifyState as SparsifyState
 from jaxprune.training.sparsify import get_masks as get_masks
 from jaxprune.training.sparsify import is_finished as is_finished
@@ -33,7 +32,6 @@ from jaxprune.training.straight_through import straight_through as straight_thro
 from jaxprune.training.straight_through import top_kast as top_kast
 
 __all__ = [
-    "Dense",
     "Method",
     "Signals",
     "SparsifyState",

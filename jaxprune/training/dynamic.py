@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxprune import _tree, allocation, criteria, schedules
 from jaxprune.masks import Unstructured
 from jaxprune.prune import How, Selector
-from jaxprune.schedules.steps import check_step, steps_left
+from jaxprune.schedules.steps import Update, check_step, steps_left
 from jaxprune.training import enforce, growth
-from jaxprune.training.method import Method, Signals, in_shape
+from jaxprune.training.sparsify import Method, Signals
 
 PyTree = Any
 Fraction = Callable[[Any], Any]
@@ -57,7 +57,7 @@ def static(sparsity: float, **how: Unpack[How]) -> Method:
 def set_(
     sparsity: float,
     *,
-    when: schedules.Update = schedules.every(100, 100),
+    when: Update = schedules.every(100, 100),
     fraction: float | Fraction = 0.3,
     **how: Unpack[How],
 ) -> Method:
@@ -178,7 +178,7 @@ def srigl(
 def dynamic(
     sparsity: float,
     *,
-    when: schedules.Update = schedules.every(100, 100),
+    when: Update = schedules.every(100, 100),
     fraction: float | Fraction = 0.3,
     grow: criteria.Criterion = criteria.random,
     momentum: float | None = None,
@@ -244,7 +244,7 @@ def dynamic(
         drop, add = (signals.trained(each).scores(signals.params, **signs) for each in (select, grower))
         units = signals.trained(select).units
         moved = growth.drop_and_grow(masks, drop, add, fraction_at(signals.step), whole_leaf=whole_leaf, **units)
-        return in_shape(moved, masks)
+        return enforce.in_shape(moved, masks)
 
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         own, average = state
@@ -289,7 +289,7 @@ def cosine_fraction(initial: float, end: int) -> Fraction:
     return fraction
 
 
-def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[schedules.Update, Fraction]:
+def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[Update, Fraction]:
     every, steps = check_step(every, "every", least=1), check_step(steps, "steps", least=1)
     if not 0 < end <= 1:
         raise ValueError(f"end is a fraction of the steps and must be in (0, 1], got {end}")

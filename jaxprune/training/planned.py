@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxprune import _tree, allocation, schedules
 from jaxprune.masks import ones, unpack
 from jaxprune.prune import How, Selector
-from jaxprune.schedules.steps import Planned, check_interval, check_schedule, check_step, covering
+from jaxprune.schedules.steps import Planned, Schedule, Update, check_interval, check_schedule, check_step, covering
 from jaxprune.training import enforce
-from jaxprune.training.method import Method, Signals, in_shape
+from jaxprune.training.sparsify import Method, Signals
 
 PyTree = Any
 
@@ -68,7 +68,7 @@ def one_shot(sparsity: float, *, step: int = 0, **how: Unpack[How]) -> Method:
     return _planned(lambda _: sparsity, lambda at: at == step, step + 1, how)
 
 
-def gradual(schedule: schedules.Schedule, *, when: schedules.Update | None = None, **how: Unpack[How]) -> Method:
+def gradual(schedule: Schedule, *, when: Update | None = None, **how: Unpack[How]) -> Method:
     """Prunes along a schedule during training: gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878).
 
     Removed weights rank lowest at the next update of the masks. A removed weight is restored only where the schedule
@@ -173,7 +173,7 @@ def acdc(
     def revise(masks: PyTree, state: Any, signals: Signals) -> tuple[PyTree, Any]:
         key = enforce.use_key(state, select.key)
         signs = {"grads": signals.grads, "key": key, **signals.extra}
-        new = in_shape(signals.trained(select)(signals.params, sparsity, **signs), masks)
+        new = enforce.in_shape(signals.trained(select)(signals.params, sparsity, **signs), masks)
         all_kept = ~jnp.asarray(is_compressed(signals.step))
         return jax.tree.map(lambda mask: mask | all_kept if mask.ndim else mask, new), state
 
@@ -256,7 +256,7 @@ def _planned(schedule: Any, when: Any, end: int | None, how: How) -> Method:
         # A removed weight scores 0 by its magnitude, but a kept one may too: NaN, the lowest rank, breaks the tie.
         last = lambda score, mask: jnp.where(unpack(mask), score, jnp.nan) if jnp.ndim(mask) else score
         scores = jax.tree.map(last, scores, masks)
-        return in_shape(chosen.masks(scores, schedule(signals.step)), masks), state
+        return enforce.in_shape(chosen.masks(scores, schedule(signals.step)), masks), state
 
     return Method(init, when, revise, specs=select.specs, end=end)
 

@@ -1,5 +1,7 @@
 """Pruning in the optimizer: `sparsify` wraps any Optax optimizer; `get_masks` and `is_finished` read its state.
 
+A `Method` says which masks hold at which step; `Signals` are the values that it reads.
+
 The wrapper sees the raw gradients before the optimizer, and its updates and state after it. Each step
 
     revises the masks, on the steps that the method names (`lax.cond` over the masks alone),
@@ -11,6 +13,8 @@ make zero moments from zero gradients and zero moments, so the moments are clean
 it: cleaning after it would copy them. The training loop does not change, and no hook runs after the step.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +23,82 @@ import numpy as np
 import optax
 
 from jaxprune import _tree, masks
-from jaxprune.masks._exact.axes import place_like
-from jaxprune.training import _checks, enforce
-from jaxprune.training.method import Method, Signals
+from jaxprune.masks._exact.shards import place_like
+from jaxprune.masks.packing import is_packed
+from jaxprune.prune import Selector
+from jaxprune.training import enforce
 
 PyTree = Any
+
+
+class Signals(NamedTuple):
+    """The values that a method may read when it updates the masks.
+
+    Attributes:
+      params: the parameters before the update. Removed weights are exactly zero from the first update on.
+      grads: the raw gradients, also of removed weights; zeros for a leaf whose gradient is None.
+      step: int32 scalar, the number of updates before this one.
+      extra: the extra arguments of the optimizer's update.
+      before: the parameters at which `grads` were computed, if they are not `params` (methods with `dense`).
+      frozen: for each leaf of `params`, whether its gradient is None: the leaf is not trained, and so not pruned.
+    """
+
+    params: PyTree
+    grads: PyTree
+    step: jax.Array
+    extra: dict[str, Any]
+    before: PyTree = None
+    frozen: tuple[bool, ...] = ()
+
+    def trained(self, select: Selector) -> Selector:
+        """Returns the selector without frozen leaves."""
+        if not any(self.frozen):
+            return select
+        named = _tree.named_leaves(self.params)
+        chosen = zip(named, select.chosen(self.params), self.frozen, strict=True)
+        names = {name for (name, _), yes, no in chosen if yes and not no}
+        if not names:
+            raise ValueError("there is nothing to prune: where selects only leaves whose gradients are None")
+        return replace(select, where=lambda name, leaf: name in names)
+
+
+class Dense(NamedTuple):
+    """How a method that trains removed weights too changes gradients and updates.
+
+    Attributes:
+      gradients: `(grads, params, masks, state) -> grads`: returns the gradients that the optimizer sees.
+      updates: `(updates, masks, state) -> updates`: returns the updates that `sparsify` returns.
+    """
+
+    gradients: Callable[[PyTree, PyTree, PyTree, Any], PyTree]
+    updates: Callable[[PyTree, PyTree, Any], PyTree]
+
+
+class Method(NamedTuple):
+    """A way to make masks during training. Any three functions with these signatures are a method.
+
+    Attributes:
+      init: `params -> (masks, state)`: returns the first masks, whose shapes never change, and the method's own state
+        (arrays; None for nothing).
+      is_due: `step -> bool scalar`: whether the masks are updated before this step; None for never.
+      revise: `(masks, state, signals) -> (masks, state)`, called under `lax.cond` on the steps that are due.
+      dense: None holds removed weights, their gradients and moments at zero. Otherwise all weights are trained, and the
+        masks are for the forward pass (`training.sparse_params`). They are then updated after the step, from the new
+        parameters and for the next step: `is_due` and `signals.step` have that step's number.
+      specs: None, or for an update inside `jax.shard_map` the `PartitionSpec`s of the parameters.
+      end: the number of updates after which the method has reached its final sparsity; None if unknown.
+      starts_sparse: whether `init` removes weights. `update` then raises for a pruned leaf without gradients.
+    """
+
+    init: Callable[[PyTree], tuple[PyTree, Any]]
+    is_due: Callable[[jax.Array], Any] | None
+    revise: Callable[[PyTree, Any, Signals], tuple[PyTree, Any]]
+    dense: Dense | None = None
+    specs: PyTree = None
+    end: int | None = None
+    starts_sparse: bool = False
+
+
 _DIVISOR = 128  # a multiple of any usual number of devices along an axis of a mesh
 
 
@@ -87,8 +162,8 @@ def sparsify(
         the masks equal the masks of one device. `init` may be called inside or outside. Each device must have the
         gradients of the whole loss. Optimizers that use all parameters at once (`clip_by_global_norm`,
         `apply_if_finite`) receive only the shards of their device.
-      packed: whether the state holds the masks as `masks.Packed`, one bit an entry instead of one byte, with the same
-        results; default False. The method's own state (the second masks of `top_kast`) is not packed.
+      packed: whether the state holds masks of one bit an entry, as `masks.pack` returns them, instead of one byte, with
+        the same results; default False. The method's own state (the second masks of `top_kast`) is not packed.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -221,11 +296,12 @@ class _Run:
 
     def init(self, params: PyTree) -> SparsifyState:
         own, zero = _fast(params), jnp.zeros((), jnp.int32)
-        if _is_placeholder(own):  # of `optax.tree.map_params`, which looks for parameters in the state
+        # The placeholder of `optax.tree.map_params`, which looks for parameters in the state.
+        if type(own).__module__.startswith("optax.") and not jax.tree.leaves(own):
             return SparsifyState(zero, own, 0, self.optimizer.init(params), zero)
         made, state = self.method.init(own)
         if self.method.dense is None:
-            _checks.check_half(self.optimizer, own, made)
+            enforce.check_half(self.optimizer, own, made)
         made = _outside_boxes(masks.pack(made) if self.packed else made, own)
         end = jnp.asarray(-1 if self.method.end is None else self.method.end, jnp.int32)
         return SparsifyState(zero, made, state, self.optimizer.init(params), end)
@@ -242,15 +318,15 @@ class _Run:
         own = _fast(params)
         state = state._replace(masks=enforce.fit(own, state.masks))
         if self.method.specs is not None:
-            _checks.check_shards(own, state.masks, state.inner, self.method.specs)
+            enforce.check_shards(own, state.masks, state.inner, self.method.specs)
         try:
-            _checks.check_gradients(own, updates, state.masks)
+            enforce.check_gradients(own, updates, state.masks)
             if self.method.starts_sparse:
-                _checks.check_trained(own, updates, state.masks)
+                enforce.check_trained(own, updates, state.masks)
             step = self.sparse_step if self.method.dense is None else self.dense_step
             moved, new = step(updates, state, params, extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            if reason := _checks.explain(self.init, updates, state, params):
+            if reason := enforce.explain(self.init, updates, state, params):
                 raise ValueError(reason) from error
             raise
         return moved, new._replace(masks=_outside_boxes(new.masks, own))
@@ -270,7 +346,7 @@ class _Run:
         )
         skipped = (enforce.was_skipped(state.inner, inner_state) | waits) if guarded else False
         moved = _each(lambda u, p: enforce.to_zero(u, p, kept), moved, params)
-        return moved, SparsifyState(_next(state.step, skipped), kept, method_state, inner_state, state.end)
+        return moved, SparsifyState(enforce.next_step(state.step, skipped), kept, method_state, inner_state, state.end)
 
     def dense_step(
         self, updates: PyTree, state: SparsifyState, params: PyTree, extra: dict[str, Any]
@@ -283,7 +359,7 @@ class _Run:
         moved, inner_state = self.optimizer.update(grads, state.inner, params, **extra)
         moved = _each(lambda u: dense.updates(u, kept, state.method), moved)
         skipped = enforce.was_skipped(state.inner, inner_state) if enforce.is_guarded(state.inner) else False
-        step = _next(state.step, skipped)
+        step = enforce.next_step(state.step, skipped)
         signals = Signals(_fast(optax.apply_updates(params, moved)), updates, step, extra, own)
         kept, method_state, _ = self.revised(state, signals, guarded=False, unless=skipped)
         return moved, SparsifyState(step, kept, method_state, inner_state, state.end)
@@ -336,11 +412,6 @@ class _Run:
         return kept, state, waits
 
 
-def _next(step: jax.Array, skipped: Any) -> jax.Array:
-    following = jnp.asarray(optax.safe_increment(step))
-    return following if skipped is False else jnp.where(skipped, step, following)
-
-
 def _fast(params: PyTree) -> PyTree:
     """The parameters that gradients belong to."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
@@ -359,23 +430,19 @@ def _outside_boxes(kept: PyTree, params: PyTree) -> PyTree:
     def place(mask: Any, param: Any) -> Any:
         own = _unboxed(mask)
         fits = np.shape(own) == np.shape(_unboxed(param))
-        if masks.is_packed(own):  # the number of devices must divide the last axis
+        if is_packed(own):  # the number of devices must divide the last axis
             fits = own.bits.shape[-1] % _DIVISOR == 0
         return mask if fits else own
 
-    return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or masks.is_packed(node))
+    return jax.tree.map(place, kept, params, is_leaf=lambda node: _tree.is_box(node) or is_packed(node))
 
 
 def _unboxed(node: Any) -> Any:
-    return jax.tree.leaves(node, is_leaf=masks.is_packed)[0] if _tree.is_box(node) else node
-
-
-def _is_placeholder(params: PyTree) -> bool:
-    return type(params).__module__.startswith("optax.") and not jax.tree.leaves(params)
+    return jax.tree.leaves(node, is_leaf=is_packed)[0] if _tree.is_box(node) else node
 
 
 def _holders(opt_state: PyTree) -> list[Any]:
-    """The states that hold masks, also those inside the state of another sparsified optimizer."""
+    """The states that hold masks, also inside the state of another sparsified optimizer."""
     kinds = (SparsifyState, enforce.KeepZerosState)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     found = [node for node in nodes if isinstance(node, kinds)]

@@ -12,9 +12,9 @@ import optax
 from jaxprune import _tree, schedules
 from jaxprune.masks import NM, unite, unpack
 from jaxprune.prune import How, Selector
-from jaxprune.schedules.steps import Planned, check_schedule
+from jaxprune.schedules.steps import Planned, Schedule, Update, check_schedule
 from jaxprune.training import enforce
-from jaxprune.training.method import Dense, Method, Signals
+from jaxprune.training.sparsify import Dense, Method, Signals
 
 PyTree = Any
 _SUM = optax.sgd(1.0)
@@ -48,9 +48,7 @@ def sparse_params(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(lambda w, m: _pass_through(w, unpack(m, w)) if jnp.ndim(m) else w, params, masks)
 
 
-def straight_through(
-    sparsity: float | schedules.Schedule, *, when: schedules.Update = schedules.every(1), **how: Unpack[How]
-) -> Method:
+def straight_through(sparsity: float | Schedule, *, when: Update = schedules.every(1), **how: Unpack[How]) -> Method:
     """Masks from the scores of the dense weights; all weights are trained, so removed weights may return.
 
         w <- w - lr dL/dw(w m(w)),    m(w) the largest by |w|
@@ -90,7 +88,7 @@ def straight_through(
     return Method(init, when, revise, dense, select.specs, end)
 
 
-def sr_ste(*, decay: float = 2e-4, when: schedules.Update = schedules.every(1), **how: Unpack[How]) -> Method:
+def sr_ste(*, decay: float = 2e-4, when: Update = schedules.every(1), **how: Unpack[How]) -> Method:
     """SR-STE, N:M sparsity from scratch: straight-through, with a decay of the removed weights.
 
         g <- g + lambda (1 - m) w
@@ -136,7 +134,7 @@ def top_kast(
     backward: float,
     *,
     penalty: float = 0.0,
-    when: schedules.Update = schedules.every(1),
+    when: Update = schedules.every(1),
     **how: Unpack[How],
 ) -> Method:
     """Top-KAST: the forward pass uses the largest weights, A; updates change a larger set of the largest weights, B.
@@ -200,10 +198,10 @@ def top_kast(
 
 
 def movement(
-    sparsity: float | schedules.Schedule,
+    sparsity: float | Schedule,
     *,
     learn: optax.GradientTransformation = _SUM,
-    when: schedules.Update = schedules.every(1),
+    when: Update = schedules.every(1),
     **how: Unpack[How],
 ) -> Method:
     """Movement pruning: keeps the weights with the highest learned scores, which moved away from zero.
@@ -267,7 +265,7 @@ def movement(
     return Method(init, lambda _: True, revise, Dense(gradients, _unchanged), select.specs, end)
 
 
-def _as_schedule(sparsity: Any, when: Any) -> tuple[schedules.Schedule, int | None]:
+def _as_schedule(sparsity: Any, when: Any) -> tuple[Schedule, int | None]:
     """The schedule (a constant one for a number), and the number of updates after which it is final."""
     _tree.check_function(when, "when", "schedules.every(100)")
     if not callable(sparsity):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import allocation, criteria, masks
-from jaxprune.allocation import _tails
+from jaxprune.allocation import _levels
 from jaxprune.allocation.lamp import keep
 from tests.allocation import twins
 from tests.allocation.trees import RESNET, removed_fraction, scores
@@ -169,15 +169,15 @@ SIZES = [1, 7, 2**13, 2**15]
 
 @pytest.mark.parametrize("shape", [*itertools.product(SIZES, repeat=2), (2**27,), (3, 3, 512, 512), (50_000, 768)])
 def test_layouts_neither_overflow_nor_lose_bits(shape):
-    axes, bits = _tails.plan(shape)
+    axes, bits = _levels.plan(shape)
     parts = int(np.prod([shape[a] for a in axes]))
     part = int(np.prod(shape)) // parts
     assert parts <= 2**15
-    assert sum(bits) == _tails.SQUARE_BITS
+    assert sum(bits) == _levels.SQUARE_BITS
     # A sum of digits, of which the last may round up to its base, fits an int32; so does a count.
     assert part * 2 ** max(bits) < 2**31
 
 
 def test_leaves_too_large_to_sum_are_refused():
     with pytest.raises(ValueError, match="cannot sum 4294967296 squares"):
-        _ = _tails.plan((2**32,))
+        _ = _levels.plan((2**32,))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxprune.allocation import _tails
+from jaxprune.allocation import _levels
 
 _NORMAL, _LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 
@@ -27,7 +27,7 @@ def _ranked(scores):
     square = _flushed(scaled * scaled)
     # Entries of equal score are in the sum of each of them.
     last = np.searchsorted(-key.astype(np.int64), -key.astype(np.int64), side="right") - 1
-    _, bits = _tails.plan(scores.shape)
+    _, bits = _levels.plan(scores.shape)
     total, rest = np.zeros(len(key), np.float32), square.astype(np.float64)
     digits = []
     for i, bit in enumerate(bits):

@@ -12,8 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxprune
 from benchmarks.collectives import collectives, total
 from jaxprune import allocation, criteria, masks
-from jaxprune.masks._exact import counts
-from jaxprune.masks._rank import rows
+from jaxprune.masks._exact import counts, rows
 from tests.distributed import layouts
 
 PRUNE = partial(jaxprune.prune, where=layouts.WHERE, key=jax.random.key(0))

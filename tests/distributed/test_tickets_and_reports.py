@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune
 from jaxprune import assess, checkpoints, criteria, lottery, masks
+from jaxprune.lottery.search import Rounds
 from tests.distributed import layouts
 
 
@@ -35,7 +36,7 @@ def spread(kind: str, devices: list[Any]) -> tuple[Any, Any, Any]:
     return mesh, params, jax.device_put(inputs(), NamedSharding(mesh, P(("x", "y"))))
 
 
-def search(params: Any) -> lottery.Rounds:
+def search(params: Any) -> Rounds:
     # Training in numbers that are exact, so that the bits do not depend on where they are added up.
     train = lambda p, held, key: masks.apply(jax.tree.map(lambda w: w + jnp.round(64 * w) / 64, p), held)
     return lottery.iterative_pruning(train, params, rounds=[0.5, 0.75], key=jax.random.key(0))

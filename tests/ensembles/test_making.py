@@ -11,6 +11,7 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, ensembles, lottery, masks, training
+from jaxprune.ensembles.distillation import softened
 
 KEY = jax.random.key(0)
 
@@ -151,7 +152,7 @@ def test_distillation_loss():
 def test_softened_is_the_mean_of_softened_members():
     logits = jax.random.normal(KEY, (4, 6, 3)) * 3
     for temperature in (0.5, 1.0, 4.0):
-        soft = jax.nn.softmax(ensembles.softened(logits, temperature) / temperature)
+        soft = jax.nn.softmax(softened(logits, temperature) / temperature)
         np.testing.assert_allclose(soft, jax.nn.softmax(logits / temperature).mean(0), rtol=1e-5)
 
 
@@ -187,7 +188,7 @@ def test_errors_of_distillation():
     with pytest.raises(ValueError, match=r"leading axis of members of the teacher; got \(2, 3\) and \(4, 2, 5\)"):
         _ = ensembles.distillation_loss(jnp.ones((2, 3)), jnp.ones((4, 2, 5)))
     with pytest.raises(ValueError, match="temperature must be positive; got 0"):
-        _ = ensembles.softened(jnp.ones((1, 2, 3)), 0)
+        _ = softened(jnp.ones((1, 2, 3)), 0)
 
 
 def test_stored_top_logits_bound_the_loss_from_below_and_reach_it():

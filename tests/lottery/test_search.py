@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxprune import allocation, lottery, masks
+from jaxprune.lottery.search import Rounds
 
 KEY = jax.random.key(0)
 
@@ -39,7 +40,7 @@ CONTROLS = {
 }
 
 
-def search(key: Any = KEY, **changes: Any) -> lottery.Rounds:
+def search(key: Any = KEY, **changes: Any) -> Rounds:
     how = {name: changes.pop(name) for name in ("evaluate", "traceable") if name in changes}
     training = lottery.Training(train, **{"evaluate": evaluate, **how})
     # A round removes 40 % of what is left.
@@ -52,7 +53,7 @@ def removed(held: Any) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def found() -> lottery.Rounds:
+def found() -> Rounds:
     return jax.jit(lambda key: search(key, controls=CONTROLS))(KEY)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from jaxprune import checkpoints, lottery, masks
+from jaxprune.lottery.search import Rounds
 
 
 def params(dtype: Any = jnp.float32) -> Any:
     return {"w": jnp.arange(15.0).reshape(3, 5).astype(dtype), "bias": jnp.ones(5)}
 
 
-def search(dtype: Any = jnp.float32) -> lottery.Rounds:
+def search(dtype: Any = jnp.float32) -> Rounds:
     training = lottery.Training(
         lambda p, held, key: jax.tree.map(lambda w: w + 1, p), evaluate=lambda p, held: {"accuracy": 0.5}
     )

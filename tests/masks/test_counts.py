@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from jaxprune import masks
-from jaxprune.masks._exact import counts
-from jaxprune.masks._rank import rows
+from jaxprune.masks._exact import counts, rows
 
 SIZES = [1, 2, 10, 1000, 2**24 + 1, 2**31 - 1, 2**31, 2**33 + 7, 2**46 + 12345]
 

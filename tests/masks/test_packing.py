@@ -6,13 +6,14 @@ import pytest
 from flax import serialization
 
 from jaxprune import masks
+from jaxprune.masks.packing import Packed
 
 
 def test_flax_saves_and_restores_packed_masks():
     packed = masks.pack({"w": jnp.arange(22).reshape(2, 11) % 3 == 0, "b": jnp.array(True)})
     data = serialization.to_bytes(packed)
     found = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 11), bool), "b": jnp.array(True)}), data)
-    assert isinstance(found["w"], masks.Packed)
+    assert isinstance(found["w"], Packed)
     np.testing.assert_array_equal(masks.unpack(found["w"]), masks.unpack(packed["w"]))
     with pytest.raises(ValueError, match="saved with width 11, but width 12 is expected"):
         _ = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 12), bool), "b": jnp.array(True)}), data)

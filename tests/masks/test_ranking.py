@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxprune import masks
-from jaxprune.masks._rank import ranking, rows
+from jaxprune.masks._exact import ranking, rows
 from tests.masks import twins
 
 

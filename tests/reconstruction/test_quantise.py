@@ -10,16 +10,8 @@ import safetensors.numpy
 
 from jaxprune import criteria, masks
 from jaxprune.calibration import calibrate
-from jaxprune.reconstruction import (
-    Entries,
-    Given,
-    Grouped,
-    Quantised,
-    dequantise,
-    quantise,
-    reconstruct,
-    relative_errors,
-)
+from jaxprune.reconstruction import Entries, Given, Grouped, dequantise, quantise, reconstruct, relative_errors
+from jaxprune.reconstruction.quantise import Quantised
 from jaxprune.reconstruction.sparsegpt import Grid, sparse_gptq
 from tests.reconstruction import problems, twins
 from tests.reconstruction.test_reconstruct import DATA, LAYERS, PARAMS, net

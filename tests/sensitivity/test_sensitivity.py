@@ -12,6 +12,7 @@ import jaxprune
 from jaxprune import criteria, masks, sensitivity, slimming
 from jaxprune.calibration import calibrate
 from jaxprune.sensitivity.levels import group_costs
+from jaxprune.sensitivity.losses import Sensitivity
 
 
 def network(params, x):
@@ -114,7 +115,7 @@ def test_greedy_meets_the_budget_and_is_best_where_losses_are_convex():
 def test_the_levels_of_leaves_meet_counted_budgets(problem):
     params, x, _ = problem
     losses = np.array([[0, 2, 5], [0, 1, 4], [0, 1, 9.0]])
-    found = sensitivity.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
+    found = Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
     for of, whole in (("parameters", 48 + 40 + 15), ("flops", 2 * 16 * (48 + 40 + 15))):
         costs = sensitivity.leaf_costs(network, params, found, x, of=of)
         assert costs[:, 0].sum() == whole
@@ -154,7 +155,7 @@ def test_the_levels_of_groups_meet_the_networks_own_cost(problem):
 def test_memory_counts_kept_values_and_the_bits_of_a_mask(problem):
     params, x, _ = problem
     losses = np.array([[0, 2, 5], [0, 1, 4], [0, 1, 9.0]])
-    found = sensitivity.Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
+    found = Sensitivity(("a", "b", "c"), np.array([0, 0.5, 0.75]), losses)
     costs = sensitivity.leaf_costs(network, params, found, x, of="memory")
     # 48, 40 and 15 float32 entries; floor(s n + 1/2) of them go; 6, 5 and 2 bytes of mask where any may.
     np.testing.assert_array_equal(costs, [[192, 96 + 6, 48 + 6], [160, 80 + 5, 40 + 5], [60, 28 + 2, 16 + 2]])
@@ -235,14 +236,14 @@ def _pair(groups, scores, found, i, j):
 
 
 def test_the_plot_has_a_line_for_each_leaf():
-    found = sensitivity.Sensitivity(("a", "b"), np.array([0.0, 0.5]), np.array([[1.0, 2.0], [1.0, 1.5]]))
+    found = Sensitivity(("a", "b"), np.array([0.0, 0.5]), np.array([[1.0, 2.0], [1.0, 1.5]]))
     lines = sensitivity.sensitivity_curves(found).axes[0].get_lines()
     assert [line.get_label() for line in lines][:2] == ["a", "b"]
     np.testing.assert_array_equal(lines[1].get_ydata(), [1.0, 1.5])
 
 
 _LOSS = np.zeros((2, 3))
-_FOUND = sensitivity.Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
+_FOUND = Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,12 @@
 Inside a `shard_map` (or `pmap`) each device sees only its shard and cannot infer the shape of the whole array. So the
 caller says how each leaf is sharded, by the `in_specs` of the `shard_map`. Counting, ranking and drawing ask `Shards`
 for the shape of the whole array, and add up the results of all devices over the axes of the mesh.
+
+In an Explicit mesh the type of an array names the devices of its axes: `split`, `join` and `place_like` keep them.
+
+`exact_sum` adds floats so that the bits are the same for every order, on one device and on a thousand. The last bits of
+a float sum change with the layout of the data, and a last bit may decide which of two channels is kept. So each number
+becomes an integer multiple of a power of two near the largest number, and integers add up exactly.
 """
 
 import math
@@ -18,11 +24,71 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import _tree
 from jaxprune.masks._exact import counts
-from jaxprune.masks._exact.axes import replicate
 from jaxprune.masks._exact.counts import Count
 
 PyTree = Any
 Shape = tuple[int, ...]
+
+
+def split(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """Splits each axis into (n / size, size): the result has twice as many axes.
+
+    A sharded axis stays sharded along the first of its two axes if the number of devices divides it; else it is
+    gathered.
+    """
+    shape = [part for n, size in zip(x.shape, sizes, strict=True) for part in (n // size, size)]
+    spec = _spec(x)
+    if spec is None:
+        return x.reshape(shape)
+    mesh = jax.typeof(x).sharding.mesh
+    kept = [
+        part if (n // size) % _devices(mesh, part) == 0 else None
+        for part, n, size in zip(spec, x.shape, sizes, strict=True)
+    ]
+    halves = [part for outer in kept for part in (outer, None)]
+    return jax.lax.reshape(_place(x, mesh, kept), shape, out_sharding=NamedSharding(mesh, PartitionSpec(*halves)))
+
+
+def join(x: jax.Array) -> jax.Array:
+    """The inverse of `split`: joins each pair of neighbouring axes."""
+    shape = [a * b for a, b in zip(x.shape[::2], x.shape[1::2], strict=True)]
+    spec = _spec(x)
+    if spec is None:
+        return x.reshape(shape)
+    mesh = jax.typeof(x).sharding.mesh
+    halves = [part for outer in spec[::2] for part in (outer, None)]
+    return jax.lax.reshape(_place(x, mesh, halves), shape, out_sharding=NamedSharding(mesh, PartitionSpec(*spec[::2])))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Puts an array on every device if its type names the devices; otherwise the compiler decides."""
+    return x if _spec(x) is None else _place(x, jax.typeof(x).sharding.mesh, [])
+
+
+def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Puts an array on the devices of another array of its shape, if the type of the other array names them."""
+    place = jax.typeof(other).sharding
+    return x if jax.typeof(x).sharding.spec == place.spec else jax.sharding.reshard(x, place)
+
+
+def named_sharding(x: jax.Array) -> NamedSharding | None:
+    """The sharding of an array for `out_sharding`, if its type names the devices; else None."""
+    place = jax.typeof(x).sharding
+    return None if all(part is None for part in place.spec) else place
+
+
+def _spec(x: jax.Array) -> list[Any] | None:
+    place = named_sharding(x)
+    return None if place is None else [*place.spec, *[None] * (x.ndim - len(place.spec))]
+
+
+def _place(x: jax.Array, mesh: Any, spec: list[Any]) -> jax.Array:
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _devices(mesh: Any, part: Any) -> int:
+    names = () if part is None else part if isinstance(part, tuple) else (part,)
+    return math.prod(mesh.shape[name] for name in names)
 
 
 @dataclass(frozen=True)
@@ -184,7 +250,7 @@ def _layout(spec: Any, sizes: dict[str, int]) -> Shards:
 
 
 def _bound(names: set[str]) -> dict[str, int]:
-    """The sizes of the mesh axes; empty if none of them is bound, that is outside a shard_map."""
+    """The sizes of the mesh axes; empty outside a shard_map, where no axis is bound."""
     sizes, missing = {}, []
     for name in sorted(names):
         try:
@@ -209,3 +275,82 @@ def refuse_cut(params: PyTree, specs: PyTree, what: str) -> None:
     lines = [f"  {name}: {layout.names}" for (name, _), layout in pairs if layout.is_cut]
     if lines:
         raise ValueError(f"{what} needs whole leaves; call it outside the shard_map:\n" + "\n".join(lines))
+
+
+_BITS = 29  # bits of the largest number; parts below 2^-29 of it are rounded off
+_STRETCH = 16  # entries that are added first
+_APART = 64  # the least number of partial sums that are left, so that devices can share them
+
+
+def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Shards = WHOLE) -> jax.Array:
+    r"""The sum over some axes, with the same bits for every layout.
+
+    $s = 2^{e} \sum_i \lfloor 2^{-e} x_i \rceil$ with $e$ the exponent of $\max_i |x_i|$ less 29: each number is
+    rounded to 2^-29 of the largest, and the sum is exact before it is rounded to float32.
+
+    Args:
+      x: floating, any shape; float64 is summed with the precision of float32.
+      along: the axes to sum over; they keep size 1.
+      layout: how devices of a shard_map share the array; all shards are summed.
+
+    Returns:
+      float32, summed axes with size 1. NaN if an entry is NaN or both infinities occur, else an infinity if one occurs.
+
+    Example:
+      >>> exact_sum(jnp.array([[1.0, 2.0], [3.0, 4.5]]), (0,)).tolist()
+      [[4.0, 6.5]]
+    """
+    x = x.astype(jnp.float32)
+    # If all entries are finite, these two give the largest magnitude; otherwise their sum is the result.
+    largest, smallest = x.max(along, keepdims=True), x.min(along, keepdims=True)
+    if layout.along(along):
+        largest, smallest = lax.pmax(largest, layout.along(along)), lax.pmin(smallest, layout.along(along))
+    exponent = jnp.maximum(jnp.frexp(jnp.maximum(jnp.abs(largest), jnp.abs(smallest)))[1], -90)
+    # Powers of two from ldexp are exact, and so is the product, so fusion cannot change the bits.
+    multiple = jnp.round(x * jnp.ldexp(jnp.float32(1), _BITS - exponent)).astype(jnp.int32)
+    added = _add(multiple, along, layout) * jnp.ldexp(jnp.float32(1), exponent - _BITS)
+    return jnp.where(jnp.isfinite(largest) & jnp.isfinite(smallest), added, largest + smallest)
+
+
+def _add(multiple: jax.Array, along: tuple[int, ...], layout: Shards) -> jax.Array:
+    # Limbs are so narrow that their sum fits 31 bits; the top limb has the sign.
+    size = math.prod(layout.whole(multiple.shape)[a] for a in along)
+    width = 30 - max(1, math.ceil(math.log2(max(2, size))))
+    if width < 1:
+        raise ValueError(f"cannot sum {size} entries exactly; at most 2^29")
+    parts, rest = [], multiple
+    for _ in range(_BITS // width):
+        parts.append(rest & ((1 << width) - 1))
+        rest = rest >> width
+    summed = [part.sum(along, keepdims=True) for part in _in_stretches([*parts, rest], along)]
+    *limbs, top = lax.psum(summed, layout.along(along)) if layout.along(along) else summed
+    # After carrying, all limbs but the top are below 2^width, so there are few roundings, and always the same ones.
+    carried = []
+    carry = jnp.zeros_like(top)
+    for limb in limbs:
+        whole = limb + carry
+        carried.append(whole & ((1 << width) - 1))
+        carry = whole >> width
+    value = (top + carry).astype(jnp.float32)
+    for limb in reversed(carried):
+        value = value * (1 << width) + limb.astype(jnp.float32)
+    return value
+
+
+def _in_stretches(limbs: list[jax.Array], along: tuple[int, ...]) -> list[jax.Array]:
+    """Sums all limbs over short runs of the last axis to sum over.
+
+    On a CPU XLA does this in one pass, without temporary arrays of the input's size. A sum over a whole leading axis
+    would read memory with long strides, which is far slower, or copy all limbs.
+    """
+    axis, ndim = along[-1], limbs[0].ndim
+    size = limbs[0].shape[axis]
+    stretch = max(d for d in range(1, _STRETCH + 1) if size % d == 0 and (d == 1 or size // d >= _APART))
+    sizes = tuple(stretch if a == axis else 1 for a in range(ndim))
+    zeros = [np.int32(0)] * len(limbs)
+    return jax.lax.reduce(
+        [split(limb, sizes) for limb in limbs],
+        zeros,
+        lambda a, b: [jax.lax.add(x, y) for x, y in zip(a, b, strict=True)],
+        tuple(range(1, 2 * ndim, 2)),
+    )

@@ -19,11 +19,11 @@ with this label, in all leaves, are removed together or not at all. The analysis
 4. Zeros (`frames`). Whether removing equals masking. A masked position is zero; `follow_zeros` finds whether the value
    is still zero where positions meet (bias and ReLU: yes, 1 + x: no), and marks the units for which it is not.
    Units from which a softmax or a top-k chooses are not masked: their logits are minus infinity instead.
-   `units_of` (`analysis`) then numbers the units and sorts them by kind; `members` finds units that each member of a
+   `units_of` (`units`) then numbers the units and sorts them by kind; `members` finds units that each member of a
    stack, such as each expert, may lose for itself.
-5. Running smaller (`evaluate`). `labels_that_go` turns positions into removed labels, `keep_of` turns labels into the
-   kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays: most primitives unchanged,
-   primitives with shapes or positions among their parameters with new parameters.
+5. Running smaller (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
+   `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays: most
+   primitives unchanged, primitives with shapes or positions among their parameters with new parameters.
 
 The three passes are clients of one engine, `jaxprune._jaxprs`: its loop visits the equations, and its table says what
 each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for each kind of primitive in that

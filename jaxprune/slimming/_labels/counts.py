@@ -96,7 +96,7 @@ def find_counts(frame: Frame, leaves: Sequence[int | None]) -> list[Count]:
       leaves: the inputs of its jaxpr that are parameters.
 
     Returns:
-      The counts, without those of a number that also counts in an earlier case.
+      The counts. A number that counts in an earlier case is left out of later cases.
     """
     counts: list[Count] = []
     inputs = [_Known(active=i not in leaves) for i in range(len(frame.jaxpr.invars))]

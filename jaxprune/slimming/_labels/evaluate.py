@@ -209,7 +209,7 @@ class Piece(NamedTuple):
     Attributes:
       name: the array and the axis, for messages.
       ids: (..., n) labels.
-      stay: (..., n) bool; leading axes broadcast with those of `ids`.
+      stay: (..., n) bool; its leading axes broadcast with the leading axes of `ids`.
       atoms: `labels.atoms(ids)`, cached if the same labels are used repeatedly; else None.
     """
 

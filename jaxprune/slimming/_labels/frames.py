@@ -118,7 +118,7 @@ class Site:
         return b if ax.is_fixed(a) else a
 
     def choose(self, operand: int, axis: int, count: int) -> None:
-        """Records that the operation chooses `count` positions of an axis, those with the largest values."""
+        """Records that the operation chooses the `count` positions of an axis with the largest values."""
         var, ids = self.eqn.invars[operand], ax.flat(self.labels, self.frame.read(self.eqn.invars[operand])[axis])
         if ids is not None and not isinstance(var, Literal):
             self.labels.chosen.append((ids, count, self.name))
@@ -314,7 +314,7 @@ class Rule(NamedTuple):
 
     Attributes:
       follow: from the axes of the operands to the axes of the results; couples and freezes labels.
-      zero: from the known zeros of the operands to those of the results.
+      zero: from the known zeros of the operands to the known zeros of the results.
       shrink: runs the primitive on smaller operands, from an `evaluate.ShrinkSite`.
       ragged: whether operands may be stacked layers that lose different positions.
     """

@@ -22,7 +22,7 @@ from jaxprune.slimming._labels.frames import Frame, Rule, Site, Zeros, ZeroSite,
 from jaxprune.slimming._labels.labels import Labels
 
 # Why units that are whole layers of a scan are inexact.
-LAYER = "a layer that a scan runs over: masked, it need not pass on what it is given"
+LAYER = "a layer that a scan runs over: a masked layer may still change its input"
 
 
 def _follow_call(site: Site, operands: list[Axes]) -> list[Axes]:
@@ -200,7 +200,7 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     @smaller.defjvp
     def _(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
         keeps = [site.keeps(k) for k in range(len(primals))]
-        moving = [k for k, v in enumerate(site.eqn.invars) if _moves(v)]
+        moving = [k for k, v in enumerate(site.eqn.invars) if jax.numpy.issubdtype(v.aval.dtype, jax.numpy.inexact)]
 
         def whole(primals: Sequence[Any], changes: Sequence[Any]) -> tuple[Any, Any]:
             full = [np.zeros(np.shape(p), jax.dtypes.float0) for p in primals]
@@ -294,10 +294,6 @@ def _piece(name: str, axis: ax.Axis, keep: Keep | None) -> Piece:
     stay = np.zeros((*keep.positions.shape[:-1], keep.full), bool)
     np.put_along_axis(stay, keep.positions, True, -1)
     return Piece(name, ids, stay)
-
-
-def _moves(var: Any) -> bool:
-    return jax.numpy.issubdtype(var.aval.dtype, jax.numpy.inexact)
 
 
 def _shape(var: Any) -> jax.ShapeDtypeStruct:

@@ -237,7 +237,7 @@ def _shrink_pad(site: ShrinkSite, m: Pad, operands: list[Any], k: int) -> Any:
         inner = (source >= 0) & (source < full)
         kept = np.arange(source.size) if after is None else after.positions
         counts = [_count(kept, source < 0), _count(kept, source >= full)]
-        places = single(_subset(kept, inner)) - low
+        places = single(kept[inner[kept]].reshape(*kept.shape[:-1], -1)) - low
         array = select(array, axis, ranks(before, full, places) if before is not None else places)
         padding.append((*counts, 0))
     return lax.pad(array, value, padding)
@@ -245,10 +245,6 @@ def _shrink_pad(site: ShrinkSite, m: Pad, operands: list[Any], k: int) -> Any:
 
 def _count(kept: np.ndarray, which: np.ndarray) -> int:
     return int(single(which[kept].sum(-1, keepdims=True))[0])
-
-
-def _subset(kept: np.ndarray, which: np.ndarray) -> np.ndarray:
-    return kept[which[kept]].reshape(*kept.shape[:-1], -1)
 
 
 def _follow_made(site: Site, operands: list[Axes]) -> list[Axes]:

@@ -1,4 +1,4 @@
-"""`Leaf`: one array of scores as slices of entries, with the kernels of the selection.
+"""`Leaf`: one array of scores as slices of entries, with the kernels of the selection; `keep_in_groups` for n of m.
 
 Apart from the sample, no kernel reshapes or slices the scores, because reshaping a sharded array gathers it.
 """
@@ -14,10 +14,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxprune.masks._exact import counts, keys
-from jaxprune.masks._exact.axes import named_sharding, replicate, split
+from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.counts import Count
-from jaxprune.masks._exact.shards import WHOLE, Shards
+from jaxprune.masks._exact.shards import WHOLE, Shards, named_sharding, replicate, split
 
 _INT32 = 1 << 31  # entries whose count and index exceed 31 bits
 _SMALL = 1 << 18  # entries that are counted in one step
@@ -39,7 +38,7 @@ class Leaf:
       full: the shape of the array, or of the shard of a device of a shard_map.
       batch_axes: the number of leading axes that are slices.
       dtype: the dtype of the scores.
-      layout: how devices of a shard_map share the array. Slices, shape and entries are those of the whole array.
+      layout: how devices of a shard_map share the array. `slices`, `shape` and `entries` describe the whole array.
     """
 
     full: tuple[int, ...]
@@ -70,7 +69,7 @@ class Leaf:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """For each part of a place, integers `(low, high)` with `low < part <= high`."""
-        return [keys.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
+        return [counts.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
     def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> Count:
         """Counts how many places of each slice exceed each probe, in the current part of the places.
@@ -161,10 +160,10 @@ def _sample(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
     if leaf.layout.is_cut:
         return _sample_parts(leaf, scores, wanted)
     if jax.device_count() > 1:
-        return keys.ordered(_at_points(leaf, scores, wanted))
+        return counts.ordered(_at_points(leaf, scores, wanted))
     places = tuple(slice(None, None, stride) for stride in strides(leaf.shape, wanted))
     taken = scores[(slice(None),) * leaf.batch_axes + places].reshape(leaf.slices, -1)
-    return keys.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
+    return counts.ordered(taken[:, :: -(-taken.shape[1] // wanted)])
 
 
 def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
@@ -175,7 +174,7 @@ def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
     within = range(leaf.batch_axes, len(leaf.full))
     parts, part = leaf.layout.number(within), leaf.layout.position(within)
     each = max(1, wanted // parts)
-    found = keys.ordered(_at_points(leaf.part, scores, each))
+    found = counts.ordered(_at_points(leaf.part, scores, each))
     found = found.astype(jnp.promote_types(found.dtype, jnp.int32))
     places = min(wanted, parts)
     place = part * places // parts
@@ -186,7 +185,7 @@ def _sample_parts(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
 
 
 def _spread(leaf: Leaf, values: jax.Array) -> jax.Array:
-    """Spreads values for this device's slices, [slices, ...], to all slices, with zeros for those of other devices."""
+    """Spreads values for this device's slices, [slices, ...], to all slices; other devices' slices get zeros."""
     if not leaf.layout.along(range(leaf.batch_axes)):
         return values
     batch, rest = leaf.full[: leaf.batch_axes], values.shape[1:]
@@ -223,7 +222,7 @@ def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
 
 
 def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> list[jax.Array]:
-    places = [keys.ordered(scores).astype(integer)]
+    places = [counts.ordered(scores).astype(integer)]
     # If types name the devices, an index is made on the device of its entry; otherwise every device has all indices.
     place = named_sharding(scores)
     axis = leaf.batch_axes
@@ -372,3 +371,49 @@ def _stride(size: int, share: int) -> int:
     if not divisors:
         return most
     return max(divisors, key=lambda d: ((size // d) & -(size // d), d))
+
+
+def keep_in_groups(scores: jax.Array, kept: int | jax.Array, *, axis: int) -> jax.Array:
+    """Keeps the same number of largest scores in each group.
+
+    The rank of a member is the number of members with a larger score, or with an equal score and a lower index. A
+    member is kept if its rank is below `kept`. So NaN ranks lowest, and of equal scores the lowest index is kept.
+
+    Args:
+      scores: floating, any shape.
+      kept: the number to keep in each group; another traced int32 does not recompile.
+      axis: the axis of the m members of a group.
+
+    Returns:
+      bool, in the shape of `scores`.
+    """
+    key = counts.ordered(scores)
+    if isinstance(kept, int) and kept == 1:
+        position = lax.broadcasted_iota(jnp.int32, key.shape, axis)
+        return position == jnp.argmax(key, axis=axis, keepdims=True)
+    rank = _rank_one_by_one(key, axis) if axis == key.ndim - 1 else _rank_by_pairs(key, axis)
+    return rank < kept
+
+
+# In both functions an earlier member wins a tie, because 1 is subtracted from the key of the other member. No key is
+# the least integer, so no key wraps round. Comparing by pairs is slow if groups are along the last axis; one by one is
+# slower for larger groups.
+
+
+def _rank_by_pairs(key: jax.Array, axis: int) -> jax.Array:
+    # The broadcast comparison fuses into the sum, so no array of pairs is stored.
+    members = key.shape[axis]
+    earlier = np.arange(members)[:, None] < np.arange(members)
+    shape = [1] * (key.ndim + 1)
+    shape[axis : axis + 2] = [members, members]
+    behind = jnp.expand_dims(key, axis) - earlier.reshape(shape).astype(key.dtype)
+    return (jnp.expand_dims(key, axis + 1) > behind).sum(axis, dtype=jnp.int32)
+
+
+def _rank_one_by_one(key: jax.Array, axis: int) -> jax.Array:
+    position = lax.broadcasted_iota(jnp.int32, key.shape, axis)
+    rank = jnp.zeros(key.shape, jnp.int32)
+    for j in range(key.shape[axis]):
+        other = lax.slice_in_dim(key, j, j + 1, axis=axis)
+        rank += (other > key - (j < position).astype(key.dtype)).astype(jnp.int32)
+    return rank
