@@ -143,7 +143,11 @@ class Plan:
         """Returns the new leaves and their masks, with what is known about each leaf of `params`."""
         structure, known = jax.tree.structure(params), roles_of(params, stats, how)
         reasons = [
-            "sparsity 0" if i in self.patterns else _why_not(stats, role.name) if role.is_weight and not entry else ""
+            "sparsity 0"
+            if i in self.patterns
+            else f"no statistics ({_why_not(stats, role.name)})"
+            if role.is_weight and not entry
+            else ""
             for i, (entry, role) in enumerate(zip(stats.leaves(params), known, strict=True))
         ]
         return masks.Pruned(

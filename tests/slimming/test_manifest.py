@@ -59,7 +59,8 @@ def test_the_state_of_one_collection_shrinks_or_is_named() -> None:
     own: Any = checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
     variables = {"params": {"d": own}, "seen": {"d": {"mean": jnp.arange(4.0)}}}
     small = slimming.slim(fn, variables, {"params/d/a[1]": [0, 2]}, jnp.ones((5, 3)))
-    state = optax.adam(0.1).init(variables["params"])[0]._replace(mu=variables["params"])
+    adam: Any = optax.adam(0.1).init(variables["params"])
+    state = adam[0]._replace(mu=variables["params"])
     shrunk: Any = small.shrink({"opt": state, "variables": variables})
     np.testing.assert_array_equal(shrunk["opt"].mu["d"]["a"], np.asarray(own["a"])[:, [1, 3]])
     assert shrunk["opt"].nu["d"]["b"].shape == (2, 2)
