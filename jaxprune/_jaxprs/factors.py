@@ -304,7 +304,7 @@ def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
 
 
 def _own_factors(site: Site, axis: int) -> list[tuple[str, Factor]]:
-    """The factors along one axis, the slowest first; raises unless they run over consecutive entries."""
+    """Returns the factors along one axis, the slowest first; raises unless they run over consecutive entries."""
     kinds = (("batch", site.batch), ("inputs", site.inputs), ("outputs", site.outputs))
     own = sorted(((kind, f) for kind, part in kinds for f in part if f.of.axis == axis), key=lambda k: -k[1].of.stride)
     stride = 1

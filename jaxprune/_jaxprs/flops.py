@@ -111,7 +111,7 @@ def _operation(met: Met) -> Operation:
 
 
 def _preference(met: Met, state: State, k: int) -> tuple[bool, int]:
-    # Of two weights the one that is not only part of a broadcast comes first, then the larger.
+    # Of two weights, one that is not broadcast is preferred, then the larger one.
     return isinstance(state, Weight) and state.broadcast, -met.eqn.invars[k].aval.size
 
 
@@ -125,7 +125,7 @@ def _elementwise(met: Met) -> int:
 
 
 def _cost(eqn: Equation) -> Cost:
-    """The cost of an equation that is not a product."""
+    """Counts the operations of an equation that is not a product."""
     what = PRIMITIVES.get(eqn.primitive.name)
     if what is None:
         return Cost.UNKNOWN

@@ -32,7 +32,7 @@ class Same(NamedTuple):
     """Every entry keeps its position."""
 
     def __call__(self, x: Any) -> Any:
-        """The array itself."""
+        """Returns the array itself."""
         return x
 
 
@@ -42,7 +42,7 @@ class Transpose(NamedTuple):
     permutation: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The array with its axes in another order."""
+        """Returns the array with its axes in another order."""
         return x.transpose(self.permutation)
 
 
@@ -53,7 +53,7 @@ class Reshape(NamedTuple):
     order: Shape | None = None
 
     def __call__(self, x: Any) -> Any:
-        """The array in the new shape."""
+        """Returns the array in the new shape."""
         return (x if self.order is None else x.transpose(self.order)).reshape(self.shape)
 
 
@@ -63,7 +63,7 @@ class Squeeze(NamedTuple):
     dimensions: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The array without these axes."""
+        """Returns the array without the axes in `dimensions`."""
         return x.reshape([n for a, n in enumerate(x.shape) if a not in self.dimensions])
 
 
@@ -74,7 +74,7 @@ class Broadcast(NamedTuple):
     dimensions: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The broadcast array."""
+        """Returns the broadcast array."""
         kept = [1] * len(self.shape)
         for axis, n in zip(self.dimensions, x.shape, strict=True):
             kept[axis] = n
@@ -89,7 +89,7 @@ class Slice(NamedTuple):
     strides: Shape
 
     def __call__(self, x: Any) -> Any:
-        """A part of the array."""
+        """Returns a part of the array."""
         return x[tuple(slice(*bounds) for bounds in zip(*self, strict=True))]
 
 
@@ -99,7 +99,7 @@ class Reverse(NamedTuple):
     dimensions: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The array with these axes reversed."""
+        """Returns the array with the axes in `dimensions` reversed."""
         return np.flip(x, self.dimensions)
 
 
@@ -109,7 +109,7 @@ class Tile(NamedTuple):
     reps: Shape
 
     def __call__(self, x: Any) -> Any:
-        """The array repeated."""
+        """Returns the repeated array."""
         return np.tile(x, self.reps)
 
 
@@ -125,7 +125,7 @@ class Concatenate(NamedTuple):
     axis: int
 
     def __call__(self, *parts: Any) -> Any:
-        """The concatenated arrays."""
+        """Returns the concatenated arrays."""
         return np.concatenate(parts, self.axis)
 
 
@@ -135,7 +135,7 @@ class Stack(NamedTuple):
     axis: int
 
     def __call__(self, *parts: Any) -> Any:
-        """The stacked arrays."""
+        """Returns the stacked arrays."""
         return np.stack(parts, self.axis)
 
 

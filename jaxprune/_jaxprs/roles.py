@@ -1,6 +1,7 @@
 """`find_roles`: what each parameter leaf is for and what its axes mean, from the function that uses it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
     """Finds the role of every leaf of a function's parameters, and which of its axes are inputs and outputs.
 
     The function is traced from shapes; nothing is computed. Each leaf is followed through its jaxpr (casts, reshapes,
-    transposes, slices, scales and masks, jit, remat, scan, while and cond) until it meets data: a matrix product or
-    convolution sums over its input axes; a gather reads entries of an embedding; every other operation is elementwise.
+    transposes, slices, scales and masks, jit, remat, scan, while, cond and shard_map) until it meets data: a matrix
+    product or convolution sums over its input axes; a gather reads entries of an embedding; every other operation is
+    elementwise.
     If two leaves are multiplied before they meet data and one of them is repeated along an axis (an int8 kernel and its
     scales), the repeated leaf is elementwise.
 
@@ -84,7 +86,7 @@ def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
 
 
 class _Seen(NamedTuple):
-    """A value of the jaxpr, as far as the roles need it.
+    """What the walk knows of a value of the jaxpr.
 
     Attributes:
       views: the parameters that the value consists of, after moves, scales and masks, if it does not depend on data.
@@ -133,27 +135,31 @@ class _Walker:
             moved = isinstance(PRIMITIVES.get(eqn.primitive.name), Moves) and all(v.mask for v in operands if v.data)
             return [_Seen(data=data, mask=data and (moved or _says_yes_or_no(eqn, v))) for v in eqn.outvars]
         subs = sub_jaxprs(eqn)
-        if subs and all(sub.role != "unknown" and _sees_whole(sub, eqn, operands) for sub in subs):
+        if subs and all(sub.role != "unknown" and _is_followed(sub, eqn, operands) for sub in subs):
             return self._enter(eqn, subs, operands, path)
         if is_product(eqn):
             return self._product(eqn, operands)
         if subs:
-            self._use(operands, "other", f"used inside `{eqn.primitive.name}`")
+            part = ", a device holds a part that is not followed" if eqn.primitive.name == "shard_map" else ""
+            self._use(operands, "other", f"used inside `{eqn.primitive.name}`{part}")
             return [_unknown(operands)] * len(eqn.outvars)
         return self._meet(eqn, operands) if any(v.data for v in operands) else self._alone(eqn, operands)
 
     def _alone(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """An equation without data: moves, scales and masks parameters."""
+        """Follows parameters through an equation without data, which moves, scales or masks them."""
         views, scales = self._unspread(eqn, operands)
         leaves = frozenset(leaf for v in operands for leaf in v.leaves) - scales
         try:
-            seen = vw.results(eqn, views, [v.number for v in operands])
+            if eqn.primitive.name.startswith("all_gather") and eqn.params.get("tiled"):
+                seen = [tuple(_gathered(eqn, view) for view in mine) for mine in views]
+            else:
+                seen = vw.results(eqn, views, [v.number for v in operands])
         except NotFollowed:
             seen = [()] * len(eqn.outvars)
         return [_Seen(views, leaves) for views in seen]
 
     def _unspread(self, eqn: Equation, operands: list[_Seen]) -> tuple[list[tuple[View, ...]], frozenset[int]]:
-        """If parameters are multiplied or added, the repeated ones are scales and biases: returns the others."""
+        """Returns the parameters that are not repeated: repeated factors are scales, repeated terms are biases."""
         views = [v.views for v in operands]
         if not isinstance(PRIMITIVES.get(eqn.primitive.name), Entrywise) or sum(map(bool, views)) < 2:
             return views, frozenset()
@@ -167,7 +173,7 @@ class _Walker:
         return full, frozenset(view.leaf for view in scales)
 
     def _meet(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """Parameters meet data, but not in a product."""
+        """Notes parameters that meet data outside a product."""
         what = PRIMITIVES.get(eqn.primitive.name)
         masks = [v.mask for v in operands if v.data]
         if all(masks) and (eqn.primitive.name == "mul" or (eqn.primitive.name == "select_n" and operands[0].mask)):
@@ -251,6 +257,10 @@ class _Walker:
         reached: dict[int, list[_Seen]] = {k: [] for k in range(len(eqn.outvars))}
         for sub in subs:
             inputs = [self._into(sub, k, operands, path) for k in range(len(sub.inputs))]
+            shards = _shards(sub, eqn, operands)
+            for k, place, cut in shards:
+                parts = tuple(view for view in map(cut, operands[place].views) if view is not None)
+                inputs[k] = operands[place]._replace(views=parts, picked=())
             inner = _Walker([])
 
             def once(values: list[_Seen], sub: Sub = sub, inner: _Walker = inner) -> list[_Seen]:
@@ -258,14 +268,15 @@ class _Walker:
                 return inner.run(sub.jaxpr, sub.consts, values, path)
 
             entered, outs = settle(sub, inputs, once, self._join)
-            self.notes += inner.notes
+            cuts = [(view, cut(view)) for _, place, cut in shards for view in operands[place].views]
+            self.notes += [_of_whole(note, cuts) for note in inner.notes]
             for into in {into for _, into in sub.carried}:
                 if entered[into].data:  # a learned initial state
                     self._use([inputs[into]], "elementwise", "")
             for k, place in enumerate(sub.outputs):
                 if place is not None:
-                    value = outs[k]
-                    reached[place].append(value._replace(views=(), picked=()) if k in sub.stacked_outputs else value)
+                    is_whole = k not in sub.stacked_outputs and sub.role != "shard_map"
+                    reached[place].append(outs[k] if is_whole else outs[k]._replace(views=(), picked=()))
         results = []
         for values in reached.values():
             value = values[0] if values else _unknown(operands)
@@ -288,7 +299,7 @@ class _Walker:
         return value._replace(views=tuple(kept), picked=())
 
     def _join(self, a: _Seen, b: _Seen) -> _Seen:
-        """The value that is either `a` or `b`."""
+        """Returns what is known of a value that is either `a` or `b`."""
         if a == b:
             return a
         if a.data or b.data:
@@ -312,12 +323,63 @@ def _unknown(operands: Sequence[_Seen]) -> _Seen:
     return _Seen(leaves=frozenset(leaf for v in operands for leaf in v.leaves))
 
 
-def _sees_whole(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> bool:
-    """Whether a jaxpr sees whole parameters: a shard_map may see parts."""
+# A device of a shard_map holds a part of a parameter. The part is followed like a leaf of its shape; then its uses are
+# those of the whole leaf, whose axes are longer.
+Cut = Callable[[View], View | None]
+
+
+def _is_followed(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> bool:
+    """Whether the uses of parameters in a jaxpr are known: a shard_map may see parts that are not followed."""
+    return all(cut(view) is not None for _, place, cut in _shards(sub, eqn, operands) for view in operands[place].views)
+
+
+def _shards(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> list[tuple[int, int, Cut]]:
+    """The parameters that a shard_map cuts: the position inside, the operand, and from its view the view of a part."""
     if sub.role != "shard_map":
-        return True
-    pairs = [(k, place) for k, place in enumerate(sub.inputs) if place is not None and operands[place].leaves]
-    return all(sub.jaxpr.invars[k].aval.shape == eqn.invars[place].aval.shape for k, place in pairs)
+        return []
+    places = [(k, place) for k, place in enumerate(sub.inputs) if place is not None and operands[place].views]
+    shapes = [(k, p, tuple(eqn.invars[p].aval.shape), tuple(sub.jaxpr.invars[k].aval.shape)) for k, p in places]
+    return [(k, p, lambda view, a=a, b=b: _part(view, a, b)) for k, p, a, b in shapes if a != b]
+
+
+def _part(view: View, shape: tuple[int, ...], part: tuple[int, ...]) -> View | None:
+    """The view of a device's part of a value; None if a cut axis is not an axis of the leaf, or is cut to size 1."""
+    axes = []
+    for axis, start, size, own in zip(view.axes, view.start, shape, part, strict=True):
+        if own != size and (start or own == 1 or len(axis) != 1 or axis[0].of is None or axis[0].of.stride != 1):
+            return None
+        axes.append(axis if own == size else (axis[0]._replace(size=own),))
+    return view._replace(axes=tuple(axes))
+
+
+def _gathered(eqn: Equation, view: View) -> View:
+    """The view of parts that devices gather along an axis."""
+    at = eqn.params["all_gather_dimension"]
+    if len(view.axes[at]) != 1 or view.start[at]:
+        raise NotFollowed("all_gather")
+    longer = view.axes[at][0]._replace(size=view.axes[at][0].size * eqn.params["axis_size"])
+    return view._replace(axes=(*view.axes[:at], (longer,), *view.axes[at + 1 :]))
+
+
+def _of_whole(note: _Note, cuts: Sequence[tuple[View, View | None]]) -> _Note:
+    """The use of a whole leaf, from the use of a device's part of it."""
+    sizes = lambda view: {f.of.axis: f.size for axis in view.axes for f in axis if f.of is not None}
+    site = note.site
+    for whole, part in cuts:
+        if site is None or part is None or whole.leaf != note.leaf:
+            continue
+        for axis, size in sizes(whole).items():
+            own = [f for f in (*site.batch, *site.inputs, *site.outputs) if f.of.axis == axis]
+            here, held = math.prod(f.size for f in own), sizes(part)[axis]
+            if here == size or size == held:
+                continue
+            if here != held or site.offset[axis]:
+                return note._replace(use="other", site=None, why="a part of what a device of a `shard_map` holds")
+            slow = max(own, key=lambda f: f.of.stride)
+            grown = slow._replace(size=slow.size * size // held)
+            longer = lambda factors, slow=slow, grown=grown: tuple(grown if f == slow else f for f in factors)
+            site = site._replace(batch=longer(site.batch), inputs=longer(site.inputs), outputs=longer(site.outputs))
+    return note._replace(site=site)
 
 
 def _is_spread(view: View) -> bool:
@@ -349,7 +411,7 @@ def _with_role(leaf: LeafRole, notes: list[_Note], returned: bool) -> LeafRole:
 
 
 def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:
-    """The axes of a leaf that is not multiplied."""
+    """Returns the kinds of axes of a leaf that is not multiplied."""
     kinds = []
     for axis, size in enumerate(shape):
         views = [note.view for note in notes if note.view is not None]
@@ -367,7 +429,7 @@ def _axes_of(shape: tuple[int, ...], notes: list[_Note]) -> tuple[str, ...]:
 
 
 def _axes_in(layout: Layout, window: frozenset[int], grouped: bool) -> tuple[str, ...]:
-    """The axes of a leaf that is multiplied."""
+    """Returns the kinds of axes of a leaf that is multiplied."""
     batch = "group" if grouped else "stacked"
     parts = (
         [(batch, f) for f in layout.batch]

@@ -216,7 +216,7 @@ def _leaf(number: int) -> Weight:
 
 
 def _into(sub: Sub, k: int, eqn: Equation, operands: Sequence[State]) -> State:
-    """The state of a sub-jaxpr's input."""
+    """Returns the state of a sub-jaxpr's input."""
     place = sub.inputs[k]
     if place is None:
         return Data()
@@ -231,13 +231,13 @@ def _into(sub: Sub, k: int, eqn: Equation, operands: Sequence[State]) -> State:
 
 
 def _out_of(sub: Sub, k: int, state: State, name: str) -> State:
-    """The state of an equation's result; stacked slices are not followed."""
+    """Returns the state of an equation's result; stacked slices are not followed."""
     together = k in sub.stacked_outputs or sub.role == "shard_map"
     return mix([state], name) if together and isinstance(state, Weight) else state
 
 
 def _either(states: Sequence[State], predicate: State, name: str) -> State:
-    """The state of a cond's result."""
+    """Returns the state of a cond's result."""
     state = reduce(lambda a, b: join(a, b, name), states)
     by_data = isinstance(predicate, Data) and isinstance(state, Constant)
     return Data() if by_data else state
@@ -250,7 +250,7 @@ def _constant(value: Any) -> Constant:
 
 
 def _pieces(weight: Weight, outer: tuple[int, ...], inner: tuple[int, ...]) -> Weight:
-    """A weight of shape `outer` cut into blocks of shape `inner`, which the devices of a shard_map see."""
+    """Returns a weight of shape `outer`, cut into the blocks of shape `inner` that devices of a shard_map receive."""
     if outer == inner:
         return weight
     counts = [o // i for o, i in zip(outer, inner, strict=True)]
@@ -265,7 +265,7 @@ def _pieces(weight: Weight, outer: tuple[int, ...], inner: tuple[int, ...]) -> W
 
 
 def _results(eqn: Equation, states: Sequence[State]) -> list[State]:
-    """The states of the results of an equation without jaxprs."""
+    """Returns the states of the results of an equation without jaxprs."""
     what = PRIMITIVES.get(eqn.primitive.name)
     if isinstance(what, Moves):
         return list(states) if what.each else [_moved(eqn, move, states) for move in what.moves(eqn)]

@@ -74,7 +74,7 @@ class Interpreter:
         return scans[0][0] if len(scans) == 1 and layout.batch == (scans[0][1],) else None
 
     def axis_of_experts(self, key: Key) -> int | None:
-        """The axis of a leaf that runs over the experts, for a product in a sum over experts; None for one expert."""
+        """Returns the axis of a leaf that runs over the experts of a product; None for a single expert."""
         inner = [f for f in self.sites[key].batch if all(f != scan for _, scan in self._scans[key])]
         return inner[0].of.axis if inner else None
 
@@ -115,7 +115,7 @@ class Interpreter:
         return found, self._combine(combined, path)
 
     def _combine(self, combined: Sequence[Combined], path: Key) -> Sums:
-        """Adds up what is known of the experts where their rows are added up."""
+        """Computes the sums of each expert where the function adds up the rows of the experts."""
         sums: Sums = {}
         for k, found in enumerate(combined):
             for site, rows, factor in found.route.sites:
@@ -131,7 +131,7 @@ class Interpreter:
         return sums
 
     def _settle(self) -> Sums:
-        """The sums of the products that waited for a choice of experts."""
+        """Computes the sums of the products that waited for a choice of experts."""
         sums: Sums = {}
         for key, samples in self._waiting.items():
             site = self.sites[key]
@@ -196,7 +196,7 @@ class Interpreter:
         return one_trail(trails), sums
 
     def _by_expert(self, meet: Meet) -> tuple[Trail, Sums]:
-        """The sums of a product in a function that chooses experts, and the experts that compute the result."""
+        """Returns the experts that compute the result of a product, and the sums of the product."""
         if isinstance(PRIMITIVES[meet.eqn.primitive.name], Ragged):
             return self._sorted_rows(meet)
         if meet.weight.chosen is not None:
@@ -211,7 +211,7 @@ class Interpreter:
         return self._all_experts(meet)
 
     def _sorted_rows(self, meet: Meet) -> tuple[Trail, Sums]:
-        """A ragged product: rows sorted by expert, with the number of rows of each."""
+        """Handles a ragged product, whose rows are sorted by expert, with a number of rows for each expert."""
         sizes, rows = meet.operands[2].array, meet.other.array.shape[0]
         ends = jnp.cumsum(sizes)
         owner = jnp.searchsorted(ends, jnp.arange(rows), side="right").astype(jnp.int32) + 1
@@ -236,7 +236,7 @@ class Interpreter:
         return {meet.key: sums}
 
     def _matrix_each_row(self, meet: Meet) -> tuple[Trail, Sums]:
-        """A product by matrices that data choose for each row."""
+        """Handles a product of rows with matrices that data choose for each row."""
         assert meet.weight.chosen is not None
         factor, numbers = meet.weight.chosen
         pairs = dict(meet.meeting.batch)
@@ -258,7 +258,7 @@ class Interpreter:
         return Trail(routes=(Route(factor.size, owner, None, None, sites, True),)), self._known(meet, sums)
 
     def _summed_over_experts(self, meet: Meet, route: Route) -> tuple[Trail, Sums]:
-        """A product that sums over the experts and over the units of each."""
+        """Handles a product that sums over the experts and over the units of each expert."""
         [(mine, yours)] = [(a, b) for a, b in meet.meeting.contract if b == route.axis]
         batch, contract = meet.meeting.batch, [pair for pair in meet.meeting.contract if pair != (mine, yours)]
         meeting = meet.meeting._replace(batch=[*batch, (mine, yours)], contract=contract)
@@ -281,7 +281,7 @@ class Interpreter:
         return Trail(), sums | self._combine([routing.rows_of(moved, each)], meet.key)
 
     def _matrix_each_expert(self, meet: Meet, pair: tuple[int, int]) -> tuple[Trail, Sums]:
-        """A product with one matrix for each expert, each with its own rows."""
+        """Handles a product with one matrix for each expert, where each expert has its own rows."""
         mine, yours = pair
         trail, size = meet.other.trail, meet.other.array.shape[yours]
         places = meet.other_axes()
@@ -309,7 +309,7 @@ class Interpreter:
         return Trail(routes=routes), {}
 
     def _all_experts(self, meet: Meet) -> tuple[Trail, Sums]:
-        """A product of rows with the matrices of all experts: an axis of the outputs may be that of the experts."""
+        """Handles a product of rows with the matrices of all experts: one axis of the outputs may run over experts."""
         used = {a for a, _ in (*meet.meeting.batch, *meet.meeting.contract)}
         outputs = [a for a in range(len(meet.meeting.view.axes)) if a not in used and meet.meeting.view.axes[a]]
         experts = [a for a in outputs if meet.is_whole(a)]
@@ -327,7 +327,7 @@ class Interpreter:
         return Trail(routes=tuple(routes)), {}
 
     def _choose_matrices(self, eqn: Equation, operands: list[Value]) -> tuple[tuple[View, ...], Any] | None:
-        """The views of a gather of matrices by data, and the choice; None for another equation."""
+        """Returns the views of a gather of matrices by data, and the choice; None for another equation."""
         if eqn.primitive.name != "gather" or not operands[1].data or len(operands[0].views) != 1:
             return None
         value, view = operands[0], operands[0].views[0]
@@ -404,7 +404,7 @@ class Interpreter:
         return [Value(x, kept.get(k, ()), data, (path, k)) for k, x in enumerate(results)], total | each
 
     def _into(self, sub: Sub, k: int, operands: list[Value], data: bool, path: Key) -> Value:
-        """An input of a scan's body: the array of the whole operand, and the views of one entry of it."""
+        """Returns an input of a scan's body: the array of the whole operand, and the views of one entry of it."""
         value = operands[_all(sub.inputs)[k]]._replace(name=(path, "in", k))
         if k in {i for _, i in sub.carried}:
             kept = self._carried_views(sub, k, operands)
@@ -440,5 +440,5 @@ def _all(positions: Sequence[int | None]) -> list[int]:
 
 
 def _first_input(samples: Samples) -> Any:
-    """Of [*batch, *samples, *inputs] the first input."""
+    """Returns the first input of an array [*batch, *samples, *inputs]."""
     return samples.values[(..., *[0] * samples.inputs)] if samples.inputs else samples.values

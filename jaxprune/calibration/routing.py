@@ -34,7 +34,7 @@ PICKS = frozenset({"top_k", "sort", "argmax", "argmin", "approx_top_k"})
 
 
 def chooses(jaxpr: Any) -> bool:
-    """Returns whether a jaxpr contains a choice that may be that of a router."""
+    """Returns whether a jaxpr contains a choice that a router may have made."""
     return any(
         eqn.primitive.name in PICKS
         or eqn.primitive.name == "ragged_dot_general"
@@ -44,14 +44,14 @@ def chooses(jaxpr: Any) -> bool:
 
 
 def mask_of(value: Marked) -> Any:
-    """Where a chosen value is not zero, or which of its rows contain a token; None for a value without a choice."""
+    """Marks where a chosen value is not zero, or its rows that contain a token; None for a value without a choice."""
     if value.trail.filled is not None:
         return value.trail.filled
     return _thin(value) != 0 if value.trail.picked else None
 
 
 def _thin(value: Marked) -> Any:
-    """The array with one entry along the axes along which it is constant."""
+    """Returns the array with a single entry along each axis along which it is constant."""
     return value.array[tuple(slice(0, 1) if a in value.trail.flat else slice(None) for a in range(value.array.ndim))]
 
 
@@ -149,7 +149,7 @@ def _entrywise(
 
 
 def _filled(name: str, arrays: Sequence[Marked], picked: bool) -> tuple[bool, Any]:
-    """Whether the result of an entrywise function is a chosen value, and which of its rows are filled."""
+    """Returns whether the result of an entrywise function is a chosen value, and a mask of its filled rows."""
     masks = [m for v in arrays if (m := mask_of(v)) is not None]
     plain = [v for v in arrays if v.data and mask_of(v) is None]
     if not plain and all(v.trail.filled is None for v in arrays):
@@ -178,7 +178,7 @@ def _joined(a: Route, b: Route, name: str) -> Route:
 
 
 def _gated(route: Route, others: Sequence[Marked], name: str, shape: Sequence[int]) -> Route:
-    """The route of rows that are multiplied by the router's gates."""
+    """Returns the route of rows that are multiplied by the router's gates."""
     for other in others:
         factor = _thin(other)
         features = [a for a, n in enumerate(route.owner.shape) if n == 1 and a != route.axis]
@@ -190,7 +190,7 @@ def _gated(route: Route, others: Sequence[Marked], name: str, shape: Sequence[in
 
 
 def _selects(route: Route, other: Marked, shape: Sequence[int]) -> bool:
-    """Whether a factor is a router's choice among the experts of a route."""
+    """Returns whether a factor is a router's choice among the experts of a route."""
     return _is_choice(other) and (route.axis is None or shape[route.axis] != 1 or route.size == 1)
 
 
@@ -218,7 +218,7 @@ def rows_of(route: Route, array: Any, times: Any = None, factor: Any = None) -> 
 
 
 def _place(pairs: Sequence[tuple[int, int]], array: Any, rank: int) -> Any:
-    """An operand of a product, summed over its free axes, with its other axes where the rows have theirs."""
+    """Sums an operand of a product over its free axes and moves its other axes to the places of the rows' axes."""
     mine = [b for _, b in pairs]
     free = tuple(a for a in range(array.ndim) if a not in mine)
     array = array.sum(free)
@@ -278,7 +278,7 @@ def _product(
 
 
 def _gate_of_product(route: Route, batch: Sequence[tuple[int, int]], mask: Marked, rank: int) -> Any:
-    """The route of rows that a product without contraction multiplies by gates."""
+    """Returns the route of rows that a product without contraction multiplies by gates."""
     if mask.array.ndim != len(batch):
         return None
     first = [a for a, _ in batch]

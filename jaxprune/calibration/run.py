@@ -158,7 +158,7 @@ def calibrator(
 
 
 class _Plan(NamedTuple):
-    """The layout and the number of samples of each leaf, known once a function is traced.
+    """The layout and the number of samples of each leaf, which are known once a function is traced.
 
     `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. The
     sums of leaf k have the number k; the k-th sum over experts has the number -1 - k.
@@ -222,7 +222,7 @@ class _Run(NamedTuple):
             values = []
             for i, x in enumerate(arrays):
                 leaf = leaf_at.get(i)
-                # The way of the tokens leads through the weights of the experts that `where` leaves out, too.
+                # Tokens also pass through weights of experts that `where` leaves out.
                 seen = (views.whole(leaf, x.shape),) if leaf is not None and (chosen[leaf] or routed) else ()
                 values.append(Value(x, seen, leaf is None, ("in", i)))
             return machine, machine.run_whole(traced.closed.jaxpr, traced.closed.consts, values)[1]
@@ -309,7 +309,7 @@ def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) 
         batch, inputs, _ = layout.sizes
         shaped = total.reshape(*(f.size for f in layout.batch), *[f.size for f in layout.inputs] * twice)
         for moments, place in found:
-            if what not in moments:  # a product that all rows reach
+            if what not in moments:  # all rows reach this product
                 continue
             at, shape = _index(layout, place, twice)
             n_batch = len(place.order)
@@ -329,7 +329,7 @@ def _index(layout: Layout, place: Place, twice: int) -> tuple[tuple[int | slice,
 
 
 def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
-    """The number of samples of each input of each matrix, [batch, inputs]."""
+    """Returns the number of samples of each input of each matrix, [batch, inputs]."""
     batch, inputs, _ = layout.sizes
     out = np.zeros([f.size for f in (*layout.batch, *layout.inputs)])
     for site, place in sites:
@@ -339,7 +339,7 @@ def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
 
 def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: dict[int, np.ndarray]) -> Stats:
     flat = _tree.with_paths(params)
-    # Leaves keep the order in which they are met.
+    # Leaves keep the order in which the function uses them.
     finite = jax.device_get(
         {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}
     )

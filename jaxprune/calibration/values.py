@@ -88,7 +88,7 @@ def numbers(size: int, rank: int, axis: int) -> jax.Array:
 
 
 def flat_after(move: Any, value: Marked) -> frozenset[int]:
-    """The axes along which a value is constant, after a move of the value."""
+    """Returns the axes along which a value is constant, after a move of the value."""
     flat = value.trail.flat
     if isinstance(move, mv.Broadcast):
         kept = {to: k for k, to in enumerate(move.dimensions)}
@@ -107,7 +107,7 @@ def flat_after(move: Any, value: Marked) -> frozenset[int]:
 
 
 def moved(move: Any, mark: Any, shape: Sequence[int]) -> Any:
-    """A mark after a move of its value.
+    """Returns a mark after a move of its value.
 
     Args:
       move: a move of one operand.
@@ -165,7 +165,7 @@ _MOVED: dict[type, Callable[[Any, Any, Sequence[int]], Any]] = {
 
 
 def axis_after(move: Any, axis: int | None, shape: Sequence[int]) -> int | None:
-    """The axis of the experts after a move of the value; None if no axis runs over the experts alone."""
+    """Returns the axis of the experts after a move of the value; None if no axis runs over the experts alone."""
     if axis is None or isinstance(move, mv.Same | mv.Slice | mv.Reverse | mv.Pad):
         return axis
     if isinstance(move, mv.Transpose):
@@ -192,9 +192,9 @@ def each_mark(route: Route, change: Callable[[Any], Any], axis: int | None) -> R
 
 
 def placed(mark: Any, to: dict[int, int], rank: int) -> Any:
-    """A mark of an operand of a product as a mark of the result: axis `a` becomes axis `to[a]`, the others are dropped.
+    """Turns a mark of an operand into a mark of the result: axis `a` becomes axis `to[a]`, other axes are dropped.
 
-    A row is marked if any of the entries along a dropped axis is.
+    A row is marked if an entry along a dropped axis is marked.
     """
     gone = tuple(a for a in range(mark.ndim) if a not in to)
     mark = (
@@ -278,11 +278,11 @@ class Meet(NamedTuple):
         return [b for a, b in pairs if len(pairs) > 1 and self.is_whole(a)]
 
     def other_axes(self) -> dict[int, int]:
-        """From the axes of the activation to the axes of the result."""
+        """Maps the axes of the activation to the axes of the result."""
         return self._to_result(1 - self.mine)
 
     def weight_axes(self) -> dict[int, int]:
-        """From the axes of the weight to the axes of the result."""
+        """Maps the axes of the weight to the axes of the result."""
         return self._to_result(self.mine)
 
     def row_numbers(self, without: set[int]) -> Any:
@@ -306,7 +306,7 @@ class Meet(NamedTuple):
 
 
 def one_trail(trails: Sequence[Trail]) -> Trail:
-    """The experts of a product by several leaves that are stacked."""
+    """Returns the experts of a product with several stacked leaves."""
     if not trails or not trails[0].routes:
         return Trail()
     route, *_ = trails[0].routes

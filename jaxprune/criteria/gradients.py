@@ -264,7 +264,9 @@ def _check_finite(params: PyTree, totals: list[jax.Array]) -> None:
 Criterion = Callable[..., PyTree]
 
 
-def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) -> Criterion:
+def grasp(
+    loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None, roles: _tree.Roles | None = None
+) -> Criterion:
     """Gradient signal preservation: keeps the weights that contribute most to the norm of the gradient.
 
         s = w (H g),    H the Hessian and g the gradient of the loss
@@ -280,6 +282,8 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
       inputs: passed to the loss, such as a batch of examples and their labels.
       where: the leaves that may be pruned: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default:
         every leaf that may be pruned. The gradient is taken for these leaves only; the other leaves are constants.
+      roles: what `jaxprune.find_roles` returned, to tell which leaves are weights; None (default) uses conventions.
+        Pass the roles that you pass to `prune`.
 
     Returns:
       A criterion: params -> scores in float32 at least; a scalar zero for leaves that are not floating.
@@ -294,7 +298,7 @@ def grasp(loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None) 
     def criterion(params: PyTree, **signals: Any) -> PyTree:
         del signals
         fn, leaves, as_tree = _tree.differentiable(lambda p: loss(p, *inputs), params)
-        flags = zip(jax.tree.leaves(params), jax.tree.leaves(_tree.prunable(params, where)), strict=True)
+        flags = zip(jax.tree.leaves(params), jax.tree.leaves(_tree.prunable(params, where, roles)), strict=True)
         chosen = [flag for leaf, flag in flags if _tree.is_floating(leaf)]
         gradient = jax.grad(fn)
         tangents = [g if c else jnp.zeros_like(g) for g, c in zip(gradient(leaves), chosen, strict=True)]
@@ -362,6 +366,7 @@ def synflow_masks(
     *inputs: PyTree,
     iterations: int = 100,
     where: _tree.Where = None,
+    roles: _tree.Roles | None = None,
 ) -> PyTree:
     """Iterative synaptic flow pruning, without data; returns the masks.
 
@@ -380,6 +385,8 @@ def synflow_masks(
       iterations: n, 1 or more; default 100; 1 prunes in one shot.
       where: the leaves to prune: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf
         that may be pruned.
+      roles: what `jaxprune.find_roles(fn, params, *inputs)` returned, to tell which leaves are weights; None (default)
+        uses conventions.
 
     Returns:
       Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf and the lowest index
@@ -398,7 +405,7 @@ def synflow_masks(
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
     _tree.check_function(fn, "fn", "fn(params, *inputs)")
-    chosen = jax.tree.leaves(_tree.prunable(params, where))
+    chosen = jax.tree.leaves(_tree.prunable(params, where, roles))
     entries = sum(math.prod(x.shape) for x, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     criterion = synflow(fn, *inputs)
 
@@ -409,7 +416,7 @@ def synflow_masks(
         return masks.select_global(scores, removed, where=lambda name, _: name in names), None
 
     names = {name for (name, _), c in zip(_tree.named_leaves(params), chosen, strict=True) if c}
-    start = masks.ones(params, where=where)
+    start = masks.ones(params, where=where, roles=roles)
     if not entries:
         return start
     return jax.lax.scan(remove, start, _removed(sparsity, iterations, entries))[0]

@@ -327,7 +327,9 @@ def _shape(leaf: Any) -> tuple[int, ...]:
     return tuple(leaf.shape) if hasattr(leaf, "shape") else ()
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "masks"], meta_fields=["roles", "patterns"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["params", "masks"], meta_fields=["roles", "patterns", "reasons"]
+)
 @dataclass(frozen=True, repr=False)
 class Pruned:
     """Pruned parameters, which unpack as `params, masks = pruned`.
@@ -341,12 +343,14 @@ class Pruned:
         leaf that was not pruned.
       roles: the role of each leaf, for the table; empty for the conventions about names and types.
       patterns: the pattern of each leaf, with its axes, for the table; None for a leaf that was not pruned.
+      reasons: for each leaf why it was not pruned, for the table, if its role does not tell; otherwise "".
     """
 
     params: PyTree
     masks: PyTree
     roles: tuple[_tree.LeafRole, ...] = ()
     patterns: tuple[Pattern | None, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[PyTree]:
         """The parameters, then the masks."""
@@ -373,17 +377,17 @@ class Pruned:
     def _table(self) -> tuple[list[tuple[str, ...]], str]:
         masks = jax.tree.leaves(fitted(self.params, self.masks), is_leaf=is_packed)
         roles = self.roles or _tree.leaf_roles(self.params)
-        patterns = self.patterns or (None,) * len(masks)
+        patterns, reasons = self.patterns or (None,) * len(masks), self.reasons or ("",) * len(masks)
         traced = any(isinstance(x, core.Tracer) for x in jax.tree.leaves(masks))
         counted = [None] * len(masks) if traced else _removed(self.params, masks)
         rows = [("leaf", "shape", "role", "axes", "pattern", "sparsity")]
-        for leaf, role, pattern, mask, own in zip(
-            jax.tree.leaves(self.params), roles, patterns, masks, counted, strict=True
+        for leaf, role, pattern, reason, mask, own in zip(
+            jax.tree.leaves(self.params), roles, patterns, reasons, masks, counted, strict=True
         ):
             said = "traced" if own is None else f"{_fraction([own]):.4g}"
             if not np.ndim(mask):
-                said = "left alone: not selected" if role.is_weight else f"left alone: {role.why_left_alone}"
-                said = said if _tree.is_floating(leaf) else "left alone: not floating"
+                why = reason or ("not selected" if role.is_weight else role.why_left_alone)
+                said = f"left alone: {why}" if _tree.is_floating(leaf) else "left alone: not floating"
             shown = repr(pattern) if pattern is not None and np.ndim(mask) else ""
             shape = "x".join(map(str, role.shape))
             rows.append((role.name, shape, role.role, ", ".join(role.axes), shown, said))

@@ -97,9 +97,9 @@ class Block(Pattern):
 
     def check(self, leaf: Leaf) -> str | None:
         """Returns why the pattern does not fit the leaf; None if it fits."""
-        if wrong := _check_axes(self._axes, leaf):
+        if wrong := _check_axes(_given(self, self.axes, leaf), leaf):
             return wrong
-        sizes = self._sizes(leaf.ndim)
+        sizes = self._sizes(leaf)
         if any(n % size for n, size in zip(leaf.shape, sizes, strict=True)):
             return (
                 f"shape {leaf.shape} is not divided by blocks of {sizes}; choose sizes that divide it, or leave it out"
@@ -111,13 +111,13 @@ class Block(Pattern):
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
         """Returns the scores of the units."""
         within = tuple(range(1, 2 * leaf.ndim, 2))
-        found = shards.exact_sum(shards.split(scores, self._sizes(leaf.ndim)), within).squeeze(within)
+        found = shards.exact_sum(shards.split(scores, self._sizes(leaf)), within).squeeze(within)
         return found.transpose(leaf.batch_first)
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
         """Returns the mask of the entries."""
         within, kept = tuple(range(1, 2 * leaf.ndim, 2)), kept.transpose(_inverse(leaf.batch_first))
-        pairs = zip(kept.shape, self._sizes(leaf.ndim), strict=True)
+        pairs = zip(kept.shape, self._sizes(leaf), strict=True)
         blocks = jnp.expand_dims(kept, within)
         return shards.join(jnp.broadcast_to(blocks, [part for n, size in pairs for part in (n, size)]))
 
@@ -137,13 +137,9 @@ class Block(Pattern):
         """Returns how devices share the units: in the same way as the entries."""
         return leaf.shards.take(leaf.batch_first)
 
-    @property
-    def _axes(self) -> Shape:
-        return (-2, -1) if self.axes is None else self.axes
-
-    def _sizes(self, ndim: int) -> Shape:
-        sizes = [1] * ndim
-        for axis, size in zip(self._axes, self.shape, strict=True):
+    def _sizes(self, leaf: Leaf) -> Shape:
+        sizes = [1] * leaf.ndim
+        for axis, size in zip(_given(self, self.axes, leaf), self.shape, strict=True):
             sizes[axis] = size
         return tuple(sizes)
 
@@ -163,11 +159,11 @@ class Channel(Pattern):
 
     def check(self, leaf: Leaf) -> str | None:
         """Returns why the pattern does not fit the leaf; None if it fits."""
-        return _check_axes(self._axes, leaf)
+        return _check_axes(_given(self, self.axis, leaf), leaf)
 
     def units(self, scores: jax.Array, leaf: Leaf) -> jax.Array:
         """Returns the scores of the units, summed over all devices that share the array."""
-        apart = {*leaf.stacked, *_positive(self._axes, leaf.ndim)}
+        apart = {*leaf.stacked, *self._channels(leaf)}
         return leaf.sum(scores, [a for a in range(leaf.ndim) if a not in apart]).transpose(self._order(leaf))
 
     def expand(self, kept: jax.Array, leaf: Leaf) -> jax.Array:
@@ -191,15 +187,14 @@ class Channel(Pattern):
 
     def unit_shards(self, leaf: Leaf) -> Shards:
         """Returns how devices share the units: along the stacked axes and the axis of the channels."""
-        stay = {*leaf.stacked, *_positive(self._axes, leaf.ndim)}
+        stay = {*leaf.stacked, *self._channels(leaf)}
         return leaf.shards.take([axis if axis in stay else None for axis in self._order(leaf)])
 
-    @property
-    def _axes(self) -> Any:
-        return -1 if self.axis is None else self.axis
+    def _channels(self, leaf: Leaf) -> Shape:
+        return _positive(_given(self, self.axis, leaf), leaf.ndim)
 
     def _slices(self, leaf: Leaf) -> Shape:
-        return tuple(a for a in leaf.batch_axes if a not in _positive(self._axes, leaf.ndim))
+        return tuple(a for a in leaf.batch_axes if a not in self._channels(leaf))
 
     def _order(self, leaf: Leaf) -> Shape:
         first = self._slices(leaf)
@@ -230,7 +225,7 @@ class NM(Pattern):
 
     def check(self, leaf: Leaf) -> str | None:
         """Returns why the pattern does not fit the leaf; None if it fits."""
-        if self.axis is not None and (wrong := _check_axes(self.axis, leaf)):
+        if wrong := _check_axes(_given(self, self.axis, leaf), leaf):
             return wrong
         length = math.prod(leaf.shape[a] for a in self.reduction_axes(leaf))
         if length % self.m:
@@ -291,7 +286,7 @@ class NM(Pattern):
 
     def reduction_axes(self, leaf: Leaf) -> Shape:
         """Returns the axes along which a group extends; the last axis varies fastest."""
-        return _positive(-2 if self.axis is None else self.axis, leaf.ndim)
+        return _positive(_given(self, self.axis, leaf), leaf.ndim)
 
     def _splits(self, leaf: Leaf) -> bool:
         # True: every group is within the last axis. The axis is split in place, and no data are moved or gathered.
@@ -314,6 +309,16 @@ def _inputs(role: _tree.LeafRole) -> Shape:
 
 def _outputs(role: _tree.LeafRole) -> Shape:
     return role.outputs or tuple(a for a, kind in enumerate(role.axes) if kind == "single")[-1:]
+
+
+def _given(pattern: Pattern, axes: Any, leaf: Leaf) -> Any:
+    """The axes of a pattern; raises if the role of the leaf has not put any in place of None."""
+    if axes is None:
+        raise ValueError(
+            f"{leaf.name or '(the tree itself)'}: {pattern!r} has no axes; name the axes, or take the leaf from "
+            "masks.leaves(params, pattern=..., roles=...), which finds them"
+        )
+    return axes
 
 
 def _positive(axes: Any, ndim: int) -> Shape:

@@ -1,6 +1,7 @@
 """`reconstruct_blocks` prunes block after block and keeps the hidden states: each block runs twice."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import jax
@@ -97,8 +98,33 @@ def reconstruct_blocks(
         hidden = list(run.forward(new.params, hidden))
         pruned.append(new)
     if is_stacked:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pruned)
-    return Pruned(type(params)(p.params for p in pruned), type(params)(p.masks for p in pruned))
+        new = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(p.params for p in pruned))
+        masks = jax.tree.map(lambda *leaves: _stacked(leaves), *(p.masks for p in pruned))
+        known = [replace(r, axes=("stacked", *r.axes), layout=None) for r in pruned[0].roles]
+        return Pruned(new, masks, _renamed(params, known), (), pruned[0].reasons)
+    together = lambda each: tuple(x for own in each for x in own)
+    return Pruned(
+        type(params)(p.params for p in pruned),
+        type(params)(p.masks for p in pruned),
+        _renamed(params, together(p.roles for p in pruned)),
+        together(p.patterns or (None,) * len(p.roles) for p in pruned),
+        together(p.reasons for p in pruned),
+    )
+
+
+def _renamed(params: PyTree, roles: Sequence[_tree.LeafRole]) -> tuple[_tree.LeafRole, ...]:
+    """The roles of the blocks' leaves, with the names and shapes of the leaves of `params`."""
+    flat = zip(_tree.with_paths(params), roles, strict=True)
+    return tuple(
+        replace(role, name=_tree.name(path), identity=_tree.identity(path), shape=tuple(jnp.shape(leaf)))
+        for (path, leaf), role in flat
+    )
+
+
+def _stacked(masks: Sequence[jax.Array]) -> jax.Array:
+    """The masks of all blocks; a scalar True if no block has a mask for the leaf."""
+    shape = jnp.broadcast_shapes(*(mask.shape for mask in masks))
+    return jnp.stack([jnp.broadcast_to(mask, shape) for mask in masks]) if shape else jnp.ones((), bool)
 
 
 def _unstacked(params: PyTree) -> list[PyTree]:

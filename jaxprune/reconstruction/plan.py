@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,44 +28,84 @@ class Leaf(NamedTuple):
     inputs: Inputs
 
 
-def calibrated(params: PyTree, stats: Stats | None, where: _tree.Where, needs: str = "layout") -> list[Leaf]:
-    """Returns the leaves that `where` selects, with their statistics; for None, all leaves that have statistics.
+def calibrated(params: PyTree, stats: Stats | None, how: How, needs: str = "layout") -> list[Leaf]:
+    """Returns the leaves that are pruned, with their statistics.
+
+    Without `where` these are the leaves that the default rule of `prune` selects, among the leaves with statistics.
 
     Args:
       params: the parameters.
       stats: the result of `calibrate`.
-      where: which leaves; see `_tree.prunable`.
+      how: how weights are chosen: `where`, `roles` and `batch_axes` say which leaves are pruned.
       needs: the field of the statistics that is required.
 
     Raises:
       ValueError: statistics are missing; the message names the leaves.
+    """
+    found = with_statistics(params, stats)
+    assert stats is not None  # for the type checker: `with_statistics` raises for None
+    where, known, named = how.get("where"), roles_of(params, stats, how), _tree.named_leaves(params)
+    # A leaf without statistics is an error only if `where` asks for it.
+    asked = [leaf.position for leaf in found] if where is None else range(len(named))
+    chosen = _tree.chosen([named[i][1] for i in asked], tuple(known[i] for i in asked), where)
+    picked = {i for i, yes in zip(asked, chosen, strict=True) if yes}
+    if missing := picked - {leaf.position for leaf in found}:
+        lines = "\n".join(f"  {named[i][0]}: {_why_not(stats, named[i][0])}" for i in sorted(missing))
+        raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
+    if not picked:
+        lines = [f"  {leaf.name}: {known[leaf.position].why_left_alone}" for leaf in found] if where is None else []
+        raise ValueError(
+            "there is nothing to prune: where selects no leaf with statistics; pass a predicate where=lambda name, "
+            "leaf: ... that is True for a leaf with statistics:\n" + "\n".join(lines or [f"  {x.name}" for x in found])
+        )
+    return having([leaf for leaf in found if leaf.position in picked], needs)
+
+
+def with_statistics(params: PyTree, stats: Stats | None) -> list[Leaf]:
+    """Returns all leaves that have statistics.
+
+    Raises:
+      ValueError: there are no statistics, or no statistics of these parameters.
+      TypeError: the statistics are another object.
     """
     if stats is None:
         raise ValueError("reconstruction needs stats: pass the result of calibrate(fn, params, batches)")
     if not isinstance(stats, Stats):
         swapped = ": params and stats are swapped" if isinstance(params, Stats) else ""
         raise TypeError(f"stats must be what calibrate(fn, params, batches) returns; got {_tree.shown(stats)}{swapped}")
-    chosen = [] if where is None else _tree.selected(params, where)
-    named, entries = _tree.named_leaves(params), stats.leaves(params)
-    picked = [i for i, entry in enumerate(entries) if (entry is not None if where is None else chosen[i])]
-    if not picked:
+    both = zip(_tree.named_leaves(params), stats.leaves(params), strict=True)
+    found = [Leaf(i, *named, entry) for i, (named, entry) in enumerate(both) if entry is not None]
+    if not found:
         there = ", ".join("/".join(identity) for identity in stats.inputs)
         raise ValueError(
             "stats is of another network: it has none of the leaves of params; calibrate these params. Its leaves are: "
             f"{there}"
         )
-    missing = [named[i][0] for i in picked if entries[i] is None]
-    if missing:
-        why = dict(stats.uncovered)
-        lines = "\n".join(f"  {name}: {why.get(name, 'was not calibrated')}" for name in missing)
-        raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
-    lacking = [named[i][0] for i in picked if getattr(entries[i], needs) is None]
+    return found
+
+
+def having(leaves: list[Leaf], needs: str) -> list[Leaf]:
+    """Returns the leaves.
+
+    Raises:
+      ValueError: the statistics lack the field `needs`; the message names the leaves.
+    """
+    lacking = [leaf.name for leaf in leaves if getattr(leaf.inputs, needs) is None]
     if lacking:
         raise ValueError(
             f"this method needs calibrate(..., collect={needs!r}); these leaves were calibrated without it:\n"
             + "\n".join(f"  {name}" for name in lacking)
         )
-    return [Leaf(i, *named[i], entry) for i in picked if (entry := entries[i]) is not None]
+    return leaves
+
+
+def roles_of(params: PyTree, stats: Stats, how: How) -> tuple[_tree.LeafRole, ...]:
+    """Returns the role of each leaf: from `roles`, else from calibration, else from conventions."""
+    return _tree.leaf_roles(params, Selector(**how).following(params, stats).roles, how.get("batch_axes", 0))
+
+
+def _why_not(stats: Stats, name: str) -> str:
+    return dict(stats.uncovered).get(name, "was not calibrated")
 
 
 @dataclass(frozen=True)
@@ -77,20 +117,60 @@ class Plan:
         None if a criterion chooses.
       selector: the criterion, with the sparsity of each leaf as its allocation; None without a criterion.
       ranks_all: whether the criterion ranks all leaves together, which is impossible stage by stage.
+      patterns: for each leaf position the pattern, with axes; empty if masks are given.
+      orders: for each leaf position with a `Grouped` target the axes of its inputs, in the order of the pattern.
     """
 
     targets: dict[int, Target | None] | None = None
     selector: Selector | None = None
     ranks_all: bool = False
+    patterns: Mapping[int, masks.Pattern] = field(default_factory=dict)
+    orders: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
-    def of(self, params: PyTree, stats: Stats, leaves: Sequence[Leaf]) -> list[Target | None]:
-        """Returns the targets of these leaves for the current parameters and statistics."""
+    def of(self, params: PyTree, stats: Stats, leaves: Sequence[Leaf]) -> list[tuple[Leaf, Target | None]]:
+        """Returns these leaves with their targets, for the current parameters and statistics.
+
+        The inputs of a leaf with a `Grouped` target have the order in which the pattern counts neighbours.
+        """
         if self.targets is not None:
-            return [self.targets[leaf.position] for leaf in leaves]
+            return [(_ordered(leaf, self.orders.get(leaf.position)), self.targets[leaf.position]) for leaf in leaves]
         assert self.selector is not None
         selector = replace(self.selector, where=among(leaves))
         kept = jax.tree.leaves(selector.masks(selector.scores(params, stats=stats), 0.0))
-        return [_given(leaf, kept[leaf.position]) for leaf in leaves]
+        return [(leaf, _given(leaf, kept[leaf.position])) for leaf in leaves]
+
+    def result(self, params: PyTree, new: list[Any], kept: list[Any], stats: Stats, how: How) -> masks.Pruned:
+        """Returns the new leaves and their masks, with what is known about each leaf of `params`."""
+        structure, known = jax.tree.structure(params), roles_of(params, stats, how)
+        reasons = [
+            "sparsity 0"
+            if i in self.patterns
+            else f"no statistics ({_why_not(stats, role.name)})"
+            if role.is_weight and not entry
+            else ""
+            for i, (entry, role) in enumerate(zip(stats.leaves(params), known, strict=True))
+        ]
+        return masks.Pruned(
+            *(structure.unflatten(new), structure.unflatten(kept), known),
+            *(tuple(self.patterns.get(i) for i in range(len(new))), tuple(reasons)),
+        )
+
+
+def _ordered(leaf: Leaf, axes: tuple[int, ...] | None) -> Leaf:
+    """Returns the leaf with the inputs of its matrices in the order of these axes; None keeps the order."""
+    inputs, layout = leaf.inputs, leaf.inputs.layout
+    if axes is None or axes == layout.input_axes:
+        return leaf
+    order = [layout.input_axes.index(axis) for axis in axes]
+    sizes = [factor.size for factor in layout.inputs]
+
+    def moved(x: Any) -> Any:  # [batch, inputs] or [batch, inputs, inputs]
+        twice = x.ndim - 1
+        to = [1 + len(sizes) * k + i for k in range(twice) for i in order]
+        return x.reshape(len(x), *sizes * twice).transpose(0, *to).reshape(x.shape)
+
+    turned = layout._replace(inputs=tuple(layout.inputs[i] for i in order))
+    return leaf._replace(inputs=replace(jax.tree.map(moved, inputs), layout=turned))
 
 
 def among(leaves: Sequence[Leaf]) -> Callable[[str, Any], bool]:
@@ -132,6 +212,7 @@ def plan(
         return Plan(_all_given(params, leaves, kept))
     selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
     pruned = {leaf.place: leaf for leaf in masks.leaves(params, **selector.units)}
+    patterns = {place: leaf.pattern for place, leaf in pruned.items()}
     if "criterion" in how:
         values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
         if not isinstance(values, masks.Global):
@@ -142,7 +223,7 @@ def plan(
             values = jax.tree.structure(params).unflatten(values)
         shared = allocation.Allocation(values, None)
         selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
-        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global))
+        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global), patterns=patterns)
     wrong = [problem for leaf in leaves if (problem := _problem(leaf, pruned[leaf.position], method))]
     if wrong:
         raise ValueError("patterns that reconstruction cannot follow:\n" + "\n".join(f"  {line}" for line in wrong))
@@ -152,7 +233,9 @@ def plan(
             f"{method} chooses its masks leaf by leaf, and allocation.one_ranking gives no leaf a sparsity; pass a "
             "criterion, such as criterion=criteria.magnitude, which then chooses the masks"
         )
-    return Plan({x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves})
+    targets = {x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves}
+    orders = {x.position: group.along for x in leaves if (group := pruned[x.position].group) and group.along}
+    return Plan(targets, patterns=patterns, orders=orders)
 
 
 def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
@@ -220,11 +303,11 @@ def _is_number(sparsity: Any) -> bool:
 
 def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
     """Why a method that chooses its own masks cannot follow the pattern of a leaf; None if it can."""
-    group, inputs = own.pattern.group(own), leaf.inputs.layout.input_axes
-    if own.pattern == masks.Unstructured() or (group and group.along == inputs):
+    group, inputs = own.group, leaf.inputs.layout.input_axes
+    if own.pattern == masks.Unstructured() or (group and group.along and sorted(group.along) == sorted(inputs)):
         return None
     if group and group.along:
-        return f"{leaf.name}: {own.pattern} needs the axes of the inputs, {inputs}, in this order; pass axis={inputs}"
+        return f"{leaf.name}: {own.pattern} needs the axes of the inputs; leave axis out, or pass axis={inputs}"
     return (
         f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), the patterns of {method}; pass "
         "criterion=criteria.magnitude or another, or masks=masks.select(...)"
@@ -233,7 +316,7 @@ def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
 
 def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
     """The target for all matrices of a leaf, with stacked fields; None if nothing is removed."""
-    if group := own.pattern.group(own):
+    if group := own.group:
         fixed = 1 - group.kept / group.size
         if not (_is_number(sparsity) and abs(float(sparsity) - fixed) < 1e-6):
             raise ValueError(

@@ -82,7 +82,7 @@ def quantise(
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see `reconstruct`.
 
     Returns:
-      `Pruned(params, masks)`. Each calibrated leaf of `params` is a `Quantised`; `dequantise` returns plain arrays. A
+      `Pruned(params, masks)`. Each leaf that `where` selects is a `Quantised`; `dequantise` returns plain arrays. A
       kept weight may round to 0 as well.
 
     Raises:
@@ -99,15 +99,15 @@ def quantise(
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be 2 to 8, got {bits}")
-    leaves = calibrated(params, stats, how.get("where"), "gram")
+    leaves = calibrated(params, stats, how, "gram")
     assert stats is not None  # for the type checker: `calibrated` raises for None
     wrong = [problem for leaf in leaves if (problem := _problem(leaf, group))]
     if wrong:
         raise ValueError(f"leaves that groups of {group} inputs do not fit:\n" + "\n".join(f"  {x}" for x in wrong))
-    targets = plan(params, stats, leaves, sparsity, masks, how, "quantise").of(params, stats, leaves)
+    wanted = plan(params, stats, leaves, sparsity, masks, how, "quantise")
     new, treedef = jax.tree.flatten(params)
     kept, swept = [jnp.ones((), bool)] * len(new), []
-    for leaf, target in zip(leaves, targets, strict=True):
+    for leaf, target in wanted.of(params, stats, leaves):
         dense, scale, mask = _quantise(leaf, target, bits, group, damping=damping, block=block)
         swept.append(dense)
         new[leaf.position] = Quantised(jnp.round(dense / scale).astype(jnp.int8), _short(leaf, scale, group))

@@ -16,7 +16,7 @@ from jaxprune.prune import How
 from jaxprune.reconstruction import gram
 from jaxprune.reconstruction.alps import alps
 from jaxprune.reconstruction.least_squares import least_squares, obs
-from jaxprune.reconstruction.plan import Leaf, calibrated, plan
+from jaxprune.reconstruction.plan import Leaf, calibrated, having, plan, with_statistics
 from jaxprune.reconstruction.removal import Given, Grouped, Target
 from jaxprune.reconstruction.sparsegpt import sparsegpt
 
@@ -106,12 +106,14 @@ def reconstruct(
         (weight, mask)`, which is traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`.
       masks: masks to use unchanged, for instance from `masks.select`; a leaf whose mask is a scalar True is not
         changed. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
-      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key; see `jaxprune.How`. By
-        default `where` selects all calibrated leaves (`stats.uncovered` names leaves that could not be calibrated), and
-        scanned layers are `batch_axes`. Without a criterion the pattern must be `Unstructured()` or `NM(n, m)`.
+      **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, roles; see `jaxprune.How`.
+        By default `where` selects the calibrated leaves that `prune` selects (`stats.uncovered` names leaves that
+        could not be calibrated), roles are those of calibration, and scanned layers are `batch_axes`. Without a
+        criterion the pattern must be `Unstructured()` or `NM(n, m)`.
 
     Returns:
-      `Pruned(params, masks)`; dtypes are kept, and a leaf that is not pruned is the same array.
+      `Pruned(params, masks)`; dtypes are kept, and a leaf that is not pruned is the same array. `print` shows the
+      sparsity of each leaf, and why a leaf was not pruned.
 
     Raises:
       ValueError: a leaf has no statistics, or lacks the statistics that the method needs; m does not divide the inputs;
@@ -129,18 +131,16 @@ def reconstruct(
       (16, True)
     """
     chosen = method_of(method)
-    leaves = calibrated(params, stats, how.get("where"), chosen.needs)
+    leaves = calibrated(params, stats, how, chosen.needs)
     assert stats is not None  # for the type checker: `calibrated` raises for None
-    targets = plan(params, stats, leaves, sparsity, masks, with_criterion(how, chosen, masks), chosen.name).of(
-        params, stats, leaves
-    )
-    new, treedef = jax.tree.flatten(params)
+    wanted = plan(params, stats, leaves, sparsity, masks, with_criterion(how, chosen, masks), chosen.name)
+    new = jax.tree.leaves(params)
     kept = [jnp.ones((), bool)] * len(new)
-    for leaf, target in zip(leaves, targets, strict=True):
+    for leaf, target in wanted.of(params, stats, leaves):
         if target is not None:
             new[leaf.position], kept[leaf.position] = prune_leaf(leaf, target, chosen.kernel)
     check_finite(leaves, [new[leaf.position] for leaf in leaves])
-    return Pruned(jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, kept))
+    return wanted.result(params, new, kept, stats, how)
 
 
 def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, float]:
@@ -168,7 +168,7 @@ def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, floa
     _tree.check_same(params, new, what="new")
     other = jax.tree.leaves(new)
     errors = {}
-    for leaf in calibrated(params, stats, None, "gram"):
+    for leaf in having(with_statistics(params, stats), "gram"):
         old, now = leaf.inputs.layout.matrices(leaf.array), leaf.inputs.layout.matrices(other[leaf.position])
         change = jnp.asarray(old, jnp.float32) - jnp.asarray(now, jnp.float32)
         moved, size = (jax.vmap(gram.output_errors)(x, leaf.inputs.gram).sum() for x in (change, old))

@@ -14,7 +14,7 @@ from jaxprune.calibration import Stats, calibrator
 from jaxprune.calibration.stats import Inputs
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
-from jaxprune.reconstruction.plan import Leaf, calibrated, plan
+from jaxprune.reconstruction.plan import Leaf, calibrated, plan, with_statistics
 from jaxprune.reconstruction.reconstruct import Kernel, check_finite, method_of, prune_leaf, with_criterion
 
 PyTree = Any
@@ -93,7 +93,7 @@ def reconstruct_sequential(
     }
     # One batch shows which leaves share an activation; sums of squares are the cheapest statistics to collect.
     first = calibrator(fn, params, collect="square", where=where)(params, islice(batches, 1))
-    leaves = calibrated(params, first, where)
+    leaves = calibrated(params, first, how)
     wanted = plan(params, first, leaves, sparsity, masks, with_criterion(how, method, masks), method.name)
     if wanted.ranks_all:
         raise ValueError(
@@ -114,21 +114,20 @@ def reconstruct_sequential(
         if scan is None or stage.layer is None:
             whole = jax.tree.unflatten(treedef, flat)
             stats = runs[stage.names](whole, states)
-            return calibrated(whole, stats, None), stats
+            return with_statistics(whole, stats), stats
         stats = runs[stage.names](scan.own(flat, stage.layer), states)
         return scan.as_whole([leaf for leaf in leaves if leaf.name in stage.names], flat, first, stats, stage.layer)
 
     with _progress.bar(total=len(stages), progress=progress, what="stages") as bar:
         for stage, scan, states in _with_states(stages, scans, flat, batches):
             found, stats = calibrated_on(stage, scan, states)
-            targets = wanted.of(jax.tree.unflatten(treedef, flat), stats, found)
-            for leaf, target in zip(found, targets, strict=True):
+            for leaf, target in wanted.of(jax.tree.unflatten(treedef, flat), stats, found):
                 if target is not None:
                     flat[leaf.position], mask = prune_leaf(leaf, target, method.kernel, stage.layer)
                     kept[leaf.position] = kept[leaf.position] & mask
             check_finite(found, [flat[leaf.position] for leaf in found])
             bar.update()
-    return Pruned(jax.tree.unflatten(treedef, flat), jax.tree.unflatten(treedef, kept))
+    return wanted.result(params, flat, kept, first, how)
 
 
 class Stage(NamedTuple):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,9 +88,10 @@ class Manifest:
 
         Parameters, gradients, masks, ShapeDtypeStructs and the moments in the state of an optimizer mirror the
         parameters: such a subtree has one leaf for each parameter and no other leaves; None or `optax.MaskedNode` may
-        replace a leaf. A tree of some of the parameters mirrors them too, if it has each at its whole path. Each leaf
-        shrinks in the same way as its parameter, and must have the parameter's shape or broadcast to it. Other leaves,
-        and leaves that are not arrays (PartitionSpecs), are returned unchanged.
+        replace a leaf. A tree of some of the parameters mirrors them too, if it has each at its whole path, and so does
+        a copy of one collection of Flax, such as the moments of `variables["params"]` if `variables` was slimmed. Each
+        leaf shrinks in the same way as its parameter, and must have the parameter's shape or broadcast to it. Other
+        leaves, and leaves that are not arrays (PartitionSpecs), are returned unchanged.
 
         Args:
           mirror: the tree.
@@ -100,7 +101,8 @@ class Manifest:
 
         Raises:
           ValueError: the path of a leaf ends with the path of a parameter, but the leaf does not mirror the parameter:
-            the shapes differ (the row sums of adafactor), or the tree around the leaf lacks some of the parameters.
+            the shapes differ (the row sums of adafactor), or the tree around the leaf lacks some of the parameters; no
+            leaf mirrors a parameter, and some leaves are floating arrays.
         """
         return self._convert(mirror, lambda kept: kept.shape or (), _shrink)
 
@@ -165,36 +167,117 @@ class Manifest:
         return cls(tuple(_read(entry) for entry in data["leaves"]), None if as_built is None else dict(as_built))
 
     def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
-        by_path = {kept.identity: kept for kept in self.leaves}
-        # A tree of some of the parameters, such as one collection of Flax, has no path of another tree.
-        is_part = all(_tree.identity(path) in by_path for path, _ in _tree.with_paths(mirror))
-        wrong: list[str] = []
-
-        def convert(path: Any, leaf: Any, name: Any) -> Any:
-            identity = _tree.identity(path)
-            name = identity if name is None and is_part else name
-            ends = (identity[i:] for i in range(len(identity) + 1))
-            own = name if name is not None else next((end for end in ends if end in by_path), None)
-            kept = None if own is None else by_path[own]
-            if kept is None or not kept.axes or not _tree.is_array(leaf) or leaf.shape == ():
-                return leaf
-            fits = _broadcasts(leaf.shape, shape(kept))
-            if name is None or not fits:
-                why = "" if not fits else "; the tree around it lacks parameters or has other leaves"
-                wrong.append(f"  {_tree.name(path)}: {tuple(leaf.shape)}, the parameter {tuple(shape(kept))}{why}")
-                return leaf
-            if _at_hand(leaf):
-                return jax.device_put(change(np.asarray(leaf), kept), leaf.sharding)
-            return change(leaf, kept)
-
-        converted = _tree.map_mirrored(convert, mirror, list(by_path))
+        seen, owners = _owners(self.leaves, mirror)
+        ends = {(kept.identity[1:], shape(kept)) for kept in self.leaves if kept.axes and len(kept.identity) > 2}
+        shrinking = {kept.identity: kept for kept in self.leaves if kept.axes}
+        wrong = []
+        for leaf, own in zip(seen, owners, strict=True):
+            if _is_sized(leaf.array) and (problem := _problem(leaf, own, shape, shrinking, ends)):
+                wrong.append(f"  {'/'.join(leaf.identity)}: {tuple(leaf.array.shape)}, {problem}")
+        named = {kept.identity for kept in self.leaves}
+        if (
+            shrinking
+            and not wrong
+            and not any(owners)
+            and named.isdisjoint(end for leaf in seen for end in _ends(leaf))
+        ):
+            lost = [leaf for leaf in seen if _is_sized(leaf.array) and _tree.is_floating(leaf.array)]
+            wrong += [f"  {'/'.join(leaf.identity)}: no path of its tree ends like a parameter's" for leaf in lost]
         if wrong:
             raise ValueError(
-                "these leaves have the path of a parameter, but they do not mirror it. A mirror is a subtree with a "
-                "leaf for every parameter and no others, each of a shape that broadcasts to its parameter:\n"
-                + "\n".join(wrong)
+                "it is not clear which parameters these leaves mirror. A mirror is a subtree with a leaf for every "
+                "parameter (or for every parameter of one collection, such as params) and no others, "
+                "each of a shape that broadcasts to its parameter. Convert such subtrees one by one; a part of the "
+                "parameters is converted at its whole path, such as {'params': copy}:\n" + "\n".join(wrong[:20])
             )
-        return converted
+        each = iter(owners)
+
+        def convert(leaf: Any) -> Any:
+            own = next(each)
+            if not own or not own[0].axes or not _is_sized(leaf):
+                return leaf
+            if _at_hand(leaf):
+                return jax.device_put(change(np.asarray(leaf), own[0]), leaf.sharding)
+            return change(leaf, own[0])
+
+        return _tree.map_mirrored(lambda path, leaf, name: convert(leaf), mirror, [])
+
+
+class _Seen(NamedTuple):
+    """A leaf of a tree, and the path of the parameter that it mirrors within a subtree; None if it mirrors none."""
+
+    identity: tuple[str, ...]
+    array: Any
+    name: tuple[str, ...] | None
+
+
+def _mirrored(mirror: PyTree, names: Iterable[tuple[str, ...]]) -> list[_Seen]:
+    """The leaves of a tree, with what they mirror of a tree that has leaves at these paths."""
+    found: list[_Seen] = []
+
+    def see(path: Any, leaf: Any, name: Any) -> Any:
+        found.append(_Seen(_tree.identity(path), leaf, name))
+        return leaf
+
+    known = set(names)
+    _ = _tree.map_mirrored(see, mirror, list(known))
+    if not {leaf.identity for leaf in found} <= known:
+        return found
+    # A tree of some of the parameters, such as one collection of Flax, has no path of another tree.
+    return [leaf if leaf.name is not None else leaf._replace(name=leaf.identity) for leaf in found]
+
+
+def _owners(leaves: Sequence[Kept], mirror: PyTree) -> tuple[list[_Seen], list[list[Kept]]]:
+    """The leaves of a tree, and for each the parameters that it may mirror: none, one, or several if it is not clear.
+
+    A subtree mirrors all parameters, or else everything below one first component of their paths if these are the
+    collections of Flax, or if there is only one.
+    """
+    by_path = {kept.identity: kept for kept in leaves}
+    seen = _mirrored(mirror, by_path)
+    owners = [[by_path[leaf.name]] if leaf.name is not None else [] for leaf in seen]
+    if all(own or not _is_sized(leaf.array) for leaf, own in zip(seen, owners, strict=True)):
+        return seen, owners
+    firsts = dict.fromkeys(identity[0] for identity in by_path if len(identity) > 1)
+    for first in firsts if "params" in firsts or len(firsts) == 1 else ():
+        part = {identity[1:]: kept for identity, kept in by_path.items() if identity[0] == first}
+        for leaf, whole, own in zip(_mirrored(mirror, part), seen, owners, strict=True):
+            if leaf.name is not None and whole.name is None and not any(end in by_path for end in _ends(leaf)):
+                own.append(part[leaf.name])
+    return seen, owners
+
+
+def _ends(leaf: _Seen) -> Iterator[tuple[str, ...]]:
+    """The ends of the path of a leaf, the longest first."""
+    return (leaf.identity[i:] for i in range(len(leaf.identity) + 1))
+
+
+def _problem(
+    leaf: _Seen, own: list[Kept], shape: Callable[[Kept], Any], shrinking: dict[Any, Kept], ends: set[Any]
+) -> str | None:
+    """Why a leaf that belongs to a copy of parameters cannot be converted; None if it can, or if it is another leaf.
+
+    Args:
+      leaf: the leaf.
+      own: the parameters that it may mirror.
+      shape: the shape that a leaf must have, from its parameter.
+      shrinking: the parameters that shrink, by path.
+      ends: of each parameter that shrinks the path without its first component, and the shape.
+    """
+    around = "the tree around it lacks parameters or has other leaves"
+    if len(own) > 1:
+        return f"it may mirror {' and '.join(kept.name for kept in own)}"
+    if own:
+        wrong = own[0].axes and not _broadcasts(leaf.array.shape, shape(own[0]))
+        return f"the parameter {tuple(shape(own[0]))}" if wrong else None
+    if kept := next((shrinking[end] for end in _ends(leaf) if end in shrinking), None):
+        fits = _broadcasts(leaf.array.shape, shape(kept))
+        return f"the parameter {tuple(shape(kept))}{'; ' + around if fits else ''}"
+    return around if any((end, tuple(leaf.array.shape)) in ends for end in _ends(leaf)) else None
+
+
+def _is_sized(leaf: Any) -> bool:
+    return _tree.is_array(leaf) and leaf.shape != ()
 
 
 def _read(entry: dict[str, Any]) -> Kept:

@@ -138,19 +138,19 @@ def gradient_growth(params: PyTree, *, grads: PyTree = None, **signals: Any) -> 
 
 
 def _by_place(params: PyTree, **units: Unpack[Units]) -> PyTree:
-    """A tree of `masks.Leaf`, and None at the leaves that are not pruned."""
+    """Returns a tree of `masks.Leaf`, with None at the leaves that are not pruned."""
     structure, own = jax.tree.structure(params), {leaf.place: leaf for leaf in leaves(params, **units)}
     return structure.unflatten([own.get(i) for i in range(structure.num_leaves)])
 
 
 def _removed(leaf: Leaf, mask: jax.Array) -> Any:
-    """The number of removed units of each part, for selection."""
+    """Counts the removed units of each part, for selection."""
     fixed = leaf.pattern.fixed_sparsity
     return _count(~mask, leaf) if fixed is None else fixed
 
 
 def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: jax.Array) -> Count:
-    """The number of units removed after the drop step, including units that were removed before."""
+    """Counts the units that are removed after the drop step, including units that were removed before."""
     kept, removed, most = (_count(x, leaf) for x in (mask, ~mask, droppable))
     wished = jnp.floor(jnp.float32(fraction) * counts.as_float(kept) + 0.5)
     high = jnp.floor(wished / (1 << 16))
@@ -160,7 +160,7 @@ def _removed_and_dropped(fraction: Any, leaf: Leaf, mask: jax.Array, droppable: 
 
 
 def _not_to_replace(leaf: Leaf, scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """The best weights of each part, which stay so that no part drops more weights than it can grow."""
+    """Marks the best weights of each part, which stay so that no part drops more weights than it can grow."""
     if group := leaf.group:
         least = 2 * group.kept - group.size
         return keep_in_leaf(dataclasses.replace(leaf, array=scores), least) if least > 0 else jnp.zeros_like(mask)
@@ -174,7 +174,7 @@ def _least(a: Count, b: Count) -> Count:
 
 
 def _count(mask: jax.Array, leaf: Leaf) -> Count:
-    """The number of True, in total or in each part; no axes are merged before they are counted."""
+    """Counts the True entries, in total or in each part; no axes are merged before they are counted."""
     units, axes = leaf.pattern.units(mask, leaf), leaf.pattern.slice_axes(leaf)
     rows = units.sum(-1, dtype=jnp.int32)
     total = counts.normalise(Count(jnp.zeros_like(rows), rows))

@@ -25,6 +25,13 @@ def conv(w, x, groups=1, numbers=("NHWC", "HWIO", "NHWC")):
     return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups)
 
 
+def sharded(fn, of_weight, out, of_data=None):
+    """`fn` on two devices, traced without them."""
+    mesh = jax.sharding.AbstractMesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = (of_weight, jax.P() if of_data is None else of_data)
+    return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
 X, IMAGE, TOKENS = shape(2, 4), shape(2, 8, 8, 4), shape(2, 5, dtype=jnp.int32)
 MULTIPLIED = {
     "kernel": (lambda w, x: x @ w, (4, 6), X, "input output"),
@@ -99,6 +106,32 @@ MULTIPLIED = {
             in_specs=(jax.P("x"), jax.P()),
             out_specs=jax.P("x"),
         )(x, w),
+        (4, 6),
+        X,
+        "input output",
+    ),
+    "outputs cut by a shard_map": (
+        sharded(lambda w, x: x @ w, jax.P(None, "x"), jax.P(None, "x")),
+        (4, 6),
+        X,
+        "input output",
+    ),
+    "heads cut by a shard_map": (
+        sharded(lambda w, x: lax.psum(x @ w.reshape(-1, 4).T, "x"), jax.P("x"), jax.P(), jax.P(None, "x")),
+        (4, 3, 4),
+        shape(2, 4),
+        "output output input",
+    ),
+    "layers cut by a shard_map": (
+        sharded(
+            lambda w, x: lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, w)[0], jax.P("x"), jax.P("x"), jax.P("x")
+        ),
+        (6, 4, 4),
+        shape(4, 4),
+        "stacked input output",
+    ),
+    "inputs gathered in a shard_map": (
+        sharded(lambda w, x: x @ lax.all_gather(w, "x", axis=0, tiled=True), jax.P("x"), jax.P("x"), jax.P("x")),
         (4, 6),
         X,
         "input output",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import jaxprune
 from jaxprune import criteria
 
 
@@ -62,6 +63,14 @@ def test_grasp_takes_the_gradient_of_the_chosen_leaves():
         criteria.grasp(loss, x, y, where=where)(params)["a"]["kernel"] for where in ("a/*", lambda n, w: n != "n")
     )
     assert not np.allclose(some, every)
+
+
+def test_grasp_leaves_out_what_roles_say_is_no_weight():
+    params, x = {"w": jnp.ones((2, 3)), "shift": jnp.ones((5, 2))}, jnp.ones((5, 2))
+    fn = lambda p, x: jnp.tanh((x + p["shift"]) @ p["w"]).sum()
+    by_use = criteria.grasp(fn, x, roles=jaxprune.find_roles(fn, params, x))(params)["w"]
+    np.testing.assert_array_equal(by_use, criteria.grasp(fn, x, where=lambda name, _: name == "w")(params)["w"])
+    assert not np.allclose(by_use, criteria.grasp(fn, x, where=lambda name, _: True)(params)["w"])
 
 
 def test_synflow_is_the_sum_over_all_paths():

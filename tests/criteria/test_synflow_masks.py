@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune
 from jaxprune import allocation, criteria, masks
 
 SHAPES = {"a": (6, 8), "b": (8, 3), "c": (3, 40), "d": (40, 5)}
@@ -85,6 +86,18 @@ def test_only_chosen_leaves_are_pruned_and_integers_pass():
     assert [name for name, m in found.items() if m.ndim] == ["b", "d"]
     assert sum(int(found[name].sum()) for name in ("b", "d")) == 224 - int(0.8 * 224 + 0.5)
     assert masks.sparsity(params, found) is not None
+
+
+def test_roles_say_which_leaves_are_weights():
+    params = parameters() | {"table": jnp.ones((6, 5))}  # by its name it may be a weight, but the function adds it
+    fn = lambda p, x: network({name: p[name] for name in p if name != "table"}, x + p["table"].sum(1))
+    roles = jaxprune.find_roles(fn, params, jnp.zeros((1, 6)))
+    by_name, by_use = (
+        criteria.synflow_masks(fn, params, 0.5, jnp.zeros((1, 6)), iterations=1, roles=known) for known in (None, roles)
+    )
+    assert by_name["table"].ndim == 2
+    assert [name for name, m in by_use.items() if m.ndim] == list(parameters())
+    assert sum(int(by_use[name].sum()) for name in parameters()) == 196
 
 
 def test_one_iteration_is_one_shot():

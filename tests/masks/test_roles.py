@@ -278,6 +278,15 @@ class Row(masks.Pattern):
         return kept
 
 
+@pytest.mark.parametrize("pattern", [TWO_OF_FOUR, masks.Channel(), masks.Block((2, 2))])
+def test_a_pattern_without_axes_names_the_leaf(pattern: masks.Pattern) -> None:
+    leaf = masks.Leaf("encoder/kernel", 0, draw(4, 4), pattern)
+    with pytest.raises(ValueError, match=r"encoder/kernel: .* has no axes; name the axes, or .* masks\.leaves"):
+        _ = pattern.units(leaf.array, leaf)
+    [found] = masks.leaves({"kernel": draw(4, 4)}, pattern=pattern)
+    assert found.pattern.units(found.array, found).size in (4, 16)
+
+
 def test_a_pattern_that_expects_leading_stacks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"kernel: Row\(\) expects stacked axes to be the first ones, but axes \(1,\)"):
         _ = masks.select(LAYERS, 0.5, Row(), roles=ROLES)

@@ -177,7 +177,9 @@ def test_refusals(stats):
         _ = reconstruct(PARAMS, stats, pattern=NM(8, 16))
     with pytest.raises(ValueError, match=r"masks=masks\.select"):
         _ = reconstruct(PARAMS, stats, 0.5, pattern=Channel())
-    with pytest.raises(ValueError, match=r"query: NM\(n=2, m=4, axis=-1\) needs the axes of the inputs, \(0,\)"):
+    with pytest.raises(
+        ValueError, match=r"query: NM\(n=2, m=4, axis=-1\) needs the axes of the inputs; .* pass axis=\(0,\)"
+    ):
         _ = reconstruct(PARAMS, stats, pattern=NM(2, 4, axis=-1), where="query")
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         _ = reconstruct(PARAMS, stats, 1.5)
@@ -196,12 +198,45 @@ def test_leaves_without_statistics_are_named():
     stats = calibrate(lambda p, x: x @ p["a"], params, [normal(9, 4)], collect="square")
     assert int((~reconstruct(params, stats, 0.5, method="wanda").masks["a"]).sum()) == 6
     with pytest.raises(ValueError, match=r"without statistics(.|\n)*b: meets no matrix product"):
-        _ = reconstruct(params, stats, 0.5, method="wanda", where="*")
+        _ = reconstruct(params, stats, 0.5, method="wanda", where=lambda name, leaf: True)
     with pytest.raises(ValueError, match=r"collect='gram'(.|\n)*  a"):
         _ = reconstruct(params, stats, 0.5)
     masks = {"a": jnp.ones((), bool), "b": jnp.zeros((4, 3), bool)}
     with pytest.raises(ValueError, match=r"not reconstructed(.|\n)*  b"):
         _ = reconstruct(params, stats, masks=masks, method="wanda")
+
+
+def test_without_where_the_leaves_of_prune_are_pruned_and_the_others_are_the_same_arrays():
+    # The embedding is multiplied as the head, so calibration has its Gram matrix; prune leaves tied embeddings alone.
+    params = {"embed": normal(9, 8), "dense": normal(8, 8), "routed": normal(8, 8), "bias": normal(8)}
+
+    def fn(p, t):
+        x = jnp.tanh(p["embed"][t] @ p["dense"] + p["bias"])
+        return jax.lax.while_loop(lambda x: (x > 9).any(), lambda x: x @ p["routed"], x) @ p["embed"].T
+
+    stats = calibrate(fn, params, [jnp.arange(9)], collect="square")
+    new = reconstruct(params, stats, 0.5, method="magnitude")
+    np.testing.assert_array_equal(new.masks["dense"], prune(params, {"dense": 0.5}, stats=stats).masks["dense"])
+    assert new.params["embed"] is params["embed"]
+    assert "left alone: used in several ways (multiplied, embedding)" in str(new)
+    assert "left alone: no statistics (`while`)" in str(new)
+    assert "left alone: sparsity 0" in str(reconstruct(params, stats, {"dense": 0.0}, method="magnitude"))
+    with pytest.raises(ValueError, match=r"no prunable leaf matches 'embed'(.|\n)*embed: used in several ways"):
+        _ = reconstruct(params, stats, 0.5, method="magnitude", where="embed")
+    with pytest.raises(ValueError, match=r"nothing to prune(.|\n)*embed: used in several ways"):
+        _ = reconstruct(
+            params, calibrate(fn, params, [jnp.arange(9)], collect="square", where="embed"), 0.5, method="magnitude"
+        )
+
+
+def test_groups_of_a_kernel_of_outputs_first_lie_along_its_channels():
+    weight, x = normal(8, 4, 3, 3), normal(6, 5, 5, 4, seed=1)
+    outputs_last = lambda w: w.transpose(2, 3, 1, 0)
+    new = reconstruct(weight, calibrate(lambda w, x: conv(x, outputs_last(w)), weight, [x]), pattern=NM(2, 4))
+    assert (new.masks.sum(1) == 2).all()
+    same = outputs_last(weight)
+    want = reconstruct(same, calibrate(lambda w, x: conv(x, w), same, [x]), pattern=NM(2, 4)).params
+    np.testing.assert_allclose(outputs_last(new.params), want, atol=1e-5)
 
 
 def test_a_singular_gram_matrix_asks_for_damping():
@@ -223,7 +258,7 @@ def test_sequential_calibrates_each_stage_on_what_came_before():
     first = calibrate(net, PARAMS, DATA[:1], collect="square")
     stages = [("conv", None), ("grouped", None), ("query", None), ("out", None)]
     stages += [*[("layers", i) for i in range(3)], ("head", None)]
-    assert [(*stage.names, stage.layer) for stage in rounds(first, calibrated(PARAMS, first, None))] == stages
+    assert [(*stage.names, stage.layer) for stage in rounds(first, calibrated(PARAMS, first, {}))] == stages
     new, masks = reconstruct_sequential(net, PARAMS, DATA, 0.5)
     for name in LAYERS:
         assert int((~masks[name]).sum()) == PARAMS[name].size // 2

@@ -53,6 +53,24 @@ def test_a_leaf_of_another_shape_is_named(small: slimming.Slimmed) -> None:
         _ = small.shrink({"v_row": {"a": jnp.ones(3)}})
 
 
+def test_the_state_of_one_collection_shrinks_or_is_named() -> None:
+    fn = lambda v, x: jnp.tanh(x @ v["params"]["d"]["a"] - v["seen"]["d"]["mean"]) @ v["params"]["d"]["b"]
+    shapes = {"a": (3, 4), "b": (4, 2)}
+    own: Any = checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
+    variables = {"params": {"d": own}, "seen": {"d": {"mean": jnp.arange(4.0)}}}
+    small = slimming.slim(fn, variables, {"params/d/a[1]": [0, 2]}, jnp.ones((5, 3)))
+    adam: Any = optax.adam(0.1).init(variables["params"])
+    state = adam[0]._replace(mu=variables["params"])
+    shrunk: Any = small.shrink({"opt": state, "variables": variables})
+    np.testing.assert_array_equal(shrunk["opt"].mu["d"]["a"], np.asarray(own["a"])[:, [1, 3]])
+    assert shrunk["opt"].nu["d"]["b"].shape == (2, 2)
+    assert shrunk["variables"]["seen"]["d"]["mean"].tolist() == [1.0, 3.0]
+    with pytest.raises(ValueError, match=r"mu/d/a: \(3, 4\), the tree around it lacks parameters"):
+        _ = small.shrink({"mu": {"d": {"a": own["a"]}}})
+    with pytest.raises(ValueError, match=r"0/trace: no path of its tree ends like a parameter's"):
+        _ = small.shrink(optax.flatten(optax.sgd(0.1, 0.9)).init(own))
+
+
 def test_a_parameter_named_like_a_field_of_the_state_disturbs_no_other() -> None:
     # Adam's moment of `b` has the path `mu/b` at its end, which is that of another parameter of the same shape.
     fn = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["mu"]["b"]

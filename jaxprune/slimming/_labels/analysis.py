@@ -193,7 +193,7 @@ def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tu
 
 
 def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
-    """The lengths of the scans that run directly over each input."""
+    """Returns the lengths of the scans that run directly over each input."""
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
@@ -220,7 +220,7 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
 
 
 def _used(jaxpr: Any) -> set[int]:
-    """The inputs that the function uses or returns."""
+    """Returns the inputs that the function uses or returns."""
     used = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for eqn in jaxpr.eqns:
         operands = [None if isinstance(v, Literal) else v for v in eqn.invars]
@@ -281,7 +281,7 @@ def _same_in_members(analysis: Analysis, k: int, axis: int, stay: np.ndarray) ->
 
 
 def whole_pieces(analysis: Analysis) -> list[tuple[int, int, Piece]]:
-    """The axes of the leaves that a function uses, with all their positions: (place of the leaf, axis, piece)."""
+    """Returns the axes of the leaves that a function uses, with all positions: (place of the leaf, axis, piece)."""
     labels = analysis.labels
     unused = labels.reason("not used by the function")
     return [

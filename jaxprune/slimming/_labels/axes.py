@@ -21,22 +21,22 @@ Axes: TypeAlias = tuple[Axis, ...]
 
 
 def fixed(size: Any) -> Axis:
-    """An axis without removable positions; its size is an int or a symbolic dimension."""
+    """Returns an axis without removable positions; its size is an int or a symbolic dimension."""
     return (Factor(size, None),)
 
 
 def labelled(ids: Ids) -> Axis:
-    """An axis with labels of shape (..., size)."""
+    """Returns an axis with labels of shape (..., size)."""
     return (Factor(ids.shape[-1], ids),)
 
 
 def is_fixed(axis: Axis) -> bool:
-    """Whether the axis has no labels (labels may still be frozen)."""
+    """Returns whether the axis has no labels (labels may still be frozen)."""
     return all(factor.of is None for factor in axis)
 
 
 def flat(labels: Labels, axis: Axis) -> Ids | None:
-    """The labels of all positions of an axis; None if it has no labels."""
+    """Returns the labels of all positions of an axis; None if it has no labels."""
     if is_fixed(axis):
         return None
     total = np.full((1,), Labels.FIXED)
@@ -120,7 +120,7 @@ def take(labels: Labels, axis: Axis, positions: slice | np.ndarray) -> Axis:
 
 
 def concatenate(labels: Labels, axes: Sequence[Axis]) -> Axis:
-    """The concatenation of the axes."""
+    """Returns the concatenation of the axes."""
     if all(is_fixed(axis) for axis in axes):
         return fixed(sum(size(axis) for axis in axes))
     parts = [flat(labels, axis) for axis in axes]

@@ -108,7 +108,7 @@ def find_counts(frame: Frame, leaves: Sequence[int | None]) -> list[Count]:
 
 
 def numbers_after(decision: Decision, frame: Frame, counts: Sequence[Count], given: Mapping[float, float]) -> Numbers:
-    """The numbers of the smaller architecture.
+    """Returns the numbers of the smaller architecture.
 
     Args:
       decision: the labels to remove.
@@ -187,7 +187,7 @@ def _custom(frame: Frame, found: Numbers) -> Iterator[str]:
 
 
 def _made_along(decision: Decision, frame: Frame) -> Iterator[str]:
-    """The places where a function makes different numbers along an axis that shrinks."""
+    """Returns the places where a function makes different numbers along an axis that shrinks."""
     for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
         for axis, of in enumerate(frame.read(var)):
             if decision.keep(of) is not None and not _uniform(const, axis):
@@ -245,7 +245,7 @@ def _constant(value: Any) -> _Known:
 
 
 def _computed(eqn: Any, numbers: Sequence[float]) -> float | None:
-    """The number that an equation computes from numbers, which it may also move; None if it does something else."""
+    """Returns the number that an equation computes from numbers, or moves; None for any other equation."""
     name, params = eqn.primitive.name, eqn.params
     if name in _SAME or isinstance(PRIMITIVES.get(name), Moves):
         return numbers[0]
@@ -270,7 +270,7 @@ _ARITHMETIC: dict[str, Callable[..., float]] = {
 
 
 def _joined(known: Sequence[_Known]) -> _Known:
-    """What is known of a value made of several values of one kind: a sum, a concatenation, a choice."""
+    """Returns what is known of a sum, a concatenation or a choice of several values of one kind."""
     products = {tuple(map(id, axes)): axes for k in known for axes in k.products}
     made = {id(axis): axis for k in known for axis in k.made}
     scales = {_place(use): use for k in known for use in k.scales}
@@ -330,7 +330,7 @@ def _entrywise(use: Use, what: Entrywise, known: list[_Known], counts: list[Coun
 
 
 def _scaled(use: Use, base: _Known, counts: list[Count]) -> _Known:
-    """A value times or divided by a number: notes what the number counts."""
+    """Notes what a number counts that multiplies or divides a value, and returns what is known of the result."""
     for first in range(len(base.summed)):
         axes = tuple(axis for block in base.summed[first:] for axis in block)
         certain = math.prod(ax.size(axis) for axis in axes) >= 8
@@ -353,7 +353,7 @@ def _scaled(use: Use, base: _Known, counts: list[Count]) -> _Known:
 def _match(
     use: Use, axes: tuple[Axis, ...], powers: Sequence[float], counts: list[Count], case: int, *, offset: int = 0
 ) -> bool:
-    """Notes that a number is a power of the number of positions of some axes, if it is."""
+    """Returns whether a number is a power of the number of positions of some axes, and notes it if so."""
     if all(ax.is_fixed(axis) for axis in axes):
         return False
     if any(export.is_symbolic_dim(ax.size(axis)) for axis in axes):

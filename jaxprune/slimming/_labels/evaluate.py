@@ -63,7 +63,7 @@ class Decision:
         self._known: dict[int, tuple[Axis, Keep | None]] = {}
 
     def keep(self, axis: Axis) -> Keep | None:
-        """The positions of an axis that stay; None if all stay."""
+        """Returns the positions of an axis that stay; None if all stay."""
         # Values share axes, so results are cached by id. The axis is cached too, so that its id is not reused.
         if id(axis) not in self._known:
             self._known[id(axis)] = (axis, keep_of(self.labels, axis, self.gone))
@@ -84,15 +84,15 @@ class ShrinkSite:
         return self.frame.jaxpr.eqns[self.index]
 
     def keeps(self, k: int) -> Keeps:
-        """The positions that stay, for each axis of the k-th operand."""
+        """Returns the positions that stay, for each axis of the k-th operand."""
         return tuple(self.decision.keep(axis) for axis in self.frame.read(self.eqn.invars[k]))
 
     def out_keeps(self, k: int = 0) -> Keeps:
-        """The positions that stay, for each axis of the k-th result."""
+        """Returns the positions that stay, for each axis of the k-th result."""
         return tuple(self.decision.keep(axis) for axis in self.frame.read(self.eqn.outvars[k]))
 
     def out_shape(self, k: int = 0) -> tuple[int, ...]:
-        """The smaller shape of the k-th result."""
+        """Returns the smaller shape of the k-th result."""
         return small_shape(self.eqn.outvars[k].aval.shape, self.out_keeps(k))
 
     def bind(self, *operands: Any, **params: Any) -> list[Any]:
@@ -127,7 +127,7 @@ def evaluate(decision: Decision, frame: Frame, inputs: Sequence[Any]) -> list[An
 
 
 def _constant(decision: Decision, frame: Frame, var: Any, const: Any) -> Any:
-    """A smaller constant; positions on an axis that indices point into are renumbered."""
+    """Returns a smaller constant; positions on an axis that indices point into are renumbered."""
     keeps, point = [decision.keep(axis) for axis in frame.axes[var]], frame.points.get(var)
     if isinstance(point, Points) and point.origin is not None and point.origin.ranks and keeps[0] is not None:
         return jnp.arange(keeps[0].size, dtype=jnp.asarray(const).dtype)
@@ -160,12 +160,12 @@ def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 
 def small_shape(shape: Sequence[int], keeps: Sequence[Keep | None]) -> tuple[int, ...]:
-    """A shape after slimming."""
+    """Returns the shape after slimming."""
     return tuple(n if keep is None else keep.size for n, keep in zip(shape, keeps, strict=True))
 
 
 def take(array: Any, keeps: Sequence[Keep | None]) -> Any:
-    """The positions of an array that stay, the same in every layer."""
+    """Returns the array with only the positions that stay, which must be the same in every layer."""
     for axis, keep in enumerate(keeps):
         if keep is not None:
             array = select(array, axis, single(keep.positions))
@@ -173,7 +173,7 @@ def take(array: Any, keeps: Sequence[Keep | None]) -> Any:
 
 
 def select(array: Any, axis: int, index: np.ndarray) -> jax.Array:
-    """The entries of an axis at known positions, by a slice if possible."""
+    """Returns the entries of an axis at known positions, by a slice if possible."""
     array = jnp.asarray(array)
     steps = np.unique(np.diff(index))
     if index.size and (steps.size == 0 or (steps.size == 1 and steps[0] > 0)):
@@ -183,7 +183,7 @@ def select(array: Any, axis: int, index: np.ndarray) -> jax.Array:
 
 
 def move(site: ShrinkSite, array: Any, axis: int, source: np.ndarray, out: Keep | None) -> Any:
-    """The kept entries of a result axis whose positions come from known positions of an operand's axis.
+    """Returns the kept entries of a result axis whose positions come from known positions of an operand's axis.
 
     Args:
       site: the equation; its first operand is the array.
@@ -199,7 +199,7 @@ def move(site: ShrinkSite, array: Any, axis: int, source: np.ndarray, out: Keep 
 
 
 def rebind(site: ShrinkSite, operands: list[Any]) -> list[Any]:
-    """For primitives whose parameters do not depend on shapes."""
+    """Runs a primitive whose parameters do not depend on shapes."""
     return site.bind(*operands)
 
 
@@ -298,7 +298,7 @@ def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
 
 
 def staying(labels: Labels, ids: Ids, gone: np.ndarray) -> np.ndarray | None:
-    """For each label whether its position stays, or None if all stay."""
+    """Returns for each label whether its position stays; None if all stay."""
     roots = labels.find(ids)
     if not gone[roots].any() and not labels.has_parts(roots).any():
         return None
@@ -329,7 +329,7 @@ def ranks(keep: Keep | None, full: int, positions: np.ndarray) -> np.ndarray:
 
 
 def single(positions: np.ndarray) -> np.ndarray:
-    """The positions, if every layer has the same positions.
+    """Returns the positions, if every layer has the same positions.
 
     Raises:
       UnevenError: the layers have different positions.

@@ -57,7 +57,7 @@ class Frame:
     logits: dict[Any, set[int]] = dataclasses.field(default_factory=dict)
 
     def read(self, var: Any) -> Axes:
-        """The axes of a variable or literal."""
+        """Returns the axes of a variable or literal."""
         return self.axes[var]
 
 
@@ -90,17 +90,17 @@ class Site:
         return self.eqn.primitive.name
 
     def out_shape(self, k: int = 0) -> tuple[int, ...]:
-        """The shape of the k-th result."""
+        """Returns the shape of the k-th result."""
         return tuple(self.eqn.outvars[k].aval.shape)
 
     def free(self, count: int) -> Axis:
-        """A new axis whose positions may be removed, different ones in each layer."""
+        """Returns a new axis whose positions may be removed, different ones in each layer."""
         if export.is_symbolic_dim(count):
             return ax.fixed(count)
         return ax.labelled(self.labels.fresh((*self.frame.layers, count)))
 
     def shared(self, count: int) -> Axis:
-        """A new axis whose positions may be removed, the same ones in every layer."""
+        """Returns a new axis whose positions may be removed, the same ones in every layer."""
         if export.is_symbolic_dim(count):
             return ax.fixed(count)
         return ax.labelled(self.labels.fresh((count,)))
@@ -198,7 +198,7 @@ def follow(
 
 
 def unknown(site: Site, operands: list[Axes]) -> list[Axes]:
-    """For a primitive without a rule: freezes all its operands."""
+    """Freezes all operands of a primitive without a rule."""
     for axis in (axis for axes in operands for axis in axes):
         site.freeze(axis, f"primitive {site.name}, which slimming does not know")
     return [tuple(ax.fixed(n) for n in getattr(v.aval, "shape", ())) for v in site.eqn.outvars]
@@ -255,11 +255,11 @@ class ZeroSite:
         return self.frame.jaxpr.eqns[self.index]
 
     def operand(self, k: int) -> Axes:
-        """The axes of the k-th operand."""
+        """Returns the axes of the k-th operand."""
         return self.frame.read(self.eqn.invars[k])
 
     def rank(self, k: int = 0) -> int:
-        """The number of axes of the k-th result."""
+        """Returns the number of axes of the k-th result."""
         return len(self.eqn.outvars[k].aval.shape)
 
     def inexact(self, axis: Axis, text: str) -> None:
@@ -303,7 +303,7 @@ def _lowered(frame: Frame, var: Any, zeros: Zeros) -> Zeros:
 
 
 def of_constant(value: Any) -> Zeros:
-    """The known zeros of a constant: a scalar is known by its value, an array is unknown."""
+    """Returns the known zeros of a constant: a scalar is known by its value, an array is unknown."""
     if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
         return Zeros((), float(np.real(value)))
     return Zeros((False,) * np.ndim(value))
@@ -339,11 +339,11 @@ def whole(shape: Sequence[int]) -> Axes:
 
 
 def no_zeros(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    """For primitives whose results are not known to be zero."""
+    """Returns that no zeros of the results are known."""
     del known
     return [Zeros((False,) * site.rank(k)) for k in range(len(site.eqn.outvars))]
 
 
 def settled(site: ZeroSite, k: int, axis: int, zero: bool) -> bool:
-    """Whether an operand's axis is zero at masked positions, or has no removable positions."""
+    """Returns whether an operand's axis is zero at masked positions, or has no removable positions."""
     return zero or ax.is_fixed(site.operand(k)[axis])

@@ -50,7 +50,7 @@ class Labels:
         return self._size
 
     def fresh(self, shape: int | Sequence[int]) -> Ids:
-        """New free atoms in an array of the given shape."""
+        """Returns new free atoms in an array of the given shape."""
         count = int(np.prod(shape))
         self._reserve(count)
         first, self._size = self._size, self._size + count
@@ -58,13 +58,13 @@ class Labels:
         return np.arange(first, self._size).reshape(shape)
 
     def reason(self, text: str) -> int:
-        """The index of a reason, which is added if it is new."""
+        """Returns the index of a reason, which is added if it is new."""
         if text not in self.reasons:
             self.reasons.append(text)
         return self.reasons.index(text)
 
     def find(self, ids: Ids) -> Ids:
-        """The representatives of the labels."""
+        """Returns the representatives of the labels."""
         roots = self._parent[ids]
         while True:
             above = self._parent[roots]
@@ -73,11 +73,11 @@ class Labels:
             roots = above
 
     def why(self, ids: Ids) -> np.ndarray:
-        """The index of the reason why each label's representative is frozen; 0 if it is not frozen."""
+        """Returns the index of the reason why each label's representative is frozen; 0 if it is not frozen."""
         return self._why[self.find(ids)]
 
     def why_any(self, ids: Ids) -> np.ndarray:
-        """The reasons of frozen labels; a conjunction has the reason of one of its parts."""
+        """Returns the reasons of frozen labels; a conjunction has the reason of one of its parts."""
         ids = self.find(ids)
         for _ in range(_DEPTH):
             parts = (self._left[ids] > 0) & (self._why[ids] == 0)
@@ -87,7 +87,7 @@ class Labels:
         return self._why[ids]
 
     def has_parts(self, ids: Ids) -> np.ndarray:
-        """For each label whether its representative is a conjunction."""
+        """Returns for each label whether its representative is a conjunction."""
         return self._left[self.find(ids)] > 0
 
     def both(self, a: Ids, b: Ids) -> Ids:
@@ -103,7 +103,7 @@ class Labels:
         return result
 
     def atoms(self, ids: Ids) -> Ids:
-        """The free atoms of each label, in a new last axis filled up with FIXED.
+        """Returns the free atoms of each label, in a new last axis filled up with FIXED.
 
         The last axis is empty if there are no free atoms.
         """

@@ -87,7 +87,7 @@ class _Check:
                     self._rows[eqn.outvars[place]] = self._rows[var]
 
     def _alone(self, axes: Axes) -> bool:
-        """Whether a value contains the units without the members' axis."""
+        """Returns whether a value contains the units without the members' axis."""
         return bool(self._at(axes, "units")) and not self._at(axes, "members")
 
     def _kind(self, axis: Axis) -> str:
@@ -161,7 +161,7 @@ class _Check:
 
 
 def tied(labels: Labels, frames: Sequence[Frame], units: Ids, members: Ids) -> str | None:
-    """Why the units of different members cannot be chosen independently; None if they can.
+    """Returns why the units of different members cannot be chosen independently; None if they can.
 
     Args:
       labels: all labels.
@@ -181,7 +181,7 @@ def tied(labels: Labels, frames: Sequence[Frame], units: Ids, members: Ids) -> s
 def free_members(
     labels: Labels, frames: Sequence[Frame], leaves: Any, held: Sequence[tuple[int, int]], units: Ids
 ) -> Ids | None:
-    """The labels of the members if the units of each can be chosen by itself, else None.
+    """Returns the labels of the members if the units of each can be chosen by itself, else None.
 
     Args:
       labels: all labels.

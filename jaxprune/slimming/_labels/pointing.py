@@ -63,14 +63,14 @@ class Columns(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Integers that depend on positions in a way that is not followed."""
+    """Integers that depend on positions in an unknown way."""
 
 
 Meaning: TypeAlias = Points | Number | Columns | Lost | None
 
 
 def of_iota(labels: Labels, axis: Axis) -> Meaning:
-    """The meaning of an iota along an axis."""
+    """Returns the meaning of an iota along an axis."""
     if ax.is_fixed(axis):
         return None
     labels.origins.append(Origin(axis))
@@ -93,12 +93,12 @@ def settle(labels: Labels, tie_layers: Any) -> None:
 
 
 def of_literal(value: Any) -> Meaning:
-    """The meaning of a literal."""
+    """Returns the meaning of a literal."""
     return Number(np.asarray(value)[()]) if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iub" else None
 
 
 def read(frame: Any, var: Any) -> Meaning:
-    """The meaning of a variable or literal."""
+    """Returns the meaning of a variable or literal."""
     return of_literal(var.val) if isinstance(var, Literal) else frame.points.get(var)
 
 
@@ -119,7 +119,7 @@ def follow(site: Any) -> None:
 
 
 def _inner(site: Any, subs: Any, given: Sequence[Meaning]) -> None:
-    """Calls and scans pass their operands to an inner jaxpr, which `Site.child` has followed already."""
+    """Stores the meaning of the results of a call or scan, whose inner jaxpr `Site.child` has followed already."""
     frame, children = site.frame, site.frame.children.get(site.index, [])
     derived = site.name.startswith("custom_")
     pointed = any(isinstance(g, Points | Columns) for g in given)
@@ -229,7 +229,7 @@ def _compared(site: Any, name: str, given: list[Meaning]) -> Meaning:
 
 
 def _arithmetic(site: Any, name: str, given: list[Meaning]) -> Meaning:
-    """The meaning of what indexing computes; Lost for anything else."""
+    """Returns the meaning of what indexing computes; Lost for anything else."""
     points = [g for g in given if isinstance(g, Points)]
     numbers = [g.value for g in given if isinstance(g, Number)]
     if not points:
@@ -259,7 +259,7 @@ def _arithmetic(site: Any, name: str, given: list[Meaning]) -> Meaning:
 
 
 def _indexed(site: Any, given: list[Meaning]) -> Meaning:
-    """Of a gather the meaning of what it reads; its indices are the matter of its rule."""
+    """Returns the meaning of what a gather or slice reads; the rule of the primitive handles its indices."""
     if site.name == "gather" and not isinstance(given[0], Columns | Number):
         lose(site, [g for g in given[1:] if not isinstance(g, Points | Columns)], site.name)
         return given[0]
@@ -269,7 +269,7 @@ def _indexed(site: Any, given: list[Meaning]) -> Meaning:
 
 
 def columns(site: Any, operand: int, count: int, *, losing: bool = True) -> list[Points | None]:
-    """What each of `count` columns of an operand points into, which is used as an index.
+    """Returns what each of `count` columns of an operand, which is used as an index, points into.
 
     Args:
       site: the equation.
@@ -298,7 +298,7 @@ def tie(site: Any, a: Points, b: Points) -> None:
 
 
 def same(labels: Labels, a: Axis, b: Axis) -> bool:
-    """Whether two axes have the same labels."""
+    """Returns whether two axes have the same labels."""
     if a is b:
         return True
     left, right = ax.flat(labels, a), ax.flat(labels, b)
@@ -308,7 +308,7 @@ def same(labels: Labels, a: Axis, b: Axis) -> bool:
 
 
 def lose(site: Any, meanings: Sequence[Meaning], what: str) -> None:
-    """The numbers themselves are used: chosen positions are frozen, an iota keeps its numbers."""
+    """Freezes chosen positions whose numbers are used as numbers; an iota keeps its numbers."""
     for meaning in meanings:
         if isinstance(meaning, Columns):
             lose(site, meaning.columns, what)
@@ -319,7 +319,7 @@ def lose(site: Any, meanings: Sequence[Meaning], what: str) -> None:
 
 
 def axes_of(frame: Any, var: Any) -> list[Axis]:
-    """The axes whose positions a value contains as numbers, chosen by the data."""
+    """Returns the axes whose positions a value contains as numbers, chosen by the data."""
     meaning = read(frame, var)
     found = meaning.columns if isinstance(meaning, Columns) else (meaning,)
     return [point.axis for point in found if isinstance(point, Points) and point.origin is None]

@@ -143,7 +143,7 @@ def _once(units: np.ndarray) -> np.ndarray:
 
 
 def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each atom a number for its kind, a number for its positions, and its first position.
+    """Returns for each atom a number for its kind, a number for its positions, and its first position.
 
     Units are of one kind if they have positions on the same axes, in the same form.
     """
@@ -191,7 +191,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _inexact(analysis: Analysis) -> list[tuple[np.ndarray, str]]:
-    """Atoms for which removing is not the same as masking, with the reason."""
+    """Returns the atoms for which removing is not the same as masking, with the reason."""
     jaxpr = analysis.traced.closed.jaxpr
     marks: list[tuple[Axis, str]] = []
     params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
@@ -214,7 +214,7 @@ def _inexact(analysis: Analysis) -> list[tuple[np.ndarray, str]]:
 
 
 def _contracted(analysis: Analysis) -> list[tuple[np.ndarray, int]]:
-    """Atoms of an axis that products contract together with the axes behind it, and the positions of these axes."""
+    """Returns atoms of axes that products contract with the axes behind them, and the number of inner positions."""
     found = []
     for operand, contracted in _contractions(analysis.frame):
         for axis in contracted:
@@ -229,7 +229,7 @@ def _contracted(analysis: Analysis) -> list[tuple[np.ndarray, int]]:
 
 
 def _contractions(frame: Frame) -> Iterator[tuple[tuple[Axis, ...], tuple[int, ...]]]:
-    """Each operand of a product that contracts several of its axes, with these axes."""
+    """Yields each operand of a product that contracts several of its axes, and these axes."""
     for index, eqn in enumerate(frame.jaxpr.eqns):
         for child in frame.children.get(index, []):
             yield from _contractions(child)

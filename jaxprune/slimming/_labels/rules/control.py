@@ -26,13 +26,13 @@ LAYER = "a layer that a scan runs over: a masked layer may still change its inpu
 
 
 def _follow_call(site: Site, operands: list[Axes]) -> list[Axes]:
-    """One jaxpr whose inputs and outputs are the equation's."""
+    """Follows the one jaxpr of a call, whose inputs and outputs are the equation's."""
     [sub] = sub_jaxprs(site.eqn)
     return _outputs(site.child(sub, operands))
 
 
 def _zero_call(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    """One jaxpr whose inputs and outputs are the equation's."""
+    """Follows the one jaxpr of a call, whose inputs and outputs are the equation's."""
     return site.child(0, known)
 
 
@@ -265,7 +265,7 @@ class _Saved:
 
 
 def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Callable[..., list[Any]], list[Keeps]]:
-    """A smaller program, from the positions that stay of its inputs."""
+    """Returns a smaller program, from the positions that stay of its inputs."""
     labels, inputs, pieces = Labels(), [], []
     for k, (var, stays) in enumerate(zip(closed.jaxpr.invars, keeps, strict=True)):
         axes = tuple(_fresh(labels, site.frame, n, stay) for n, stay in zip(var.aval.shape, stays, strict=True))

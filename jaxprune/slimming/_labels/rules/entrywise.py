@@ -139,7 +139,7 @@ _PASSES = {"max", "stop_gradient", "broadcast_in_dim", "reshape", "select_n", "c
 
 
 def _is_of_softmax(site: Site) -> bool:
-    """Whether a maximum is subtracted before the exponentials of a softmax or a logsumexp."""
+    """Returns whether a maximum is subtracted before the exponentials of a softmax or a logsumexp."""
     later = site.frame.jaxpr.eqns[site.index + 1 :]
     maxima, shifted = {site.eqn.outvars[0]}, set()
     values = {site.eqn.invars[0]}
@@ -207,7 +207,7 @@ def _zero_mix(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 def _with_limits(
     rule: Callable[[ZeroSite, list[Zeros]], list[Zeros]],
 ) -> Callable[[ZeroSite, list[Zeros]], list[Zeros]]:
-    """The rule, and what is known of values that are minus infinity or compared with zero at removed positions."""
+    """Returns a rule that also follows values that are minus infinity or compared with zero at removed positions."""
 
     def zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
         results = rule(site, known)
@@ -240,7 +240,7 @@ _FLIPPED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "ne": "ne", "eq": "e
 
 
 def _false_or_zero(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[int, ...]) -> set[int]:
-    """The axes along which the result is zero or false at removed positions, beyond what the table says."""
+    """Returns the axes along which the result is zero or false at removed positions, beyond what the table says."""
     if name in ("exp", "exp2", "logistic"):
         return set(_lows(site, known, 0, shape))
     if name not in _FALSE_AT_ZERO:

@@ -30,7 +30,7 @@ def _gather_axes(eqn: Any) -> tuple[list[int], dict[int, int], dict[int, int], d
 
 
 def _pointed(site: Any, dims: Any, *, losing: bool = True) -> dict[int, pointing.Points]:
-    """The operand axes that are indexed by integers that point."""
+    """Returns the operand axes that are indexed by integers that point."""
     found = zip(dims, pointing.columns(site, 1, len(dims), losing=losing), strict=True)
     return {d: point for d, point in found if point is not None}
 

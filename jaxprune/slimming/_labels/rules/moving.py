@@ -46,7 +46,7 @@ def _zero(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 
 def _low(m: Any, known: Zeros) -> frozenset[int]:
-    """The axes along which a moved value is minus infinity at removed positions."""
+    """Returns the axes along which a moved value is minus infinity at removed positions."""
     if isinstance(m, Same | Slice | Reverse):
         return known.low
     if isinstance(m, Transpose):
