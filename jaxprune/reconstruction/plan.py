@@ -143,13 +143,11 @@ class Plan:
         """Returns the new leaves and their masks, with what is known about each leaf of `params`."""
         structure, known = jax.tree.structure(params), roles_of(params, stats, how)
         reasons = [
-            "sparsity 0"
-            if i in self.patterns
-            else f"no statistics ({_why_not(stats, role.name)})"
-            if role.is_weight and not entry
-            else ""
-            for i, (entry, role) in enumerate(zip(stats.leaves(params), known, strict=True))
+            f"no statistics ({_why_not(stats, role.name)})" if role.is_weight and entry is None else ""
+            for role, entry in zip(known, stats.leaves(params), strict=True)
         ]
+        for i in self.patterns:
+            reasons[i] = "sparsity 0"
         return masks.Pruned(
             *(structure.unflatten(new), structure.unflatten(kept), known),
             *(tuple(self.patterns.get(i) for i in range(len(new))), tuple(reasons)),
