@@ -53,10 +53,11 @@ def calibrated(params: PyTree, stats: Stats | None, how: How, needs: str = "layo
         lines = "\n".join(f"  {named[i][0]}: {_why_not(stats, named[i][0])}" for i in sorted(missing))
         raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
     if not picked:
-        lines = [f"  {leaf.name}: {known[leaf.position].why_left_alone}" for leaf in found] if where is None else []
+        rule = "the predicate" if callable(where) else "the default rule of prune"
         raise ValueError(
-            "there is nothing to prune: where selects no leaf with statistics; pass a predicate where=lambda name, "
-            "leaf: ... that is True for a leaf with statistics:\n" + "\n".join(lines or [f"  {x.name}" for x in found])
+            f"there is nothing to prune: {rule} selects no leaf with statistics; pass a predicate where=lambda name, "
+            "leaf: ... that is True for one of them:\n"
+            + "\n".join(f"  {leaf.name}: {known[leaf.position].why_left_alone}" for leaf in found)
         )
     return having([leaf for leaf in found if leaf.position in picked], needs)
 
