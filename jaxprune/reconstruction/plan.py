@@ -57,7 +57,9 @@ def calibrated(params: PyTree, stats: Stats | None, how: How, needs: str = "layo
         raise ValueError(
             f"there is nothing to prune: {rule} selects no leaf with statistics; pass a predicate where=lambda name, "
             "leaf: ... that is True for one of them:\n"
-            + "\n".join(f"  {leaf.name}: {known[leaf.position].why_left_alone}" for leaf in found)
+            + "\n".join(
+                f"  {x.name}" + ("" if callable(where) else f": {known[x.position].why_left_alone}") for x in found
+            )
         )
     return having([leaf for leaf in found if leaf.position in picked], needs)
 
