@@ -141,9 +141,3 @@ def activations(values: Any) -> Array:
     if not isinstance(array, Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"activations of shape {array.shape} contain NaN or infinite values")
     return array
-
-
-def kernel_axis(kernel: Array, axis: int) -> None:
-    """Raises ValueError unless the kernel has this axis."""
-    if not -kernel.ndim <= axis < kernel.ndim:
-        raise ValueError(f"the kernel has shape {kernel.shape}, so it has no axis {axis}")

@@ -127,7 +127,8 @@ def input_norms(kernel: Any, *, axis: int = 0) -> Array:
       [5.0, 1.0]
     """
     kernel = jnp.asarray(kernel)
-    _checks.kernel_axis(kernel, axis)
+    if not -kernel.ndim <= axis < kernel.ndim:
+        raise ValueError(f"the kernel has shape {kernel.shape}, so it has no axis {axis}")
     rows = jnp.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
     return jnp.linalg.norm(rows.astype(jnp.promote_types(kernel.dtype, jnp.float32)), axis=1)
 
