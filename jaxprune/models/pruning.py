@@ -384,7 +384,7 @@ def _of_block(sparsity: Any, params: Iterable[str], prefix: str) -> Any:
     return {name: next((v for glob, v in sparsity.items() if fnmatchcase(prefix + name, glob)), 0.0) for name in params}
 
 
-def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], bool]:
+def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], Any]:
     """Makes a predicate over the names in the checkpoint: whether `where` selects a kernel.
 
     Raises:
@@ -393,7 +393,7 @@ def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], bool]:
     usual = prunable(folder)
     names = [name for name, leaf in folder.shapes.items() if usual(name, leaf)]
     if where is None or callable(where):
-        chosen = usual if where is None else where
+        chosen = where or usual
         if not any(chosen(name, leaf) for name, leaf in folder.shapes.items()):
             raise ValueError(f"where selects no kernel of {folder.path}; its kernels are: {', '.join(names[:10])}, ...")
         return chosen
