@@ -90,8 +90,8 @@ def prune_folder(
       sparsity: the fraction removed from each kernel, in [0, 1); or a mapping from globs over names such as
         `model.layers.0.*` to fractions (a kernel that matches no glob is not pruned); or None for an N:M pattern.
       options: further options of `jaxprune.reconstruct`: `method`, `pattern`, `criterion`, `allocation`.
-      where: which kernels: a glob, a list of globs, or a predicate `(name, leaf) -> bool` over the names in the
-        checkpoint; None (default) selects all kernels of attention and MLPs, without routers.
+      where: which kernels: None (default) selects all kernels of attention and MLPs, without routers. A glob, or a list
+        of globs, over the names in the checkpoint narrows this rule; a predicate `(name, leaf) -> bool` replaces it.
       hidden_dtype: the dtype in which the hidden states are kept, float32 (default), bfloat16 or float16; blocks
         compute in float32.
       hidden_on_disk: whether to keep the hidden states in a temporary file beside the output, mapped into memory;
@@ -119,7 +119,7 @@ def prune_folder(
         "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "options": {name: repr(value) for name, value in sorted(asked.items())},
     }
-    rest = outside_blocks(folder)
+    rest, kernels = outside_blocks(folder), _kernels(folder, where)
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
     run = BlockRunners(cut)
     results: list[BlockResult] = []
@@ -132,7 +132,7 @@ def prune_folder(
             else:
                 began = time.perf_counter()
                 params = load_block(folder, index, jnp.float32)
-                chosen = _predicate(prunable(folder) if where is None else where, prefix)
+                chosen = lambda name, leaf, prefix=prefix: bool(kernels(prefix + name, leaf))
                 errors, removed = _prune_block(
                     *(run.of(index), params, hidden, _of_block(sparsity, params, prefix), chosen, options),
                     *(prefix, folder.shapes),
@@ -167,8 +167,10 @@ def _prune_block(
     Kernels are pruned one by one, cast to the dtype of the folder, and their Gram matrices freed, unless an allocation
     compares them.
     """
-    stats = run.calibrate(params, hidden, where)  # Gram matrices whatever the method, because the errors need them
     names = [name for name, leaf in params.items() if where(name, leaf) and _tree.is_floating(leaf)]
+    if not names:
+        return {}, 0.0
+    stats = run.calibrate(params, hidden, where)  # Gram matrices whatever the method, because the errors need them
     names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix when the others are gone
     if options.get("method") != "magnitude":
         _check_seen(stats, prefix)
@@ -382,9 +384,24 @@ def _of_block(sparsity: Any, params: Iterable[str], prefix: str) -> Any:
     return {name: next((v for glob, v in sparsity.items() if fnmatchcase(prefix + name, glob)), 0.0) for name in params}
 
 
-def _predicate(where: Any, prefix: str) -> Callable[[str, Any], bool]:
-    """Which leaves of a block are pruned, for names without the block's prefix."""
-    if callable(where):
-        return lambda name, leaf: bool(where(prefix + name, leaf))
+def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], Any]:
+    """Makes a predicate over the names in the checkpoint: whether `where` selects a kernel.
+
+    Raises:
+      ValueError: a glob matches no kernel that is pruned by default; nothing is selected.
+    """
+    usual = prunable(folder)
+    names = [name for name, leaf in folder.shapes.items() if usual(name, leaf)]
+    if where is None or callable(where):
+        chosen = where or usual
+        if not any(chosen(name, leaf) for name, leaf in folder.shapes.items()):
+            raise ValueError(f"where selects no kernel of {folder.path}; its kernels are: {', '.join(names[:10])}, ...")
+        return chosen
     globs = [where] if isinstance(where, str) else list(where)
-    return lambda name, leaf: len(leaf.shape) == 2 and any(fnmatchcase(prefix + name, glob) for glob in globs)
+    unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    if unmatched or not globs:
+        raise ValueError(
+            f"where: no kernel of {folder.path} matches {unmatched or globs}; a glob narrows the default rule, and a "
+            f"predicate where=lambda name, leaf: ... replaces it. The kernels are: {', '.join(names[:10])}, ..."
+        )
+    return lambda name, leaf: usual(name, leaf) and any(fnmatchcase(name, glob) for glob in globs)

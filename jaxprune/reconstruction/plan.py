@@ -53,10 +53,13 @@ def calibrated(params: PyTree, stats: Stats | None, how: How, needs: str = "layo
         lines = "\n".join(f"  {named[i][0]}: {_why_not(stats, named[i][0])}" for i in sorted(missing))
         raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
     if not picked:
-        lines = [f"  {leaf.name}: {known[leaf.position].why_left_alone}" for leaf in found] if where is None else []
+        rule = "the predicate" if callable(where) else "the default rule of prune"
         raise ValueError(
-            "there is nothing to prune: where selects no leaf with statistics; pass a predicate where=lambda name, "
-            "leaf: ... that is True for a leaf with statistics:\n" + "\n".join(lines or [f"  {x.name}" for x in found])
+            f"there is nothing to prune: {rule} selects no leaf with statistics; pass a predicate where=lambda name, "
+            "leaf: ... that is True for one of them:\n"
+            + "\n".join(
+                f"  {x.name}" + ("" if callable(where) else f": {known[x.position].why_left_alone}") for x in found
+            )
         )
     return having([leaf for leaf in found if leaf.position in picked], needs)
 
@@ -143,13 +146,11 @@ class Plan:
         """Returns the new leaves and their masks, with what is known about each leaf of `params`."""
         structure, known = jax.tree.structure(params), roles_of(params, stats, how)
         reasons = [
-            "sparsity 0"
-            if i in self.patterns
-            else f"no statistics ({_why_not(stats, role.name)})"
-            if role.is_weight and not entry
-            else ""
-            for i, (entry, role) in enumerate(zip(stats.leaves(params), known, strict=True))
+            f"no statistics ({_why_not(stats, role.name)})" if role.is_weight and entry is None else ""
+            for role, entry in zip(known, stats.leaves(params), strict=True)
         ]
+        for i in self.patterns:
+            reasons[i] = "sparsity 0"
         return masks.Pruned(
             *(structure.unflatten(new), structure.unflatten(kept), known),
             *(tuple(self.patterns.get(i) for i in range(len(new))), tuple(reasons)),

@@ -119,7 +119,7 @@ MULTIPLIED = {
     "heads cut by a shard_map": (
         sharded(lambda w, x: lax.psum(x @ w.reshape(-1, 4).T, "x"), jax.P("x"), jax.P(), jax.P(None, "x")),
         (4, 3, 4),
-        shape(2, 4),
+        shape(2, 8),
         "output output input",
     ),
     "layers cut by a shard_map": (

@@ -98,13 +98,14 @@ def test_routers_and_the_dtype_stay(tmp_path: Path):
 
 def test_where_and_mappings_are_over_the_names_in_the_checkpoint(llama: Path, tmp_path: Path):
     sparsities = {"model.layers.0.*": 0.75, "*.mlp.*": 0.25}
-    _ = models.prune_folder(
-        llama, tmp_path / "new", TOKENS, sparsities, where=["*proj.weight"], options={"method": "magnitude"}
-    )
+    with pytest.raises(ValueError, match=r"no kernel of .* matches \['model.norm.\*'\]; a glob narrows"):
+        _ = models.prune_folder(llama, tmp_path / "new", TOKENS, sparsities, where=["*", "model.norm.*"])
+    where = ["model.layers.[01].*proj.weight"]
+    _ = models.prune_folder(llama, tmp_path / "new", TOKENS, sparsities, where=where, options={"method": "magnitude"})
     found = Folder(tmp_path / "new").load()
     zeros = {name: float((x == 0).mean()) for name, x in found.items() if "proj" in name}
     for name, fraction in zeros.items():
-        want = 0.75 if ".layers.0." in name else 0.25 if ".mlp." in name else 0.0
+        want = 0.75 if ".layers.0." in name else 0.25 if ".layers.1.mlp." in name else 0.0
         assert fraction == pytest.approx(want, abs=0.01), name
 
 
