@@ -87,6 +87,7 @@ def test_stacked_layers_and_blocks_share_as_loose_ones_do():
     assert (~kept["a"]).sum((1, 2)).tolist() == stacked["a"].low.tolist()
 
 
+@pytest.mark.slow
 def test_it_goes_into_reconstruction():
     params = {"layers": normal(3, 8, 8)}
     fn = lambda p, x: jax.lax.scan(lambda c, w: (jnp.tanh(c @ w) ** 3, None), x, p["layers"])[0]

@@ -147,6 +147,7 @@ def covers(interval, truth):
     return interval.low <= truth <= interval.high
 
 
+@pytest.mark.slow
 def test_intervals_cover_at_two_hundred_samples():
     # Probabilities that are too sharp by 1.5: all figures have a true value that one large sample tells.
     def draw(rng, n):

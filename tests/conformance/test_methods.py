@@ -44,7 +44,7 @@ METHODS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=few(METHODS, "fixed", "one_shot snip", "gradual global", "rigl", "straight_through"))
+@pytest.fixture(params=few(METHODS, "one_shot snip", "gradual global", "rigl", "straight_through"))
 def optimizer(request: pytest.FixtureRequest) -> Any:
     """The method around Adam, which records the extra arguments it was given."""
     return jaxprune.sparsify(optax.adam(0.1), METHODS[request.param]())

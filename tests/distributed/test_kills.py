@@ -72,6 +72,7 @@ def check(root: Path, folder: Path, kills: int, steps: int, seed: int) -> None:
     chex.assert_trees_all_equal(plain(found), uninterrupted(steps))
 
 
+@pytest.mark.slow
 def test_two_kills_change_no_bit(root, tmp_path):
     check(root, tmp_path / "run", kills=2, steps=40, seed=0)
 

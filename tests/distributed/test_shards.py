@@ -63,6 +63,7 @@ def check_masks(layout: str, kind: str, names: Any, devices: list[Any]) -> None:
             layouts.expect_sharded_like(found[name], placed)
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_one_device(devices):
     check_masks("mixed", "auto", ("leaf stacked", "random"), devices)
 
@@ -74,6 +75,7 @@ def test_masks_are_those_of_one_device_everywhere(layout, kind, devices):
     check_masks(layout, kind, tuple(MORE), devices)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_device(devices):
     mesh, specs, params = layouts.make_mesh("auto", devices), layouts.LAYOUTS["mixed"], layouts.init_params()
     norms: dict[str, Any] = {

@@ -42,6 +42,7 @@ def search(params: Any) -> Rounds:
     return lottery.iterative_pruning(train, params, rounds=[0.5, 0.75], key=jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
 def test_tickets_are_those_of_one_device_and_are_saved(kind, devices, tmp_path):
     mesh, params, _ = spread(kind, devices)

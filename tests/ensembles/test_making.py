@@ -157,6 +157,7 @@ def test_softened_is_the_mean_of_softened_members():
         np.testing.assert_allclose(soft, jax.nn.softmax(logits / temperature).mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pruned_student_learns_from_its_teachers():
     x = normal(200, 6)
     teachers = normal(3, 6, 3, seed=1)
@@ -192,6 +193,7 @@ def test_errors_of_distillation():
         _ = softened(jnp.ones((1, 2, 3)), 0)
 
 
+@pytest.mark.slow
 def test_stored_top_logits_bound_the_loss_from_below_and_reach_it():
     student, teacher = (jax.random.normal(key, (3, 4, 7)) * 3 for key in jax.random.split(KEY))
     whole, slope = jax.value_and_grad(ensembles.distillation_loss)(student, teacher, temperature=1.5)

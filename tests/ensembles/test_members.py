@@ -74,6 +74,7 @@ def test_packed_masks_and_channels_stack():
     assert ensembles.kept_weights(members) == 4 * 5 + 4 * 16
 
 
+@pytest.mark.slow
 def test_rounds_of_a_ticket_search_are_members():
     train = lambda params, held, key: jax.tree.map(lambda w: w + 0.1, params)
     found = lottery.iterative_pruning(train, init(KEY), rounds=[0.5, 0.75, 0.875], key=KEY).ticket

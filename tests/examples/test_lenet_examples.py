@@ -11,6 +11,7 @@ def arguments(idx_folder, tmp_path):
     return "--data", folder, "--output", tmp_path / "output", "--seeds", 0, 1
 
 
+@pytest.mark.slow
 def test_tickets(run, arguments, tmp_path):
     options = "--rounds", 2, "--steps", 20, "--look-every", 10
     out = run("tickets_mnist.py", *arguments, *options)

@@ -183,6 +183,7 @@ def test_scores_of_networks_find_what_inputs_tell_only_together():
     assert max(features.top(score(x[part], y[part]), 10)[:10].sum() for score in alone) <= 5
 
 
+@pytest.mark.slow
 def test_scores_of_networks_beat_random_pixels():
     rng = np.random.default_rng(2)
     x, y, count = digits(rng)

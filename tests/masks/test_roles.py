@@ -311,6 +311,7 @@ def test_calibrated_criteria_follow_the_statistics_and_name_leaves_without_them(
         _ = jaxprune.prune(params, 0.5, criterion=criteria.wanda, stats=partly)
 
 
+@pytest.mark.slow
 def test_a_leaf_without_entries_gets_an_empty_mask() -> None:
     params = {"lora": jnp.zeros((8, 0)), "w": draw(8, 8)}
     for allocate in (allocation.uniform, allocation.one_ranking, allocation.erk, allocation.lamp, allocation.owl):

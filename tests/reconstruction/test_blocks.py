@@ -38,6 +38,7 @@ def by_hand(params):
     return out
 
 
+@pytest.mark.slow
 def test_each_block_is_calibrated_on_the_blocks_pruned_before_it(stacked):
     want = by_hand(stacked)
     found = reconstruct_blocks(block, stacked, BATCHES, pattern=masks.NM(2, 4))

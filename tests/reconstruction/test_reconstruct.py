@@ -78,6 +78,7 @@ def test_every_layer_loses_exactly_its_share_and_errs_no_more_than_its_mask(stat
         assert all(errors[name] < 0.98 * alone[name] for name in LAYERS)
 
 
+@pytest.mark.slow
 def test_methods_order_as_they_should_on_small_layers(stats):
     errors = {m: relative_errors(PARAMS, reconstruct(PARAMS, stats, 0.5, method=m).params, stats) for m in METHODS}
     for name in LAYERS:

@@ -48,6 +48,7 @@ def test_slim_equals_the_whole_with_logits_at_minus_infinity(name):
     close(grads[0], small.shrink(whole[0]))
 
 
+@pytest.mark.slow
 def test_vmap_and_other_numbers_of_tokens():
     small = slimming.slim(mixtures.slots_by_index, P, {"router[1]": GONE}, X)
     batches = jnp.stack([mixtures.tokens(5, seed=k) for k in range(3)])
@@ -109,6 +110,7 @@ def router_groups(p, x):
     return jnp.einsum("tkf,tkfd,tk->td", hidden, p["w2"][index], gate) + jax.nn.silu(x @ p["shared"]) @ p["shared"].T
 
 
+@pytest.mark.slow
 def test_router_groups_lose_equally_many_experts():
     p = mixtures.params(16) | {"shared": mixtures.params(1)["w1"][0]}
     groups = slimming.find_groups(router_groups, p, X)

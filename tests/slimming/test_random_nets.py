@@ -160,6 +160,7 @@ def check_net(net: list[Piece], seed: int, share: float) -> None:
     assert checks.difference(checks.masked(params, choice), back) == 0
 
 
+@pytest.mark.slow
 @settings(
     max_examples=8,
     deadline=None,

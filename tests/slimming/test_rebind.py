@@ -97,6 +97,7 @@ class Noisy(nnx.Module):
         return self.b(self.drop(nnx.relu(self.norm(self.a(x)))))
 
 
+@pytest.mark.slow
 def test_the_state_of_a_module_moves_on() -> None:
     x = 5 + jnp.asarray(np.random.default_rng(0).normal(size=(64, 6)), jnp.float32)
     call = lambda model, x: model(x)

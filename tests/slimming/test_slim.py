@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import criteria, slimming
+from tests.cases import few
 from tests.slimming import checks, nets
 
 
@@ -44,13 +45,14 @@ CASES = {
     "llama": (nets.Llama("half"), tokens, [2, 2, 2, 2, 4, 4, 8, 8, 16, 24, 24]),
     "llama scanned": (nets.Llama("half", "scan"), tokens, [3, 4, 6, 6, 16, 24, 72]),
 }
+QUICK = ("lenet", "option a", "densenet", "grouped convolution", "rnn", "mixture of experts", "llama scanned")
 SLOW = {
     "rope rotated": (nets.Llama("rot"), tokens, [2, 2, 2, 2, 4, 4, 8, 8, 16, 24, 24]),
     "rope interleaved": (nets.Llama("inter"), tokens, [2, 2, 2, 2, 4, 4, 8, 8, 16, 24, 24]),
     "rope complex": (nets.Llama("complex"), tokens, [2, 2, 2, 2, 4, 4, 8, 8, 16, 24, 24]),
     "llama rematted": (nets.Llama("half", "remat"), tokens, [3, 4, 6, 6, 16, 24, 72]),
 }
-ALL = [*CASES.items(), *(pytest.param(name, case, marks=pytest.mark.slow) for name, case in SLOW.items())]
+ALL = few((CASES | SLOW).items(), *((name, CASES[name]) for name in QUICK))
 
 
 @pytest.mark.parametrize(("name", "case"), ALL)
@@ -64,6 +66,7 @@ def test_smaller_equals_masked(name: str, case: Any) -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
+@pytest.mark.slow
 def test_a_sparsity_scores_chooses_and_slims() -> None:
     model, x = nets.ResNet(), image(8)
     params = build(model, x)

@@ -364,6 +364,7 @@ def test_the_evaluation_parameters_of_schedule_free_are_sparse_too():
 LINKS = {"norm": optax.clip_by_global_norm(1.0), "rms": optax.clip_by_block_rms(1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", few(LINKS, "norm"))
 def test_an_optimizer_that_computes_nan_in_float16_is_refused_at_init(link):
     params = init_params(jnp.float16)
