@@ -11,6 +11,8 @@ import pytest
 
 def few(cases: Iterable[Any], *quick: Any) -> list[Any]:
     """The cases, all but the `quick` ones marked slow; a case that is a tuple gives several arguments."""
+    cases = list(cases)
+    assert all(case in cases for case in quick), "a quick case is none of the cases"
     slow = lambda case: pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
     return [case if case in quick else slow(case) for case in cases]
 

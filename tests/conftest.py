@@ -38,7 +38,7 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-    """XLA with all its optimizations, for tests of what it makes; `make test` turns off those that take long."""
+    """Compiles the programs of a test with all optimizations of XLA; `make test` turns the slow ones off."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -184,7 +184,7 @@ def has_two_axes(tree: PyTree, where: Where = None) -> PyTree:
 
     Raises:
       TypeError: `where` has another type, or its predicate selects a leaf that is not floating.
-      ValueError: a glob matches none of these leaves, or the list of globs is empty.
+      ValueError: a glob matches no floating leaf of two axes or more, or the list of globs is empty.
 
     Example:
       >>> has_two_axes({'embedding': jnp.ones((2, 3)), 'bias': jnp.ones(3)})

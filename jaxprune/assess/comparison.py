@@ -42,10 +42,10 @@ class Exemplars(NamedTuple):
 class Changes:
     """A model compared with its reference on the same samples.
 
-    Accuracy, NLL, Brier score and the accuracy within each class are tested together. The `adjusted` p-values compare
-    each deviation with the largest deviation in any of these tests (max-T) when the predictions of the two models are
-    exchanged at random for each sample. If the models are equally good, at most 5 % of comparisons have any adjusted
-    p-value of 0.05 or less.
+    Accuracy, NLL, Brier score and the accuracy within each class are tested together. For each sample the
+    predictions of the two models are exchanged at random, many times. An `adjusted` p-value compares the deviation of
+    one test with the largest deviation of all tests in each exchange (max-T). If the models are equally good, at most
+    5 % of comparisons have any adjusted p-value of 0.05 or less.
 
     Attributes:
       figures: the differences, model less reference, of accuracy, nll and brier, each with its own interval.

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -381,7 +380,8 @@ def _of_block(sparsity: Any, params: Iterable[str], prefix: str) -> Any:
     """The sparsity of a block's leaves; a mapping is over names in the checkpoint."""
     if not isinstance(sparsity, Mapping):
         return sparsity
-    return {name: next((v for glob, v in sparsity.items() if fnmatchcase(prefix + name, glob)), 0.0) for name in params}
+    of = lambda name: next((v for glob, v in sparsity.items() if _tree.matches(name, glob)), 0.0)
+    return {name: of(prefix + name) for name in params}
 
 
 def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], Any]:
@@ -398,10 +398,10 @@ def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], Any]:
             raise ValueError(f"where selects no kernel of {folder.path}; its kernels are: {', '.join(names[:10])}, ...")
         return chosen
     globs = [where] if isinstance(where, str) else list(where)
-    unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    unmatched = [glob for glob in globs if not any(_tree.matches(name, glob) for name in names)]
     if unmatched or not globs:
         raise ValueError(
             f"where: no kernel of {folder.path} matches {unmatched or globs}; a glob narrows the default rule, and a "
             f"predicate where=lambda name, leaf: ... replaces it. The kernels are: {', '.join(names[:10])}, ..."
         )
-    return lambda name, leaf: usual(name, leaf) and any(fnmatchcase(name, glob) for glob in globs)
+    return lambda name, leaf: usual(name, leaf) and any(_tree.matches(name, glob) for glob in globs)

@@ -68,7 +68,7 @@ def with_statistics(params: PyTree, stats: Stats | None) -> list[Leaf]:
     """Returns all leaves that have statistics.
 
     Raises:
-      ValueError: there are no statistics, or no statistics of these parameters.
+      ValueError: `stats` is None, or no leaf of `params` has statistics.
       TypeError: the statistics are another object.
     """
     if stats is None:
@@ -158,7 +158,7 @@ class Plan:
 
 
 def _ordered(leaf: Leaf, axes: tuple[int, ...] | None) -> Leaf:
-    """Returns the leaf with the inputs of its matrices in the order of these axes; None keeps the order."""
+    """Returns the leaf with the inputs of its matrices ordered by the axes in `axes`; None keeps the order."""
     inputs, layout = leaf.inputs, leaf.inputs.layout
     if axes is None or axes == layout.input_axes:
         return leaf

@@ -6,7 +6,6 @@ the blocks to keep, and `keep_blocks` takes these out of the parameters.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -200,7 +199,7 @@ def _normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.
 def _selects(where: Leaves, leaf: Leaf) -> bool:
     if callable(where):
         return bool(where(leaf.name, jax.ShapeDtypeStruct(leaf.shape or (), leaf.dtype or np.float32)))
-    return any(fnmatchcase(leaf.name, glob) for glob in ([where] if isinstance(where, str) else where))
+    return any(_tree.matches(leaf.name, glob) for glob in ([where] if isinstance(where, str) else where))
 
 
 def expert_scores(

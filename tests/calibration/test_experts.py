@@ -53,16 +53,10 @@ def test_sums_of_each_expert_are_those_of_a_loop(name):
     assert dict(stats.uncovered) == {}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ragged",
-        *(
-            pytest.param(x, marks=pytest.mark.slow)
-            for x in ("dense in one einsum", "slots by masks", "matrices of tokens")
-        ),
-    ],
-)
+SCANNED = ("ragged", "dense in one einsum", "slots by masks", "matrices of tokens")
+
+
+@pytest.mark.parametrize("name", few(SCANNED, "ragged"))
 def test_layers_of_a_scan_have_experts_of_their_own(name):
     layers = [mixtures.params(seed=k) for k in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *layers)
@@ -166,9 +160,7 @@ def test_attention_before_a_mixture_keeps_its_sums():
         np.testing.assert_allclose(alone[leaf].gram, both[leaf].gram, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["ragged", *(pytest.param(x, marks=pytest.mark.slow) for x in ("dense", "slots by masks"))]
-)
+@pytest.mark.parametrize("name", few(("ragged", "dense", "slots by masks"), "ragged"))
 def test_reconstruction_and_wanda_do_each_expert_alone(name):
     stats = quiet(mixtures.FORMS[name], P, [X])
     weights = {"w1": P["w1"]}

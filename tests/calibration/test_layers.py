@@ -94,15 +94,8 @@ def quadratic(stats, change):
 QUICK = (
     *("dense", "weight first", "output of heads", "one matrix each head", "reshaped, inputs merged", "inputs split"),
     *("jit and remat", "vmap over weights, data shared", "split, equal parts", "one of a stack, from the end"),
-    *(
-        "used twice",
-        "scanned, last first",
-        "carried through time",
-        "scan in a scan",
-        "conv grouped",
-        "conv NCHW",
-        "conv transposed",
-    ),
+    *("used twice", "scanned, last first", "carried through time", "scan in a scan"),
+    *("conv grouped", "conv NCHW", "conv transposed"),
 )
 
 

@@ -50,7 +50,6 @@ CRITERIA: dict[str, Any] = {
 
 
 # What is compiled in every run; for the other patterns that is done in tests/masks/test_sharded.py.
-QUICK = ("leaf stacked", "random")  # the latter are ranked over all leaves
 
 
 def all_masks(params: Any, names: Any = tuple(CASES)) -> Any:
@@ -83,11 +82,6 @@ def check(layout: str, kind: str, devices: list[Any], names: Any) -> None:
         # On Auto axes the compiler places what is drawn, for nothing ties it to the parameter.
         if "channel" not in name and (name, kind) != ("random", "auto"):
             layouts.expect_sharded_like(found[name], params)
-
-
-@pytest.mark.slow
-def test_masks_and_scores_are_those_of_one_device(devices):
-    check("mixed", "explicit", devices, QUICK)
 
 
 @pytest.mark.slow

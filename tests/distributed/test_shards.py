@@ -63,7 +63,6 @@ def check_masks(layout: str, kind: str, names: Any, devices: list[Any]) -> None:
             layouts.expect_sharded_like(found[name], placed)
 
 
-@pytest.mark.slow
 def test_masks_are_those_of_one_device(devices):
     check_masks("mixed", "auto", ("leaf stacked", "random"), devices)
 

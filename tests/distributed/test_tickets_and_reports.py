@@ -43,7 +43,7 @@ def search(params: Any) -> Rounds:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
 def test_tickets_are_those_of_one_device_and_are_saved(kind, devices, tmp_path):
     mesh, params, _ = spread(kind, devices)
     with jax.set_mesh(mesh):

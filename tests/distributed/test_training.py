@@ -1,5 +1,6 @@
 """Every method under pmap, jit with shardings and shard_map: the masks of one device, on all devices."""
 
+import itertools
 from functools import cache, partial
 from typing import Any
 
@@ -96,17 +97,10 @@ WAYS: dict[str, Any] = {
         for kind in layouts.KINDS
     },
 }
-QUICK = [("rigl", "pmap"), ("rigl", "shard_map"), ("rigl", "jit mixed explicit"), ("gradual", "jit fully sharded auto")]
+ALL = itertools.product(problem.METHODS, WAYS)
 
 
-@pytest.mark.parametrize(("name", "way"), few(QUICK, ("rigl", "pmap")))
-def test_training_ends_in_the_bits_of_one_device(name, way, devices):
-    WAYS[way](name, devices=devices)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", problem.METHODS)
+@pytest.mark.parametrize(("name", "way"), few(ALL, ("rigl", "pmap")))
 def test_every_method_ends_in_the_bits_of_one_device_everywhere(name, way, devices):
     WAYS[way](name, devices=devices)
 

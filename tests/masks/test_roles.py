@@ -17,6 +17,7 @@ from jax import lax
 import jaxprune
 from jaxprune import _tree, allocation, criteria, masks, training
 from jaxprune.training.growth import drop_and_grow
+from tests.cases import few
 
 KEY = jax.random.key(0)
 TWO_OF_FOUR = masks.NM(2, 4)
@@ -209,12 +210,7 @@ CHOICES: dict[str, Any] = {
 }
 
 
-SHORT = ("entries", "2:4", "channels", "erk")
-
-
-@pytest.mark.parametrize(
-    "choice", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in CHOICES]
-)
+@pytest.mark.parametrize("choice", few(CHOICES, "entries", "2:4", "channels", "erk"))
 def test_layers_stacked_along_an_inner_axis_are_pruned_as_layers_apart(choice: str) -> None:
     how: dict[str, Any] = CHOICES[choice]
     found = jaxprune.prune(LAYERS, 0.5, roles=ROLES, **how)
@@ -234,7 +230,7 @@ def test_layers_stacked_along_an_inner_axis_are_pruned_as_layers_apart(choice: s
 
 @pytest.mark.parametrize(
     "pattern",
-    [masks.Unstructured(), pytest.param(masks.Channel(), marks=pytest.mark.slow)],
+    few([masks.Unstructured(), masks.Channel()], masks.Unstructured()),
     ids=["entries", "channels"],
 )
 def test_one_ranking_ranks_stacked_layers_with_the_rest(pattern: Any) -> None:

@@ -9,14 +9,13 @@ import pytest
 
 from jaxprune import models
 from jaxprune.checkpoints import Folder
+from tests.cases import few
 
 from .test_decoder import _CASES, drawn
 from .test_pruning import TOKENS, write
 
-CASES = ["qwen3", *(pytest.param(case, marks=pytest.mark.slow) for case in ("phi3", "llama, biases", "gemma2"))]
 
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(("qwen3", "phi3", "llama, biases", "gemma2"), "qwen3"))
 def test_the_narrow_model_is_the_wide_one_without_what_the_units_write(case: str, tmp_path: Path):
     source = write(tmp_path / "wide", case)
     removal = models.slim_folder(source, tmp_path / "narrow", TOKENS, mlp=0.75, kv_heads=1)

@@ -13,6 +13,7 @@ from jaxprune.calibration import calibrate
 from jaxprune.reconstruction import Entries, Given, Grouped, dequantise, quantise, reconstruct, relative_errors
 from jaxprune.reconstruction.quantise import Quantised
 from jaxprune.reconstruction.sparsegpt import Grid, sparse_gptq
+from tests.cases import few
 from tests.reconstruction import problems, twins
 from tests.reconstruction.test_reconstruct import DATA, LAYERS, PARAMS, net
 
@@ -40,9 +41,7 @@ def swept(weight, x, target, bits, group, block=16):
     return new, scales, mask
 
 
-@pytest.mark.parametrize(
-    "case", [*_QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in _CASES if x not in _QUICK)]
-)
+@pytest.mark.parametrize("case", few(_CASES, *_QUICK))
 def test_pruned_and_rounded_as_published(case):
     block, kind, bits, *group = case.split("/")
     targets = {"dense": Given(jnp.ones((48, 20), bool)), "2:4": Grouped(2, 4), "0.5": Entries(483)}
@@ -52,7 +51,7 @@ def test_pruned_and_rounded_as_published(case):
     assert len(_CASES) == 6
 
 
-@pytest.mark.parametrize(("bits", "group"), [(8, 40), (4, 8), pytest.param(3, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("bits", "group"), few([(8, 40), (4, 8), (3, 20)], (8, 40), (4, 8)))
 def test_a_given_mask_equals_the_twin(bits, group):
     weight, x = problems.layer(4, 40, 12)
     kept = np.random.default_rng(0).random(weight.shape) < 0.6
@@ -64,7 +63,7 @@ def test_a_given_mask_equals_the_twin(bits, group):
 
 
 @pytest.mark.parametrize(
-    ("bits", "pattern"), [(4, masks.NM(2, 4)), pytest.param(8, masks.Unstructured(), marks=pytest.mark.slow)]
+    ("bits", "pattern"), few([(4, masks.NM(2, 4)), (8, masks.Unstructured())], (4, masks.NM(2, 4)))
 )
 def test_every_layer_moves_less_than_pruned_and_then_rounded(stats, bits, pattern):
     # The head has bfloat16 weights: they are compared as float32, in which the integers' products are exact.

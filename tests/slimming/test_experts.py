@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune import slimming
 from jaxprune.calibration import calibrate
 from tests import mixtures
+from tests.cases import few
 
 P, X = mixtures.params(8), mixtures.tokens(12)
 GONE, LEFT = np.array([1, 4, 6]), np.array([0, 2, 3, 5, 7])
@@ -28,9 +29,7 @@ def close(a, b):
 SHORT = ("dense in one einsum", "slots by index", "ragged")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in mixtures.FORMS]
-)
+@pytest.mark.parametrize("name", few(mixtures.FORMS, *SHORT))
 def test_slim_equals_the_whole_with_logits_at_minus_infinity(name):
     fn = mixtures.FORMS[name]
     groups = slimming.find_groups(fn, P, X)
@@ -62,10 +61,7 @@ def stacked(layers=3):
     return jax.tree.map(lambda *a: jnp.stack(a), *[mixtures.params(8, seed=k) for k in range(layers)])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ragged", *(pytest.param(x, marks=pytest.mark.slow) for x in ("dense in one einsum", "slots by index"))],
-)
+@pytest.mark.parametrize("name", few(SHORT, "ragged"))
 def test_layers_of_a_scan_lose_experts_of_their_own(name):
     mixture, params = mixtures.FORMS[name], stacked()
     fn = lambda p, x: lax.scan(jax.checkpoint(lambda x, own: (x + mixture(own, x), None)), x, p)[0]
@@ -236,10 +232,7 @@ def masked(params, choice):
     return jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, choice.masks())
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ragged", *(pytest.param(x, marks=pytest.mark.slow) for x in ("dense in one einsum", "slots by index"))],
-)
+@pytest.mark.parametrize("name", few(SHORT, "ragged"))
 def test_each_expert_loses_hidden_units_of_its_own(name):
     fn = mixtures.FORMS[name]
     groups = slimming.find_groups(fn, P, X)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import slimming
+from tests.cases import few
 from tests.slimming import checks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours
@@ -76,7 +77,6 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], str]] = {
     "XLMRoberta": (TEXT, "text"),
 }  # fmt: skip
 FEW = ("Bert", "GPT2", "Llama", "ResNet", "T5", "ViT")
-NAMES = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in TRANSFORMERS]
 
 
 def check(fn: Any, params: Any, inputs: Any) -> slimming.Groups:
@@ -100,7 +100,7 @@ def drawn(kind: str, size: int = 16) -> dict[str, Any]:
     return {**given, "decoder_input_ids": tokens[:, :5]} if kind == "both" else given
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(TRANSFORMERS, *FEW))
 def test_flax_models_of_transformers(name: str) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     options, kind = TRANSFORMERS[name]

@@ -11,6 +11,7 @@ import jaxprune
 from jaxprune import allocation, criteria, masks, schedules, training
 from jaxprune.training.enforce import zero_removed
 from jaxprune.training.growth import drop_and_grow
+from tests.cases import few
 from tests.training.loops import STEPS, batch, expect_zeros, init_params, loss
 
 KEY = jax.random.key(7)
@@ -63,12 +64,7 @@ def kernels(state: Any) -> list[np.ndarray]:
     return [np.asarray(state.masks[name]["kernel"]) for name in ("first", "second")]
 
 
-SHORT = ("rigl", "srigl")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("name", few(METHODS, "rigl", "srigl"))
 def test_each_leaf_keeps_its_exact_number_at_every_step(name):
     seen = train(METHODS[name](KEY))
     start = kernels(seen[0][1])

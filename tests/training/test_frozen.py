@@ -11,6 +11,7 @@ import pytest
 
 import jaxprune
 from jaxprune import allocation, criteria, masks, schedules, training
+from tests.cases import few
 from tests.training.loops import STEPS, batch, init_params, loss
 
 CUBIC = schedules.cubic(1, 5, 0.75)
@@ -34,7 +35,7 @@ def step(optimizer: Any, params: Any, state: Any, x: jax.Array) -> tuple[Any, An
     return {**params, "second": optax.apply_updates(params["second"], updates["second"])}, state
 
 
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bool", "packed"])
+@pytest.mark.parametrize("packed", few([False, True], False), ids=["bool", "packed"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_frozen_leaf_keeps_its_weights_and_an_all_true_mask(name, packed):
     optimizer = jaxprune.sparsify(optax.sgd(0.1, momentum=0.9), METHODS[name](), packed=packed)
