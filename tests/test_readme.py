@@ -43,7 +43,7 @@ def _commands(page: Path) -> list[list[str]]:
 
 def _parameters() -> list:
     """The pages with Python; tutorials are slow, for the site runs them when it is built, and so are long pages."""
-    long = ("recover", "quantise", "frameworks", "devices", "training_loops")
+    long = ("recover", "quantise", "frameworks", "devices", "training_loops", "layers", "your_own", "logging")
     is_slow = lambda page: "tutorials" in page.parts or page.stem in long
     return [
         pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * is_slow(page))

@@ -114,6 +114,7 @@ def test_scale_of_a_leaf_does_not_matter():
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
+@pytest.mark.slow
 def test_stacked_layers_are_leaves_of_their_own():
     rng = np.random.default_rng(8)
     stacked = np.abs(rng.normal(size=(3, 6, 7)) * rng.uniform(0.1, 4, size=(3, 1, 1))).astype(np.float32)

@@ -58,6 +58,7 @@ def test_masks_are_the_loops(sparsity):
     assert all(np.array_equal(found[name], wanted[name]) for name in SHAPES)
 
 
+@pytest.mark.slow
 def test_counts_are_exact_and_no_layer_collapses():
     params = parameters(1)
     total = sum(w.size for w in params.values())

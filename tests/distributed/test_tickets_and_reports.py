@@ -69,6 +69,7 @@ def test_calibration_and_what_is_ranked_by_it(devices):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_reports_count_the_same(devices):
     held = {"in": jnp.arange(512).reshape(16, 32) % 4 == 0, "out": jnp.ones((1, 32), bool).at[:, 5:].set(False)}
     mesh, params, x = spread("auto", devices)

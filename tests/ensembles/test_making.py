@@ -32,6 +32,7 @@ def test_a_soup_is_the_mean_and_as_sparse_as_each():
     assert half.params["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_soups_of_every_round_of_pruning_are_better_than_single_trainings():
     # Each copy ends at the optimum and independent noise; the mean of nine has a third of it.
     target = {"w": jnp.arange(1.0, 65).reshape(8, 8)}

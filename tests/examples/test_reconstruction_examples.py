@@ -36,6 +36,7 @@ def test_shakespeare(every, text, tmp_path, capsys, monkeypatch):
         assert capsys.readouterr().out.split("perplexity on")[1] == table
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_once_and_predicts_better_than_chance(text, tmp_path):
     read = shakespeare.read(text)
     size = shakespeare.Size(width=16, layers=1, heads=2, context=16, batch=8)

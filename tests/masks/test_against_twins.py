@@ -30,7 +30,7 @@ DTYPES = {"f32": np.float32, "bf16": jnp.bfloat16, "f16": np.float16}
 SINGLE = [(kind, dtype) for kind in ("normal", "ties", "constant", "special") for dtype in DTYPES]
 
 
-@pytest.mark.parametrize(("kind", "dtype"), few(SINGLE, ("special", "f32"), ("normal", "bf16"), ("ties", "f16")))
+@pytest.mark.parametrize(("kind", "dtype"), few(SINGLE, ("special", "f32"), ("ties", "f16")))
 def test_single_entries(kind, dtype):
     for shape in [(1, 1), (50, 30), (3, 3, 4, 8)]:
         scores = draw(kind, shape, DTYPES[dtype])

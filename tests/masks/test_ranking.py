@@ -21,6 +21,7 @@ def small_integers(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_slices_of_which_neither_count_nor_index_fits(small_integers):
     rng = np.random.default_rng(0)
     assert rows.digits((50, 41)) == [(50,), (41,)]

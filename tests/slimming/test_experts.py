@@ -79,6 +79,7 @@ def test_layers_of_a_scan_lose_experts_of_their_own(name):
     close(small.fn(small.params, X), fn(whole, X))
 
 
+@pytest.mark.slow
 def test_experts_on_several_devices():
     mesh = jax.make_mesh((len(jax.devices()),), ("experts",))
     small = slimming.slim(mixtures.slots_by_masks, P, {"w1[0]": GONE[:2]}, X)

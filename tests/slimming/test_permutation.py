@@ -76,6 +76,7 @@ def test_the_function_stays_and_two_of_four_keeps_more(problem):
     assert totals[1] > 1.01 * totals[0]
 
 
+@pytest.mark.slow
 def test_a_criterion_of_activations_keeps_more_of_its_scores(problem):
     params, x = problem
     stats = calibrate(network, params, [x])

@@ -70,6 +70,7 @@ def one_token(p: Any, cache: Any, x: Any) -> tuple[Array, Any]:
     return attend(p, heads(x @ p["q"]), new["k"], new["v"]), new
 
 
+@pytest.mark.slow
 def test_a_key_value_cache_loses_the_heads_of_the_parameters() -> None:
     params, x = draw(q=(5, 12), k=(5, 12), v=(5, 12), o=(12, 5)), jnp.asarray(np.ones((2, 3, 5)), jnp.float32)
     groups = slimming.find_groups(whole_sequence, params, x)

@@ -179,6 +179,7 @@ def test_nan_and_infinite_scores_conserve_the_number():
         assert int((found & ~held["w"]).sum()) == 11
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_are_what_they_are_alone():
     def masks_of(key: Any) -> Any:
         method = training.set_(0.75, key=key, when=lambda step: step == 0)
