@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,8 @@ def test_a_criterion_that_returns_something_else_is_named(criterion: Any, error:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mu": PARAMS}, r"mu is not one of the options criterion, .*functools\.partial\(criterion, mu=\.\.\.\)"),
+        ({"mu": PARAMS}, r"mu is not one of the options criterion, .*name it there: def magnitude\(params, \*, mu, "),
+        ({"grads_": PARAMS, "criterion": criteria.obd}, r"grads_ is not .* nor an argument of criterion obd"),
         ({"patern": masks.Block((2, 2))}, r"patern is not one of the options .*did you mean pattern\?"),
         ({"pattern": lambda: None}, r"pattern must be masks\.Unstructured\(\)"),
     ],
@@ -61,6 +63,21 @@ def test_a_criterion_that_returns_something_else_is_named(criterion: Any, error:
 def test_options_that_there_are_not_are_named(options: Any, message: str):
     with pytest.raises(TypeError, match=message):
         _ = jaxprune.prune(PARAMS, 0.5, **options)
+
+
+def test_signals_that_the_criterion_names_are_passed_by_name():
+    def mine(params: Any, *, mu: Any, **signals: Any) -> Any:
+        del signals
+        return jax.tree.map(lambda w, m: abs(w * m), params, mu)
+
+    prune: Any = jaxprune.prune
+    mu = jax.tree.map(lambda w: 1.0 / (1.0 + jnp.abs(w)) ** 2, PARAMS)
+    expected = prune(PARAMS, 0.5, criterion=lambda params, **signals: mine(params, mu=mu)).masks
+    chex.assert_trees_all_equal(prune(PARAMS, 0.5, criterion=mine, mu=mu).masks, expected)
+    traced = jax.jit(lambda p, m: prune(p, 0.5, criterion=mine, mu=m).masks)
+    chex.assert_trees_all_equal(traced(PARAMS, mu), expected)
+    with pytest.raises(TypeError, match=r"mv is not one of the options .*did you mean mu\?"):
+        _ = prune(PARAMS, 0.5, criterion=mine, mv=mu)
 
 
 def test_a_model_and_an_empty_list_of_globs_are_named():
