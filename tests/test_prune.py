@@ -66,18 +66,18 @@ def test_options_that_there_are_not_are_named(options: Any, message: str):
 
 
 def test_signals_that_the_criterion_names_are_passed_by_name():
-    def mine(params: Any, *, mu: Any, **signals: Any) -> Any:
+    def mine(params: Any, *, momentum: Any, **signals: Any) -> Any:
         del signals
-        return jax.tree.map(lambda w, m: abs(w * m), params, mu)
+        return jax.tree.map(lambda w, m: abs(w * m), params, momentum)
 
     prune: Any = jaxprune.prune
     mu = jax.tree.map(lambda w: 1.0 / (1.0 + jnp.abs(w)) ** 2, PARAMS)
-    expected = prune(PARAMS, 0.5, criterion=lambda params, **signals: mine(params, mu=mu)).masks
-    chex.assert_trees_all_equal(prune(PARAMS, 0.5, criterion=mine, mu=mu).masks, expected)
-    traced = jax.jit(lambda p, m: prune(p, 0.5, criterion=mine, mu=m).masks)
+    expected = prune(PARAMS, 0.5, criterion=lambda params, **signals: mine(params, momentum=mu)).masks
+    chex.assert_trees_all_equal(prune(PARAMS, 0.5, criterion=mine, momentum=mu).masks, expected)
+    traced = jax.jit(lambda p, m: prune(p, 0.5, criterion=mine, momentum=m).masks)
     chex.assert_trees_all_equal(traced(PARAMS, mu), expected)
-    with pytest.raises(TypeError, match=r"mv is not one of the options .*did you mean mu\?"):
-        _ = prune(PARAMS, 0.5, criterion=mine, mv=mu)
+    with pytest.raises(TypeError, match=r"momentun is not one of the options .*did you mean momentum\?"):
+        _ = prune(PARAMS, 0.5, criterion=mine, momentun=mu)
 
 
 def test_a_model_and_an_empty_list_of_globs_are_named():
