@@ -135,3 +135,16 @@ def test_an_array_whose_value_is_known_is_checked_like_a_number(wrong):
     # A traced value is not known: it is clipped.
     traced = jax.jit(lambda s: jaxprune.prune(params, s).masks)(jnp.float32(wrong))
     assert int(traced["w"].sum()) == (0 if wrong >= 1 else 16)
+
+
+@pytest.mark.parametrize("shape", [(8, 0), (0, 8)])
+@pytest.mark.parametrize(
+    "pattern", [masks.Unstructured(), masks.NM(2, 4), masks.Block((2, 2)), masks.Channel(axis=0), masks.Channel(axis=1)]
+)
+def test_a_leaf_without_entries_changes_nothing(pattern: masks.Pattern, shape: tuple[int, int]):
+    full = {"w": normal(8, 8)}
+    pruned = jaxprune.prune({"empty": {"w": jnp.zeros(shape)}, "full": full}, 0.5, pattern=pattern)
+    np.testing.assert_array_equal(pruned.params["full"]["w"], jaxprune.prune(full, 0.5, pattern=pattern).params["w"])
+    assert np.broadcast_shapes(pruned.masks["empty"]["w"].shape, shape) == shape
+    assert pruned.params["empty"]["w"].shape == shape
+    assert float(masks.sparsity(pruned.params, pruned.masks)) == 0.5
