@@ -205,7 +205,7 @@ def test_a_donated_state_leaves_the_users_key_alone(typed):
 
 @pytest.mark.parametrize("name", few(METHODS, "srigl"))
 def test_a_leaf_without_entries_stays_as_it_is(name):
-    params = {"first": {"kernel": jnp.ones((4, 0))}, "second": {"kernel": jnp.arange(16.0).reshape(4, 4)}}
+    params: Any = {"first": {"kernel": jnp.ones((4, 0))}, "second": {"kernel": jnp.arange(16.0).reshape(4, 4)}}
     optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), METHODS[name](KEY))
     state = optimizer.init(params)
     kept = int(state.masks["second"]["kernel"].sum())
