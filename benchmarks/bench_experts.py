@@ -135,7 +135,9 @@ def measured(params: PyTree, text: Any, seed: int) -> dict[str, Any]:
             out[f"{name} {share:.0%}"] = {
                 "perplexity": perplexity(small.fn, small.params, text.test),
                 "parameters": sum(x.size for x in jax.tree.leaves(small.params)),
-                "removed": [np.flatnonzero(~row).tolist() for row in choice.kept("blocks/router[2]").reshape(BLOCKS, EXPERTS)],
+                "removed": [
+                    np.flatnonzero(~row).tolist() for row in choice.kept("blocks/router[2]").reshape(BLOCKS, EXPERTS)
+                ],
             }
             print(f"  {name} {share:.0%}: {out[f'{name} {share:.0%}']}", flush=True)
     return out
