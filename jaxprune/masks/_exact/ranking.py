@@ -265,10 +265,10 @@ def keep_largest(
         moved = np.concatenate([np.arange(first[i], first[i + 1]) for i in stacks.order])
         kept = Count(kept.high[moved], kept.low[moved])
     ends = np.cumsum([leaf.slices for leaf in leaves]).tolist()
-    # A truth that the compiler does not know, for two purposes. XLA compiles a kernel once, however often it occurs: all
-    # leaves of one shape use the same kernel to read a table by row, unless the number of the row is a constant in it.
-    # And the counting and the masks must read the same numbers: outside of a branch the compiler may compute the scores
-    # a second time, with sums in another order, and the masks would keep another number than was counted.
+    # The compiler does not know that this is True. First, so the number of a leaf's first row is no constant in the
+    # leaf's kernels: XLA compiles equal kernels once, however often they occur. Second, the masks are made in a branch,
+    # and a branch reads its arguments from memory, as the loop that counts does. Outside of a branch XLA may compute
+    # the scores again, add sums in another order, and keep another number of entries than the loop counted.
     true = lax.optimization_barrier(jnp.asarray(True))
     firsts = [end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)]
     first = lax.cond(true, lambda: [jnp.int32(n) for n in firsts], lambda: [jnp.int32(n + 1) for n in firsts])
