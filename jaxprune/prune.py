@@ -285,8 +285,9 @@ def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) 
     except TypeError as error:
         raise TypeError(
             f"criterion {_name(criterion)} cannot be called as criterion(params, grads=..., stats=..., "
-            f"key=..., **signals): {error}; end its arguments with **signals, and pass what a factory such as "
-            "criteria.synflow(fn, *inputs) returns"
+            f"key=..., **signals): {error}; end its arguments with **signals, pass what a factory such as "
+            "criteria.synflow(fn, *inputs) returns, and pass a signal of its own by name: prune(..., name=...), or in "
+            "training optimizer.update(grads, state, params, name=...)"
         ) from None
 
 

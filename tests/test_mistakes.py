@@ -118,7 +118,7 @@ PRUNE = {
     "a mapping with a misspelt leaf": (lambda: jaxprune.prune(P, {"encoder/*": 0.5}), "no leaf matches.*a/kernel"),
     "a mapping with a percentage": (lambda: jaxprune.prune(P, {"a/kernel": 50}), "a/kernel: sparsity.*pass 0.5"),
     "a misspelt keyword": (lambda: prune(patern=masks.Channel()), "did you mean pattern"),
-    "a signal of a criterion": (lambda: prune(mu=P), r"functools.partial\(criterion, mu=...\)"),
+    "a signal of a criterion": (lambda: prune(mu=P), r"name it there: def magnitude\(params, \*, mu, \*\*signals\)"),
     "the name of a criterion": (lambda: prune(criterion="magnitude"), "criterion must be a function.*'magnitude'"),
     "the result of a criterion": (lambda: prune(criterion=criteria.magnitude(P)), "criterion must be.*got a dict"),
     "a factory of a criterion": (lambda: prune(criterion=criteria.synflow), r"criterion synflow.*fn, \*inputs"),
@@ -357,6 +357,7 @@ TRAINING = {
     "RigL without a key": (lambda: init(training.rigl(0.5, 1000)), "needs key: pass key="),
     "RigL with a seed": (lambda: rigl(key=0), r"pass jax.random.key\(seed\)"),
     "RigL's sparsity and steps swapped": (lambda: training.rigl(1000, 0.5, key=KEY), "steps must be an integer"),
+    "RigL with when": (lambda: rigl(when=schedules.every(3)), "every= and end= in place of when"),
     "a dropped fraction in percent": (lambda: rigl(fraction=30), r"fraction .*in \[0, 1\].*got 30"),
     "an end in steps": (lambda: rigl(end=750), r"end is a fraction of the steps and must be in \(0, 1\]"),
     "growth by name": (
@@ -484,6 +485,10 @@ SLIMMING = {
     "masks before groups": (lambda: slimming.Choice.from_masks(MASKS, groups()), "groups must be .*find_groups"),
     "scores before groups": (lambda: slimming.choose(scores(), groups(), 0.5), "groups must be .*find_groups"),
     "scores of leaves": (lambda: slimming.choose(groups(), P, 0.5), "scores must be 6 numbers, one for each unit"),
+    "a cost as a fraction": (
+        lambda: slimming.choose(groups(), scores(), cost=slimming.costs.parameters, target=0.5),
+        r"target 0.5: .*no fraction \(half: 0.5 \*",
+    ),
     "neither a sparsity nor a cost": (lambda: slimming.choose(groups(), scores()), "choose needs either sparsity, or"),
     "a number for limits": (
         lambda: slimming.choose(groups(), scores(), 0.5, limits=4),
@@ -510,6 +515,10 @@ LOTTERY = {
     "rounds as a float": (lambda: search(rounds=2.5), "rounds must be a number of rounds or a list.*got 2.5"),
     "rounds in percent": (lambda: search(rounds=[20, 50]), r"rounds .*numbers in \(0, 1\)"),
     "a seed": (lambda: search(key=0), r"pass jax.random.key\(seed\)"),
+    "evaluate without masks": (
+        lambda: search(train=lottery.Training(train, lambda p: {})),
+        r"evaluate is called as evaluate\(params, masks\)",
+    ),
     "no key": (lambda: lottery.iterative_pruning(train, P, rounds=1), "iterative_pruning needs key="),
     "parameters before train": (lambda: search(P, train), "train must be a function.*train and params are swapped"),
     "train of two arguments": (lambda: search(lambda p, m: p), r"train is called as train\(params, masks, key\)"),
@@ -583,6 +592,10 @@ FEATURES = {
 SENSITIVITY = {
     "parameters first": (lambda: sensitivity.leaf_sensitivity(P, mean, [0.5]), "evaluate and params are swapped"),
     "one level": (lambda: sensitivity.leaf_sensitivity(mean, P, 0.5), r"levels must be a list .*\[0.5, 0.9\]"),
+    "a network in place of a loss": (
+        lambda: sensitivity.leaf_sensitivity(net, P, [0.5]),
+        r"evaluate is called as evaluate\(params\), which it does not take: missing .*'x'",
+    ),
     "levels in percent": (lambda: sensitivity.leaf_sensitivity(mean, P, [50]), r"levels .*sparsities in \[0, 1\)"),
     "a vector of losses": (
         lambda: sensitivity.leaf_sensitivity(lambda p: net(p, X), P, [0.5]),
@@ -686,6 +699,10 @@ ENSEMBLES = {
     "parameters for members": (lambda: ensembles.kept_weights(P), "members must be ensembles.Members.*got a dict"),
     "logits of parameters": (lambda: ensembles.member_logits(net)(P, X), "members must be ensembles.Members"),
     "parameters for a function": (lambda: ensembles.member_logits(P), r"fn must be a function, such as fn\(params"),
+    "members for the predictor": (
+        lambda: ensembles.predictor(net, ensembles.stack([(P, None)])),
+        r"predictor\(fn\)\(members, x\)",
+    ),
     "a combination by name": (lambda: ensembles.predictor(net, "mean"), "combine must be a function.*mean_probability"),
     "logits of one member": (lambda: ensembles.greedy_selection(LOGITS, LABELS), r"\(members, n, classes\); got"),
     "a teacher of other classes": (
@@ -717,7 +734,19 @@ FILES = {
         r"a/kernel: 48 of 48|masks.apply\(params, masks\)",
     ),
     "masks of another network": (lambda path: checkpoints.save(path / "new", P, {"c": True}), "masks must have the"),
-    "a function to save": (lambda path: checkpoints.save(path / "new", net), "only arrays of numbers are saved"),
+    "a function to save": (lambda path: checkpoints.save(path / "new", net), "save takes arrays; .* by save_slim"),
+    "a slim network to save": (
+        lambda path: checkpoints.save(path / "new", small()),
+        "save takes arrays; .* by save_slim",
+    ),
+    "a slim function for batches of None": (
+        lambda path: checkpoints.save_slim(path / "new", small(), jax.ShapeDtypeStruct((None, 8), float)),
+        "None in a shape; .*symbolic_shape",
+    ),
+    "Python numbers for a saved state": (
+        lambda path: checkpoints.restore(checkpoints.write(path / "state", {"step": jnp.array(3)}), {"step": 0}),
+        "like=jax.eval_shape.*step: saved int32.*expected int",
+    ),
     "a file that does not exist": (lambda path: checkpoints.load(path / "none"), "none does not exist; pass the file"),
     "a folder to load": (checkpoints.load, "is a folder; pass the file"),
     "parameters to load": (lambda path: checkpoints.load(P), "path must be a string or a path"),

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -132,7 +133,12 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
     except Exception as error:
         if isinstance(error, TypeError) and (reason := _unbound(fn, args, kwargs)):
-            raise TypeError(f"{what} is called as {form}, which it does not take: {reason}") from error
+            # Modules of NNX, Linen and Equinox are callable objects without a name.
+            is_module = "(params, *inputs)" in form and not hasattr(fn, "__name__") and not isinstance(fn, partial)
+            module = "; pass a function of a module's parameters: lambda params, x: nnx.merge(graph, params)(x)"
+            raise TypeError(
+                f"{what} is called as {form}, which it does not take: {reason}{module if is_module else ''}"
+            ) from error
         note = f"{what} was called as {form}"
         if note not in getattr(error, "__notes__", []):
             error.add_note(note)

@@ -7,6 +7,7 @@ of each leaf, `about`, and a SHA-256 of everything. Nothing is pickled, and ever
 """
 
 import hashlib
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -106,6 +107,8 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
       >>> load(path, params).params['w'].tolist()
       [[0.0, 2.0]]
     """
+    if isinstance(params, Slimmed) or inspect.isfunction(params):  # or save(path, *slimmed)
+        raise TypeError("save takes arrays; save a slim network with its function by save_slim(path, slimmed, *inputs)")
     return _write(path, params, masks, about, {})
 
 
@@ -174,6 +177,11 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
     _tree.check_instance(slimmed, Slimmed, "slimmed", "what slim returned; save other networks by checkpoints.save")
     # Checked before tracing and compiling, because jax.export needs flatbuffers only at its end.
     _ = _disk.check_new(path), _disk.optional("flatbuffers", "saving a function")
+    if any(None in getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(inputs)):
+        raise TypeError(
+            "inputs have None in a shape; for any batch size pass "
+            "jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)"
+        )
     structure = jax.tree.structure(slimmed.params)
 
     def flat(leaves: list[Any], *inputs: Any) -> PyTree:
@@ -193,7 +201,7 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
 def load_slim(path: Any, like: PyTree = None) -> Slimmed:
     """Reads a slim network and its function from a file that `save_slim` wrote.
 
-    The function runs under jit and vmap but has no gradient. To continue training, call
+    The function runs under jit but has neither a gradient nor a vmap. To continue training, call
     `jaxprune.slim(fn, params, loaded.manifest, *inputs)` with the original network, and load the parameters with
     `load`.
 

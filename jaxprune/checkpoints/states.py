@@ -257,6 +257,13 @@ def _check(path: Path, saved: dict[_Names, Any], leaves: dict[_Names, Any]) -> N
     if any(name[-1:] == ("bits",) for name in {*there, *here} if there.get(name) != here.get(name)):
         packed = any(name[-1:] == ("bits",) for name in there if there.get(name) != here.get(name))
         hint = f", it has {'packed' if packed else 'bool'} masks: pass sparsify(..., packed={packed})"
+    numbers = [
+        name for name in here if here[name] in ("int", "float", "bool") and there.get(name) not in (None, here[name])
+    ]
+    if numbers and not hint:
+        hint = (
+            " (Python numbers become arrays in a step, such as TrainState.step: pass like=jax.eval_shape(make_state))"
+        )
     _disk.check_same(path, "state", there, here, hint)
 
 

@@ -132,6 +132,10 @@ def predictor(fn: Callable[..., Array], combine: Combine = mean_probability) -> 
       >>> run(from_stacked({'w': jnp.ones((3, 2, 5))}), jnp.ones((4, 2))).shape
       (4, 5)
     """
+    if isinstance(combine, Members):
+        raise TypeError(
+            "predictor(fn) takes no members; pass them to the function it returns: predictor(fn)(members, x)"
+        )
     _tree.check_function(combine, "combine", "ensembles.mean_probability")
     every = member_logits(fn)
     return jax.jit(lambda members, *inputs: combine(every(members, *inputs)))

@@ -376,11 +376,21 @@ def _train(search: _Search, start: PyTree, masks: PyTree, key: Any, r: Any) -> T
     trained, noted = trained if training.has_aux else (trained, {})
     _tree.check_same(start, trained, what="what train returned")
     trained = masks_.apply(trained, masks)
-    metrics = {} if training.evaluate is None else training.evaluate(trained, masks)
+    metrics = {} if training.evaluate is None else _evaluate(training, trained, masks)
     twice = sorted({*metrics} & {*noted})
     if twice:
         raise ValueError(f"train and evaluate both return metrics named {', '.join(twice)}; rename one of each")
     return Trained(masks, trained, {name: jnp.asarray(value) for name, value in {**noted, **metrics}.items()})
+
+
+def _evaluate(training: Training, trained: PyTree, masks: PyTree) -> dict[str, Any]:
+    try:
+        return _tree.call(training.evaluate, "evaluate", "evaluate(params, masks)", trained, masks)
+    except jax.errors.ConcretizationTypeError as error:
+        error.add_note(
+            "evaluate is traced: return arrays in place of Python numbers, or pass Training(traceable=False)"
+        )
+        raise
 
 
 def _rank_removed_last(score: Any, mask: Any) -> Any:

@@ -203,6 +203,7 @@ def _check_scalar(evaluate: Evaluate, params: PyTree) -> None:
         raise TypeError(f"evaluate must be a function evaluate(params); got {_tree.shown(evaluate)}{swapped}")
     if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
         raise TypeError(f"params must be a tree of arrays; got {_tree.shown(params)}")
-    shape = getattr(jax.eval_shape(evaluate, params), "shape", None)
+    called = lambda p: _tree.call(evaluate, "evaluate", "evaluate(params)", p)
+    shape = getattr(jax.eval_shape(called, params), "shape", None)
     if shape != ():
         raise ValueError(f"evaluate(params) must be a scalar, such as a mean loss; got shape {shape}")

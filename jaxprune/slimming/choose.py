@@ -212,7 +212,8 @@ def _to_cost(
     if least > target:
         raise ValueError(
             f"removing all removable units still costs {least:g}, more than the target {target:g}: "
-            "raise the target, or loosen the limits"
+            "raise the target, which has the unit of cost and is no fraction (half: 0.5 * cost of the whole), "
+            "or loosen the limits"
         )
     low, high = 0, len(removals)  # cost(low) > target >= cost(high)
     while high - low > 1:

@@ -128,6 +128,8 @@ def rigl(
       >>> [step for step in range(1000) if method.is_due(step)]
       [100, 200, 300, 400, 500, 600, 700]
     """
+    if "when" in how:
+        raise TypeError("rigl takes every= and end= in place of when; training.dynamic takes when")
     when, fractions = _rigl_steps(steps, every, fraction, end)
     return dynamic(sparsity, when=when, fraction=fractions, grow=growth.gradient_growth, **how)
 
