@@ -197,7 +197,7 @@ class Moves(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A sum of products of two operands; the result has the batch axes, then the axes of the left, then of the right.
+    """A sum of products of two operands; the result has the batch axes, then the left's axes, then the right's.
 
     Attributes:
       numbers: from an equation to ((contracted axes of the left, of the right), (batch axes of the left, of the

@@ -343,12 +343,12 @@ def _checked(groups: Any, resamples: int, confidence: float) -> tuple[tuple[Arra
         if len(lengths) != 1 or lengths & {None, 0}:
             raise ValueError(f"samples must have one length on their first axis; got {[x.shape for x in arrays]}")
     if resamples < 2 or not 0 < confidence < 1:
-        raise ValueError(f"needs 2 resamples and a confidence in (0, 1); got {resamples} and {confidence}")
+        raise ValueError(f"resamples must be 2 or more and confidence in (0, 1); got {resamples} and {confidence}")
     return made
 
 
 def _bounds(strata: np.ndarray) -> tuple[Array, Array, Array]:
-    """The samples in the order of their strata; for each sample the first place and the size of its stratum."""
+    """Returns the samples in the order of their strata; for each sample the first place and the size of its stratum."""
     order = np.argsort(strata, kind="stable")
     _, first, index, count = np.unique(strata[order], return_index=True, return_inverse=True, return_counts=True)
     return jnp.asarray(order), jnp.asarray(first[index]), jnp.asarray(count[index])
@@ -370,7 +370,7 @@ def _resample(
         return order[first + jax.random.randint(key, (n,), 0, count)]
 
     def once(key: Array) -> PyTree:
-        # Each group needs a key of its own; a single one takes the key itself.
+        # Each group gets its own key; a single group uses the key itself.
         keys = [key] if len(groups) == 1 else jax.random.split(key, len(groups))
         drawn = [(rows(k, group[0].shape[0]), group) for k, group in zip(keys, groups, strict=True)]
         return statistic(*(x[chosen] for chosen, group in drawn for x in group))

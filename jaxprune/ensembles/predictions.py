@@ -26,9 +26,10 @@ Combine = Callable[[Array], Array]
 
 
 def mean_probability(logits: Array) -> Array:
-    """The mean of the members' probabilities, log 1/M sum_m p_m: Lakshminarayanan et al. 2017, arXiv 1612.01474.
+    """Returns the mean of the members' probabilities, log 1/M sum_m p_m.
 
-    Its negative log-likelihood is at most the mean negative log-likelihood of the members (Jensen's inequality).
+    Deep ensembles (Lakshminarayanan et al. 2017, arXiv 1612.01474). The negative log-likelihood of
+    the result is at most the mean negative log-likelihood of the members (Jensen's inequality).
 
     Args:
       logits: (members, ..., classes).
@@ -180,7 +181,7 @@ def uncertainty(logits: Any) -> Uncertainty:
 
 
 def disagreement(logits: Any) -> Array:
-    """For each sample, the fraction of pairs of members that answer differently.
+    """Returns for each sample the fraction of pairs of members that answer differently.
 
     With v_k votes for class k from M members: (M^2 - sum_k v_k^2) / (M (M - 1)). If logits tie, the lowest class is the
     answer.
@@ -240,8 +241,8 @@ class Selection(NamedTuple):
 def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selection:
     """Adds members one by one: each time the member with which the mean probability has the lowest loss.
 
-    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. Of equal members the
-    one with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.
+    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. If members are equal,
+    the member with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.
 
     Args:
       logits: (members, n, classes), for held-out data.

@@ -391,7 +391,7 @@ def _rank_removed_last(score: Any, mask: Any) -> Any:
 
 
 def _sparsities(rounds: int | Sequence[float]) -> list[float]:
-    """The total sparsity of each training, starting with 0 for the dense one."""
+    """Returns the total sparsity of each training, starting with 0 for the dense one."""
     if isinstance(rounds, float | str) or not isinstance(rounds, int | Sequence | np.ndarray):
         raise TypeError(f"rounds must be a number of rounds or a list of sparsities; got {_tree.shown(rounds)}")
     if isinstance(rounds, int):

@@ -54,7 +54,7 @@ class Parts(NamedTuple):
       blocks: the number of blocks.
       alike: `index -> index`: the first block with the same computation. A program compiled for the first block also
         runs this block, if their arrays have the same shapes.
-      is_local: `index -> bool`: whether the block sees only a sliding window of the text.
+      is_local: `index -> bool`: whether the block attends only to a sliding window of the text.
     """
 
     embed: Callable[[Params, jax.Array], jax.Array]
@@ -253,7 +253,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
 
 
 def _windowed(config: Mapping[str, Any]) -> Callable[[int], bool]:
-    """Returns which blocks see only a window of the text."""
+    """Returns which blocks attend only to a window of the text."""
     family, kinds = config["model_type"], config.get("layer_types")
     if not config.get("sliding_window"):
         return lambda index: False

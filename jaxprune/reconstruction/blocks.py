@@ -113,7 +113,7 @@ def reconstruct_blocks(
 
 
 def _renamed(params: PyTree, roles: Sequence[_tree.LeafRole]) -> tuple[_tree.LeafRole, ...]:
-    """The roles of the blocks' leaves, with the names and shapes of the leaves of `params`."""
+    """Returns the roles of the blocks' leaves, with the names and shapes of the leaves of `params`."""
     flat = zip(_tree.with_paths(params), roles, strict=True)
     return tuple(
         replace(role, name=_tree.name(path), identity=_tree.identity(path), shape=tuple(jnp.shape(leaf)))
@@ -122,7 +122,7 @@ def _renamed(params: PyTree, roles: Sequence[_tree.LeafRole]) -> tuple[_tree.Lea
 
 
 def _stacked(masks: Sequence[jax.Array]) -> jax.Array:
-    """The masks of all blocks; a scalar True if no block has a mask for the leaf."""
+    """Returns the masks of all blocks; a scalar True if no block has a mask for the leaf."""
     shape = jnp.broadcast_shapes(*(mask.shape for mask in masks))
     return jnp.stack([jnp.broadcast_to(mask, shape) for mask in masks]) if shape else jnp.ones((), bool)
 

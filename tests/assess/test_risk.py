@@ -160,7 +160,7 @@ def test_a_model_does_not_differ_from_itself():
             r"x: logits must be of the 120 test samples, \(k, 120, 3\)",
         ),
         (Predictions(LOGITS, members=MEMBERS[:, 1:]), LABELS_OF, "members: logits must be of the 120"),
-        (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must lie in"),
+        (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must be in"),
     ],
 )
 def test_what_cannot_be_judged_is_named(outputs, truth, message):

@@ -111,7 +111,7 @@ def test_json_is_enough_to_rebuild(params: Any, small: slimming.Slimmed) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "this is not a manifest"),
+        ("{}", "the text is not a manifest"),
         ('{"format": "jaxprune.slimming.manifest", "version": 9, "leaves": []}', "version 9"),
         (
             '{"format": "jaxprune.slimming.manifest", "version": 1, "leaves": [{"path": ["a"], "name": "a", '
