@@ -219,8 +219,8 @@ def prune(
     """Removes the lowest-scoring weights: returns the parameters with exact zeros, and the masks.
 
     Args:
-      params: any pytree of parameters. Of Flax variables pass only `variables["params"]`, because
-        leaves of other collections, such as batch statistics, would be treated as parameters.
+      params: any pytree of parameters. For Flax variables pass only `variables["params"]`, because leaves of other
+        collections, such as batch statistics, would be treated as parameters.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
         glob matches, such as `Levels.sparsities` returns.

@@ -272,7 +272,7 @@ def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, li
 
 def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
     roles: dict[str, list[Factor]] = {"batch": [], "inputs": [], "outputs": []}
-    chosen: dict[Factor, int] = {}  # batch factors of which the site uses only one entry
+    chosen: dict[Factor, int] = {}  # the site uses only one entry of these batch factors
     spans: list[tuple[int, int]] = []
     for axis, size in enumerate(shape):
         own = _own_factors(site, axis)

@@ -23,7 +23,7 @@ class Operation(NamedTuple):
       path: the equations around it, starting with the outermost.
       flops: 2 for each multiply-add, over all runs.
       repeats: how often it runs when the function runs once.
-      weight: the parameter leaves by which it multiplies; None if its operands are activations or were lost.
+      weight: the parameter leaves that it multiplies by; None if its operands are activations or were lost.
       per_entry: multiply-adds of each entry of the weight in one run, broadcasting to the weight's shape.
       lost: the leaves of an operand that could not be followed, and where they were lost.
     """

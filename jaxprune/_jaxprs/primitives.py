@@ -174,7 +174,7 @@ class Entrywise(NamedTuple):
 
     Attributes:
       zero: where the result is zero.
-      linear: the operands in each of which the result is linear while the others are constant; empty if there are none.
+      linear: the operands that the result depends on linearly, each while the others are constant; may be empty.
       flops: the cost.
     """
 

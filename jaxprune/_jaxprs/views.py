@@ -43,7 +43,7 @@ class View(NamedTuple):
       axes: for each axis of the value, the factors that it runs along, the slowest first; its length is their product.
       start: for each axis of the value, where the part starts (in a concatenation, parts start at different positions).
       offset: for each axis of the leaf, where the view starts.
-      scanned: the factors of which enclosing loops take one entry: pairs (loop, factor), outermost first.
+      scanned: the factors along which enclosing loops take one entry: pairs (loop, factor), outermost first.
     """
 
     leaf: int

@@ -60,7 +60,7 @@ class LeafRole:
 
     @cached_property
     def outputs(self) -> Axes:
-        """The axes of a product's outputs; of a depthwise convolution its groups."""
+        """The axes of a product's outputs; for a depthwise convolution, its groups."""
         return tuple(a for a in self._axes("output") or self._axes("group") if a not in self.inputs)
 
     @cached_property

@@ -44,7 +44,7 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
     """Gives every leaf the total sparsity.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
@@ -68,7 +68,7 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
     """Ranks all leaves together, so that the scores decide how many units each leaf loses.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern must not be NM.
         Each slice along `batch_axes` is ranked separately, over all leaves.
@@ -103,7 +103,7 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
     other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Each stacked layer
@@ -134,7 +134,7 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
     heads, head size) of attention, counts all its axes.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Each stacked layer

@@ -1,7 +1,8 @@
 """Confidence intervals of proportions, means, differences and areas under ROC curves, and a general `bootstrap`.
 
 Each formula was chosen by its simulated coverage at 200 and 2,000 samples (`benchmarks/bench_risk.py`). A figure is
-always inside its own interval. Where the samples cannot give an interval that covers, its ends are NaN.
+always inside its own interval. If there are too few samples for an interval with its nominal coverage, its ends are
+NaN.
 """
 
 from collections.abc import Callable
@@ -382,7 +383,7 @@ def _resample(
 
 
 def _bisect(left: Callable[[float], Any], low: float, high: float) -> float:
-    """Finds the point at which a predicate that holds to the left of it stops holding."""
+    """Finds the largest point at which a predicate holds, if it holds at all smaller points."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) else (low, middle)

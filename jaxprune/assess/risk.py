@@ -238,7 +238,7 @@ def _loss(losses: np.ndarray, test: Samples, confidence: float) -> Interval:
 
 
 def _mean_fraction(values: np.ndarray, confidence: float) -> Interval:
-    """Returns the mean of fractions in [0, 1], as a proportion of as many independent samples as would vary as much."""
+    """Returns the mean of fractions in [0, 1], as a proportion of as many independent samples as have its variance."""
     mean, variance = float(values.mean()), float(values.var()) / max(values.size - 1, 1)
     return intervals.proportion(mean, mean * (1 - mean) / variance if variance > 0 else values.size, confidence)
 

@@ -339,7 +339,7 @@ def pareto_table(names: Sequence[str], errors: Any, costs: Any, *, cost: str = "
     """
     front = pareto_front(errors, costs)
     if len(names) != len(front):
-        raise ValueError(f"there are {len(front)} models and {len(names)} names")
+        raise ValueError(f"names must have one entry for each of the {len(front)} models; got {len(names)}")
     order = np.lexsort((errors, costs))
     rows = [
         [names[i], formatting.quantity(float(costs[i])), formatting.percent(float(errors[i])), "*" if front[i] else ""]

@@ -40,8 +40,8 @@ _INNER = {
 def import_gguf(path: Any, output: Any, *, dtype: Any = jnp.float32) -> Path:
     """Writes the model of a GGUF file into a new Hugging Face folder.
 
-    Use it for models that are published only as GGUF. The folder contains the dequantised kernels, with which the
-    quantised model computes, and is as large as an ordinary checkpoint of `dtype`.
+    Use it for models that are published only as GGUF. The folder contains the dequantised kernels that the quantised
+    model computes with, and is as large as an ordinary checkpoint of `dtype`.
 
     Args:
       path: the GGUF file, of the architecture llama (also Mistral and SmolLM), qwen2 or qwen3.

@@ -1,9 +1,9 @@
 """Predictions of members: run them as one model, combine them, measure how they differ, select members.
 
 `member_logits` and `predictor` run members as one model. `mean_probability`, `mean_logit` and `majority` combine their
-predictions: they take logits with a leading axis of members and return log-probabilities, which serve wherever logits
-are expected, because the softmax does not change them. `uncertainty` splits the entropy, `disagreement` compares
-answers, and `greedy_selection` adds members to an ensemble one by one.
+predictions: they take logits with a leading axis of members and return log-probabilities, which can be passed as
+logits, because the softmax does not change them. `uncertainty` splits the entropy, `disagreement` compares answers, and
+`greedy_selection` adds members to an ensemble one by one.
 """
 
 from collections.abc import Callable
@@ -234,12 +234,12 @@ class Selection(NamedTuple):
 
     @property
     def best(self) -> Array:
-        """The members of the smallest ensemble with the lowest loss. Concrete arrays only."""
+        """The members of the smallest ensemble with the lowest loss. It needs concrete arrays."""
         return self.order[: int(self.losses.argmin()) + 1]
 
 
 def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selection:
-    """Adds members one by one: each time the member with which the mean probability has the lowest loss.
+    """Adds members one by one: each step adds the member that gives the mean probability the lowest loss.
 
     Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. If members are equal,
     the member with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.

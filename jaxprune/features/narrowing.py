@@ -103,7 +103,7 @@ def narrow(
         raise ValueError("mask keeps no feature; a network needs at least one")
     labels = [str(i) for i in range(len(mask))] if names is None else list(map(str, names))
     if len(labels) != len(mask):
-        raise ValueError(f"there are {len(mask)} features and {len(labels)} names")
+        raise ValueError(f"names must have one entry for each of the {len(mask)} features; got {len(labels)}")
     joint = lambda both, *rest: fn(both[_PARAMS], both[_INPUT], *rest)
     manifest, inexact = _removed(joint, params, mask, x, rest, axis % len(x.shape))
     kept = tuple(label for label, stays in zip(labels, mask, strict=True) if stays)

@@ -81,7 +81,7 @@ def invert(masks: PyTree, params: PyTree) -> PyTree:
 
     Args:
       masks: bool or packed masks.
-      params: the parameters, of which only the shapes are read.
+      params: the parameters; only their shapes are read.
 
     Returns:
       bool arrays in the shapes of the parameters.
@@ -164,7 +164,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
     r"""Returns the intersection over union of two mask trees, $|A \cap B| / |A \cup B|$, over all pruned leaves.
 
     Args:
-      params: the parameters, of which only the shapes are read.
+      params: the parameters; only their shapes are read.
       masks: bool or packed masks of `params`.
       other: bool or packed masks of `params`.
 
@@ -403,7 +403,7 @@ def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
     Log it in one line: `wandb.log(masks.summary(params, jaxprune.get_masks(opt_state)))`.
 
     Args:
-      params: the parameters, of which only the shapes are read.
+      params: the parameters; only their shapes are read.
       masks: bool or packed masks of `params`, such as the masks of `jaxprune.prune` or of an optimizer state.
 
     Returns:

@@ -151,8 +151,8 @@ class Channel(Pattern):
     With scores |w| channels are ranked by their L1 norm, with scores w^2 by their L2 norm.
 
     Attributes:
-      axis: the axis, or axes, whose positions are channels. None: the outputs of each leaf; of an attention kernel
-        (inputs, heads, head size) every position of every head.
+      axis: the axis, or axes, whose positions are channels. None: the outputs of each leaf; an attention kernel
+        (inputs, heads, head size) has a channel for every position of every head.
     """
 
     axis: int | tuple[int, ...] | None = None
@@ -209,7 +209,7 @@ class NM(Pattern):
       n: how many are kept, 1 to m.
       m: how many neighbours make a group.
       axis: the axis, or axes flattened in the order given, along which neighbours are counted. None: the inputs of each
-        leaf; of a convolution the window and then the input channels, so that neighbours are channels where m divides
+        leaf; for a convolution, the window and then the input channels, so that neighbours are channels where m divides
         their number.
     """
 

@@ -223,7 +223,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
         else:
             found = [_linear(params, f"self_attn.{name}_proj", x) for name in "qkv"]
         for i, name in enumerate(("self_attn.q_norm.weight", "self_attn.k_norm.weight")):
-            # OLMoE normalises the whole projection, Qwen 3 and Gemma 3 each head.
+            # OLMoE normalises the whole projection; Qwen 3 and Gemma 3 normalise each head.
             if name in params and params[name].shape[0] == found[i].shape[-1] != size:
                 found[i] = norm(found[i], params[name])
         if clip:

@@ -31,7 +31,8 @@ class BlockRunner:
     def calibrate(self, params: PyTree, hidden: Iterable[PyTree], where: Any = None, collect: str = "gram") -> Stats:
         """Returns the statistics of the block's leaves on the block's input hidden states; see `calibrate`."""
         chosen = tuple(jax.tree.leaves(_tree.has_two_axes(params, where)))
-        # Shapes, not arrays: a calibrator must neither keep the arrays of a block nor see a caller change its tree.
+        # Shapes, not arrays: a calibrator must not keep the arrays of a block, and must not change if the caller
+        # changes its tree.
         own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _tree.is_array(x) else x, params)
         key = jax.tree.structure(own), tuple(map(str, jax.tree.leaves(own))), chosen, collect
         if key not in self._calibrators:

@@ -133,7 +133,7 @@ def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
     rows, columns = (lax.broadcasted_iota(jnp.int32, key.shape, axis) for axis in (0, 1))
     index = rows * key.shape[1] + columns
 
-    # The largest flat index before which at most `wanted` entries tie. No search is needed if all ties are kept.
+    # Finds the largest flat index with at most `wanted` ties before it. No search is needed if all ties are kept.
     def refine_cut(i: jax.Array, cut: jax.Array) -> jax.Array:
         probe = cut | (jnp.int32(1) << (30 - i))
         return jnp.where((tied & (index < probe)).sum() <= wanted, probe, cut)

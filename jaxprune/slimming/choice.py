@@ -112,12 +112,12 @@ class Choice:
         Args:
           groups: the groups.
           masks: bools that broadcast to the parameters; True is kept, also for whole leaves.
-          partial: the rule for units of which the masks remove only some positions, such as the masks of
+          partial: the rule for units that the masks remove only in part, such as the masks of
             `prune(pattern=Channel())`, which choose the channels of each leaf separately. "raise" raises an error.
             "complete" lets the leaves vote: among the axes in which the masks remove whole units of a group, if more
             than half remove a unit, the unit is removed from all leaves of its group; a warning names the completed
-            units. "keep" keeps every unit that the masks remove only in part. "remove" removes every unit of which
-            the masks remove an entire position of some axis. Default: "raise".
+            units. "keep" keeps every unit that the masks remove only in part. "remove" removes every unit with a
+            position that the masks remove entirely on some axis. Default: "raise".
 
         Returns:
           The choice.

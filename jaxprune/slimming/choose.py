@@ -83,9 +83,9 @@ def choose(
 
       With a target, the cost crosses the target at the last removal of the choice: one removal fewer costs more. If the
       cost never rises when units are removed (parameters, memory, FLOPs), it is the first choice that meets the target.
-      A measured time may rise at odd widths and varies between measurements: the choice is then a choice at which the
-      time crosses the target, and a new measurement may exceed the target by as much as measurements vary. `cost` is
-      called once for each of about log2(removals) + 2 choices.
+      A measured time may rise at odd widths and varies between measurements: the time then crosses the target at the
+      choice, and a new measurement may exceed the target by as much as measurements vary. `cost` is called once for
+      each of about log2(removals) + 2 choices.
 
     Raises:
       KeyError: a mapping of scores names a group that does not exist.

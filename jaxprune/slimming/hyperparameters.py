@@ -1,4 +1,4 @@
-"""`hyperparameters`: the hyperparameters for which a linen or NNX model has the shapes of slim parameters."""
+"""`hyperparameters`: the hyperparameters that give a linen or NNX model the shapes of slim parameters."""
 
 import dataclasses
 import inspect
@@ -48,7 +48,7 @@ class Rebuilt(NamedTuple):
 
 
 def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any) -> list[Rebuilt]:
-    """Finds the hyperparameters for which the modules of a model have the shapes of slim parameters.
+    """Finds the hyperparameters that give the modules of a model the shapes of slim parameters.
 
     Each module is compared with its leaves: the features of a Dense or Conv, the heads of an attention, the sizes of an
     embedding. Each layer gets its own widths, so a model whose layers share one number must be changed to take one
@@ -65,7 +65,7 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
       **options: for linen, further arguments of the call, such as `train=False`.
 
     Returns:
-      One entry for each module of which a leaf shrinks, in the order of the manifest.
+      One entry for each module with a leaf that shrinks, in the order of the manifest.
 
     Raises:
       TypeError: the model is neither a linen nor an NNX module.

@@ -285,7 +285,7 @@ def _read(entry: dict[str, Any]) -> Kept:
     axes = {int(axis): np.asarray(positions, int) for axis, positions in entry["axes"].items()}
     for axis, positions in axes.items():
         if shape is None or not 0 <= axis < len(shape) or (positions >= shape[axis]).any() or (positions < 0).any():
-            raise ValueError(f"{entry['name']}: positions of axis {axis} out of range of the shape {shape}")
+            raise ValueError(f"{entry['name']}: positions of axis {axis} are out of range of the shape {shape}")
     return Kept(entry["name"], tuple(entry["path"]), shape, axes)
 
 

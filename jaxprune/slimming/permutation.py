@@ -96,7 +96,7 @@ def permute_channels(
 
 @partial(jax.jit, static_argnames=("n", "m", "sweeps"))
 def stripe_order(scores: jax.Array, key: jax.Array, *, n: int, m: int, sweeps: int) -> jax.Array:
-    """Returns the order of channels for which the stripes of m keep the largest score, with n kept in each row.
+    """Returns the order of channels that keeps the largest score in the stripes of m, with n kept in each row.
 
     Args:
       scores: float[channels, rows], at least 0; m divides the channels.

@@ -384,7 +384,7 @@ def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
         raise ValueError(f"keep must be bools, one a block, one of them True; got {keep.dtype} {keep.shape}")
     if isinstance(blocks, (list, tuple)):
         if len(blocks) != len(keep):
-            raise ValueError(f"there are {len(blocks)} blocks and {len(keep)} entries of keep")
+            raise ValueError(f"keep must have one entry for each of the {len(blocks)} blocks; got {len(keep)}")
         return type(blocks)(block for block, stays in zip(blocks, keep, strict=True) if stays)
     paths = jax.tree_util.tree_flatten_with_path(blocks)[0]
     wrong = [

@@ -2,7 +2,7 @@
 
 It also detects steps that `optax.apply_if_finite` skips: in a skipped step no mask changes and the step count stays.
 
-The checks of a sparsified optimizer refuse gradients, states and dtypes with which its result would be wrong. `explain`
+The checks of a sparsified optimizer refuse gradients, states and dtypes that would make its result wrong. `explain`
 runs only after an update has failed; the other checks run when `init` or `update` is traced.
 """
 

@@ -179,7 +179,7 @@ def sparsify(
     Raises:
       TypeError: `optimizer` is not a transformation, `method` is not a `Method`, or `state` was not made by `init`.
       ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters,
-        this method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init,
+        this method and this optimizer; a leaf that lost weights at init has no gradients. At init,
         there is nothing to prune, or in float16 the optimizer computes NaN for kept weights.
 
     The method's `where` selects the leaves that are pruned, including leaves that the optimizer freezes (`set_to_zero`,
@@ -227,8 +227,8 @@ def get_masks(opt_state: PyTree) -> PyTree:
     """Returns the masks in an optimizer's state, at any place in a chain or below other wrappers.
 
     Args:
-      opt_state: the state of an optimizer that contains `sparsify(...)` once; of an
-        `nnx.Optimizer` pass `optimizer.opt_state`.
+      opt_state: the state of an optimizer that contains `sparsify(...)` once; for an `nnx.Optimizer` pass
+        `optimizer.opt_state`.
 
     Returns:
       A tree of bool arrays, or of packed masks (`masks.unpack` makes bool masks), without the boxes and Variables of

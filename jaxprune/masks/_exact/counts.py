@@ -128,7 +128,7 @@ def removed(sparsity: Any, n: int) -> Count:
       n: the number of entries, below 2^47.
 
     Returns:
-      A Count: of Python integers for a number, of int32 arrays of the sparsity's shape for an array.
+      A Count of Python integers if the sparsity is a number, of int32 arrays in its shape if it is an array.
 
     Raises:
       ValueError: the sparsity is a number outside [0, 1) or NaN.
@@ -214,8 +214,8 @@ def _is_one(sparsity: jax.Array) -> bool:
 
 
 def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
-    # s = sum_i s_i 2^(-16 i) with 16-bit digits, and n likewise, so the product is exact in limbs. Removing a digit is
-    # exact in floating point, because the fraction keeps fewer bits each time.
+    # s = sum_i s_i 2^(-16 i) with 16-bit digits. n has 16-bit digits too, so the product is exact in limbs. Removing a
+    # digit is exact in floating point, because the fraction keeps fewer bits each time.
     fraction = jnp.clip(jnp.nan_to_num(sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))), 0.0, 1.0)
     digits = []
     for _ in range(5):

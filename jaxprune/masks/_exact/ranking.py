@@ -324,7 +324,7 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], r
 def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: jax.Array) -> Count:
     """Returns how many entries equal to the threshold each row keeps: zero if the count was exact.
 
-    Of rows that were searched together, the earliest arrays keep theirs first.
+    If rows were searched together, the earliest arrays keep their entries first.
     """
     own = counts.where(exact, counts.zeros(wanted), wanted)
     if len(rows.order) == 1:
@@ -399,7 +399,7 @@ def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np
 
 
 class Stacks(NamedTuple):
-    """Arrays, some of which are stacks of the given arrays.
+    """The given arrays, with small arrays of the same shape stacked into one.
 
     Attributes:
       arrays: the arrays; a stack has a new leading axis.

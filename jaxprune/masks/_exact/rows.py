@@ -68,7 +68,7 @@ class Leaf:
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
-        """For each part of a place, integers `(low, high)` with `low < part <= high`."""
+        """Integers `(low, high)` for each part of a place, with `low < part <= high`."""
         return [counts.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
     def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> Count:
@@ -328,8 +328,8 @@ def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the axes of a slice over which counts are not yet summed in the first sum.
 
     A small slice has no such axes. Below 2^31 entries they are leading axes, but not the last, until there are enough
-    partial sums to work in parallel. There are none with several devices, which work in parallel anyway and would have
-    to exchange the partial sums: a partitioned reduction of several operands gathers them. From 2^31 entries on, on one
+    partial sums to work in parallel. Several devices need no such axes: they work in parallel anyway and would have to
+    exchange the partial sums: a partitioned reduction of several operands gathers them. From 2^31 entries on, on one
     device, there is one axis, short enough to be summed in limbs and long enough that no partial sum reaches 2^31.
 
     Raises:
