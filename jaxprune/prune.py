@@ -1,5 +1,6 @@
 """Pruning in one call: `prune`; `How` and `Selector`: the options for the choice of weights."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ class How(masks.Units, total=False):
 
     Attributes:
       criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
-        keeping; `criteria.magnitude` by default. Bind the criterion's own options and signals by `functools.partial`.
+        keeping; `criteria.magnitude` by default. Keywords that are not options, but arguments of the criterion, are
+        bound to it: `prune(params, 0.5, criterion=criteria.obd, hessian_diagonal=h)`.
       allocation: `(scores, sparsity, **units) -> Allocation`, how the leaves share the sparsity; `allocation.uniform`
         by default, unless the function that takes it says otherwise.
       key: a key of `jax.random` for criteria that draw; None by default.
@@ -80,17 +82,13 @@ class Selector:
             "specs": None,
             "roles": None,
         }
-        for unknown in how.keys() - defaults.keys():
-            close = get_close_matches(unknown, defaults, n=1)
-            way_out = (
-                f"did you mean {close[0]}?"
-                if close
-                else f"for a signal of your own criterion pass criterion=functools.partial(criterion, {unknown}=...)"
-            )
-            raise TypeError(f"{unknown} is not one of the options {', '.join(defaults)}; {way_out}")
-        for name, value in {**defaults, **how}.items():
+        options = {**defaults, **{name: value for name, value in how.items() if name in defaults}}
+        signals = {name: value for name, value in how.items() if name not in defaults}
+        _tree.check_function(options["criterion"], "criterion", "criteria.magnitude")
+        if signals:
+            options["criterion"] = _bound(options["criterion"], signals, list(defaults))
+        for name, value in options.items():
             object.__setattr__(self, name, value)
-        _tree.check_function(self.criterion, "criterion", "criteria.magnitude")
         _tree.check_function(self.allocation, "allocation", "allocation.erk")
         _tree.check_key(self.key)
         if self.roles is not None:
@@ -227,7 +225,7 @@ def prune(
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: the result of `jaxprune.calibrate`, for criteria on activations.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs, roles; see
-        `jaxprune.How`.
+        `jaxprune.How`. Signals that the criterion names among its arguments may stand here too.
 
     Returns:
       `Pruned(params, masks)`; `print` shows the sparsity of each leaf, and why a leaf was not pruned.
@@ -254,6 +252,28 @@ def prune(
     return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
 
 
+def _bound(criterion: criteria.Criterion, signals: Mapping[str, Any], options: list[str]) -> criteria.Criterion:
+    """The criterion with the signals bound; raises unless the criterion names each of them among its arguments."""
+    try:
+        given = list(inspect.signature(criterion).parameters.values())[1:]
+    except (TypeError, ValueError):
+        given = []  # some functions written in C have no signature
+    named = {each.name for each in given if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)}
+    named -= {"grads", "stats"}
+    for unknown in signals.keys() - named:
+        close = get_close_matches(unknown, [*options, *named], n=1)
+        way_out = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"to pass it to the criterion, name it there: def {_name(criterion)}(params, *, {unknown}, **signals)"
+        )
+        raise TypeError(
+            f"{unknown} is not one of the options {', '.join(options)}, nor an argument of criterion "
+            f"{_name(criterion)}; {way_out}"
+        )
+    return functools.partial(criterion, **signals)
+
+
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
     """Raises if the criterion failed because it does not take the signals."""
     try:
@@ -271,6 +291,7 @@ def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) 
 
 
 def _name(function: Callable[..., Any]) -> str:
+    function = function.func if isinstance(function, functools.partial) else function
     return getattr(function, "__name__", repr(function))
 
 

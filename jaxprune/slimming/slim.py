@@ -230,7 +230,15 @@ def smaller(
                 if structure not in given:
                     given[structure] = _shrinking(*_decide(stateful, manifest, params, whole, fix_outputs, False))
                 before = _whole_inputs(inputs, given[structure], whole)
-            found = _decide(stateful, manifest, params, before, fix_outputs, not whole)
+            try:
+                found = _decide(stateful, manifest, params, before, fix_outputs, not whole)
+            except TypeError as error:
+                if not fix_outputs and not whole:
+                    error.add_note(
+                        "fn was traced with the parameters before slimming and the inputs as given; if the inputs have "
+                        "removed units, pass inputs of the shapes before slimming: rebind(fn, *inputs)"
+                    )
+                raise
             if key is not None and not _leaks(found[0]):
                 traced[key] = found
         analysis, decision = found

@@ -183,7 +183,7 @@ def _count(mask: jax.Array, leaf: Leaf) -> Count:
     while total.low.ndim > axes:
         total = counts.sum_counts(total, total.low.ndim - 1)
     total = shards.total_slices(total, leaf.unit_shards, units.shape[:axes])
-    return jax.tree.map(lambda limb: limb.reshape(-1 if limb.size > 1 else ()), total)
+    return jax.tree.map(lambda limb: limb.reshape(() if limb.size == 1 else -1), total)
 
 
 def _drop_scores(scores: jax.Array, mask: jax.Array) -> jax.Array:

@@ -288,7 +288,7 @@ def test_errors(report):
         _ = risk_report({}, Labels(LABELS), key=KEY)
     with pytest.raises(ValueError, match="a: test: logits hold NaN"):
         _ = risk_report({"a": Predictions(CLEAN * np.nan)}, Labels(LABELS), key=KEY)
-    with pytest.raises(ValueError, match="those of the 120 test samples; got 119"):
+    with pytest.raises(ValueError, match="the 120 images of the test samples; got 119"):
         _ = risk_report({"a": Predictions(CLEAN)}, Labels(LABELS), images=IMAGES[1:], **OPTIONS)
     with pytest.raises(ValueError, match="not in it: x"):
         _ = report.to_html(draw=["x"])

@@ -168,7 +168,7 @@ def test_experts_are_calibrated_on_their_own_tokens():
             {"missing": "model.layers.1.mlp.up_proj.weight"},
             r"has no parameter model.layers.1.mlp.up_proj.weight",
         ),
-        ({"missing": "model.norm.weight"}, r"has no parameter model.norm.weight, which its config.json asks for"),
+        ({"missing": "model.norm.weight"}, r"has no parameter model.norm.weight, which its config.json requires"),
         ({"shape": "model.layers.2.mlp.down_proj.weight"}, r"the parameters model.layers.2.\* do not fit config.json"),
         ({"key": "num_attention_heads"}, r"config.json has no num_attention_heads, which a model of the family llama"),
     ],

@@ -116,7 +116,7 @@ def test_json_is_enough_to_rebuild(params: Any, small: slimming.Slimmed) -> None
         (
             '{"format": "jaxprune.slimming.manifest", "version": 1, "leaves": [{"path": ["a"], "name": "a", '
             '"shape": [3], "new_shape": [1], "axes": {"0": [4]}}]}',
-            "a: positions of axis 0 out of range",
+            "a: positions of axis 0 are out of range",
         ),
     ],
 )

@@ -264,19 +264,21 @@ def keep_largest(
         moved = np.concatenate([np.arange(first[i], first[i + 1]) for i in stacks.order])
         kept = Count(kept.high[moved], kept.low[moved])
     ends = np.cumsum([leaf.slices for leaf in leaves]).tolist()
-    first = _unknown([end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)])
+    # The compiler does not know that this is True. First, so the number of a leaf's first row is no constant in the
+    # leaf's kernels: XLA compiles equal kernels once, however often they occur. Second, the masks are made in a branch,
+    # and a branch reads its arguments from memory, as the loop that counts does. Outside of a branch XLA may compute
+    # the scores again, add sums in another order, and keep another number of entries than the loop counted.
+    true = lax.optimization_barrier(jnp.asarray(True))
+    firsts = [end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)]
+    first = lax.cond(true, lambda: [jnp.int32(n) for n in firsts], lambda: [jnp.int32(n + 1) for n in firsts])
     found = _find(stacks.arrays, leaves, first, rows, kept)
-    return stacks.unstack([leaf.mask(x, found, i) for leaf, x, i in zip(leaves, stacks.arrays, first, strict=True)])
-
-
-def _unknown(numbers: list[int]) -> list[jax.Array]:
-    """Returns integers whose values the compiler does not know.
-
-    XLA compiles a kernel once, however often it occurs. All leaves of one shape use the same kernel to read a table by
-    row, unless the number of the row is a constant in the kernel.
-    """
-    known = lax.optimization_barrier(jnp.asarray(True))
-    return lax.cond(known, lambda: [jnp.int32(n) for n in numbers], lambda: [jnp.int32(n + 1) for n in numbers])
+    masks = lax.cond(
+        true,
+        lambda arrays: [leaf.mask(x, found, i) for leaf, x, i in zip(leaves, arrays, first, strict=True)],
+        lambda arrays: [x < x for x in arrays],
+        stacks.arrays,
+    )
+    return stacks.unstack(masks)
 
 
 def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], rows: Rows, kept: Count) -> jax.Array:

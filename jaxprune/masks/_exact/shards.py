@@ -301,6 +301,8 @@ def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Shards = WHOLE) -> j
       [[4.0, 6.5]]
     """
     x = x.astype(jnp.float32)
+    if not x.size:
+        return x.sum(along, keepdims=True)
     # If all entries are finite, these two give the largest magnitude; otherwise their sum is the result.
     largest, smallest = x.max(along, keepdims=True), x.min(along, keepdims=True)
     if layout.along(along):
