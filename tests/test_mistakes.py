@@ -417,7 +417,7 @@ RECONSTRUCTION = {
     "nothing to remove": (lambda: jaxprune.reconstruct(P, stats()), "a/kernel.*pass a sparsity"),
     "masks and a sparsity": (
         lambda: jaxprune.reconstruct(P, stats(), 0.5, masks=MASKS),
-        "leave out sparsity.*sparsity is",
+        "leave out sparsity.*got sparsity",
     ),
     "a misspelt method": (
         lambda: jaxprune.reconstruct(P, stats(), 0.5, method="sparse_gpt"),
