@@ -21,7 +21,7 @@ class Factor(NamedTuple):
 
     Attributes:
       size: the number of positions; a symbolic dimension (for jax.export) if `of` is None.
-      of: what the positions are, in the client's terms; None if the positions are all alike.
+      of: what the positions are, in the client's terms; None if all positions are equal.
     """
 
     size: int

@@ -85,7 +85,7 @@ def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
 
 
 class _Seen(NamedTuple):
-    """What the walk knows of a value of the jaxpr.
+    """What the walk records of a value of the jaxpr.
 
     Attributes:
       views: the parameters that the value consists of, after moves, scales and masks, if it does not depend on data.

@@ -27,8 +27,8 @@ def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals:
         s = |w g|^power
 
     Power 2 gives the score of Molchanov et al. 2019, arXiv 1906.10771, for single weights; power 1 gives its square
-    root, the score of Molchanov et al. 2017, arXiv 1611.06440. Both rank single weights alike, and differ in sums over
-    blocks, channels or batches.
+    root, the score of Molchanov et al. 2017, arXiv 1611.06440. Both give the same ranking of single weights, and differ
+    in sums over blocks, channels or batches.
 
     Args:
       params: any tree.

@@ -248,7 +248,7 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
 
 def _zero(leaf: Any, mask: Any) -> Any:
     mask = as_bool(mask, leaf)
-    # A True that is known now costs nothing, and lets leaves through that are no arrays.
+    # A True that is known now needs no computation, and its leaf need not be an array.
     if not isinstance(mask, core.Tracer) and not np.ndim(mask) and bool(mask):
         return leaf
     return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
