@@ -15,6 +15,7 @@ from jax.tree_util import keystr
 from jaxprune._tree.arguments import call, is_array, shown
 
 PyTree = Any
+_LISTED = 50  # names in an error
 
 Path = tuple[Any, ...]
 
@@ -321,7 +322,8 @@ def of_names(rules: Any, names: list[str], *, default: Any, what: str, kind: str
         return [rules] * len(names)
     unmatched = [glob for glob in rules if not any(matches(name, glob) for name in names)]
     if unmatched:
-        listed = "\n".join(f"  {name}" for name in names)
+        more = f"\n  and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = "\n".join(f"  {name}" for name in names[:_LISTED]) + more
         raise ValueError(f"{what}: no {kind} matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
     return [next((value for glob, value in rules.items() if matches(name, glob)), default) for name in names]
 

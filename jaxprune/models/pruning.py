@@ -103,9 +103,9 @@ def prune_folder(
 
     Raises:
       FileExistsError: the output exists, or an unfinished output exists and `resume` is False.
-      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; `reconstruct` does
-        not support an option; no token of the calibration text reaches a kernel, such as the kernel of an expert. The
-        message names the file or the parameter.
+      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; a glob of `sparsity`
+        matches no parameter; `reconstruct` does not support an option; no token of the calibration text reaches a
+        kernel, such as the kernel of an expert. The message names the file or the parameter.
     """
     folder, cut = opened(source)
     options = dict(options or {})
@@ -119,6 +119,10 @@ def prune_folder(
         "options": {name: repr(value) for name, value in sorted(asked.items())},
     }
     rest, kernels = outside_blocks(folder), _kernels(folder, where)
+    if isinstance(sparsity, Mapping):
+        names = list(folder.shapes)
+        of_names = _tree.of_names(sparsity, names, default=0.0, what="sparsity", kind="parameter")
+        sparsity = dict(zip(names, of_names, strict=True))
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
     run = BlockRunners(cut)
     results: list[BlockResult] = []
@@ -378,10 +382,7 @@ def checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
 
 def _of_block(sparsity: Any, params: Iterable[str], prefix: str) -> Any:
     """Returns the sparsity of a block's leaves; a mapping is over names in the checkpoint."""
-    if not isinstance(sparsity, Mapping):
-        return sparsity
-    of = lambda name: next((v for glob, v in sparsity.items() if _tree.matches(name, glob)), 0.0)
-    return {name: of(prefix + name) for name in params}
+    return {name: sparsity[prefix + name] for name in params} if isinstance(sparsity, Mapping) else sparsity
 
 
 def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], Any]:

@@ -163,8 +163,13 @@ def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int,
     if other:
         raise ValueError(f"{what} have a leaf {other[0][0]} where the parameters have {other[0][1]}")
     counted = [_selects(where, leaf) for leaf in leaves]
+    names = [leaf.name for leaf in leaves]
     if not any(counted):
-        raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")
+        raise ValueError(f"where selects none of: {', '.join(names)}")
+    globs = () if callable(where) or isinstance(where, str) else where
+    unmatched = [glob for glob in globs if not any(_tree.matches(name, glob) for name in names)]
+    if unmatched:
+        raise ValueError(f"where: no leaf matches {', '.join(map(repr, unmatched))}; there are: {', '.join(names)}")
     found = {}
     for k, ((name, raw), leaf) in enumerate(zip(given, leaves, strict=True)):
         if not counted[k] or leaf.shape is None or (np.shape(raw) == () and leaf.shape != ()):

@@ -187,6 +187,12 @@ def test_a_folder_that_is_not_complete_is_refused_from_its_shapes(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_glob_without_a_parameter_is_refused_before_anything_is_written(llama: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"sparsity: no parameter matches 'layers\.0\.\*'; the names are:\n  lm_head"):
+        _ = models.prune_folder(llama, tmp_path / "new", TOKENS, {"model.layers.1.*": 0.5, "layers.0.*": 0.5})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
