@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from small_decoder import CONTEXT, WINDOWS, loss, optimizer, perplexity, train
+from small_decoder import CONTEXT, WINDOWS, loss, optimizer, perplexity, print_table, train
 
 from jaxprune import slimming
 from jaxprune.calibration import calibrate
@@ -132,12 +132,12 @@ def measured(params: PyTree, text: Any, seed: int) -> dict[str, Any]:
         for share in (0.25, 0.5):
             choice = slimming.choose(groups, scores, share)
             small = slimming.slim(network, params, choice, batches[0])
+            kept = choice.kept("blocks/router[2]").reshape(BLOCKS, EXPERTS)
             out[f"{name} {share:.0%}"] = {
                 "perplexity": perplexity(small.fn, small.params, text.test),
                 "parameters": sum(x.size for x in jax.tree.leaves(small.params)),
-                "removed": [
-                    np.flatnonzero(~row).tolist() for row in choice.kept("blocks/router[2]").reshape(BLOCKS, EXPERTS)
-                ],
+                "pairs that lost one": sum(int(row[list(pair)].sum() == 1) for row in kept for pair in COPIES),
+                "removed": [np.flatnonzero(~row).tolist() for row in kept],
             }
             print(f"  {name} {share:.0%}: {out[f'{name} {share:.0%}']}", flush=True)
     return out
@@ -164,6 +164,7 @@ def main() -> None:
         params = train(objective, with_copies(params), optimizer(steps, 1e-3), text.train, steps, 50 + seed)
         found["with copies"] = measured(params, text, seed)
         _ = path.write_text(json.dumps(found, indent=1) + "\n")
+    print_table([options.output / f"experts_{seed}.json" for seed in options.seeds])
 
 
 if __name__ == "__main__":
