@@ -181,7 +181,7 @@ class Selector:
     def __call__(
         self, params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **signals: Any
     ) -> PyTree:
-        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with the roles of `stats`."""
+        """Returns masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with the roles of `stats`."""
         select = self.following(params, stats)
         return select.masks(select.scores(params, grads=grads, stats=stats, **signals), sparsity)
 
@@ -205,8 +205,8 @@ class Selector:
         except ValueError as error:
             there = ", ".join(leaf.name for leaf in stats.roles.leaves[:10])
             raise ValueError(
-                f"stats is of another network, or these parameters have other shapes; calibrate the parameters that "
-                f"you prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
+                f"stats belongs to another network, or these parameters have other shapes; calibrate the parameters "
+                f"that you prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
             ) from None
         return replace(self, roles=stats.roles)
 
@@ -217,8 +217,8 @@ def prune(
     """Removes the lowest-scoring weights: returns the parameters with exact zeros, and the masks.
 
     Args:
-      params: any pytree of parameters. Of Flax variables pass only `variables["params"]`, because
-        leaves of other collections, such as batch statistics, would be treated as parameters.
+      params: any pytree of parameters. For Flax variables pass only `variables["params"]`, because leaves of other
+        collections, such as batch statistics, would be treated as parameters.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
         glob matches, such as `Levels.sparsities` returns.
@@ -237,8 +237,8 @@ def prune(
         is not a pattern.
 
     The function works under jit: params, arrays and keys may be traced, all other arguments are static. The counts are
-    exact, and of equal scores the lowest index is kept. NaN scores rank lowest, so their weights are removed first:
-    check the scores for NaN if gradients may have diverged.
+    exact, and if scores are equal, the lowest index is kept. NaN scores rank lowest, so their weights are removed
+    first: check the scores for NaN if gradients may have diverged.
 
     Example:
       >>> pruned = prune({'w': jnp.array([[3.0, -1.0], [2.0, -4.0]])}, 0.5)
@@ -246,7 +246,7 @@ def prune(
       [[3.0, 0.0], [0.0, -4.0]]
     """
     select = Selector(**how).following(params, stats)
-    chosen = select(params, sparsity, grads=grads, stats=stats)
+    chosen = select.masks(select.scores(params, grads=grads, stats=stats), sparsity)
     patterns: dict[int, Any] = {leaf.place: leaf.pattern for leaf in masks.leaves(params, **select.units)}
     roles = _tree.leaf_roles(params, select.roles, select.batch_axes, parts=True)
     return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
@@ -297,7 +297,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def _checked(scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool]) -> PyTree:
-    """The scores in the containers of the parameters; raises unless each pruned leaf has scores of its shape."""
+    """Returns the scores in the containers of the parameters; raises if a pruned leaf lacks scores of its shape."""
     name = _name(criterion)
     scores = _tree.align(params, scores, what=f"the scores that criterion {name} returned")
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(scores), chosen, strict=True)

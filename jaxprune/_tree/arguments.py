@@ -106,7 +106,7 @@ def check_instance(given: Any, kind: Any, what: str, expected: str) -> None:
 
 
 def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function of the user; an error says which argument it is and how it is called, where that is the reason.
+    """Calls a user's function; if it does not accept the arguments, the error names it and the form of the call.
 
     Args:
       fn: the function.
@@ -116,10 +116,10 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
       **kwargs: its keyword arguments.
 
     Returns:
-      What it returns.
+      The result of `fn`.
 
     Raises:
-      TypeError: it is not a function, or does not take these arguments. Its own errors pass, with a note.
+      TypeError: `fn` is not a function, or does not accept these arguments. Errors that `fn` itself raises get a note.
 
     Example:
       >>> call(lambda params: 1.0, 'loss', 'loss(params, batch)', {}, jnp.ones(2))
@@ -137,7 +137,8 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
             is_module = "(params, *inputs)" in form and not hasattr(fn, "__name__") and not isinstance(fn, partial)
             module = "; pass a function of a module's parameters: lambda params, x: nnx.merge(graph, params)(x)"
             raise TypeError(
-                f"{what} is called as {form}, which it does not take: {reason}{module if is_module else ''}"
+                f"{what} is called as {form}, but does not accept these arguments: {reason}"
+                f"{module if is_module else ''}"
             ) from error
         note = f"{what} was called as {form}"
         if note not in getattr(error, "__notes__", []):
@@ -146,7 +147,7 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
 
 
 def scalar(loss: Any, what: str, form: str) -> Callable[..., Any]:
-    """A function of the user that returns a scalar: the same function, which says so where it does not.
+    """Returns a user's function with a check that it returns a scalar.
 
     Args:
       loss: the function.
@@ -250,7 +251,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _unbound(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Why the arguments do not fit the signature of a function; empty if they do or it has none."""
+    """Returns why the arguments do not fit the signature of a function; empty if they do or it has none."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):

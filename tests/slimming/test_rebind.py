@@ -48,7 +48,7 @@ def test_a_function_may_use_part_of_the_parameters() -> None:
     with pytest.raises(TypeError) as caught:
         _ = small.rebind(decode)(small.params, h)
     assert any("rebind(fn, *inputs)" in note for note in caught.value.__notes__)
-    with pytest.raises(ValueError, match="must have the structure of those given to rebind"):
+    with pytest.raises(ValueError, match="must have the structure of the inputs given to rebind"):
         _ = back(small.params, {"h": h})
 
 
