@@ -6,7 +6,7 @@ trains a Llama-type decoder of 8 blocks for each seed, and measures in parts: `l
 ALPS, SparseGPT and OBS on the same Gram matrices), `masks` (perplexity after pruning by each criterion and repair, and
 after rounding), `order` (2:4 before and after the search for an order of channels), `search` (which blocks and how much
 of each layer), `heal` (fine-tuning on labels against distillation). Each part of each seed is stored when it is done,
-and is not run again.
+and is not run again. At the end it prints the mean and the range over the seeds.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from small_decoder import (
     loss,
     optimizer,
     perplexity,
+    print_table,
     scanned,
     stacked,
     states,
@@ -314,6 +315,8 @@ def main() -> None:
             print(f"{part}, seed {seed}", flush=True)
             found = PARTS[part](trained(options.text, seed, options.output))
             _ = path.write_text(json.dumps(found, indent=1) + "\n")
+    for part in options.parts:
+        print_table([options.output / f"{part}_{seed}.json" for seed in options.seeds])
 
 
 if __name__ == "__main__":

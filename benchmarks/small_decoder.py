@@ -1,8 +1,12 @@
-"""A small Llama-type decoder of characters, trained once for each seed: the subject of bench_recovery.py."""
+"""A small Llama-type decoder of characters, trained once for each seed: the subject of bench_recovery.py.
 
+`print_table` prints what the seeds of a benchmark stored.
+"""
+
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,3 +161,22 @@ def perplexity(fn: Callable[..., jax.Array], params: PyTree, text: np.ndarray, b
     index = np.arange(batches * size)[:, None] * CONTEXT + np.arange(CONTEXT + 1)
     rows = jnp.asarray(text[index].reshape(batches, size, CONTEXT + 1))
     return float(jnp.exp(jax.jit(lambda p: jax.lax.map(lambda row: loss(fn, p, row), rows).mean())(params)))
+
+
+def print_table(files: Sequence[Path]) -> None:
+    """Prints the numbers that files of JSON share as a table: mean (smallest to largest), lists by their own mean."""
+    found = [dict(_numbers(json.loads(file.read_text()))) for file in files]
+    print(f"\n| {', '.join(file.stem for file in files)} | mean (smallest to largest) |\n|---|---|")
+    for name in found[0]:
+        values = [each[name] for each in found if name in each]
+        print(f"| {name} | {np.mean(values):.4g} ({min(values):.4g} to {max(values):.4g}) |")
+
+
+def _numbers(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _numbers(value, f"{name}, {key}" if name else key)
+    elif isinstance(tree, list) and tree and not isinstance(tree[0], list):
+        yield name, float(np.mean(tree))
+    elif isinstance(tree, int | float):
+        yield name, float(tree)

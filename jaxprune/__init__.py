@@ -13,11 +13,11 @@ names that are used most. Its modules export all others, and `help(jaxprune.mask
     schedules       step -> sparsity, step -> update or not
     training        methods for `sparsify`: fixed, one-shot, gradual, RigL, AC/DC, straight-through
     lottery         tickets: iterative pruning, rewinding, control experiments, stability
-    calibration     the activations that each weight meets, for any function
+    calibration     the activations that each weight is multiplied by, for any function
     reconstruction  one-shot pruning that repairs: SparseGPT, OBS, ALPS, least squares
     slimming        removal of channels, heads and layers from the arrays
     features        which inputs and hidden units matter
-    sensitivity     how much pruning each layer bears, and levels that meet a budget
+    sensitivity     the loss when each layer is pruned alone, and the best levels within a budget
     assess          cost, accuracy, risk, comparison, choice of models; reports
     ensembles       pruned members as one program, soups, distillation
     checkpoints     networks, runs and Hugging Face folders on disk

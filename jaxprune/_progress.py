@@ -32,7 +32,7 @@ class _Silent:
 def bar(
     items: Iterable[Any] | None = None, progress: bool | None = None, *, what: str, total: int | None = None
 ) -> Any:
-    """A loop over items with a progress bar, or a bar that the caller moves.
+    """Returns a loop over items with a progress bar, or a bar that the caller moves.
 
     Args:
       items: the items of the loop.

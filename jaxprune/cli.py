@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-heads", type=_positive, metavar="N", help="the number of key-value heads to keep in each block")
     add("--width", type=_share, default=1.0, metavar="FRACTION", help="the fraction of hidden channels to keep")
     add("--experts", type=_share, default=1.0, metavar="FRACTION", help="the fraction of experts to keep")
-    about = "the number of blocks to remove, those with the least influence; or their numbers, such as 3,7,12"
+    about = "the number of blocks to remove, the least influential first; or their numbers, such as 3,7,12"
     add("--drop-layers", type=_blocks, default=0, metavar="N", help=about)
     add("--text", type=Path, metavar="TEXT", help="another text, to measure the perplexity on before and after")
     _add_length(slim)
@@ -229,7 +229,7 @@ def _sizes(folder: Any) -> dict[str, int]:
 
 
 def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: int = 1) -> Any:
-    """The first windows of a text, int [windows, length], by the folder's own tokenizer."""
+    """Returns the first windows of a text, int [windows, length], by the folder's own tokenizer."""
     import numpy as np
 
     try:
@@ -256,7 +256,7 @@ def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: in
 
 
 def _page(report: dict[str, Any], name: str) -> str:
-    """The report as one HTML page that needs no network."""
+    """Returns the report as one HTML page that needs no network."""
     rows = [(key.replace("_", " "), value) for key, value in report.items() if key != "blocks"]
     facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(_plain(v))}</td></tr>" for k, v in rows)
     layers = "".join(

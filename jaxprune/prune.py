@@ -1,5 +1,6 @@
 """Pruning in one call: `prune`; `How` and `Selector`: the options for the choice of weights."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ class How(masks.Units, total=False):
 
     Attributes:
       criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
-        keeping; `criteria.magnitude` by default. Bind the criterion's own options and signals by `functools.partial`.
+        keeping; `criteria.magnitude` by default. Keywords that are not options, but arguments of the criterion, are
+        bound to it: `prune(params, 0.5, criterion=criteria.obd, hessian_diagonal=h)`.
       allocation: `(scores, sparsity, **units) -> Allocation`, how the leaves share the sparsity; `allocation.uniform`
         by default, unless the function that takes it says otherwise.
       key: a key of `jax.random` for criteria that draw; None by default.
@@ -80,17 +82,13 @@ class Selector:
             "specs": None,
             "roles": None,
         }
-        for unknown in how.keys() - defaults.keys():
-            close = get_close_matches(unknown, defaults, n=1)
-            way_out = (
-                f"did you mean {close[0]}?"
-                if close
-                else f"for a signal of your own criterion pass criterion=functools.partial(criterion, {unknown}=...)"
-            )
-            raise TypeError(f"{unknown} is not one of the options {', '.join(defaults)}; {way_out}")
-        for name, value in {**defaults, **how}.items():
+        options = {**defaults, **{name: value for name, value in how.items() if name in defaults}}
+        signals = {name: value for name, value in how.items() if name not in defaults}
+        _tree.check_function(options["criterion"], "criterion", "criteria.magnitude")
+        if signals:
+            options["criterion"] = _bound(options["criterion"], signals, list(defaults))
+        for name, value in options.items():
             object.__setattr__(self, name, value)
-        _tree.check_function(self.criterion, "criterion", "criteria.magnitude")
         _tree.check_function(self.allocation, "allocation", "allocation.erk")
         _tree.check_key(self.key)
         if self.roles is not None:
@@ -183,7 +181,7 @@ class Selector:
     def __call__(
         self, params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **signals: Any
     ) -> PyTree:
-        """The masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with the roles of `stats`."""
+        """Returns masks for parameters: `self.masks(self.scores(params, ...), sparsity)`, with the roles of `stats`."""
         select = self.following(params, stats)
         return select.masks(select.scores(params, grads=grads, stats=stats, **signals), sparsity)
 
@@ -207,8 +205,8 @@ class Selector:
         except ValueError as error:
             there = ", ".join(leaf.name for leaf in stats.roles.leaves[:10])
             raise ValueError(
-                f"stats is of another network, or these parameters have other shapes; calibrate the parameters that "
-                f"you prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
+                f"stats belongs to another network, or these parameters have other shapes; calibrate the parameters "
+                f"that you prune: {str(error).partition(':')[2].strip()}\nThe leaves of stats are: {there}"
             ) from None
         return replace(self, roles=stats.roles)
 
@@ -219,15 +217,15 @@ def prune(
     """Removes the lowest-scoring weights: returns the parameters with exact zeros, and the masks.
 
     Args:
-      params: any pytree of parameters. Of Flax variables pass only `variables["params"]`, because
-        leaves of other collections, such as batch statistics, would be treated as parameters.
+      params: any pytree of parameters. For Flax variables pass only `variables["params"]`, because leaves of other
+        collections, such as batch statistics, would be treated as parameters.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
         glob matches, such as `Levels.sparsities` returns.
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: the result of `jaxprune.calibrate`, for criteria on activations.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs, roles; see
-        `jaxprune.How`.
+        `jaxprune.How`. Signals that the criterion names among its arguments may stand here too.
 
     Returns:
       `Pruned(params, masks)`; `print` shows the sparsity of each leaf, and why a leaf was not pruned.
@@ -239,8 +237,8 @@ def prune(
         is not a pattern.
 
     The function works under jit: params, arrays and keys may be traced, all other arguments are static. The counts are
-    exact, and of equal scores the lowest index is kept. NaN scores rank lowest, so their weights are removed first:
-    check the scores for NaN if gradients may have diverged.
+    exact, and if scores are equal, the lowest index is kept. NaN scores rank lowest, so their weights are removed
+    first: check the scores for NaN if gradients may have diverged.
 
     Example:
       >>> pruned = prune({'w': jnp.array([[3.0, -1.0], [2.0, -4.0]])}, 0.5)
@@ -248,10 +246,32 @@ def prune(
       [[3.0, 0.0], [0.0, -4.0]]
     """
     select = Selector(**how).following(params, stats)
-    chosen = select(params, sparsity, grads=grads, stats=stats)
+    chosen = select.masks(select.scores(params, grads=grads, stats=stats), sparsity)
     patterns: dict[int, Any] = {leaf.place: leaf.pattern for leaf in masks.leaves(params, **select.units)}
     roles = _tree.leaf_roles(params, select.roles, select.batch_axes, parts=True)
     return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
+
+
+def _bound(criterion: criteria.Criterion, signals: Mapping[str, Any], options: list[str]) -> criteria.Criterion:
+    """The criterion with the signals bound; raises unless the criterion names each of them among its arguments."""
+    try:
+        given = list(inspect.signature(criterion).parameters.values())[1:]
+    except (TypeError, ValueError):
+        given = []  # some functions written in C have no signature
+    named = {each.name for each in given if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)}
+    named -= {"grads", "stats"}
+    for unknown in signals.keys() - named:
+        close = get_close_matches(unknown, [*options, *named], n=1)
+        way_out = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"to pass it to the criterion, name it there: def {_name(criterion)}(params, *, {unknown}, **signals)"
+        )
+        raise TypeError(
+            f"{unknown} is not one of the options {', '.join(options)}, nor an argument of criterion "
+            f"{_name(criterion)}; {way_out}"
+        )
+    return functools.partial(criterion, **signals)
 
 
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
@@ -271,11 +291,12 @@ def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) 
 
 
 def _name(function: Callable[..., Any]) -> str:
+    function = function.func if isinstance(function, functools.partial) else function
     return getattr(function, "__name__", repr(function))
 
 
 def _checked(scores: PyTree, params: PyTree, criterion: Callable[..., Any], chosen: list[bool]) -> PyTree:
-    """The scores in the containers of the parameters; raises unless each pruned leaf has scores of its shape."""
+    """Returns the scores in the containers of the parameters; raises if a pruned leaf lacks scores of its shape."""
     name = _name(criterion)
     scores = _tree.align(params, scores, what=f"the scores that criterion {name} returned")
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(scores), chosen, strict=True)

@@ -323,7 +323,7 @@ TRAINING = {
     "an update without parameters": (lambda: OPTIMIZER.update(P, STATE), r"update\(grads, state, params\)"),
     "gradients of some leaves": (
         lambda: OPTIMIZER.update({"b": P["b"]}, STATE, P),
-        "gradients must be those of the parameters:.*a/kernel: expected .*got nothing",
+        "gradients do not belong to the parameters:.*a/kernel: expected .*got nothing",
     ),
     "gradients of other shapes in update": (
         lambda: OPTIMIZER.update(jax.tree.map(lambda w: w[:1], P), STATE, P),
@@ -399,7 +399,7 @@ CALIBRATION = {
     ),
     "a function without its parameters": (
         lambda: jaxprune.calibrate(lambda p, x: x.sum(), P, [X], progress=False),
-        "a/kernel: meets no matrix product",
+        "a/kernel: enters no matrix product",
     ),
     "parameters of another network": (
         lambda: calibration.calibrator(net, P)(OTHER, [X]),
@@ -429,7 +429,7 @@ RECONSTRUCTION = {
     ),
     "statistics of another network": (
         lambda: jaxprune.reconstruct(OTHER, stats(), 0.5),
-        "stats is of another network.*calibrate.*a/kernel",
+        "stats belongs to another network.*calibrate.*a/kernel",
     ),
     "masks of another network": (lambda: jaxprune.reconstruct(P, stats(), masks={"c": True}), "masks must have the"),
     "stage by stage, parameters first": (
@@ -606,7 +606,7 @@ SENSITIVITY = {
 PREDICTIONS = assess.Predictions(LOGITS)
 ASSESS = {
     "labels before logits": (lambda: assess.evaluate(LABELS, LOGITS), "logits must be floating; got int"),
-    "labels from one on": (lambda: assess.evaluate(LOGITS, LABELS + 1), r"labels must lie in \[0, 3\).*first at 2: 3"),
+    "labels from one on": (lambda: assess.evaluate(LOGITS, LABELS + 1), r"labels must be in \[0, 3\).*first at 2: 3"),
     "labels as one-hot rows": (
         lambda: assess.evaluate(LOGITS, np.eye(3)[LABELS]),
         "labels must be integers, one class",
@@ -705,7 +705,7 @@ ENSEMBLES = {
 FILES = {
     "parameters before the path": (
         lambda path: checkpoints.save(P, path / "new"),
-        "path must be a string or a path|numbers",
+        "path, must be a string or a path|numbers",
     ),
     "a file that exists": (
         lambda path: checkpoints.save(path / "net", P),
@@ -720,7 +720,7 @@ FILES = {
     "a function to save": (lambda path: checkpoints.save(path / "new", net), "only arrays of numbers are saved"),
     "a file that does not exist": (lambda path: checkpoints.load(path / "none"), "none does not exist; pass the file"),
     "a folder to load": (checkpoints.load, "is a folder; pass the file"),
-    "parameters to load": (lambda path: checkpoints.load(P), "path must be a string or a path"),
+    "parameters to load": (lambda path: checkpoints.load(P), "path, must be a string or a path"),
     "another kind of file": (lambda path: checkpoints.load(path / "text"), "text is .* safetensors file"),
     "the file of another network": (
         lambda path: checkpoints.load(path / "net", like=OTHER),

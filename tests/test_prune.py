@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,8 @@ def test_a_criterion_that_returns_something_else_is_named(criterion: Any, error:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mu": PARAMS}, r"mu is not one of the options criterion, .*functools\.partial\(criterion, mu=\.\.\.\)"),
+        ({"mu": PARAMS}, r"mu is not one of the options criterion, .*name it there: def magnitude\(params, \*, mu, "),
+        ({"grads_": PARAMS, "criterion": criteria.obd}, r"grads_ is not .* nor an argument of criterion obd"),
         ({"patern": masks.Block((2, 2))}, r"patern is not one of the options .*did you mean pattern\?"),
         ({"pattern": lambda: None}, r"pattern must be masks\.Unstructured\(\)"),
     ],
@@ -61,6 +63,21 @@ def test_a_criterion_that_returns_something_else_is_named(criterion: Any, error:
 def test_options_that_there_are_not_are_named(options: Any, message: str):
     with pytest.raises(TypeError, match=message):
         _ = jaxprune.prune(PARAMS, 0.5, **options)
+
+
+def test_signals_that_the_criterion_names_are_passed_by_name():
+    def mine(params: Any, *, momentum: Any, **signals: Any) -> Any:
+        del signals
+        return jax.tree.map(lambda w, m: abs(w * m), params, momentum)
+
+    prune: Any = jaxprune.prune
+    mu = jax.tree.map(lambda w: 1.0 / (1.0 + jnp.abs(w)) ** 2, PARAMS)
+    expected = prune(PARAMS, 0.5, criterion=lambda params, **signals: mine(params, momentum=mu)).masks
+    chex.assert_trees_all_equal(prune(PARAMS, 0.5, criterion=mine, momentum=mu).masks, expected)
+    traced = jax.jit(lambda p, m: prune(p, 0.5, criterion=mine, momentum=m).masks)
+    chex.assert_trees_all_equal(traced(PARAMS, mu), expected)
+    with pytest.raises(TypeError, match=r"momentun is not one of the options .*did you mean momentum\?"):
+        _ = prune(PARAMS, 0.5, criterion=mine, momentun=mu)
 
 
 def test_a_model_and_an_empty_list_of_globs_are_named():
@@ -118,3 +135,16 @@ def test_an_array_whose_value_is_known_is_checked_like_a_number(wrong):
     # A traced value is not known: it is clipped.
     traced = jax.jit(lambda s: jaxprune.prune(params, s).masks)(jnp.float32(wrong))
     assert int(traced["w"].sum()) == (0 if wrong >= 1 else 16)
+
+
+@pytest.mark.parametrize("shape", [(8, 0), (0, 8)])
+@pytest.mark.parametrize(
+    "pattern", [masks.Unstructured(), masks.NM(2, 4), masks.Block((2, 2)), masks.Channel(axis=0), masks.Channel(axis=1)]
+)
+def test_a_leaf_without_entries_changes_nothing(pattern: masks.Pattern, shape: tuple[int, int]):
+    full = {"w": normal(8, 8)}
+    pruned = jaxprune.prune({"empty": {"w": jnp.zeros(shape)}, "full": full}, 0.5, pattern=pattern)
+    np.testing.assert_array_equal(pruned.params["full"]["w"], jaxprune.prune(full, 0.5, pattern=pattern).params["w"])
+    assert np.broadcast_shapes(pruned.masks["empty"]["w"].shape, shape) == shape
+    assert pruned.params["empty"]["w"].shape == shape
+    assert float(masks.sparsity(pruned.params, pruned.masks)) == 0.5

@@ -20,14 +20,15 @@ Clients differ in the value that they derive, and in what they do at products an
 
 | client | of each value it carries | at a product | at a loop |
 | --- | --- | --- | --- |
-| `weights`, `flops` | a `Weight`: how arrays of the leaf's shape become the value's | counts multiply-adds | settles |
+| `weights`, `flops` | a `Weight`: maps arrays of the leaf's shape to the value's | counts multiply-adds | settles |
 | `calibration` | the array, and `View`s: which axes of a leaf its axes are | sums the other operand | scans again |
 | `roles` | `View`s, and whether it depends on data | notes which axes are summed over | settles |
 | `slimming` | labels of positions; then zeros; then smaller arrays | couples labels | all of these |
 
-Two things are written per client on purpose. `Weight` and `View` both follow a leaf: by entries, which every move and
-any mask survive, and by axes, which cost nothing in the size of the leaf but are lost where a reshape cuts unevenly.
-And slimming runs some primitives in a way of its own where shapes are among their parameters (`slimming._labels`).
+Two things are written twice on purpose. `Weight` and `View` both follow a leaf. `Weight` follows entries: it survives
+every move and every mask, but needs arrays of the leaf's size. `View` follows axes: its cost does not depend on the
+size of the leaf, but it is lost where a reshape cuts an axis unevenly. Slimming runs the primitives that have shapes
+among their parameters by its own rules (`slimming._labels`).
 """
 
 from jaxprune._jaxprs.flops import Flops as Flops

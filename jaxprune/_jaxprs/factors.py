@@ -21,7 +21,7 @@ class Factor(NamedTuple):
 
     Attributes:
       size: the number of positions; a symbolic dimension (for jax.export) if `of` is None.
-      of: what the positions are, in the client's terms; None if the positions are all alike.
+      of: what the positions are, in the client's terms; None if all positions are equal.
     """
 
     size: int
@@ -33,7 +33,7 @@ Cut = Callable[[Factor, int], tuple[Factor, Factor]]
 
 
 def size(axis: Sequence[Factor]) -> int:
-    """The number of positions of an axis."""
+    """Returns the number of positions of an axis."""
     total = 1
     for factor in axis:
         total *= factor.size
@@ -92,7 +92,7 @@ def split(axis: Axis, sizes: Sequence[int], cut: Cut) -> list[Axis] | None:
 
 
 def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest runs of axes of two shapes that have the same number of positions.
+    """Returns the smallest runs of axes of two shapes that have the same number of positions.
 
     Args:
       old: a shape without zeros.
@@ -133,12 +133,12 @@ class NotFollowed(Exception):
 
 
 def run(axis: int, size: int, stride: int = 1) -> Factor:
-    """The factor of `size` entries of a leaf at distances of `stride` along an axis."""
+    """Returns the factor of `size` entries of a leaf at distances of `stride` along an axis."""
     return Factor(size, Run(axis, stride))
 
 
 def position(factor: Factor) -> tuple[int, int]:
-    """A key that sorts runs in the order of the leaf: by axis, the slowest first."""
+    """Returns a key that sorts runs in the order of the leaf: by axis, the slowest first."""
     return factor.of.axis, -factor.of.stride
 
 
@@ -175,7 +175,7 @@ class Layout(NamedTuple):
         return tuple(f.of.axis for f in self.inputs)
 
     def matrices(self, leaf: jax.Array) -> jax.Array:
-        """The leaf, or an array of its shape such as a mask, as [batch, inputs, outputs].
+        """Returns the leaf, or an array of its shape such as a mask, as [batch, inputs, outputs].
 
         Example:
           >>> layout = Layout((2, 3), (), (run(1, 3),), (run(0, 2),))
@@ -186,13 +186,13 @@ class Layout(NamedTuple):
         return split.transpose(self._permutation()).reshape(self.sizes)
 
     def leaf(self, matrices: jax.Array) -> jax.Array:
-        """The inverse of `matrices`."""
+        """Returns the leaf of these matrices: the inverse of `matrices`."""
         split = matrices.reshape([f.size for part in self[1:] for f in part])
         inverse = sorted(range(split.ndim), key=self._permutation().__getitem__)
         return split.transpose(inverse).reshape(self.shape)
 
     def along_inputs(self, values: jax.Array) -> jax.Array:
-        """Values [batch, inputs] in a shape that broadcasts to the leaf.
+        """Returns values [batch, inputs] in a shape that broadcasts to the leaf.
 
         If an axis is partly an output (a grouped convolution), the result has the full shape of the leaf.
 
@@ -258,7 +258,7 @@ class Place(NamedTuple):
 
 
 def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, list[Place]]:
-    """The common layout of all uses of a leaf, and the place of each use.
+    """Returns the common layout of all uses of a leaf, and the place of each use.
 
     Raises:
       NotFollowed: two uses sum over different axes, or over different parts.
@@ -272,7 +272,7 @@ def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, li
 
 def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
     roles: dict[str, list[Factor]] = {"batch": [], "inputs": [], "outputs": []}
-    chosen: dict[Factor, int] = {}  # batch factors of which the site uses only one entry
+    chosen: dict[Factor, int] = {}  # the site uses only one entry of these batch factors
     spans: list[tuple[int, int]] = []
     for axis, size in enumerate(shape):
         own = _own_factors(site, axis)

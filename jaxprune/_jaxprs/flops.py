@@ -23,7 +23,7 @@ class Operation(NamedTuple):
       path: the equations around it, starting with the outermost.
       flops: 2 for each multiply-add, over all runs.
       repeats: how often it runs when the function runs once.
-      weight: the parameter leaves by which it multiplies; None if its operands are activations or were lost.
+      weight: the parameter leaves that it multiplies by; None if its operands are activations or were lost.
       per_entry: multiply-adds of each entry of the weight in one run, broadcasting to the weight's shape.
       lost: the leaves of an operand that could not be followed, and where they were lost.
     """
@@ -111,7 +111,7 @@ def _operation(met: Met) -> Operation:
 
 
 def _preference(met: Met, state: State, k: int) -> tuple[bool, int]:
-    # Of two weights, one that is not broadcast is preferred, then the larger one.
+    # If both operands are weights, the weight that is not broadcast is preferred, then the larger weight.
     return isinstance(state, Weight) and state.broadcast, -met.eqn.invars[k].aval.size
 
 
@@ -146,7 +146,7 @@ class MultiplyAdds(NamedTuple):
 
 
 def is_product(eqn: Equation) -> bool:
-    """Whether an equation is a matrix product or a convolution."""
+    """Returns whether an equation is a matrix product or a convolution."""
     return isinstance(PRIMITIVES.get(eqn.primitive.name), (Product, Ragged, Convolution))
 
 
@@ -154,8 +154,8 @@ def multiply_adds(eqn: Equation) -> MultiplyAdds:
     """Counts the multiply-adds of an equation exactly.
 
     A dot_general uses every entry of an operand equally often. A convolution uses an entry of the kernel once for each
-    output position at which it meets an entry of the input. Padding and the holes of a dilated input do not count, so
-    the taps at the border of a SAME convolution count less often. XLA's cost analysis counts in the same way. Zero
+    output position at which it multiplies an entry of the input. Padding and the holes of a dilated input do not count,
+    so the taps at the border of a SAME convolution count less often. XLA's cost analysis counts in the same way. Zero
     times a number counts; a complex number counts as one number. A ragged product uses each row once; its rows count as
     spread evenly over the groups.
 
@@ -203,8 +203,8 @@ def _conv(eqn: Equation) -> MultiplyAdds:
         sizes = lhs[lhs_spec[2 + d]], rhs[rhs_spec[2 + d]], out[out_spec[2 + d]]
         steps = p["window_strides"][d], p["padding"][d][0], p["lhs_dilation"][d], p["rhs_dilation"][d]
         met.append(met_1d(*sizes, *steps))
-    # Every kernel entry meets its input feature in each sample of its batch group. Every input entry meets all the
-    # output features of its feature group and batch group.
+    # Every kernel entry multiplies its input feature in each sample of its batch group. Every input entry is used by
+    # all the output features of its feature group and batch group.
     samples = lhs[lhs_spec[0]] // p["batch_group_count"]
     features = rhs[rhs_spec[0]] // (p["feature_group_count"] * p["batch_group_count"])
     per_lhs = _outer(len(lhs), [(lhs_spec[2 + d], m.sum(0)) for d, m in enumerate(met)], features)
@@ -216,10 +216,10 @@ def _conv(eqn: Equation) -> MultiplyAdds:
 def met_1d(
     size: int, taps: int, positions: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
 ) -> np.ndarray:
-    """How often each tap meets each input entry along one axis, (taps, size) of int64.
+    """Returns how often each tap multiplies each input entry along one axis, (taps, size) of int64.
 
-    At output position o, tap k meets position o * stride + k * rhs_dilation - pad of the dilated input, in which only
-    multiples of lhs_dilation contain entries.
+    At output position o, tap k multiplies position o * stride + k * rhs_dilation - pad of the dilated input, in which
+    only multiples of lhs_dilation contain entries.
     """
     place = np.arange(positions)[:, None] * stride + np.arange(taps) * rhs_dilation - pad  # (positions, taps)
     entry, hole = np.divmod(place, lhs_dilation)

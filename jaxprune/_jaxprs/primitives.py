@@ -174,7 +174,7 @@ class Entrywise(NamedTuple):
 
     Attributes:
       zero: where the result is zero.
-      linear: the operands in each of which the result is linear while the others are constant; empty if there are none.
+      linear: the operands that the result depends on linearly, each while the others are constant; may be empty.
       flops: the cost.
     """
 
@@ -197,7 +197,7 @@ class Moves(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A sum of products of two operands; the result has the batch axes, then the axes of the left, then of the right.
+    """A sum of products of two operands; the result has the batch axes, then the left's axes, then the right's.
 
     Attributes:
       numbers: from an equation to ((contracted axes of the left, of the right), (batch axes of the left, of the

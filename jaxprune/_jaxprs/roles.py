@@ -24,14 +24,13 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
     """Finds the role of every leaf of a function's parameters, and which of its axes are inputs and outputs.
 
     The function is traced from shapes; nothing is computed. Each leaf is followed through its jaxpr (casts, reshapes,
-    transposes, slices, scales and masks, jit, remat, scan, while, cond and shard_map) until it meets data: a matrix
-    product or convolution sums over its input axes; a gather reads entries of an embedding; every other operation is
-    elementwise.
-    If two leaves are multiplied before they meet data and one of them is repeated along an axis (an int8 kernel and its
-    scales), the repeated leaf is elementwise.
+    transposes, slices, scales and masks, jit, remat, scan, while, cond and shard_map) until an operation combines it
+    with data: a matrix product or convolution sums over its input axes; a gather reads entries of an embedding; every
+    other operation is elementwise. If two leaves are multiplied before data enter and one of them is repeated along
+    an axis (an int8 kernel and its scales), the repeated leaf is elementwise.
 
-    Uncertain roles are marked: a leaf that meets only another parameter, or that passes a nonlinear function before it
-    is multiplied (a packed kernel), has the use "other" and a note.
+    Uncertain roles are marked: a leaf that is combined only with another parameter, or that passes a nonlinear function
+    before it is multiplied (a packed kernel), has the use "other" and a note.
 
     Args:
       fn: a function `fn(params, *inputs)`.
@@ -55,7 +54,7 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
 
 
 def leaves_of(params: PyTree) -> list[LeafRole]:
-    """The leaves of a tree, with unknown roles."""
+    """Returns the leaves of a tree, with unknown roles."""
     flat = _tree.with_paths(params)
     shapes = [tuple(leaf.shape) if _tree.is_array(leaf) else () for _, leaf in flat]
     return [
@@ -65,7 +64,7 @@ def leaves_of(params: PyTree) -> list[LeafRole]:
 
 
 def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
-    """The roles of the leaves of the first argument of a traced function.
+    """Returns the roles of the leaves of the first argument of a traced function.
 
     Args:
       traced: from `trace(fn, params, *inputs)`.
@@ -86,7 +85,7 @@ def roles_of(traced: Traced, leaves: Sequence[LeafRole]) -> Roles:
 
 
 class _Seen(NamedTuple):
-    """What the walk knows of a value of the jaxpr.
+    """What the walk records of a value of the jaxpr.
 
     Attributes:
       views: the parameters that the value consists of, after moves, scales and masks, if it does not depend on data.
@@ -173,7 +172,7 @@ class _Walker:
         return full, frozenset(view.leaf for view in scales)
 
     def _meet(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
-        """Notes parameters that meet data outside a product."""
+        """Notes parameters that an operation other than a product combines with data."""
         what = PRIMITIVES.get(eqn.primitive.name)
         masks = [v.mask for v in operands if v.data]
         if all(masks) and (eqn.primitive.name == "mul" or (eqn.primitive.name == "select_n" and operands[0].mask)):
@@ -290,13 +289,9 @@ class _Walker:
         value = _Seen(data=True) if place is None else operands[place]
         if k not in sub.stacked_inputs:
             return value
-        kept = []
-        for view in value.views:
-            try:
-                kept.append(vw.one_of(view, path, sub.length))
-            except NotFollowed as reason:
-                self.notes.append(_Note(view.leaf, "other", view, why=str(reason)))
-        return value._replace(views=tuple(kept), picked=())
+        kept, lost = vw.of_round(value.views, path, sub.length)
+        self.notes += [_Note(view.leaf, "other", view, why=reason) for view, reason in lost]
+        return value._replace(views=kept, picked=())
 
     def _join(self, a: _Seen, b: _Seen) -> _Seen:
         """Returns what is known of a value that is either `a` or `b`."""
@@ -323,18 +318,18 @@ def _unknown(operands: Sequence[_Seen]) -> _Seen:
     return _Seen(leaves=frozenset(leaf for v in operands for leaf in v.leaves))
 
 
-# A device of a shard_map holds a part of a parameter. The part is followed like a leaf of its shape; then its uses are
-# those of the whole leaf, whose axes are longer.
+# A device of a shard_map holds a part of a parameter. The part is followed like a leaf of its shape. Its uses then
+# become uses of the whole leaf, whose axes are longer.
 Cut = Callable[[View], View | None]
 
 
 def _is_followed(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> bool:
-    """Whether the uses of parameters in a jaxpr are known: a shard_map may see parts that are not followed."""
+    """Returns whether the uses of parameters in a jaxpr are known: a shard_map may see parts that are not followed."""
     return all(cut(view) is not None for _, place, cut in _shards(sub, eqn, operands) for view in operands[place].views)
 
 
 def _shards(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> list[tuple[int, int, Cut]]:
-    """The parameters that a shard_map cuts: the position inside, the operand, and from its view the view of a part."""
+    """Returns the parameters that a shard_map cuts: (position inside, operand, function: its view -> a part's)."""
     if sub.role != "shard_map":
         return []
     places = [(k, place) for k, place in enumerate(sub.inputs) if place is not None and operands[place].views]
@@ -343,7 +338,7 @@ def _shards(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> list[tuple[in
 
 
 def _part(view: View, shape: tuple[int, ...], part: tuple[int, ...]) -> View | None:
-    """The view of a device's part of a value; None if a cut axis is not an axis of the leaf, or is cut to size 1."""
+    """Returns the view of a device's part of a value; None if a cut axis is no axis of the leaf or has size 1 then."""
     axes = []
     for axis, start, size, own in zip(view.axes, view.start, shape, part, strict=True):
         if own != size and (start or own == 1 or len(axis) != 1 or axis[0].of is None or axis[0].of.stride != 1):
@@ -353,7 +348,7 @@ def _part(view: View, shape: tuple[int, ...], part: tuple[int, ...]) -> View | N
 
 
 def _gathered(eqn: Equation, view: View) -> View:
-    """The view of parts that devices gather along an axis."""
+    """Returns the view of parts that devices gather along an axis."""
     at = eqn.params["all_gather_dimension"]
     if len(view.axes[at]) != 1 or view.start[at]:
         raise NotFollowed("all_gather")
@@ -362,7 +357,7 @@ def _gathered(eqn: Equation, view: View) -> View:
 
 
 def _of_whole(note: _Note, cuts: Sequence[tuple[View, View | None]]) -> _Note:
-    """The use of a whole leaf, from the use of a device's part of it."""
+    """Returns the use of a whole leaf, from the use of a device's part of it."""
     sizes = lambda view: {f.of.axis: f.size for axis in view.axes for f in axis if f.of is not None}
     site = note.site
     for whole, part in cuts:

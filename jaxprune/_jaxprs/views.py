@@ -1,4 +1,4 @@
-"""`View`: a parameter leaf after moves, axis by axis; `results` applies primitives to views, `meeting` finds products.
+"""`View`: a parameter leaf after moves, axis by axis. `results` applies primitives to views; `meeting` finds products.
 
 Views are symbolic, while `weights.follow` looks at entries: finding the summed axes of a leaf must not cost an array of
 the leaf's size. A factor of a view's axis is a `Run` along one axis of the leaf; a factor without a run repeats
@@ -43,7 +43,7 @@ class View(NamedTuple):
       axes: for each axis of the value, the factors that it runs along, the slowest first; its length is their product.
       start: for each axis of the value, where the part starts (in a concatenation, parts start at different positions).
       offset: for each axis of the leaf, where the view starts.
-      scanned: the factors of which enclosing loops take one entry: pairs (loop, factor), outermost first.
+      scanned: the factors along which enclosing loops take one entry: pairs (loop, factor), outermost first.
     """
 
     leaf: int
@@ -69,7 +69,7 @@ class Meeting(NamedTuple):
 
 
 def whole(leaf: int, shape: Shape) -> View:
-    """The view of a whole leaf.
+    """Returns the view of a whole leaf.
 
     Example:
       >>> whole(0, (3, 1)).axes
@@ -83,7 +83,7 @@ def results(eqn: Equation, operands: Sequence[Sequence[View]], numbers: Sequence
     """Returns the views of the results of an equation without jaxprs and without data.
 
     A weight stays a weight if it is multiplied by or added to something else (a mask, a scale, a low-rank correction).
-    A sum or product of two weights is followed as both.
+    The result of a sum or product of two weights has the views of both.
 
     Args:
       eqn: the equation.
@@ -165,6 +165,19 @@ def one_of(view: View, loop: tuple[int, ...], length: int | None) -> View:
     return view._replace(axes=view.axes[1:], start=view.start[1:], scanned=(*view.scanned, *loops))
 
 
+def of_round(
+    views: Sequence[View], loop: tuple[int, ...], length: int | None
+) -> tuple[tuple[View, ...], list[tuple[View, str]]]:
+    """Returns the views that a round of a scan receives, and the views that cannot be followed, with the reasons."""
+    kept, lost = [], []
+    for view in views:
+        try:
+            kept.append(one_of(view, loop, length))
+        except NotFollowed as reason:
+            lost.append((view, str(reason)))
+    return tuple(kept), lost
+
+
 def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
     """Describes the product of a weight with another operand, or the convolution with the weight as its kernel.
 
@@ -204,7 +217,7 @@ def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
 
 
 def is_sorted_product(eqn: Equation) -> bool:
-    """Whether a ragged product multiplies rows [rows, inputs] by matrices [groups, inputs, outputs]."""
+    """Returns whether a ragged product multiplies rows [rows, inputs] by matrices [groups, inputs, outputs]."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (left, right), (left_batch, _) = numbers.dot_dimension_numbers
     ragged, groups = tuple(numbers.lhs_ragged_dimensions), tuple(numbers.rhs_group_dimensions)
@@ -212,7 +225,7 @@ def is_sorted_product(eqn: Equation) -> bool:
 
 
 def site_of(meeting: Meeting) -> Site:
-    """The site of a leaf, from the view of it that takes part in a product.
+    """Returns the site of a leaf, from the view of it that takes part in a product.
 
     Raises:
       NotFollowed: no axis of the leaf is summed over.

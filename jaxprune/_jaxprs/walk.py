@@ -173,7 +173,7 @@ def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:
 
 
 def is_jaxpr(value: Any) -> bool:
-    """Whether a value is a jaxpr, open or closed.
+    """Returns whether a value is a jaxpr, open or closed.
 
     Args:
       value: anything, such as a parameter of an equation.
@@ -292,7 +292,7 @@ class Values(Generic[V]):
             known[variable] = value
 
     def of(self, variables: Sequence[Any]) -> list[V]:
-        """The values of several variables."""
+        """Returns the values of several variables."""
         known, literal = self._known, self._literal
         return [literal(v.val) if isinstance(v, jec.Literal) else known[v] for v in variables]
 
@@ -398,7 +398,7 @@ def scan_again(
 
 
 def live(jaxpr: Jaxpr) -> Iterator[tuple[int, Equation]]:
-    """The equations on which the results of a jaxpr depend, or that have effects, each with its index."""
+    """Returns the equations on which the results of a jaxpr depend, or that have effects, each with its index."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, jec.Literal)}
     found = []
     for index, eqn in reversed(list(enumerate(jaxpr.eqns))):

@@ -40,13 +40,13 @@ class Weight:
     broadcast: bool = False
 
     def then(self, step: Callable[[np.ndarray], np.ndarray], *, broadcast: bool = False) -> "Weight":
-        """The same leaves after one more move."""
+        """Returns the same leaves after one more move."""
         return replace(
             self, view=lambda leaves: [step(x) for x in self.view(leaves)], broadcast=self.broadcast or broadcast
         )
 
     def split(self, into: Callable[[np.ndarray], Sequence[np.ndarray]], n: int) -> "Weight":
-        """The same leaves in n pieces, which are used one after the other."""
+        """Returns the same leaves in n pieces, which are used one after the other."""
         return replace(
             self, view=lambda leaves: [piece for x in self.view(leaves) for piece in into(x)], slices=self.slices * n
         )
@@ -93,7 +93,7 @@ State: TypeAlias = Weight | Lost | Constant | Data
 
 
 def mix(states: Sequence[State], primitive: str) -> State:
-    """The state of a value that depends on other values in a way that cannot be followed."""
+    """Returns the state of a value that an operation computes from other values and that cannot be followed."""
     if any(isinstance(s, Data) or (isinstance(s, Lost) and s.picked) for s in states):
         return Data()
     lost = [s for s in states if isinstance(s, Lost)]
@@ -104,7 +104,7 @@ def mix(states: Sequence[State], primitive: str) -> State:
 
 
 def join(first: State, second: State, primitive: str) -> State:
-    """The state of a value that has one of two states: after a cond, or in the next round of a loop."""
+    """Returns the state of a value that has one of two states: after a cond, or in the next round of a loop."""
     if first == second or first is second:
         return first
     if isinstance(first, Constant) and isinstance(second, Constant):
@@ -164,7 +164,7 @@ class _Walker(NamedTuple):
     def run(
         self, jaxpr: Jaxpr, consts: Sequence[Any], states: Sequence[State], repeats: int, path: tuple[str, ...]
     ) -> tuple[list[State], list[Met]]:
-        """The states of a jaxpr's results, and the equations that run."""
+        """Returns the states of a jaxpr's results, and the equations that run."""
         met: list[Met] = []
 
         def equation(index: int, eqn: Equation, operands: list[State]) -> list[State]:
@@ -206,7 +206,7 @@ class _Walker(NamedTuple):
 
 
 def label(eqn: Equation) -> str:
-    """The name of an equation in paths: its primitive, and the name of a jitted function."""
+    """Returns the name of an equation in paths: its primitive, and the name of a jitted function."""
     name = eqn.params.get("name")
     return f"{eqn.primitive.name}:{name}" if isinstance(name, str) else eqn.primitive.name
 
@@ -308,8 +308,8 @@ def _first(eqn: Equation, states: Sequence[State]) -> State:
 
 
 def _multiply(eqn: Equation, states: Sequence[State]) -> State:
-    # A product is zero where either factor is zero. Of two weights (a kernel and a gain broadcast over it) the one that
-    # is not broadcast is followed. A weight times data is an activation, unless the data are a mask.
+    # A product is zero where either factor is zero. If both are weights (a kernel and a gain broadcast over it), the
+    # weight that is not broadcast is followed. A weight times data is an activation, unless the data are a mask.
     weights = sorted((s for s in states if isinstance(s, Weight)), key=lambda w: w.broadcast)
     if Constant(zero=True) in states:
         return Constant(zero=True)

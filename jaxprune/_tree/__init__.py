@@ -31,6 +31,7 @@ from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import matches as matches
 from jaxprune._tree.paths import name as name
 from jaxprune._tree.paths import named_leaves as named_leaves
+from jaxprune._tree.paths import of_names as of_names
 from jaxprune._tree.paths import resolve as resolve
 from jaxprune._tree.paths import with_paths as with_paths
 from jaxprune._tree.roles import LeafRole as LeafRole

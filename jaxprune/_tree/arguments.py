@@ -105,7 +105,7 @@ def check_instance(given: Any, kind: Any, what: str, expected: str) -> None:
 
 
 def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function of the user; an error says which argument it is and how it is called, where that is the reason.
+    """Calls a user's function; if it does not accept the arguments, the error names it and the form of the call.
 
     Args:
       fn: the function.
@@ -115,10 +115,10 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
       **kwargs: its keyword arguments.
 
     Returns:
-      What it returns.
+      The result of `fn`.
 
     Raises:
-      TypeError: it is not a function, or does not take these arguments. Its own errors pass, with a note.
+      TypeError: `fn` is not a function, or does not accept these arguments. Errors that `fn` itself raises get a note.
 
     Example:
       >>> call(lambda params: 1.0, 'loss', 'loss(params, batch)', {}, jnp.ones(2))
@@ -132,7 +132,7 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
     except Exception as error:
         if isinstance(error, TypeError) and (reason := _unbound(fn, args, kwargs)):
-            raise TypeError(f"{what} is called as {form}, which it does not take: {reason}") from error
+            raise TypeError(f"{what} is called as {form}, but does not accept these arguments: {reason}") from error
         note = f"{what} was called as {form}"
         if note not in getattr(error, "__notes__", []):
             error.add_note(note)
@@ -140,7 +140,7 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
 
 
 def scalar(loss: Any, what: str, form: str) -> Callable[..., Any]:
-    """A function of the user that returns a scalar: the same function, which says so where it does not.
+    """Returns a user's function with a check that it returns a scalar.
 
     Args:
       loss: the function.
@@ -244,7 +244,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _unbound(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Why the arguments do not fit the signature of a function; empty if they do or it has none."""
+    """Returns why the arguments do not fit the signature of a function; empty if they do or it has none."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""`leaf_roles`: the roles of leaves, from `Roles` that a function gave or from conventions about names and types.
+"""`leaf_roles`: the roles of leaves, from the `Roles` of a function, or from names and types.
 
 Without a function the library knows a leaf by the type of its module (Equinox, Flax NNX), or by its name: `kernel` and
 `w` have inputs first (Flax, Haiku), `weight` has outputs first (Equinox, PyTorch, Hugging Face). Stacked axes are known
@@ -30,7 +30,7 @@ BatchAxes = int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]]
 def leaf_roles(
     tree: PyTree, roles: Roles | None = None, batch_axes: BatchAxes = 0, *, parts: bool = False
 ) -> tuple[LeafRole, ...]:
-    """The role of each leaf, in the order of `jax.tree.leaves`.
+    """Returns the role of each leaf, in the order of `jax.tree.leaves`.
 
     Args:
       tree: parameters, their shapes, or scores in their structure.
@@ -59,10 +59,11 @@ def leaf_roles(
 
 
 def explicit_axes(tree: PyTree, batch_axes: BatchAxes) -> tuple[Axes, ...]:
-    """The stacked axes of each leaf that the caller names: a number of leading axes, or the axes.
+    """Returns the stacked axes of each leaf that the caller names: a number of leading axes, or the axes.
 
     Raises:
-      ValueError: an axis is outside of a leaf of two axes or more. Smaller leaves have the axes that they can have.
+      ValueError: an axis is outside of a leaf of two axes or more. A leaf with fewer axes ignores the axes that it
+        lacks.
       TypeError: `batch_axes` is neither an integer nor a tuple of integers.
     """
     leaves = jax.tree.leaves(tree)
@@ -93,7 +94,7 @@ _CACHED = 64
 
 
 def _by_convention(tree: PyTree, batch: tuple[Axes, ...]) -> tuple[LeafRole, ...]:
-    """The roles, from a cache for trees of the same structure and shapes: selection asks on every call."""
+    """Returns the roles, from a cache for trees of the same structure and shapes: selection asks on every call."""
     leaves, structure = jax.tree.flatten(tree)
     key = structure, tuple(tuple(getattr(leaf, "shape", ())) for leaf in leaves), batch
     try:
@@ -132,7 +133,7 @@ _LAYER_STACK = {"__layer_stack_no_per_layer", "__layer_stack_with_per_layer"}
 
 
 def _context(node: Any, module: Any = None, names: Any = None) -> Iterator[tuple[Any, Any]]:
-    """For each leaf the node that it is a field of, and the names of its axes, if a box has them."""
+    """Returns for each leaf the node that it is a field of, and the names of its axes if a box has them."""
     box = paths.is_box(node)
     if box:
         metadata = node.get_metadata() if hasattr(node, "get_metadata") else {}
@@ -147,7 +148,7 @@ def _context(node: Any, module: Any = None, names: Any = None) -> Iterator[tuple
 
 
 def _marked(names: Any, ndim: int) -> set[int]:
-    """The axes whose names say that they stack layers or experts."""
+    """Returns the axes whose names say that they stack layers or experts."""
     if not isinstance(names, tuple | list) or len(names) > ndim:
         return set()
     return {a for a, name in enumerate(names) if isinstance(name, str) and _STACKED & set(_tokens(name))}
@@ -229,7 +230,7 @@ _TYPES = {
 
 
 def _fit(expected: Sequence[Axis], shape: Axes, stacked: set[int], every: str = "unknown") -> tuple[str, ...]:
-    """The kinds of axes of a leaf: stacked axes first, then the axes that its module is expected to have.
+    """Returns the kinds of axes of a leaf: stacked axes first, then the axes that its module is expected to have.
 
     `every` is the kind of each axis if the module has other sizes.
     """
@@ -283,7 +284,7 @@ def _by_name(words: Sequence[str], shape: Axes, stacked: set[int], is_bias: bool
 def _weight(
     words: Sequence[str], rest: int, fit: Callable[[Sequence[str]], tuple[str, ...]], entries: tuple[str, ...]
 ) -> tuple[Use, tuple[str, ...], str]:
-    """The role of a leaf named `weight`, which the name of its module decides."""
+    """Returns the role of a leaf named `weight`, which the name of its module decides."""
     near = words[-2] if len(words) > 1 else ""
     named = next((word for word in reversed(words[:-1]) if not word.isdigit()), "")
     if _is_norm(_tokens(named)) or "bias" in _tokens(near):
@@ -314,12 +315,12 @@ def _is_norm(tokens: Sequence[str]) -> bool:
 
 
 def _tokens(word: str) -> list[str]:
-    """The words of a name in lower case: `LayerNorm_0` -> layer, norm, 0."""
+    """Returns the words of a name in lower case: `LayerNorm_0` -> layer, norm, 0."""
     return [t.lower() for t in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", word)]
 
 
 def _words(path: paths.Path) -> list[str]:
-    """The components of a path; dotted names and names with slashes are split."""
+    """Returns the components of a path; dotted names and names with slashes are split."""
     found: list[str] = []
     for key in paths.without_box(path):
         raw = getattr(key, "key", None)
@@ -362,7 +363,7 @@ def prunable(tree: PyTree, where: Where = None, roles: Roles | None = None, batc
 
 
 def chosen(tree: PyTree, known: tuple[LeafRole, ...], where: Where) -> list[bool]:
-    """Like `prunable`, from the roles of the leaves; returns a list in the order of `jax.tree.leaves`."""
+    """Returns which leaves are pruned, by their roles; see `prunable`. The list has the order of `jax.tree.leaves`."""
     leaves = jax.tree.leaves(tree)
     own = [(role.name, leaf) for role, leaf in zip(known, leaves, strict=True)]
     usual, unclear = [], []

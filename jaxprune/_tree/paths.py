@@ -15,6 +15,7 @@ from jax.tree_util import keystr
 from jaxprune._tree.arguments import call, is_array, shown
 
 PyTree = Any
+_LISTED = 50  # names in an error
 
 Path = tuple[Any, ...]
 
@@ -58,7 +59,7 @@ def identity(path: Path) -> tuple[str, ...]:
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is a Flax box around one array: `nn.Partitioned` or another AxisMetadata, or an `nnx.Variable`.
+    """Returns whether a node is a Flax box of one array: AxisMetadata such as `nn.Partitioned`, or an `nnx.Variable`.
 
     Args:
       node: anything.
@@ -79,7 +80,7 @@ def is_box(node: Any) -> bool:
 
 
 def with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Path, Any]]:
-    """The leaves with their paths, in the order of `jax.tree.leaves`, for `name` and `identity`.
+    """Returns the leaves with their paths, in the order of `jax.tree.leaves`, for `name` and `identity`.
 
     It differs from `jax.tree_util.tree_flatten_with_path` for keys called `value`. The key of a Flax box stays an
     attribute, which names omit. A field of a NamedTuple or dataclass becomes a dict key, which names keep.
@@ -125,7 +126,7 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """Like `jax.tree.map`, but passes the leaf's name as the first argument of `fn`.
+    """Maps over a tree as `jax.tree.map` does, and passes the leaf's name as the first argument of `fn`.
 
     Args:
       fn: `(name, leaf, *leaves of the rest) -> anything`.
@@ -157,7 +158,7 @@ Where = str | Sequence[str] | Callable[[str, Any], bool] | None
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether a leaf is an array (or a ShapeDtypeStruct) of real floating numbers.
+    """Returns whether a leaf is an array (or a ShapeDtypeStruct) of real floating numbers.
 
     Args:
       leaf: anything.
@@ -312,13 +313,18 @@ def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
       >>> resolve({'layers/*': 1}, {'head': 0.0, 'layers': {'kernel': 0.0}}, default=0, what='batch_axes')
       [0, 1]
     """
-    names = [name for name, _ in named_leaves(tree)]
+    return of_names(rules, [name for name, _ in named_leaves(tree)], default=default, what=what)
+
+
+def of_names(rules: Any, names: list[str], *, default: Any, what: str, kind: str = "leaf") -> list[Any]:
+    """Returns one value for each name, as `resolve` does for the leaves of a tree; `kind` says what has the names."""
     if not isinstance(rules, Mapping):
         return [rules] * len(names)
     unmatched = [glob for glob in rules if not any(matches(name, glob) for name in names)]
     if unmatched:
-        listed = "\n".join(f"  {name}" for name in names)
-        raise ValueError(f"{what}: no leaf matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
+        more = f"\n  and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = "\n".join(f"  {name}" for name in names[:_LISTED]) + more
+        raise ValueError(f"{what}: no {kind} matches {', '.join(map(repr, unmatched))}; the names are:\n{listed}")
     return [next((value for glob, value in rules.items() if matches(name, glob)), default) for name in names]
 
 

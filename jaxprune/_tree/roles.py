@@ -60,7 +60,7 @@ class LeafRole:
 
     @cached_property
     def outputs(self) -> Axes:
-        """The axes of a product's outputs; of a depthwise convolution its groups."""
+        """The axes of a product's outputs; for a depthwise convolution, its groups."""
         return tuple(a for a in self._axes("output") or self._axes("group") if a not in self.inputs)
 
     @cached_property
@@ -105,7 +105,7 @@ class LeafRole:
         return ""
 
     def stack(self, axes: Axes) -> "LeafRole":
-        """The role with these axes stacked."""
+        """Returns the role with these axes stacked."""
         if not set(axes) - set(self.stacked):
             return self
         return dataclasses.replace(self, axes=tuple("stacked" if a in axes else x for a, x in enumerate(self.axes)))
@@ -152,7 +152,7 @@ class Roles:
         return table(rows)
 
     def of(self, params: PyTree, *, scores: bool = False, parts: bool = False) -> tuple[LeafRole, ...]:
-        """The roles of the leaves of a tree, in the tree's order.
+        """Returns the roles of the leaves of a tree, in the tree's order.
 
         Args:
           params: a tree of the parameters that `find_roles` received, or of some of them, with None for the others.
@@ -180,7 +180,7 @@ class Roles:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of cells as text, in columns of equal width.
+    """Returns rows of cells as text, in columns of equal width.
 
     Example:
       >>> print(table([('leaf', 'shape'), ('kernel', '2x3')]))

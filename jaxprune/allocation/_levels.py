@@ -46,18 +46,18 @@ class Tails(NamedTuple):
 
 
 def sizes(scores: jax.Array) -> jax.Array:
-    """Scores as normal float32 numbers or 0: negative, NaN and denormal become 0, infinity the largest number."""
+    """Returns scores as normal float32 numbers: negative, NaN and denormal become 0, infinity the largest number."""
     rounded = scores.astype(jnp.float32)
     return jnp.where(rounded >= _NORMAL, jnp.minimum(rounded, _FINITE), 0.0)
 
 
 def keys(sizes: jax.Array) -> jax.Array:
-    """Integers in the order of the sizes: the bits of the sizes."""
+    """Returns the bits of the sizes, which are integers in the order of the sizes."""
     return lax.bitcast_convert_type(sizes, jnp.int32)
 
 
 def largest(scores: jax.Array, batch_axes: int, layout: Shards) -> jax.Array:
-    """The largest key of each slice of the whole array: int32, in the shape of its batch axes."""
+    """Returns the largest key of each slice of the whole array: int32, in the shape of its batch axes."""
     found = keys(sizes(scores)).max(tuple(range(batch_axes, scores.ndim)))
     if not layout.is_cut:
         return found
@@ -65,12 +65,12 @@ def largest(scores: jax.Array, batch_axes: int, layout: Shards) -> jax.Array:
 
 
 def exponents(largest: jax.Array) -> jax.Array:
-    """The least e with size < 2^e, from the keys of sizes; 0 counts as the smallest normal number."""
+    """Returns the least e with size < 2^e, from the keys of sizes; 0 counts as the smallest normal number."""
     return jnp.maximum(largest >> 23, 1) - 126
 
 
 def scaled_square(sizes: jax.Array, exponent: jax.Array) -> jax.Array:
-    """(size / 2^exponent)^2, rounded to float32: in [0, 1]."""
+    """Returns (size / 2^exponent)^2, rounded to float32: in [0, 1]."""
     # Two factors, because 2^128 is not a float32.
     half = exponent // 2
     scaled = sizes * _power_of_two(-half) * _power_of_two(half - exponent)
@@ -139,7 +139,7 @@ def plan(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _digits(square: jax.Array, bits: tuple[int, ...]) -> list[jax.Array]:
-    """The digits of squares rounded to SQUARE_BITS, int32 each, the highest digit first."""
+    """Returns the digits of squares rounded to SQUARE_BITS, int32 each, the highest digit first."""
     digits = []
     for bit in bits[:-1]:
         square = square * 2.0**bit
@@ -169,8 +169,9 @@ _BINADE = 1 << 23  # the rise of a key when the number doubles
 _FIRST = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 _LAST = jnp.iinfo(jnp.int32).max
 
-# int32[rows, PROBES] keys, ascending in each row, and an integer that changes with every pass -> how many entries of
-# each row are at or above each probe, and the probe's level, float32, at least 0.
+# A function `(probes, turn) -> (counts, levels)`. `probes` are keys, int32[rows, PROBES], ascending in each row. `turn`
+# is an integer that changes with every pass. `counts` are the numbers of entries of each row at or above each probe,
+# and `levels`, float32 and at least 0, are the levels of the probes.
 Look = Callable[[jax.Array, jax.Array], tuple[Count, jax.Array]]
 
 
@@ -318,7 +319,7 @@ def _fill(bracket: Bracket, kept: Count) -> Count:
 
 
 def _running(parts: Count, order: jax.Array, *, inclusive: bool = True) -> Count:
-    """Running sums of counts in the given order; exact for up to 2^23 counts."""
+    """Returns running sums of counts in the given order; exact for up to 2^23 counts."""
     high, low = (limb.ravel()[order] for limb in parts)
     totals = [jnp.cumsum(x, dtype=jnp.int32) - (0 if inclusive else x) for x in (high, low >> 8, low & 255)]
     return counts.normalise(Count(totals[0] + (totals[1] >> 8), ((totals[1] & 255) << 8) + totals[2]))

@@ -33,8 +33,8 @@ def lamp(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocat
 
     How the score is computed: a weight is rounded to float32, and denormal, NaN and negative numbers count as 0. It is
     divided by the power of two above the largest weight of its leaf, squared in float32 and rounded to 2^-36. The
-    squares are summed exactly, and the quotient is a float32. Of equal quotients the larger weight is kept, then the
-    weight of the earlier leaf.
+    squares are summed exactly, and the quotient is a float32. If quotients are equal, the larger weight is kept, then
+    the weight of the earlier leaf.
 
     Args:
       scores: floating arrays, 0 or more: |w|, the scores of `criteria.magnitude`. Do not pass squares: LAMP squares the

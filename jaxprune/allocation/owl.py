@@ -32,9 +32,9 @@ def owl(
         s_l = s + \bar d - d_l,  d_l = 2 spread (D_l - min D) / (max D - min D)
 
     Yin et al. 2024 (OWL), arXiv 2310.05175, section 3.2, for scores of `criteria.wanda`. $\bar d$ is the mean over all
-    entries, so that the total is met for layers of any size; in the paper all layers have one size. If the sparsity of
-    a layer would leave [0, 1), all deviations are reduced by the same factor. If all layers have equally many outliers,
-    the sparsity is uniform.
+    entries, so that the total is reached for layers of any size; in the paper all layers have one size. If the sparsity
+    of a layer would leave [0, 1), all deviations are reduced by the same factor. If all layers have equally many
+    outliers, the sparsity is uniform.
 
     Args:
       scores: floating arrays, 0 or more.
@@ -93,7 +93,7 @@ def _layers(pruned: Sequence[Leaf], layer_of: Callable[[str], Hashable] | None) 
 
 
 def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, threshold: float) -> jax.Array:
-    """The fraction of outliers in each layer."""
+    """Returns the fraction of outliers in each layer."""
     entries = np.zeros(n)
     totals, above = jnp.zeros(n), jnp.zeros(n)
     for leaf, row in zip(pruned, rows, strict=True):
@@ -106,7 +106,7 @@ def _outliers(pruned: Sequence[Leaf], rows: Sequence[np.ndarray], n: int, thresh
 
 
 def _sums(leaf: Leaf) -> jax.Array:
-    """The exact sum of each slice, in the leaf's shape: the same bits for every sharding."""
+    """Returns the exact sum of each slice, in the leaf's shape: the same bits for every sharding."""
     scores, layout = leaf.with_batch_first()
     axes = len(leaf.batch_axes)
     found = shards.exact_sum(scores, tuple(range(axes, scores.ndim)), layout).reshape(scores.shape[:axes])

@@ -44,7 +44,7 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
     """Gives every leaf the total sparsity.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the fraction to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
@@ -68,7 +68,7 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
     """Ranks all leaves together, so that the scores decide how many units each leaf loses.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the fraction of all units to remove, in [0, 1): a Python number or a traced scalar.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. The pattern must not be NM.
         Each slice along `batch_axes` is ranked separately, over all leaves.
@@ -99,11 +99,11 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
     Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the numbers of input and output
     channels, without the window of a convolution. eps is chosen
-    so that the total sparsity is met. A leaf whose density would exceed 1 stays dense, and eps is computed from the
+    so that the total sparsity is reached. A leaf whose density would exceed 1 stays dense, and eps is computed from the
     other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Each stacked layer
@@ -134,7 +134,7 @@ def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocati
     heads, head size) of attention, counts all its axes.
 
     Args:
-      scores: a tree of scores or of `jax.ShapeDtypeStruct`s, of which only the shapes are read.
+      scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
       sparsity: the total fraction to remove, in [0, 1): a Python number, computed in float64, or a traced scalar,
         computed in its own dtype. Another value of a traced scalar does not recompile.
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`. Each stacked layer
@@ -185,11 +185,11 @@ def _erdos_renyi(
 
 
 def _solve(sparsity: Any, raw: np.ndarray, sizes: np.ndarray, pruned: Sequence[Leaf]) -> list[Any]:
-    """Returns 1 - min(1, eps raw) for each leaf, with the eps for which the total is met.
+    """Returns 1 - min(1, eps raw) for each leaf, with the eps that gives the total sparsity.
 
-    In order of falling raw density, the first m leaves are dense for some m; then eps = (d N - sum_{i<m} n_i) /
-    sum_{i>=m} raw_i n_i, where d is the total density. The right m is the first for which leaf m would have a density
-    of at most 1. All candidates are computed at once, so a traced sparsity needs no loop.
+    If the leaves are sorted by falling raw density, the first m leaves are dense for some m, and eps = (d N - sum_{i<m}
+    n_i) / sum_{i>=m} raw_i n_i, where d is the total density. The right m is the first for which leaf m would have a
+    density of at most 1. All candidates are computed at once, so a traced sparsity needs no loop.
     """
     if not pruned:
         return []
@@ -248,7 +248,7 @@ def removed_entries(leaf: Leaf, value: Any) -> Any:
 
 
 def share(value: Any) -> Any:
-    """A computed sparsity, clipped to [0, 1) because rounding may have moved it outside."""
+    """Returns a computed sparsity, clipped to [0, 1) because rounding may have moved it outside."""
     if isinstance(value, jax.Array):
         top = np.nextafter(np.ones((), value.dtype), np.zeros((), value.dtype))
         return jnp.clip(value, 0.0, top)
@@ -315,7 +315,7 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
 
 
 def _rest(sparsity: Any, fixed: list[Leaf], free: list[Leaf], matched: list[Any]) -> Any:
-    """The joint sparsity of the leaves that are not fixed."""
+    """Returns the joint sparsity of the leaves that are not fixed."""
     gone = [removed_entries(leaf, matched[leaf.place]) for leaf in fixed]
     room, total = sum(leaf.entries for leaf in free), sum(leaf.entries for leaf in fixed + free)
     if isinstance(sparsity, jax.Array) or not all(isinstance(k, int) for k in gone):

@@ -268,7 +268,7 @@ def judge_table(
     null = rng.binomial(count.astype(int), np.clip(mean, 0, 1), (draws, count.size)) - promised
     gaps = came - promised
     chance, measured = np.abs(null).sum(1) / total, np.abs(gaps).sum() / total
-    # Only a large error contradicts calibration. The mean over all classes together is 0 always and is not tested.
+    # Only a large error contradicts calibration. The mean over all classes together is always 0 and is not tested.
     looked_at = np.stack([chance - chance.mean(), np.zeros(draws) if classwise else np.abs(null.sum(1))], 1)
     seen = np.array([measured - chance.mean(), 0 if classwise else abs(gaps.sum())])
     of_whole = _adjusted(looked_at, seen)
@@ -292,7 +292,7 @@ def judge_table(
 
 
 def _adjusted(null: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Max-T p-values of several deviations, each over its standard deviation by chance; 1 for one that never varies."""
+    """Returns max-T p-values of deviations, each over its standard deviation by chance; 1 if it never varies."""
     if not seen.size:
         return np.ones(0)
     scale = np.sqrt((null**2).mean(0))
@@ -325,7 +325,7 @@ def _interval(
     draws: int,
     confidence: float,
 ) -> Interval:
-    """The errors along the line of models from which the measured error is not an unusual draw."""
+    """Returns the range of errors along the line of models that the measured error does not reject."""
     weight, total = count / count.sum(), count.sum()
     measured = float((weight * np.abs(accuracy - mean)).sum())
     direction = _smoothed(count, mean, accuracy)

@@ -161,9 +161,9 @@ def compare(a: Samples, b: Samples, classes: int, key: Array, flips: int, confid
 def _adjusted(
     a: Samples, b: Samples, classes: int, rng: np.random.Generator, flips: int, confidence: float
 ) -> tuple[dict[str, float], np.ndarray, float]:
-    """Max-T p-values of the figures and the classes under random signs, and the critical value of the maximum.
+    """Returns max-T p-values of figures and classes under random signs, and the critical value of the maximum.
 
-    Each question's sum of differences is divided by the root of its sum of squares, which no sign changes.
+    Each question's sum of differences is divided by the root of its sum of squares, which does not depend on the signs.
     """
     n = a.labels.size
     hits = b.correct.astype(np.float32) - a.correct
@@ -263,7 +263,8 @@ def forgotten(
 
     Args:
       reference: the classes that the reference predicts, integers (n,).
-      others: the classes that the other models predict, (models, n). Of equally frequent classes the lowest counts.
+      others: the classes that the other models predict, (models, n). If classes are equally frequent, the lowest
+        counts.
       labels: integers, (n,).
       pixels: uint8 (n, height, width) or (n, height, width, 3); None (default) without pictures.
 
@@ -370,14 +371,16 @@ def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = (
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
         raise ValueError(
-            f"each row needs a name of its own; twice: {', '.join(twice)}"
+            f"each row needs its own name; these names occur twice: {', '.join(twice)}"
             if twice
             else "no results: pass a list of assess.ModelResult"
         )
     extra = dict.fromkeys(key for result in results for key in result.extra)
     taken = [key for key in extra if key in _LABELS]
     if taken:
-        raise ValueError(f"extra columns may not be called {', '.join(taken)}: metrics and complexity have these")
+        raise ValueError(
+            f"extra columns must not be called {', '.join(taken)}, because metrics and complexity have these columns"
+        )
     rows = tuple((result.name, _values(result)) for result in results)
     columns = [key for key in (*_LABELS, *extra) if any(key in values for _, values in rows)]
     return ComparisonTable(tuple(columns), rows, tuple(notes))

@@ -9,7 +9,7 @@ MISSING = "-"
 
 
 def percent(value: float) -> str:
-    """A fraction as a percentage with two decimals.
+    """Returns a fraction as a percentage with two decimals.
 
     Example:
       >>> percent(0.98765)
@@ -19,7 +19,7 @@ def percent(value: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """A count in three significant digits, with a unit prefix.
+    """Returns a count in three significant digits, with a unit prefix.
 
     Example:
       >>> quantity(999), quantity(999_999), quantity(20_000_000_000)
@@ -34,7 +34,7 @@ def quantity(value: float) -> str:
 
 
 def memory(n: int) -> str:
-    """A number of bytes.
+    """Returns a number of bytes as text, in three significant digits with a unit.
 
     Example:
       >>> memory(24), memory(123456)
@@ -45,7 +45,7 @@ def memory(n: int) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value in two digits; values below 0.0001 read "<0.0001".
+    """Returns a p-value in two digits; values below 0.0001 read "<0.0001".
 
     Example:
       >>> p_value(0.0456), p_value(0.0005), p_value(1e-9)
@@ -55,7 +55,7 @@ def p_value(value: float) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names with commas; of many names the first, and the number of the others.
+    """Returns names joined by commas; if there are many, the first names and the number of the others.
 
     Example:
       >>> listed(['a', 'b']), listed([str(k) for k in range(20)], 3)
@@ -66,7 +66,7 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """A number of things.
+    """Returns a number and the name of what it counts, in the plural unless the number is 1.
 
     Example:
       >>> count(1, 'sample'), count(1200, 'sample')
@@ -76,7 +76,7 @@ def count(number: int, what: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any other value: integers with separators, other numbers in four significant digits.
+    """Returns any other value as text: integers with separators, other numbers in four significant digits.
 
     Example:
       >>> plain(12345), plain(0.123456), plain(None), plain(float('nan')), plain('SET')
@@ -90,7 +90,7 @@ def plain(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """A table with aligned columns: the first to the left, the others to the right.
+    """Returns a table with aligned columns: the first to the left, the others to the right.
 
     Args:
       header: the names of the columns.
@@ -122,7 +122,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """A table with paragraphs below it, as a notebook shows it: the first column to the left, the others to the right.
+    """Returns an HTML table with paragraphs below it, the first column to the left and the other columns to the right.
 
     Example:
       >>> html_table(['name', 'kept'], [['a', '<9']])[-75:]

@@ -1,7 +1,8 @@
 """Confidence intervals of proportions, means, differences and areas under ROC curves, and a general `bootstrap`.
 
 Each formula was chosen by its simulated coverage at 200 and 2,000 samples (`benchmarks/bench_risk.py`). A figure is
-always inside its own interval. Where the samples cannot give an interval that covers, its ends are NaN.
+always inside its own interval. If there are too few samples for an interval with its nominal coverage, its ends are
+NaN.
 """
 
 from collections.abc import Callable
@@ -343,12 +344,12 @@ def _checked(groups: Any, resamples: int, confidence: float) -> tuple[tuple[Arra
         if len(lengths) != 1 or lengths & {None, 0}:
             raise ValueError(f"samples must have one length on their first axis; got {[x.shape for x in arrays]}")
     if resamples < 2 or not 0 < confidence < 1:
-        raise ValueError(f"needs 2 resamples and a confidence in (0, 1); got {resamples} and {confidence}")
+        raise ValueError(f"resamples must be 2 or more and confidence in (0, 1); got {resamples} and {confidence}")
     return made
 
 
 def _bounds(strata: np.ndarray) -> tuple[Array, Array, Array]:
-    """The samples in the order of their strata; for each sample the first place and the size of its stratum."""
+    """Returns the samples in the order of their strata; for each sample the first place and the size of its stratum."""
     order = np.argsort(strata, kind="stable")
     _, first, index, count = np.unique(strata[order], return_index=True, return_inverse=True, return_counts=True)
     return jnp.asarray(order), jnp.asarray(first[index]), jnp.asarray(count[index])
@@ -370,7 +371,7 @@ def _resample(
         return order[first + jax.random.randint(key, (n,), 0, count)]
 
     def once(key: Array) -> PyTree:
-        # Each group needs a key of its own; a single one takes the key itself.
+        # Each group gets its own key; a single group uses the key itself.
         keys = [key] if len(groups) == 1 else jax.random.split(key, len(groups))
         drawn = [(rows(k, group[0].shape[0]), group) for k, group in zip(keys, groups, strict=True)]
         return statistic(*(x[chosen] for chosen, group in drawn for x in group))
@@ -382,7 +383,7 @@ def _resample(
 
 
 def _bisect(left: Callable[[float], Any], low: float, high: float) -> float:
-    """Finds the point at which a predicate that holds to the left of it stops holding."""
+    """Finds the largest point at which a predicate holds, if it holds at all smaller points."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) else (low, middle)

@@ -144,7 +144,7 @@ def _evaluate(logits: Array, labels: Array, bins: int) -> Metrics:
 def check(logits: Any, labels: Any) -> tuple[Array, Array]:
     """Checks logits and labels, and returns them as arrays, the logits in float32 at least.
 
-    Shapes and dtypes are always checked, values only where they are concrete, which they are not inside jit.
+    Shapes and dtypes are always checked, values only outside jit, where they are concrete.
 
     Args:
       logits: floating, (n, classes); -inf excludes a class.
@@ -210,7 +210,7 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
     if wrong.any():
         first = int(np.argmax(wrong))
         raise ValueError(
-            f"labels must lie in [0, {classes}), the number of columns of the logits; "
+            f"labels must be in [0, {classes}), the number of columns of the logits; "
             f"{int(wrong.sum())} do not, the first at {first}: {int(labels[first])}"
         )
 
@@ -229,7 +229,7 @@ def _check_logits(logits: np.ndarray) -> None:
 def _check_probabilities(probabilities: Array) -> None:
     values = np.asarray(probabilities).astype(np.float64)
     tolerance = 100 * float(jnp.finfo(probabilities.dtype).eps) * max(1, values.shape[1]) ** 0.5
-    off = ~(np.abs(values.sum(1) - 1) <= tolerance)  # so that NaN is off too
+    off = ~(np.abs(values.sum(1) - 1) <= tolerance)  # True for NaN too
     wrong = off | (values < 0).any(1)
     if wrong.any():
         first = int(np.argmax(wrong))
@@ -241,7 +241,7 @@ def _check_probabilities(probabilities: Array) -> None:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-    """Returns for each sample whether its label has the largest logit; of equal logits the lowest class counts.
+    """Returns for each sample whether its label has the largest logit; if logits are equal, the lowest class counts.
 
     Args:
       logits: (n, classes).

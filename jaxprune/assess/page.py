@@ -119,7 +119,7 @@ def html(report: Any, *, title: str, draw: Sequence[str] | None, most: int) -> s
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None
 ) -> str:
-    """An HTML table that scrolls separately from the page; `marks` gives cells (row, column) a class."""
+    """Returns an HTML table that scrolls separately from the page; `marks` gives cells (row, column) a class."""
     head = "".join(f"<th>{_term(cell)}</th>" for cell in header)
     lines = []
     for i, row in enumerate(rows):
@@ -135,13 +135,13 @@ def _term(words: str) -> str:
 
 
 def _drawn(report: Any) -> list[str]:
-    """The reference and the first other models, as many as fit into one legend."""
+    """Returns the reference and the first other models, as many as fit into one legend."""
     names = [name for name in (report.reference, *report.risks) if name is not None]
     return list(dict.fromkeys(names))[:DRAWN]
 
 
 def _answers(report: Any) -> str:
-    """A table with a row for each model and coloured answers; on a narrow screen a card for each model."""
+    """Returns a table with a row for each model and coloured answers; on a narrow screen a card for each model."""
     questions = report.answer_table()[0][1:]
     head = "".join(f"<th>{escape(question)}</th>" for question in ("", *questions))
     rows = []
@@ -161,13 +161,13 @@ def _answers(report: Any) -> str:
 
 
 def _note(note: str) -> str:
-    """A paragraph; a note with line breaks, such as a map of pixels, keeps them."""
+    """Returns a paragraph; a note with line breaks, such as a map of pixels, keeps them."""
     kind = "pre" if "\n" in note else "p"
     return f'<{kind} class="note">{escape(note)}</{kind}>'
 
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, str]]) -> str:
-    """A paragraph for each model; with many models each paragraph opens at a click."""
+    """Returns a paragraph for each model; with many models each paragraph opens at a click."""
     items = []
     for name, words in verdicts.items():
         said = "".join(f"<dd><b>{key}:</b> {escape(sentence)}</dd>" for key, sentence in words.items())
@@ -202,7 +202,7 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
 
 
 def _classes(report: Any) -> str:
-    """The differences in points, coloured where they are beyond noise; of many classes the ones that changed most."""
+    """Returns the differences in points, coloured if beyond noise; if there are many classes, only the largest ones."""
     changes = report.changes.values()
     recall = np.array([[each.estimate for each in found.recall] for found in changes])
     beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
@@ -265,12 +265,12 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """An image as the `src` of an `<img>` that needs no file and no network."""
+    """Returns an image as the `src` of an `<img>` that needs no file and no network."""
     return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
 
 
 def to_pixels(images: Any) -> np.ndarray:
-    """Images as uint8 for `png`.
+    """Returns images as uint8 for `png`.
 
     Args:
       images: (n, height, width) or (n, height, width, channels) with 1 or 3 channels; uint8, or floating in [0, 1].
@@ -294,7 +294,7 @@ def to_pixels(images: Any) -> np.ndarray:
 
 
 def svg(figure: "Figure") -> str:
-    """A Matplotlib figure as an `<svg>` element for HTML, in the colour of the text around it and without metadata."""
+    """Returns a Matplotlib figure as an `<svg>` element without metadata, in the colour of the text around it."""
     import matplotlib as mpl
 
     none = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -160,7 +160,7 @@ class RiskReport:
         return header, rows
 
     def _bins(self) -> Table:
-        """The reliability diagram in numbers: a row for each bin that any model fills, a column for each model."""
+        """Returns the reliability diagram as numbers: a row for each bin with samples, a column for each model."""
         every = [each.reliability for each in self.risks.values()]
         count = len(every[0].estimate.samples)
         filled = [k for k in range(count) if any(each.estimate.samples[k] for each in every)]
@@ -238,11 +238,11 @@ def risk_report(
     """
     _tree.check_instance(models, Mapping, "models", "a mapping from names to assess.Predictions")
     if not models or (reference is not None and reference not in models):
-        raise ValueError(f"reference must be one of the models, {', '.join(models) or 'of which there are none'}; "
+        raise ValueError(f"reference must be one of the models, {', '.join(models) or 'but there are none'}; "
                          f"got {reference!r}")  # fmt: skip
     pixels = None if images is None else page.to_pixels(images)
     if pixels is not None and len(pixels) != len(labels.test):
-        raise ValueError(f"images must be those of the {len(labels.test)} test samples; got {len(pixels)}")
+        raise ValueError(f"images must be the {len(labels.test)} images of the test samples; got {len(pixels)}")
     risks = {}
     for name, predictions in models.items():
         try:

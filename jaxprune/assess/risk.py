@@ -142,7 +142,7 @@ def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1
       [0.75, 0.3, 0.95]
     """
     if draws < 2 or not 0 < confidence < 1:
-        raise ValueError(f"needs 2 draws and a confidence in (0, 1); got {draws} and {confidence}")
+        raise ValueError(f"draws must be 2 or more and confidence in (0, 1); got {draws} and {confidence}")
     parts = _check(predictions, labels)
     logits, test, train = jnp.asarray(predictions.test), parts["test"], parts.get("train")
     scaled: dict[str, Interval] = {}
@@ -198,7 +198,7 @@ def risk(predictions: Predictions, labels: Labels, *, key: Array, draws: int = 1
 
 
 def _gaps(train: Samples, accuracy: Interval, nll: Interval, confidence: float) -> dict[str, Interval]:
-    """The figures of the training samples, and their differences from the test samples."""
+    """Returns the figures of the training samples, and their differences from the test samples."""
     seen = intervals.proportion(float(train.correct.mean()), train.correct.size, confidence)
     loss = intervals.mean(train.nll, confidence)
     return {
@@ -210,7 +210,7 @@ def _gaps(train: Samples, accuracy: Interval, nll: Interval, confidence: float) 
 
 
 def _detection(predictions: Predictions, confidence: float) -> dict[str, Interval]:
-    """How well each uncertainty tells foreign samples from test samples, by `foreign/NAME/SCORE`."""
+    """Returns how well each uncertainty tells foreign samples from test samples, by `foreign/NAME/SCORE`."""
     found = {}
     for name, logits in predictions.foreign.items():
         ways: dict[str, tuple[Any, Any, Any]] = {
@@ -231,20 +231,20 @@ def _table(samples: Samples, binning: Any) -> Array:
 
 
 def _loss(losses: np.ndarray, test: Samples, confidence: float) -> Interval:
-    """The mean loss; without ends where too few answers are wrong, because wrong answers make most of the loss."""
+    """Returns the mean loss; without an interval if few answers are wrong, because these make most of the loss."""
     found = intervals.mean(losses, confidence)
     few = (~test.correct).sum() < intervals.FEW
     return Interval(found.estimate, np.nan, np.nan) if few else found
 
 
 def _mean_fraction(values: np.ndarray, confidence: float) -> Interval:
-    """The mean of fractions in [0, 1], as a proportion of the number of samples that would vary as much."""
+    """Returns the mean of fractions in [0, 1], as a proportion of as many independent samples as have its variance."""
     mean, variance = float(values.mean()), float(values.var()) / max(values.size - 1, 1)
     return intervals.proportion(mean, mean * (1 - mean) / variance if variance > 0 else values.size, confidence)
 
 
 def _overconfidence(test: Samples, confidence: float) -> Interval:
-    """Mean confidence less accuracy; where nearly all answers are right, from the interval of the accuracy."""
+    """Returns mean confidence less accuracy; if nearly all answers are right, from the interval of the accuracy."""
     if min(test.correct.sum(), (~test.correct).sum()) >= intervals.FEW:
         return intervals.mean(test.confidence - test.correct, confidence)
     hits = intervals.proportion(float(test.correct.mean()), test.correct.size, confidence)
@@ -252,7 +252,7 @@ def _overconfidence(test: Samples, confidence: float) -> Interval:
 
 
 def _bins(table: np.ndarray, confidence: float) -> Interval:
-    """The reliability diagram, with the interval of the accuracy in each bin that has a sample."""
+    """Returns the reliability diagram, with the interval of the accuracy in each bin that has a sample."""
     count, promised, came = table
     with np.errstate(invalid="ignore"):
         found = Reliability(count, promised / count, came / count)

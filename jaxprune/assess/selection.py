@@ -238,7 +238,7 @@ def one_standard_error(losses: Sequence[float], errors: Sequence[float], complex
       complexity: (models,) the complexity of each model, such as its number of kept parameters.
 
     Returns:
-      The index of the model. Of equally simple models, the model with the lower loss is chosen, then the first.
+      The index of the model. If models are equally simple, the model with the lower loss is chosen, then the first.
 
     Raises:
       ValueError: the arguments differ in length, are empty, or have NaN.
@@ -262,7 +262,7 @@ def model_table(scores: Sequence[Score]) -> str:
     """Returns scores as a text table: `*` marks the best value of a column, `1se` the choice of `one_standard_error`.
 
     Args:
-      scores: the scores that `hold_out` returned, one or more. Of equal values the first gets the `*`.
+      scores: the scores that `hold_out` returned, one or more. If values are equal, the first gets the `*`.
 
     Returns:
       A table with one line per model.
@@ -339,7 +339,7 @@ def pareto_table(names: Sequence[str], errors: Any, costs: Any, *, cost: str = "
     """
     front = pareto_front(errors, costs)
     if len(names) != len(front):
-        raise ValueError(f"there are {len(front)} models and {len(names)} names")
+        raise ValueError(f"names must have one entry for each of the {len(front)} models; got {len(names)}")
     order = np.lexsort((errors, costs))
     rows = [
         [names[i], formatting.quantity(float(costs[i])), formatting.percent(float(errors[i])), "*" if front[i] else ""]

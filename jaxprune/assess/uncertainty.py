@@ -73,7 +73,7 @@ def risk_coverage_curve(uncertainty: Array, wrong: Array) -> RiskCoverage:
     n = wrong.shape[0]
     order = jnp.argsort(uncertainty)
     ordered, errors = uncertainty[order], wrong[order].astype(jnp.float32)
-    # Each sample of a run of equal ones counts as the mean of the run: the expectation over its orders.
+    # Equally uncertain samples all count as their mean, which is the expectation over their orders.
     run = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(ordered[1:] != ordered[:-1], dtype=jnp.int32)])
     total, size = (jax.ops.segment_sum(x, run, n) for x in (errors, jnp.ones_like(errors)))
     answered = jnp.arange(1, n + 1, dtype=jnp.float32)
@@ -265,14 +265,14 @@ def temperature_interval(logits: Any, labels: Any, confidence: float = 0.95) -> 
 
 
 def _shifted(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Logits whose largest is 0, and the logit of each label."""
+    """Returns the logits shifted so that the largest is 0, and the shifted logit of each label."""
     logits = logits - logits.max(1, keepdims=True)
     return logits, jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
 @jax.jit
 def _slopes(logits: Array, label: Array, b: Any) -> tuple[Array, Array]:
-    """For each sample the derivative of the loss in b = 1/T, and the derivative of this slope in log b."""
+    """Returns for each sample the derivative of the loss in b = 1/T, and the derivative of this slope in log b."""
     p = jax.nn.softmax(b * logits, axis=1)
     weighted = jnp.where(p > 0, p * logits, 0)  # an excluded class: p = 0 of -inf
     mean = weighted.sum(1)

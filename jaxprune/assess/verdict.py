@@ -108,11 +108,11 @@ def _fit(risk: Risk, changes: Changes | None, reference: Risk | None, name: str)
 
 
 def _against(risk: Risk, changes: Changes, reference: Risk, name: str) -> list[str]:
-    """How the training loss compares with the reference's."""
+    """Returns how the training loss compares with the reference's."""
     if risk.train is None or reference.train is None:
         return []
     higher = risk.train.nll - reference.train.nll
-    # The gap has spent the 5 % already.
+    # The test of the gap already uses the 5 % of false sentences.
     if not intervals.mean(higher, 0.999).low > 0:
         return []
     found = intervals.mean(higher, risk.confidence)
@@ -234,7 +234,7 @@ def _as_good(changes: Changes, sentences: Mapping[str, str]) -> Answer:
         return Answer(question, "no", f"no: {words[worse[0]]}", sentences["changes"])
     if beyond:
         return Answer(question, "yes", f"better: {points}" if "accuracy" in beyond else "better", sentences["changes"])
-    # Without a change beyond noise, the answer is what the interval still allows.
+    # Without a change beyond noise, the answer says what the interval does not exclude.
     if accuracy.low < -LARGE:
         return Answer(question, "open", f"open: {100 * accuracy.low:+.0f} possible", sentences["changes"])
     return Answer(question, "yes", f"yes: {points}", sentences["changes"])

@@ -1,4 +1,4 @@
-"""Calibration: `calibrate` sums up the activations that each parameter meets, for any function.
+"""Calibration: `calibrate` sums up the activations that each parameter is multiplied by.
 
 An interpreter (`interpreter`) runs the jaxpr of the function and computes every value as the function does. It follows
 each parameter to its matrix products and convolutions (`jaxprune._jaxprs.views`), and sums moments of the other operand

@@ -413,13 +413,10 @@ class Interpreter:
             return value._replace(views=kept, data=data and not kept)
         if k not in sub.stacked_inputs or not value.views:
             return value
-        entries = []
-        for view in value.views:
-            try:
-                entries.append(views.one_of(view, path, sub.length))
-            except NotFollowed as reason:
-                self._lose([value], str(reason))
-        return value._replace(views=tuple(entries))
+        kept, lost = views.of_round(value.views, path, sub.length)
+        for _, reason in lost:
+            self._lose([value], reason)
+        return value._replace(views=kept)
 
     def _carried_views(self, sub: Sub, k: int, operands: list[Value]) -> tuple[View, ...]:
         # A parameter in the carry is followed only if every round returns it unchanged.

@@ -33,7 +33,7 @@ def calibrate(
 ) -> Stats:
     r"""Sums up the activations that each parameter is multiplied by, over batches, for any function.
 
-    Criteria and reconstruction need to know which inputs $x$ a weight matrix sees. This function follows each
+    Criteria and reconstruction need to know the inputs $x$ of each weight matrix. This function follows each
     parameter to all its matrix products and convolutions, and sums $X^T X$ and other moments over the rows $x$ of the
     other operand. It follows parameters through casts, reshapes, transposes, slices, concatenations,
     broadcasts, masks and scales (any factor or summand that does not depend on data), through jit, remat, custom
@@ -145,7 +145,7 @@ def calibrator(
                 sums, counts = here.zeros(dtype), dict.fromkeys(here.layouts, 0)
             elif plan.layouts != here.layouts:
                 raise ValueError(
-                    "batches of different shapes use the parameters in different ways; calibrate them apart"
+                    "batches of different shapes use the parameters in different ways; calibrate them separately"
                 )
             plan = here
             sums = step(sums, arrays, [leaf for leaf in jax.tree.leaves(batch) if _tree.is_array(leaf)])
@@ -264,7 +264,7 @@ class _Run(NamedTuple):
                 continue
             found[leaf], places[leaf] = layout, list(zip(keys, where, strict=True))
         self._check_size({named[leaf][0]: layout for leaf, layout in found.items()})
-        tell = lambda leaf: ", ".join(lost[leaf]) if leaf in lost else "meets no matrix product or convolution"
+        tell = lambda leaf: ", ".join(lost[leaf]) if leaf in lost else "enters no matrix product or convolution"
         uncovered = tuple((named[leaf][0], tell(leaf)) for leaf in chosen if leaf not in found)
         if not found:
             lines = "\n".join(f"  {name}: {why}" for name, why in uncovered) or "  (where selects nothing)"

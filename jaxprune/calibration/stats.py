@@ -1,4 +1,4 @@
-"""`Stats` and `Inputs`: the moments of the activations that each leaf meets; `moments` computes them for one product.
+"""`Stats` and `Inputs`: moments of the activations of each leaf; `moments` computes them for one product.
 
 `accumulate_gradients` returns `Gradients`: means of gradients and of squared gradients, for the Fisher, Taylor and
 movement criteria.
@@ -150,7 +150,7 @@ class Stats:
             inputs = self.inputs.get(_tree.identity(path))
             if inputs is not None and tuple(leaf.shape) != inputs.layout.shape:
                 raise ValueError(
-                    f"{_tree.name(path)}: calibrated with shape {inputs.layout.shape}, but has shape "
+                    f"{_tree.name(path)} was calibrated with shape {inputs.layout.shape}, but has shape "
                     f"{tuple(leaf.shape)} now; calibrate the parameters that you prune"
                 )
             found.append(inputs)
@@ -291,7 +291,7 @@ def samples_of(meeting: Meeting, other: jax.Array) -> Samples:
         kind, own = roles.get(axis, ("samples", (Factor(size),)))
         split += [(kind, f) for f in own]
     x = other.reshape([f.size for _, f in split])
-    # If one weight meets several entries of x: batch axes of x become samples, contracted axes are summed.
+    # If one weight is multiplied by several entries of x: batch axes of x become samples, contracted axes are summed.
     summed = [i for i, (kind, f) in enumerate(split) if kind == "inputs" and f.of is None]
     x = x.sum(summed)
     split = [entry for i, entry in enumerate(split) if i not in summed]

@@ -1,4 +1,4 @@
-"""What the interpreter knows of a value (`Value`, with the marks `Trail` and `Route`) and of a product (`Meet`).
+"""What the interpreter records of a value (`Value`, with the marks `Trail` and `Route`) and of a product (`Meet`).
 
 A mark has the rank of its value and size 1 along axes that it does not depend on, so that a move of the value also
 moves its marks (`moved`). A mark that cannot be followed is dropped.

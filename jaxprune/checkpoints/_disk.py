@@ -11,13 +11,13 @@ _SHOWN = 10
 
 
 def as_path(path: Any) -> Path:
-    """The path as a `Path`.
+    """Returns the path as a `Path`.
 
     Raises:
       TypeError: the argument is not a path; functions that save take the path as their first argument.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be a string or a path, the first argument; got {type(path).__name__}")
+        raise TypeError(f"the first argument, path, must be a string or a path; got {type(path).__name__}")
     return Path(path)
 
 
@@ -121,7 +121,7 @@ def nested(leaves: dict[tuple[str, ...], Any]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the name of its type if the message is empty."""
+    """Returns the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 

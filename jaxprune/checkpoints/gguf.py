@@ -40,8 +40,8 @@ _INNER = {
 def import_gguf(path: Any, output: Any, *, dtype: Any = jnp.float32) -> Path:
     """Writes the model of a GGUF file into a new Hugging Face folder.
 
-    Use it for models that are published only as GGUF. The folder contains the dequantised kernels, with which the
-    quantised model computes, and is as large as an ordinary checkpoint of `dtype`.
+    Use it for models that are published only as GGUF. The folder contains the dequantised kernels that the quantised
+    model computes with, and is as large as an ordinary checkpoint of `dtype`.
 
     Args:
       path: the GGUF file, of the architecture llama (also Mistral and SmolLM), qwen2 or qwen3.
@@ -123,7 +123,7 @@ def _config(read: Any, architecture: str) -> dict[str, Any]:
 
 
 def _renamed(name: str, file: Path) -> tuple[int | None, str]:
-    """The block of a tensor, or None, and its name in a Hugging Face checkpoint."""
+    """Returns the block of a tensor, or None, and its name in a Hugging Face checkpoint."""
     if name in _OUTER:
         return None, _OUTER[name]
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
@@ -133,7 +133,7 @@ def _renamed(name: str, file: Path) -> tuple[int | None, str]:
 
 
 def _in_order(array: np.ndarray, name: str, config: dict[str, Any], architecture: str) -> np.ndarray:
-    """Kernels and biases of queries and keys with each head's rows in the order of Hugging Face."""
+    """Returns kernels and biases of queries and keys with each head's rows in the order of Hugging Face."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     module = name.split(".")[-2]
     if architecture != "llama" or module not in heads:
@@ -143,7 +143,7 @@ def _in_order(array: np.ndarray, name: str, config: dict[str, Any], architecture
 
 
 def _tokenizer(read: Any) -> str | None:
-    """The `tokenizer.json` of an embedded byte-level BPE; None where the pre-tokenizer is not known."""
+    """Returns the `tokenizer.json` of an embedded byte-level BPE; None where the pre-tokenizer is not known."""
     pre = read("tokenizer.ggml.pre")
     if read("tokenizer.ggml.model") != "gpt2" or pre not in ("smollm", "gpt-2"):
         return None

@@ -117,7 +117,7 @@ class Folder:
         return [path for path in inside if path.name not in weights]
 
     def _where(self) -> dict[str, str]:
-        """The file of each parameter, according to the index; empty if one file contains all parameters."""
+        """Returns the file of each parameter, according to the index; empty if one file contains all parameters."""
         if (self.path / _INDEX).is_file():
             files = _json(self.path / _INDEX).get("weight_map")
             if not isinstance(files, dict) or not files:
@@ -190,7 +190,8 @@ class FolderWriter:
         if self._unfinished.exists():
             if not resume:
                 raise FileExistsError(
-                    f"{self._unfinished} is left of an earlier run; continue it (resume=True, --resume) or remove it"
+                    f"{self._unfinished} is left over from an earlier run; continue it (resume=True, --resume) or "
+                    "remove it"
                 )
             _disk.check_same(self._unfinished, "run", _json(note), own)
         else:
@@ -340,7 +341,7 @@ def named_roles(params: PyTree, *, unknown: bool = False) -> _tree.Roles:
 
 
 def _role(path: Any, leaf: Any, table: Any) -> _tree.LeafRole | None:
-    """The role of a leaf by the first line of the table that its name matches; None if no line fits."""
+    """Returns the role of a leaf by the first line of the table that its name matches; None if no line fits."""
     name, shape = _tree.name(path), tuple(getattr(leaf, "shape", ()))
     line = next((line for line in table if re.search(f"(^|/)({line[0]})$", name, re.IGNORECASE)), None)
     if line is None:

@@ -83,8 +83,8 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
     Args:
       path: a new file in an existing folder.
       params: any pytree of arrays, zero where the masks are False (`masks.apply`).
-      masks: bool or packed masks of the same leaves; their containers may differ from those of `params`, as in an
-        `nnx.Optimizer`. None (default): the network is not pruned, or is slim.
+      masks: bool or packed masks of the same leaves; their containers may differ from the containers of `params`, as in
+        an `nnx.Optimizer`. None (default): the network is not pruned, or is slim.
       about: any JSON value, such as the network's origin and metrics; default None.
 
     Returns:
@@ -223,7 +223,7 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
 
 
 def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str, np.ndarray]) -> Saved:
-    """`save` with additional arrays, whose names must differ from the names of leaves."""
+    """Writes a file as `save` does, with additional arrays, whose names must differ from the names of leaves."""
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
         masks = jax.tree.map(lambda _: True, params)
@@ -244,7 +244,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
 
 
 def _read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
-    """`load`; also returns all arrays of the file by name, and the paths of the leaves in the order of the file."""
+    """Reads a file as `load` does; also returns all its arrays by name, and the paths of the leaves in its order."""
     package = _disk.optional("safetensors", "loading a network")
     path = _disk.as_path(path)
     if not path.is_file():
@@ -285,7 +285,7 @@ def _read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[
 
 
 def _split(params: PyTree, masks: PyTree, taken: list[str]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """The arrays of the file by name, and a description of each leaf in the order of `jax.tree.leaves`."""
+    """Returns the arrays of the file by name, and a description of each leaf in the order of `jax.tree.leaves`."""
     pairs = _tree.with_paths(params)
     _check_leaves([(_tree.name(path), leaf) for path, leaf in pairs], taken)
     arrays: dict[str, np.ndarray] = {}

@@ -201,7 +201,9 @@ class Run:
         if not note.exists():
             # A process killed before it could rename its file leaves the file under a hidden name.
             if any(not path.match(f".{note.name}.*.part") for path in self._folder.iterdir()):
-                raise FileExistsError(f"{self._folder} contains files of no {kind}; pass an empty or a new folder")
+                raise FileExistsError(
+                    f"{self._folder} contains files that belong to no {kind}; pass an empty or a new folder"
+                )
             text = json.dumps(identity, indent=1)
             _ = _disk.write_new(note, lambda part: part.write_text(text))
             return
@@ -244,7 +246,7 @@ class Run:
 
 
 def _saved_name(path: Any, saved: dict[_Names, Any]) -> _Names:
-    """The name under which a leaf was saved, with or without the `value` of a Variable."""
+    """Returns the name under which a leaf was saved, with or without the `value` of a Variable."""
     plain = _tree.identity(path)
     options = [_names(path), plain, (*plain, "value")]
     return next((name for name in options if name in saved), plain)

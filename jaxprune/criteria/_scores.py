@@ -49,7 +49,7 @@ def within_outputs(criterion: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def is_within_outputs(criterion: Any) -> bool:
-    """Whether a criterion, or the function that a `functools.partial` binds, is marked by `within_outputs`."""
+    """Returns whether a criterion, or the function that a `functools.partial` binds, is marked by `within_outputs`."""
     while isinstance(criterion, functools.partial):
         criterion = criterion.func
     return getattr(criterion, _MARK, False)

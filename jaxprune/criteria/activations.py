@@ -170,7 +170,7 @@ def _scores(params: PyTree, stats: Any, criterion: str, score: Score) -> PyTree:
     if all(inputs is None for inputs in sums):
         there = ", ".join("/".join(identity) for identity in stats.inputs)
         raise ValueError(
-            f"criteria.{criterion}: stats is of another network, for it has none of the leaves of params; calibrate "
+            f"criteria.{criterion}: stats belongs to another network: it has none of the leaves of params; calibrate "
             f"these params. Its leaves are: {there}"
         )
 

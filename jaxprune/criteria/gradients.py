@@ -27,8 +27,8 @@ def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals:
         s = |w g|^power
 
     Power 2 gives the score of Molchanov et al. 2019, arXiv 1906.10771, for single weights; power 1 gives its square
-    root, the score of Molchanov et al. 2017, arXiv 1611.06440. Both rank single weights alike, and differ in sums over
-    blocks, channels or batches.
+    root, the score of Molchanov et al. 2017, arXiv 1611.06440. Both give the same ranking of single weights, and differ
+    in sums over blocks, channels or batches.
 
     Args:
       params: any tree.
@@ -80,7 +80,7 @@ def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
 
 
 def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None, **signals: Any) -> PyTree:
-    """The second-order change in loss, with the diagonal of the empirical Fisher matrix in place of the Hessian.
+    """Returns the second-order change in loss, with the diagonal of the empirical Fisher matrix for the Hessian.
 
         s = w^2 F,    F = mean_n g_n^2 (`squared_grads`), or else (mean_n g_n)^2 (`grads`)
 
@@ -389,8 +389,8 @@ def synflow_masks(
         uses conventions.
 
     Returns:
-      Masks that remove exactly floor(s N + 1/2) of all N entries. Of equal scores the first leaf and the lowest index
-      are kept.
+      Masks that remove exactly floor(s N + 1/2) of all N entries. If scores are equal, the first leaf and the lowest
+      index are kept.
 
     Raises:
       ValueError: `sparsity` is outside [0, 1), or `iterations` is below 1.
@@ -423,7 +423,7 @@ def synflow_masks(
 
 
 def _removed(sparsity: Any, iterations: int, entries: int) -> masks.Count:
-    """The total number of removed entries after each iteration; the last number follows `sparsity` exactly."""
+    """Returns the total number of removed entries after each iteration; the last number follows `sparsity` exactly."""
     parts = np.arange(1, iterations) / iterations
     if isinstance(sparsity, jax.Array):
         way = -jnp.expm1(jnp.log1p(-sparsity) * jnp.asarray(parts, sparsity.dtype))

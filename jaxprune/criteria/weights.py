@@ -42,8 +42,8 @@ def magnitude(
 
     Args:
       params: any tree.
-      power: 1 (default) or 2. Both rank single weights alike, unless squares under- or overflow. Sums over blocks or
-        channels are L1 norms for 1 and squared L2 norms for 2.
+      power: 1 (default) or 2. Both give the same ranking of single weights, unless squares under- or overflow. Sums
+        over blocks or channels are L1 norms for 1 and squared L2 norms for 2.
       normalise: None (default), "l1", "l2", "mean" or "max".
       batch_axes: the axes of a leaf along which a scan stacks layers, each normalised separately: a number of leading
         axes, a tuple of axes, or a mapping from globs over names; default 0. Axes that a framework marks are known.

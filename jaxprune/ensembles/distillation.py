@@ -165,7 +165,7 @@ def hidden_loss(
 
 
 def softened(logits: Array, temperature: float = 2.0) -> Array:
-    """Logits whose softmax at the temperature T is the mean of the members' softmaxes at T: T log 1/M sum_m p_m(T).
+    """Returns logits whose softmax at T is the mean of the members' softmaxes at T: T log 1/M sum_m p_m(T).
 
     Averaging probabilities at T = 1 and softening the mean would lose what single members know about the other classes.
 
@@ -190,12 +190,12 @@ def softened(logits: Array, temperature: float = 2.0) -> Array:
 
 
 def _distributions(teacher: Array | TopLogits, own: Array, temperature: float) -> tuple[Array, Array]:
-    """Log-probabilities of the teacher and the student at the temperature, over the same classes."""
+    """Returns log-probabilities of the teacher and the student at the temperature, over the same classes."""
     if isinstance(teacher, TopLogits):
         if teacher.indices.shape[:-1] != own.shape[:-1]:
             raise ValueError(
-                f"student and teacher must have the same shape but for the classes; got {own.shape} and TopLogits of "
-                f"{teacher.indices.shape}"
+                f"student and teacher must have the same shape except for the classes; got {own.shape} and "
+                f"TopLogits of {teacher.indices.shape}"
             )
         if teacher.temperature != temperature:
             raise ValueError(
@@ -216,7 +216,7 @@ def _distributions(teacher: Array | TopLogits, own: Array, temperature: float) -
 
 
 def _rest(logits: Array, indices: Array) -> Array:
-    """The logsumexp of all classes that are not among the indices; -inf if there are none."""
+    """Returns the logsumexp of all classes that are not among the indices; -inf if there are none."""
     others = jnp.put_along_axis(logits, indices, -jnp.inf, -1, inplace=False)
     largest = jax.lax.stop_gradient(others.max(-1, keepdims=True))
     largest = jnp.where(jnp.isneginf(largest), 0.0, largest)

@@ -203,11 +203,12 @@ def _is_pair(network: Any) -> bool:
 
 
 def soup(members: Members, weights: Any = None) -> masks_.Pruned:
-    """The weighted mean of the members' parameters, sum_m a_m w_m / sum_m a_m: Zimmer et al. 2024, arXiv 2306.16788.
+    """Returns the weighted mean of the members' parameters, sum_m a_m w_m / sum_m a_m.
 
-    Members that were fine-tuned from one pruned network, with different seeds or learning rates, are in one basin, and
-    their mean is about as good as each member. Members from different initialisations are not. The members must share
-    their masks, because the mean of networks with different masks is denser than each network.
+    Sparse Model Soups (Zimmer et al. 2024, arXiv 2306.16788). Members that were fine-tuned from one pruned network,
+    with different seeds or learning rates, are in one basin, and their mean is about as good as each member. Members
+    from different initialisations are not. The members must share their masks, because the mean of networks with
+    different masks is denser than each network.
 
     Sparse Model Soups prune the mean further, train copies of it and average again. Use this `train` for
     `lottery.iterative_pruning(..., rewind=lottery.learning_rate_only())`:
@@ -260,8 +261,8 @@ def _check_shared(stacked: PyTree) -> None:
     wrong = [f"  {name}: {count} places" for name, count in differing.items() if count]
     if wrong:
         raise ValueError(
-            "members must share one mask, or the soup is denser than each member; masks differ from the first "
-            "member's in\n"
+            "members must share one mask, because otherwise the soup is denser than each member; masks differ from the "
+            "first member's in\n"
             + "\n".join(wrong)
             + "\nfine-tune copies of one pruned network, or combine predictions with `predictor`"
         )

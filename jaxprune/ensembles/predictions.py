@@ -1,9 +1,9 @@
 """Predictions of members: run them as one model, combine them, measure how they differ, select members.
 
 `member_logits` and `predictor` run members as one model. `mean_probability`, `mean_logit` and `majority` combine their
-predictions: they take logits with a leading axis of members and return log-probabilities, which serve wherever logits
-are expected, because the softmax does not change them. `uncertainty` splits the entropy, `disagreement` compares
-answers, and `greedy_selection` adds members to an ensemble one by one.
+predictions: they take logits with a leading axis of members and return log-probabilities, which can be passed as
+logits, because the softmax does not change them. `uncertainty` splits the entropy, `disagreement` compares answers, and
+`greedy_selection` adds members to an ensemble one by one.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,10 @@ Combine = Callable[[Array], Array]
 
 
 def mean_probability(logits: Array) -> Array:
-    """The mean of the members' probabilities, log 1/M sum_m p_m: Lakshminarayanan et al. 2017, arXiv 1612.01474.
+    """Returns the mean of the members' probabilities, log 1/M sum_m p_m.
 
-    Its negative log-likelihood is at most the mean negative log-likelihood of the members (Jensen's inequality).
+    Deep ensembles (Lakshminarayanan et al. 2017, arXiv 1612.01474). The negative log-likelihood of
+    the result is at most the mean negative log-likelihood of the members (Jensen's inequality).
 
     Args:
       logits: (members, ..., classes).
@@ -180,7 +181,7 @@ def uncertainty(logits: Any) -> Uncertainty:
 
 
 def disagreement(logits: Any) -> Array:
-    """For each sample, the fraction of pairs of members that answer differently.
+    """Returns for each sample the fraction of pairs of members that answer differently.
 
     With v_k votes for class k from M members: (M^2 - sum_k v_k^2) / (M (M - 1)). If logits tie, the lowest class is the
     answer.
@@ -233,15 +234,15 @@ class Selection(NamedTuple):
 
     @property
     def best(self) -> Array:
-        """The members of the smallest ensemble with the lowest loss. Concrete arrays only."""
+        """The members of the smallest ensemble with the lowest loss. It needs concrete arrays."""
         return self.order[: int(self.losses.argmin()) + 1]
 
 
 def greedy_selection(logits: Any, labels: Any, size: int | None = None) -> Selection:
-    """Adds members one by one: each time the member with which the mean probability has the lowest loss.
+    """Adds members one by one: each step adds the member that gives the mean probability the lowest loss.
 
-    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. Of equal members the
-    one with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.
+    Caruana et al. 2004 (Ensemble selection from libraries of models, ICML), without replacement. If members are equal,
+    the member with the lowest number is added. Use data that neither trains the members nor evaluates the ensemble.
 
     Args:
       logits: (members, n, classes), for held-out data.

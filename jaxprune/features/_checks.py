@@ -43,7 +43,7 @@ def samples(x: Any, *, what: str = "x", least: int = 2) -> Array:
 
 
 def is_classes(y: Any) -> bool:
-    """Whether targets are class labels: one for each sample, and integers, booleans or strings rather than floats."""
+    """Returns whether targets are class labels: an integer, a boolean or a string for each sample."""
     if not hasattr(y, "dtype"):
         y = np.asarray(y)
     return y.ndim == 1 and not jnp.issubdtype(y.dtype, jnp.floating)

@@ -37,7 +37,7 @@ class Alike(NamedTuple):
 
 
 def distinctness(activations: Any) -> Array:
-    """One minus the largest correlation with another channel: channels that no other can replace score high.
+    """Returns one minus the largest correlation with another channel: high for channels that no other can replace.
 
     Args:
       activations: (n, ..., channels), two channels or more.
@@ -113,7 +113,7 @@ def map_rank(activations: Any, *, batch: int = 64) -> Array:
 
 
 def cka(a: Any, b: Any) -> Array:
-    r"""Linear centred kernel alignment of two representations of the same samples.
+    r"""Returns the linear centred kernel alignment of two representations of the same samples.
 
         CKA = ||A'B||_F^2 / (||A'A||_F ||B'B||_F),    columns centred
 
@@ -171,8 +171,8 @@ def layer_similarity(activations: Mapping[str, Any]) -> np.ndarray:
 def similar_layers(activations: Mapping[str, Any], *, threshold: float = 0.95) -> list[Alike]:
     """Lists the pairs of layers that represent samples in nearly the same way, the most similar pair first.
 
-    The later layer of a pair is a candidate to drop. Evaluate the network without it: CKA sees only directions of large
-    variance (Davari et al. 2022, arXiv 2210.16156), and the network may need the other directions.
+    The later layer of a pair is a candidate to drop. Evaluate the network without it: CKA depends only on directions of
+    large variance (Davari et al. 2022, arXiv 2210.16156), and the network may need the other directions.
 
     Args:
       activations: a mapping from layer names to activations (n, ...) of the same samples, in the order of the network.

@@ -45,7 +45,7 @@ class Narrowed:
     inexact: str | None
 
     def take(self, x: Any) -> Any:
-        """Takes the kept features out of an array that has all features on `axis`."""
+        """Returns the kept features of an array that has all features on `axis`."""
         if x.shape[self.axis] != len(self.mask):
             raise ValueError(f"x must have all {len(self.mask)} features on axis {self.axis}; it has shape {x.shape}")
         return x.take(np.flatnonzero(self.mask), axis=self.axis)
@@ -103,7 +103,7 @@ def narrow(
         raise ValueError("mask keeps no feature; a network needs at least one")
     labels = [str(i) for i in range(len(mask))] if names is None else list(map(str, names))
     if len(labels) != len(mask):
-        raise ValueError(f"there are {len(mask)} features and {len(labels)} names")
+        raise ValueError(f"names must have one entry for each of the {len(mask)} features; got {len(labels)}")
     joint = lambda both, *rest: fn(both[_PARAMS], both[_INPUT], *rest)
     manifest, inexact = _removed(joint, params, mask, x, rest, axis % len(x.shape))
     kept = tuple(label for label, stays in zip(labels, mask, strict=True) if stays)
@@ -171,7 +171,7 @@ def top(scores: Any, count: int) -> np.ndarray:
       count: the number of features to keep, 1 to `features`.
 
     Returns:
-      (features,) bool mask with `count` True, True = kept. Of equal scores the first feature is kept.
+      (features,) bool mask with `count` True, True = kept. If scores are equal, the first feature is kept.
 
     Raises:
       ValueError: `scores` is not a vector or has NaN, or `count` is out of range.
@@ -206,7 +206,7 @@ def eliminate(
         Each round removes at least one feature, and stops at `keep` features.
 
     Returns:
-      (features,) bool mask, True = kept; and a list of rounds. Of equal scores the first feature is kept.
+      (features,) bool mask, True = kept; and a list of rounds. If scores are equal, the first feature is kept.
 
     Raises:
       ValueError: `keep` or `sparsity` is out of range, or the scores have another shape or NaN for a remaining

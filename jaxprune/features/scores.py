@@ -31,7 +31,7 @@ Array = jax.Array
 
 
 def pearson(x: Any, y: Any) -> Array:
-    r"""The correlation of each feature with the target: how much of the feature a linear function of `y` explains.
+    r"""Returns the correlation of each feature with the target: how well a linear function of `y` explains the feature.
 
         numbers:           s_j = | \sum_i (x_ij - m_j)(y_i - m) | / (n sd_j sd)
         classes:           s_j = sqrt( \sum_k n_k (m_jk - m_j)^2 / \sum_i (x_ij - m_j)^2 )
@@ -92,10 +92,11 @@ def spearman(x: Any, y: Any) -> Array:
 
 
 def anova_f(x: Any, y: Any) -> np.ndarray:
-    """The F statistic of each feature, by scikit-learn in float64: variance between classes over variance within.
+    """Returns the F statistic of each feature from scikit-learn: variance between classes over variance within classes.
 
-    It orders features like `pearson` and has the same limits. It is a test statistic, with a value of about 1 for a
-    feature that is independent of the target. For float targets it is the F statistic of the slope.
+    It is computed in float64, orders features like `pearson` and has the same limits. It is a test statistic, with a
+    value of about 1 for a feature that is independent of the target. For float targets it is the F statistic of the
+    slope.
 
     Args:
       x: (n, features) numbers.
@@ -185,7 +186,7 @@ def ranks(x: Array) -> Array:
 
 
 def standard(x: Array) -> Array:
-    """Columns shifted to mean 0 and scaled to a sum of squares of 1; a column that does not vary becomes 0."""
+    """Shifts columns to mean 0 and scales them to a sum of squares of 1; a column that does not vary becomes 0."""
     centred = x - x.mean(0)
     # The mean of a constant column is rounded, so centred values may differ from 0.
     still = jnp.max(x, 0) == jnp.min(x, 0)
@@ -293,8 +294,8 @@ def mrmr(
         or `np.max`.
 
     Returns:
-      (count,) the numbers of the chosen features, in the order in which they were chosen. Of equal features the first
-      is chosen.
+      (count,) the numbers of the chosen features, in the order in which they were chosen. If features are equal, the
+      first is chosen.
 
     Raises:
       ValueError: shapes do not fit, values are NaN, or `count` is out of range.
@@ -343,7 +344,7 @@ def one_of_each(scores: Any, clusters: Any) -> np.ndarray:
     """Keeps the best feature of each cluster.
 
     Args:
-      scores: (features,) larger is kept; of equal scores the first feature is kept.
+      scores: (features,) larger is kept; if scores are equal, the first feature is kept.
       clusters: (features,) integers, from `clusters`.
 
     Returns:

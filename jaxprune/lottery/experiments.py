@@ -46,7 +46,7 @@ def random_masks() -> Control:
 
 
 def shuffled_masks() -> Control:
-    """Returns the ticket's weights with its masks shuffled within each leaf, newly in every round.
+    """Returns the ticket's weights with its masks shuffled within each leaf, anew in every round.
 
     Frankle et al. 2021, arXiv 2009.08576, section 5.
 
@@ -176,7 +176,7 @@ def instability(
 
 
 def _shuffle(masks: PyTree, key: Any) -> PyTree:
-    """Random masks with the same number of True in each leaf; masks of one key are nested.
+    """Draws random masks with the same number of True in each leaf; masks of one key are nested.
 
     Channels stay channels. N:M groups and blocks do not stay groups and blocks, and layers stacked in one leaf are
     shuffled together.

@@ -202,7 +202,7 @@ def iterative_pruning(
     Args:
       train: `(params, masks, key) -> params`, a complete training, or a `Training`, which also says how to evaluate.
       params: the initial weights.
-      rounds: the number of rounds, 0 or more, each of which removes a fifth of the remaining weights; or the total
+      rounds: the number of rounds, 0 or more; each round removes a fifth of the remaining weights. Or the total
         sparsity of each round, ascending, in (0, 1), such as `[0.5, 0.75, 0.9]`. The dense network is trained first.
       rewind: the weights from which a round starts: `initial_weights()` (default), `early_weights(train)`,
         `learning_rate_only()` or `fine_tuning(train)`.
@@ -253,7 +253,7 @@ def iterative_pruning(
         described |= {"sparsities": sparsities, "controls": sorted(controls or {})}
         run = checkpoints.Run(folder, described, params=params, key=key, kind="search", step="round")
     anchor = rewind.anchor(params, _fold_name(key, "anchor"))
-    # Sparsities are float32, traced or not, so that all modes count alike.
+    # Sparsities are float32, traced or not, so that all modes count in the same way.
     search = _Search(training, select, rewind, dict(controls or {}), jnp.asarray(sparsities, jnp.float32), anchor, key)
     if training.traceable and run is None:
         return jax.lax.scan(lambda c, r: _round(search, c, r), _Carry(anchor, first), jnp.arange(len(sparsities)))[1]
@@ -391,7 +391,7 @@ def _rank_removed_last(score: Any, mask: Any) -> Any:
 
 
 def _sparsities(rounds: int | Sequence[float]) -> list[float]:
-    """The total sparsity of each training, starting with 0 for the dense one."""
+    """Returns the total sparsity of each training, starting with 0 for the dense one."""
     if isinstance(rounds, float | str) or not isinstance(rounds, int | Sequence | np.ndarray):
         raise TypeError(f"rounds must be a number of rounds or a list of sparsities; got {_tree.shown(rounds)}")
     if isinstance(rounds, int):

@@ -2,8 +2,8 @@
 
 A mask tree has the structure of its parameters. A mask is bool, True = kept, and broadcasts to its parameter: full
 shape for single entries, (1, 1, 1, C) for channels, a scalar True for a leaf that is not pruned. Functions that take
-masks also take packed masks. Of equal scores the lowest index is kept, counts are exact, and the bits are the same on
-any number of devices. Under jit, patterns, `where` and `batch_axes` are static.
+masks also take packed masks. Counts are exact, and the bits are the same on any number of devices. If scores are equal,
+the lowest index is kept. Under jit, patterns, `where` and `batch_axes` are static.
 
 The algorithm of the selection is explained in `jaxprune.masks._exact`.
 """

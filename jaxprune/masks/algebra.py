@@ -36,7 +36,7 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
     Args:
       params: any pytree.
       masks: bool or packed masks in the structure of `params`; each mask broadcasts to its leaf. The containers may
-        differ from those of `params`, such as the Variables in an `nnx.Optimizer`.
+        differ from the containers of `params`, such as the Variables in an `nnx.Optimizer`.
 
     Returns:
       A tree in the structure of `params`.
@@ -74,14 +74,14 @@ def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
 
 
 def invert(masks: PyTree, params: PyTree) -> PyTree:
-    """True where a weight is removed, and False in full shape for a leaf that is not pruned.
+    """Returns masks that are True at removed weights, and False in full shape for a leaf that is not pruned.
 
     Use the result to count or to look at removed entries. Do not prune with it: it keeps no entry of a leaf that is
     not pruned.
 
     Args:
       masks: bool or packed masks.
-      params: the parameters, of which only the shapes are read.
+      params: the parameters; only their shapes are read.
 
     Returns:
       bool arrays in the shapes of the parameters.
@@ -164,7 +164,7 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
     r"""Returns the intersection over union of two mask trees, $|A \cap B| / |A \cup B|$, over all pruned leaves.
 
     Args:
-      params: the parameters, of which only the shapes are read.
+      params: the parameters; only their shapes are read.
       masks: bool or packed masks of `params`.
       other: bool or packed masks of `params`.
 
@@ -248,7 +248,7 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
 
 def _zero(leaf: Any, mask: Any) -> Any:
     mask = as_bool(mask, leaf)
-    # A True that is known now costs nothing, and lets leaves through that are no arrays.
+    # A True that is known now needs no computation, and its leaf need not be an array.
     if not isinstance(mask, core.Tracer) and not np.ndim(mask) and bool(mask):
         return leaf
     return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
@@ -353,7 +353,7 @@ class Pruned:
     reasons: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[PyTree]:
-        """The parameters, then the masks."""
+        """Returns the parameters, then the masks."""
         yield self.params
         yield self.masks
 
@@ -403,7 +403,7 @@ def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
     Log it in one line: `wandb.log(masks.summary(params, jaxprune.get_masks(opt_state)))`.
 
     Args:
-      params: the parameters, of which only the shapes are read.
+      params: the parameters; only their shapes are read.
       masks: bool or packed masks of `params`, such as the masks of `jaxprune.prune` or of an optimizer state.
 
     Returns:
@@ -424,19 +424,19 @@ def summary(params: PyTree, masks: PyTree) -> dict[str, float]:
 
 
 def _removed(params: PyTree, masks: list[Any]) -> list[tuple[int, int]]:
-    """For each leaf the number of removed entries, and of all its entries."""
+    """Returns for each leaf the number of removed entries and the number of all entries."""
     shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(params))
     kept = _kept(masks, shapes)
     return [(math.prod(shape) - int(count), math.prod(shape)) for shape, count in zip(shapes, kept, strict=True)]
 
 
 def _fraction(counted: Iterable[tuple[int, int]]) -> float:
-    """The removed entries of some leaves over all their entries; 0 without entries."""
+    """Returns the removed entries of some leaves over all their entries; 0 without entries."""
     removed, entries = map(sum, zip((0, 0), *counted, strict=True))
     return removed / entries if entries else 0.0
 
 
 @partial(jax.jit, static_argnums=1)
 def _kept(masks: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
-    """The number of kept entries of each leaf: a Count."""
+    """Returns the number of kept entries of each leaf: a Count."""
     return [count_mask(jnp.asarray(as_bool(mask)), shape) for mask, shape in zip(masks, shapes, strict=True)]

@@ -130,7 +130,7 @@ class Leaf:
 
 @lru_cache(maxsize=4096)
 def _sizes(pattern: "Pattern", batch_axes: Shape, stacked: Shape, shape: Shape, dtype: Any) -> tuple[int, int]:
-    """The number of slices, and of units in each slice. Cached: evaluating shapes takes longer than a selection."""
+    """Returns the numbers of slices and of units in a slice. Cached: evaluating shapes is slower than a selection."""
     whole = Leaf("", 0, jax.ShapeDtypeStruct(shape, dtype), pattern, batch_axes, stacked)
     units = jax.eval_shape(lambda scores: pattern.units(scores, whole), whole.array).shape
     if group := whole.group:

@@ -55,7 +55,7 @@ class Unstructured(Pattern):
         return True
 
     def along(self, role: _tree.LeafRole) -> "Unstructured | None":
-        """Entries ranked within each output, if `axes` is "inputs"."""
+        """Returns the pattern that ranks entries within each output, if `axes` is "inputs"; else itself."""
         if self.axes != "inputs":
             return self
         return None if role.unclear_axes else Unstructured(_inputs(role))
@@ -93,7 +93,7 @@ class Block(Pattern):
             if not isinstance(value, tuple) or not all(isinstance(x, Integral) for x in value):
                 raise TypeError(f"Block: {name} must be a tuple of integers, such as Block((4, 4)); got {value!r}")
         if len(self.shape) != (2 if self.axes is None else len(self.axes)) or any(size < 1 for size in self.shape):
-            raise ValueError(f"Block: needs one positive size for each axis, got shape={self.shape}, axes={self.axes}")
+            raise ValueError(f"Block needs one positive size for each axis; got shape={self.shape}, axes={self.axes}")
 
     def check(self, leaf: Leaf) -> str | None:
         """Returns why the pattern does not fit the leaf; None if it fits."""
@@ -151,8 +151,8 @@ class Channel(Pattern):
     With scores |w| channels are ranked by their L1 norm, with scores w^2 by their L2 norm.
 
     Attributes:
-      axis: the axis, or axes, whose positions are channels. None: the outputs of each leaf; of an attention kernel
-        (inputs, heads, head size) every position of every head.
+      axis: the axis, or axes, whose positions are channels. None: the outputs of each leaf; an attention kernel
+        (inputs, heads, head size) has a channel for every position of every head.
     """
 
     axis: int | tuple[int, ...] | None = None
@@ -209,7 +209,7 @@ class NM(Pattern):
       n: how many are kept, 1 to m.
       m: how many neighbours make a group.
       axis: the axis, or axes flattened in the order given, along which neighbours are counted. None: the inputs of each
-        leaf; of a convolution the window and then the input channels, so that neighbours are channels where m divides
+        leaf; for a convolution, the window and then the input channels, so that neighbours are channels where m divides
         their number.
     """
 
@@ -235,8 +235,8 @@ class NM(Pattern):
             )
         if leaf.shards.is_cut and not self._groups_are_whole(leaf):
             return (
-                f"groups of m={self.m} along the reduction axes lie on several devices, whose parts are {leaf.part}; "
-                "shard it along other axes, or give it another axis by path"
+                f"groups of m={self.m} along the reduction axes extend over several devices, whose parts are "
+                f"{leaf.part}; shard it along other axes, or give it another axis by path"
             )
         return None
 
@@ -293,7 +293,7 @@ class NM(Pattern):
         return leaf.part[self.reduction_axes(leaf)[-1]] % self.m == 0
 
     def _groups_are_whole(self, leaf: Leaf) -> bool:
-        """Whether every group is on one device."""
+        """Returns whether every group is on one device."""
         together = self.reduction_axes(leaf)
         if leaf.shape[together[-1]] % self.m == 0:
             return leaf.part[together[-1]] % self.m == 0
@@ -302,7 +302,7 @@ class NM(Pattern):
 
 
 def _inputs(role: _tree.LeafRole) -> Shape:
-    """The axes that are summed over, the channels of a convolution last; of a single input the axis of size 1."""
+    """Returns the axes that are summed over, channels of a convolution last; for a single input, the axis of size 1."""
     inputs = (*role.windows, *(a for a in role.inputs if a not in role.windows))
     return inputs or tuple(a for a, kind in enumerate(role.axes) if kind == "single")[:1]
 
@@ -312,7 +312,7 @@ def _outputs(role: _tree.LeafRole) -> Shape:
 
 
 def _given(pattern: Pattern, axes: Any, leaf: Leaf) -> Any:
-    """The axes of a pattern; raises if the role of the leaf has not put any in place of None."""
+    """Returns the axes of a pattern; raises if the role of the leaf has not put any in place of None."""
     if axes is None:
         raise ValueError(
             f"{leaf.name or '(the tree itself)'}: {pattern!r} has no axes; name the axes, or take the leaf from "

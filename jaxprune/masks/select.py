@@ -36,7 +36,7 @@ class Units(TypedDict, total=False):
         of leading axes, or a tuple of axes such as (1,); 0 by default. A mapping from globs over leaf names gives each
         leaf its axes, and 0 where no glob matches. Axes that `roles` or a framework mark as stacked need no entry.
       specs: None, or inside `jax.shard_map` the `PartitionSpec` of each parameter: a tree in the structure of the
-        parameters or a prefix of it, as the `in_specs` of the `shard_map` are. Each device then sees its part of the
+        parameters or a prefix of it, as the `in_specs` of the `shard_map` are. Each device then gets its part of the
         scores, the whole is ranked, and each device gets its part of the masks.
       roles: what `jaxprune.find_roles(fn, params, *inputs)` returned: which leaves are weights, and which of their axes
         are inputs, outputs and stacked. None (the default) uses conventions: `kernel` and `w` have inputs first,
@@ -78,7 +78,7 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
 
 
 def leaves_together(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
-    """Like `leaves`, for one ranking over all leaves: only the batch axes that the caller names are slices."""
+    """Returns `leaves` for one ranking over all leaves: only the batch axes that the caller names are slices."""
     return _leaves(params, True, **units)
 
 
@@ -225,7 +225,7 @@ def select(
 
     Returns:
       bool masks, True = kept, in the structure of `scores`. A mask has the shape of its leaf, or broadcasts to it for
-      `Channel`. NaN ranks lowest, -0.0 equals 0.0, denormals count, and of equal scores the lowest index is kept.
+      `Channel`. NaN ranks lowest, -0.0 equals 0.0, denormals count, and if scores are equal, the lowest index is kept.
 
     Raises:
       ValueError: `where` selects no leaf; a sparsity is outside [0, 1); a pattern does not fit a leaf; `sparsities` has
@@ -247,7 +247,7 @@ def select(
 def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTree:
     r"""Returns masks that remove exactly $\lfloor s N + 1/2 \rfloor$ of the N units of all leaves together.
 
-    The scores of all leaves are ranked together. Of units with equal scores, the first leaf in the order of
+    The scores of all leaves are ranked together. If units have equal scores, the first leaf in the order of
     `jax.tree.leaves` keeps its units, and within a leaf the lowest index is kept. Leaves are never concatenated. A
     block or a channel of any size counts as one unit.
 
@@ -328,7 +328,7 @@ def keep_in_leaf(leaf: Leaf, kept: int | jax.Array) -> jax.Array:
 def _check_global(slices: list[int], grouped: list[Leaf], units: Units) -> None:
     if grouped:
         raise ValueError(
-            "NM removes the same of every group, so it has no global ranking; use select:\n"
+            "NM removes the same number from every group, so it has no global ranking; use select:\n"
             + "\n".join(f"  {leaf.name}: {leaf.pattern}" for leaf in grouped)
         )
     if len(set(slices)) > 1:
@@ -352,7 +352,7 @@ def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:
 
 
 # The kernels are jitted here, so that a call outside jit is one program and makes no temporary arrays. They depend on
-# shapes and ways, not on the names and places of leaves.
+# the shapes of leaves and on how these are pruned, not on the names and places of leaves.
 @partial(jax.jit, static_argnames=("ways", "together"))
 def _keep_largest(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...], together: bool) -> list[jax.Array]:
     ranked = [Leaf("", 0, array, *way) for array, way in zip(arrays, ways, strict=True)]

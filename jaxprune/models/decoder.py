@@ -54,7 +54,7 @@ class Parts(NamedTuple):
       blocks: the number of blocks.
       alike: `index -> index`: the first block with the same computation. A program compiled for the first block also
         runs this block, if their arrays have the same shapes.
-      is_local: `index -> bool`: whether the block sees only a sliding window of the text.
+      is_local: `index -> bool`: whether the block attends only to a sliding window of the text.
     """
 
     embed: Callable[[Params, jax.Array], jax.Array]
@@ -223,7 +223,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
         else:
             found = [_linear(params, f"self_attn.{name}_proj", x) for name in "qkv"]
         for i, name in enumerate(("self_attn.q_norm.weight", "self_attn.k_norm.weight")):
-            # OLMoE normalises the whole projection, Qwen 3 and Gemma 3 each head.
+            # OLMoE normalises the whole projection; Qwen 3 and Gemma 3 normalise each head.
             if name in params and params[name].shape[0] == found[i].shape[-1] != size:
                 found[i] = norm(found[i], params[name])
         if clip:
@@ -253,7 +253,7 @@ def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, j
 
 
 def _windowed(config: Mapping[str, Any]) -> Callable[[int], bool]:
-    """Returns which blocks see only a window of the text."""
+    """Returns which blocks attend only to a window of the text."""
     family, kinds = config["model_type"], config.get("layer_types")
     if not config.get("sliding_window"):
         return lambda index: False

@@ -103,9 +103,9 @@ def prune_folder(
 
     Raises:
       FileExistsError: the output exists, or an unfinished output exists and `resume` is False.
-      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; `reconstruct` does
-        not support an option; no token of the calibration text reaches a kernel, such as the kernel of an expert. The
-        message names the file or the parameter.
+      FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; a glob of `sparsity`
+        matches no parameter; `reconstruct` does not support an option; no token of the calibration text reaches a
+        kernel, such as the kernel of an expert. The message names the file or the parameter.
     """
     folder, cut = opened(source)
     options = dict(options or {})
@@ -119,6 +119,10 @@ def prune_folder(
         "options": {name: repr(value) for name, value in sorted(asked.items())},
     }
     rest, kernels = outside_blocks(folder), _kernels(folder, where)
+    if isinstance(sparsity, Mapping):
+        names = list(folder.shapes)
+        of_names = _tree.of_names(sparsity, names, default=0.0, what="sparsity", kind="parameter")
+        sparsity = dict(zip(names, of_names, strict=True))
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
     run = BlockRunners(cut)
     results: list[BlockResult] = []
@@ -163,14 +167,14 @@ def _prune_block(
 ) -> tuple[dict[str, float], float]:
     """Prunes the kernels in `params` in place; returns the error of each, by its whole name, and the sparsity.
 
-    Kernels are pruned one by one, cast to the dtype of the folder, and their Gram matrices freed, unless an allocation
-    compares them.
+    Kernels are pruned one by one: each is cast to the dtype of the folder, and its Gram matrix is freed before the
+    next. An allocation compares kernels, so all kernels of the block are then pruned together.
     """
     names = [name for name, leaf in params.items() if where(name, leaf) and _tree.is_floating(leaf)]
     if not names:
         return {}, 0.0
-    stats = run.calibrate(params, hidden, where)  # Gram matrices whatever the method, because the errors need them
-    names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix when the others are gone
+    stats = run.calibrate(params, hidden, where)  # Gram matrices for every method, because the errors need them
+    names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix last, after the others
     if options.get("method") != "magnitude":
         _check_seen(stats, prefix)
     errors: dict[str, float] = {}
@@ -238,7 +242,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
 
 @partial(jax.jit, static_argnums=0)
 def _losses(cut: Parts, outer: Any, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The mean negative log-likelihood of each window."""
+    """Returns the mean negative log-likelihood of each window."""
     logits = cut.head(outer, hidden)
     picked = jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
     return (jax.nn.logsumexp(logits, -1) - picked).mean(-1)
@@ -330,7 +334,7 @@ def _shape_of(folder: Folder, prefix: str, fn: Callable[..., Any], params: Mappi
         return jax.eval_shape(fn, params, x)
     except KeyError as error:
         raise ValueError(
-            f"{folder.path} has no parameter {prefix}{error.args[0]}, which its config.json asks for; download the "
+            f"{folder.path} has no parameter {prefix}{error.args[0]}, which its config.json requires; download the "
             "folder again"
         ) from error
     except (TypeError, ValueError) as error:
@@ -377,11 +381,8 @@ def checked_tokens(tokens: Any, folder: Folder) -> np.ndarray:
 
 
 def _of_block(sparsity: Any, params: Iterable[str], prefix: str) -> Any:
-    """The sparsity of a block's leaves; a mapping is over names in the checkpoint."""
-    if not isinstance(sparsity, Mapping):
-        return sparsity
-    of = lambda name: next((v for glob, v in sparsity.items() if _tree.matches(name, glob)), 0.0)
-    return {name: of(prefix + name) for name in params}
+    """Returns the sparsity of a block's leaves; a mapping is over names in the checkpoint."""
+    return {name: sparsity[prefix + name] for name in params} if isinstance(sparsity, Mapping) else sparsity
 
 
 def _kernels(folder: Folder, where: Any) -> Callable[[str, Any], Any]:

@@ -16,6 +16,7 @@ from jaxprune import _progress
 from jaxprune.checkpoints import Folder, FolderWriter
 from jaxprune.models.decoder import Parts
 from jaxprune.models.pruning import BlockRunners, Hidden, checked_tokens, load_block, opened, outside_blocks
+from jaxprune.slimming import block_influence
 
 _DOWN = re.compile(r"(.*)\.(?:down_proj|w2)\.weight")
 _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -103,7 +104,7 @@ def slim_folder(
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      The removed blocks, the influence of all blocks, and the new config. Of units with equal scores the lowest index
+      The removed blocks, the influence of all blocks, and the new config. If units have equal scores, the lowest index
       stays.
 
     Raises:
@@ -137,7 +138,7 @@ def slim_folder(
 def _counts(
     folder: Folder, cut: Parts, mlp: float, kv_heads: int | None, width: float, experts: float, drop_blocks: Any
 ) -> dict[str, Any]:
-    """The entries of the new config that are numbers of units; an error if one is out of its range."""
+    """Returns the entries of the new config that are numbers of units; an error if one is out of its range."""
     config = folder.config
     heads = config["num_attention_heads"]
     shared = config.get("num_key_value_heads") or heads
@@ -199,22 +200,16 @@ def _scores(folder: Folder, cut: Parts, tokens: np.ndarray, progress: bool | Non
         energy = lambda name, params=params, square=square: square(name) * np.asarray((params[name] ** 2).sum(0))
         before = list(hidden)
         hidden.advance(run, params)
-        cosine = np.mean([float(_cosine(x, y)) for x, y in zip(before, hidden, strict=True)])
+        influence = np.mean([float(block_influence((x, y))[0]) for x, y in zip(before, hidden, strict=True)])
         found.append(
             _Scores(
                 {module: energy(name) for module, name in down.items()},
                 energy(output).reshape(heads, -1).sum(1),
                 square(first) + square(second),
-                1 - float(cosine),
+                float(influence),
             )
         )
     return found
-
-
-@jax.jit
-def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
-    return ((x * y).sum(-1) / jnp.where(norms > 0, norms, 1.0)).mean()
 
 
 def _numbered(config: Mapping[str, Any], cut: Parts, stay: list[int]) -> dict[str, Any]:
@@ -250,7 +245,7 @@ def _kept(scores: _Scores, channels: np.ndarray, new: Mapping[str, Any], folder:
 def _narrowed(
     params: Mapping[str, jax.Array], kept: _Kept, config: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """The parameters of a block with fewer channels, heads, neurons and experts."""
+    """Returns the parameters of a block with fewer channels, heads, neurons and experts."""
     size, heads = new["head_dim"], config["num_attention_heads"]
     shared = config.get("num_key_value_heads") or heads
     keys = (kept.heads[:, None] * size + np.arange(size)).ravel()
@@ -292,5 +287,5 @@ def _narrowed(
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """The indices of the largest scores, ascending; of equal scores the lowest indices."""
+    """Returns the indices of the largest scores, ascending; if scores are equal, the lowest indices."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])

@@ -31,7 +31,8 @@ class BlockRunner:
     def calibrate(self, params: PyTree, hidden: Iterable[PyTree], where: Any = None, collect: str = "gram") -> Stats:
         """Returns the statistics of the block's leaves on the block's input hidden states; see `calibrate`."""
         chosen = tuple(jax.tree.leaves(_tree.has_two_axes(params, where)))
-        # Shapes, not arrays: a calibrator must neither keep the arrays of a block nor see a caller change its tree.
+        # Shapes, not arrays: a calibrator must not keep the arrays of a block, and must not change if the caller
+        # changes its tree.
         own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _tree.is_array(x) else x, params)
         key = jax.tree.structure(own), tuple(map(str, jax.tree.leaves(own))), chosen, collect
         if key not in self._calibrators:
@@ -113,7 +114,7 @@ def reconstruct_blocks(
 
 
 def _renamed(params: PyTree, roles: Sequence[_tree.LeafRole]) -> tuple[_tree.LeafRole, ...]:
-    """The roles of the blocks' leaves, with the names and shapes of the leaves of `params`."""
+    """Returns the roles of the blocks' leaves, with the names and shapes of the leaves of `params`."""
     flat = zip(_tree.with_paths(params), roles, strict=True)
     return tuple(
         replace(role, name=_tree.name(path), identity=_tree.identity(path), shape=tuple(jnp.shape(leaf)))
@@ -122,7 +123,7 @@ def _renamed(params: PyTree, roles: Sequence[_tree.LeafRole]) -> tuple[_tree.Lea
 
 
 def _stacked(masks: Sequence[jax.Array]) -> jax.Array:
-    """The masks of all blocks; a scalar True if no block has a mask for the leaf."""
+    """Returns the masks of all blocks; a scalar True if no block has a mask for the leaf."""
     shape = jnp.broadcast_shapes(*(mask.shape for mask in masks))
     return jnp.stack([jnp.broadcast_to(mask, shape) for mask in masks]) if shape else jnp.ones((), bool)
 

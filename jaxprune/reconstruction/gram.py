@@ -54,7 +54,7 @@ def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
 
 
 def inverse_factor(matrix: jax.Array) -> jax.Array:
-    r"""Upper triangular $U$ with $H^{-1} = U^T U$; NaN where $H$ is not positive definite.
+    r"""Returns the upper triangular $U$ with $H^{-1} = U^T U$; NaN where $H$ is not positive definite.
 
     With the order of the inputs reversed, Cholesky gives $H = R R^T$ for an upper $R$, so $U = R^{-1}$: one
     factorisation and one triangular solve, and $H^{-1}$ itself is never formed.
@@ -69,7 +69,7 @@ def inverse_factor(matrix: jax.Array) -> jax.Array:
 
 
 def output_errors(change: jax.Array, gram: jax.Array) -> jax.Array:
-    r"""$\delta^T H \delta$ for each column $\delta$ of a change of the weights.
+    r"""Returns $\delta^T H \delta$ for each column $\delta$ of a change of the weights.
 
     Args:
       change: float[inputs, outputs].

@@ -147,8 +147,8 @@ def obs(
 
     The cost is inputs^3 operations for each output, so use it for layers of up to a few hundred inputs. `alps` is
     usually no worse and costs less for larger layers. The order of removal is greedy. The kept weights are then the
-    least squares solution for the mask, which equals the sum of the updates. Of equal losses within an output the lower
-    index is removed first; between outputs the lowest index is kept.
+    least squares solution for the mask, which equals the sum of the updates. If losses within an output are equal, the
+    lower index is removed first; between outputs the lowest index is kept.
 
     A greedy mask need not be the best mask. With `guard`, the function also computes SparseGPT, and SparseGPT's mask
     with least squares weights, and returns the result of the smallest total output error (for each output separately
@@ -211,7 +211,7 @@ def greedy_mask(
 
 
 def _eliminate(weight: jax.Array, inverse: jax.Array, grouped: removal.Grouped | None) -> tuple[jax.Array, jax.Array]:
-    """For one output: the loss of each step, and the step at which each weight is removed (never: number of inputs)."""
+    """Returns for one output the loss of each step, and the step that removes each weight (never: number of inputs)."""
     n = weight.shape[0]
     steps = n if grouped is None else n // grouped.m * (grouped.m - grouped.n)
 

@@ -44,8 +44,11 @@ def calibrated(params: PyTree, stats: Stats | None, how: How, needs: str = "layo
     """
     found = with_statistics(params, stats)
     assert stats is not None  # for the type checker: `with_statistics` raises for None
-    where, known, named = how.get("where"), roles_of(params, stats, how), _tree.named_leaves(params)
-    # A leaf without statistics is an error only if `where` asks for it.
+    # The roles of the caller, else of calibration, else of conventions.
+    roles = Selector(**how).following(params, stats).roles
+    known = _tree.leaf_roles(params, roles, how.get("batch_axes", 0))
+    where, named = how.get("where"), _tree.named_leaves(params)
+    # A leaf without statistics is an error only if `where` selects it.
     asked = [leaf.position for leaf in found] if where is None else range(len(named))
     chosen = _tree.chosen([named[i][1] for i in asked], tuple(known[i] for i in asked), where)
     picked = {i for i, yes in zip(asked, chosen, strict=True) if yes}
@@ -81,8 +84,8 @@ def with_statistics(params: PyTree, stats: Stats | None) -> list[Leaf]:
     if not found:
         there = ", ".join("/".join(identity) for identity in stats.inputs)
         raise ValueError(
-            "stats is of another network: it has none of the leaves of params; calibrate these params. Its leaves are: "
-            f"{there}"
+            "stats belongs to another network: it has none of the leaves of params; calibrate these params. Its "
+            f"leaves are: {there}"
         )
     return found
 
@@ -102,11 +105,6 @@ def having(leaves: list[Leaf], needs: str) -> list[Leaf]:
     return leaves
 
 
-def roles_of(params: PyTree, stats: Stats, how: How) -> tuple[_tree.LeafRole, ...]:
-    """Returns the role of each leaf: from `roles`, else from calibration, else from conventions."""
-    return _tree.leaf_roles(params, Selector(**how).following(params, stats).roles, how.get("batch_axes", 0))
-
-
 def _why_not(stats: Stats, name: str) -> str:
     return dict(stats.uncovered).get(name, "was not calibrated")
 
@@ -122,6 +120,7 @@ class Plan:
       ranks_all: whether the criterion ranks all leaves together, which is impossible stage by stage.
       patterns: for each leaf position the pattern, with axes; empty if masks are given.
       orders: for each leaf position with a `Grouped` target the axes of its inputs, in the order of the pattern.
+      roles: the role of each leaf of the parameters.
     """
 
     targets: dict[int, Target | None] | None = None
@@ -129,6 +128,7 @@ class Plan:
     ranks_all: bool = False
     patterns: Mapping[int, masks.Pattern] = field(default_factory=dict)
     orders: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    roles: tuple[_tree.LeafRole, ...] = ()
 
     def of(self, params: PyTree, stats: Stats, leaves: Sequence[Leaf]) -> list[tuple[Leaf, Target | None]]:
         """Returns these leaves with their targets, for the current parameters and statistics.
@@ -142,17 +142,17 @@ class Plan:
         kept = jax.tree.leaves(selector.masks(selector.scores(params, stats=stats), 0.0))
         return [(leaf, _given(leaf, kept[leaf.position])) for leaf in leaves]
 
-    def result(self, params: PyTree, new: list[Any], kept: list[Any], stats: Stats, how: How) -> masks.Pruned:
+    def result(self, params: PyTree, new: list[Any], kept: list[Any], stats: Stats) -> masks.Pruned:
         """Returns the new leaves and their masks, with what is known about each leaf of `params`."""
-        structure, known = jax.tree.structure(params), roles_of(params, stats, how)
+        structure = jax.tree.structure(params)
         reasons = [
             f"no statistics ({_why_not(stats, role.name)})" if role.is_weight and entry is None else ""
-            for role, entry in zip(known, stats.leaves(params), strict=True)
+            for role, entry in zip(self.roles, stats.leaves(params), strict=True)
         ]
         for i in self.patterns:
             reasons[i] = "sparsity 0"
         return masks.Pruned(
-            *(structure.unflatten(new), structure.unflatten(kept), known),
+            *(structure.unflatten(new), structure.unflatten(kept), self.roles),
             *(tuple(self.patterns.get(i) for i in range(len(new))), tuple(reasons)),
         )
 
@@ -200,6 +200,8 @@ def plan(
     Raises:
       ValueError: the arguments contradict each other, or do not fit a leaf.
     """
+    selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
+    roles = _tree.leaf_roles(params, selector.roles, how.get("batch_axes", 0))
     if how.get("specs") is not None:
         raise ValueError("reconstruction works on whole arrays, outside jax.shard_map; leave specs out")
     if kept is not None:
@@ -210,8 +212,7 @@ def plan(
                 "masks already say what is removed: leave out sparsity, pattern, criterion, allocation and batch_axes; "
                 f"got {', '.join(given)}"
             )
-        return Plan(_all_given(params, leaves, kept))
-    selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
+        return Plan(_all_given(params, leaves, kept), roles=roles)
     pruned = {leaf.place: leaf for leaf in masks.leaves(params, **selector.units)}
     patterns = {place: leaf.pattern for place, leaf in pruned.items()}
     if "criterion" in how:
@@ -224,10 +225,12 @@ def plan(
             values = jax.tree.structure(params).unflatten(values)
         shared = allocation.Allocation(values, None)
         selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
-        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global), patterns=patterns)
+        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global), patterns=patterns, roles=roles)
     wrong = [problem for leaf in leaves if (problem := _problem(leaf, pruned[leaf.position], method))]
     if wrong:
-        raise ValueError("patterns that reconstruction cannot follow:\n" + "\n".join(f"  {line}" for line in wrong))
+        raise ValueError(
+            "reconstruction cannot follow the patterns of these leaves:\n" + "\n".join(f"  {line}" for line in wrong)
+        )
     values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
     if isinstance(values, masks.Global):
         raise ValueError(
@@ -236,7 +239,7 @@ def plan(
         )
     targets = {x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves}
     orders = {x.position: group.along for x in leaves if (group := pruned[x.position].group) and group.along}
-    return Plan(targets, patterns=patterns, orders=orders)
+    return Plan(targets, patterns=patterns, orders=orders, roles=roles)
 
 
 def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
@@ -273,7 +276,7 @@ def _given(leaf: Leaf, mask: jax.Array) -> Given | None:
 def _sparsities(
     params: PyTree, pruned: Sequence[masks.Leaf], sparsity: Any, selector: Selector, stats: Stats
 ) -> list[Any] | masks.Global:
-    """A sparsity or a `masks.Count` for each leaf of the tree; or `masks.Global` for one ranking over all leaves."""
+    """Returns a sparsity or a `masks.Count` for each leaf, or `masks.Global` to rank all leaves together."""
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
@@ -303,7 +306,7 @@ def _is_number(sparsity: Any) -> bool:
 
 
 def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
-    """Why a method that chooses its own masks cannot follow the pattern of a leaf; None if it can."""
+    """Returns why a method that chooses its own masks cannot follow the pattern of a leaf; None if it can."""
     group, inputs = own.group, leaf.inputs.layout.input_axes
     if own.pattern == masks.Unstructured() or (group and group.along and sorted(group.along) == sorted(inputs)):
         return None
@@ -316,12 +319,13 @@ def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
 
 
 def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
-    """The target for all matrices of a leaf, with stacked fields; None if nothing is removed."""
+    """Returns the target for all matrices of a leaf, with stacked fields; None if nothing is removed."""
     if group := own.group:
         fixed = 1 - group.kept / group.size
         if not (_is_number(sparsity) and abs(float(sparsity) - fixed) < 1e-6):
             raise ValueError(
-                f"{leaf.name}: {group.kept} of {group.size} removes {fixed}, got sparsity {sparsity!r}; pass None"
+                f"{leaf.name}: {group.kept} of {group.size} has the sparsity {fixed}, but sparsity is {sparsity!r}; "
+                "pass sparsity=None"
             )
         return None if group.kept == group.size else Grouped(group.kept, group.size)
     each = _removed_from_each(own, sparsity, leaf.inputs.layout.sizes[0])
@@ -329,7 +333,7 @@ def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
 
 
 def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
-    """How many entries each of the equal parts of a leaf loses: the number for the whole leaf, spread evenly."""
+    """Returns how many entries each of the equal parts of a leaf loses: the leaf's number, spread evenly."""
     is_count = isinstance(sparsity, masks.Count)
     if is_count and np.ndim(sparsity.low):
         each = np.asarray(sparsity.high, np.int64) * 2**16 + np.asarray(sparsity.low)

@@ -103,7 +103,7 @@ def quantise(
     assert stats is not None  # for the type checker: `calibrated` raises for None
     wrong = [problem for leaf in leaves if (problem := _problem(leaf, group))]
     if wrong:
-        raise ValueError(f"leaves that groups of {group} inputs do not fit:\n" + "\n".join(f"  {x}" for x in wrong))
+        raise ValueError(f"groups of {group} inputs do not fit these leaves:\n" + "\n".join(f"  {x}" for x in wrong))
     wanted = plan(params, stats, leaves, sparsity, masks, how, "quantise")
     new, treedef = jax.tree.flatten(params)
     kept, swept = [jnp.ones((), bool)] * len(new), []
@@ -148,7 +148,7 @@ def _problem(leaf: Leaf, group: int | None) -> str | None:
 def _quantise(
     leaf: Leaf, target: Target | None, bits: int, group: int | None, **options: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The rounded weights, their scales and the mask, each in the shape of the leaf."""
+    """Returns the rounded weights, their scales and the mask, each in the shape of the leaf."""
     layout = leaf.inputs.layout
     matrices = layout.matrices(jnp.asarray(leaf.array))
     grid = Grid(bits, group or matrices.shape[1])
@@ -163,7 +163,7 @@ def _kernel(grid: Grid, options: tuple[tuple[str, Any], ...], weight: Any, gram_
 
 
 def _short(leaf: Leaf, scale: jax.Array, group: int | None) -> jax.Array:
-    """The scales without repetition along the inputs."""
+    """Returns the scales without repetition along the inputs."""
     layout = leaf.inputs.layout
     strides = [slice(None)] * scale.ndim
     for axis in layout.input_axes:

@@ -108,7 +108,7 @@ def reconstruct(
         changed. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, roles; see `jaxprune.How`.
         By default `where` selects the calibrated leaves that `prune` selects (`stats.uncovered` names leaves that
-        could not be calibrated), roles are those of calibration, and scanned layers are `batch_axes`. Without a
+        could not be calibrated), the roles come from calibration, and scanned layers are `batch_axes`. Without a
         criterion the pattern must be `Unstructured()` or `NM(n, m)`.
 
     Returns:
@@ -140,7 +140,7 @@ def reconstruct(
         if target is not None:
             new[leaf.position], kept[leaf.position] = prune_leaf(leaf, target, chosen.kernel)
     check_finite(leaves, [new[leaf.position] for leaf in leaves])
-    return wanted.result(params, new, kept, stats, how)
+    return wanted.result(params, new, kept, stats)
 
 
 def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, float]:
@@ -249,7 +249,7 @@ def prune_leaf(
     target = target if isinstance(target, Grouped) else jax.tree.map(lambda x: x[at], target)
     moments = leaf.inputs.gram
     moments = jnp.zeros((len(matrices), 0, 0)) if moments is None else moments
-    # A layer that was calibrated alone comes with its own Gram matrix only.
+    # A layer that was calibrated alone has only its own Gram matrix.
     moments = moments[at] if len(moments) == len(matrices) else moments
     new, mask = run_matrices(matrices[at], moments, target, kernel)
     new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)

@@ -85,7 +85,7 @@ def keep(saliency: jax.Array, target: Target) -> jax.Array:
       target: what to remove; for `Given` the saliencies are ignored.
 
     Returns:
-      bool of the same shape. Of equal saliencies the lowest index is kept.
+      bool of the same shape. If saliencies are equal, the lowest index is kept.
 
     Example:
       >>> keep(jnp.array([[3.0], [1.0], [1.0], [2.0]]), Grouped(1, 2))[:, 0].tolist()
@@ -100,7 +100,7 @@ def keep(saliency: jax.Array, target: Target) -> jax.Array:
 
 
 def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
-    """Returns the mask of the largest entries of a matrix; of equal entries the lowest index is kept.
+    """Returns the mask of the largest entries of a matrix; if entries are equal, the lowest index is kept.
 
     A bisection over the bits of the keys finds the threshold, with one counting pass for each bit. `masks.select` needs
     far fewer passes, but takes ten times as long to compile in the body of a scan, where a block of the matrix fits the
@@ -133,7 +133,7 @@ def keep_largest(saliency: jax.Array, kept: jax.Array | int) -> jax.Array:
     rows, columns = (lax.broadcasted_iota(jnp.int32, key.shape, axis) for axis in (0, 1))
     index = rows * key.shape[1] + columns
 
-    # The largest flat index before which at most `wanted` entries tie. No search is needed if all ties are kept.
+    # Finds the largest flat index with at most `wanted` ties before it. No search is needed if all ties are kept.
     def refine_cut(i: jax.Array, cut: jax.Array) -> jax.Array:
         probe = cut | (jnp.int32(1) << (30 - i))
         return jnp.where((tied & (index < probe)).sum() <= wanted, probe, cut)

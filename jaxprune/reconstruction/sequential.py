@@ -127,7 +127,7 @@ def reconstruct_sequential(
                     kept[leaf.position] = kept[leaf.position] & mask
             check_finite(found, [flat[leaf.position] for leaf in found])
             bar.update()
-    return wanted.result(params, flat, kept, first, how)
+    return wanted.result(params, flat, kept, first)
 
 
 class Stage(NamedTuple):
@@ -193,8 +193,8 @@ class _Scan:
     def find(fn: Callable, params: PyTree, batches: Iterable[PyTree], loop: Any, stages: list[Stage]) -> "_Scan | None":
         """Returns the scan of these stages, or None if it cannot be cut out.
 
-        It can if only calls such as jit are around it, if each pruned leaf is an operand as it is and is used nowhere
-        else, and if all batches have the same shapes.
+        It can be cut out if only calls such as jit surround it, if each pruned leaf is an unchanged operand of the scan
+        and is used nowhere else, and if all batches have the same shapes.
         """
         shapes = {str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), batch)) for batch in batches}
         traced = _jaxprs.trace(fn, params, next(iter(batches)))
@@ -285,7 +285,7 @@ class _Scan:
         return state[0] + (-1 if self._sub.reverse else 1), operands
 
     def _operands(self, arrays: Sequence[jax.Array]) -> list[jax.Array | None]:
-        """The operands of the scan, None in place of the stacked leaves."""
+        """Returns the operands of the scan, None in place of the stacked leaves."""
 
         def arrive(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], path: tuple[int, ...]) -> NoReturn:
             def equation(index: int, eqn: Any, operands: list[Any]) -> Sequence[Any]:

@@ -5,7 +5,7 @@ weights by $-\frac{w_i}{U_{ii}} U_{i,i+1:}$, and its saliency is $(w_i / U_{ii})
 updates its panel, a panel its block, a block everything after it, so that nearly all work is matrix products.
 
 `sparse_gptq` also rounds each kept weight to a grid of integers in the same sweep (section 3.5; Frantar et al. 2022,
-GPTQ, arXiv 2210.17323): the error that the later inputs compensate is the weight minus its new value, be it removed or
+GPTQ, arXiv 2210.17323): the later inputs then compensate for the weight minus its new value, whether it is removed or
 rounded.
 """
 
@@ -35,7 +35,7 @@ def sparsegpt(
     The sweep runs over the inputs in order. With `Entries`, the mask of a block of inputs is chosen when the sweep
     reaches the block, by $(w_i / U_{ii})^2$ among all entries of the block. After a block that ends at row $r$,
     $\lfloor k r / \text{inputs} + 1/2 \rfloor$ entries are removed, so the total is exactly $k$. With `Grouped`, the
-    mask of a group is chosen when the sweep reaches the group. Of equal saliencies the lowest index is kept.
+    mask of a group is chosen when the sweep reaches the group. If saliencies are equal, the lowest index is kept.
 
     A dead input (always zero) has saliency 0, and its kept weights are not changed. An output whose error after the
     sweep is larger than with the mask alone (damping can cause this) keeps its masked weights.
@@ -82,14 +82,14 @@ class Grid(NamedTuple):
     group: int
 
     def scales(self, weight: jax.Array) -> jax.Array:
-        """The scales of whole groups, [groups, outputs]: the largest magnitude is half a step beyond the integers."""
+        """Returns scales, [groups, outputs]: a group's largest magnitude is half a step beyond the integers."""
         largest = jnp.abs(weight).reshape(-1, self.group, weight.shape[1]).max(1)
         return jnp.where(largest > 0, largest, 1.0) / (2 ** (self.bits - 1) - 0.5)
 
     def rounded(self, weight: jax.Array, scale: jax.Array) -> jax.Array:
-        """Returns the nearest multiples of the scale; of two equally near multiples, the larger in magnitude."""
+        """Returns the nearest multiples of the scale; if two are equally near, the larger in magnitude."""
         half = 2 ** (self.bits - 1)
-        # The largest magnitude of a group lies half-way between two integers, where the last bit would decide.
+        # The largest magnitude of a group is half-way between two integers, where the last bit would decide.
         return jnp.clip(jnp.round(weight / scale * (1 + 2**-20)), -half, half - 1) * scale
 
 
@@ -191,7 +191,7 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
 def _sweep(
     weight: jax.Array, upper: jax.Array, dead: jax.Array, plan: _Plan, first: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
+    """Returns the swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
 
     `first` are the scales if each output has one scale; by default the scales of the weights before the sweep.
     """

@@ -24,7 +24,7 @@ _LONGEST = 100  # the largest default interval between two mask updates of `grad
 
 
 def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
-    """Sparsity 0 before `step`, and `sparsity` from `step` on: with the default step a constant sparsity.
+    """Returns a schedule of 0 before `step` and `sparsity` from `step` on; with the default step it is constant.
 
     Args:
       sparsity: the fraction removed, a number or a traced scalar in [0, 1).
@@ -49,7 +49,7 @@ def jump(sparsity: Sparsity, step: int = 0) -> Schedule:
 
 
 def cubic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Schedule:
-    """A sparsity that rises fast at first and slowly towards the end.
+    """Returns a sparsity that rises fast at first and slowly towards the end.
 
         s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (t_n - t_0))^3        for t_0 <= t <= t_n
 
@@ -80,7 +80,7 @@ def cubic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Sch
 
 
 def exponential(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) -> Schedule:
-    """A density that falls by the same factor at each step, like the rounds of iterative pruning.
+    """Returns a density that falls by the same factor at each step, like the rounds of iterative pruning.
 
         1 - s_t = (1 - s_i)^(1 - p) (1 - s_f)^p        with p = (t - t_0) / (t_n - t_0)
 
@@ -108,11 +108,11 @@ def exponential(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0) 
 
 
 def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cycles: int) -> Schedule:
-    """Cubic ramps one after another; weights removed in one cycle may return in the next.
+    """Returns cubic ramps one after another; weights removed in one cycle may return in the next.
 
     Srinivas et al. 2022, "Cyclical Pruning for Sparse Neural Networks", arXiv 2202.01290. The period of a cycle is
     (end - begin) / cycles. Each cycle reaches `final` at `begin` plus a multiple of the period, and the next cycle
-    starts one step later. Updates whose interval divides the period therefore meet `final` once in each cycle.
+    starts one step later. Updates whose interval divides the period therefore reach `final` once in each cycle.
 
     Args:
       begin: the last step at `initial`, an int of 0 or more.
@@ -156,7 +156,7 @@ def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cy
 def ramp(
     begin: int, end: int, final: Sparsity, initial: Sparsity, value: Callable[[Any, Any, Any, Any], Any]
 ) -> Schedule:
-    """A schedule from `initial` at `begin` to `final` at `end` by your own formula.
+    """Returns a schedule from `initial` at `begin` to `final` at `end` by your own formula.
 
     Args:
       begin: the last step at `initial`, an int of 0 or more.
@@ -245,7 +245,7 @@ def _planned(name: str, begin: int, end: int, final: Sparsity, initial: Sparsity
 
 
 def _interval(period: int) -> int:
-    """A tenth of the period, but at most 100 steps."""
+    """Returns a tenth of the period, but at most 100 steps."""
     return max(1, min(_LONGEST, period // 10))
 
 

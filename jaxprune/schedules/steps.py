@@ -36,7 +36,7 @@ class Planned:
     value: Callable[[Step], Sparsity]
 
     def __call__(self, step: Step) -> Sparsity:
-        """The sparsity at a step."""
+        """Returns the sparsity at a step."""
         return self.value(as_step(step))
 
     def __repr__(self) -> str:
@@ -45,7 +45,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class every:  # users call it as a function, and it prints as that call
-    """True at `begin`, every `n` steps from there, and at `end`.
+    """Updates masks at `begin`, every `n` steps from there, and at `end`.
 
     The masks are also updated at `end` if `n` does not divide `end - begin`, so a schedule that ends at the same step
     reaches its final sparsity.
@@ -83,7 +83,7 @@ class every:  # users call it as a function, and it prints as that call
                 raise ValueError(f"end must not come before begin; got begin={self.begin}, end={self.end}")
 
     def __call__(self, step: Step) -> Any:
-        """Whether the masks are updated at this step."""
+        """Returns whether the masks are updated at this step."""
         step = as_step(step)
         due = (step >= self.begin) & ((step - self.begin) % self.n == 0)
         if self.end is not None:
@@ -127,7 +127,7 @@ def is_static(step: Any) -> bool:
 
 
 def as_step(step: Any) -> Any:
-    """A step as a Python int, or as an integer array of 32 bits at least.
+    """Returns a step as a Python int, or as an integer array of 32 bits at least.
 
     Args:
       step: an int, or an integer array (traced or not) of shape ().
@@ -205,7 +205,7 @@ def check_schedule(schedule: Any) -> None:
     """Raises unless a schedule takes a step and returns one number; the number itself is not checked.
 
     Raises:
-      TypeError: the schedule does not take a step, or returns something else than a number.
+      TypeError: the schedule does not take a step, or does not return a number.
     """
     step = jax.ShapeDtypeStruct((), jnp.int32)
     value = jax.eval_shape(lambda at: _tree.call(schedule, "schedule", "schedule(step)", at), step)

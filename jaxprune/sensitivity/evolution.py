@@ -126,7 +126,7 @@ def _slack(budget: float) -> float:
 
 
 def _mutant(levels: np.ndarray, costs: np.ndarray, budget: float, random: np.random.Generator) -> np.ndarray:
-    """Level switches: one leaf moves down a level, and others move up until the budget holds."""
+    """Mutates by level switches: one leaf moves down a level, and others move up until the budget holds."""
     levels = levels.copy()
     for _ in range(min(random.integers(1, 4), random.integers(1, 4))):
         lowered = np.flatnonzero(levels > 0)

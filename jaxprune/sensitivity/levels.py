@@ -50,7 +50,7 @@ def cheapest_loss(losses: Any, costs: Any, budget: float, *, states: int = 20_00
       states: the largest number of pairs to keep; default 20,000.
 
     Returns:
-      `Levels`. Of equal losses the cheaper levels are chosen.
+      `Levels`. If losses are equal, the cheaper levels are chosen.
 
     Raises:
       ValueError: shapes do not fit, values are NaN, or the cheapest levels cost more than the budget.
@@ -168,7 +168,7 @@ def leaf_costs(
       [[8.0, 4.0]]
     """
     if of not in ("parameters", "memory", "flops"):
-        raise ValueError(f'of is "parameters", "memory" or "flops"; got {of!r}')
+        raise ValueError(f'of must be "parameters", "memory" or "flops"; got {of!r}')
     ranked = criteria.magnitude(params) if scores is None else scores
     columns = []
     for level in found.levels:
@@ -287,7 +287,7 @@ def _measured_once(cost: Callable[[Choice], float]) -> Callable[[Choice], float]
 
 
 def _front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """The pairs that no other pair beats in both, by rising cost; of equal pairs the first."""
+    """Returns the pairs that no other pair beats in both, by rising cost; if pairs are equal, the first."""
     order = np.lexsort((loss, cost))
     before = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
     return order[loss[order] < before]
@@ -300,7 +300,7 @@ def levels_of(index: np.ndarray, losses: np.ndarray, costs: np.ndarray, exact: b
 
 
 def checked_table(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and costs as float64, checked.
+    """Returns losses and costs as float64, checked.
 
     Raises:
       ValueError: shapes do not fit, values are NaN, or the cheapest levels cost more than the budget.

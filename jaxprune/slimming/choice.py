@@ -112,12 +112,12 @@ class Choice:
         Args:
           groups: the groups.
           masks: bools that broadcast to the parameters; True is kept, also for whole leaves.
-          partial: the rule for units of which the masks remove only some positions, such as the masks of
+          partial: the rule for units that the masks remove only in part, such as the masks of
             `prune(pattern=Channel())`, which choose the channels of each leaf separately. "raise" raises an error.
             "complete" lets the leaves vote: among the axes in which the masks remove whole units of a group, if more
             than half remove a unit, the unit is removed from all leaves of its group; a warning names the completed
-            units. "keep" keeps every unit that the masks remove only in part. "remove" removes every unit of which
-            the masks remove an entire position of some axis. Default: "raise".
+            units. "keep" keeps every unit that the masks remove only in part. "remove" removes every unit with a
+            position that the masks remove entirely on some axis. Default: "raise".
 
         Returns:
           The choice.
@@ -209,7 +209,7 @@ def unit_masks(groups: Groups, keep: Any) -> PyTree:
 
 
 def _unit_votes(groups: Groups, masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each unit: whether the masks remove some position of it, all positions, and whether most axes remove it."""
+    """Returns for each unit whether masks remove some of its positions, or all, and whether most axes remove it."""
     touched, whole = np.zeros(groups.size, bool), np.ones(groups.size, bool)
     group_of = np.repeat(np.arange(len(groups)), [group.count for group in groups])
     votes, voters = np.zeros(groups.size, int), np.zeros(len(groups), int)
@@ -228,7 +228,7 @@ def _unit_votes(groups: Groups, masks: Sequence[np.ndarray]) -> tuple[np.ndarray
 
 
 def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], wrong: list[str]) -> Choice:
-    """The choice that the leaves vote for; warns of the removed positions that stay."""
+    """Returns the choice that the leaves vote for; warns of the removed positions that stay."""
     choice, stay = Choice(groups, ~remove), []
     for k, (mask, leaf) in enumerate(zip(masks, groups.analysis.leaves, strict=True)):
         removed = np.zeros(leaf.shape or (), bool)
@@ -245,8 +245,8 @@ def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], 
             "the masks remove parts of units, and no unit by a majority of its leaves; choose units with "
             "slimming.choose, or round the masks by Choice.from_masks(groups, masks, partial=...):\n" + "\n".join(wrong)
         )
-    text = f"the masks remove parts of units and were completed: {remove.sum()} of {groups.size} units go, each in "
-    text += "all leaves of its group"
+    text = f"the masks remove parts of units and were completed: {remove.sum()} of {groups.size} units are removed, "
+    text += "each from all leaves of its group"
     if stay:
         text += ". Positions that the masks remove stay where most leaves of their unit keep it or it is frozen:\n"
     warnings.warn(text + "\n".join(stay), UserWarning, stacklevel=2)
@@ -254,7 +254,7 @@ def _completed(groups: Groups, remove: np.ndarray, masks: Sequence[np.ndarray], 
 
 
 def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
-    # A removed position belongs to one unit or to several; of heads times dimensions neither unit is chosen.
+    # A removed position may belong to several units, such as a head and a dimension; then neither unit is chosen.
     alone = np.zeros(groups.size, bool)
     for axes in groups.units:
         for units in axes:
@@ -276,7 +276,7 @@ def _differing(choice: Choice, masks: Sequence[np.ndarray]) -> list[str]:
 
 
 def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, ...]) -> np.ndarray:
-    """The positions of an axis (of each layer) that the mask removes entirely."""
+    """Returns the positions of an axis (of each layer) that the mask removes entirely."""
     mask = np.broadcast_to(mask, shape)
     layers = len(lead) - 1
     others = tuple(i for i in range(len(shape)) if i != axis and i >= layers)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.slimming.choice import Choice
-from jaxprune.slimming.groups import Group, Groups
+from jaxprune.slimming.groups import Group, Groups, names_any
 
 Rules = float | int | Mapping[str, Any]
 
@@ -64,9 +64,9 @@ def choose(
 
     Args:
       groups: the groups.
-      scores: (units,) scores, from `group_scores` or your own; larger = more worth keeping. Of equal scores the first
-        is kept. Or a mapping from groups, by name or member, to the scores of their units, such as scores of channels;
-        all other groups stay whole.
+      scores: (units,) scores, from `group_scores` or your own; larger = more worth keeping. If scores are equal, the
+        first is kept. Or a mapping from groups, by name or member, to the scores of their units, such as scores of
+        channels; all other groups stay whole.
       sparsity: the fraction of units to remove, in [0, 1]. With scope "group" each group loses
         floor(sparsity x units + 1/2) units, or fewer if the limits demand it; a mapping from globs over group names
         gives each group its own sparsity, and 0 to groups without a match. With scope "global" it is one number for all
@@ -83,9 +83,9 @@ def choose(
 
       With a target, the cost crosses the target at the last removal of the choice: one removal fewer costs more. If the
       cost never rises when units are removed (parameters, memory, FLOPs), it is the first choice that meets the target.
-      A measured time may rise at odd widths and varies between measurements: the choice is then a choice at which the
-      time crosses the target, and a new measurement may exceed the target by as much as measurements vary. `cost` is
-      called once for each of about log2(removals) + 2 choices.
+      A measured time may rise at odd widths and varies between measurements: the time then crosses the target at the
+      choice, and a new measurement may exceed the target by as much as measurements vary. `cost` is called once for
+      each of about log2(removals) + 2 choices.
 
     Raises:
       KeyError: a mapping of scores names a group that does not exist.
@@ -105,7 +105,7 @@ def choose(
         raise ValueError("choose needs either sparsity, or cost and target")
     if scope not in ("group", "global") or (scope == "global" and isinstance(sparsity, Mapping)):
         raise ValueError(
-            f'scope is "group" or "global", and "global" takes one sparsity; got {scope!r}, sparsity {sparsity!r}'
+            f'scope must be "group" or "global", and "global" takes one sparsity; got {scope!r}, sparsity {sparsity!r}'
         )
     limits = _checked(groups, limits)
     if isinstance(scores, Mapping):
@@ -126,9 +126,8 @@ def choose(
 
 
 def _of_some_groups(groups: Groups, scores: Mapping[str, Any], limits: Limits) -> tuple[np.ndarray, Limits]:
-    """The scores of all units, and limits that protect the groups without scores."""
-    members = {f"{m.name}[{m.axis}]" for group in groups for m in group.members}
-    if not members.union(group.name for group in groups).intersection(scores):
+    """Returns the scores of all units, and limits that protect the groups without scores."""
+    if not names_any(groups, scores):
         raise ValueError(
             f"scores must be {groups.size} numbers, one for each unit, as group_scores makes them of the scores of "
             f"entries, or a mapping from groups to the scores of their units; got {_tree.shown(scores)}"
@@ -139,9 +138,8 @@ def _of_some_groups(groups: Groups, scores: Mapping[str, Any], limits: Limits) -
         if values.shape != (group.count,) or np.isnan(values).any():
             raise ValueError(f"group {name} has {group.count} units; got scores {values.shape}, none may be NaN")
         units[group.span] = values
-    globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
     without = [group.name for group in groups if np.isinf(units[group.span]).all()]
-    return units, limits._replace(protect=[*globs, *without])
+    return units, limits._replace(protect=[*limits.protect, *without])
 
 
 def removal_order(
@@ -170,7 +168,7 @@ def removal_order(
       [[1], [2], [0]]
     """
     if scope not in ("group", "global"):
-        raise ValueError(f'scope is "group" or "global"; got {scope!r}')
+        raise ValueError(f'scope must be "group" or "global"; got {scope!r}')
     ordered: list[Removal] = []
     limits = _checked(groups, limits)
     for group in groups:
@@ -222,7 +220,7 @@ def _to_cost(
 
 
 def _upto(removals: Sequence[Removal], count: int) -> list[Removal]:
-    """The first removals that take no more than `count` units."""
+    """Returns the first removals that take no more than `count` units."""
     sizes = np.cumsum([len(removal.units) for removal in removals])
     return list(removals[: int(np.searchsorted(sizes, count, side="right"))])
 
@@ -235,12 +233,12 @@ def _after(groups: Groups, removals: Sequence[Removal]) -> np.ndarray:
 
 
 def _removals(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) -> list[Removal]:
-    """The removals of one group, in their order."""
+    """Returns the removals of one group, in their order."""
     if _obstacle(group, limits) is not None:
         return []
     own = scores[group.span]
     layer = np.zeros(group.count, int) if group.layer is None else group.layer
-    # Ascending; of equal scores the last unit is removed first.
+    # Ascending; if scores are equal, the last unit is removed first.
     rows = [np.flatnonzero(layer == k)[::-1] for k in range(group.layers)]
     rows = np.stack([row[np.argsort(own[row], kind="stable")] for row in rows])
     removals, before, highest = [], rows.shape[1], -np.inf
@@ -253,7 +251,7 @@ def _removals(groups: Groups, group: Group, scores: np.ndarray, limits: Limits) 
 
 
 def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
-    """The numbers of units, of each layer, that a group may keep, in falling order."""
+    """Returns the numbers of units, of each layer, that a group may keep, in falling order."""
     width = group.count // group.layers
     k = groups.groups.index(group)
     multiple, units, sparsity = (
@@ -266,9 +264,9 @@ def _widths(groups: Groups, group: Group, limits: Limits) -> list[int]:
 
 
 def _obstacle(group: Group, limits: Limits) -> str | None:
-    """Why a group must stay whole for every sparsity; None if it may shrink."""
-    globs = [limits.protect] if isinstance(limits.protect, str) else list(limits.protect)
-    if any(_tree.matches(name, glob) for name in (group.name, *(m.name for m in group.members)) for glob in globs):
+    """Returns why a group must stay whole for every sparsity; None if it may shrink."""
+    names = (group.name, *(m.name for m in group.members))
+    if any(_tree.matches(name, glob) for name in names for glob in limits.protect):
         return "it is protected"
     if group.inexact is not None and not limits.inexact:
         return (
@@ -287,7 +285,7 @@ def _too_narrow(groups: Groups, group: Group, limits: Limits, count: int | None 
 
 
 def _untouched(groups: Groups, limits: Limits) -> dict[str, str]:
-    """The groups that no ranking can shrink, with the reason."""
+    """Returns the groups that no ranking can shrink, with the reason."""
     reasons = {
         group.name: _obstacle(group, limits)
         or ("" if _widths(groups, group, limits) else _too_narrow(groups, group, limits))
@@ -297,6 +295,7 @@ def _untouched(groups: Groups, limits: Limits) -> dict[str, str]:
 
 
 def _checked(groups: Groups, limits: Limits | None) -> Limits:
+    """Returns the limits, with `protect` as a list of globs; raises if a limit is out of range or matches nothing."""
     _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     limits = limits or Limits()
     _tree.check_instance(limits, Limits, "limits", "slimming.Limits(...)")
@@ -313,18 +312,11 @@ def _checked(groups: Groups, limits: Limits | None) -> Limits:
     unknown = [glob for glob in globs if not any(_tree.matches(name, glob) for name in names)]
     if unknown:
         raise ValueError(f"protect: no group or leaf of a group matches {', '.join(map(repr, unknown))}")
-    return limits
+    return limits._replace(protect=globs)
 
 
 def _resolve(groups: Groups, rules: Rules, default: Any, what: str) -> list[Any]:
-    if not isinstance(rules, Mapping):
-        return [rules] * len(groups)
-    unmatched = [glob for glob in rules if not any(_tree.matches(g.name, glob) for g in groups)]
-    if unmatched:
-        raise ValueError(
-            f"{what}: no group matches {', '.join(map(repr, unmatched))}; there are {[g.name for g in groups]}"
-        )
-    return [next((v for glob, v in rules.items() if _tree.matches(g.name, glob)), default) for g in groups]
+    return _tree.of_names(rules, [group.name for group in groups], default=default, what=what, kind="group")
 
 
 def _check_sparsity(sparsity: Any) -> None:

@@ -183,7 +183,7 @@ def _product(frame: Frame, eqn: Any) -> Count:
 
 
 def _times(count: Count, length: int, axes: Sequence[Axis]) -> Count:
-    """A count times a length; each axis of the length may shrink."""
+    """Returns a count times a length; each axis of the length may shrink."""
     shrinking = [axis for axis in axes if not is_fixed(axis)]
 
     def counted(decision: Decision) -> int:

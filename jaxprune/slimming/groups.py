@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,7 +130,7 @@ class Groups:
         if len(found) == 1:
             return found[0]
         if found:
-            raise KeyError(f"several groups hold {key!r}; name one of: {', '.join(g.name for g in found)}")
+            raise KeyError(f"several groups contain {key!r}; name one of: {', '.join(g.name for g in found)}")
         frozen = [f.reason for f in self.frozen if f"{f.name}[{f.axis}]" == key]
         why = f" (it is frozen: {frozen[0]})" if frozen else ""
         names = [g.name for g in self.groups]
@@ -168,6 +168,12 @@ class Groups:
         for k, group in enumerate(self.groups):
             lines += [f'  g{k} -- p{m.leaf} [label="{m.axis}"];' for m in group.members]
         return "\n".join([*lines, "}"])
+
+
+def names_any(groups: Groups, mapping: Mapping[Any, Any]) -> bool:
+    """Returns whether a key of the mapping is the name of a group or of a member, such as `layer/kernel[3]`."""
+    members = {f"{m.name}[{m.axis}]" for group in groups for m in group.members}
+    return bool(members.union(group.name for group in groups).intersection(mapping))
 
 
 def find_groups(
@@ -278,7 +284,7 @@ def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
 
 
 def _least(found: Units, first: int, count: int) -> int:
-    """The number of units of a group that must stay if all units of other groups do."""
+    """Returns the number of units of a group that must stay if all units of other groups do."""
     least = 1
     for units, chosen, _ in found.chosen:
         own = (units >= first) & (units < first + count)
@@ -332,7 +338,7 @@ def _names(members: list[list[Member]], forms: list[str]) -> list[str]:
 
 
 def _table(groups: Groups) -> str:
-    """The groups with their members, then the frozen positions with the reasons."""
+    """Returns the groups with their members, then the frozen positions with the reasons."""
     rows = [("group", "units", "exact", "members: positions of a unit")]
     for group in groups:
         layers = f" in each of {group.layers} layers" if group.layer is not None else ""

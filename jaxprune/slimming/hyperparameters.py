@@ -1,4 +1,4 @@
-"""`hyperparameters`: the hyperparameters for which a linen or NNX model has the shapes of slim parameters."""
+"""`hyperparameters`: the hyperparameters that give a linen or NNX model the shapes of slim parameters."""
 
 import dataclasses
 import inspect
@@ -48,7 +48,7 @@ class Rebuilt(NamedTuple):
 
 
 def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any) -> list[Rebuilt]:
-    """Finds the hyperparameters for which the modules of a model have the shapes of slim parameters.
+    """Finds the hyperparameters that give the modules of a model the shapes of slim parameters.
 
     Each module is compared with its leaves: the features of a Dense or Conv, the heads of an attention, the sizes of an
     embedding. Each layer gets its own widths, so a model whose layers share one number must be changed to take one
@@ -65,7 +65,7 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
       **options: for linen, further arguments of the call, such as `train=False`.
 
     Returns:
-      One entry for each module of which a leaf shrinks, in the order of the manifest.
+      One entry for each module with a leaf that shrinks, in the order of the manifest.
 
     Raises:
       TypeError: the model is neither a linen nor an NNX module.
@@ -95,7 +95,7 @@ def hyperparameters(manifest: Manifest, model: Any, *inputs: Any, **options: Any
 
 
 def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], _Module]]:
-    from flax import linen, nnx  # only who has a Flax model calls this
+    from flax import linen, nnx  # only callers with a Flax model reach this line
 
     if isinstance(model, nnx.Module):
         for path, module in nnx.iter_modules(model):
@@ -116,11 +116,11 @@ def _modules(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> It
             _ = jax.eval_shape(lambda *args: model.init(keys, *args, **options), *inputs)
         yield from met.items()
     else:
-        raise TypeError(f"hyperparameters are those of a linen or NNX module; got {type(model).__name__}")
+        raise TypeError(f"model must be a linen or NNX module; got {type(model).__name__}")
 
 
 def _owner(identity: tuple[str, ...], modules: dict[tuple[str, ...], _Module]) -> tuple[tuple[str, ...], str]:
-    # The innermost module of which the leaf is one; an attention owns its projections. Linen's variables are in
+    # The innermost module that owns the leaf; an attention owns its projections. Linen's variables are in
     # collections.
     path = identity[1:] if identity[0] in ("params", "batch_stats") and (identity[0],) not in modules else identity
     for end in range(len(path) - 1, 0, -1):
@@ -153,20 +153,20 @@ def _rebuilt(path: tuple[str, ...], module: Any, leaves: dict[str, Kept], as_bui
         else:
             problem = "how many groups of channels stay is not told by the kernel"
     if any(word in kind for word in _MEANS) and not as_built:
-        problem = "its moments would be taken over fewer positions than those of the masked model"
+        problem = "its moments would be taken over fewer positions than in the masked model"
     elif not changes and not ("Norm" in kind or leaves.keys() <= {"bias"}) and _own(leaves):
         problem = f"no hyperparameter is known that says the shape of {', '.join(leaves)}"
     return Rebuilt(name, changes, problem)
 
 
 def _checked(met: _Module, leaves: dict[str, Kept], proposed: Rebuilt) -> Rebuilt:
-    """The proposal, with a problem if the module that is built with it has other shapes than the slim parameters."""
+    """Returns the proposal, with a problem if a module built with it has other shapes than the slim parameters."""
     if proposed.problem is not None or not proposed.changes:
         return proposed
     values = {name: new for name, (_, new) in proposed.changes.items()}
     try:
         built = _built(met, leaves, values)
-    except Exception as error:  # whatever a constructor of the user's raises
+    except Exception as error:  # a user's constructor may raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return proposed._replace(problem=f"it could not be built with these values: {reason[0]}")
     wrong = [
@@ -178,7 +178,7 @@ def _checked(met: _Module, leaves: dict[str, Kept], proposed: Rebuilt) -> Rebuil
 
 
 def _built(met: _Module, leaves: dict[str, Kept], values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the variables of a module that is built with other values of its hyperparameters."""
+    """Returns the shapes of the variables of a module that is built with other values of its hyperparameters."""
     from flax import linen, nnx
 
     key = jax.random.key(0)
@@ -207,7 +207,7 @@ def _built(met: _Module, leaves: dict[str, Kept], values: dict[str, Any]) -> dic
 
 
 def _input_sizes(module: Any, values: dict[str, Any], leaves: dict[str, Kept]) -> tuple[int, int]:
-    """The features that a linen module takes, before and after slimming; (0, 0) if its leaves do not tell."""
+    """Returns the features that a linen module takes, before and after slimming; (0, 0) if its leaves do not tell."""
     groups = getattr(module, "feature_group_count", 1)
     for leaf, axis in (("query/kernel", -3), ("kernel", -2), ("scale", -1), ("mean", -1)):
         kept = leaves.get(leaf)
@@ -217,7 +217,7 @@ def _input_sizes(module: Any, values: dict[str, Any], leaves: dict[str, Kept]) -
 
 
 def _own(leaves: dict[str, Kept]) -> bool:
-    """Whether more than the inputs of a layer shrinks, of which a linen module learns when it is called."""
+    """Returns whether a layer shrinks in more than its inputs, which a linen module infers when it is called."""
     return any(leaf != "kernel" or max(kept.axes) == len(kept.shape or ()) - 1 for leaf, kept in leaves.items())
 
 

@@ -157,7 +157,7 @@ class Manifest:
         """
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("format") != "jaxprune.slimming.manifest":
-            raise ValueError("this is not a manifest of jaxprune.slimming")
+            raise ValueError("the text is not a manifest of jaxprune.slimming")
         if data["version"] > _VERSION:
             raise ValueError(
                 f"the manifest has version {data['version']}; this jaxprune reads versions up to {_VERSION}: "
@@ -213,7 +213,7 @@ class _Seen(NamedTuple):
 
 
 def _mirrored(mirror: PyTree, names: Iterable[tuple[str, ...]]) -> list[_Seen]:
-    """The leaves of a tree, with what they mirror of a tree that has leaves at these paths."""
+    """Returns the leaves of a tree, with what they mirror of a tree that has leaves at these paths."""
     found: list[_Seen] = []
 
     def see(path: Any, leaf: Any, name: Any) -> Any:
@@ -229,7 +229,7 @@ def _mirrored(mirror: PyTree, names: Iterable[tuple[str, ...]]) -> list[_Seen]:
 
 
 def _owners(leaves: Sequence[Kept], mirror: PyTree) -> tuple[list[_Seen], list[list[Kept]]]:
-    """The leaves of a tree, and for each the parameters that it may mirror: none, one, or several if it is not clear.
+    """Returns the leaves of a tree, and for each the parameters that it may mirror: none, one, or several if unclear.
 
     A subtree mirrors all parameters, or else everything below one first component of their paths if these are the
     collections of Flax, or if there is only one.
@@ -249,21 +249,21 @@ def _owners(leaves: Sequence[Kept], mirror: PyTree) -> tuple[list[_Seen], list[l
 
 
 def _ends(leaf: _Seen) -> Iterator[tuple[str, ...]]:
-    """The ends of the path of a leaf, the longest first."""
+    """Returns the ends of the path of a leaf, the longest first."""
     return (leaf.identity[i:] for i in range(len(leaf.identity) + 1))
 
 
 def _problem(
     leaf: _Seen, own: list[Kept], shape: Callable[[Kept], Any], shrinking: dict[Any, Kept], ends: set[Any]
 ) -> str | None:
-    """Why a leaf that belongs to a copy of parameters cannot be converted; None if it can, or if it is another leaf.
+    """Returns why a leaf of a copy of the parameters cannot be converted; None if it can, or belongs to no copy.
 
     Args:
       leaf: the leaf.
       own: the parameters that it may mirror.
       shape: the shape that a leaf must have, from its parameter.
       shrinking: the parameters that shrink, by path.
-      ends: of each parameter that shrinks the path without its first component, and the shape.
+      ends: for each parameter that shrinks, its path without the first component, and its shape.
     """
     around = "the tree around it lacks parameters or has other leaves"
     if len(own) > 1:
@@ -286,7 +286,7 @@ def _read(entry: dict[str, Any]) -> Kept:
     axes = {int(axis): np.asarray(positions, int) for axis, positions in entry["axes"].items()}
     for axis, positions in axes.items():
         if shape is None or not 0 <= axis < len(shape) or (positions >= shape[axis]).any() or (positions < 0).any():
-            raise ValueError(f"{entry['name']}: positions of axis {axis} out of range of the shape {shape}")
+            raise ValueError(f"{entry['name']}: positions of axis {axis} are out of range of the shape {shape}")
     return Kept(entry["name"], tuple(entry["path"]), shape, axes)
 
 
@@ -332,13 +332,13 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
         full, small = (kept.shape or ())[axis], kept.small[axis]
         if leaf.shape[axis] == 1 and small != 1:
             continue
-        # For each position of the whole axis its position in the smaller axis; `small` where `fill` is used.
+        # Maps each position of the whole axis to its position in the smaller axis, or to `small` if it gets `fill`.
         source = np.full((*positions.shape[:-1], full), small)
         np.put_along_axis(source, positions, np.broadcast_to(np.arange(small), positions.shape), -1)
         index = spread(source, axis, leaf.ndim)
         lead = source.shape[:-1]
         leaf = xp.broadcast_to(leaf, (*lead, *leaf.shape[len(lead) :]))
-        if small == 0:  # of a branch that went whole there is nothing to take
+        if small == 0:  # the whole branch was removed, so there is nothing to take
             leaf = xp.full((*leaf.shape[:axis], full, *leaf.shape[axis + 1 :]), fill, leaf.dtype)
             continue
         here = xp.asarray(np.minimum(index, small - 1))
@@ -348,7 +348,7 @@ def _expand(leaf: Any, kept: Kept, fill: Any) -> Any:
 
 
 def spread(values: Any, axis: int, rank: int) -> Any:
-    """(layers..., n) values of the positions of an axis, in a shape of `rank` axes that broadcasts to the array."""
+    """Returns (layers..., n) values of an axis' positions in a shape of `rank` axes that broadcasts to the array."""
     shape = [1] * rank
     for i in range(values.ndim - 1):
         shape[i] = values.shape[i]

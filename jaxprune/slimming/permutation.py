@@ -96,7 +96,7 @@ def permute_channels(
 
 @partial(jax.jit, static_argnames=("n", "m", "sweeps"))
 def stripe_order(scores: jax.Array, key: jax.Array, *, n: int, m: int, sweeps: int) -> jax.Array:
-    """Returns the order of channels for which the stripes of m keep the largest score, with n kept in each row.
+    """Returns the order of channels that keeps the largest score in the stripes of m, with n kept in each row.
 
     Args:
       scores: float[channels, rows], at least 0; m divides the channels.
@@ -136,7 +136,7 @@ def stripe_order(scores: jax.Array, key: jax.Array, *, n: int, m: int, sweeps: i
 
 
 def _inputs_of(groups: Groups, group: Group, scores: Sequence[Any], m: int) -> list[jax.Array]:
-    """For each leaf that sums over the group's units: the magnitudes of its scores, [units, rows]."""
+    """Returns for each leaf that sums over the group's units the magnitudes of its scores, [units, rows]."""
     columns = []
     for member in group.members:
         if member.axis not in groups.roles.leaves[member.leaf].inputs:
@@ -152,7 +152,7 @@ def _inputs_of(groups: Groups, group: Group, scores: Sequence[Any], m: int) -> l
 
 
 def _places(groups: Groups, group: Group, leaf: int, axis: int) -> np.ndarray:
-    """The positions of each unit of a group on an axis, [units, positions of a unit]."""
+    """Returns the positions of each unit of a group on an axis, [units, positions of a unit]."""
     units = groups.units[leaf][axis].reshape(-1, *groups.units[leaf][axis].shape[-2:])[0]
     return np.stack([np.flatnonzero((units == unit).any(-1)) for unit in range(group.span.start, group.span.stop)])
 

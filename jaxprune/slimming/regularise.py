@@ -48,7 +48,7 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 
 
 def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 1.0) -> optax.GradientTransformation:
-    """An L2 penalty on the units that a choice removes, growing from step to step.
+    """Returns an L2 penalty on the units that a choice removes, growing from step to step.
 
     Adds c_t w to the gradient of the units' entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
     GReg-1; DepGraph trains in this way before pruning). Units that stay are not penalised. Put it before the optimizer.
@@ -117,7 +117,7 @@ def proximal_lasso(
 
 
 def _counting(change: Callable[[Any, PyTree, PyTree], PyTree], name: str) -> optax.GradientTransformation:
-    """A transformation `change(step, updates, params) -> updates` that counts its steps."""
+    """Returns a transformation `change(step, updates, params) -> updates` that counts its steps."""
 
     def init(params: PyTree) -> optax.ScaleByScheduleState:
         del params
@@ -146,7 +146,7 @@ def _norms(units: Units, size: int, params: PyTree) -> jax.Array:
 
 
 def _sizes(units: Units, params: PyTree) -> np.ndarray:
-    """The number of entries of each unit."""
+    """Returns the number of entries of each unit."""
     sizes = np.zeros(1 + max((int(places.max()) for axes in units for places in axes if places.size), default=-1))
     for leaf, axes in zip(jax.tree.leaves(params), units, strict=True):
         for places in axes:

@@ -1,7 +1,7 @@
 """Scores of units: `group_scores` adds up any criterion; `expert_scores` (REAP); `geometric_median_scores` (FPGM).
 
 Whole blocks of a residual network have scores too: `block_influence` (ShortGPT) computes them, `keep_influential` marks
-the blocks to keep, and `keep_blocks` takes these out of the parameters.
+the blocks to keep, and `keep_blocks` returns the parameters of the kept blocks.
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ def _add_leaf(
 
 
 def _entries(groups: Groups, units: np.ndarray, values: np.ndarray, member: Member) -> np.ndarray:
-    """(units, entries) the entries of each unit in one leaf along one axis, by ascending position."""
+    """Returns the entries of each unit in one leaf along one axis, (units, entries), by ascending position."""
     held = groups.units[member.leaf][member.axis]
     lead = held.ndim - 2
     rows = np.moveaxis(values, member.axis, lead).reshape(
@@ -150,7 +150,7 @@ def _entries(groups: Groups, units: np.ndarray, values: np.ndarray, member: Memb
 
 
 def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int, np.ndarray]:
-    """The float64 arrays of the leaves that `where` selects, in the shapes of the parameters, by the leaf's place.
+    """Returns the float64 arrays of the leaves that `where` selects, in the parameters' shapes, by the leaf's place.
 
     A single number for a leaf that is not single, and leaves that are no arrays, are left out.
     """
@@ -163,8 +163,13 @@ def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int,
     if other:
         raise ValueError(f"{what} have a leaf {other[0][0]} where the parameters have {other[0][1]}")
     counted = [_selects(where, leaf) for leaf in leaves]
+    names = [leaf.name for leaf in leaves]
     if not any(counted):
-        raise ValueError(f"where selects none of: {', '.join(leaf.name for leaf in leaves)}")
+        raise ValueError(f"where selects none of: {', '.join(names)}")
+    globs = () if callable(where) or isinstance(where, str) else where
+    unmatched = [glob for glob in globs if not any(_tree.matches(name, glob) for name in names)]
+    if unmatched:
+        raise ValueError(f"where: no leaf matches {', '.join(map(repr, unmatched))}; there are: {', '.join(names)}")
     found = {}
     for k, ((name, raw), leaf) in enumerate(zip(given, leaves, strict=True)):
         if not counted[k] or leaf.shape is None or (np.shape(raw) == () and leaf.shape != ()):
@@ -179,7 +184,7 @@ def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int,
 
 
 def _normalised(groups: Groups, total: np.ndarray, normalise: str | None) -> np.ndarray:
-    """Scores divided by the mean, maximum or sum of the absolute scores of their group, of their layer if stacked."""
+    """Divides scores by the mean, maximum or sum of the absolute scores of their group, or layer if stacked."""
     if normalise not in _NORMALISE:
         raise ValueError(f"normalise must be one of {_NORMALISE}; got {normalise!r}")
     if normalise is None:
@@ -274,7 +279,7 @@ def expert_scores(
 
 
 def _experts_of(groups: Groups, name: str, axis: int | None) -> tuple[Group, np.ndarray] | None:
-    """The group of the experts on an axis of a leaf, and the unit of each expert, (layers..., experts)."""
+    """Returns the group of the experts on an axis of a leaf, and the unit of each expert, (layers..., experts)."""
     for group in groups:
         member = next((m for m in group.members if group.routed and (m.name, m.axis) == (name, axis)), None)
         if member is not None:
@@ -340,7 +345,7 @@ def keep_influential(influence: Any, count: int) -> np.ndarray:
       count: the number of blocks to remove, 0 to blocks - 1.
 
     Returns:
-      (blocks,) bool, True = kept. Of equal influences the later block is removed.
+      (blocks,) bool, True = kept. If influences are equal, the later block is removed.
 
     Raises:
       ValueError: `count` is out of range, or an influence is NaN.
@@ -361,7 +366,7 @@ def keep_influential(influence: Any, count: int) -> np.ndarray:
 
 
 def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
-    """Takes the kept blocks out of the parameters, for a network that runs over any number of blocks.
+    """Returns the parameters of the kept blocks, for a network that runs over any number of blocks.
 
     Args:
       blocks: a list or tuple of the parameters of each block; or one tree whose leaves have the blocks on their first
@@ -384,7 +389,7 @@ def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
         raise ValueError(f"keep must be bools, one a block, one of them True; got {keep.dtype} {keep.shape}")
     if isinstance(blocks, (list, tuple)):
         if len(blocks) != len(keep):
-            raise ValueError(f"there are {len(blocks)} blocks and {len(keep)} entries of keep")
+            raise ValueError(f"keep must have one entry for each of the {len(blocks)} blocks; got {len(keep)}")
         return type(blocks)(block for block, stays in zip(blocks, keep, strict=True) if stays)
     paths = jax.tree_util.tree_flatten_with_path(blocks)[0]
     wrong = [

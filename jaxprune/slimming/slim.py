@@ -20,7 +20,7 @@ from jaxprune.slimming._labels.evaluate import Decision, evaluate
 from jaxprune.slimming._labels.rules.control import LAYER
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, choose
-from jaxprune.slimming.groups import Groups, find_groups
+from jaxprune.slimming.groups import Groups, find_groups, names_any
 from jaxprune.slimming.manifest import Manifest
 from jaxprune.slimming.scores import group_scores
 
@@ -193,9 +193,8 @@ def _manifest(
 
 
 def _names_units(groups: Groups, params: PyTree, what: Mapping[Any, Any]) -> bool:
-    """Whether a mapping gives units to remove, and is not a tree of masks."""
-    members = {f"{m.name}[{m.axis}]" for group in groups for m in group.members}
-    if members.union(group.name for group in groups).intersection(what):
+    """Returns whether a mapping gives units to remove, and is not a tree of masks."""
+    if names_any(groups, what):
         return True
     # No key names a group: it has unit numbers under a mistyped name, or masks, perhaps of another structure.
     masks = any(getattr(np.asarray(leaf), "dtype", None) == np.bool_ for leaf in jax.tree.leaves(what))
@@ -231,7 +230,15 @@ def smaller(
                 if structure not in given:
                     given[structure] = _shrinking(*_decide(stateful, manifest, params, whole, fix_outputs, False))
                 before = _whole_inputs(inputs, given[structure], whole)
-            found = _decide(stateful, manifest, params, before, fix_outputs, not whole)
+            try:
+                found = _decide(stateful, manifest, params, before, fix_outputs, not whole)
+            except TypeError as error:
+                if not fix_outputs and not whole:
+                    error.add_note(
+                        "fn was traced with the parameters before slimming and the inputs as given; if the inputs have "
+                        "removed units, pass inputs of the shapes before slimming: rebind(fn, *inputs)"
+                    )
+                raise
             if key is not None and not _leaks(found[0]):
                 traced[key] = found
         analysis, decision = found
@@ -246,7 +253,7 @@ def smaller(
 
 
 def _with_state(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function that also returns the leaves of its arguments that `fn` replaces in place, by their index."""
+    """Returns a function that also returns the leaves of its arguments that `fn` replaces in place, by their index."""
 
     @functools.wraps(fn)
     def run(*args: Any) -> tuple[PyTree, dict[int, Any]]:
@@ -293,7 +300,7 @@ def _key(step: Any) -> Any:
 
 
 def _shrinking(analysis: Analysis, decision: Decision) -> list[dict[int, tuple[int, int]]]:
-    """For each leaf of the inputs the axes that shrink, with their sizes before and after."""
+    """Returns for each leaf of the inputs the axes that shrink, with their sizes before and after."""
     found: list[dict[int, tuple[int, int]]] = []
     for place in analysis.traced.inputs[len(analysis.leaves) :]:
         axes = () if place is None else analysis.frame.read(analysis.frame.jaxpr.invars[place])
@@ -303,11 +310,12 @@ def _shrinking(analysis: Analysis, decision: Decision) -> list[dict[int, tuple[i
 
 
 def _whole_inputs(inputs: tuple[Any, ...], shrinking: list[dict[int, tuple[int, int]]], whole: tuple[Any, ...]) -> Any:
-    """The inputs in the shapes that the function took before slimming."""
+    """Returns the inputs in the shapes that the function took before slimming."""
     paths, structure = jax.tree_util.tree_flatten_with_path(inputs)
     if structure != jax.tree.structure(whole):
         raise ValueError(
-            f"the inputs must have the structure of those given to rebind, {jax.tree.structure(whole)}; got {structure}"
+            f"the inputs must have the structure of the inputs given to rebind, {jax.tree.structure(whole)}; "
+            f"got {structure}"
         )
     leaves, wrong = [], []
     for (path, leaf), axes in zip(paths, shrinking, strict=True):

@@ -12,7 +12,6 @@ from jaxprune.training.dynamic import rigl as rigl
 from jaxprune.training.dynamic import set_ as set_
 from jaxprune.training.dynamic import srigl as srigl
 from jaxprune.training.dynamic import static as static
-from jaxprune.training.enforce import keep_zeros as keep_zeros
 from jaxprune.training.growth import gradient_growth as gradient_growth
 from jaxprune.training.planned import acdc as acdc
 from jaxprune.training.planned import fixed as fixed
@@ -42,7 +41,6 @@ __all__ = [
     "gradient_growth",
     "gradual",
     "is_finished",
-    "keep_zeros",
     "movement",
     "one_shot",
     "phases",

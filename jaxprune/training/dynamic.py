@@ -201,10 +201,11 @@ def dynamic(
       sparsity: the total fraction removed, in [0, 1).
       when: a function from a step to whether the masks are revised; every 100 steps by default.
       fraction: the fraction of the kept weights that are dropped, in [0, 1], or a function of the step; default 0.3.
-      grow: a criterion; the removed weights with the highest scores are grown. `criteria.random` by default. It sees
-        the raw gradients and the extra arguments of `update`.
-      momentum: b in [0, 1): both criteria see the averages `m <- b m + (1 - b) g` over all steps instead of gradients.
-        They cost a dense tree in the state, and reading the gradients at every step. None (the default): no averages.
+      grow: a criterion; the removed weights with the highest scores are grown. `criteria.random` by default. It
+        receives the raw gradients and the extra arguments of `update`.
+      momentum: b in [0, 1): both criteria receive the averages `m <- b m + (1 - b) g` over all steps instead of
+        gradients. They cost a dense tree in the state, and reading the gradients at every step. None (the default): no
+        averages.
       whole_leaf: whether the lowest scores of a whole leaf are dropped, instead of the lowest scores of each part; see
         `training.growth.drop_and_grow`; default False.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.

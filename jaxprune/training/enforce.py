@@ -1,13 +1,13 @@
-"""Exact zeros at removed weights in updates, gradients, parameters and moments; and `keep_zeros`, a plain last link.
+"""Exact zeros at removed weights: in updates (`to_zero`), gradients (`zero`), and optimizer states (`zero_removed`).
 
 It also detects steps that `optax.apply_if_finite` skips: in a skipped step no mask changes and the step count stays.
 
-The checks of a sparsified optimizer refuse gradients, states and dtypes with which its result would be wrong. `explain`
+The checks of a sparsified optimizer refuse gradients, states and dtypes that would make its result wrong. `explain`
 runs only after an update has failed; the other checks run when `init` or `update` is traced.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
 
 
 def zero(values: PyTree, masks: PyTree) -> PyTree:
-    """Gradients or parameters with zeros at removed weights, so that norms and moments ignore them; None stays None."""
+    """Sets gradients or parameters to zero at removed weights, so that norms and moments ignore them. None stays."""
     return _map(lambda x, _, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), values, values, masks)
 
 
@@ -83,52 +83,6 @@ def zero_removed(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     return _tree.map_mirrored(lambda path, leaf, name: clean(leaf, name), state, list(like))
 
 
-class KeepZerosState(NamedTuple):
-    """The masks of `keep_zeros`."""
-
-    masks: PyTree
-
-
-def keep_zeros(masks: PyTree) -> optax.GradientTransformationExtraArgs:
-    """A plain last link of a chain that holds removed weights at zero.
-
-    It must come last: `optax.chain(optimizer, keep_zeros(masks))`. Use `jaxprune.sparsify` unless you need a plain
-    link, because `keep_zeros` has limits. The optimizer before it sees gradients of removed weights and keeps moments
-    for them, which affect kept weights through norms, factored moments and orthogonalisation. Masks do not change.
-    Inside `optax.MultiSteps` it acts only on every k-th step, and inside `lookahead` or a transparent `sam` not on all
-    parameters. The evaluation parameters of `schedule_free` keep removed weights.
-
-    Args:
-      masks: masks in the structure of the parameters. They are copied into the state.
-
-    Returns:
-      A transformation whose update needs `params`.
-
-    Raises:
-      ValueError, TypeError: at init, the masks do not fit (the message names the leaves); at update, params are
-      missing.
-
-    Example:
-      >>> params, masks = {'w': jnp.array([[1.0, 2.0]])}, {'w': jnp.array([[True, False]])}
-      >>> optimizer = optax.chain(optax.sgd(0.5), keep_zeros(masks))
-      >>> updates, _ = optimizer.update({'w': jnp.ones((1, 2))}, optimizer.init(params), params)
-      >>> optax.apply_updates(params, updates)['w'].tolist()
-      [[0.5, 0.0]]
-    """
-
-    def init(params: PyTree) -> KeepZerosState:
-        return KeepZerosState(own_masks(params, masks))
-
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, KeepZerosState]:
-        del extra
-        check_params(params, "keep_zeros")
-        return to_zero(updates, params, fit(params, state.masks)), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
 def fit(params: PyTree, masks: PyTree) -> PyTree:
     """Checks the masks and returns them in the structure of the parameters.
 
@@ -144,7 +98,7 @@ def fit(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def own_masks(params: PyTree, masks: PyTree) -> PyTree:
-    """A copy of the masks in the structure of the parameters: donating a state must not delete the user's arrays."""
+    """Returns a copy of the masks in the parameters' structure: donating a state must not delete the user's arrays."""
     return jax.tree.map(lambda mask: jnp.array(mask, copy=True), fit(params, masks))
 
 
@@ -164,19 +118,10 @@ def use_key(state: Any, key: Any) -> Any:
       ValueError: the method has a key but the state has none, or the reverse.
     """
     if jax.tree.structure(state) != jax.tree.structure(key):
-        raise ValueError(f"the state of this method is {'None' if key is None else 'a key'}; got {state!r}")
+        raise ValueError(f"the state of this method must be {'None' if key is None else 'a key'}; got {state!r}")
     if key is None or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return state
     return jax.random.wrap_key_data(state, impl=jax.random.key_impl(key))
-
-
-def check_params(params: PyTree | None, what: str) -> None:
-    """Raises if a training loop calls `update` without the parameters."""
-    if params is None:
-        raise ValueError(
-            f"{what} needs the parameters to bring removed weights to exact zeros; "
-            "call optimizer.update(grads, state, params)"
-        )
 
 
 def is_guarded(state: PyTree) -> bool:
@@ -234,7 +179,7 @@ def explain(init: Callable[[PyTree], PyTree], updates: PyTree, state: PyTree, pa
         whole = False  # leaves are missing; None would stand for leaves without gradients
     lines = _differences(_kinds(params), _kinds(updates), optional=whole)
     if lines:
-        return "the gradients must be those of the parameters:\n" + "\n".join(lines)
+        return "the gradients do not belong to the parameters:\n" + "\n".join(lines)
     try:
         expected = jax.eval_shape(init, params)
     except Exception:  # an error of init itself does not explain the failed update
@@ -348,7 +293,7 @@ def check_half(optimizer: optax.GradientTransformationExtraArgs, params: PyTree,
 
 
 def _finite_updates(optimizer: Any, structure: Any, leaves: list[Any], pruned: list[bool]) -> list[bool]:
-    """For each leaf whether an optimizer's updates of kept weights are finite; half of a pruned leaf is removed."""
+    """Returns for each leaf whether updates of kept weights are finite, if half of each pruned leaf is removed."""
     with jax.ensure_compile_time_eval():
         ones = [np.ones([min(n, 2) for n in np.shape(leaf)], leaf.dtype) for leaf in leaves]
         kept = [
@@ -370,7 +315,7 @@ def _kinds(values: PyTree) -> dict[tuple[str, ...], str]:
 
 
 def _differences(expected: dict[Any, str], got: dict[Any, str], *, optional: bool = False) -> list[str]:
-    """A line for each leaf that differs. Gradients (`optional`) may lack leaves and may have another dtype."""
+    """Returns a line for each leaf that differs. Gradients (`optional`) may lack leaves and may have another dtype."""
     names = [name for name in {**expected, **got} if not (optional and name not in got)]
     bare = (lambda kind: kind[kind.find("[") :]) if optional else (lambda kind: kind)
     wrong = [n for n in names if bare(expected.get(n, "nothing")) != bare(got.get(n, "nothing"))]
@@ -382,7 +327,7 @@ def _differences(expected: dict[Any, str], got: dict[Any, str], *, optional: boo
 
 
 def in_shape(masks: PyTree, old: PyTree) -> PyTree:
-    """New masks in the shapes of the old masks: the scalar True of a frozen leaf becomes an array of True."""
+    """Returns new masks in the shapes of the old masks: the scalar True of a frozen leaf becomes an array of True."""
     return jax.tree.map(lambda m, o: m if m.ndim == o.ndim else jnp.broadcast_to(m, o.shape), masks, old)
 
 

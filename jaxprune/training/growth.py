@@ -52,7 +52,7 @@ def drop_and_grow(
         number.
 
     Returns:
-      New masks. Of equal scores the lowest index is kept, and the lowest index is grown.
+      New masks. If scores are equal, the lowest index is kept, and the lowest index is grown.
 
     Raises:
       ValueError: the pattern is not supported, trees differ in structure, or `fraction` is outside [0, 1]; the message
@@ -66,7 +66,9 @@ def drop_and_grow(
       [[True, False, False, True]]
     """
     if isinstance(fraction, int | float) and not 0 <= fraction <= 1:
-        raise ValueError(f"fraction is the part of the kept weights that are dropped, in [0, 1]; got {fraction}")
+        raise ValueError(
+            f"fraction must be in [0, 1], the fraction of the kept weights that is dropped; got {fraction}"
+        )
     if jax.tree.structure(grow) != jax.tree.structure(drop):
         _tree.check_same(drop, grow, what="grow", of="drop")
     check_pattern(drop, whole_leaf=whole_leaf, **units)
@@ -181,7 +183,7 @@ def _count(mask: jax.Array, leaf: Leaf) -> Count:
     while total.low.ndim > axes:
         total = counts.sum_counts(total, total.low.ndim - 1)
     total = shards.total_slices(total, leaf.unit_shards, units.shape[:axes])
-    return jax.tree.map(lambda limb: limb.reshape(-1 if limb.size > 1 else ()), total)
+    return jax.tree.map(lambda limb: limb.reshape(() if limb.size == 1 else -1), total)
 
 
 def _drop_scores(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -190,12 +192,12 @@ def _drop_scores(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _last_where(kept: jax.Array, scores: jax.Array) -> jax.Array:
-    """Infinite where a weight must not be dropped, finite or NaN elsewhere."""
+    """Sets scores to infinity where a weight must not be dropped; the others are finite or NaN."""
     return jnp.where(kept, jnp.inf, jnp.minimum(scores, jnp.finfo(scores.dtype).max))
 
 
 def _grow_scores(scores: jax.Array, mask: jax.Array, stay: jax.Array) -> jax.Array:
-    """Infinite where a weight stays, NaN where it was just dropped, finite elsewhere."""
+    """Sets scores to infinity where a weight stays and to NaN where it was just dropped; the others are finite."""
     if not mask.ndim:
         return scores
     finite = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.minimum(scores, jnp.finfo(scores.dtype).max))

@@ -17,7 +17,7 @@ PyTree = Any
 
 
 def fixed(masks: PyTree) -> Method:
-    """Masks that never change: for fine-tuning, tickets and static sparse training.
+    """Holds masks that never change: for fine-tuning, tickets and static sparse training.
 
     Args:
       masks: masks in the structure of the parameters, or of the same leaves in other containers. They are copied into
@@ -48,7 +48,7 @@ def one_shot(sparsity: float, *, step: int = 0, **how: Unpack[How]) -> Method:
     Args:
       sparsity: the fraction to remove, in [0, 1).
       step: the update before which the masks are made, an int of 0 or more. The default, 0, prunes the parameters that
-        training starts with. A criterion sees the gradients of that step.
+        training starts with. A criterion receives the gradients of that step.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
 
     Returns:
@@ -83,7 +83,7 @@ def gradual(schedule: Schedule, *, when: Update | None = None, **how: Unpack[How
         such as `schedules.every(n, begin, end)`, a schedule that ends between two updates reaches its final sparsity at
         the second update. `training.is_finished(state)` says whether a run has reached it.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
-        The criterion sees the raw gradients and the extra arguments of `update`. The key is the same at every
+        The criterion receives the raw gradients and the extra arguments of `update`. The key is the same at every
         revision, so that masks of a random criterion are nested.
 
     Returns:
@@ -139,7 +139,7 @@ def acdc(
       last_dense: the number of steps before `end` that are always dense, for a longer last dense phase; default 0.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         The default allocation is `allocation.one_ranking`, as in the paper; a pattern of N:M has no ranking over all
-        leaves and needs `allocation.uniform`. The criterion sees the raw gradients of the step.
+        leaves and needs `allocation.uniform`. The criterion receives the raw gradients of the step.
 
     Returns:
       A method for `jaxprune.sparsify`.

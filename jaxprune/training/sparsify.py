@@ -2,15 +2,16 @@
 
 A `Method` says which masks hold at which step; `Signals` are the values that it reads.
 
-The wrapper sees the raw gradients before the optimizer, and its updates and state after it. Each step
+The wrapper receives the raw gradients before the optimizer does, and the optimizer's updates and state afterwards. Each
+step
 
     revises the masks, on the steps that the method names (`lax.cond` over the masks alone),
     sets gradients, parameters and moments to zero where weights are removed, and calls the optimizer,
     and returns its updates, with minus the parameter where weights are removed,
 
-so that `optax.apply_updates` computes exact zeros. The optimizer sees only the sparse network. Elementwise optimizers
-make zero moments from zero gradients and zero moments, so the moments are cleaned before the optimizer and not after
-it: cleaning after it would copy them. The training loop does not change, and no hook runs after the step.
+so that `optax.apply_updates` computes exact zeros. The optimizer receives only the sparse network. Elementwise
+optimizers make zero moments from zero gradients and zero moments, so the moments are cleaned before the optimizer and
+not after it: cleaning after it would copy them. The training loop does not change, and no hook runs after the step.
 """
 
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class Dense(NamedTuple):
     """How a method that trains removed weights too changes gradients and updates.
 
     Attributes:
-      gradients: `(grads, params, masks, state) -> grads`: returns the gradients that the optimizer sees.
+      gradients: `(grads, params, masks, state) -> grads`: returns the gradients that the optimizer receives.
       updates: `(updates, masks, state) -> updates`: returns the updates that `sparsify` returns.
     """
 
@@ -178,7 +179,7 @@ def sparsify(
     Raises:
       TypeError: `optimizer` is not a transformation, `method` is not a `Method`, or `state` was not made by `init`.
       ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters,
-        this method and this optimizer; a leaf of which the method removed weights at init has no gradients. At init,
+        this method and this optimizer; a leaf that lost weights at init has no gradients. At init,
         there is nothing to prune, or in float16 the optimizer computes NaN for kept weights.
 
     The method's `where` selects the leaves that are pruned, including leaves that the optimizer freezes (`set_to_zero`,
@@ -226,8 +227,8 @@ def get_masks(opt_state: PyTree) -> PyTree:
     """Returns the masks in an optimizer's state, at any place in a chain or below other wrappers.
 
     Args:
-      opt_state: the state of an optimizer that contains `sparsify(...)` or `keep_zeros(...)` once; of an
-        `nnx.Optimizer` pass `optimizer.opt_state`.
+      opt_state: the state of an optimizer that contains `sparsify(...)` once; for an `nnx.Optimizer` pass
+        `optimizer.opt_state`.
 
     Returns:
       A tree of bool arrays, or of packed masks (`masks.unpack` makes bool masks), without the boxes and Variables of
@@ -309,7 +310,11 @@ class _Run:
     def update(
         self, updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparsifyState]:
-        enforce.check_params(params, "sparsify")
+        if params is None:
+            raise ValueError(
+                "sparsify needs the parameters to bring removed weights to exact zeros; "
+                "call optimizer.update(grads, state, params)"
+            )
         if not isinstance(state, SparsifyState):
             raise TypeError(
                 "state must be a training.SparsifyState, as optimizer.init(params) returns it; got "
@@ -413,19 +418,19 @@ class _Run:
 
 
 def _fast(params: PyTree) -> PyTree:
-    """The parameters that gradients belong to."""
+    """Returns the parameters that gradients belong to."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def _each(fn: Any, *trees: PyTree) -> PyTree:
-    """`fn` of the trees, or of the fast and of the slow parameters."""
+    """Applies `fn` to the trees, or separately to the fast and to the slow parameters."""
     if not isinstance(trees[-1], optax.LookaheadParams):
         return fn(*trees)
     return optax.LookaheadParams(fn(*(tree.fast for tree in trees)), fn(*(tree.slow for tree in trees)))
 
 
 def _outside_boxes(kept: PyTree, params: PyTree) -> PyTree:
-    """The masks, without the box of their parameter where its axis names do not fit the mask."""
+    """Returns the masks, without the box of their parameter where its axis names do not fit the mask."""
 
     def place(mask: Any, param: Any) -> Any:
         own = _unboxed(mask)
@@ -442,8 +447,7 @@ def _unboxed(node: Any) -> Any:
 
 
 def _holders(opt_state: PyTree) -> list[Any]:
-    """The states that hold masks, also inside the state of another sparsified optimizer."""
-    kinds = (SparsifyState, enforce.KeepZerosState)
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
-    found = [node for node in nodes if isinstance(node, kinds)]
-    return found + [inner for node in found if isinstance(node, SparsifyState) for inner in _holders(node.inner)]
+    """Returns the states that hold masks, also inside the state of another sparsified optimizer."""
+    is_state = lambda node: isinstance(node, SparsifyState)
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
+    return found + [inner for node in found for inner in _holders(node.inner)]

@@ -49,7 +49,7 @@ def sparse_params(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def straight_through(sparsity: float | Schedule, *, when: Update = schedules.every(1), **how: Unpack[How]) -> Method:
-    """Masks from the scores of the dense weights; all weights are trained, so removed weights may return.
+    """Masks weights by the scores of the dense weights, and trains all weights, so removed weights may return.
 
         w <- w - lr dL/dw(w m(w)),    m(w) the largest by |w|
 
@@ -94,7 +94,7 @@ def sr_ste(*, decay: float = 2e-4, when: Update = schedules.every(1), **how: Unp
         g <- g + lambda (1 - m) w
 
     Zhou et al. 2021, arXiv 2102.04010, eq. 9: the decay keeps masks from flickering. It is added to the gradient before
-    the optimizer sees it. The loss must take `training.sparse_params(params, get_masks(opt_state))`.
+    the optimizer receives it. The loss must take `training.sparse_params(params, get_masks(opt_state))`.
 
     Args:
       decay: lambda, 0 or more; 2e-4 by default and in the paper. 0 is plain straight-through.
@@ -221,7 +221,7 @@ def movement(
       when: a function from a step to whether the masks for this step are computed anew; every step by default. The
         scores learn at every step.
       **how: how weights are chosen: allocation, pattern, where, batch_axes, specs; see `jaxprune.How`. The allocation
-        sees the learned scores. A criterion or key is refused, since scores are learned.
+        receives the learned scores. A criterion or key is refused, since scores are learned.
 
     Returns:
       A method for `jaxprune.sparsify`, which keeps dense weights; its state is the scores, in float32 at least, and
@@ -266,7 +266,7 @@ def movement(
 
 
 def _as_schedule(sparsity: Any, when: Any) -> tuple[Schedule, int | None]:
-    """The schedule (a constant one for a number), and the number of updates after which it is final."""
+    """Returns the schedule (a constant one for a number), and the number of updates after which it is final."""
     _tree.check_function(when, "when", "schedules.every(100)")
     if not callable(sparsity):
         _tree.check_sparsity(sparsity)
@@ -296,7 +296,7 @@ def _unchanged(updates: PyTree, masks: PyTree, state: Any) -> PyTree:
 
 
 def _of_pruned(fn: Any, updates: PyTree, *rest: PyTree) -> PyTree:
-    """Applies `fn` to pruned leaves, whose leaf in the last tree has axes; None, a leaf without an update, stays."""
+    """Applies `fn` to pruned leaves, which have axes in the last tree; None stays for a leaf without an update."""
 
     def apply(update: Any, *others: Any) -> Any:
         return update if update is None or not jnp.ndim(others[-1]) else fn(update, *others)

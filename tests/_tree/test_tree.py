@@ -105,6 +105,8 @@ def test_the_first_rule_that_matches_counts():
     assert _tree.resolve(5, PARAMS, default=0, what="batch_axes") == [5, 5, 5, 5]
     with pytest.raises(ValueError, match="batch_axes: no leaf matches 'layers'"):
         _ = _tree.resolve({"layers": 1}, PARAMS, default=0, what="batch_axes")
+    with pytest.raises(ValueError, match=r"x: no unit matches 'z'; the names are:\n  0(.|\n)*  49\n  and 3 more$"):
+        _ = _tree.of_names({"z": 1}, [str(i) for i in range(53)], default=0, what="x", kind="unit")
 
 
 def test_masks_are_checked_all_at_once():

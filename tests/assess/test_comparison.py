@@ -49,5 +49,5 @@ def test_errors():
         _ = comparison_table([])
     with pytest.raises(ValueError, match="twice: a"):
         _ = comparison_table([ModelResult("a"), ModelResult("a")])
-    with pytest.raises(ValueError, match="may not be called nll"):
+    with pytest.raises(ValueError, match="must not be called nll"):
         _ = comparison_table([ModelResult("a", extra={"nll": 1.0})])

@@ -284,11 +284,11 @@ def test_answers_come_first_and_say_what_can_be_known(report):
 def test_errors(report):
     with pytest.raises(ValueError, match="must be one of the models, a; got 'b'"):
         _ = risk_report({"a": Predictions(CLEAN)}, Labels(LABELS), key=KEY, reference="b")
-    with pytest.raises(ValueError, match="of which there are none"):
+    with pytest.raises(ValueError, match="but there are none"):
         _ = risk_report({}, Labels(LABELS), key=KEY)
     with pytest.raises(ValueError, match="a: test: logits hold NaN"):
         _ = risk_report({"a": Predictions(CLEAN * np.nan)}, Labels(LABELS), key=KEY)
-    with pytest.raises(ValueError, match="those of the 120 test samples; got 119"):
+    with pytest.raises(ValueError, match="the 120 images of the test samples; got 119"):
         _ = risk_report({"a": Predictions(CLEAN)}, Labels(LABELS), images=IMAGES[1:], **OPTIONS)
     with pytest.raises(ValueError, match="not in it: x"):
         _ = report.to_html(draw=["x"])

@@ -160,7 +160,7 @@ def test_a_model_does_not_differ_from_itself():
             r"x: logits must be of the 120 test samples, \(k, 120, 3\)",
         ),
         (Predictions(LOGITS, members=MEMBERS[:, 1:]), LABELS_OF, "members: logits must be of the 120"),
-        (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must lie in"),
+        (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must be in"),
     ],
 )
 def test_what_cannot_be_judged_is_named(outputs, truth, message):
@@ -205,7 +205,7 @@ def test_few_wrong_answers_make_no_interval_of_a_loss():
 def test_other_errors():
     with pytest.raises(ValueError, match=r"one shape; got \(120, 3\) and \(119, 3\)"):
         _ = changes(LOGITS, LOGITS[1:], LABELS, key=KEY)
-    with pytest.raises(ValueError, match=r"2 draws and a confidence in .* got 1 and 0.95"):
+    with pytest.raises(ValueError, match=r"2 or more and confidence in .* got 1 and 0.95"):
         _ = risk(PREDICTIONS, LABELS_OF, key=KEY, draws=1)
     with pytest.raises(TypeError, match=r"expected assess.Labels, got"):
         _ = risk(PREDICTIONS, LABELS, key=KEY)  # pyright: ignore[reportArgumentType]

@@ -162,7 +162,7 @@ def test_the_pareto_plot_joins_the_front():
         ),
         (lambda p: assess.one_standard_error([1.0], [np.nan], [1]), "none of them NaN"),
         (lambda p: selection.pareto_front([1.0], [1.0, 2.0]), "one number a model"),
-        (lambda p: assess.pareto_table(["a"], [1, 2], [1, 2]), "2 models and 1 names"),
+        (lambda p: assess.pareto_table(["a"], [1, 2], [1, 2]), "each of the 2 models; got 1"),
         (lambda p: assess.plots.pareto_plot({"a": (0.0, 0.1)}), "must be positive"),
     ],
 )

@@ -64,9 +64,9 @@ UNCOVERED = {
         lambda p, x: x @ lax.dynamic_index_in_dim(p["w3"], jnp.argmax(x[0]), keepdims=False),
         "dynamic_slice",
     ),
-    "nothing": (lambda p, x: x * 2, "meets no matrix product"),
+    "nothing": (lambda p, x: x * 2, "enters no matrix product"),
     "added to data": (lambda p, x: x + p["w"][:1], "`add` with data"),
-    "lookup": (lambda p, x: p["w"][jnp.argmax(x, 1)], "meets no matrix product"),
+    "lookup": (lambda p, x: p["w"][jnp.argmax(x, 1)], "enters no matrix product"),
     "a function of it": (lambda p, x: x @ jnp.exp(p["w"]), "`exp`"),
     "a divisor": (lambda p, x: x @ (1 / p["w"]), "`div`"),
     "backwards": (lambda p, x: x @ p["w"][::-1], "`rev`"),
@@ -157,7 +157,7 @@ def test_statistics_go_through_jit_and_know_their_leaves():
     np.testing.assert_allclose(same["a"].mean, X.mean(0)[None], rtol=1e-4, atol=1e-6)
     assert [inputs.layout.shape for inputs in stats.leaves(PARAMS) if inputs] == [(4, 5), (5, 2)]
     assert stats.leaves({"a": PARAMS["a"], "c": jnp.ones(3)})[1] is None
-    with pytest.raises(ValueError, match=r"a: calibrated with shape \(4, 5\), but has shape \(4, 6\) now"):
+    with pytest.raises(ValueError, match=r"a was calibrated with shape \(4, 5\), but has shape \(4, 6\) now"):
         _ = stats.leaves({"a": jnp.ones((4, 6))})
 
 

@@ -85,7 +85,7 @@ def test_a_run_that_failed_goes_on_where_it_was(source: Path, tmp_path: Path):
         writer.add(0, {"steps": params.pop("steps")})
         raise KeyboardInterrupt
     assert not target.exists()
-    with pytest.raises(FileExistsError, match=r"new.unfinished is left of an earlier run; .* --resume"):
+    with pytest.raises(FileExistsError, match=r"new.unfinished is left over from an earlier run; .* --resume"):
         _ = make()
     with pytest.raises(ValueError, match=r"another run.*\n  method: saved obs, expected wanda"):
         _ = make(identity={"method": "wanda"}, resume=True)

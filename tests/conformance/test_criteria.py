@@ -75,8 +75,6 @@ def test_narrow_dtypes_rank_as_wide_ones(criterion, stats, dtype):
     assert min(same) >= (0.9 if criterion is CRITERIA["own"] else 1.0)
 
 
-# The quick way of compiling recomputes the sums of RIA in another order beside each pass of the selection.
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("criterion", few(CRITERIA, "magnitude normalised", "random", "ria"), indirect=True)
 def test_sharded_arrays_give_the_same_masks(criterion, stats, devices):
     params = init_params()

@@ -135,7 +135,7 @@ def test_training_ends_in_the_bits_of_one_device(devices):
 @pytest.mark.parametrize("name", problem.METHODS)
 def test_every_method_ends_in_the_bits_of_one_device_everywhere(name, layout, devices):
     if (name, layout) == ("sr_ste", "fully sharded"):  # the only one that cuts groups of N:M
-        with pytest.raises(ValueError, match=r"layers/scale: groups of m=4 .* lie on several devices"):
+        with pytest.raises(ValueError, match=r"layers/scale: groups of m=4 .* extend over several devices"):
             check_training(name, layout, devices)
         return
     check_training(name, layout, devices)

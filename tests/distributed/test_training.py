@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune
-from jaxprune import masks, training
+from jaxprune import masks
 from tests.cases import few
 from tests.distributed import layouts, problem
 
@@ -111,7 +111,6 @@ def test_states_are_replicated_and_come_back(devices):
         f"{name} {packed}": problem.make_optimizer(name, packed=packed).init(params)
         for name, packed in (("rigl", False), ("gradual random", True))
     }
-    states["keep_zeros"] = training.keep_zeros(masks.ones(params)).init(params)
     states["statistics"] = jaxprune.calibrate(lambda p, x: x @ p["head"]["kernel"], params, [jnp.ones((2, 64))])
     for state in states.values():
         back: Any = jax_utils.unreplicate(jax_utils.replicate(state, devices))

@@ -220,7 +220,9 @@ def test_stored_top_logits_bound_the_loss_from_below_and_reach_it():
     stored = ensembles.TopLogits.of(teacher, 3)
     with pytest.raises(ValueError, match=r"stored for temperature 2\.0, but the loss has temperature 3\.0"):
         _ = ensembles.distillation_loss(student, stored, temperature=3.0)
-    with pytest.raises(ValueError, match=r"same shape but for the classes; got \(4, 7\) and TopLogits of \(3, 4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"same shape except for the classes; got \(4, 7\) and TopLogits of \(3, 4, 3\)"
+    ):
         _ = ensembles.distillation_loss(student[0], stored)
 
 

@@ -106,5 +106,5 @@ def test_errors():
         _ = ensembles.greedy_selection(spoiled, LABELS)
     with pytest.raises(ValueError, match=r"size must be in \[1, 5\]"):
         _ = ensembles.greedy_selection(MEMBERS, LABELS, 6)
-    with pytest.raises(ValueError, match="labels must lie in"):
+    with pytest.raises(ValueError, match="labels must be in"):
         _ = ensembles.greedy_selection(MEMBERS, LABELS + 1)

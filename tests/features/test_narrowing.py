@@ -113,7 +113,7 @@ def test_what_cannot_go_is_said():
         ({"mask": np.ones(8)}, "mask must be 8 bools.*float64"),
         ({"mask": np.zeros(8, bool)}, "keeps no feature"),
         ({"axis": 2}, "with an axis 2"),
-        ({"names": ["a"]}, "8 features and 1 names"),
+        ({"names": ["a"]}, "each of the 8 features; got 1"),
     ],
 )
 def test_errors_say_what_is_wrong(net, change, message):

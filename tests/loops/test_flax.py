@@ -68,7 +68,7 @@ def test_linen_state_with_the_shardings_of_its_annotations(pattern, packed, devi
     jitted = jax.jit(watch.traced(step), in_shardings=(shardings, None), out_shardings=shardings, donate_argnums=0)
     run = lambda state, i: jitted(state, batch(i))
     state = watch.train(run, state, lambda state: (state.params, state.opt_state), by_orbax, tmp_path)
-    # JAX traces the restored TrainState once more, although its types and its structure are the same.
+    # Orbax returns the scalar `step` without a mesh in its type, so JAX traces once more; also with a dense optimizer.
     watch.expect({"first/Dense_0/kernel": 32, "second/Dense_0/kernel": 32}, resumed=1)
     # Masks of the whole shape lie as their parameters do.
     kept: Any = jaxprune.get_masks(state.opt_state)

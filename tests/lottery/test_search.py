@@ -124,7 +124,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, found):
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path):
     _ = (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="contains files of no search"):
+    with pytest.raises(FileExistsError, match="contains files that belong to no search"):
         _ = search(folder=tmp_path)
     folder = tmp_path / "other"
     folder.mkdir()

@@ -168,7 +168,7 @@ def test_experts_are_calibrated_on_their_own_tokens():
             {"missing": "model.layers.1.mlp.up_proj.weight"},
             r"has no parameter model.layers.1.mlp.up_proj.weight",
         ),
-        ({"missing": "model.norm.weight"}, r"has no parameter model.norm.weight, which its config.json asks for"),
+        ({"missing": "model.norm.weight"}, r"has no parameter model.norm.weight, which its config.json requires"),
         ({"shape": "model.layers.2.mlp.down_proj.weight"}, r"the parameters model.layers.2.\* do not fit config.json"),
         ({"key": "num_attention_heads"}, r"config.json has no num_attention_heads, which a model of the family llama"),
     ],
@@ -185,6 +185,12 @@ def test_a_folder_that_is_not_complete_is_refused_from_its_shapes(tmp_path: Path
     with pytest.raises(ValueError, match=message):
         _ = models.prune_folder(source, tmp_path / "new", TOKENS, 0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_glob_without_a_parameter_is_refused_before_anything_is_written(llama: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"sparsity: no parameter matches 'layers\.0\.\*'; the names are:\n  lm_head"):
+        _ = models.prune_folder(llama, tmp_path / "new", TOKENS, {"model.layers.1.*": 0.5, "layers.0.*": 0.5})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

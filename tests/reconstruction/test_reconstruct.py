@@ -170,7 +170,7 @@ def test_refusals(stats):
         _ = reconstruct(PARAMS, stats)
     with pytest.raises(ValueError, match="leave out sparsity, pattern"):
         _ = reconstruct(PARAMS, stats, 0.5, masks=jax.tree.map(lambda p: p != 0, PARAMS))
-    with pytest.raises(ValueError, match=r"conv: 2 of 4 removes 0.5, got sparsity 0.7"):
+    with pytest.raises(ValueError, match=r"conv: 2 of 4 has the sparsity 0.5, but sparsity is 0.7"):
         _ = reconstruct(PARAMS, stats, 0.7, pattern=NM(2, 4))
     with pytest.raises(
         ValueError,
@@ -191,7 +191,7 @@ def test_refusals(stats):
         _ = reconstruct(PARAMS, stats, {"convolution": 0.5})
     with pytest.raises(ValueError, match=r"parameters are not finite:\n  out"):
         _ = reconstruct({**PARAMS, "out": PARAMS["out"].at[0].set(jnp.nan)}, stats, 0.5)
-    with pytest.raises(ValueError, match=r"out: calibrated with shape"):
+    with pytest.raises(ValueError, match=r"out was calibrated with shape"):
         _ = reconstruct({**PARAMS, "out": jnp.ones((3, 4, 8))}, stats, 0.5)
 
 
@@ -199,7 +199,7 @@ def test_leaves_without_statistics_are_named():
     params = {"a": normal(4, 3), "b": normal(4, 3)}
     stats = calibrate(lambda p, x: x @ p["a"], params, [normal(9, 4)], collect="square")
     assert int((~reconstruct(params, stats, 0.5, method="wanda").masks["a"]).sum()) == 6
-    with pytest.raises(ValueError, match=r"without statistics(.|\n)*b: meets no matrix product"):
+    with pytest.raises(ValueError, match=r"without statistics(.|\n)*b: enters no matrix product"):
         _ = reconstruct(params, stats, 0.5, method="wanda", where=lambda name, leaf: True)
     with pytest.raises(ValueError, match=r"collect='gram'(.|\n)*  a"):
         _ = reconstruct(params, stats, 0.5)

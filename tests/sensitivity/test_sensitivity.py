@@ -262,7 +262,7 @@ _FOUND = Sensitivity(("z",), np.array([0.0, 0.5]), np.zeros((1, 2)))
         ),
         (
             lambda p, e: sensitivity.leaf_costs(network, p, _FOUND, jnp.ones((1, 6)), of="x"),
-            'of is "parameters", "memory" or "flops"',
+            'of must be "parameters", "memory" or "flops"',
         ),
         (
             lambda p, e: sensitivity.leaf_costs(network, p, _FOUND, jnp.ones((1, 6))),

@@ -347,7 +347,7 @@ def test_bad_limits(groups: slimming.Groups, limits: Any, message: str) -> None:
         ({"sparsity": {"z": 0.5}}, "sparsity: no group matches 'z'"),
         ({"scores": np.ones(3)}, "scores must be 28 numbers"),
         ({"scores": np.full(28, np.nan)}, "none of them NaN"),
-        ({"scope": "all"}, "scope is"),
+        ({"scope": "all"}, "scope must be"),
     ],
 )
 def test_bad_choices(groups: slimming.Groups, change: Any, message: str) -> None:

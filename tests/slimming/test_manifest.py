@@ -111,12 +111,12 @@ def test_json_is_enough_to_rebuild(params: Any, small: slimming.Slimmed) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "this is not a manifest"),
+        ("{}", "the text is not a manifest"),
         ('{"format": "jaxprune.slimming.manifest", "version": 9, "leaves": []}', "version 9"),
         (
             '{"format": "jaxprune.slimming.manifest", "version": 1, "leaves": [{"path": ["a"], "name": "a", '
             '"shape": [3], "new_shape": [1], "axes": {"0": [4]}}]}',
-            "a: positions of axis 0 out of range",
+            "a: positions of axis 0 are out of range",
         ),
     ],
 )

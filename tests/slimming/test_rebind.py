@@ -45,7 +45,10 @@ def test_a_function_may_use_part_of_the_parameters() -> None:
         ValueError, match=r"must be smaller:\n  input 0: expected 6 of 7 positions on axis 1, got shape"
     ):
         _ = back(small.params, jnp.ones((2, 7)))
-    with pytest.raises(ValueError, match="must have the structure of those given to rebind"):
+    with pytest.raises(TypeError) as caught:
+        _ = small.rebind(decode)(small.params, h)
+    assert any("rebind(fn, *inputs)" in note for note in caught.value.__notes__)
+    with pytest.raises(ValueError, match="must have the structure of the inputs given to rebind"):
         _ = back(small.params, {"h": h})
 
 

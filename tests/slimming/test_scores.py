@@ -136,6 +136,7 @@ def test_bad_input(params: Any) -> None:
         ({**params, "b": params["b"].T}, {}, r"parameters of b have shape \(5, 6\), the parameter \(6, 5\)"),
         (params, {"normalise": "median"}, "normalise must be one of .* got 'median'"),
         (params, {"where": "z"}, "where selects none of: a, b, c"),
+        (params, {"where": ["a", "z"]}, "where: no leaf matches 'z'; there are: a, b, c"),
     ]
     for given, options, message in wrong:
         with pytest.raises(ValueError, match=message):

@@ -203,6 +203,19 @@ def test_a_donated_state_leaves_the_users_key_alone(typed):
     assert np.shape(jax.random.key_data(jax.random.fold_in(key, 1))) == (2,)
 
 
+@pytest.mark.parametrize("name", few(METHODS, "srigl"))
+def test_a_leaf_without_entries_stays_as_it_is(name):
+    params: Any = {"first": {"kernel": jnp.ones((4, 0))}, "second": {"kernel": jnp.arange(16.0).reshape(4, 4)}}
+    optimizer: Any = jaxprune.sparsify(optax.sgd(0.1), METHODS[name](KEY))
+    state = optimizer.init(params)
+    kept = int(state.masks["second"]["kernel"].sum())
+    for _ in range(3):
+        updates, state = optimizer.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert params["first"]["kernel"].shape == (4, 0)
+    assert int(state.masks["second"]["kernel"].sum()) == kept
+
+
 def test_what_is_not_covered_is_named():
     with pytest.raises(ValueError, match=r"second/kernel: NM"):
         _ = training.set_(0.5, key=KEY, pattern={"second/*": masks.NM(2, 4)}).init(init_params())

@@ -209,7 +209,7 @@ def test_gradients_of_another_network_are_named():
     optimizer: Any = jaxprune.sparsify(optax.adam(0.1), training.one_shot(0.5))
     state = optimizer.init(params)
     other = params | {"first": params["first"] | {"kernel": jnp.ones((6, 9))}}
-    with pytest.raises(ValueError, match=r"gradients must be those .*\n  first/kernel: expected .*6, 8.*got .*6, 9"):
+    with pytest.raises(ValueError, match=r"gradients do not belong .*\n  first/kernel: expected .*6, 8.*got .*6, 9"):
         _ = _update(optimizer, other, state)
     with pytest.raises(ValueError, match="kernel: expected nothing, got"):
         _ = _update(optimizer, params["first"], state)
@@ -342,16 +342,6 @@ def test_inside_scan_and_vmap_it_is_the_same():
 def test_multi_steps_around_it_too():
     params, state = run(optax.MultiSteps(jaxprune.sparsify(optax.adam(0.1), gradual()), 2), init_params(), 2 * STEPS)
     expect_zeros(params, jaxprune.get_masks(state), REMOVED)
-
-
-def test_keep_zeros_is_a_last_link():
-    params = init_params()
-    pruned = jaxprune.prune(params, 0.5)
-    tuned, state = run(optax.chain(optax.adamw(0.1), training.keep_zeros(pruned.masks)), params)
-    expect_zeros(tuned, jaxprune.get_masks(state), {"first/kernel": 24, "second/kernel": 16})
-    # What it cannot do: the optimizer before it has moments for removed weights.
-    removed = ~np.asarray(pruned.masks["first"]["kernel"])
-    assert np.count_nonzero(np.asarray(state[0][0].mu["first"]["kernel"])[removed]) > 0
 
 
 def test_the_evaluation_parameters_of_schedule_free_are_sparse_too():

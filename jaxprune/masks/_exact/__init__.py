@@ -25,7 +25,7 @@ for any layout of the scores. JAX has no 64-bit integers unless enabled, and flo
              form segments with one common threshold (one ranking over all leaves; ties go to the earliest array).
              Small arrays of one shape are stacked first, because the number of kernels determines the compile time.
 
-The place of an entry in the ranking is its key and then, if keys tie, minus its index, so that of equal scores the
-lowest index ranks first. In a slice of 2^31 entries or more the index has two digits. Counts are exact to 2^47 entries
+The place of an entry in the ranking is its key and then, if keys tie, minus its index, so that the lowest index ranks
+first among equal scores. In a slice of 2^31 entries or more the index has two digits. Counts are exact to 2^47 entries
 on any number of devices: in a `jax.shard_map` each device counts its shard, and the counts are added up over the mesh.
 """

@@ -39,7 +39,7 @@ class Count(NamedTuple):
 
     @classmethod
     def of(cls, value: int) -> "Count":
-        """The count of a Python integer.
+        """Returns the count of a Python integer.
 
         Args:
           value: in [0, 2^47).
@@ -61,17 +61,17 @@ class Count(NamedTuple):
         return cls(value >> _BASE_BITS, value & (_BASE - 1))
 
     def __int__(self) -> int:
-        """The Python integer of a scalar count that is not traced: `int(count)`."""
+        """Returns the Python integer of a scalar count that is not traced: `int(count)`."""
         return int(self.high) * _BASE + int(self.low)
 
 
 def as_float(value: Count) -> jax.Array:
-    """The count, or a negative difference of counts, rounded to float32."""
+    """Returns the count, or a negative difference of counts, rounded to float32."""
     return jnp.float32(_BASE) * jnp.asarray(value.high, jnp.float32) + jnp.asarray(value.low, jnp.float32)
 
 
 def total(parts: jax.Array, axis: int | tuple[int, ...] | None = None) -> Count:
-    """The exact sum of non-negative int32 numbers, at most 2^15 numbers for each result.
+    """Returns the exact sum of non-negative int32 numbers, at most 2^15 numbers for each result.
 
     Each number is cut into limbs before the sum, so that the sums of 2^15 limbs stay below 2^31.
     """
@@ -84,7 +84,7 @@ def _sum(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
 
 
 def sum_counts(parts: Count, axis: int = 0) -> Count:
-    """The exact sum of at most 2^15 counts along an axis."""
+    """Returns the exact sum of at most 2^15 counts along an axis."""
     return normalise(Count(_sum(parts.high, axis), _sum(parts.low, axis)))
 
 
@@ -94,32 +94,32 @@ def normalise(value: Count) -> Count:
 
 
 def subtract(a: Count, b: Count) -> Count:
-    """`a - b`; a negative difference has a negative `high`."""
+    """Returns `a - b`; a negative difference has a negative `high`."""
     return normalise(Count(a.high - b.high, a.low - b.low))
 
 
 def less(a: Count, b: Count) -> Any:
-    """`a < b`, elementwise."""
+    """Returns `a < b`, elementwise."""
     return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
 
 
 def equal(a: Count, b: Count) -> Any:
-    """`a == b`, elementwise."""
+    """Returns `a == b`, elementwise."""
     return (a.high == b.high) & (a.low == b.low)
 
 
 def zeros(like: Count | None = None) -> Count:
-    """A zero count, or zero counts in the shape of others."""
+    """Returns a zero count, or zero counts in the shape of others."""
     return Count(0, 0) if like is None else Count(jnp.zeros_like(like.high), jnp.zeros_like(like.low))
 
 
 def where(condition: Any, a: Count, b: Count) -> Count:
-    """`a` where the condition holds, else `b`, elementwise."""
+    """Returns `a` where the condition holds, else `b`, elementwise."""
     return Count(jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low))
 
 
 def removed(sparsity: Any, n: int) -> Count:
-    r"""How many of `n` entries a sparsity removes: $\lfloor s n + 1/2 \rfloor$, exactly.
+    r"""Returns how many of `n` entries a sparsity removes: $\lfloor s n + 1/2 \rfloor$, exactly.
 
     Args:
       sparsity: in [0, 1). A Python or NumPy number is evaluated on the host in float64, a Fraction exactly. A floating
@@ -128,7 +128,7 @@ def removed(sparsity: Any, n: int) -> Count:
       n: the number of entries, below 2^47.
 
     Returns:
-      A Count: of Python integers for a number, of int32 arrays of the sparsity's shape for an array.
+      A Count of Python integers if the sparsity is a number, of int32 arrays in its shape if it is an array.
 
     Raises:
       ValueError: the sparsity is a number outside [0, 1) or NaN.
@@ -197,7 +197,7 @@ def kept_in_groups(sparsity: Any, kept: int, size: int, what: str) -> int | jax.
     if isinstance(sparsity, jax.Array):
         return jnp.maximum(kept, size - removed(sparsity, size).low)
     if isinstance(sparsity, Count):
-        raise ValueError(f"{what} removes the same number of every group, so it takes no Count; pass a sparsity")
+        raise ValueError(f"{what} removes the same number from every group, so it takes no Count; pass a sparsity")
     _tree.check_sparsity(sparsity, f"{what}: sparsity")
     exact = 1 - kept / size
     if abs(float(sparsity) - exact) > 1e-6:
@@ -214,8 +214,8 @@ def _is_one(sparsity: jax.Array) -> bool:
 
 
 def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
-    # s = sum_i s_i 2^(-16 i) with 16-bit digits, and n likewise, so the product is exact in limbs. Removing a digit is
-    # exact in floating point, because the fraction keeps fewer bits each time.
+    # s = sum_i s_i 2^(-16 i) with 16-bit digits. n has 16-bit digits too, so the product is exact in limbs. Removing a
+    # digit is exact in floating point, because the fraction keeps fewer bits each time.
     fraction = jnp.clip(jnp.nan_to_num(sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))), 0.0, 1.0)
     digits = []
     for _ in range(5):
@@ -245,7 +245,7 @@ def _product(a: jax.Array, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 def _removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count:
-    """`removed` for many leaves: a Count of int32[leaves].
+    """Returns `removed` for many leaves, as a Count of int32[leaves].
 
     Arrays are stacked, since operations for each leaf take long to compile.
     """
@@ -265,7 +265,7 @@ def _removed_from_each(sparsities: Sequence[Any], sizes: Sequence[int]) -> Count
 
 
 def _given(sparsities: Sequence[Any], slices: Sequence[int]) -> Count:
-    """The Counts among the sparsities, for each slice of their leaves; zeros for the other leaves."""
+    """Returns the Counts among the sparsities, for each slice of their leaves; zeros for the other leaves."""
     given = [s if isinstance(s, Count) else zeros() for s in sparsities]
     limbs = zip(*given, strict=True)
     if not any(isinstance(limb, jax.Array) for s in given for limb in s):
@@ -310,12 +310,12 @@ def ordered(scores: jax.Array) -> jax.Array:
 
 
 def integer(dtype: np.dtype) -> np.dtype:
-    """The integer type of the keys of scores of this dtype."""
+    """Returns the integer type of the keys of scores of this dtype."""
     return np.dtype(_INTS[dtype.itemsize if dtype.name in _INF_BITS else 4])
 
 
 def bounds(dtype: np.dtype) -> tuple[int, int]:
-    """Integers `(low, high)` with `low < key <= high` for every key of scores of this dtype."""
+    """Returns integers `(low, high)` with `low < key <= high` for every key of scores of this dtype."""
     known = dtype if dtype.name in _INF_BITS else np.dtype(np.float32)
     return _nan_key(known) - 1, int(np.iinfo(integer(known)).max)
 

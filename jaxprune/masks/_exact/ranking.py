@@ -1,9 +1,8 @@
-"""`keep_largest`: keeps exactly k of n entries of arrays; of equal scores the lowest index is kept.
+"""`keep_largest`: keeps exactly k of n entries of arrays; if scores are equal, the lowest index is kept.
 
-`search` finds the k-th largest entry by counting, with integer brackets that a few probes at a time narrow. Selection
-never sorts and never gathers. It only asks how many keys are above given integers. One question costs one pass over the
-data, its answer is a few exact integers for any layout of the data, and three or four questions settle a leaf of any
-size.
+`search` finds the k-th largest entry by counting. It keeps an integer bracket for each row, and each pass narrows the
+bracket by a few probes. Selection never sorts and never gathers. It only counts the keys above given integers. A count
+costs one pass over the data and is exact for any layout of the data. Three or four passes settle a leaf of any size.
 
 Words of this file: a row is a leaf, or one slice of it along its batch axes; a segment is a row, or several rows that
 are ranked together and share one threshold.
@@ -61,7 +60,7 @@ class Rows(NamedTuple):
     order: tuple[int, ...] = (0,)
 
     def total(self, parts: Count, together: jax.Array) -> Count:
-        """For each row the sum over its segment if `together`, else its own: [rows, ...] -> [rows, ...]."""
+        """Returns each row's value, or the sum over its segment if `together`: [rows, ...] -> [rows, ...]."""
         if len(self.order) == 1:
             return parts
         shape = (len(self.order), self.segments, *parts.high.shape[1:])
@@ -119,12 +118,12 @@ def search(
 
 
 def settled_exactly(bracket: Bracket, rows: Rows, kept: Count, together: jax.Array) -> jax.Array:
-    """Whether exactly the wanted number of keys is above `low`: bool[rows]."""
+    """Returns whether exactly the wanted number of keys is above `low`: bool[rows]."""
     return counts.equal(rows.total(bracket.above_low, together), kept)
 
 
 def probes_from_sample(sample: jax.Array, sizes: np.ndarray, kept: Count, entries: Count) -> jax.Array:
-    """Probes around the key with `kept` of the entries above it, estimated from a sample.
+    """Returns probes around the key that has `kept` entries above it, estimated from a sample.
 
     Args:
       sample: int[rows, m], in any order; padding is the largest integer.
@@ -153,7 +152,7 @@ def probes_from_sample(sample: jax.Array, sizes: np.ndarray, kept: Count, entrie
 def probes_between(
     bracket: Bracket, rows: Rows, kept: Count, together: jax.Array, stuck: bool | jax.Array = False
 ) -> jax.Array:
-    """Probes around the wanted rank, as if keys were evenly distributed: int[rows, PROBES], ascending.
+    """Returns probes around the wanted rank, as if keys were evenly distributed: int[rows, PROBES], ascending.
 
     If the last guess got `stuck`, or if few keys are left, probes are evenly spaced; few integers are all probed.
     """
@@ -172,7 +171,7 @@ def probes_between(
 
 
 def _inside(bracket: Bracket, rows: Rows, together: jax.Array) -> jax.Array:
-    """The number of keys between the ends, in the row or in all rows of its segment: float[rows], at least 1."""
+    """Returns the number of keys in each bracket, of the row or of all rows of its segment: float[rows], at least 1."""
     above_low, above_high = rows.total(bracket.above_low, together), rows.total(bracket.above_high, together)
     return jnp.maximum(counts.as_float(counts.subtract(above_low, above_high)), 1.0)
 
@@ -244,8 +243,8 @@ def keep_largest(
       layouts: how devices of a shard_map share each array. `scores` are shards; all other values are of whole arrays.
 
     Returns:
-      bool masks in the shapes of the scores. NaN ranks lowest, -0.0 equals 0.0, and of equal scores those with the
-      lowest index are kept (of the earliest array first).
+      bool masks in the shapes of the scores. NaN ranks lowest, -0.0 equals 0.0, and if scores are equal, the lowest
+      index of the earliest array is kept.
     """
     if not scores:
         return []
@@ -265,23 +264,25 @@ def keep_largest(
         moved = np.concatenate([np.arange(first[i], first[i + 1]) for i in stacks.order])
         kept = Count(kept.high[moved], kept.low[moved])
     ends = np.cumsum([leaf.slices for leaf in leaves]).tolist()
-    first = _unknown([end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)])
+    # The compiler does not know that this is True. First, so the number of a leaf's first row is no constant in the
+    # leaf's kernels: XLA compiles equal kernels once, however often they occur. Second, the masks are made in a branch,
+    # and a branch reads its arguments from memory, as the loop that counts does. Outside of a branch XLA may compute
+    # the scores again, add sums in another order, and keep another number of entries than the loop counted.
+    true = lax.optimization_barrier(jnp.asarray(True))
+    firsts = [end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)]
+    first = lax.cond(true, lambda: [jnp.int32(n) for n in firsts], lambda: [jnp.int32(n + 1) for n in firsts])
     found = _find(stacks.arrays, leaves, first, rows, kept)
-    return stacks.unstack([leaf.mask(x, found, i) for leaf, x, i in zip(leaves, stacks.arrays, first, strict=True)])
-
-
-def _unknown(numbers: list[int]) -> list[jax.Array]:
-    """Integers whose values the compiler does not know.
-
-    XLA compiles a kernel once, however often it occurs. All leaves of one shape use the same kernel to read a table by
-    row, unless the number of the row is a constant in the kernel.
-    """
-    known = lax.optimization_barrier(jnp.asarray(True))
-    return lax.cond(known, lambda: [jnp.int32(n) for n in numbers], lambda: [jnp.int32(n + 1) for n in numbers])
+    masks = lax.cond(
+        true,
+        lambda arrays: [leaf.mask(x, found, i) for leaf, x, i in zip(leaves, arrays, first, strict=True)],
+        lambda arrays: [x < x for x in arrays],
+        stacks.arrays,
+    )
+    return stacks.unstack(masks)
 
 
 def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], rows: Rows, kept: Count) -> jax.Array:
-    """The place, int[parts, rows], above which each row's entries are kept; `first` is the first row of each leaf."""
+    """Returns each row's threshold, int[parts, rows]; entries above it stay. `first`: the first row of each leaf."""
     integer = jnp.result_type(*(counts.integer(leaf.dtype) for leaf in leaves), jnp.int32)
     lows, highs = _bounds(leaves, integer)
     entries = _per_row(leaves)
@@ -325,7 +326,7 @@ def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], r
 def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: jax.Array) -> Count:
     """Returns how many entries equal to the threshold each row keeps: zero if the count was exact.
 
-    Of rows that were searched together, the earliest arrays keep theirs first.
+    If rows were searched together, the earliest arrays keep their entries first.
     """
     own = counts.where(exact, counts.zeros(wanted), wanted)
     if len(rows.order) == 1:
@@ -362,7 +363,7 @@ def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
 
 
 def _bounds(leaves: list[Leaf], integer: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The ends of the search, int[parts, rows]; a leaf with fewer parts than others has a dummy part at the end."""
+    """Returns the ends of the search, int[parts, rows]; a leaf with fewer parts gets a dummy part at the end."""
     parts = max(len(leaf.bounds) for leaf in leaves)
     ends = [leaf.bounds + [(-2, -1)] * (parts - len(leaf.bounds)) for leaf in leaves for _ in range(leaf.slices)]
     table = np.array(ends, integer).transpose(2, 1, 0)
@@ -375,7 +376,7 @@ def _per_row(leaves: list[Leaf]) -> Count:
 
 
 def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np.dtype) -> tuple[jax.Array, np.ndarray]:
-    """A few keys of each row, int[rows, m], padded with the largest integer; and the number of keys."""
+    """Returns a few keys of each row, int[rows, m], padded with the largest integer; and the number of keys."""
     total = sum(leaf.entries for leaf in leaves)
     size = _SAMPLE if jax.device_count() == 1 else _SAMPLE_SPREAD
     if len(rows.order) > 1:
@@ -400,7 +401,7 @@ def _sample(arrays: list[jax.Array], leaves: list[Leaf], rows: Rows, integer: np
 
 
 class Stacks(NamedTuple):
-    """Arrays, some of which are stacks of the given arrays.
+    """The given arrays, with small arrays of the same shape stacked into one.
 
     Attributes:
       arrays: the arrays; a stack has a new leading axis.
@@ -420,7 +421,7 @@ class Stacks(NamedTuple):
         return [i for members in self.members for i in members]
 
     def unstack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        """The inverse of `stack`, for other arrays in the shapes of `self.arrays`."""
+        """Takes arrays in the shapes of `self.arrays` apart: the inverse of `stack`."""
         found: dict[int, jax.Array] = {}
         for array, members in zip(arrays, self.members, strict=True):
             found |= {members[0]: array} if len(members) == 1 else dict(zip(members, array, strict=True))

@@ -31,8 +31,8 @@ _APART = 64  # the least number of devices that can share an axis in whole runs
 class Leaf:
     """The shape of an array of scores whose leading axes are independent slices.
 
-    The place of an entry in the ranking is its key and then, if keys tie, minus its index minus one, so that of equal
-    keys the lowest index ranks first. The index has one digit, or two digits in a slice of 2^31 entries or more.
+    The place of an entry in the ranking is its key and then, if keys tie, minus its index minus one, so that the lowest
+    index ranks first among equal keys. The index has one digit, or two digits in a slice of 2^31 entries or more.
 
     Attributes:
       full: the shape of the array, or of the shard of a device of a shard_map.
@@ -68,7 +68,7 @@ class Leaf:
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
-        """For each part of a place, integers `(low, high)` with `low < part <= high`."""
+        """Integers `(low, high)` for each part of a place, with `low < part <= high`."""
         return [counts.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
     def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> Count:
@@ -86,11 +86,11 @@ class Leaf:
         return _count_above(self, scores, probes, seen, first)
 
     def mask(self, scores: jax.Array, found: jax.Array, first: jax.Array) -> jax.Array:
-        """True if the place is above `found`, int[parts, rows], in the first part in which the two differ."""
+        """Marks places above `found`, int[parts, rows]: places that are larger in the first part that differs."""
         return _mask(self, scores, found, first)
 
     def sample(self, scores: jax.Array, wanted: int) -> jax.Array:
-        """Keys of at most `wanted` entries of each slice, spread over the slice: [slices, m]."""
+        """Returns keys of at most `wanted` entries of each slice, spread over the slice: [slices, m]."""
         return _sample(self, scores, wanted)
 
 
@@ -205,7 +205,7 @@ def _at_points(leaf: Leaf, scores: jax.Array, wanted: int) -> jax.Array:
 
 
 def points(shape: tuple[int, ...], number: int) -> tuple[np.ndarray, ...]:
-    r"""Indices of points that are spread evenly over an array, without a stride that could match its structure.
+    r"""Returns indices that are spread evenly over an array, without a stride that could match its structure.
 
     Along axis j the positions are the fractional parts of $i \phi^{-j}$ for $i = 1, 2, \dots$, with $\phi$ the root of
     $\phi^{d + 1} = \phi + 1$ (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
@@ -239,7 +239,7 @@ def _places(leaf: Leaf, scores: jax.Array, integer: Any, zero: jax.Array) -> lis
 
 
 def _own(leaf: Leaf, table: jax.Array, first: jax.Array) -> jax.Array:
-    """The table columns of the slices on this device: [n, rows] -> [n, slices]."""
+    """Returns the table columns of the slices on this device: [n, rows] -> [n, slices]."""
     own = lax.dynamic_slice(table, (np.int32(0), first), (len(table), leaf.slices), allow_negative_indices=False)
     if not leaf.layout.along(range(leaf.batch_axes)):
         return own
@@ -248,7 +248,7 @@ def _own(leaf: Leaf, table: jax.Array, first: jax.Array) -> jax.Array:
 
 
 def _column(leaf: Leaf, table: jax.Array, row: int) -> jax.Array:
-    """One value for each slice, broadcast to the size of the scores."""
+    """Returns one value for each slice, broadcast to the size of the scores."""
     batch = leaf.full[: leaf.batch_axes]
     values = lax.slice_in_dim(table, row, row + 1).reshape(batch)
     return lax.broadcast_in_dim(values, leaf.full, tuple(range(leaf.batch_axes)))
@@ -294,7 +294,7 @@ def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:
 
 
 def _shared_out(leaf: Leaf) -> tuple[int, ...]:
-    """The lengths of the runs along each axis, for a slice whose count exceeds 31 bits.
+    """Returns the lengths of the runs along each axis, for a slice whose count exceeds 31 bits.
 
     There are as many runs along each axis as devices may share it, and at most as many in total as `_add_digits` adds.
     """
@@ -325,11 +325,11 @@ def _add(numbers: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of a slice over which counts are not yet summed in the first sum.
+    """Returns the axes of a slice over which counts are not yet summed in the first sum.
 
     A small slice has no such axes. Below 2^31 entries they are leading axes, but not the last, until there are enough
-    partial sums to work in parallel. There are none with several devices, which work in parallel anyway and would have
-    to exchange the partial sums: a partitioned reduction of several operands gathers them. From 2^31 entries on, on one
+    partial sums to work in parallel. Several devices need no such axes: they work in parallel anyway and would have to
+    exchange the partial sums: a partitioned reduction of several operands gathers them. From 2^31 entries on, on one
     device, there is one axis, short enough to be summed in limbs and long enough that no partial sum reaches 2^31.
 
     Raises:
@@ -350,7 +350,7 @@ def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def strides(shape: tuple[int, ...], wanted: int) -> tuple[int, ...]:
-    """Strides that take about `wanted` entries of an array, and divide its axes evenly if possible.
+    """Returns strides that take about `wanted` entries of an array, and divide its axes evenly if possible.
 
     The size that remains of an axis keeps as many factors of two as possible. If a power of two of devices share the
     axis, no entries have to move between devices.
@@ -377,7 +377,7 @@ def keep_in_groups(scores: jax.Array, kept: int | jax.Array, *, axis: int) -> ja
     """Keeps the same number of largest scores in each group.
 
     The rank of a member is the number of members with a larger score, or with an equal score and a lower index. A
-    member is kept if its rank is below `kept`. So NaN ranks lowest, and of equal scores the lowest index is kept.
+    member is kept if its rank is below `kept`. So NaN ranks lowest, and if scores are equal, the lowest index is kept.
 
     Args:
       scores: floating, any shape.

@@ -50,7 +50,7 @@ def split(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
 
 
 def join(x: jax.Array) -> jax.Array:
-    """The inverse of `split`: joins each pair of neighbouring axes."""
+    """Joins each pair of neighbouring axes: the inverse of `split`."""
     shape = [a * b for a, b in zip(x.shape[::2], x.shape[1::2], strict=True)]
     spec = _spec(x)
     if spec is None:
@@ -72,7 +72,7 @@ def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def named_sharding(x: jax.Array) -> NamedSharding | None:
-    """The sharding of an array for `out_sharding`, if its type names the devices; else None."""
+    """Returns the sharding of an array for `out_sharding`, if its type names the devices; else None."""
     place = jax.typeof(x).sharding
     return None if all(part is None for part in place.spec) else place
 
@@ -110,19 +110,19 @@ class Shards:
         return any(self.names)
 
     def whole(self, shape: Shape) -> Shape:
-        """The shape of the whole array, from the shape of one shard."""
+        """Returns the shape of the whole array, from the shape of one shard."""
         return tuple(n * self.cuts(axis) for axis, n in enumerate(shape))
 
     def cuts(self, axis: int) -> int:
-        """The number of shards along an axis."""
+        """Returns the number of shards along an axis."""
         return self.parts[axis] if axis < len(self.parts) else 1
 
     def number(self, axes: Sequence[int]) -> int:
-        """The number of shards along several axes."""
+        """Returns the number of shards along several axes."""
         return math.prod(self.cuts(axis) for axis in axes)
 
     def along(self, axes: Sequence[int]) -> tuple[str, ...]:
-        """The axes of the mesh that shard these axes."""
+        """Returns the axes of the mesh that shard these axes."""
         return tuple(name for axis in axes if axis < len(self.names) for name in self.names[axis])
 
     @property
@@ -131,12 +131,12 @@ class Shards:
         return tuple(sorted(self.along(range(len(self.names)))))
 
     def take(self, order: Sequence[int | None]) -> "Shards":
-        """The layout of an array with these axes of this array; None stands for an axis that is not sharded."""
+        """Returns the layout of an array with the axes `order` of this array; None is an axis that is not sharded."""
         names = [self.along([axis]) if axis is not None else () for axis in order]
         return Shards(tuple(names), tuple(self.cuts(axis) if axis is not None else 1 for axis in order))
 
     def position(self, axes: Sequence[int]) -> Any:
-        """The index of this device's shard along some axes, the last axis fastest: int32."""
+        """Returns the index of this device's shard along some axes, the last axis fastest: int32."""
         place: Any = np.int32(0)
         for axis in axes:
             names = self.along([axis])
@@ -144,18 +144,18 @@ class Shards:
         return place
 
     def start(self, axis: int, size: int) -> Any:
-        """The index along an axis at which this device's shard, of this size, begins."""
+        """Returns the index along an axis at which this device's shard, of this size, begins."""
         return self.position([axis]) * np.int32(size)
 
     def own(self, values: jax.Array, shape: Shape) -> jax.Array:
-        """This device's shard, of this shape, of an array that the device has whole; additional axes stay whole."""
+        """Returns this device's shard, of shape `shape`, of a whole array; additional axes stay whole."""
         for axis, size in enumerate(shape):
             if self.along([axis]):
                 values = lax.dynamic_slice_in_dim(values, self.start(axis, size), size, axis)
         return values
 
     def spread(self, values: jax.Array, shape: Shape) -> jax.Array:
-        """The inverse of `own`: the whole array, with zeros in the shards of other devices, to sum over devices."""
+        """Returns the whole array from this device's shard, with zeros in all other shards, to sum over devices."""
         for axis, size in enumerate(shape):
             if self.along([axis]):
                 whole = list(values.shape)
@@ -250,7 +250,7 @@ def _layout(spec: Any, sizes: dict[str, int]) -> Shards:
 
 
 def _bound(names: set[str]) -> dict[str, int]:
-    """The sizes of the mesh axes; empty outside a shard_map, where no axis is bound."""
+    """Returns the sizes of the mesh axes; empty outside a shard_map, where no axis is bound."""
     sizes, missing = {}, []
     for name in sorted(names):
         try:
@@ -283,7 +283,7 @@ _APART = 64  # the least number of partial sums that are left, so that devices c
 
 
 def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Shards = WHOLE) -> jax.Array:
-    r"""The sum over some axes, with the same bits for every layout.
+    r"""Returns the sum over some axes, with the same bits for every layout.
 
     $s = 2^{e} \sum_i \lfloor 2^{-e} x_i \rceil$ with $e$ the exponent of $\max_i |x_i|$ less 29: each number is
     rounded to 2^-29 of the largest, and the sum is exact before it is rounded to float32.
@@ -301,6 +301,8 @@ def exact_sum(x: jax.Array, along: tuple[int, ...], layout: Shards = WHOLE) -> j
       [[4.0, 6.5]]
     """
     x = x.astype(jnp.float32)
+    if not x.size:
+        return x.sum(along, keepdims=True)
     # If all entries are finite, these two give the largest magnitude; otherwise their sum is the result.
     largest, smallest = x.max(along, keepdims=True), x.min(along, keepdims=True)
     if layout.along(along):
