@@ -195,9 +195,8 @@ def find_groups(
     experts, and the reason is reported. If no operation ties the experts, each expert may lose other hidden units, the
     same number in each expert (`Group.layer`).
 
-    A `shard_map` or `pmap` is followed too. Of an axis that a mesh cuts into shards each shard may lose other units, the
-    same number in each shard (`Group.layer`), so that the smaller function runs on the same mesh. What a mesh axis of
-    size 1 cuts, or what no mesh axis cuts, is as free as outside.
+    A `shard_map` or `pmap` is followed too. If a mesh axis cuts an axis into shards, each shard may lose other units,
+    the same number in each shard (`Group.layer`), so the smaller function runs on the same mesh.
 
     Batch statistics belong in `params`. A function that returns them freezes their channels, because it freezes all
     outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the

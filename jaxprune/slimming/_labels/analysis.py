@@ -206,7 +206,7 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
             inner = _layers(sub.jaxpr)
             for k, place in enumerate(sub.inputs):
                 var = None if place is None else eqn.invars[place]
-                if isinstance(var, Literal) or var not in source:
+                if var is None or isinstance(var, Literal) or var not in source:
                     continue
                 lengths = inner.get(k, ())
                 if k in sub.stacked_inputs:
