@@ -43,8 +43,9 @@ class Group:
       first: the index of the group's first unit among all units.
       count: the number of units.
       members: the axes that lose positions.
-      layer: the layer of each unit, if each layer of a scan, or each member of a stack such as the experts of a
-        mixture, may lose different units of the same number; None if the group is not stacked.
+      layer: the layer of each unit, if each layer of a scan, each member of a stack such as the experts of a mixture,
+        or each shard of an axis that a `shard_map` cuts, may lose different units of the same number; None for other
+        groups.
       inexact: why removing units is not the same as masking them; None if it is the same.
       least: the number of units that must stay, in each layer: as many as an operation chooses from them, at least 1.
       routed: whether a softmax, a top-k or an argmax chooses among the units, as a router does among its experts. To
@@ -74,7 +75,7 @@ class Group:
 
     @property
     def layers(self) -> int:
-        """The number of layers, which all lose the same number of units; 1 if the group is not stacked."""
+        """The number of layers (or members, or shards), which all lose the same number of units; 1 without layers."""
         return 1 if self.layer is None else int(self.layer.max()) + 1
 
     @property
@@ -194,6 +195,9 @@ def find_groups(
     experts, and the reason is reported. If no operation ties the experts, each expert may lose other hidden units, the
     same number in each expert (`Group.layer`).
 
+    A `shard_map` or `pmap` is followed too. If a mesh axis cuts an axis into shards, each shard may lose other units,
+    the same number in each shard (`Group.layer`), so the smaller function runs on the same mesh.
+
     Batch statistics belong in `params`. A function that returns them freezes their channels, because it freezes all
     outputs: find the groups on the function without them, and use `Slimmed.rebind` for training. Leaves that only the
     training mode reads are included if it is passed in `also`.
@@ -255,6 +259,13 @@ def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
                 forms[g] = forms[g] or _form(places)
                 blocks[g].append(_block(places))
     names = _names(members, forms)
+    least = [_least(found, int(start), int(count)) for start, count in zip(starts, counts, strict=False)]
+    for g, shard in enumerate(found.shards):
+        if shard is not None:
+            layer = layers[g]
+            cells = shard if layer is None else layer * (shard.max() + 1) + shard
+            layers[g] = np.unique(cells, return_inverse=True)[1].reshape(-1)
+            least[g] = -(-least[g] // (int(shard.max()) + 1))
     return tuple(
         Group(
             names[g],
@@ -264,7 +275,7 @@ def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
             layers[g],
             found.inexact[g],
             min(blocks[g]) if min(blocks[g]) > 1 else int(found.inner[g]),
-            _least(found, int(starts[g]), int(counts[g])),
+            least[g],
             found.routed[g],
         )
         for g in range(len(counts))

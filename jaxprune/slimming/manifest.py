@@ -197,7 +197,8 @@ class Manifest:
             if not own or not own[0].axes or not _is_sized(leaf):
                 return leaf
             if _at_hand(leaf):
-                return jax.device_put(change(np.asarray(leaf), own[0]), leaf.sharding)
+                where = leaf.sharding if leaf.committed else None  # an array that no one placed may go where it is used
+                return jax.device_put(change(np.asarray(leaf), own[0]), where)
             return change(leaf, own[0])
 
         return _tree.map_mirrored(lambda path, leaf, name: convert(leaf), mirror, [])

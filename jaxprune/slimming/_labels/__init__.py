@@ -10,7 +10,8 @@ with this label, in all leaves, are removed together or not at all. The analysis
 2. Axes (`axes`). An axis is a product of factors (`jaxprune._jaxprs.factors`), each with an array of labels. An axis
    of heads times dimensions has two, so that removing a head and removing a dimension of every head are both
    possible. Cutting an axis of one factor rewrites its labels as conjunctions. In a scan over stacked layers labels
-   have an additional axis, so that each layer may lose different positions, as long as each loses equally many.
+   have an additional axis, so that each layer may lose different positions, as long as each loses equally many. An axis
+   that a shard_map cuts has one too, for its shards (`rules.sharded`).
 3. Frames (`frames`, `analysis`). `follow` visits the equations of a jaxpr and stores the axes of every variable in a
    `Frame`; each inner jaxpr has its own frame. The rule of an equation passes labels on, couples them (an addition:
    position by position; a contraction: the two contracted axes) or freezes them (an index, an output, an unknown

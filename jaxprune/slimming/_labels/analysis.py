@@ -206,12 +206,13 @@ def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
             inner = _layers(sub.jaxpr)
             for k, place in enumerate(sub.inputs):
                 var = None if place is None else eqn.invars[place]
-                if isinstance(var, Literal) or var not in source:
+                if var is None or isinstance(var, Literal) or var not in source:
                     continue
                 lengths = inner.get(k, ())
                 if k in sub.stacked_inputs:
                     lengths = (int(eqn.params["length"]), *lengths)
-                if len(lengths) > len(found.get(source[var], ())):
+                whole = lengths == tuple(var.aval.shape[: len(lengths)])  # a shard_map may cut the stack itself
+                if whole and len(lengths) > len(found.get(source[var], ())):
                     found[source[var]] = lengths
         [*operands] = [v for v in eqn.invars if not isinstance(v, Literal)]
         if len(eqn.invars) == len(operands) == 1 and operands[0] in source and not sub_jaxprs(eqn):

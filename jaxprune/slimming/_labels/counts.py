@@ -32,7 +32,7 @@ from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axis
 from jaxprune.slimming._labels.evaluate import Decision, Numbers
-from jaxprune.slimming._labels.frames import Frame
+from jaxprune.slimming._labels.frames import Frame, Shards
 
 
 class Use(NamedTuple):
@@ -227,15 +227,40 @@ def _follow(frame: Frame, inputs: Sequence[_Known], counts: list[Count]) -> list
             return [known[0] if alone else _joined(known)] * results
         if is_product(eqn):
             return [_product(frame, eqn, known, counts)]
-        if isinstance(what, Reduce) and what.sums:
-            block = tuple(frame.read(eqn.invars[0])[i] for i in what.axes(eqn))
-            return [_Known(None, known[0].active, (*known[0].summed, block), made=block)]
+        summed = _summed(frame, eqn, known)
+        if summed is not None:
+            return [summed]
         if isinstance(what, Entrywise):
             return [_entrywise(Use(frame, index, 0, 0.0, 0.0), what, known, counts)] * results
         return [_Known(active=any(k.active for k in known) or what is None)] * results
 
     consts = [_constant(const) for const in frame.consts]
     return walk(frame.jaxpr, [*consts, *inputs], Values[_Known](_constant), equation)
+
+
+def _summed(frame: Frame, eqn: Any, operands: Sequence[_Known]) -> _Known | None:
+    """Returns what is known of a sum over axes or over devices; None for any other equation."""
+    what, known = PRIMITIVES.get(eqn.primitive.name), operands[0] if operands else _Known()
+    if isinstance(what, Reduce) and what.sums:
+        block = tuple(frame.read(eqn.invars[0])[i] for i in what.axes(eqn))
+        return _Known(None, known.active, (*known.summed, block), made=block)
+    if eqn.primitive.name not in ("psum", "psum2", "psum_invariant") or len(operands) != 1:
+        return None
+    # A sum over devices completes sums and products over axes that its mesh axes cut.
+    blocks = [*known.summed, *known.products]
+    completed = [axes for axes in blocks if _shards(frame, axes, eqn.params["axes"]) > 1]
+    return known if blocks and len(completed) == len(blocks) else _Known(active=known.active)
+
+
+def _shards(frame: Frame, axes: Sequence[Axis], names: Sequence[Any] | None = None) -> int:
+    """Returns into how many shards mesh axes (default: all) cut axes of a jaxpr inside a shard_map."""
+    found = 1
+    for k, layer in enumerate(frame.layers):
+        if isinstance(layer, Shards) and (names is None or layer.name in names):
+            back = len(frame.layers) - k + 1  # layers are the axes before the last
+            all_ids = [factor.of for axis in axes for factor in axis if factor.of is not None]
+            found *= layer if any(ids.ndim >= back and ids.shape[-back] > 1 for ids in all_ids) else 1
+    return found
 
 
 def _constant(value: Any) -> _Known:
@@ -358,9 +383,11 @@ def _match(
         return False
     if any(export.is_symbolic_dim(ax.size(axis)) for axis in axes):
         raise ValueError("as_built: a sum over a symbolic dimension and an axis that may shrink; give a fixed size")
-    n = math.prod(ax.size(axis) for axis in axes) - offset
-    for power in [p for p in (*powers, *(-p for p in powers)) if n > 1]:
-        if abs(use.number - n**power) <= use.tolerance * n**power:
-            counts.append(Count(use, axes, offset, power, case))
-            return True
+    shards = _shards(use.frame, axes)
+    for counted in [axes, (*axes, ax.fixed(shards))][: 1 + (shards > 1)]:  # the positions of a device, or of all
+        n = math.prod(ax.size(axis) for axis in counted) - offset
+        for power in [p for p in (*powers, *(-p for p in powers)) if n > 1]:
+            if abs(use.number - n**power) <= use.tolerance * n**power:
+                counts.append(Count(use, counted, offset, power, case))
+                return True
     return False

@@ -292,7 +292,10 @@ def keep_of(labels: Labels, axis: Axis, gone: np.ndarray) -> Keep | None:
         return None
     counts = stay.sum(-1)
     if counts.min() != counts.max():
-        raise UnevenError(f"the layers keep from {counts.min()} to {counts.max()} of {stay.shape[-1]} positions")
+        raise UnevenError(
+            f"the layers of a scan, or the shards of a mesh axis, keep from {counts.min()} to {counts.max()} of "
+            f"{stay.shape[-1]} positions; remove equally many from each"
+        )
     positions = np.nonzero(stay)[-1].reshape(*stay.shape[:-1], int(counts.flat[0]))
     return Keep(stay.shape[-1], positions)
 
@@ -336,7 +339,7 @@ def single(positions: np.ndarray) -> np.ndarray:
     """
     rows = positions.reshape(-1, positions.shape[-1]) if positions.shape[-1] else positions.reshape(1, 0)
     if (rows != rows[:1]).any():
-        raise UnevenError("the layers of a scan keep different positions where the position matters")
+        raise UnevenError("layers of a scan, or shards, keep different positions where the position matters")
     return rows[0]
 
 

@@ -30,6 +30,22 @@ Equation = Any
 Jaxpr = Any
 
 
+class Shards(int):
+    """The number of shards along a mesh axis that cuts axes with labels: a layer of the frame inside a shard_map.
+
+    Attributes:
+      name: the mesh axis.
+    """
+
+    name: str
+
+    def __new__(cls, count: int, name: str) -> "Shards":
+        """Returns the number of shards, with the name of the mesh axis."""
+        self = super().__new__(cls, count)
+        self.name = name
+        return self
+
+
 @dataclasses.dataclass
 class Frame:
     """The axes of every value of one jaxpr in one call, and the frames of its inner jaxprs.
@@ -37,7 +53,8 @@ class Frame:
     Attributes:
       jaxpr: an open jaxpr.
       consts: the values of its constvars.
-      layers: the lengths of the enclosing scans over stacked parameters; labels have these leading axes.
+      layers: the lengths of the enclosing scans over stacked parameters, and the `Shards` of enclosing shard_maps;
+        labels have these leading axes.
       rule_of: returns the rule of an equation; None for an unknown primitive.
       axes: the axes of each variable.
       rules: the rule of each equation.
@@ -133,8 +150,9 @@ class Site:
         """Follows labels through a jaxpr inside the equation."""
         depth = self.frame.layers if layers is None else layers
         loops = {into for _, into in sub.carried}
+        plain = sub.role.startswith("while") or (sub.role == "shard_map" and depth != self.frame.layers)
         known = [
-            None if place is None or k in loops or sub.role.startswith("while") else self.eqn.invars[place]
+            None if place is None or k in loops or plain else self.eqn.invars[place]
             for k, place in enumerate(sub.inputs)
         ]
         points = [None if var is None else pointing.read(self.frame, var) for var in known]

@@ -28,6 +28,7 @@ class Labels:
       marks: labels that an operation selected from their axis.
       chosen: labels of axes from which a softmax, a top-k or an argmax chooses, with how many it chooses and its name.
       origins: the iotas whose positions may be removed.
+      shards: labels (shards, positions) of axes that a mesh axis cuts: equally many positions of each shard stay.
     """
 
     FIXED = 0
@@ -43,6 +44,7 @@ class Labels:
         self.marks: list[Ids] = []
         self.chosen: list[tuple[Ids, int, str]] = []
         self.origins: list[Any] = []
+        self.shards: list[Ids] = []
 
     @property
     def size(self) -> int:

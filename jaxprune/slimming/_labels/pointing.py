@@ -123,7 +123,9 @@ def _inner(site: Any, subs: Any, given: Sequence[Meaning]) -> None:
     frame, children = site.frame, site.frame.children.get(site.index, [])
     derived = site.name.startswith("custom_")
     pointed = any(isinstance(g, Points | Columns) for g in given)
-    if subs[0].role not in ("call", "scan") or not children or (derived and pointed):
+    # What a shard_map does with whole axes is what a call does; a shard of an axis has positions of its own.
+    whole = subs[0].role == "shard_map" and bool(children) and children[-1].layers == frame.layers
+    if not (whole or subs[0].role in ("call", "scan")) or not children or (derived and pointed):
         # What an inner jaxpr chooses leaves it as plain numbers.
         inside = [read(child, var) for child in children for var in child.jaxpr.outvars]
         lose(site, [*given, *inside], f"{site.name}, a function with custom derivatives" if derived else site.name)

@@ -32,6 +32,8 @@ class Units(NamedTuple):
       routed: for each kind whether a softmax, a top-k or an argmax chooses among its units.
       chosen: the units of each position of an axis that such an operation chooses from, (layers..., n, k), filled up
         with -1; how many positions it chooses; its name.
+      shards: for each kind the shard of each unit, if a mesh axis cuts an axis of the kind into shards that must keep
+        equally many units; None for other kinds.
     """
 
     placed: tuple[tuple[np.ndarray, ...], ...]
@@ -41,10 +43,21 @@ class Units(NamedTuple):
     frozen: list[tuple[str, int, int, int, str]]
     routed: list[bool]
     chosen: list[tuple[np.ndarray, int, str]]
+    shards: list[np.ndarray | None]
 
 
 def units_of(analysis: Analysis) -> Units:
-    """Finds the units of an analysed function and sorts them by kind."""
+    """Finds the units of an analysed function and sorts them by kind.
+
+    Kinds whose units are not spread evenly over the shards of a mesh axis are frozen.
+    """
+    while (found := _units(analysis)) is None:
+        pass
+    return found
+
+
+def _units(analysis: Analysis) -> Units | None:
+    """Returns the units; None if this freezes some, so that they must be found again."""
     labels = analysis.labels
     atoms = tuple(tuple(labels.atoms(ids) for ids in leaf.ids) for leaf in analysis.leaves)
     frozen, inexact, contracted = _frozen(analysis, atoms), _inexact(analysis), _contracted(analysis)
@@ -70,6 +83,9 @@ def units_of(analysis: Analysis) -> Units:
     for found, text in inexact:
         for k in kinds(found):
             reasons[k] = reasons[k] or text
+    shards = _shards(labels, number, kind_of, counts)
+    if shards is None:
+        return None
     inner = np.ones(len(counts), int)
     for found, positions in contracted:
         inner[kinds(found)] = np.maximum(inner[kinds(found)], positions)
@@ -79,9 +95,39 @@ def units_of(analysis: Analysis) -> Units:
         routed[kinds(np.unique(found))] = True
     among = [(_once(number[found]), count, name) for found, count, name in chosen]
     among = [entry for entry in among if (entry[0] >= 0).any()]
-    units_in = lambda k: np.flatnonzero(kind_of == k)
-    placed, counts, among = _by_member(analysis, placed, counts, among, lambda k: None if routed[k] else units_in(k))
-    return Units(placed, counts, reasons, inner, frozen, routed.tolist(), among)
+    by_member = lambda k: None if routed[k] or shards[k] is not None else np.flatnonzero(kind_of == k)
+    placed, counts, among = _by_member(analysis, placed, counts, among, by_member)
+    return Units(placed, counts, reasons, inner, frozen, routed.tolist(), among, shards)
+
+
+def _shards(
+    labels: Labels, number: np.ndarray, kind_of: np.ndarray, counts: np.ndarray
+) -> list[np.ndarray | None] | None:
+    """Returns for each kind the shard of each unit; freezes kinds with uneven shards and then returns None."""
+    starts, total = np.cumsum(counts) - counts, int(counts.sum())
+    found, uneven = np.zeros(total, int), np.zeros(total, bool)
+    for ids in labels.shards:
+        atoms = labels.atoms(ids)
+        units = np.where(atoms == Labels.FIXED, -1, number[atoms])
+        of = np.broadcast_to(np.arange(len(units))[:, None, None], units.shape)[units >= 0]
+        held = np.zeros((total, len(units)), int)
+        np.add.at(held, (units[units >= 0], of), 1)
+        spread = (held == held[:, :1]).all(1)  # in every shard alike, or in none
+        alone = (held > 0).sum(1) == 1
+        uneven |= ~spread & ~alone
+        found = np.unique(found * (len(units) + 1) + np.where(alone, held.argmax(1) + 1, 0), return_inverse=True)[1]
+    shards: list[np.ndarray | None] = []
+    for start, count in zip(starts, counts, strict=True):
+        own = np.unique(found[start : start + count], return_inverse=True)[1].reshape(-1)
+        sizes = np.bincount(own)
+        uneven[start : start + count] |= sizes.min() != sizes.max()
+        shards.append(own if sizes.size > 1 else None)
+    if uneven.any():
+        bad = np.isin(kind_of, np.unique(np.repeat(np.arange(len(counts)), counts)[uneven]))
+        why = "mesh axes cut it into shards with different numbers of removable units; cut it evenly, or not at all"
+        labels.freeze(np.flatnonzero(bad), labels.reason(why))
+        return None
+    return shards
 
 
 def _by_member(
@@ -168,7 +214,7 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray,
             first[unit] = np.minimum(first[unit], lowest + start)
             start += ids.size
     content ^= _mix(signature)  # the form and the lowest position in each axis: together the positions
-    for ids in analysis.labels.marks:
+    for ids in (*analysis.labels.marks, *analysis.labels.shards):
         atom = np.unique(analysis.labels.atoms(ids))
         signature[atom] += rng.integers(2**63, dtype=np.uint64)
     return signature, content, first

@@ -8,13 +8,14 @@ from typing import Any
 from jaxprune._jaxprs import primitives as table
 from jaxprune.slimming._labels.evaluate import rebind
 from jaxprune.slimming._labels.frames import Rule
-from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving
+from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving, sharded
 
 # A callback that only looks (jax.debug.print) couples nothing; it gets the smaller arrays.
 _LOOK = Rule(lambda site, operands: [], lambda site, known: [], rebind, ragged=True)
 _BY_NAME: dict[str, Rule] = {
     **indexing.TABLE,
     **control.TABLE,
+    **sharded.TABLE,
     **dict.fromkeys(("debug_print", "debug_callback"), _LOOK),
 }
 _BY_KIND: dict[type, Rule] = {

@@ -117,7 +117,7 @@ def _shrink_scan(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     [sub] = sub_jaxprs(site.eqn)
     body = lambda inputs, carry: (site.child(0, inputs), carry, ())
     length, unroll = _length(site, sorted(sub.stacked_inputs)), site.eqn.params["unroll"]
-    return scan_again(sub, _typed(site, operands), body, length=length, unroll=unroll)[0]
+    return scan_again(sub, typed(site, operands), body, length=length, unroll=unroll)[0]
 
 
 def _length(site: ShrinkSite, stacked: list[int]) -> int:
@@ -125,7 +125,8 @@ def _length(site: ShrinkSite, stacked: list[int]) -> int:
     return site.eqn.params["length"] if keep is None else keep.size
 
 
-def _typed(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+def typed(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    """Returns the operands of an equation as arrays."""
     avals = [v.aval for v in site.eqn.invars]
     return [jnp.asarray(x, a.dtype) if not hasattr(x, "dtype") else x for x, a in zip(operands, avals, strict=True)]
 
@@ -158,7 +159,7 @@ def _zero_while(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 def _shrink_while(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     n_cond, n_body = site.eqn.params["cond_nconsts"], site.eqn.params["body_nconsts"]
-    arrays = _typed(site, operands)
+    arrays = typed(site, operands)
     for_cond, for_body, carry = arrays[:n_cond], arrays[n_cond : n_cond + n_body], arrays[n_cond + n_body :]
     return list(
         lax.while_loop(
@@ -208,7 +209,7 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
                 full[k] = change
             return jax.jvp(site.bind, tuple(primals), tuple(full))
 
-        shapes = [_shape(v) for v in site.eqn.invars]
+        shapes = [_shape(v.aval) for v in site.eqn.invars]
         closed = jax.make_jaxpr(whole)(shapes, [shapes[k] for k in moving])
         run, _ = _smaller(site, closed, keeps + [keeps[k] for k in moving])
         outputs = run([*primals, *(tangents[k] for k in moving)])
@@ -219,7 +220,7 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     keeps = [site.keeps(k) for k in range(len(operands))]
-    shapes = [_shape(v) for v in site.eqn.invars]
+    shapes = [_shape(v.aval) for v in site.eqn.invars]
     structure: list[Any] = []
 
     @jax.custom_vjp
@@ -246,8 +247,8 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         def whole(residuals: Any, cotangents: Any) -> Any:
             return jax.tree.unflatten(saved.structure, residuals)(cotangents)
 
-        outs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in site.eqn.outvars]
-        known = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in saved.avals]
+        outs = [_shape(v.aval) for v in site.eqn.outvars]
+        known = [_shape(a) for a in saved.avals]
         closed = jax.make_jaxpr(whole)(known, outs)
         run, _ = _smaller(site, closed, [*saved.keeps, *(site.out_keeps(k) for k in range(len(outs)))])
         return tuple(run([*arrays, *cotangents]))
@@ -296,8 +297,10 @@ def _piece(name: str, axis: ax.Axis, keep: Keep | None) -> Piece:
     return Piece(name, ids, stay)
 
 
-def _shape(var: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
+def _shape(aval: Any) -> Any:
+    # Inside a shard_map the type also says along which mesh axes a value varies; only the aval itself can pass this on.
+    varying = getattr(getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", ()))
+    return aval if varying else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 CALL = Rule(_follow_call, _zero_call, _shrink_call, ragged=True)
