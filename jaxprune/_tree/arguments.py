@@ -124,7 +124,7 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
     Example:
       >>> call(lambda params: 1.0, 'loss', 'loss(params, batch)', {}, jnp.ones(2))
       Traceback (most recent call last):
-      TypeError: loss is called as loss(params, batch), which it does not take: too many positional arguments
+      TypeError: loss is called as loss(params, batch), but does not accept these arguments: too many positional arguments
     """
     if not callable(fn):
         swapped = f"; {what} and the argument after it are swapped" if args and _is_function(args[0]) else ""
