@@ -65,7 +65,7 @@ def stack(networks: Sequence[Any]) -> Members:
     if odd:
         raise TypeError(
             f"each network must be a pair (params, masks), with masks None for a dense network; "
-            f"networks {odd} are not, the first is {type(networks[odd[0]]).__name__}"
+            f"networks {odd} are other objects, the first is a {type(networks[odd[0]]).__name__}"
         )
     first, _ = networks[0]
     every = []

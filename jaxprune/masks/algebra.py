@@ -278,7 +278,9 @@ def _check_shapes(masks: PyTree, other: PyTree) -> None:
         if one and two and not alike:
             wrong.append(f"  {_tree.name(path)}: {one} and {two}")
     if wrong:
-        raise ValueError("both must be masks of the same parameters; these shapes do not match:\n" + "\n".join(wrong))
+        raise ValueError(
+            "the two trees must be masks of the same parameters; these shapes do not match:\n" + "\n".join(wrong)
+        )
 
 
 def count_mask(mask: Any, shape: tuple[int, ...]) -> Count:

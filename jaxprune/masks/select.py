@@ -334,8 +334,8 @@ def _check_global(slices: list[int], grouped: list[Leaf], units: Units) -> None:
     if len(set(slices)) > 1:
         raise ValueError(
             "select_global ranks slice by slice over all leaves, so all leaves need the same number of slices, got "
-            f"{sorted(set(slices))} from batch_axes={units.get('batch_axes', 0)!r}; for layers stacked by a scan leave "
-            "it at 0"
+            f"{sorted(set(slices))} from batch_axes={units.get('batch_axes', 0)!r}; keep batch_axes=0 "
+            "for layers stacked by a scan"
         )
 
 
