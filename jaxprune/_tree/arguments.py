@@ -122,9 +122,9 @@ def call(fn: Any, what: str, form: str, /, *args: Any, **kwargs: Any) -> Any:
       TypeError: `fn` is not a function, or does not accept these arguments. Errors that `fn` itself raises get a note.
 
     Example:
-      >>> call(lambda params: 1.0, 'loss', 'loss(params, batch)', {}, jnp.ones(2))
+      >>> call(lambda params: 1.0, 'f', 'f(params, batch)', {}, jnp.ones(2))
       Traceback (most recent call last):
-      TypeError: loss is called as loss(params, batch), but does not accept these arguments: too many positional arguments
+      TypeError: f is called as f(params, batch), but does not accept these arguments: too many positional arguments
     """
     if not callable(fn):
         swapped = f"; {what} and the argument after it are swapped" if args and _is_function(args[0]) else ""
