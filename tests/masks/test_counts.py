@@ -40,6 +40,13 @@ def test_sums_and_differences_beyond_31_bits():
         _ = masks.Count.of(2**47)
 
 
+def test_a_count_of_more_than_there_is_names_the_leaf():
+    scores = {"a": jnp.arange(4.0).reshape(2, 2), "b": jnp.arange(9.0).reshape(3, 3)}
+    assert int(masks.select(scores, masks.Count.of(4))["a"].sum()) == 0
+    with pytest.raises(ValueError, match=r"a: the count to remove must be at most its 4 units, got 9"):
+        _ = masks.select(scores, masks.Count.of(9))
+
+
 def test_parts_of_huge_arrays_fit_their_integers():
     # Nothing is allocated: which axes are summed first decides whether a count can overflow.
     for shape in [(8192, 2**20), (2**20, 8192), (64, 4096, 2**14), (2**18, 2**14)]:

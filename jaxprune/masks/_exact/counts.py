@@ -164,10 +164,13 @@ def kept_in_slices(
       A Count of int32[slices of all leaves].
 
     Raises:
-      ValueError: a sparsity is outside [0, 1); the message names the leaf.
+      ValueError: a sparsity is outside [0, 1), or a Count of integers is larger than the number of units; the message
+        names the leaf.
       TypeError: a sparsity is neither a number, a floating scalar nor a Count.
     """
-    for sparsity, name in zip(sparsities, names, strict=True):
+    for sparsity, name, most in zip(sparsities, names, units, strict=True):
+        if isinstance(sparsity, Count) and isinstance(sparsity.low, int) and int(sparsity) > most:
+            raise ValueError(f"{name}: the count to remove must be at most its {most} units, got {int(sparsity)}")
         # An allocation may remove a whole leaf: the largest float32 sparsity rounds to 1.
         if not isinstance(sparsity, Count) and not (isinstance(sparsity, jax.Array) and _is_one(sparsity)):
             _tree.check_sparsity(sparsity, f"{name}: sparsity")
