@@ -219,7 +219,7 @@ MASKS_AND_SHARES = {
     "sparsities of some leaves": (lambda: masks.select(P, {"a": 0.5}), "sparsities must have.*b/kernel"),
     "one ranking of slices": (
         lambda: masks.select_global(P, 0.5, batch_axes=1, where=lambda name, leaf: "kernel" in name),
-        "same number of slices.*at 0",
+        "same number of slices.*keep batch_axes=0",
     ),
     "one ranking of 2:4": (
         lambda: masks.select_global(P, 0.5, pattern=masks.NM(1, 2, axis=0)),

@@ -126,7 +126,7 @@ def test_what_a_constructor_cannot_say_is_a_problem() -> None:
 
     [entry] = slimming.hyperparameters(slimmed(Own(), x).manifest, Own(), x)
     assert entry == ("the model itself: Own", {}, "no hyperparameter is known that says the shape of w")
-    with pytest.raises(TypeError, match="those of a linen or NNX module; got function"):
+    with pytest.raises(TypeError, match="must be a linen or NNX module; got function"):
         _ = slimming.hyperparameters(slimmed(Own(), x).manifest, shapes)
 
 

@@ -238,5 +238,5 @@ def test_what_is_not_covered_is_named():
         _ = drop_and_grow(scores, scores, scores, 0.3)
     with pytest.raises(ValueError, match="grow must have the structure"):
         _ = drop_and_grow(kept, scores, {"v": scores["w"]}, 0.3)
-    with pytest.raises(ValueError, match=r"in \[0, 1\]; got 30"):
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], .*got 30"):
         _ = drop_and_grow(kept, scores, scores, 30)
