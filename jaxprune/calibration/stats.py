@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -108,7 +109,7 @@ class Experts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """The result of `calibrate`: a pytree, which jit accepts and checkpoints can store.
+    """The result of `calibrate`: a pytree, which jit accepts and checkpoints can store; `print` shows a table.
 
     Attributes:
       inputs: the sums of each leaf, by the leaf's path as a tuple.
@@ -125,6 +126,19 @@ class Stats:
     together: tuple[Together, ...] = dataclasses.field(metadata={"static": True}, default=())
     roles: Roles | None = dataclasses.field(metadata={"static": True}, default=None)
     experts: tuple[Experts, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [("leaf", "shape", "samples", "sums")]
+        for identity, inputs in self.inputs.items():
+            sums = [kind for kind in ("gram", "square", "total", "zeros") if getattr(inputs, kind) is not None]
+            known = isinstance(inputs.count, np.ndarray)  # as calibrate returns it
+            samples = f"{int(inputs.count.max()):,}" if known else _tree.shown(inputs.count)
+            shape = "x".join(map(str, inputs.layout.shape))
+            rows.append(("/".join(identity), shape, samples, ", ".join(sums)))
+        reasons = [f"{name}: {why}" for name, why in (*self.uncovered, *self.partly)]
+        return "\n".join([_tree.table(rows), *reasons])
+
+    __repr__ = __str__
 
     def __getitem__(self, name: str) -> Inputs:
         """Returns the sums of the leaf with this name.

@@ -221,3 +221,13 @@ def test_leaves_without_names_in_common_are_told_apart():
     stats = calibrate(lambda p, x: (x @ p["a/b"]["c"], 2 * x @ p["a"]["b/c"]), params, [X])
     assert [_tree.name(p) for p, _ in _tree.with_paths(params)] == ["a/b/c", "a/b/c"]
     np.testing.assert_allclose(stats.inputs["a", "b/c"].gram, 4 * stats.inputs["a/b", "c"].gram, rtol=1e-5)
+
+
+def test_printed_statistics_are_a_table_and_no_matrices():
+    params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 2)), "c": jnp.ones((3, 3))}
+    stats = calibrate(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, [jnp.ones((5, 4))])
+    expected = ["leaf shape samples sums", "a 4x8 5 gram, square", "b 8x2 5 gram, square"]
+    *rows, reason = str(stats).splitlines()
+    assert [" ".join(row.split()) for row in rows] == expected
+    assert reason == "c: enters no matrix product or convolution"
+    assert "(1, 4)" in str(jax.tree.map(jnp.shape, stats))
