@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
-from small_decoder import CONTEXT, WINDOWS, loss, optimizer, perplexity, print_table, train
+from small_decoder import CONTEXT, WINDOWS, optimizer, perplexity, print_table, train
 
 from jaxprune import slimming
 from jaxprune.calibration import calibrate
@@ -99,7 +100,8 @@ def network(params: PyTree, tokens: jax.Array) -> jax.Array:
 
 
 def objective(params: PyTree, batch: jax.Array) -> jax.Array:
-    return loss(network, params, batch) + 0.01 * both(params, batch[:, :-1])[1]
+    logits, uneven = both(params, batch[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean() + 0.01 * uneven
 
 
 def with_copies(params: PyTree) -> PyTree:

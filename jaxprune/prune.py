@@ -253,7 +253,7 @@ def prune(
 
 
 def _bound(criterion: criteria.Criterion, signals: Mapping[str, Any], options: list[str]) -> criteria.Criterion:
-    """The criterion with the signals bound; raises unless the criterion names each of them among its arguments."""
+    """Returns the criterion with the signals bound; raises if a signal is not among the criterion's arguments."""
     try:
         given = list(inspect.signature(criterion).parameters.values())[1:]
     except (TypeError, ValueError):

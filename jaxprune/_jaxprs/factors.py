@@ -186,7 +186,7 @@ class Layout(NamedTuple):
         return split.transpose(self._permutation()).reshape(self.sizes)
 
     def leaf(self, matrices: jax.Array) -> jax.Array:
-        """Returns the leaf of these matrices: the inverse of `matrices`."""
+        """Returns an array in the shape of the leaf, from [batch, inputs, outputs]: the inverse of `matrices`."""
         split = matrices.reshape([f.size for part in self[1:] for f in part])
         inverse = sorted(range(split.ndim), key=self._permutation().__getitem__)
         return split.transpose(inverse).reshape(self.shape)
@@ -272,7 +272,7 @@ def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, li
 
 def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
     roles: dict[str, list[Factor]] = {"batch": [], "inputs": [], "outputs": []}
-    chosen: dict[Factor, int] = {}  # the site uses only one entry of these batch factors
+    chosen: dict[Factor, int] = {}  # for each batch factor of which the site uses a single entry, that entry
     spans: list[tuple[int, int]] = []
     for axis, size in enumerate(shape):
         own = _own_factors(site, axis)

@@ -318,6 +318,9 @@ def _fft(eqn: Equation) -> Axes:
     return tuple(range(rank - len(eqn.params["fft_lengths"]), rank))
 
 
+# The names of a sum over devices: by JAX version, and by what is known of the axes of the mesh.
+PSUM = ("psum", "psum2", "psum_invariant")
+
 PRIMITIVES: dict[str, Primitive] = {
     # The value itself, up to precision and place.
     **_named(

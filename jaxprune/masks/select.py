@@ -78,7 +78,7 @@ def leaves(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
 
 
 def leaves_together(params: PyTree, **units: Unpack[Units]) -> list[Leaf]:
-    """Returns `leaves` for one ranking over all leaves: only the batch axes that the caller names are slices."""
+    """Returns the pruned leaves, for one ranking over all: only batch axes that the caller names are slices."""
     return _leaves(params, True, **units)
 
 

@@ -121,8 +121,8 @@ def prune_folder(
     rest, kernels = outside_blocks(folder), _kernels(folder, where)
     if isinstance(sparsity, Mapping):
         names = list(folder.shapes)
-        of_names = _tree.of_names(sparsity, names, default=0.0, what="sparsity", kind="parameter")
-        sparsity = dict(zip(names, of_names, strict=True))
+        values = _tree.of_names(sparsity, names, default=0.0, what="sparsity", kind="parameter")
+        sparsity = dict(zip(names, values, strict=True))
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
     run = BlockRunners(cut)
     results: list[BlockResult] = []

@@ -27,7 +27,7 @@ from jax.core import Tracer
 from jax.extend import source_info_util
 
 from jaxprune._jaxprs import Sub, is_product, sub_jaxprs
-from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Reduce, Zero
+from jaxprune._jaxprs.primitives import PRIMITIVES, PSUM, Convolution, Entrywise, Moves, Product, Reduce, Zero
 from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axis
@@ -244,7 +244,7 @@ def _summed(frame: Frame, eqn: Any, operands: Sequence[_Known]) -> _Known | None
     if isinstance(what, Reduce) and what.sums:
         block = tuple(frame.read(eqn.invars[0])[i] for i in what.axes(eqn))
         return _Known(None, known.active, (*known.summed, block), made=block)
-    if eqn.primitive.name not in ("psum", "psum2", "psum_invariant") or len(operands) != 1:
+    if eqn.primitive.name not in PSUM or len(operands) != 1:
         return None
     # A sum over devices completes sums and products over axes that its mesh axes cut.
     blocks = [*known.summed, *known.products]
@@ -253,7 +253,7 @@ def _summed(frame: Frame, eqn: Any, operands: Sequence[_Known]) -> _Known | None
 
 
 def _shards(frame: Frame, axes: Sequence[Axis], names: Sequence[Any] | None = None) -> int:
-    """Returns into how many shards mesh axes (default: all) cut axes of a jaxpr inside a shard_map."""
+    """Returns the number of shards into which mesh axes (default: all) cut some axes inside a shard_map."""
     found = 1
     for k, layer in enumerate(frame.layers):
         if isinstance(layer, Shards) and (names is None or layer.name in names):
@@ -384,7 +384,8 @@ def _match(
     if any(export.is_symbolic_dim(ax.size(axis)) for axis in axes):
         raise ValueError("as_built: a sum over a symbolic dimension and an axis that may shrink; give a fixed size")
     shards = _shards(use.frame, axes)
-    for counted in [axes, (*axes, ax.fixed(shards))][: 1 + (shards > 1)]:  # the positions of a device, or of all
+    of_all_devices = [(*axes, ax.fixed(shards))] if shards > 1 else []
+    for counted in [axes, *of_all_devices]:
         n = math.prod(ax.size(axis) for axis in counted) - offset
         for power in [p for p in (*powers, *(-p for p in powers)) if n > 1]:
             if abs(use.number - n**power) <= use.tolerance * n**power:

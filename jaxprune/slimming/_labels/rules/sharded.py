@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxprune._jaxprs import sub_jaxprs
+from jaxprune._jaxprs.primitives import PSUM
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import ShrinkSite, rebind
@@ -65,7 +66,7 @@ def _changed(axis: Axis, change: Callable[[Ids], Ids]) -> Axis:
 
 
 def _deeper(axis: Axis, depth: int, layers: tuple[int, ...]) -> Axis:
-    """Returns an axis whose labels have places for the layers of the mesh, behind the `depth` layers around them."""
+    """Returns an axis whose labels have one more place for each mesh layer, behind the `depth` outer layers."""
 
     def widened(ids: Ids) -> Ids:
         at = min(depth, ids.ndim - 1)
@@ -294,7 +295,7 @@ _SAME = Rule(_follow_same, _zero_same, rebind)
 _GATHER = Rule(_follow_gather, _zero_gather, rebind)
 TABLE = {
     "shard_map": Rule(_follow_map, _zero_map, _shrink_map, ragged=True),
-    **dict.fromkeys(("psum", "psum2", "psum_invariant", "pmax", "pmin", "ppermute"), _SAME),
+    **dict.fromkeys((*PSUM, "pmax", "pmin", "ppermute"), _SAME),
     **dict.fromkeys(("all_gather", "all_gather_invariant"), _GATHER),
     "reduce_scatter": Rule(_follow_scatter, _zero_scatter, rebind),
     "all_to_all": Rule(_follow_exchange, _zero_exchange, rebind),
