@@ -104,4 +104,4 @@ def test_flops_of_groups_take_no_parameters() -> None:
     params, x = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((5, 3))
     groups = slimming.find_groups(lambda p, x: x @ p["a"] @ p["b"], params, x)
     with pytest.raises(TypeError, match="either groups alone, or a function"):
-        slimming.costs.flops(groups, params, x)
+        _ = slimming.costs.flops(groups, params, x)
