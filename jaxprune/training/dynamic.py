@@ -301,8 +301,8 @@ def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[Up
     last = max(1, int(end * steps))
     if every >= last:
         raise ValueError(
-            f"the masks would never be revised: revisions are {every} steps apart and end before step {last} (end * steps); "
-            "lower every, or take training.static for masks that never change"
+            f"the masks would never be revised: revisions are {every} steps apart and end before step {last} (end * "
+            "steps); lower every, or take training.static for masks that never change"
         )
 
     def when(step: Any) -> Any:
