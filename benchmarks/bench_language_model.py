@@ -5,6 +5,7 @@
     python benchmarks/bench_language_model.py run --model MODEL --text tinyshakespeare.txt --output output/bench
     python benchmarks/bench_language_model.py table --output output/bench
     python benchmarks/bench_language_model.py memory --blocks 40 --scratch FOLDER    # a random model of 4 GB
+    python benchmarks/bench_language_model.py passes --model MODEL --text tinyshakespeare.txt    # beside a forward pass
 
 The first `--evaluation` tokens of the text measure perplexity; each draw calibrates on windows from the rest. `run`
 appends each cell to a file when the cell is done, and skips the cells that the file has: a killed run continues.
@@ -20,11 +21,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
 from jaxprune import checkpoints, masks, models
+from jaxprune.models import pruning
+from jaxprune.reconstruction import reconstruct
 
 METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "least_squares", "alps")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -193,6 +197,34 @@ def memory(options: argparse.Namespace) -> None:
     print(f"{time.perf_counter() - began:.0f} s")
 
 
+def passes(options: argparse.Namespace) -> None:
+    """Prints the processor time of each step of the pipeline on one block, in forward passes of this block."""
+    text = windows(options.model, options.text, options.length)[: options.windows]
+    folder, cut = pruning.opened(options.model)
+    params = pruning.load_block(folder, 0, jnp.float32)
+    run, hidden = pruning.BlockRunners(cut).of(0), list(pruning.Hidden(folder, cut, text))
+    names = [name for name in params if name.endswith("_proj.weight")]
+    steps = {
+        "forward": lambda: list(run.forward(params, hidden)),
+        "calibrate": lambda: run.calibrate(params, hidden, lambda name, leaf: name in names),
+        "calibrate by squares": lambda: run.calibrate(params, hidden, lambda name, leaf: name in names, "square"),
+    }
+    stats = steps["calibrate"]()
+    for method in ("wanda", "sparsegpt"):
+        steps[method] = lambda method=method: reconstruct(params, stats, 0.5, method=method).params
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(options.rounds + 1):  # the first round compiles
+        for name, step in steps.items():
+            began = time.process_time()
+            _ = jax.block_until_ready(step())
+            if i:
+                seconds[name].append(time.process_time() - began)
+    print(f"{text.size} tokens, a forward pass of {np.median(seconds['forward']):.2f} processor seconds")
+    for name, own in seconds.items():
+        low, middle, high = np.quantile(np.array(own) / seconds["forward"], (0.25, 0.5, 0.75))
+        print(f"{name}: {middle:.2f} forward passes ({low:.2f} to {high:.2f})")
+
+
 def _spread(of: list[dict[str, Any]]) -> str:
     values = [row["perplexity"] for row in of]
     if not values:
@@ -227,6 +259,13 @@ def main() -> None:
     command = commands.add_parser("table")
     command.add_argument("--output", type=Path, default=Path("output/bench"))
     command.set_defaults(run=table)
+    command = commands.add_parser("passes")
+    command.add_argument("--model", type=Path, required=True)
+    command.add_argument("--text", type=Path, required=True)
+    command.add_argument("--length", type=int, default=256)
+    command.add_argument("--windows", type=int, default=16)
+    command.add_argument("--rounds", type=int, default=9)
+    command.set_defaults(run=passes)
     command = commands.add_parser("memory")
     command.add_argument("--scratch", type=Path)
     command.add_argument("--blocks", type=int, default=40)

@@ -146,7 +146,9 @@ def prune_folder(
                 results.append(BlockResult(errors, removed, time.perf_counter() - began))
             # The next block is calibrated on what is stored, rounded to the dtype of the folder, so that a resumed run
             # has the same bits.
-            hidden.advance(run.of(index), block_params({k: x.astype(jnp.float32) for k, x in stored.items()}, index))
+            if index + 1 < cut.blocks:
+                own = block_params({k: x.astype(jnp.float32) for k, x in stored.items()}, index)
+                hidden.advance(run.of(index), own)
             del stored
             bar.update()
         if not writer.has(cut.blocks):
