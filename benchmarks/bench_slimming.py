@@ -1,6 +1,6 @@
 """How fast groups are found, and how fast the smaller function is, beside the whole one and one built at that width.
 
-    python benchmarks/bench_slimming.py [analysis] [resnet18] [gpt] [--output folder]
+    python benchmarks/bench_slimming.py [analysis] [choosing] [resnet18] [gpt] [--output folder]
 
 Analysis works on shapes alone: nothing of a net of eight billion parameters is allocated. Timings are medians over
 rounds in which the contestants take turns, in any order, so that a busy machine hits all of them; ratios are medians
@@ -168,6 +168,33 @@ def analysis(rounds: int) -> list[Row]:
     return rows
 
 
+def choosing(rounds: int) -> list[Row]:
+    """Time to choose units of a ResNet-56 down to half of its FLOPs, after its groups are found."""
+    model, image = ResNet(16, (9, 9, 9)), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = draw(jax.eval_shape(model.init, jax.random.key(0), image))
+    groups = slimming.find_groups(model.apply, params, image)
+    scores = slimming.group_scores(groups, params)
+    target = 0.5 * count_flops(trace(model.apply, params, image).closed).total
+
+    def choose(scope: str, *function: Any) -> slimming.Choice:
+        cost = slimming.costs.flops(*(function or (groups,)))
+        return slimming.choose(groups, scores, cost=cost, target=target, scope=scope)
+
+    seconds = in_turns(
+        {
+            "group": lambda: choose("group").keep,
+            "global": lambda: choose("global").keep,
+            "global, traced again": lambda: choose("global", model.apply, params, image).keep,
+        },
+        rounds,
+    )
+    print(f"choosing half the FLOPs of a ResNet-56: {len(groups)} groups, {groups.size} units")
+    for scope, own in seconds.items():
+        low, middle, high = np.percentile(own, [25, 50, 75])
+        print(f"  {scope:21} {middle:.3f} s ({low:.3f} to {high:.3f})", flush=True)
+    return [{"case": f"choosing, {scope}", "s": float(np.median(own))} for scope, own in seconds.items()]
+
+
 def in_turns(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each in every round, taking turns."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -269,7 +296,7 @@ def gpt(rounds: int) -> list[Row]:
 
 
 def main() -> None:
-    parts = {"analysis": analysis, "resnet18": resnet18, "gpt": gpt}
+    parts = {"analysis": analysis, "choosing": choosing, "resnet18": resnet18, "gpt": gpt}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="part", help=f"of {', '.join(parts)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=15)

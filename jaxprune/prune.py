@@ -252,12 +252,16 @@ def prune(
     return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
 
 
+def _signature(criterion: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(criterion)
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return inspect.signature(lambda *args, **signals: None)
+
+
 def _bound(criterion: criteria.Criterion, signals: Mapping[str, Any], options: list[str]) -> criteria.Criterion:
     """Returns the criterion with the signals bound; raises if a signal is not among the criterion's arguments."""
-    try:
-        given = list(inspect.signature(criterion).parameters.values())[1:]
-    except (TypeError, ValueError):
-        given = []  # some functions written in C have no signature
+    given = list(_signature(criterion).parameters.values())[1:]
     named = {each.name for each in given if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)}
     named -= {"grads", "stats"}
     for unknown in signals.keys() - named:
@@ -277,11 +281,7 @@ def _bound(criterion: criteria.Criterion, signals: Mapping[str, Any], options: l
 def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) -> None:
     """Raises if the criterion failed because it does not take the signals."""
     try:
-        signature = inspect.signature(criterion)
-    except (TypeError, ValueError):
-        return  # some functions written in C have no signature
-    try:
-        signature.bind(None, **signals)
+        _signature(criterion).bind(None, **signals)
     except TypeError as error:
         raise TypeError(
             f"criterion {_name(criterion)} cannot be called as criterion(params, grads=..., stats=..., "

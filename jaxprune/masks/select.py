@@ -119,31 +119,43 @@ def _leaves(params: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf
     return found
 
 
-def leaves_to_rank(scores: PyTree, together: bool = False, **units: Unpack[Units]) -> list[Leaf]:
+def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf]:
     """Returns the leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
 
     Raises:
-      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map.
+      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map; the leaves have
+        no ranking together.
     """
-    found = leaves_together(scores, **units) if together else leaves(scores, **units)
+    found = _leaves(scores, together, **units)
     if not found:
         _tree.selected(scores, units.get("where"), units.get("roles"), units.get("batch_axes", 0))  # raises, says why
-    arrays = [leaf for leaf in found if isinstance(leaf.array, jax.Array)]
-    varying = [(leaf.name, set(_varying(leaf.array)) - set(leaf.shards.all_names)) for leaf in arrays]
-    lines = [f"  {name}: {', '.join(sorted(names))}" for name, names in varying if names]
+    lines = []
+    for leaf in (leaf for leaf in found if isinstance(leaf.array, jax.Array)):
+        kind: Any = jax.typeof(leaf.array)
+        # The axes of a shard_map along which an array differs. JAX has renamed the attribute.
+        varying = getattr(getattr(kind, "manual_axis_type", kind), "varying", None) or getattr(kind, "vma", ())
+        if names := set(varying) - set(leaf.shards.all_names):
+            lines.append(f"  {leaf.name}: {', '.join(sorted(names))}")
     if lines:
         raise ValueError(
             "these scores differ between the devices of a shard_map, and each device would choose other masks; "
             "average the gradients (jax.lax.pmean), pass specs=in_specs if devices share the leaves, or prune "
             "outside of the shard_map:\n" + "\n".join(lines)
         )
+    if not together:
+        return found
+    if grouped := [f"  {leaf.name}: {leaf.pattern}" for leaf in found if leaf.entries and leaf.group]:
+        raise ValueError(
+            "NM removes the same number from every group, so it has no global ranking; use select:\n"
+            + "\n".join(grouped)
+        )
+    if len(slices := {leaf.slices for leaf in found if leaf.entries}) > 1:
+        raise ValueError(
+            "select_global ranks slice by slice over all leaves, so all leaves need the same number of slices, got "
+            f"{sorted(slices)} from batch_axes={units.get('batch_axes', 0)!r}; keep batch_axes=0 "
+            "for layers stacked by a scan"
+        )
     return found
-
-
-def _varying(x: jax.Array) -> Any:
-    """Returns the axes of a shard_map along which an array differs. JAX has renamed the attribute."""
-    found = jax.typeof(x)
-    return getattr(getattr(found, "manual_axis_type", found), "varying", None) or getattr(found, "vma", ())
 
 
 _QUESTIONS = (
@@ -280,24 +292,23 @@ def select_global(scores: PyTree, sparsity: Any, **units: Unpack[Units]) -> PyTr
 def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTree:
     wanted = _per_leaf(scores, sparsities)
     together = isinstance(sparsities, Global)
-    every = leaves_to_rank(scores, together, **units)
-    chosen = [leaf for leaf in every if leaf.entries]
-    empty = {leaf.place: ones_of(leaf) for leaf in every if not leaf.entries}
-    grouped = [(leaf, leaf.group) for leaf in chosen if leaf.group]
-    ranked = [leaf for leaf in chosen if not leaf.group]
+    every = _leaves_to_rank(scores, together, **units)
+    empty = [leaf for leaf in every if not leaf.entries]
+    grouped = [(leaf, leaf.group) for leaf in every if leaf.entries and leaf.group]
+    ranked = [leaf for leaf in every if leaf.entries and not leaf.group]
     given, sizes = [wanted[leaf.place] for leaf in ranked], [leaf.units for leaf in ranked]
     slices, names = [leaf.slices for leaf in ranked], [leaf.name for leaf in ranked]
     if together:
-        _check_global(slices, [leaf for leaf, _ in grouped], units)
         given, sizes, slices, names = [sparsities.sparsity], [sum(sizes)], slices[:1], ["all leaves"]
     kept = counts.kept_in_slices(given, sizes, slices, names) if ranked else None
     kept_in = [counts.kept_in_groups(wanted[x.place], *g[:2], f"{x.name}: {x.pattern}") for x, g in grouped]
-    masks = {leaf.place: keep_in_leaf(leaf, number) for (leaf, _), number in zip(grouped, kept_in, strict=True)}
+    masks = {leaf.place: ones_of(leaf) for leaf in empty}
+    masks |= {leaf.place: keep_in_leaf(leaf, number) for (leaf, _), number in zip(grouped, kept_in, strict=True)}
     if kept is not None:
         ways = tuple((leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards) for leaf in ranked)
         found = _keep_largest([leaf.array for leaf in ranked], kept, ways=ways, together=together)
         masks |= {leaf.place: mask for leaf, mask in zip(ranked, found, strict=True)}
-    return assemble(scores, masks | empty)
+    return assemble(scores, masks)
 
 
 def assemble(tree: PyTree, masks: Mapping[int, jax.Array]) -> PyTree:
@@ -323,20 +334,6 @@ def keep_in_leaf(leaf: Leaf, kept: int | jax.Array) -> jax.Array:
     if isinstance(kept, jax.Array):
         return _keep_in_groups(leaf.array, kept, way=way)
     return _keep_in_groups(leaf.array, None, way=way, number=kept)
-
-
-def _check_global(slices: list[int], grouped: list[Leaf], units: Units) -> None:
-    if grouped:
-        raise ValueError(
-            "NM removes the same number from every group, so it has no global ranking; use select:\n"
-            + "\n".join(f"  {leaf.name}: {leaf.pattern}" for leaf in grouped)
-        )
-    if len(set(slices)) > 1:
-        raise ValueError(
-            "select_global ranks slice by slice over all leaves, so all leaves need the same number of slices, got "
-            f"{sorted(set(slices))} from batch_axes={units.get('batch_axes', 0)!r}; keep batch_axes=0 "
-            "for layers stacked by a scan"
-        )
 
 
 def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:

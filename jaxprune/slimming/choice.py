@@ -177,11 +177,11 @@ class Choice:
         return Manifest(tuple(kept))
 
     def _axes(self, k: int) -> dict[int, np.ndarray]:
-        found = {}
+        found, keep = {}, np.append(self.keep, True)
         for axis, units in enumerate(self.groups.units[k]):
-            stay = np.append(self.keep, True)[units].all(-1)
+            stay = keep[units]
             if not stay.all():
-                found[axis] = stay
+                found[axis] = stay.all(-1)
         return found
 
 

@@ -13,9 +13,11 @@ from jaxprune._jaxprs import count_flops, is_product, live, multiply_adds, sub_j
 from jaxprune._jaxprs.primitives import PRIMITIVES, Product
 from jaxprune.slimming._labels.analysis import analyse, decided, whole_pieces
 from jaxprune.slimming._labels.axes import Axis, is_fixed
-from jaxprune.slimming._labels.evaluate import Decision
+from jaxprune.slimming._labels.evaluate import Decision, Piece, labels_that_go
 from jaxprune.slimming._labels.frames import Frame
+from jaxprune.slimming._labels.labels import Labels
 from jaxprune.slimming.choice import Choice
+from jaxprune.slimming.groups import Groups
 from jaxprune.slimming.slim import slim
 
 PyTree = Any
@@ -63,19 +65,23 @@ def memory(choice: Choice) -> float:
     return float(sum(np.prod(k.small) * np.dtype(leaf.dtype).itemsize for k, leaf in pairs if k.shape is not None))
 
 
-def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
+def flops(fn: Callable[..., PyTree] | Groups, params: PyTree = None, *inputs: Any) -> Cost:
     """Makes a cost: the FLOPs of the smaller function's matrix products and convolutions, counted without running it.
 
     The function is traced once. Each choice is then counted from the remaining sizes of the traced axes, which takes
     milliseconds. The result equals the count of the smaller function's own program, 2 for each multiply-add.
 
     Args:
-      fn: the function.
-      params: its whole parameters, or their shapes.
-      *inputs: the inputs of the function, or their shapes.
+      fn: the function; or the groups that `find_groups` returned, to count the function that they were found for
+        without tracing it again.
+      params: its whole parameters, or their shapes; not given with groups.
+      *inputs: the inputs of the function, or their shapes; not given with groups.
 
     Returns:
       A cost: a function from a choice to its FLOPs.
+
+    Raises:
+      TypeError: groups are given together with parameters; or `fn` is not a function.
 
     Example:
       >>> from jaxprune.slimming import find_groups
@@ -84,10 +90,33 @@ def flops(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Cost:
       >>> groups, cost = find_groups(fn, params, np.ones((5, 3))), flops(fn, params, np.ones((5, 3)))
       >>> cost(Choice.remove(groups, {})), cost(Choice.remove(groups, {'a[1]': [0]}))
       (200.0, 150.0)
+      >>> flops(groups)(Choice.remove(groups, {'a[1]': [0]}))
+      150.0
     """
-    analysis = analyse(fn, params, inputs, fix_outputs=True)
-    whole, count = whole_pieces(analysis), _counter(analysis.frame)
-    return lambda choice: float(count(decided(analysis, choice.manifest(), whole)))
+    if not isinstance(fn, Groups):
+        analysis = analyse(fn, params, inputs, fix_outputs=True)
+    elif params is None and not inputs:
+        analysis = fn.analysis
+    else:
+        raise TypeError("flops takes either groups alone, or a function with its parameters and inputs; got both")
+    whole, count = whole_pieces(analysis), _counter(analysis.frame, _one_of_equal(analysis.labels))
+    distinct: dict[Groups, list[tuple[Piece, np.ndarray]] | None] = {}
+
+    def cost(choice: Choice) -> float:
+        groups = choice.groups
+        if groups not in distinct:
+            distinct.clear()  # one choice after another has the same groups
+            distinct[groups] = _distinct_pieces(groups, whole)
+        pieces, keep = distinct[groups], np.append(choice.keep, True)
+        try:
+            if pieces is not None:
+                decided_pieces = [piece._replace(stay=keep[units].all(-1)) for piece, units in pieces]
+                return float(count(Decision(analysis.labels, labels_that_go(analysis.labels, decided_pieces))))
+        except ValueError:  # `decided` raises it again, and names all leaves
+            pass
+        return float(count(decided(analysis, choice.manifest(), whole)))
+
+    return cost
 
 
 def latency(
@@ -142,12 +171,42 @@ def _median_seconds(repeats: int, fn: Callable[..., PyTree], params: PyTree, *in
     return statistics.median(times)
 
 
-def _counter(frame: Frame) -> Count:
+def _distinct_pieces(groups: Groups, whole: Sequence[tuple[int, int, Piece]]) -> list[tuple[Piece, np.ndarray]] | None:
+    """Returns one of all axes with the same labels and units, and its units: (n, k), -1 where a unit cannot be removed.
+
+    The leaves of a network have far more axes than distinct ones: a kernel, its bias, its norm and the next kernel
+    share theirs. Returns None if layers of stacked leaves have their own units.
+    """
+    found: dict[Any, tuple[Piece, np.ndarray]] = {}
+    for k, axis, piece in whole:
+        units = groups.units[k][axis]
+        if not (units >= 0).any():
+            units = np.full((piece.stay.size, 1), -1)
+        elif units.ndim > 2 or piece.ids.ndim > 1 or len(units) != piece.stay.size:
+            return None
+        atoms = np.asarray(piece.atoms)
+        found.setdefault((atoms.shape, atoms.tobytes(), units.shape, units.tobytes()), (piece, units))
+    return list(found.values())
+
+
+def _one_of_equal(labels: Labels) -> Callable[[Axis], Axis]:
+    """Returns a function from an axis to the first axis it saw with the same labels, so that each is sized once."""
+    known: dict[Any, Axis] = {}
+
+    def one(axis: Axis) -> Axis:
+        roots = [None if factor.of is None else labels.find(factor.of) for factor in axis]
+        key = tuple((f.size, r if r is None else (r.shape, r.tobytes())) for f, r in zip(axis, roots, strict=True))
+        return known.setdefault(key, axis)
+
+    return one
+
+
+def _counter(frame: Frame, one: Callable[[Axis], Axis]) -> Count:
     """Counts the FLOPs of a traced program from the remaining sizes, in the same way as `count_flops`."""
     parts: list[Count] = []
     for index, eqn in live(frame.jaxpr):
         if is_product(eqn):
-            parts.append(_product(frame, eqn))
+            parts.append(_product(frame, eqn, one))
             continue
         subs, children = sub_jaxprs(eqn), frame.children.get(index)
         if children is None:  # nothing shrinks in what slimming does not enter
@@ -155,18 +214,18 @@ def _counter(frame: Frame) -> Count:
             flops = sum(count_flops(sub).total * (1 if sub.length is None else sub.length) for sub in known)
             parts += [lambda decision, flops=flops: flops] if flops else []
             continue
-        inside = [_counter(child) for child in children]
+        inside = [_counter(child, one) for child in children]
         if subs[0].role == "branch":
             parts.append(lambda decision, inside=inside: max(count(decision) for count in inside))
         elif subs[0].role == "scan":
-            turns = [frame.read(eqn.invars[k])[0] for k in sorted(subs[0].stacked_inputs)[:1]]
+            turns = [one(frame.read(eqn.invars[k])[0]) for k in sorted(subs[0].stacked_inputs)[:1]]
             parts.append(_times(inside[0], subs[0].length or 0, turns))
         else:
             parts += [count for count in inside if count is not _nothing]
     return (lambda decision: sum(count(decision) for count in parts)) if parts else _nothing
 
 
-def _product(frame: Frame, eqn: Any) -> Count:
+def _product(frame: Frame, eqn: Any, one: Callable[[Axis], Axis]) -> Count:
     """Counts a matrix product or a convolution: 2 for each multiply-add of the remaining part of each axis."""
     primitive = PRIMITIVES[eqn.primitive.name]
     if isinstance(primitive, Product):
@@ -177,7 +236,7 @@ def _product(frame: Frame, eqn: Any) -> Count:
         numbers = eqn.params["dimension_numbers"]
         left, right = numbers.lhs_spec[:1], numbers.rhs_spec[:2]
     lhs, rhs = map(frame.read, eqn.invars)
-    axes = [lhs[axis] for axis in left] + [rhs[axis] for axis in right]
+    axes = [one(lhs[axis]) for axis in left] + [one(rhs[axis]) for axis in right]
     flops = 2 * multiply_adds(eqn).total
     return _times(lambda decision: flops, 1, axes)
 

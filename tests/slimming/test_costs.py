@@ -9,6 +9,7 @@ import pytest
 
 from jaxprune import slimming
 from jaxprune._jaxprs import count_flops, trace
+from jaxprune.slimming.choose import removal_order
 from tests.cases import few
 from tests.slimming import checks
 from tests.slimming.test_slim import CASES, build
@@ -60,3 +61,47 @@ def test_flops_of_loops_branches_and_layers_that_go() -> None:
     ):
         choice = slimming.Choice.remove(groups, removed)
         assert cost(choice) == recounted(fn, params, choice, x)
+
+
+def attention(p: Any, x: Any) -> Any:
+    """A residual block of two heads and an MLP; a position of `q` belongs to a head and to a dimension of all heads."""
+    h = x @ p["in"]
+    q, k, v = ((h @ p[name]).reshape(*x.shape[:2], 3, 4) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+    h = h + jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*x.shape[:2], 12) @ p["o"]
+    return (h + jax.nn.relu(h @ p["up"]) @ p["down"]) @ p["out"]
+
+
+@pytest.mark.parametrize("scope", few(("group", "global"), "global"))
+def test_choice_to_a_target_is_the_first_that_meets_it_by_recounting(scope: str) -> None:
+    shapes = dict.fromkeys("qkv", (6, 12)) | {
+        "in": (3, 6),
+        "o": (12, 6),
+        "up": (6, 5),
+        "down": (5, 6),
+        "out": (6, 2),
+    }
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    x = jax.ShapeDtypeStruct((2, 5, 3), jnp.float32)
+    groups = slimming.find_groups(attention, params, x)
+    scores = np.random.default_rng(0).random(groups.size)
+    removals = removal_order(groups, scores, scope=scope)
+    choices = [slimming.Choice(groups, np.ones(groups.size, bool))]
+    for removal in removals:
+        keep = choices[-1].keep.copy()
+        keep[removal.units] = False
+        choices.append(slimming.Choice(groups, keep))
+    brute = [recounted(attention, params, choice, x) for choice in choices]
+    for cost in (slimming.costs.flops(groups), slimming.costs.flops(attention, params, x)):
+        assert [cost(choice) for choice in choices] == brute
+        for target in np.linspace(brute[-1], brute[0], 9):
+            first = next(i for i, flops in enumerate(brute) if flops <= target)
+            found = slimming.choose(groups, scores, cost=cost, target=target, scope=scope)
+            assert (found.keep == choices[first].keep).all()
+
+
+def test_flops_of_groups_take_no_parameters() -> None:
+    params, x = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((5, 3))
+    groups = slimming.find_groups(lambda p, x: x @ p["a"] @ p["b"], params, x)
+    with pytest.raises(TypeError, match="either groups alone, or a function"):
+        _ = slimming.costs.flops(groups, params, x)
