@@ -16,7 +16,8 @@ with this label, in all leaves, are removed together or not at all. The analysis
    `Frame`; each inner jaxpr has its own frame. The rule of an equation passes labels on, couples them (an addition:
    position by position; a contraction: the two contracted axes) or freezes them (an index, an output, an unknown
    primitive). Integers that are positions on an axis, such as the experts that a router chooses, are followed too
-   (`pointing`): what they index is coupled with that axis.
+   (`pointing`): what they index is coupled with that axis. An index whose numbers follow from constants alone
+   (`constants`) is a move of known positions.
 4. Zeros (`frames`). Whether removing equals masking. A masked position is zero; `follow_zeros` finds whether the value
    is still zero where positions meet (bias and ReLU: yes, 1 + x: no), and marks the units for which it is not.
    Units from which a softmax or a top-k chooses are not masked: their logits are minus infinity instead.

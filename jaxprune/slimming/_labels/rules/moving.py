@@ -150,9 +150,20 @@ def _follow_slice(site: Site, m: Slice, operands: list[Axes]) -> Axes:
         if bounds == (0, ax.size(axis), 1):
             result.append(axis)
         else:
-            result.append(ax.take(site.labels, axis, slice(*bounds)))
-            site.mark(result[-1])
+            start, stop, step = bounds
+            layered = step == 1 and any(factor.of is not None and factor.of.ndim > 1 for factor in axis)
+            taken = parts(site, axis, start, stop)[1] if layered else ax.take(site.labels, axis, slice(*bounds))
+            site.mark(taken)
+            result.append(taken)
     return tuple(result)
+
+
+def parts(site: Site, axis: Axis, start: int, stop: int) -> list[Axis]:
+    """Returns the positions before, in and behind a range; each layer of a scan keeps equally many of each."""
+    found = [ax.take(site.labels, axis, slice(*b)) for b in ((0, start), (start, stop), (stop, ax.size(axis)))]
+    for part in found:
+        site.mark(part)
+    return found
 
 
 def _same_zeros(site: ZeroSite, m: Any, known: list[Zeros]) -> Zeros:
