@@ -4,7 +4,7 @@ Atoms at the same positions of all leaves are one unit. Units are of one kind if
 in the same form. For each kind `units_of` also finds whether removing a unit equals masking it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,8 +95,8 @@ def _units(analysis: Analysis) -> Units | None:
         routed[kinds(np.unique(found))] = True
     among = [(_once(number[found]), count, name) for found, count, name in chosen]
     among = [entry for entry in among if (entry[0] >= 0).any()]
-    by_member = lambda k: None if routed[k] or shards[k] is not None else np.flatnonzero(kind_of == k)
-    placed, counts, among = _by_member(analysis, placed, counts, among, by_member)
+    apart = ~routed & np.array([own is None for own in shards], bool)  # kinds that neither routing nor a mesh ties
+    placed, counts, among = _by_member(analysis, placed, counts, among, kind_of, apart)
     return Units(placed, counts, reasons, inner, frozen, routed.tolist(), among, shards)
 
 
@@ -135,27 +135,43 @@ def _by_member(
     placed: tuple[tuple[np.ndarray, ...], ...],
     counts: np.ndarray,
     chosen: list[tuple[np.ndarray, int, str]],
-    labels_of: Callable[[int], np.ndarray | None],
+    kind_of: np.ndarray,
+    apart: np.ndarray,
 ) -> tuple[tuple[tuple[np.ndarray, ...], ...], np.ndarray, list[tuple[np.ndarray, int, str]]]:
-    """Numbers the units of each member of a stack by themselves, where nothing ties the members (`members`)."""
+    """Numbers the units of each member of a stack by themselves, where nothing ties the members (`members`).
+
+    Args:
+      analysis: the analysed function.
+      placed: for each axis of each leaf the units at its positions.
+      counts: the number of units of each kind.
+      chosen: the units among which an operation chooses.
+      kind_of: the kind of each atom; -1 for none.
+      apart: which kinds may be numbered so.
+    """
     frames = (analysis.frame, *analysis.others)
     starts = np.cumsum(counts) - counts
+    kinds = np.append(np.repeat(np.arange(len(counts)), counts), -1)  # of each unit; -1 at the end, for no unit
+    holding: list[list[tuple[int, int]]] = [[] for _ in counts]  # the axes that hold units of each kind
+    for i, axes in enumerate(placed):
+        for a, units in enumerate(axes):
+            here = np.zeros(len(counts) + 1, bool)
+            here[kinds[units]] = True
+            for k in np.flatnonzero(here[:-1]):
+                holding[k].append((i, a))
     shift, sizes = np.zeros(len(counts), int), counts.copy()
     many: dict[tuple[int, int], tuple[int, int, np.ndarray]] = {}  # of an axis: the kind, the members, the new places
     for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
         shift[k] = sizes[:k].sum() - start
-        own = lambda units, start=start, count=count: (units >= start) & (units < start + count)
-        held = [(i, a) for i, axes in enumerate(placed) for a, units in enumerate(axes) if own(units).any()]
-        labels = labels_of(k)
-        if labels is None or any(len(analysis.leaves[i].ids) < analysis.leaves[i].ids[a].ndim + 1 for i, a in held):
+        held = holding[k]
+        if not apart[k] or any(len(analysis.leaves[i].ids) < analysis.leaves[i].ids[a].ndim + 1 for i, a in held):
             continue
-        if any(placed[i][a].shape[-1] != 1 or not own(placed[i][a]).all() for i, a in held):
+        if any(placed[i][a].shape[-1] != 1 or not (kinds[placed[i][a]] == k).all() for i, a in held):
             continue
         rows = placed[held[0][0]][held[0][1]][..., 0]
         rows = [np.unique(row) for row in rows.reshape(-1, rows.shape[-1])]
         if sum(row.size for row in rows) != count or len({row.size for row in rows}) != 1:
             continue  # the layers share their units
-        members = free_members(analysis.labels, frames, analysis.leaves, held, labels)
+        members = free_members(analysis.labels, frames, analysis.leaves, held, np.flatnonzero(kind_of == k))
         if members is None:
             continue
         each, size = rows[0].size, members.shape[-1]
@@ -168,7 +184,6 @@ def _by_member(
             many[i, a] = (k, size, first + each * np.arange(size)[:, None, None])
     if not many:
         return placed, counts, chosen
-    kinds = np.append(np.repeat(np.arange(len(counts)), counts), -1)
     moved = lambda units: np.where(units >= 0, units + np.append(shift, 0)[kinds[units]], -1)
     new = tuple(
         tuple(
