@@ -147,3 +147,21 @@ def test_updates_that_change_more_than_their_own_position_are_inexact() -> None:
     for method, exact in (("add", True), ("set", False)):
         fn = lambda p, x, method=method: into(p, x, method) @ p["b"]
         assert slimming.find_groups(fn, params, X)["a[1]"].exact == exact
+
+
+@pytest.mark.parametrize(
+    ("change", "exact"),
+    [(jnp.tanh, True), (jnp.exp, False), (lambda y: y[:, ::-1].astype(jnp.bfloat16), True)],
+)
+def test_a_cumulative_sum_over_units(change: Any, exact: bool) -> None:
+    fn = lambda p, x: jnp.cumsum(change(x @ p["a"]), 1).astype(jnp.float32) @ p["b"]
+    params = draw(a=(6, 8), b=(8, 5))
+    assert slimming.find_groups(fn, params, X)["a[1]"].exact == exact
+    if exact:
+        _ = checks.check_agrees(fn, params, (X,))
+
+
+def test_other_cumulative_operations_keep_all_units() -> None:
+    fn = lambda p, x: lax.cummax(x @ p["a"], 1) @ p["b"]
+    frozen = {(f.name, f.axis): f.reason for f in slimming.find_groups(fn, draw(a=(6, 8), b=(8, 5)), X).frozen}
+    assert frozen["a", 1] == "cummax along it, where a masked unit counts as zero"

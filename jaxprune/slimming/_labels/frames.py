@@ -162,11 +162,8 @@ class Site:
         depth = self.frame.layers if layers is None else layers
         loops = {into for _, into in sub.carried}
         plain = sub.role.startswith("while") or (sub.role == "shard_map" and depth != self.frame.layers)
-        known = [
-            None if place is None or k in loops or plain else self.eqn.invars[place]
-            for k, place in enumerate(sub.inputs)
-        ]
-        points = [None if var is None else pointing.read(self.frame, var) for var in known]
+        given = [None if place is None else pointing.read(self.frame, self.eqn.invars[place]) for place in sub.inputs]
+        points = [pointing.entering(meaning) if k in loops or plain else meaning for k, meaning in enumerate(given)]
         shapes = [getattr(var.aval, "shape", None) for var in sub.jaxpr.invars]
         outer = [None if place is None else self.eqn.invars[place] for place in sub.inputs]
         # A stacked input of a scan and a shard have other shapes than the value outside.

@@ -16,6 +16,7 @@ _BY_NAME: dict[str, Rule] = {
     **indexing.TABLE,
     **control.TABLE,
     **sharded.TABLE,
+    "cumsum": entrywise.CUMSUM,
     **dict.fromkeys(("debug_print", "debug_callback"), _LOOK),
 }
 _BY_KIND: dict[type, Rule] = {

@@ -135,7 +135,18 @@ def _reduced(site: Site | ZeroSite) -> Reduce:
     return what
 
 
-_PASSES = {"max", "stop_gradient", "broadcast_in_dim", "reshape", "select_n", "convert_element_type", "copy"}
+_PASSES = {
+    "max",
+    "stop_gradient",
+    "broadcast_in_dim",
+    "reshape",
+    "select_n",
+    "convert_element_type",
+    "copy",
+    "pmax",
+    "pcast",
+    "pvary",
+}
 
 
 def _is_of_softmax(site: Site) -> bool:
@@ -189,15 +200,29 @@ def _mixed(site: Site | ZeroSite) -> Mix:
     return what
 
 
+_CUMULATIVE = ("cumprod", "cummax", "cummin", "cumlogsumexp")
+
+
 def _follow_mix(site: Site, operands: list[Axes]) -> list[Axes]:
     along = _mixed(site).axes(site.eqn)
     arrays = [axes for axes in operands if len(axes) == len(site.out_shape())]  # others start or fill up
+    why = f"{site.name} along it" + (", where a masked unit counts as zero" if site.name in _CUMULATIVE else "")
     for axes in arrays:
         for i in along:
-            site.freeze(axes[i], f"{site.name} along it")
+            site.freeze(axes[i], why)
     joined = [axes[0] if i in along else together(site, axes) for i, axes in enumerate(zip(*arrays, strict=True))]
     shapes = [v.aval.shape for v in site.eqn.outvars]
     return [tuple(ax.fixed(shape[i]) if i in along else a for i, a in enumerate(joined)) for shape in shapes]
+
+
+def _zero_cumsum(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    # A removed unit adds nothing to the sums of the others, but the sum at its own position is not zero.
+    [along] = _mixed(site).axes(site.eqn)
+    axes = list(known[0].axes)
+    if not settled(site, 0, along, axes[along]):
+        site.inexact(site.operand(0)[along], "a cumulative sum over values that masking does not make zero")
+    axes[along] = known[0].void
+    return [Zeros(tuple(axes), _zero_if(known[0].void))]
 
 
 def _zero_mix(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
@@ -285,6 +310,7 @@ ENTRYWISE = {zero: Rule(_follow, _with_limits(rule), rebind) for zero, rule in _
 ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # one operand meets no other layer
 REDUCE = Rule(_follow_reduce, _zero_reduce, rebind)
 MIX = Rule(_follow_mix, _zero_mix, rebind)
+CUMSUM = Rule(lambda site, operands: [operands[0]], _zero_cumsum, rebind)
 
 
 def _numbers(site: Site | ZeroSite) -> Any:
