@@ -165,3 +165,36 @@ def test_other_cumulative_operations_keep_all_units() -> None:
     fn = lambda p, x: lax.cummax(x @ p["a"], 1) @ p["b"]
     frozen = {(f.name, f.axis): f.reason for f in slimming.find_groups(fn, draw(a=(6, 8), b=(8, 5)), X).frozen}
     assert frozen["a", 1] == "cummax along it, where a masked unit counts as zero"
+
+
+@jax.custom_vjp
+def ordered(y: Any, index: Any) -> Any:
+    return jnp.sin(y[:, index])
+
+
+ordered.defvjp(
+    lambda y, index: (ordered(y, index), (y, index)),
+    lambda saved, g: (jnp.zeros_like(saved[0]).at[:, saved[1]].add(g * jnp.cos(saved[0][:, saved[1]])), None),
+)
+
+
+@jax.custom_jvp
+def widened(y: Any) -> Any:
+    return jnp.concatenate([y, jnp.ones_like(y)], 1)
+
+
+widened.defjvps(lambda tangent, out, y: jnp.concatenate([tangent, jnp.zeros_like(tangent)], 1))
+
+
+@pytest.mark.parametrize(
+    ("fn", "params"),
+    [
+        (lambda p, x: ordered(hidden(p, x), jnp.asarray(ORDER)) @ p["b"], draw(a=(6, 8), b=(8, 5))),
+        (lambda p, x: widened(hidden(p, x)) @ p["b"], draw(a=(6, 4), b=(8, 5))),
+    ],
+)
+def test_custom_derivatives_know_constants_and_units_of_their_own(fn: Any, params: Any) -> None:
+    _, choice, small = checks.check_agrees(fn, params, (X,))
+    slope = lambda f: jax.jit(jax.grad(lambda p: jnp.sum(f(p, X) ** 2)))
+    whole, got = slope(fn)(checks.masked(params, choice)), slope(small.fn)(small.params)
+    assert checks.difference(small.shrink(whole), got) < 1e-5

@@ -211,7 +211,9 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
         shapes = [_shape(v.aval) for v in site.eqn.invars]
         closed = jax.make_jaxpr(whole)(shapes, [shapes[k] for k in moving])
-        run, _ = _smaller(site, closed, keeps + [keeps[k] for k in moving])
+        inside = [(site.frame, var) for var in site.eqn.invars]
+        out = [site.out_keeps(k) for k in range(len(site.eqn.outvars))]
+        run, _, _ = _smaller(site, closed, keeps + [keeps[k] for k in moving], inside, out + out)
         outputs = run([*primals, *(tangents[k] for k in moving)])
         return outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
 
@@ -235,10 +237,12 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
             return out, residuals
 
         closed = jax.make_jaxpr(whole)(*shapes)
-        run, kept = _smaller(site, closed, keeps)
-        outputs = run(args)
         count = len(site.eqn.outvars)
-        saved = _Saved(structure[0], kept[count:], closed.out_avals[count:])
+        sources, out = [(site.frame, var) for var in site.eqn.invars], [site.out_keeps(k) for k in range(count)]
+        run, kept, frame = _smaller(site, closed, keeps, sources, out)
+        outputs = run(args)
+        places = [(frame, var) for var in frame.jaxpr.outvars[count:]]
+        saved = _Saved(structure[0], kept[count:], closed.out_avals[count:], places)
         return outputs[:count], (outputs[count:], saved)
 
     def backward(residuals: tuple[list[Any], Any], cotangents: list[Any]) -> tuple[Any, ...]:
@@ -250,7 +254,8 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         outs = [_shape(v.aval) for v in site.eqn.outvars]
         known = [_shape(a) for a in saved.avals]
         closed = jax.make_jaxpr(whole)(known, outs)
-        run, _ = _smaller(site, closed, [*saved.keeps, *(site.out_keeps(k) for k in range(len(outs)))])
+        given = [*saved.keeps, *(site.out_keeps(k) for k in range(len(outs)))]
+        run, _, _ = _smaller(site, closed, given, saved.sources, keeps)
         return tuple(run([*arrays, *cotangents]))
 
     smaller.defvjp(forward, backward)
@@ -261,22 +266,42 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 class _Saved:
     """What the backward pass needs besides the residuals; equal only to itself."""
 
-    def __init__(self, structure: Any, keeps: list[Keeps], avals: list[Any]) -> None:
-        self.structure, self.keeps, self.avals = structure, keeps, avals
+    def __init__(self, structure: Any, keeps: list[Keeps], avals: list[Any], sources: list[tuple[Frame, Any]]) -> None:
+        self.structure, self.keeps, self.avals, self.sources = structure, keeps, avals, sources
 
 
-def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Callable[..., list[Any]], list[Keeps]]:
-    """Returns a smaller program, from the positions that stay of its inputs."""
+def _smaller(
+    site: ShrinkSite,
+    closed: Any,
+    keeps: Sequence[Keeps],
+    sources: Sequence[tuple[Frame, Any]],
+    out_keeps: Sequence[Keeps],
+) -> tuple[Callable[..., list[Any]], list[Keeps], Frame]:
+    """Returns a smaller program, from the positions that stay of its inputs and of its first outputs.
+
+    Args:
+      site: the equation.
+      closed: the whole program.
+      keeps: the positions that stay of each input.
+      sources: for the first inputs the frames and variables of the values that they equal.
+      out_keeps: the positions that stay of the first outputs.
+
+    Returns:
+      The smaller program, the positions that stay of each output, and the labels of the whole program.
+    """
     labels, inputs, pieces = Labels(), [], []
     for k, (var, stays) in enumerate(zip(closed.jaxpr.invars, keeps, strict=True)):
         axes = tuple(_fresh(labels, site.frame, n, stay) for n, stay in zip(var.aval.shape, stays, strict=True))
         inputs.append(axes)
-        pieces += [_piece(f"input {k}", a, s) for a, s in zip(axes, stays, strict=True) if a[0].of is not None]
-    frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, site.frame.rule_of)
+        pieces += [_piece(labels, f"input {k}", a, s) for a, s in zip(axes, stays, strict=True)]
+    rule_of = site.frame.rule_of
+    frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, rule_of, (), sources)
     pointing.settle(labels, lambda axis: even(labels, axis, 0))
-    decision = Decision(labels, labels_that_go(labels, pieces))
+    for k, (var, stays) in enumerate(zip(closed.jaxpr.outvars, out_keeps, strict=False)):
+        pieces += [_piece(labels, f"output {k}", a, s) for a, s in zip(frame.read(var), stays, strict=True)]
+    decision = Decision(labels, labels_that_go(labels, [piece for piece in pieces if piece is not None]))
     out = [tuple(decision.keep(axis) for axis in frame.read(v)) for v in frame.jaxpr.outvars]
-    return lambda args: evaluate(decision, frame, args), out
+    return lambda args: evaluate(decision, frame, args), out, frame
 
 
 def _fresh(labels: Labels, frame: Frame, n: int, keep: Keep | None) -> ax.Axis:
@@ -287,9 +312,10 @@ def _fresh(labels: Labels, frame: Frame, n: int, keep: Keep | None) -> ax.Axis:
     return ax.labelled(labels.fresh((*lead, n)))
 
 
-def _piece(name: str, axis: ax.Axis, keep: Keep | None) -> Piece:
-    ids = axis[0].of
-    assert ids is not None
+def _piece(labels: Labels, name: str, axis: ax.Axis, keep: Keep | None) -> Piece | None:
+    ids = ax.flat(labels, axis)
+    if ids is None:
+        return None
     if keep is None:
         return Piece(name, ids, np.ones(ids.shape[-1], bool))
     stay = np.zeros((*keep.positions.shape[:-1], keep.full), bool)
