@@ -79,6 +79,27 @@ def test_layers_of_a_scan_lose_experts_of_their_own(name):
     close(small.fn(small.params, X), fn(whole, X))
 
 
+def test_layers_lose_experts_and_hidden_units_of_each_expert():
+    params = stacked(2)
+    fn = lambda p, x: lax.scan(lambda x, own: (x + mixtures.dense(own, x), None), x, p)[0]
+    groups = slimming.find_groups(fn, params, X)
+    experts, hidden = groups["w1[1]"], groups["w1[3]"]
+    assert (experts.layers, hidden.layers) == (2, 16)
+    keep, whole = np.ones(groups.size, bool), params
+    for group, count in ((experts, 2), (hidden, 3)):
+        for layer in range(group.layers):
+            keep[group.first + np.flatnonzero(group.layer == layer)[layer % 3 :][:count]] = False
+    choice = slimming.Choice(groups, keep)
+    small = slimming.slim(fn, params, choice, X)
+    assert small.params["w1"].shape == (2, 6, 6, 5)
+    whole = masked(params, choice)
+    for layer in range(2):
+        gone = np.flatnonzero(~choice.kept("w1[1]")[experts.layer == layer])
+        whole = whole | {"bias": whole["bias"].at[layer, gone].set(-jnp.inf)}
+    close(small.fn(small.params, X), fn(whole, X))
+    close(small.expand(small.params), masked(params, choice))
+
+
 @pytest.mark.slow
 def test_experts_on_several_devices():
     mesh = jax.make_mesh((len(jax.devices()),), ("experts",))

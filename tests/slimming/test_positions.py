@@ -172,7 +172,7 @@ def ordered(y: Any, index: Any) -> Any:
     return jnp.sin(y[:, index])
 
 
-ordered.defvjp(
+_ = ordered.defvjp(
     lambda y, index: (ordered(y, index), (y, index)),
     lambda saved, g: (jnp.zeros_like(saved[0]).at[:, saved[1]].add(g * jnp.cos(saved[0][:, saved[1]])), None),
 )
