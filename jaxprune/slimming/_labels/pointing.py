@@ -103,7 +103,7 @@ def read(frame: Any, var: Any) -> Meaning:
 
 
 def entering(meaning: Meaning) -> Meaning:
-    """Returns the meaning of integers in a loop or a shard, where positions that the data chose cannot be followed."""
+    """Returns the meaning that integers have inside a loop or a shard: chosen positions are lost there."""
     chosen = _chosen(meaning) or isinstance(meaning, Columns | Lost)
     return Lost() if chosen else None
 
@@ -112,7 +112,7 @@ def follow(site: Any) -> None:
     """Stores the meaning of the results of an equation, and freezes what cannot be followed."""
     eqn, frame = site.eqn, site.frame
     given = [read(frame, v) for v in eqn.invars]
-    inside = site.index in frame.children  # an inner jaxpr may choose although its operands point nowhere
+    inside = site.index in frame.children  # the inner jaxpr may have a top-k of its own
     if not inside and all(isinstance(g, Number | None) for g in given) and not isinstance((*given, None)[0], Number):
         return
     subs = sub_jaxprs(eqn)
@@ -129,10 +129,10 @@ def _inner(site: Any, subs: Any, given: Sequence[Meaning]) -> None:
     frame, children = site.frame, site.frame.children.get(site.index, [])
     derived = site.name.startswith("custom_")
     pointed = any(isinstance(g, Points | Columns) for g in given)
-    # What a shard_map does with whole axes is what a call does; a shard of an axis has positions of its own.
+    # A shard_map that cuts no axis with labels is a call. A shard of an axis numbers its positions from zero.
     whole = subs[0].role == "shard_map" and bool(children) and children[-1].layers == frame.layers
     if not (whole or subs[0].role in ("call", "scan")) or not children or (derived and pointed):
-        # What an inner jaxpr chooses leaves it as plain numbers.
+        # Indices that the inner jaxpr returns cannot be followed outside of it.
         inside = [read(child, var) for child in children for var in child.jaxpr.outvars]
         where = f"{site.name}, a function with custom derivatives" if derived else site.name
         if subs[0].role == "shard_map":
@@ -233,7 +233,7 @@ def _compared(site: Any, name: str, given: list[Meaning]) -> Meaning:
             return Number(np.False_)
     lose(site, given, name)
     if any(isinstance(g, Lost) for g in given) and not any(isinstance(g, Number) for g in given):
-        # Experts would go on being counted by numbers that are not followed.
+        # The axis may be that of the experts: without the indices the router would not lose the same experts.
         for axis in (axis for var in site.eqn.invars for axis in site.frame.read(var)):
             site.freeze(axis, "a comparison with indices that slimming cannot follow")
     return None

@@ -21,7 +21,7 @@ from jaxprune.slimming._labels.evaluate import Decision, Keep, Keeps, Piece, Shr
 from jaxprune.slimming._labels.frames import Frame, Rule, Site, Zeros, ZeroSite, even, follow, together
 from jaxprune.slimming._labels.labels import Labels
 
-# Why units that are whole layers of a scan are inexact.
+# The reason why whole layers of a scan are inexact units.
 LAYER = "a layer that a scan runs over: a masked layer may still change its input"
 
 
@@ -75,7 +75,7 @@ def _follow_scan(site: Site, operands: list[Axes]) -> list[Axes]:
 
 
 def _turns(site: Site, run_over: list[Axis]) -> Axis:
-    # The turns of a scan over stacked layers can go, with all that is stacked; a sequence stays as long as it is.
+    # A layer of a scan over stacked parameters is a unit of all stacked arrays. A sequence keeps its length.
     if not run_over or any(ax.is_fixed(axis) for axis in run_over):
         for axis in run_over:
             site.freeze(axis, "the axis a scan runs over")
@@ -88,7 +88,7 @@ def _factors(axes: Axes) -> list[ax.Factor]:
 
 
 def _deeper(axis: Axis, depth: int) -> Axis:
-    # One axis of layers more: labels that know the layers around this scan get a place for it.
+    # Labels that differ between the layers of outer scans get one more axis, for the layers of this scan.
     return tuple(
         f if f.of is None or f.of.ndim == 1 or f.of.ndim - 1 > depth else f._replace(of=f.of[..., None, :])
         for f in axis
@@ -105,7 +105,7 @@ def _zero_scan(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 
 def _until_stable(site: ZeroSite, k: int, sub: Sub, inputs: list[Zeros]) -> list[Zeros]:
-    # What is carried is zero only if it starts and stays so.
+    # A carried value is zero if it is zero before the loop and after each turn.
     def join(old: Zeros, new: Zeros) -> Zeros:
         zero = tuple(a and b for a, b in zip(old.axes, new.axes, strict=True))
         return Zeros(zero, old.value if old.value == new.value else None)
@@ -264,7 +264,7 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 @jax.tree_util.register_static
 class _Saved:
-    """What the backward pass needs besides the residuals; equal only to itself."""
+    """The static part of the residuals, for the backward pass; an instance equals only itself."""
 
     def __init__(self, structure: Any, keeps: list[Keeps], avals: list[Any], sources: list[tuple[Frame, Any]]) -> None:
         self.structure, self.keeps, self.avals, self.sources = structure, keeps, avals, sources
@@ -324,7 +324,7 @@ def _piece(labels: Labels, name: str, axis: ax.Axis, keep: Keep | None) -> Piece
 
 
 def _shape(aval: Any) -> Any:
-    # Inside a shard_map the type also says along which mesh axes a value varies; only the aval itself can pass this on.
+    # Inside a shard_map an aval also says along which mesh axes the value varies; a ShapeDtypeStruct does not.
     varying = getattr(getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", ()))
     return aval if varying else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 

@@ -31,7 +31,7 @@ def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
 
 
 def _joined(site: Site, axes: tuple[Axis, ...], n: int) -> Axis:
-    # An operand of one position is stretched over the others'.
+    # An operand with one position on an axis is broadcast along this axis.
     for axis in axes:
         if ax.size(axis) != n:
             site.freeze(axis, "a broadcast along it")
@@ -39,7 +39,7 @@ def _joined(site: Site, axes: tuple[Axis, ...], n: int) -> Axis:
 
 
 def _axis_zeros(site: ZeroSite, known: list[Zeros], k: int) -> tuple[bool, ...]:
-    # A scalar operand, or one stretched along an axis, is zero at a masked position only if it is zero.
+    # An operand that is broadcast along an axis is zero at removed positions only if it is zero everywhere.
     shape = site.eqn.outvars[0].aval.shape
     if not known[k].axes:
         return (known[k].void,) * len(shape)
@@ -205,7 +205,7 @@ _CUMULATIVE = ("cumprod", "cummax", "cummin", "cumlogsumexp")
 
 def _follow_mix(site: Site, operands: list[Axes]) -> list[Axes]:
     along = _mixed(site).axes(site.eqn)
-    arrays = [axes for axes in operands if len(axes) == len(site.out_shape())]  # others start or fill up
+    arrays = [axes for axes in operands if len(axes) == len(site.out_shape())]  # scalars are initial values or padding
     why = f"{site.name} along it" + (", where a masked unit counts as zero" if site.name in _CUMULATIVE else "")
     for axes in arrays:
         for i in along:
@@ -252,7 +252,7 @@ def _lows(site: ZeroSite, known: list[Zeros], k: int, shape: tuple[int, ...]) ->
     return frozenset(i for i in known[k].low if sizes[i] == shape[i])
 
 
-# For x = 0: when (x, c) is false; the comparison of (c, x) is the flipped one.
+# For each comparison of x with a constant c: whether it is false at x = 0.
 _FALSE_AT_ZERO: dict[str, Callable[[float], bool]] = {
     "gt": lambda c: c >= 0,
     "ge": lambda c: c > 0,
@@ -277,7 +277,7 @@ def _false_or_zero(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[i
         if value is not None and known[mine].axes and _FALSE_AT_ZERO[own](value):
             found |= {i for i, zero in enumerate(_axis_zeros(site, known, mine)) if zero}
     if name == "eq":
-        # No index points to a removed position.
+        # Indices never equal a removed position.
         points = [pointing.read(site.frame, v) for v in site.eqn.invars]
         iotas = [p.axis for p in points if isinstance(p, pointing.Points) and p.origin is not None and p.origin.ranks]
         axes = site.frame.read(site.eqn.outvars[0])
@@ -307,7 +307,7 @@ def _stays_low(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[int, 
 
 
 ENTRYWISE = {zero: Rule(_follow, _with_limits(rule), rebind) for zero, rule in _ZERO.items()}
-ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # one operand meets no other layer
+ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # a single operand couples no layers
 REDUCE = Rule(_follow_reduce, _zero_reduce, rebind)
 MIX = Rule(_follow_mix, _zero_mix, rebind)
 CUMSUM = Rule(lambda site, operands: [operands[0]], _zero_cumsum, rebind)
@@ -348,7 +348,7 @@ def _free(axes: tuple, *used: tuple[int, ...]) -> list[int]:
 
 
 def _follow_ragged(site: Site, operands: list[Axes]) -> list[Axes]:
-    # Rows [rows, inputs] that are sorted by group, matrices [groups, inputs, outputs], rows of each group [groups].
+    # The operands are the sorted rows [rows, inputs], the matrices [groups, inputs, outputs] and the counts [groups].
     rows, matrices, sizes = operands[:3]
     if not is_sorted_product(site.eqn):
         return unknown(site, operands)
@@ -368,7 +368,7 @@ def _zero_ragged(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 
 def _follow_convolution(site: Site, operands: list[Axes]) -> list[Axes]:
-    # With g groups the input's channels are (g, inputs of a group) and the output's (g, outputs of a group).
+    # With g groups the channels of the input are (g, inputs of a group), those of the output (g, outputs of a group).
     lhs, rhs = operands
     numbers, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
     batch, features, *space = numbers.lhs_spec
@@ -410,7 +410,7 @@ def _zero_convolution(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 def _shrink_convolution(site: ShrinkSite, operands: list[Any]) -> list[Any]:
     lhs, rhs = operands
-    if lhs.size == 0 or rhs.size == 0:  # a sum over no channel
+    if lhs.size == 0 or rhs.size == 0:  # all channels are removed
         return [jnp.zeros(site.out_shape(), site.eqn.outvars[0].aval.dtype)]
     numbers = site.eqn.params["dimension_numbers"]
     groups = lhs.shape[numbers.lhs_spec[1]] // max(rhs.shape[numbers.rhs_spec[1]], 1)
