@@ -28,7 +28,8 @@ help:
 	@echo 'make bench     the benchmarks, as tables and JSON in output/bench'
 	@echo 'make clean     remove .venv and the caches'
 
-# Each stamp is newer than pyproject.toml once pip has ended well, so nothing is installed twice.
+# Each stamp is newer than pyproject.toml once pip has ended well, so nothing is installed twice. Python compiles a module
+# when it is first imported; compiling all of them here takes as long as installing them.
 $(VENV)/made:
 	@test -n "$(PYTHON)" || { echo 'jaxprune needs Python 3.11 or later with the modules venv and ensurepip' \
 	  '(Debian: apt install python3-venv); none was found. Name one: make PYTHON=/path/to/python3.11' >&2; exit 2; }
@@ -38,11 +39,11 @@ $(VENV)/made:
 	@touch $@
 
 $(VENV)/examples: $(VENV)/made pyproject.toml
-	$(RUN) -m pip install --quiet --editable '.[examples]'
+	$(RUN) -m pip install --quiet --no-compile --editable '.[examples]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/made pyproject.toml
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/examples

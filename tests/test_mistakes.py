@@ -354,6 +354,7 @@ TRAINING = {
         lambda: training.gradual(schedules.cubic(0, 10, 0.9), when=100),
         r"when must be a function, such as schedules.every\(100\)",
     ),
+    "RigL that never revises": (lambda: training.rigl(0.5, 100, key=jax.random.key(0)), "lower every"),
     "RigL without a key": (lambda: init(training.rigl(0.5, 1000)), "needs key: pass key="),
     "RigL with a seed": (lambda: rigl(key=0), r"pass jax.random.key\(seed\)"),
     "RigL's sparsity and steps swapped": (lambda: training.rigl(1000, 0.5, key=KEY), "steps must be an integer"),

@@ -1,4 +1,4 @@
-"""`plan`: what reconstruction removes from each calibrated leaf, as targets or by a criterion."""
+"""`plan`: which leaves reconstruction prunes, and what it removes from each of them, as targets or by a criterion."""
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,12 @@ import numpy as np
 from jaxprune import _tree, allocation, masks
 from jaxprune.calibration import Stats
 from jaxprune.calibration.stats import Inputs
-from jaxprune.masks._exact import counts
 from jaxprune.prune import How, Selector
-from jaxprune.reconstruction.removal import Entries, Given, Grouped, Target
+from jaxprune.reconstruction.removal import Given, Target, by_slice, target_of
 
 PyTree = Any
+
+_NEVER = "was not calibrated"
 
 
 class Leaf(NamedTuple):
@@ -26,45 +27,6 @@ class Leaf(NamedTuple):
     name: str
     array: jax.Array
     inputs: Inputs
-
-
-def calibrated(params: PyTree, stats: Stats | None, how: How, needs: str = "layout") -> list[Leaf]:
-    """Returns the leaves that are pruned, with their statistics.
-
-    Without `where` these are the leaves that the default rule of `prune` selects, among the leaves with statistics.
-
-    Args:
-      params: the parameters.
-      stats: the result of `calibrate`.
-      how: how weights are chosen: `where`, `roles` and `batch_axes` say which leaves are pruned.
-      needs: the field of the statistics that is required.
-
-    Raises:
-      ValueError: statistics are missing; the message names the leaves.
-    """
-    found = with_statistics(params, stats)
-    assert stats is not None  # for the type checker: `with_statistics` raises for None
-    # The roles of the caller, else of calibration, else of conventions.
-    roles = Selector(**how).following(params, stats).roles
-    known = _tree.leaf_roles(params, roles, how.get("batch_axes", 0))
-    where, named = how.get("where"), _tree.named_leaves(params)
-    # A leaf without statistics is an error only if `where` selects it.
-    asked = [leaf.position for leaf in found] if where is None else range(len(named))
-    chosen = _tree.chosen([named[i][1] for i in asked], tuple(known[i] for i in asked), where)
-    picked = {i for i, yes in zip(asked, chosen, strict=True) if yes}
-    if missing := picked - {leaf.position for leaf in found}:
-        lines = "\n".join(f"  {named[i][0]}: {_why_not(stats, named[i][0])}" for i in sorted(missing))
-        raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
-    if not picked:
-        rule = "the predicate" if callable(where) else "the default rule of prune"
-        raise ValueError(
-            f"there is nothing to prune: {rule} selects no leaf with statistics; pass a predicate where=lambda name, "
-            "leaf: ... that is True for one of them:\n"
-            + "\n".join(
-                f"  {x.name}" + ("" if callable(where) else f": {known[x.position].why_left_alone}") for x in found
-            )
-        )
-    return having([leaf for leaf in found if leaf.position in picked], needs)
 
 
 def with_statistics(params: PyTree, stats: Stats | None) -> list[Leaf]:
@@ -105,32 +67,28 @@ def having(leaves: list[Leaf], needs: str) -> list[Leaf]:
     return leaves
 
 
-def _why_not(stats: Stats, name: str) -> str:
-    return dict(stats.uncovered).get(name, "was not calibrated")
-
-
 @dataclass(frozen=True)
 class Plan:
     """What is removed from each leaf.
 
     Attributes:
+      leaves: the leaves that are pruned, with the statistics that the plan was made from.
+      known: the roles, patterns and reasons of all leaves of the parameters, for the table of `masks.Pruned`.
       targets: for each leaf position a target for all its matrices, or None if nothing is removed. The whole field is
         None if a criterion chooses.
       selector: the criterion, with the sparsity of each leaf as its allocation; None without a criterion.
       ranks_all: whether the criterion ranks all leaves together, which is impossible stage by stage.
-      patterns: for each leaf position the pattern, with axes; empty if masks are given.
       orders: for each leaf position with a `Grouped` target the axes of its inputs, in the order of the pattern.
-      roles: the role of each leaf of the parameters.
     """
 
+    leaves: list[Leaf]
+    known: tuple[tuple[_tree.LeafRole, ...], tuple[masks.Pattern | None, ...], tuple[str, ...]]
     targets: dict[int, Target | None] | None = None
     selector: Selector | None = None
     ranks_all: bool = False
-    patterns: Mapping[int, masks.Pattern] = field(default_factory=dict)
     orders: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    roles: tuple[_tree.LeafRole, ...] = ()
 
-    def of(self, params: PyTree, stats: Stats, leaves: Sequence[Leaf]) -> list[tuple[Leaf, Target | None]]:
+    def of(self, params: PyTree, stats: Stats | None, leaves: Sequence[Leaf]) -> list[tuple[Leaf, Target | None]]:
         """Returns these leaves with their targets, for the current parameters and statistics.
 
         The inputs of a leaf with a `Grouped` target have the order in which the pattern counts neighbours.
@@ -141,20 +99,6 @@ class Plan:
         selector = replace(self.selector, where=among(leaves))
         kept = jax.tree.leaves(selector.masks(selector.scores(params, stats=stats), 0.0))
         return [(leaf, _given(leaf, kept[leaf.position])) for leaf in leaves]
-
-    def result(self, params: PyTree, new: list[Any], kept: list[Any], stats: Stats) -> masks.Pruned:
-        """Returns the new leaves and their masks, with what is known about each leaf of `params`."""
-        structure = jax.tree.structure(params)
-        reasons = [
-            f"no statistics ({_why_not(stats, role.name)})" if role.is_weight and entry is None else ""
-            for role, entry in zip(self.roles, stats.leaves(params), strict=True)
-        ]
-        for i in self.patterns:
-            reasons[i] = "sparsity 0"
-        return masks.Pruned(
-            *(structure.unflatten(new), structure.unflatten(kept), self.roles),
-            *(tuple(self.patterns.get(i) for i in range(len(new))), tuple(reasons)),
-        )
 
 
 def _ordered(leaf: Leaf, axes: tuple[int, ...] | None) -> Leaf:
@@ -181,28 +125,39 @@ def among(leaves: Sequence[Leaf]) -> Callable[[str, Any], bool]:
 
 
 def plan(
-    params: PyTree, stats: Stats, leaves: Sequence[Leaf], sparsity: Any, kept: PyTree | None, how: How, method: str
+    params: PyTree,
+    stats: Stats | None,
+    sparsity: Any,
+    kept: PyTree | None,
+    how: How,
+    method: str,
+    needs: str = "layout",
 ) -> Plan:
     """Makes the plan; see `reconstruct` for the arguments.
 
     Args:
       params: the parameters.
       stats: the statistics, which give each leaf's layout and the scores of a criterion.
-      leaves: the calibrated leaves.
       sparsity: the user's sparsity.
       kept: masks to use unchanged, or None.
       how: how weights are chosen; if it contains no criterion, the method chooses.
       method: the name of the method, for messages.
+      needs: the field of the statistics that the method reads.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: the arguments contradict each other, or do not fit a leaf.
+      ValueError: statistics are missing; the arguments contradict each other, or do not fit a leaf. The message names
+        the leaves.
     """
-    selector = Selector(**{"batch_axes": _scanned(leaves), **how, "where": among(leaves)}).following(params, stats)
-    roles = _tree.leaf_roles(params, selector.roles, how.get("batch_axes", 0))
-    if how.get("specs") is not None:
+    found = with_statistics(params, stats)
+    assert stats is not None  # for the type checker: `with_statistics` raises for None
+    selector = Selector(**how).following(params, stats)
+    # The roles of the caller, else of calibration, else of conventions.
+    roles = _tree.leaf_roles(params, selector.roles, selector.batch_axes)
+    leaves = having(_selected(params, stats, found, selector.where, roles), needs)
+    if selector.specs is not None:
         raise ValueError("reconstruction works on whole arrays, outside jax.shard_map; leave specs out")
     if kept is not None:
         given = [name for name in ("criterion", "allocation", "pattern", "batch_axes") if name in how]
@@ -212,34 +167,69 @@ def plan(
                 "masks already say what is removed: leave out sparsity, pattern, criterion, allocation and batch_axes; "
                 f"got {', '.join(given)}"
             )
-        return Plan(_all_given(params, leaves, kept), roles=roles)
+        return Plan(leaves, _known(stats, found, roles, {}), _all_given(params, leaves, kept))
+    selector = replace(selector, where=among(leaves), batch_axes=how.get("batch_axes", _scanned(leaves)))
     pruned = {leaf.place: leaf for leaf in masks.leaves(params, **selector.units)}
-    patterns = {place: leaf.pattern for place, leaf in pruned.items()}
-    if "criterion" in how:
-        values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
-        if not isinstance(values, masks.Global):
-            for place, leaf in pruned.items():
-                if isinstance(values[place], masks.Count):
-                    each = _removed_from_each(leaf, values[place], leaf.slices)
-                    values[place] = masks.Count(*(jnp.asarray(x, jnp.int32) for x in (each >> 16, each & 0xFFFF)))
-            values = jax.tree.structure(params).unflatten(values)
-        shared = allocation.Allocation(values, None)
-        selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
-        return Plan(selector=selector, ranks_all=isinstance(values, masks.Global), patterns=patterns, roles=roles)
-    wrong = [problem for leaf in leaves if (problem := _problem(leaf, pruned[leaf.position], method))]
+    known = _known(stats, found, roles, pruned)
+    chooses = "criterion" not in how  # the method chooses its masks
+    wrong = [problem for x in leaves if chooses and (problem := _problem(x, pruned[x.position], method))]
     if wrong:
         raise ValueError(
             "reconstruction cannot follow the patterns of these leaves:\n" + "\n".join(f"  {line}" for line in wrong)
         )
-    values = _sparsities(params, list(pruned.values()), sparsity, selector, stats)
-    if isinstance(values, masks.Global):
+    values = _sparsities(params, pruned, sparsity, selector, stats)
+    ranks_all = isinstance(values, masks.Global)
+    if chooses and ranks_all:
         raise ValueError(
             f"{method} chooses its masks leaf by leaf, and allocation.one_ranking gives no leaf a sparsity; pass a "
             "criterion, such as criterion=criteria.magnitude, which then chooses the masks"
         )
-    targets = {x.position: _target(x, pruned[x.position], values[x.position]) for x in leaves}
+    if not chooses:
+        of_leaves = values if ranks_all else jax.tree.structure(params).unflatten(by_slice(values, pruned))
+        shared = allocation.Allocation(of_leaves, None)
+        selector = replace(selector, allocation=lambda scores, sparsity, **units: shared)
+        return Plan(leaves, known, selector=selector, ranks_all=ranks_all)
+    targets = {x.position: target_of(pruned[x.position], values[x.position], x.inputs.layout.sizes[0]) for x in leaves}
     orders = {x.position: group.along for x in leaves if (group := pruned[x.position].group) and group.along}
-    return Plan(targets, patterns=patterns, orders=orders, roles=roles)
+    return Plan(leaves, known, targets, orders=orders)
+
+
+def _selected(
+    params: PyTree, stats: Stats, found: list[Leaf], where: _tree.Where, roles: tuple[_tree.LeafRole, ...]
+) -> list[Leaf]:
+    """Returns the leaves that `where` selects; by default those of the leaves with statistics that `prune` selects."""
+    named = _tree.named_leaves(params)
+    # A leaf without statistics is an error only if `where` selects it.
+    asked = [leaf.position for leaf in found] if where is None else range(len(named))
+    chosen = _tree.chosen([named[i][1] for i in asked], tuple(roles[i] for i in asked), where)
+    picked = {i for i, yes in zip(asked, chosen, strict=True) if yes}
+    if missing := picked - {leaf.position for leaf in found}:
+        why = dict(stats.uncovered)
+        lines = "\n".join(f"  {named[i][0]}: {why.get(named[i][0], _NEVER)}" for i in sorted(missing))
+        raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
+    if not picked:
+        rule = "the predicate" if callable(where) else "the default rule of prune"
+        raise ValueError(
+            f"there is nothing to prune: {rule} selects no leaf with statistics; pass a predicate where=lambda name, "
+            "leaf: ... that is True for one of them:\n"
+            + "\n".join(
+                f"  {x.name}" + ("" if callable(where) else f": {roles[x.position].why_left_alone}") for x in found
+            )
+        )
+    return [leaf for leaf in found if leaf.position in picked]
+
+
+def _known(
+    stats: Stats, found: list[Leaf], roles: tuple[_tree.LeafRole, ...], pruned: Mapping[int, masks.Leaf]
+) -> tuple[tuple[_tree.LeafRole, ...], tuple[masks.Pattern | None, ...], tuple[str, ...]]:
+    """Returns the roles, patterns and reasons of all leaves; the pruned leaves have the reason for a sparsity of 0."""
+    covered, why = {leaf.position for leaf in found}, dict(stats.uncovered)
+    reasons = [
+        f"no statistics ({why.get(role.name, _NEVER)})" if role.is_weight and i not in covered else ""
+        for i, role in enumerate(roles)
+    ]
+    reasons = ["sparsity 0" if i in pruned else reason for i, reason in enumerate(reasons)]
+    return roles, tuple(pruned[i].pattern if i in pruned else None for i in range(len(roles))), tuple(reasons)
 
 
 def _scanned(leaves: Sequence[Leaf]) -> dict[str, int]:
@@ -274,18 +264,18 @@ def _given(leaf: Leaf, mask: jax.Array) -> Given | None:
 
 
 def _sparsities(
-    params: PyTree, pruned: Sequence[masks.Leaf], sparsity: Any, selector: Selector, stats: Stats
+    params: PyTree, pruned: Mapping[int, masks.Leaf], sparsity: Any, selector: Selector, stats: Stats
 ) -> list[Any] | masks.Global:
     """Returns a sparsity or a `masks.Count` for each leaf, or `masks.Global` to rank all leaves together."""
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
-        fixed = {leaf.place: leaf.pattern.fixed_sparsity for leaf in pruned}
-        missing = [leaf.name for leaf in pruned if fixed[leaf.place] is None]
+        fixed = {place: leaf.pattern.fixed_sparsity for place, leaf in pruned.items()}
+        missing = [leaf.name for place, leaf in pruned.items() if fixed[place] is None]
         if missing:
             raise ValueError(f"{missing[0]} has no sparsity: pass a sparsity, an N:M pattern or masks")
         return [fixed.get(i, 0.0) for i in range(treedef.num_leaves)]
-    if _is_number(sparsity):
+    if not isinstance(sparsity, (Mapping, masks.Count)) and np.ndim(sparsity) == 0:
         # The uniform allocation reads only shapes, so no scores are computed.
         uniform = selector.allocation is allocation.uniform
         scores = params if uniform else selector.scores(params, stats=stats)
@@ -301,10 +291,6 @@ def _sparsities(
     )
 
 
-def _is_number(sparsity: Any) -> bool:
-    return not isinstance(sparsity, (Mapping, masks.Count)) and np.ndim(sparsity) == 0
-
-
 def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
     """Returns why a method that chooses its own masks cannot follow the pattern of a leaf; None if it can."""
     group, inputs = own.group, leaf.inputs.layout.input_axes
@@ -316,32 +302,3 @@ def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
         f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), the patterns of {method}; pass "
         "criterion=criteria.magnitude or another, or masks=masks.select(...)"
     )
-
-
-def _target(leaf: Leaf, own: masks.Leaf, sparsity: Any) -> Target | None:
-    """Returns the target for all matrices of a leaf, with stacked fields; None if nothing is removed."""
-    if group := own.group:
-        fixed = 1 - group.kept / group.size
-        if not (_is_number(sparsity) and abs(float(sparsity) - fixed) < 1e-6):
-            raise ValueError(
-                f"{leaf.name}: {group.kept} of {group.size} has the sparsity {fixed}, but sparsity is {sparsity!r}; "
-                "pass sparsity=None"
-            )
-        return None if group.kept == group.size else Grouped(group.kept, group.size)
-    each = _removed_from_each(own, sparsity, leaf.inputs.layout.sizes[0])
-    return Entries(jnp.asarray(each, jnp.int32)) if each.any() else None
-
-
-def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
-    """Returns how many entries each of the equal parts of a leaf loses: the leaf's number, spread evenly."""
-    is_count = isinstance(sparsity, masks.Count)
-    if is_count and np.ndim(sparsity.low):
-        each = np.asarray(sparsity.high, np.int64) * 2**16 + np.asarray(sparsity.low)
-        if parts % len(each):
-            raise ValueError(f"{leaf.name}: the Count has {len(each)} slices, but the leaf has {parts} matrices")
-        return np.concatenate([_spread(int(k), parts // len(each)) for k in each])
-    return _spread(int(sparsity if is_count else counts.removed(sparsity, leaf.entries)), parts)
-
-
-def _spread(total: int, parts: int) -> np.ndarray:
-    return np.diff([(2 * total * i + parts) // (2 * parts) for i in range(parts + 1)])

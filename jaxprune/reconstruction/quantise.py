@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprune.calibration import Stats
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
-from jaxprune.reconstruction.plan import Leaf, calibrated, plan
+from jaxprune.reconstruction.plan import Leaf, plan
 from jaxprune.reconstruction.reconstruct import check_finite, run_matrices
 from jaxprune.reconstruction.removal import Given, Target
 from jaxprune.reconstruction.sparsegpt import Grid, sparse_gptq
@@ -99,20 +99,18 @@ def quantise(
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be 2 to 8, got {bits}")
-    leaves = calibrated(params, stats, how, "gram")
-    assert stats is not None  # for the type checker: `calibrated` raises for None
-    wrong = [problem for leaf in leaves if (problem := _problem(leaf, group))]
+    wanted = plan(params, stats, sparsity, masks, how, "quantise", "gram")
+    wrong = [problem for leaf in wanted.leaves if (problem := _problem(leaf, group))]
     if wrong:
         raise ValueError(f"groups of {group} inputs do not fit these leaves:\n" + "\n".join(f"  {x}" for x in wrong))
-    wanted = plan(params, stats, leaves, sparsity, masks, how, "quantise")
     new, treedef = jax.tree.flatten(params)
     kept, swept = [jnp.ones((), bool)] * len(new), []
-    for leaf, target in wanted.of(params, stats, leaves):
+    for leaf, target in wanted.of(params, stats, wanted.leaves):
         dense, scale, mask = _quantise(leaf, target, bits, group, damping=damping, block=block)
         swept.append(dense)
         new[leaf.position] = Quantised(jnp.round(dense / scale).astype(jnp.int8), _short(leaf, scale, group))
         kept[leaf.position] = kept[leaf.position] if target is None else mask
-    check_finite(leaves, swept)
+    check_finite(wanted.leaves, swept)
     return Pruned(jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, kept))
 
 

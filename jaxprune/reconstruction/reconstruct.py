@@ -16,7 +16,7 @@ from jaxprune.prune import How
 from jaxprune.reconstruction import gram
 from jaxprune.reconstruction.alps import alps
 from jaxprune.reconstruction.least_squares import least_squares, obs
-from jaxprune.reconstruction.plan import Leaf, calibrated, having, plan, with_statistics
+from jaxprune.reconstruction.plan import Leaf, having, plan, with_statistics
 from jaxprune.reconstruction.removal import Given, Grouped, Target
 from jaxprune.reconstruction.sparsegpt import sparsegpt
 
@@ -131,16 +131,14 @@ def reconstruct(
       (16, True)
     """
     chosen = method_of(method)
-    leaves = calibrated(params, stats, how, chosen.needs)
-    assert stats is not None  # for the type checker: `calibrated` raises for None
-    wanted = plan(params, stats, leaves, sparsity, masks, with_criterion(how, chosen, masks), chosen.name)
-    new = jax.tree.leaves(params)
+    wanted = plan(params, stats, sparsity, masks, with_criterion(how, chosen, masks), chosen.name, chosen.needs)
+    new, structure = jax.tree.flatten(params)
     kept = [jnp.ones((), bool)] * len(new)
-    for leaf, target in wanted.of(params, stats, leaves):
+    for leaf, target in wanted.of(params, stats, wanted.leaves):
         if target is not None:
             new[leaf.position], kept[leaf.position] = prune_leaf(leaf, target, chosen.kernel)
-    check_finite(leaves, [new[leaf.position] for leaf in leaves])
-    return wanted.result(params, new, kept, stats)
+    check_finite(wanted.leaves, [new[leaf.position] for leaf in wanted.leaves])
+    return Pruned(structure.unflatten(new), structure.unflatten(kept), *wanted.known)
 
 
 def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, float]:

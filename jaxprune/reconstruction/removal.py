@@ -1,13 +1,17 @@
-"""Targets, the entries that a method removes from a matrix: `Entries`, `Grouped` or `Given`; and exact selection."""
+"""Targets, the entries that a method removes from a matrix: `Entries`, `Grouped` or `Given`; and exact selection.
 
-from typing import NamedTuple
+`target_of` gives a leaf's matrices their shares of the entries that the leaf loses.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import _tree
+from jaxprune import _tree, masks
 from jaxprune.masks._exact import counts
 from jaxprune.masks._exact.rows import keep_in_groups
 
@@ -47,6 +51,48 @@ class Given(NamedTuple):
 
 
 Target = Entries | Grouped | Given
+
+
+def target_of(leaf: masks.Leaf, sparsity: Any, matrices: int) -> Target | None:
+    """Returns the target for all matrices of a leaf, with stacked fields; None if nothing is removed.
+
+    Raises:
+      ValueError: the sparsity is not the sparsity of the leaf's pattern, or is a `masks.Count` of slices that do not
+        consist of whole matrices.
+    """
+    if group := leaf.group:
+        fixed = 1 - group.kept / group.size
+        if isinstance(sparsity, masks.Count) or np.ndim(sparsity) or not abs(float(sparsity) - fixed) < 1e-6:
+            raise ValueError(
+                f"{leaf.name}: {group.kept} of {group.size} has the sparsity {fixed}, but sparsity is {sparsity!r}; "
+                "pass sparsity=None"
+            )
+        return None if group.kept == group.size else Grouped(group.kept, group.size)
+    each = _removed_from_each(leaf, sparsity, matrices)
+    return Entries(jnp.asarray(each, jnp.int32)) if each.any() else None
+
+
+def by_slice(sparsities: list[Any], pruned: Mapping[int, masks.Leaf]) -> list[Any]:
+    """Returns the sparsities of all leaves, with a `masks.Count` for each slice in place of the Count of a leaf."""
+    found = list(sparsities)
+    for place, leaf in pruned.items():
+        if isinstance(found[place], masks.Count):
+            each = _removed_from_each(leaf, found[place], leaf.slices)
+            found[place] = masks.Count(*(jnp.asarray(x, jnp.int32) for x in (each >> 16, each & 0xFFFF)))
+    return found
+
+
+def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarray:
+    """Returns how many entries each of the equal parts of a leaf loses: the leaf's number, spread evenly."""
+    spread = lambda total, parts: np.diff([(2 * total * i + parts) // (2 * parts) for i in range(parts + 1)])
+    if not isinstance(sparsity, masks.Count):
+        return spread(int(counts.removed(sparsity, leaf.entries)), parts)
+    if not np.ndim(sparsity.low):
+        return spread(int(sparsity), parts)
+    each = np.asarray(sparsity.high, np.int64) * 2**16 + np.asarray(sparsity.low)
+    if parts % len(each):
+        raise ValueError(f"{leaf.name}: the Count has {len(each)} slices, but the leaf has {parts} matrices")
+    return np.concatenate([spread(int(k), parts // len(each)) for k in each])
 
 
 def check(weight: jax.Array, gram_matrix: jax.Array, target: Target) -> None:

@@ -14,7 +14,7 @@ from jaxprune.calibration import Stats, calibrator
 from jaxprune.calibration.stats import Inputs
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
-from jaxprune.reconstruction.plan import Leaf, calibrated, plan, with_statistics
+from jaxprune.reconstruction.plan import Leaf, plan, with_statistics
 from jaxprune.reconstruction.reconstruct import Kernel, check_finite, method_of, prune_leaf, with_criterion
 
 PyTree = Any
@@ -93,8 +93,7 @@ def reconstruct_sequential(
     }
     # One batch shows which leaves share an activation; sums of squares are the cheapest statistics to collect.
     first = calibrator(fn, params, collect="square", where=where)(params, islice(batches, 1))
-    leaves = calibrated(params, first, how)
-    wanted = plan(params, first, leaves, sparsity, masks, with_criterion(how, method, masks), method.name)
+    wanted = plan(params, first, sparsity, masks, with_criterion(how, method, masks), method.name)
     if wanted.ranks_all:
         raise ValueError(
             "reconstruct_sequential prunes stage by stage, but allocation.one_ranking ranks all leaves together; pass "
@@ -102,7 +101,7 @@ def reconstruct_sequential(
         )
     flat, treedef = jax.tree.flatten(params)
     kept = [jnp.ones((), bool)] * len(flat)
-    stages = list(rounds(first, leaves))
+    stages = list(rounds(first, wanted.leaves))
     scans = {loop: _Scan.find(fn, params, batches, loop, stages) for loop in {stage.loop for stage in stages} - {None}}
     runs: dict[Any, Callable[..., Stats]] = {}
 
@@ -116,7 +115,9 @@ def reconstruct_sequential(
             stats = runs[stage.names](whole, states)
             return with_statistics(whole, stats), stats
         stats = runs[stage.names](scan.own(flat, stage.layer), states)
-        return scan.as_whole([leaf for leaf in leaves if leaf.name in stage.names], flat, first, stats, stage.layer)
+        return scan.as_whole(
+            [leaf for leaf in wanted.leaves if leaf.name in stage.names], flat, first, stats, stage.layer
+        )
 
     with _progress.bar(total=len(stages), progress=progress, what="stages") as bar:
         for stage, scan, states in _with_states(stages, scans, flat, batches):
@@ -127,7 +128,7 @@ def reconstruct_sequential(
                     kept[leaf.position] = kept[leaf.position] & mask
             check_finite(found, [flat[leaf.position] for leaf in found])
             bar.update()
-    return wanted.result(params, flat, kept, first)
+    return Pruned(treedef.unflatten(flat), treedef.unflatten(kept), *wanted.known)
 
 
 class Stage(NamedTuple):

@@ -121,7 +121,8 @@ def rigl(
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a number is out of range; at init, the key is missing, or drop and grow does not support the pattern.
+      ValueError: a number is out of range, or no revision comes before T_end; at init, the key is missing, or drop and
+        grow does not support the pattern.
 
     Example:
       >>> method = rigl(0.9, 1000, key=jax.random.key(0))
@@ -165,7 +166,8 @@ def srigl(
       A method for `jaxprune.sparsify`.
 
     Raises:
-      ValueError: a number is out of range; at init, the key is missing, or drop and grow does not support the pattern.
+      ValueError: a number is out of range, or no revision comes before T_end; at init, the key is missing, or drop and
+        grow does not support the pattern.
 
     Example:
       >>> start, _ = srigl(0.75, 1000, key=jax.random.key(0)).init({'w': jnp.ones((8, 4))})
@@ -297,6 +299,11 @@ def _rigl_steps(steps: int, every: int, fraction: float, end: float) -> tuple[Up
     if not 0 < end <= 1:
         raise ValueError(f"end is a fraction of the steps and must be in (0, 1], got {end}")
     last = max(1, int(end * steps))
+    if every >= last:
+        raise ValueError(
+            f"the masks would never be revised: revisions are {every} steps apart and end before step {last} (end * "
+            "steps); lower every, or take training.static for masks that never change"
+        )
 
     def when(step: Any) -> Any:
         return (step % every == 0) & (step > 0) & (step < last)

@@ -24,7 +24,7 @@ from tests.cases import few
 def make(packed: bool = True, width: int = 64) -> Any:
     """A state with a key, a None and packed masks in it."""
     params = {"a": jax.random.normal(jax.random.key(0), (256, width)), "b": jnp.zeros(3)}
-    optimizer = jaxprune.sparsify(optax.adam(0.1), training.rigl(0.5, 9, key=jax.random.key(1)), packed=packed)
+    optimizer = jaxprune.sparsify(optax.adam(0.1), training.rigl(0.5, 9, every=2, key=jax.random.key(1)), packed=packed)
     return {"params": params, "state": optimizer.init(params)}
 
 

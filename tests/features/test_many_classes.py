@@ -94,9 +94,12 @@ APART = {"mrmr", "mrmr, largest", "one_of_each"}
     ("make", "better", "worse"),
     [
         (digits, ALL, {"relatedness"}),
-        (noise, ALL | {"relatedness"}, set()),
+        pytest.param(noise, ALL | {"relatedness"}, set(), marks=pytest.mark.slow),
         (few, BY_RANK, {"relatedness"}),  # pearson and anova_f: about as good as random
-        (spectrum, APART, {"pearson", "spearman", "anova_f", "mutual_information", "relatedness"}),
+        pytest.param(
+            *(spectrum, APART, {"pearson", "spearman", "anova_f", "mutual_information", "relatedness"}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_score_beats_random_features_except_where_the_docs_say_so(make: Callable[..., Any], better, worse):

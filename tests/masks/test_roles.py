@@ -314,7 +314,7 @@ def test_a_leaf_without_entries_gets_an_empty_mask() -> None:
         found = jaxprune.prune(params, 0.5, allocation=allocate)
         assert (int(found.masks["w"].sum()), found.masks["lora"].shape) == (32, (8, 0))
     assert jaxprune.prune(params, 0.5, pattern=masks.Channel(-1)).masks["w"].sum() == 4
-    optimizer = jaxprune.sparsify(optax.sgd(0.1), training.rigl(0.5, 10, key=KEY))
+    optimizer = jaxprune.sparsify(optax.sgd(0.1), training.rigl(0.5, 10, every=5, key=KEY))
     assert jaxprune.get_masks(optimizer.init(params))["w"].sum() == 32
     empty = {"e": jnp.zeros((0, 5))}
     assert float(masks.sparsity(empty, {"e": jnp.ones((0, 5), bool)})) == 0

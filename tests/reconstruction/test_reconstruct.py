@@ -13,7 +13,7 @@ from jaxprune import criteria, prune
 from jaxprune.calibration import calibrate
 from jaxprune.masks import NM, Channel, Count, Unstructured
 from jaxprune.reconstruction import Entries, reconstruct, reconstruct_sequential, relative_errors, sparsegpt
-from jaxprune.reconstruction.plan import calibrated
+from jaxprune.reconstruction.plan import plan
 from jaxprune.reconstruction.reconstruct import METHODS, check_finite
 from jaxprune.reconstruction.removal import keep
 from jaxprune.reconstruction.sequential import rounds
@@ -263,7 +263,8 @@ def test_sequential_calibrates_each_stage_on_what_came_before():
     first = calibrate(net, PARAMS, DATA[:1], collect="square")
     stages = [("conv", None), ("grouped", None), ("query", None), ("out", None)]
     stages += [*[("layers", i) for i in range(3)], ("head", None)]
-    assert [(*stage.names, stage.layer) for stage in rounds(first, calibrated(PARAMS, first, {}))] == stages
+    leaves = plan(PARAMS, first, 0.5, None, {}, "sparsegpt").leaves
+    assert [(*stage.names, stage.layer) for stage in rounds(first, leaves)] == stages
     new, masks = reconstruct_sequential(net, PARAMS, DATA, 0.5)
     for name in LAYERS:
         assert int((~masks[name]).sum()) == PARAMS[name].size // 2

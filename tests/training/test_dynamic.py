@@ -220,7 +220,7 @@ def test_what_is_not_covered_is_named():
     with pytest.raises(ValueError, match=r"second/kernel: NM"):
         _ = training.set_(0.5, key=KEY, pattern={"second/*": masks.NM(2, 4)}).init(init_params())
     with pytest.raises(ValueError, match=r"for N:M training.srigl or sr_ste:\n  first/kernel: Block"):
-        _ = training.srigl(0.5, 8, key=KEY, pattern=masks.Block((2, 2))).init(init_params())
+        _ = training.srigl(0.5, 8, every=2, key=KEY, pattern=masks.Block((2, 2))).init(init_params())
     with pytest.raises(ValueError, match="must be in"):
         _ = training.set_(0.5, key=KEY, fraction=1.5)
     with pytest.raises(ValueError, match="momentum"):

@@ -187,7 +187,7 @@ def test_what_is_no_function_is_named(what):
 
 
 def test_a_seed_is_no_key():
-    makers = (lambda: training.rigl(0.5, 100, key=0), lambda: training.one_shot(0.5, criterion=criteria.random, key=0))
+    makers = (lambda: training.rigl(0.5, 1000, key=0), lambda: training.one_shot(0.5, criterion=criteria.random, key=0))
     for make in makers:
         with pytest.raises(TypeError, match=r"pass jax\.random\.key\(seed\); got 0"):
             _ = make()
@@ -223,11 +223,11 @@ def test_gradients_of_another_network_are_named():
         (lambda: jaxprune.sparsify(optax.adam(0.1), gradual()), training.top_kast(0.5, 0.2), "method/first/kernel"),
         (
             lambda: jaxprune.sparsify(optax.adam(0.1), training.static(0.5, key=jax.random.key(0))),
-            training.rigl(0.5, 100, key=jax.random.key(0)),
+            training.rigl(0.5, 1000, key=jax.random.key(0)),
             "method/0: expected uint32",
         ),
         (
-            lambda: jaxprune.sparsify(optax.adam(0.1), training.rigl(0.5, 100, key=jax.random.key(0))),
+            lambda: jaxprune.sparsify(optax.adam(0.1), training.rigl(0.5, 1000, key=jax.random.key(0))),
             gradual(),
             r"training\.phases\(.*\n  method/0: expected nothing, got uint32",
         ),

@@ -1,9 +1,9 @@
 """Follows labels (`follow`), then zeros (`follow_zeros`), through a jaxpr; `Frame` stores the labels of its values.
 
-Zeros are the difference between removing and masking. Masking sets the removed slices of the parameters to zero. The
-masked function equals the smaller function if removed positions contribute zero wherever positions meet: in a
-contraction or a sum. `Zeros` says for each axis of a value whether the value is zero at masked positions. If it is not
-zero where positions meet, the labels are marked inexact, with the reason.
+Masking sets the removed slices of the parameters to zero. The masked function equals the smaller function if the
+removed positions add zero to every sum and every contraction over them. `Zeros` says for each axis of a value whether
+the value is zero at removed positions. If a sum or a contraction runs over an axis whose removed positions are not
+zero, the labels of the axis are marked inexact, with the reason.
 
 Units from which a softmax, a top-k or an argmax chooses are not masked: to remove one means that its logit is minus
 infinity. The value that the operation chooses from is then minus infinity at removed positions.
@@ -12,6 +12,7 @@ A `Rule` says for one kind of primitive how labels and zeros pass, and how the p
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jaxprune._jaxprs.walk import Values, walk
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
+from jaxprune.slimming._labels.constants import constant_of
 from jaxprune.slimming._labels.labels import Labels
 
 Equation = Any
@@ -61,6 +63,8 @@ class Frame:
       children: from the index of an equation to the frames of its jaxprs.
       points: what integers point into.
       logits: the axes of each variable from which an operation chooses positions.
+      sources: for inputs that always equal a value outside the jaxpr, the frame and the variable of this value.
+      known: the values of integers that were asked for (`constants.constant_of`); None for a value that varies.
     """
 
     jaxpr: Jaxpr
@@ -72,6 +76,13 @@ class Frame:
     children: dict[int, list["Frame"]] = dataclasses.field(default_factory=dict)
     points: dict[Any, pointing.Meaning] = dataclasses.field(default_factory=dict)
     logits: dict[Any, set[int]] = dataclasses.field(default_factory=dict)
+    sources: dict[Any, tuple["Frame", Any]] = dataclasses.field(default_factory=dict)
+    known: dict[Any, np.ndarray | None] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def makers(self) -> dict[Any, int]:
+        """The index of the equation that makes each variable."""
+        return {var: index for index, eqn in enumerate(self.jaxpr.eqns) for var in eqn.outvars}
 
     def read(self, var: Any) -> Axes:
         """Returns the axes of a variable or literal."""
@@ -130,7 +141,7 @@ class Site:
     def unify(self, a: Axis, b: Axis) -> Axis:
         """Couples two axes and returns one of them."""
         if a is not b and not (ax.is_fixed(a) and ax.is_fixed(b)):
-            # (T, C) + (T, C): position by position; positions coupled with an axis of fixed meaning stay.
+            # Positions that are coupled with an axis without labels are frozen.
             ax.unify(self.labels, a, b, self.labels.reason(f"{self.name} with an axis that cannot shrink"))
         return b if ax.is_fixed(a) else a
 
@@ -142,7 +153,7 @@ class Site:
             self.frame.logits.setdefault(var, set()).add(axis)
 
     def mark(self, axis: Axis) -> None:
-        """Records that an operation selects positions: each layer of a scan must then keep equally many of them."""
+        """Records that an operation selects the positions of an axis: each layer of a scan keeps equally many."""
         if any(f.of is not None and f.of.ndim > 1 for f in axis):
             self.labels.marks += [f.of for f in axis if f.of is not None]
 
@@ -151,12 +162,18 @@ class Site:
         depth = self.frame.layers if layers is None else layers
         loops = {into for _, into in sub.carried}
         plain = sub.role.startswith("while") or (sub.role == "shard_map" and depth != self.frame.layers)
-        known = [
-            None if place is None or k in loops or plain else self.eqn.invars[place]
-            for k, place in enumerate(sub.inputs)
+        given = [None if place is None else pointing.read(self.frame, self.eqn.invars[place]) for place in sub.inputs]
+        points = [pointing.entering(meaning) if k in loops or plain else meaning for k, meaning in enumerate(given)]
+        shapes = [getattr(var.aval, "shape", None) for var in sub.jaxpr.invars]
+        outer = [None if place is None else self.eqn.invars[place] for place in sub.inputs]
+        # A stacked input of a scan and a shard have other shapes than the value outside.
+        same = [
+            None
+            if var is None or k in loops or sub.role == "while_cond" or np.shape(var.aval) != shapes[k]
+            else (self.frame, var)
+            for k, var in enumerate(outer)
         ]
-        points = [None if var is None else pointing.read(self.frame, var) for var in known]
-        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of, points)
+        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of, points, same)
         self.frame.children.setdefault(self.index, []).append(frame)
         return frame
 
@@ -169,6 +186,7 @@ def follow(
     layers: tuple[int, ...],
     rule_of: Callable[[Equation], Any],
     points: Sequence[pointing.Meaning] = (),
+    sources: Sequence[tuple[Frame, Any] | None] = (),
 ) -> Frame:
     """Follows labels through a jaxpr.
 
@@ -180,12 +198,14 @@ def follow(
       layers: the lengths of the enclosing scans over stacked parameters.
       rule_of: returns the rule of an equation; None for an unknown primitive.
       points: what the integers of each input point into. Default: nothing.
+      sources: for each input the frame and the variable outside that it always equals, or None. Default: none.
 
     Returns:
       The frame with the axes of all values.
     """
     jaxpr, own = open_jaxpr(jaxpr)
     frame = Frame(jaxpr, tuple(consts) or own, layers, rule_of)
+    frame.sources |= {var: source for var, source in zip(jaxpr.invars, sources, strict=False) if source is not None}
 
     def equation(index: int, eqn: Equation, operands: list[Axes]) -> list[Axes]:
         site, rule = Site(labels, frame, index), rule_of(eqn)
@@ -207,8 +227,8 @@ def follow(
 
     constants = [tuple(ax.labelled(labels.fresh((n,))) for n in var.aval.shape) for var in jaxpr.constvars]
     for var, axes, const in zip(jaxpr.constvars, constants, frame.consts, strict=True):
-        counted = np.ndim(const) == 1 and np.asarray(const).dtype.kind in "iu"
-        if counted and np.array_equal(const, np.arange(np.size(const))):
+        value = constant_of(frame, var) if np.ndim(const) == 1 else None
+        if value is not None and value.dtype.kind in "iu" and np.array_equal(value, np.arange(value.size)):
             frame.points[var] = pointing.of_iota(labels, axes[0])
     frame.points |= {var: meaning for var, meaning in zip(jaxpr.invars, points, strict=False) if meaning is not None}
     _ = walk(jaxpr, [*constants, *inputs], frame.axes, equation)
@@ -240,7 +260,7 @@ def even(labels: Labels, axis: Axis, depth: int) -> Axis:
 
 
 class Zeros(NamedTuple):
-    """What is known about the zeros of one value.
+    """Where one value is zero or minus infinity because units are removed.
 
     Attributes:
       axes: for each axis whether the value is zero at removed positions.
@@ -315,7 +335,7 @@ def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: l
 
 
 def _lowered(frame: Frame, var: Any, zeros: Zeros) -> Zeros:
-    # A value that is zero at removed positions is the softmax of logits that are minus infinity there.
+    # If the value is zero at removed positions, a softmax has been applied to the logits already: it is not low again.
     low = {axis for axis in frame.logits.get(var, ()) if not zeros.axes[axis]}
     return zeros._replace(low=zeros.low | low) if low else zeros
 
