@@ -6,6 +6,7 @@ from jaxprune._tree.arguments import check_function as check_function
 from jaxprune._tree.arguments import check_instance as check_instance
 from jaxprune._tree.arguments import check_key as check_key
 from jaxprune._tree.arguments import check_sparsity as check_sparsity
+from jaxprune._tree.arguments import each as each
 from jaxprune._tree.arguments import is_array as is_array
 from jaxprune._tree.arguments import kind as kind
 from jaxprune._tree.arguments import scalar as scalar

@@ -1,7 +1,7 @@
 """Checks of the arguments of public functions: functions, sparsities, keys, batches; `call` calls a user's function."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 
 PyTree = Any
+
+_FEW = 8  # leaves that are computed one by one
 
 
 def is_array(leaf: Any) -> bool:
@@ -244,6 +246,30 @@ def check_batches(batches: Any) -> None:
     if shape is not None or isinstance(batches, Mapping) or not isinstance(batches, Iterable):
         got = type(batches).__name__ if shape is None else f"an array of shape {list(shape)}"
         raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
+
+
+def each(fn: Callable[..., Any], *arrays: Sequence[Any]) -> list[Any]:
+    """Returns `fn(*leaves)` for each leaf, like `map`; many leaves outside of jit become one program.
+
+    One at a time, JAX compiles a program for every shape, which takes longer than one program for all shapes. A few
+    leaves stay apart, because other trees with the same shapes use their programs again.
+
+    Args:
+      fn: a function of arrays, the same object in every call, or the program is compiled again.
+      *arrays: for each argument of `fn` one array for each leaf.
+    """
+    leaves = jax.tree.leaves(arrays)
+    known = [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
+    devices = {frozenset(x.sharding.device_set) for x in known}
+    traced = any(isinstance(x, Tracer) for x in leaves)
+    if len(arrays[0]) <= _FEW or traced or len(devices) > 1:
+        return [fn(*leaf) for leaf in zip(*arrays, strict=True)]
+    return _in_one_program(fn, arrays)
+
+
+@partial(jax.jit, static_argnums=0)
+def _in_one_program(fn: Callable[..., Any], arrays: Sequence[Sequence[Any]]) -> list[Any]:
+    return [fn(*leaves) for leaves in zip(*arrays, strict=True)]
 
 
 def _is_function(value: Any) -> bool:

@@ -67,19 +67,26 @@ def magnitude(
     if normalise is not None and normalise not in _NORMS:
         raise ValueError(f"criteria.magnitude: normalise must be None or one of {', '.join(_NORMS)}; got {normalise!r}")
 
-    def score(w: jax.Array, stacked: tuple[int, ...], layout: shards.Shards) -> jax.Array:
-        size = jnp.abs(w)
-        if power == 2:
-            size = jnp.square(size.astype(wide(w.dtype)))
-        if normalise is None:
-            return size
-        return _normalised(size, normalise, tuple(a for a in range(w.ndim) if a not in stacked), layout)
-
     leaves, treedef = jax.tree.flatten(params)
-    stacks = [role.stacked for role in _tree.leaf_roles(params, None, batch_axes)] if normalise else [()] * len(leaves)
-    given = zip(leaves, stacks, shards.of_leaves(params, specs), strict=True)
-    scores = [score_leaf(lambda w, axes=axes, cut=cut: score(w, axes, cut), leaf) for leaf, axes, cut in given]
-    return jax.tree.unflatten(treedef, scores)
+    layouts = shards.of_leaves(params, specs)
+    floating = [k for k, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
+    sizes = _tree.each(_size if power == 1 else _square, [leaves[k] for k in floating])
+    if normalise is not None:
+        roles = _tree.leaf_roles(params, None, batch_axes)
+        for i, (k, size) in enumerate(zip(floating, sizes, strict=True)):
+            axes = tuple(a for a in range(size.ndim) if a not in roles[k].stacked)
+            sizes[i] = _normalised(size, normalise, axes, layouts[k])
+    found = dict(zip(floating, sizes, strict=True))
+    return treedef.unflatten([found[k] if k in found else jnp.zeros(()) for k in range(len(leaves))])
+
+
+def _size(w: Any) -> jax.Array:
+    return jnp.abs(jnp.asarray(w))
+
+
+def _square(w: Any) -> jax.Array:
+    size = _size(w)
+    return jnp.square(size.astype(wide(size.dtype)))
 
 
 def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shards.Shards) -> jax.Array:

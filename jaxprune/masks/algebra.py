@@ -49,7 +49,14 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
       [[1.0, 0.0]]
     """
     masks = fitted(params, masks)
-    return jax.tree.map(_zero, params, masks)
+    leaves, treedef = jax.tree.flatten(params)
+    given = treedef.flatten_up_to(masks)
+    # A True that is known now needs no computation, and its leaf need not be an array.
+    places = [k for k, mask in enumerate(given) if not _is_known_true(mask)]
+    zeroed = _tree.each(_zero, [leaves[k] for k in places], [given[k] for k in places])
+    for k, leaf in zip(places, zeroed, strict=True):
+        leaves[k] = leaf
+    return treedef.unflatten(leaves)
 
 
 def ones(params: PyTree, **units: Unpack[Units]) -> PyTree:
@@ -246,12 +253,12 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
     return counts.as_float(counts.subtract(entries, kept)) / jnp.maximum(counts.as_float(entries), 1)
 
 
+def _is_known_true(mask: Any) -> bool:
+    return not is_packed(mask) and not isinstance(mask, core.Tracer) and not np.ndim(mask) and bool(mask)
+
+
 def _zero(leaf: Any, mask: Any) -> Any:
-    mask = as_bool(mask, leaf)
-    # A True that is known now needs no computation, and its leaf need not be an array.
-    if not isinstance(mask, core.Tracer) and not np.ndim(mask) and bool(mask):
-        return leaf
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
 def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) -> PyTree:

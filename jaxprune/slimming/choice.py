@@ -284,10 +284,12 @@ def _gone(mask: np.ndarray, axis: int, shape: tuple[int, ...], lead: tuple[int, 
 
 
 def _of_layers_left(stay: np.ndarray, stays: dict[int, np.ndarray]) -> np.ndarray:
-    # The positions of layers that are removed as a whole do not count.
+    # The positions of layers, and of experts of a layer, that are removed as a whole do not count.
     for axis in range(stay.ndim - 1):
         if axis in stays:
-            stay = np.compress(stays[axis], stay, axis)
+            left = _of_layers_left(stays[axis], stays)
+            order = np.argsort(~left, -1, kind="stable")[..., : int(left.sum(-1).min())]
+            stay = np.take_along_axis(stay, order.reshape(*order.shape, *(1,) * (stay.ndim - order.ndim)), axis)
     return stay
 
 

@@ -48,9 +48,9 @@ class Kept(NamedTuple):
         np.put_along_axis(stay, positions, True, -1)
         for layers in range(positions.ndim - 1):
             if layers in self.axes:
-                source = np.zeros((self.shape or ())[layers], int)
-                source[self.axes[layers]] = np.arange(self.axes[layers].size)
-                stay = np.take(stay, source, layers)
+                left = self.stay(layers)
+                source = spread(np.where(left, np.cumsum(left, -1) - 1, 0), layers, stay.ndim)
+                stay = np.take_along_axis(stay, source, layers)
         return stay
 
 

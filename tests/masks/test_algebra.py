@@ -124,3 +124,10 @@ def test_masks_of_two_networks_do_not_combine(combine):
 def test_parameters_are_not_packed_for_masks():
     with pytest.raises(TypeError, match=r"must be bool.*\n  w: float32"):
         _ = masks.pack({"w": jnp.ones((2, 8))})
+
+
+def test_many_leaves_in_one_program_are_those_of_single_leaves() -> None:
+    params = {str(k): jnp.arange(-k, k + 1.0) for k in range(1, 11)}
+    kept = {name: w > 0 for name, w in params.items()} | {"1": True}
+    together, apart = masks.apply(params, kept), {k: masks.apply({k: w}, {k: kept[k]})[k] for k, w in params.items()}
+    assert jax.tree.map(lambda x: x.tolist(), together) == jax.tree.map(lambda x: x.tolist(), apart)

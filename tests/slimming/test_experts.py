@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune import slimming
 from jaxprune.calibration import calibrate
@@ -77,6 +77,27 @@ def test_layers_of_a_scan_lose_experts_of_their_own(name):
     small = slimming.slim(fn, params, slimming.Choice(groups, keep), X)
     assert small.params["w1"].shape == (3, 6, 6, 8)
     close(small.fn(small.params, X), fn(whole, X))
+
+
+def test_layers_lose_experts_and_hidden_units_of_each_expert():
+    params = stacked(2)
+    fn = lambda p, x: lax.scan(lambda x, own: (x + mixtures.dense(own, x), None), x, p)[0]
+    groups = slimming.find_groups(fn, params, X)
+    experts, hidden = groups["w1[1]"], groups["w1[3]"]
+    assert (experts.layers, hidden.layers) == (2, 16)
+    keep, whole = np.ones(groups.size, bool), params
+    for group, count in ((experts, 2), (hidden, 3)):
+        for layer in range(group.layers):
+            keep[group.first + np.flatnonzero(group.layer == layer)[layer % 3 :][:count]] = False
+    choice = slimming.Choice(groups, keep)
+    small = slimming.slim(fn, params, choice, X)
+    assert small.params["w1"].shape == (2, 6, 6, 5)
+    whole = masked(params, choice)
+    for layer in range(2):
+        gone = np.flatnonzero(~choice.kept("w1[1]")[experts.layer == layer])
+        whole = whole | {"bias": whole["bias"].at[layer, gone].set(-jnp.inf)}
+    close(small.fn(small.params, X), fn(whole, X))
+    close(small.expand(small.params), masked(params, choice))
 
 
 @pytest.mark.slow
@@ -161,6 +182,81 @@ def test_a_router_in_a_function_of_its_own_is_followed():
         return jnp.einsum("be,bd,edf->bf", weight, x, p["w1"])
 
     assert {m.name for m in slimming.find_groups(fn, P, X)["w1[0]"].members} == {"router", "bias", "w1"}
+
+
+def with_offsets(p, x):
+    """Each expert's rows start where the cumulative sum of the rows of the experts before it ends."""
+    gate, index = mixtures.choice(p, x)
+    index = index.reshape(-1)
+    order, sizes = jnp.argsort(index), jnp.bincount(index, length=8)
+    expert = index[order]
+    place = jnp.arange(index.size) - (jnp.cumsum(sizes) - sizes)[expert]
+    rows = jnp.repeat(x, 2, 0)[order]
+    given = jnp.zeros((8, mixtures.CAPACITY, x.shape[1])).at[expert, place].set(rows, mode="drop")
+    hidden = jax.nn.gelu(jnp.einsum("ecd,edf->ecf", given, p["w1"]) + 0.3)
+    out = jnp.einsum("ecf,efd->ecd", hidden, p["w2"]).at[expert, place].get(mode="fill", fill_value=0.0)
+    return (jnp.zeros_like(out).at[order].set(out).reshape(-1, 2, x.shape[1]) * gate[..., None]).sum(1)
+
+
+def test_a_cumulative_sum_over_experts_is_followed():
+    experts = slimming.find_groups(with_offsets, P, X)["w1[0]"]
+    assert ({m.name for m in experts.members}, experts.exact) == (set(P), True)
+    small = slimming.slim(with_offsets, P, {"w1[0]": GONE}, X)
+    for x in (X, mixtures.tokens(7, seed=5)):
+        close(jax.jit(small.fn)(small.params, x), jax.jit(with_offsets)(closed(P), x))
+
+
+def on_shards(weights_of, outside=False):
+    """Experts that a mesh axis cuts; each device computes the weights of its own experts, or gets them."""
+    mesh = jax.make_mesh((2,), ("e",), axis_types=(AxisType.Auto,))
+    cut, whole = PartitionSpec("e"), PartitionSpec()
+
+    def fn(p, x):
+        gate, index = mixtures.choice(p, x)
+
+        def mixed(w1, w2, given):
+            weights = given if outside else weights_of(given - lax.axis_index("e") * len(w1), gate, len(w1))
+            return lax.psum(
+                jnp.einsum("te,etf,efd->td", weights, jax.nn.relu(jnp.einsum("td,edf->etf", x, w1)), w2), "e"
+            )
+
+        specs = (cut, cut, PartitionSpec(None, "e") if outside else whole)
+        given = weights_of(index, gate, 8) if outside else index
+        return jax.shard_map(mixed, mesh=mesh, in_specs=specs, out_specs=whole)(p["w1"], p["w2"], given)
+
+    return fn
+
+
+def one_hot(index, gate, count):
+    return (jax.nn.one_hot(index, count) * gate[..., None]).sum(1)
+
+
+def one_hot_in_floats(index, gate, count):
+    return ((index[..., None] * 2.0 == jnp.arange(count) * 2.0) * gate[..., None]).sum(1)
+
+
+def one_hot_by_scatter(index, gate, count):
+    mine = jnp.where((index >= 0) & (index < count), index, count)
+    return jnp.zeros((len(index), count)).at[jnp.arange(len(index))[:, None], mine].add(gate, mode="drop")
+
+
+@pytest.mark.parametrize(
+    "weights_of", few([one_hot, one_hot_in_floats, one_hot_by_scatter], one_hot, one_hot_in_floats)
+)
+def test_indices_that_enter_shards_keep_the_router_and_all_experts(weights_of, devices):
+    groups = slimming.find_groups(on_shards(weights_of), P, X)
+    frozen = {(f.name, f.axis): (f.positions, f.reason) for f in groups.frozen}
+    assert frozen["router", 1][0] == frozen["bias", 0][0] == frozen["w1", 0][0] == frozen["w2", 0][0] == 8
+    assert "one-hot masks that are made outside of it are followed" in frozen["router", 1][1]
+
+
+def test_masks_of_experts_enter_shards(devices):
+    fn = on_shards(one_hot, outside=True)
+    experts = slimming.find_groups(fn, P, X)["w1[0]"]
+    assert ({m.name for m in experts.members}, experts.layers, experts.exact) == (set(P), 2, True)
+    gone = np.array([1, 6])
+    small = slimming.slim(fn, P, {"w1[0]": gone}, X)
+    close(jax.jit(small.fn)(small.params, X), jax.jit(fn)(closed(P, gone), X))
 
 
 def test_indices_in_the_output_keep_all_experts():

@@ -147,3 +147,54 @@ def test_updates_that_change_more_than_their_own_position_are_inexact() -> None:
     for method, exact in (("add", True), ("set", False)):
         fn = lambda p, x, method=method: into(p, x, method) @ p["b"]
         assert slimming.find_groups(fn, params, X)["a[1]"].exact == exact
+
+
+@pytest.mark.parametrize(
+    ("change", "exact"),
+    [(jnp.tanh, True), (jnp.exp, False), (lambda y: y[:, ::-1].astype(jnp.bfloat16), True)],
+)
+def test_a_cumulative_sum_over_units(change: Any, exact: bool) -> None:
+    fn = lambda p, x: jnp.cumsum(change(x @ p["a"]), 1).astype(jnp.float32) @ p["b"]
+    params = draw(a=(6, 8), b=(8, 5))
+    assert slimming.find_groups(fn, params, X)["a[1]"].exact == exact
+    if exact:
+        _ = checks.check_agrees(fn, params, (X,))
+
+
+def test_other_cumulative_operations_keep_all_units() -> None:
+    fn = lambda p, x: lax.cummax(x @ p["a"], 1) @ p["b"]
+    frozen = {(f.name, f.axis): f.reason for f in slimming.find_groups(fn, draw(a=(6, 8), b=(8, 5)), X).frozen}
+    assert frozen["a", 1] == "cummax along it, where a masked unit counts as zero"
+
+
+@jax.custom_vjp
+def ordered(y: Any, index: Any) -> Any:
+    return jnp.sin(y[:, index])
+
+
+_ = ordered.defvjp(
+    lambda y, index: (ordered(y, index), (y, index)),
+    lambda saved, g: (jnp.zeros_like(saved[0]).at[:, saved[1]].add(g * jnp.cos(saved[0][:, saved[1]])), None),
+)
+
+
+@jax.custom_jvp
+def widened(y: Any) -> Any:
+    return jnp.concatenate([y, jnp.ones_like(y)], 1)
+
+
+widened.defjvps(lambda tangent, out, y: jnp.concatenate([tangent, jnp.zeros_like(tangent)], 1))
+
+
+@pytest.mark.parametrize(
+    ("fn", "params"),
+    [
+        (lambda p, x: ordered(hidden(p, x), jnp.asarray(ORDER)) @ p["b"], draw(a=(6, 8), b=(8, 5))),
+        (lambda p, x: widened(hidden(p, x)) @ p["b"], draw(a=(6, 4), b=(8, 5))),
+    ],
+)
+def test_custom_derivatives_know_constants_and_units_of_their_own(fn: Any, params: Any) -> None:
+    _, choice, small = checks.check_agrees(fn, params, (X,))
+    slope = lambda f: jax.jit(jax.grad(lambda p: jnp.sum(f(p, X) ** 2)))
+    whole, got = slope(fn)(checks.masked(params, choice)), slope(small.fn)(small.params)
+    assert checks.difference(small.shrink(whole), got) < 1e-5

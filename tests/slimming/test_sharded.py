@@ -117,6 +117,26 @@ def rows(mesh: Mesh) -> Callable[..., Any]:
     return on(mesh, (P(None, "m"), P("m")), P())(lambda x, b: lax.psum(jnp.tanh(x) @ b, "m"))
 
 
+def test_a_softmax_over_shards_closes_its_slots(devices: list[Any]) -> None:
+    params = draw(a=(6, 8), bias=(8,), b=(8, 5))
+
+    @on(mesh_of(m=2), (P(None, "m"), P("m"), P("m"), P()), P())
+    def net(a: Any, bias: Any, b: Any, x: Any) -> Any:
+        logits = x @ a + bias
+        own = jnp.exp(logits - lax.pmax(lax.stop_gradient(logits.max(-1, keepdims=True)), "m"))
+        return lax.psum(own @ b, "m") / lax.psum(own.sum(-1, keepdims=True), "m")
+
+    fn = lambda p, x: net(p["a"], p["bias"], p["b"], x)
+    group = slimming.find_groups(fn, params, X)["a[1]"]
+    assert (group.count, group.layers, group.exact, group.routed, group.least) == (8, 2, True, True, 1)
+    small, gone = slim(fn, params, {"a[1]": [0, 3, 5, 6]}, X), np.array([0, 3, 5, 6])
+    closed = params | {"bias": jnp.asarray(params["bias"]).at[gone].set(-jnp.inf)}
+    slope = lambda f: jax.jit(jax.value_and_grad(lambda p: jnp.sum(f(p, X) ** 2)))
+    (value, whole), (got, own) = slope(fn)(closed), slope(small.fn)(small.params)
+    assert abs(value - got) < 1e-6 * abs(value)
+    assert checks.difference(small.shrink(whole), own) < 1e-5
+
+
 def test_several_cuts_of_one_axis(devices: list[Any]) -> None:
     two, four = rows(mesh_of(m=2)), rows(mesh_of(m=4))
     params = draw(a=(6, 8), b=(8, 5), c=(8, 5))

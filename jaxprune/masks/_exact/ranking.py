@@ -269,8 +269,10 @@ def keep_largest(
     # and a branch reads its arguments from memory, as the loop that counts does. Outside of a branch XLA may compute
     # the scores again, add sums in another order, and keep another number of entries than the loop counted.
     true = lax.optimization_barrier(jnp.asarray(True))
-    firsts = [end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)]
-    first = lax.cond(true, lambda: [jnp.int32(n) for n in firsts], lambda: [jnp.int32(n + 1) for n in firsts])
+    numbers = [end - leaf.slices for end, leaf in zip(ends, leaves, strict=True)]
+    numbers += range(max(map(len, stacks.members)))
+    hidden = lax.cond(true, lambda: [jnp.int32(n) for n in numbers], lambda: [jnp.int32(n + 1) for n in numbers])
+    first, place = hidden[: len(leaves)], hidden[len(leaves) :]
     found = _find(stacks.arrays, leaves, first, rows, kept)
     masks = lax.cond(
         true,
@@ -278,7 +280,7 @@ def keep_largest(
         lambda arrays: [x < x for x in arrays],
         stacks.arrays,
     )
-    return stacks.unstack(masks)
+    return stacks.unstack(masks, place)
 
 
 def _find(arrays: list[jax.Array], leaves: list[Leaf], first: list[jax.Array], rows: Rows, kept: Count) -> jax.Array:
@@ -343,8 +345,8 @@ def _share(wanted: Count, equal: Count, exact: jax.Array, rows: Rows, together: 
     return counts.where(together, Count(*(limb[back].reshape(-1) for limb in taken)), own)
 
 
-def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
-    """Adds up the counts of all devices: for each leaf a Count of [probes, slices] -> a Count of [rows, probes].
+def _total(leaves: list[Leaf], parts: list[list[Count]]) -> Count:
+    """Adds up the counts of all devices: for each leaf and probe a Count of [slices] -> a Count of [rows, probes].
 
     All leaves that are sharded along the same mesh axes share one collective.
     """
@@ -353,8 +355,10 @@ def _total(leaves: list[Leaf], parts: list[Count]) -> Count:
         groups.setdefault(leaf.layout.all_names, []).append(i)
     found = []
     for names, group in groups.items():
-        limbs = zip(*(parts[i] for i in group), strict=True)
-        found.append(shards.total(counts.normalise(Count(*(lax.concatenate(limb, 1).T for limb in limbs))), names))
+        probes = [zip(*of_leaves, strict=True) for of_leaves in zip(*(parts[i] for i in group), strict=True)]
+        joined = [Count(*(lax.concatenate(limb, 0) for limb in limbs)) for limbs in probes]
+        limbs = (jnp.stack(limb, axis=1) for limb in zip(*joined, strict=True))
+        found.append(shards.total(counts.normalise(Count(*limbs)), names))
     if len(found) == 1:
         return found[0]
     rows = np.split(np.arange(sum(leaf.slices for leaf in leaves)), np.cumsum([leaf.slices for leaf in leaves])[:-1])
@@ -420,11 +424,17 @@ class Stacks(NamedTuple):
         """The number of each given array, in the order of the stacks."""
         return [i for members in self.members for i in members]
 
-    def unstack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        """Takes arrays in the shapes of `self.arrays` apart: the inverse of `stack`."""
+    def unstack(self, arrays: Sequence[jax.Array], place: Sequence[jax.Array]) -> list[jax.Array]:
+        """Takes arrays in the shapes of `self.arrays` apart: the inverse of `stack`.
+
+        `place[i]` is i, as a number that the compiler does not know: then all members share one kernel.
+        """
         found: dict[int, jax.Array] = {}
         for array, members in zip(arrays, self.members, strict=True):
-            found |= {members[0]: array} if len(members) == 1 else dict(zip(members, array, strict=True))
+            apart = [array]
+            if len(members) > 1:
+                apart = [lax.dynamic_index_in_dim(array, i, keepdims=False) for i in place[: len(members)]]
+            found |= dict(zip(members, apart, strict=True))
         return [found[i] for i in range(len(found))]
 
 

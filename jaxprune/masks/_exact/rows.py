@@ -71,7 +71,7 @@ class Leaf:
         """Integers `(low, high)` for each part of a place, with `low < part <= high`."""
         return [counts.bounds(self.dtype)] + [(-math.prod(digit) - 1, -1) for digit in digits(self.shape)]
 
-    def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> Count:
+    def count_above(self, scores: jax.Array, probes: jax.Array, seen: "Seen", first: jax.Array) -> list[Count]:
         """Counts how many places of each slice exceed each probe, in the current part of the places.
 
         Args:
@@ -81,7 +81,8 @@ class Leaf:
           first: int32, the row of the first slice of this array.
 
         Returns:
-          A Count of [p, slices] that is not normalised; for the shard of this device, if there are several shards.
+          For each probe a Count of [slices] that is not normalised; for the shard of this device, if there are several
+          shards.
         """
         return _count_above(self, scores, probes, seen, first)
 
@@ -130,7 +131,7 @@ def digits(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen, first: jax.Array) -> Count:
+def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen, first: jax.Array) -> list[Count]:
     integer, probes, found = probes.dtype, _own(leaf, probes.T, first), _own(leaf, seen.found, first)
     least = np.asarray(np.iinfo(integer).min, integer)
     places = _places(leaf, scores, integer, seen.zero)
@@ -139,8 +140,8 @@ def _count_above(leaf: Leaf, scores: jax.Array, probes: jax.Array, seen: Seen, f
         equal = lax.eq(places[number - 1], _column(leaf, found, number - 1))
         earlier = equal if earlier is None else earlier & equal
         value = jnp.where(seen.part >= number, jnp.where(earlier, places[number], least), value)
-    count = _count(leaf.part, [lax.gt(value, _column(leaf, probes, i)) for i in range(len(probes))])
-    return Count(*(_spread(leaf, limb.T).T for limb in count))
+    found = _count(leaf.part, [lax.gt(value, _column(leaf, probes, i)) for i in range(len(probes))])
+    return [Count(*(_spread(leaf, limb) for limb in count)) for count in found]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -254,30 +255,35 @@ def _column(leaf: Leaf, table: jax.Array, row: int) -> jax.Array:
     return lax.broadcast_in_dim(values, leaf.full, tuple(range(leaf.batch_axes)))
 
 
-def _count(leaf: Leaf, hits: list[jax.Array]) -> Count:
-    """Counts the hits of each kind in each slice: a Count of [kinds, slices]."""
+def _count(leaf: Leaf, hits: list[jax.Array]) -> list[Count]:
+    """Counts the hits of each kind in each slice: for each kind a Count of [slices].
+
+    The kinds stay apart until the counts of all leaves are joined, because every operation for each leaf takes long to
+    compile.
+    """
     # One reduction for all kinds, so there is a single pass over the scores. For a large slice the reduction may leave
     # some leading axes, which are summed afterwards, so that back ends can work in parallel.
     numbers = [lax.convert_element_type(hit, jnp.int32) for hit in hits]
     within = tuple(range(leaf.batch_axes, len(leaf.full)))
     if leaf.entries < _INT32 and jax.device_count() > _GATHERED:
-        low = jnp.stack([lax.reduce(part, np.int32(0), lax.add, within) for part in _in_stretches(numbers)])
-        found = Count(jnp.zeros_like(low), low)
+        found = [_small(lax.reduce(part, np.int32(0), lax.add, within)) for part in _in_stretches(numbers)]
     elif leaf.entries >= _INT32 and jax.device_count() > 1:
         stretches = _shared_out(leaf)
         numbers = _add([split(number, stretches) for number in numbers], tuple(range(1, 2 * len(leaf.full), 2)))
-        limbs = [_add_digits(number, within) for number in numbers]
-        found = Count(*(jnp.stack(limb) for limb in zip(*limbs, strict=True)))
+        found = [_add_digits(number, within) for number in numbers]
     else:
         kept = tuple(leaf.batch_axes + a for a in partial_axes(leaf.shape))
-        parts = jnp.stack(_add(numbers, tuple(a for a in within if a not in kept)))
-        left = tuple(range(1 + leaf.batch_axes, parts.ndim))
+        parts = _add(numbers, tuple(a for a in within if a not in kept))
+        left = tuple(range(leaf.batch_axes, parts[0].ndim))
         if leaf.entries < _INT32:
-            low = parts.sum(left, dtype=jnp.int32)
-            found = Count(jnp.zeros_like(low), low)
+            found = list(map(_small, _add(parts, left)))
         else:
-            found = counts.total(parts, left)
-    return Count(*(replicate(limb).reshape(len(hits), leaf.slices) for limb in found))
+            found = [counts.total(part, left) for part in parts]
+    return [Count(*(replicate(limb).reshape(leaf.slices) for limb in count)) for count in found]
+
+
+def _small(number: jax.Array) -> Count:
+    return Count(jnp.zeros_like(number), number)
 
 
 def _in_stretches(numbers: list[jax.Array]) -> list[jax.Array]:

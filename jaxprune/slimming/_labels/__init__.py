@@ -18,14 +18,15 @@ with this label, in all leaves, are removed together or not at all. The analysis
    primitive). Integers that are positions on an axis, such as the experts that a router chooses, are followed too
    (`pointing`): what they index is coupled with that axis. An index whose numbers follow from constants alone
    (`constants`) is a move of known positions.
-4. Zeros (`frames`). Whether removing equals masking. A masked position is zero; `follow_zeros` finds whether the value
-   is still zero where positions meet (bias and ReLU: yes, 1 + x: no), and marks the units for which it is not.
-   Units from which a softmax or a top-k chooses are not masked: their logits are minus infinity instead.
+4. Zeros (`frames`). Removing a unit equals masking it if the values at its positions are still zero in every sum and
+   every contraction over them. `follow_zeros` checks this: a ReLU keeps a zero, 1 + x does not. It marks the units
+   for which a value is not zero. Units from which a softmax or a top-k chooses are not masked: their logits are minus
+   infinity instead.
    `units_of` (`units`) then numbers the units and sorts them by kind; `members` finds units that each member of a
    stack, such as each expert, may lose for itself.
-5. Running smaller (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
-   `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays: most
-   primitives unchanged, primitives with shapes or positions among their parameters with new parameters.
+5. Smaller program (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
+   and `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays. Most
+   primitives run unchanged; a primitive that has shapes or positions among its parameters gets new parameters.
 
 The three passes are clients of one engine, `jaxprune._jaxprs`: its loop visits the equations, and its table says what
 each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for each kind of primitive in that

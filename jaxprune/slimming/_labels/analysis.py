@@ -118,7 +118,7 @@ def traced_from_shapes(fn: Callable[..., PyTree], params: PyTree, inputs: Sequen
         return trace(fn, params, *inputs)
     except _NEEDS_NUMBERS as error:
         paths = [path for path, leaf in _tree.with_paths((params, *inputs)) if _tree.is_array(leaf)]
-        asked = {int(k) for k in re.findall(r"arrays\[(\d+)\]", str(error))}  # as JAX calls what it was given
+        asked = {int(k) for k in re.findall(r"arrays\[(\d+)\]", str(error))}  # JAX names the arguments so
         leaves = ", ".join(_argument(paths[k]) for k in sorted(asked)) or "params or inputs"
         raise TypeError(
             f"{getattr(fn, '__name__', repr(fn))} cannot be traced from shapes: it asks for a number that depends on "
@@ -148,7 +148,7 @@ def couple(
     for k, (path, leaf) in enumerate(_tree.with_paths(params)):
         ids: tuple[Ids, ...] = ()
         if _tree.is_array(leaf):
-            places: list[Any] = [program.inputs[k] for program in programs]  # an array has a place in each
+            places: list[Any] = [program.inputs[k] for program in programs]  # every program has a place for an array
             depth = max((own.get(place, ()) for own, place in zip(layers, places, strict=True)), key=len)
             ids = _label(labels, leaf, depth, any(place in own for own, place in zip(used, places, strict=True)))
             for own, place in zip(given, places, strict=True):

@@ -1,9 +1,9 @@
 """Follows labels (`follow`), then zeros (`follow_zeros`), through a jaxpr; `Frame` stores the labels of its values.
 
-Zeros are the difference between removing and masking. Masking sets the removed slices of the parameters to zero. The
-masked function equals the smaller function if removed positions contribute zero wherever positions meet: in a
-contraction or a sum. `Zeros` says for each axis of a value whether the value is zero at masked positions. If it is not
-zero where positions meet, the labels are marked inexact, with the reason.
+Masking sets the removed slices of the parameters to zero. The masked function equals the smaller function if the
+removed positions add zero to every sum and every contraction over them. `Zeros` says for each axis of a value whether
+the value is zero at removed positions. If a sum or a contraction runs over an axis whose removed positions are not
+zero, the labels of the axis are marked inexact, with the reason.
 
 Units from which a softmax, a top-k or an argmax chooses are not masked: to remove one means that its logit is minus
 infinity. The value that the operation chooses from is then minus infinity at removed positions.
@@ -141,7 +141,7 @@ class Site:
     def unify(self, a: Axis, b: Axis) -> Axis:
         """Couples two axes and returns one of them."""
         if a is not b and not (ax.is_fixed(a) and ax.is_fixed(b)):
-            # (T, C) + (T, C): position by position; positions coupled with an axis of fixed meaning stay.
+            # Positions that are coupled with an axis without labels are frozen.
             ax.unify(self.labels, a, b, self.labels.reason(f"{self.name} with an axis that cannot shrink"))
         return b if ax.is_fixed(a) else a
 
@@ -153,7 +153,7 @@ class Site:
             self.frame.logits.setdefault(var, set()).add(axis)
 
     def mark(self, axis: Axis) -> None:
-        """Records that an operation selects positions: each layer of a scan must then keep equally many of them."""
+        """Records that an operation selects the positions of an axis: each layer of a scan keeps equally many."""
         if any(f.of is not None and f.of.ndim > 1 for f in axis):
             self.labels.marks += [f.of for f in axis if f.of is not None]
 
@@ -162,11 +162,8 @@ class Site:
         depth = self.frame.layers if layers is None else layers
         loops = {into for _, into in sub.carried}
         plain = sub.role.startswith("while") or (sub.role == "shard_map" and depth != self.frame.layers)
-        known = [
-            None if place is None or k in loops or plain else self.eqn.invars[place]
-            for k, place in enumerate(sub.inputs)
-        ]
-        points = [None if var is None else pointing.read(self.frame, var) for var in known]
+        given = [None if place is None else pointing.read(self.frame, self.eqn.invars[place]) for place in sub.inputs]
+        points = [pointing.entering(meaning) if k in loops or plain else meaning for k, meaning in enumerate(given)]
         shapes = [getattr(var.aval, "shape", None) for var in sub.jaxpr.invars]
         outer = [None if place is None else self.eqn.invars[place] for place in sub.inputs]
         # A stacked input of a scan and a shard have other shapes than the value outside.
@@ -263,7 +260,7 @@ def even(labels: Labels, axis: Axis, depth: int) -> Axis:
 
 
 class Zeros(NamedTuple):
-    """What is known about the zeros of one value.
+    """Where one value is zero or minus infinity because units are removed.
 
     Attributes:
       axes: for each axis whether the value is zero at removed positions.
@@ -338,7 +335,7 @@ def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: l
 
 
 def _lowered(frame: Frame, var: Any, zeros: Zeros) -> Zeros:
-    # A value that is zero at removed positions is the softmax of logits that are minus infinity there.
+    # If the value is zero at removed positions, a softmax has been applied to the logits already: it is not low again.
     low = {axis for axis in frame.logits.get(var, ()) if not zeros.axes[axis]}
     return zeros._replace(low=zeros.low | low) if low else zeros
 

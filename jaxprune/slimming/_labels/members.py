@@ -47,7 +47,7 @@ class _Check:
         self._labels = labels
         self._units, self._members = np.unique(labels.find(units)), labels.find(members).reshape(-1)
         self._kinds: dict[int, tuple[Axis, str]] = {}
-        self._rows: dict[Any, Any] = {}  # values whose rows are sorted by member: the variable of the numbers of rows
+        self._rows: dict[Any, Any] = {}  # from values with rows sorted by member to the row counts
 
     def frame(self, frame: Frame) -> None:
         """Raises if an equation of a jaxpr ties the units."""

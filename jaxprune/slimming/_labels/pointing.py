@@ -102,11 +102,17 @@ def read(frame: Any, var: Any) -> Meaning:
     return of_literal(var.val) if isinstance(var, Literal) else frame.points.get(var)
 
 
+def entering(meaning: Meaning) -> Meaning:
+    """Returns the meaning that integers have inside a loop or a shard: chosen positions are lost there."""
+    chosen = _chosen(meaning) or isinstance(meaning, Columns | Lost)
+    return Lost() if chosen else None
+
+
 def follow(site: Any) -> None:
     """Stores the meaning of the results of an equation, and freezes what cannot be followed."""
     eqn, frame = site.eqn, site.frame
     given = [read(frame, v) for v in eqn.invars]
-    inside = site.index in frame.children  # an inner jaxpr may choose although its operands point nowhere
+    inside = site.index in frame.children  # the inner jaxpr may have a top-k of its own
     if not inside and all(isinstance(g, Number | None) for g in given) and not isinstance((*given, None)[0], Number):
         return
     subs = sub_jaxprs(eqn)
@@ -123,12 +129,15 @@ def _inner(site: Any, subs: Any, given: Sequence[Meaning]) -> None:
     frame, children = site.frame, site.frame.children.get(site.index, [])
     derived = site.name.startswith("custom_")
     pointed = any(isinstance(g, Points | Columns) for g in given)
-    # What a shard_map does with whole axes is what a call does; a shard of an axis has positions of its own.
+    # A shard_map that cuts no axis with labels is a call. A shard of an axis numbers its positions from zero.
     whole = subs[0].role == "shard_map" and bool(children) and children[-1].layers == frame.layers
     if not (whole or subs[0].role in ("call", "scan")) or not children or (derived and pointed):
-        # What an inner jaxpr chooses leaves it as plain numbers.
+        # Indices that the inner jaxpr returns cannot be followed outside of it.
         inside = [read(child, var) for child in children for var in child.jaxpr.outvars]
-        lose(site, [*given, *inside], f"{site.name}, a function with custom derivatives" if derived else site.name)
+        where = f"{site.name}, a function with custom derivatives" if derived else site.name
+        if subs[0].role == "shard_map":
+            where += ", which cuts it into shards; one-hot masks that are made outside of it are followed"
+        lose(site, [*given, *inside], where)
         _spoil(site)
         return
     [sub], child = subs, children[-1]
@@ -174,8 +183,9 @@ def _results(site: Any, given: list[Meaning]) -> list[Meaning]:
     if all(isinstance(g, Number | None) for g in given):
         return [None] * count
     lose(site, given, name)
-    spoilt = any(isinstance(g, Lost) or (isinstance(g, Points) and g.origin is None) for g in given)
-    return [Lost() if spoilt and v.aval.dtype.kind in "iu" else None for v in eqn.outvars]
+    spoilt = any(isinstance(g, Lost) or _chosen(g) for g in given)
+    counted = lambda dtype: dtype.kind in "iu" or (isinstance(what, Entrywise) and dtype != jnp.bool_)
+    return [Lost() if spoilt and counted(v.aval.dtype) else None for v in eqn.outvars]
 
 
 def _moves(site: Any, what: Moves, given: list[Meaning]) -> list[Meaning]:
@@ -222,11 +232,10 @@ def _compared(site: Any, name: str, given: list[Meaning]) -> Meaning:
         if never.get(name, name == "eq" and outside):
             return Number(np.False_)
     lose(site, given, name)
-    if any(isinstance(g, Lost) for g in given):
-        # Experts would go on being counted by numbers that are not followed.
-        for g in given:
-            if isinstance(g, Points):
-                site.freeze(g.axis, "a comparison with indices that slimming cannot follow")
+    if any(isinstance(g, Lost) for g in given) and not any(isinstance(g, Number) for g in given):
+        # The axis may be that of the experts: without the indices the router would not lose the same experts.
+        for axis in (axis for var in site.eqn.invars for axis in site.frame.read(var)):
+            site.freeze(axis, "a comparison with indices that slimming cannot follow")
     return None
 
 

@@ -65,7 +65,7 @@ def _units(analysis: Analysis) -> Units | None:
     present = np.flatnonzero(first < np.iinfo(np.int64).max)
     present = present[present != Labels.FIXED]
     present = present[np.argsort(first[present], kind="stable")]
-    # Atoms at the same positions of all leaves (two splits of one axis without a choice between them) are one unit.
+    # Atoms that label the same positions of all leaves are one unit: nothing tells them apart.
     _, where, of_content = np.unique(content[present], return_index=True, return_inverse=True)
     same = present[where[of_content.ravel()]]
     alone = present[same == present]
@@ -77,7 +77,7 @@ def _units(analysis: Analysis) -> Units | None:
     number[present] = number[same]
     placed = tuple(tuple(_once(number[a]) for a in axes) for axes in atoms)
     counts = np.bincount(order) if units.size else np.zeros(0, int)
-    kind_of = np.append(np.repeat(np.arange(len(counts)), counts), -1)[number]  # of each atom; -1 for no unit
+    kind_of = np.append(np.repeat(np.arange(len(counts)), counts), -1)[number]  # for each atom its kind; -1 for no unit
     kinds = lambda found: (here := np.unique(kind_of[found]))[here >= 0]
     reasons: list[str | None] = [None] * len(counts)
     for found, text in inexact:
@@ -112,7 +112,7 @@ def _shards(
         of = np.broadcast_to(np.arange(len(units))[:, None, None], units.shape)[units >= 0]
         held = np.zeros((total, len(units)), int)
         np.add.at(held, (units[units >= 0], of), 1)
-        spread = (held == held[:, :1]).all(1)  # in every shard alike, or in none
+        spread = (held == held[:, :1]).all(1)  # equally often in every shard
         alone = (held > 0).sum(1) == 1
         uneven |= ~spread & ~alone
         found = np.unique(found * (len(units) + 1) + np.where(alone, held.argmax(1) + 1, 0), return_inverse=True)[1]
@@ -159,7 +159,7 @@ def _by_member(
             for k in np.flatnonzero(here[:-1]):
                 holding[k].append((i, a))
     shift, sizes = np.zeros(len(counts), int), counts.copy()
-    many: dict[tuple[int, int], tuple[int, int, np.ndarray]] = {}  # of an axis: the kind, the members, the new places
+    many: dict[tuple[int, int], tuple[int, int, np.ndarray]] = {}  # for each (leaf, axis): (kind, members, places)
     for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
         shift[k] = sizes[:k].sum() - start
         held = holding[k]
@@ -175,7 +175,7 @@ def _by_member(
         if members is None:
             continue
         each, size = rows[0].size, members.shape[-1]
-        base = np.zeros(count, int)  # of each unit its number in the first member of its layer
+        base = np.zeros(count, int)  # for each unit its number in the first member of its layer
         for layer, row in enumerate(rows):
             base[row - start] = layer * size * each + np.arange(each)
         sizes[k] = count * size
@@ -228,7 +228,7 @@ def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray,
             content[unit] += _mix(lowest.astype(np.uint64) + salt)
             first[unit] = np.minimum(first[unit], lowest + start)
             start += ids.size
-    content ^= _mix(signature)  # the form and the lowest position in each axis: together the positions
+    content ^= _mix(signature)  # the form and the lowest position on each axis determine all positions
     for ids in (*analysis.labels.marks, *analysis.labels.shards):
         atom = np.unique(analysis.labels.atoms(ids))
         signature[atom] += rng.integers(2**63, dtype=np.uint64)
@@ -256,7 +256,7 @@ def _inexact(analysis: Analysis) -> list[tuple[np.ndarray, str]]:
     jaxpr = analysis.traced.closed.jaxpr
     marks: list[tuple[Axis, str]] = []
     params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
-    # Parameters of units among which an operation chooses are not masked.
+    # The parameters of units from which an operation chooses are not masked: their logits are minus infinity.
     chosen = np.zeros(analysis.labels.size + 1, bool)
     for ids, _, _ in analysis.labels.chosen:
         chosen[analysis.labels.atoms(ids)] = True

@@ -8,7 +8,7 @@ from typing import Any
 from jaxprune._jaxprs import primitives as table
 from jaxprune.slimming._labels.evaluate import rebind
 from jaxprune.slimming._labels.frames import Rule
-from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving, sharded
+from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving, products, sharded
 
 # A callback that only looks (jax.debug.print) couples nothing; it gets the smaller arrays.
 _LOOK = Rule(lambda site, operands: [], lambda site, known: [], rebind, ragged=True)
@@ -16,6 +16,7 @@ _BY_NAME: dict[str, Rule] = {
     **indexing.TABLE,
     **control.TABLE,
     **sharded.TABLE,
+    "cumsum": entrywise.CUMSUM,
     **dict.fromkeys(("debug_print", "debug_callback"), _LOOK),
 }
 _BY_KIND: dict[type, Rule] = {
@@ -23,9 +24,9 @@ _BY_KIND: dict[type, Rule] = {
     table.Mix: entrywise.MIX,
     table.Moves: moving.MOVES,
     table.Make: moving.MAKE,
-    table.Product: entrywise.PRODUCT,
-    table.Ragged: entrywise.RAGGED,
-    table.Convolution: entrywise.CONVOLUTION,
+    table.Product: products.PRODUCT,
+    table.Ragged: products.RAGGED,
+    table.Convolution: products.CONVOLUTION,
 }
 
 

@@ -21,7 +21,7 @@ from jaxprune.slimming._labels.evaluate import Decision, Keep, Keeps, Piece, Shr
 from jaxprune.slimming._labels.frames import Frame, Rule, Site, Zeros, ZeroSite, even, follow, together
 from jaxprune.slimming._labels.labels import Labels
 
-# Why units that are whole layers of a scan are inexact.
+# The reason why whole layers of a scan are inexact units.
 LAYER = "a layer that a scan runs over: a masked layer may still change its input"
 
 
@@ -75,7 +75,7 @@ def _follow_scan(site: Site, operands: list[Axes]) -> list[Axes]:
 
 
 def _turns(site: Site, run_over: list[Axis]) -> Axis:
-    # The turns of a scan over stacked layers can go, with all that is stacked; a sequence stays as long as it is.
+    # A layer of a scan over stacked parameters is a unit of all stacked arrays. A sequence keeps its length.
     if not run_over or any(ax.is_fixed(axis) for axis in run_over):
         for axis in run_over:
             site.freeze(axis, "the axis a scan runs over")
@@ -88,7 +88,7 @@ def _factors(axes: Axes) -> list[ax.Factor]:
 
 
 def _deeper(axis: Axis, depth: int) -> Axis:
-    # One axis of layers more: labels that know the layers around this scan get a place for it.
+    # Labels that differ between the layers of outer scans get one more axis, for the layers of this scan.
     return tuple(
         f if f.of is None or f.of.ndim == 1 or f.of.ndim - 1 > depth else f._replace(of=f.of[..., None, :])
         for f in axis
@@ -105,7 +105,7 @@ def _zero_scan(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 
 def _until_stable(site: ZeroSite, k: int, sub: Sub, inputs: list[Zeros]) -> list[Zeros]:
-    # What is carried is zero only if it starts and stays so.
+    # A carried value is zero if it is zero before the loop and after each turn.
     def join(old: Zeros, new: Zeros) -> Zeros:
         zero = tuple(a and b for a, b in zip(old.axes, new.axes, strict=True))
         return Zeros(zero, old.value if old.value == new.value else None)
@@ -211,7 +211,9 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
         shapes = [_shape(v.aval) for v in site.eqn.invars]
         closed = jax.make_jaxpr(whole)(shapes, [shapes[k] for k in moving])
-        run, _ = _smaller(site, closed, keeps + [keeps[k] for k in moving])
+        inside = [(site.frame, var) for var in site.eqn.invars]
+        out = [site.out_keeps(k) for k in range(len(site.eqn.outvars))]
+        run, _, _ = _smaller(site, closed, keeps + [keeps[k] for k in moving], inside, out + out)
         outputs = run([*primals, *(tangents[k] for k in moving)])
         return outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
 
@@ -235,10 +237,12 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
             return out, residuals
 
         closed = jax.make_jaxpr(whole)(*shapes)
-        run, kept = _smaller(site, closed, keeps)
-        outputs = run(args)
         count = len(site.eqn.outvars)
-        saved = _Saved(structure[0], kept[count:], closed.out_avals[count:])
+        sources, out = [(site.frame, var) for var in site.eqn.invars], [site.out_keeps(k) for k in range(count)]
+        run, kept, frame = _smaller(site, closed, keeps, sources, out)
+        outputs = run(args)
+        places = [(frame, var) for var in frame.jaxpr.outvars[count:]]
+        saved = _Saved(structure[0], kept[count:], closed.out_avals[count:], places)
         return outputs[:count], (outputs[count:], saved)
 
     def backward(residuals: tuple[list[Any], Any], cotangents: list[Any]) -> tuple[Any, ...]:
@@ -250,7 +254,8 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         outs = [_shape(v.aval) for v in site.eqn.outvars]
         known = [_shape(a) for a in saved.avals]
         closed = jax.make_jaxpr(whole)(known, outs)
-        run, _ = _smaller(site, closed, [*saved.keeps, *(site.out_keeps(k) for k in range(len(outs)))])
+        given = [*saved.keeps, *(site.out_keeps(k) for k in range(len(outs)))]
+        run, _, _ = _smaller(site, closed, given, saved.sources, keeps)
         return tuple(run([*arrays, *cotangents]))
 
     smaller.defvjp(forward, backward)
@@ -259,24 +264,44 @@ def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 @jax.tree_util.register_static
 class _Saved:
-    """What the backward pass needs besides the residuals; equal only to itself."""
+    """The static part of the residuals, for the backward pass; an instance equals only itself."""
 
-    def __init__(self, structure: Any, keeps: list[Keeps], avals: list[Any]) -> None:
-        self.structure, self.keeps, self.avals = structure, keeps, avals
+    def __init__(self, structure: Any, keeps: list[Keeps], avals: list[Any], sources: list[tuple[Frame, Any]]) -> None:
+        self.structure, self.keeps, self.avals, self.sources = structure, keeps, avals, sources
 
 
-def _smaller(site: ShrinkSite, closed: Any, keeps: Sequence[Keeps]) -> tuple[Callable[..., list[Any]], list[Keeps]]:
-    """Returns a smaller program, from the positions that stay of its inputs."""
+def _smaller(
+    site: ShrinkSite,
+    closed: Any,
+    keeps: Sequence[Keeps],
+    sources: Sequence[tuple[Frame, Any]],
+    out_keeps: Sequence[Keeps],
+) -> tuple[Callable[..., list[Any]], list[Keeps], Frame]:
+    """Returns a smaller program, from the positions that stay of its inputs and of its first outputs.
+
+    Args:
+      site: the equation.
+      closed: the whole program.
+      keeps: the positions that stay of each input.
+      sources: for the first inputs the frames and variables of the values that they equal.
+      out_keeps: the positions that stay of the first outputs.
+
+    Returns:
+      The smaller program, the positions that stay of each output, and the labels of the whole program.
+    """
     labels, inputs, pieces = Labels(), [], []
     for k, (var, stays) in enumerate(zip(closed.jaxpr.invars, keeps, strict=True)):
         axes = tuple(_fresh(labels, site.frame, n, stay) for n, stay in zip(var.aval.shape, stays, strict=True))
         inputs.append(axes)
-        pieces += [_piece(f"input {k}", a, s) for a, s in zip(axes, stays, strict=True) if a[0].of is not None]
-    frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, site.frame.rule_of)
+        pieces += [_piece(labels, f"input {k}", a, s) for a, s in zip(axes, stays, strict=True)]
+    rule_of = site.frame.rule_of
+    frame = follow(labels, closed.jaxpr, closed.consts, inputs, site.frame.layers, rule_of, (), sources)
     pointing.settle(labels, lambda axis: even(labels, axis, 0))
-    decision = Decision(labels, labels_that_go(labels, pieces))
+    for k, (var, stays) in enumerate(zip(closed.jaxpr.outvars, out_keeps, strict=False)):
+        pieces += [_piece(labels, f"output {k}", a, s) for a, s in zip(frame.read(var), stays, strict=True)]
+    decision = Decision(labels, labels_that_go(labels, [piece for piece in pieces if piece is not None]))
     out = [tuple(decision.keep(axis) for axis in frame.read(v)) for v in frame.jaxpr.outvars]
-    return lambda args: evaluate(decision, frame, args), out
+    return lambda args: evaluate(decision, frame, args), out, frame
 
 
 def _fresh(labels: Labels, frame: Frame, n: int, keep: Keep | None) -> ax.Axis:
@@ -287,9 +312,10 @@ def _fresh(labels: Labels, frame: Frame, n: int, keep: Keep | None) -> ax.Axis:
     return ax.labelled(labels.fresh((*lead, n)))
 
 
-def _piece(name: str, axis: ax.Axis, keep: Keep | None) -> Piece:
-    ids = axis[0].of
-    assert ids is not None
+def _piece(labels: Labels, name: str, axis: ax.Axis, keep: Keep | None) -> Piece | None:
+    ids = ax.flat(labels, axis)
+    if ids is None:
+        return None
     if keep is None:
         return Piece(name, ids, np.ones(ids.shape[-1], bool))
     stay = np.zeros((*keep.positions.shape[:-1], keep.full), bool)
@@ -298,7 +324,7 @@ def _piece(name: str, axis: ax.Axis, keep: Keep | None) -> Piece:
 
 
 def _shape(aval: Any) -> Any:
-    # Inside a shard_map the type also says along which mesh axes a value varies; only the aval itself can pass this on.
+    # Inside a shard_map an aval also says along which mesh axes the value varies; a ShapeDtypeStruct does not.
     varying = getattr(getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", ()))
     return aval if varying else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 

@@ -1,23 +1,21 @@
-"""Arithmetic: entrywise primitives, reductions, mixes, matrix products and convolutions.
+"""Arithmetic: entrywise primitives, reductions, cumulative sums and other mixes along an axis.
 
-The operands and the result of an entrywise primitive lose the same positions. A product couples the contracted axes of
-its operands, and their batch axes or groups; the other axes pass.
+The operands and the result of an entrywise primitive lose the same positions. Along an axis, sums and cumulative sums
+are followed, and so are argmax and the maximum of a softmax, which choose from the axis. Other reductions and mixes
+freeze the axes along which they work.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxprune._jaxprs.primitives import PRIMITIVES, Mix, Product, Reduce, Zero
-from jaxprune._jaxprs.views import is_sorted_product
+from jaxprune._jaxprs.primitives import PRIMITIVES, Mix, Reduce, Zero
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
-from jaxprune.slimming._labels.evaluate import ShrinkSite, rebind
-from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together, unknown
+from jaxprune.slimming._labels.evaluate import rebind
+from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together
 
 
 def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
@@ -31,7 +29,7 @@ def _follow(site: Site, operands: list[Axes]) -> list[Axes]:
 
 
 def _joined(site: Site, axes: tuple[Axis, ...], n: int) -> Axis:
-    # An operand of one position is stretched over the others'.
+    # An operand with one position on an axis is broadcast along this axis.
     for axis in axes:
         if ax.size(axis) != n:
             site.freeze(axis, "a broadcast along it")
@@ -39,7 +37,7 @@ def _joined(site: Site, axes: tuple[Axis, ...], n: int) -> Axis:
 
 
 def _axis_zeros(site: ZeroSite, known: list[Zeros], k: int) -> tuple[bool, ...]:
-    # A scalar operand, or one stretched along an axis, is zero at a masked position only if it is zero.
+    # An operand that is broadcast along an axis is zero at removed positions only if it is zero everywhere.
     shape = site.eqn.outvars[0].aval.shape
     if not known[k].axes:
         return (known[k].void,) * len(shape)
@@ -135,7 +133,18 @@ def _reduced(site: Site | ZeroSite) -> Reduce:
     return what
 
 
-_PASSES = {"max", "stop_gradient", "broadcast_in_dim", "reshape", "select_n", "convert_element_type", "copy"}
+_PASSES = {
+    "max",
+    "stop_gradient",
+    "broadcast_in_dim",
+    "reshape",
+    "select_n",
+    "convert_element_type",
+    "copy",
+    "pmax",
+    "pcast",
+    "pvary",
+}
 
 
 def _is_of_softmax(site: Site) -> bool:
@@ -189,15 +198,29 @@ def _mixed(site: Site | ZeroSite) -> Mix:
     return what
 
 
+_CUMULATIVE = ("cumprod", "cummax", "cummin", "cumlogsumexp")
+
+
 def _follow_mix(site: Site, operands: list[Axes]) -> list[Axes]:
     along = _mixed(site).axes(site.eqn)
-    arrays = [axes for axes in operands if len(axes) == len(site.out_shape())]  # others start or fill up
+    arrays = [axes for axes in operands if len(axes) == len(site.out_shape())]  # scalars are initial values or padding
+    why = f"{site.name} along it" + (", where a masked unit counts as zero" if site.name in _CUMULATIVE else "")
     for axes in arrays:
         for i in along:
-            site.freeze(axes[i], f"{site.name} along it")
+            site.freeze(axes[i], why)
     joined = [axes[0] if i in along else together(site, axes) for i, axes in enumerate(zip(*arrays, strict=True))]
     shapes = [v.aval.shape for v in site.eqn.outvars]
     return [tuple(ax.fixed(shape[i]) if i in along else a for i, a in enumerate(joined)) for shape in shapes]
+
+
+def _zero_cumsum(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    # A removed unit adds nothing to the sums of the others, but the sum at its own position is not zero.
+    [along] = _mixed(site).axes(site.eqn)
+    axes = list(known[0].axes)
+    if not settled(site, 0, along, axes[along]):
+        site.inexact(site.operand(0)[along], "a cumulative sum over values that masking does not make zero")
+    axes[along] = known[0].void
+    return [Zeros(tuple(axes), _zero_if(known[0].void))]
 
 
 def _zero_mix(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
@@ -227,7 +250,7 @@ def _lows(site: ZeroSite, known: list[Zeros], k: int, shape: tuple[int, ...]) ->
     return frozenset(i for i in known[k].low if sizes[i] == shape[i])
 
 
-# For x = 0: when (x, c) is false; the comparison of (c, x) is the flipped one.
+# For each comparison of x with a constant c: whether it is false at x = 0.
 _FALSE_AT_ZERO: dict[str, Callable[[float], bool]] = {
     "gt": lambda c: c >= 0,
     "ge": lambda c: c > 0,
@@ -252,7 +275,7 @@ def _false_or_zero(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[i
         if value is not None and known[mine].axes and _FALSE_AT_ZERO[own](value):
             found |= {i for i, zero in enumerate(_axis_zeros(site, known, mine)) if zero}
     if name == "eq":
-        # No index points to a removed position.
+        # Indices never equal a removed position.
         points = [pointing.read(site.frame, v) for v in site.eqn.invars]
         iotas = [p.axis for p in points if isinstance(p, pointing.Points) and p.origin is not None and p.origin.ranks]
         axes = site.frame.read(site.eqn.outvars[0])
@@ -282,115 +305,7 @@ def _stays_low(site: ZeroSite, name: str, known: list[Zeros], shape: tuple[int, 
 
 
 ENTRYWISE = {zero: Rule(_follow, _with_limits(rule), rebind) for zero, rule in _ZERO.items()}
-ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # one operand meets no other layer
+ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  # a single operand couples no layers
 REDUCE = Rule(_follow_reduce, _zero_reduce, rebind)
 MIX = Rule(_follow_mix, _zero_mix, rebind)
-
-
-def _numbers(site: Site | ZeroSite) -> Any:
-    what = PRIMITIVES[site.eqn.primitive.name]
-    assert isinstance(what, Product)
-    return what.numbers(site.eqn)
-
-
-def _follow_product(site: Site, operands: list[Axes]) -> list[Axes]:
-    lhs, rhs = operands
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = _numbers(site)
-    for i, j in zip(lhs_contract, rhs_contract, strict=True):
-        site.unify(lhs[i], rhs[j])
-    batch = [site.unify(lhs[i], rhs[j]) for i, j in zip(lhs_batch, rhs_batch, strict=True)]
-    left = [lhs[i] for i in _free(lhs, lhs_contract, lhs_batch)]
-    right = [rhs[j] for j in _free(rhs, rhs_contract, rhs_batch)]
-    return [(*batch, *left, *right)]
-
-
-def _zero_product(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    lhs, rhs = (k.axes for k in known)
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = _numbers(site)
-    for i, j in zip(lhs_contract, rhs_contract, strict=True):
-        if not (settled(site, 0, i, lhs[i]) or settled(site, 1, j, rhs[j])):
-            site.inexact(site.operand(0)[i], "a contraction over values that masking does not make zero")
-    batch = [lhs[i] or rhs[j] for i, j in zip(lhs_batch, rhs_batch, strict=True)]
-    left = [lhs[i] for i in _free(lhs, lhs_contract, lhs_batch)]
-    right = [rhs[j] for j in _free(rhs, rhs_contract, rhs_batch)]
-    return [Zeros((*batch, *left, *right))]
-
-
-def _free(axes: tuple, *used: tuple[int, ...]) -> list[int]:
-    taken = {i for group in used for i in group}
-    return [i for i in range(len(axes)) if i not in taken]
-
-
-def _follow_ragged(site: Site, operands: list[Axes]) -> list[Axes]:
-    # Rows [rows, inputs] that are sorted by group, matrices [groups, inputs, outputs], rows of each group [groups].
-    rows, matrices, sizes = operands[:3]
-    if not is_sorted_product(site.eqn):
-        return unknown(site, operands)
-    site.unify(rows[1], matrices[1])
-    site.unify(matrices[0], sizes[0])
-    site.freeze(rows[0], "the rows of a ragged product")
-    return [(ax.fixed(ax.size(rows[0])), matrices[2])]
-
-
-def _zero_ragged(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    rows, matrices, sizes = known[:3]
-    if not (settled(site, 0, 1, rows.axes[1]) or settled(site, 1, 1, matrices.axes[1])):
-        site.inexact(site.operand(0)[1], "a contraction over values that masking does not make zero")
-    if not settled(site, 2, 0, sizes.axes[0]):
-        site.inexact(site.operand(2)[0], "groups of rows that are not empty when their matrix is removed")
-    return [Zeros((False, matrices.axes[2]))]
-
-
-def _follow_convolution(site: Site, operands: list[Axes]) -> list[Axes]:
-    # With g groups the input's channels are (g, inputs of a group) and the output's (g, outputs of a group).
-    lhs, rhs = operands
-    numbers, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
-    batch, features, *space = numbers.lhs_spec
-    outputs, inputs, *window = numbers.rhs_spec
-    if site.eqn.params["batch_group_count"] != 1:
-        for axis in (*lhs, *rhs):
-            site.freeze(axis, "a convolution grouped over the batch")
-        return [tuple(ax.fixed(n) for n in site.out_shape())]
-    for axis in (*(lhs[i] for i in space), *(rhs[i] for i in window)):
-        site.freeze(axis, "the window of a convolution")
-    channels = rhs[outputs]
-    if groups == 1:
-        site.unify(lhs[features], rhs[inputs])
-    else:
-        split_in = ax.split(site.labels, lhs[features], (groups, ax.size(rhs[inputs])))
-        split_out = ax.split(site.labels, channels, (groups, ax.size(channels) // groups))
-        site.unify(split_in[0], split_out[0])
-        site.unify(split_in[1], rhs[inputs])
-        channels = ax.merge(split_out)
-    result: list[Any] = [None] * len(lhs)
-    out_batch, out_features, *out_space = numbers.out_spec
-    result[out_batch], result[out_features] = lhs[batch], channels
-    for i in out_space:
-        result[i] = ax.fixed(site.out_shape()[i])
-    return [tuple(result)]
-
-
-def _zero_convolution(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    lhs, rhs = (k.axes for k in known)
-    numbers = site.eqn.params["dimension_numbers"]
-    features, (outputs, inputs) = numbers.lhs_spec[1], numbers.rhs_spec[:2]
-    if not (settled(site, 0, features, lhs[features]) or settled(site, 1, inputs, rhs[inputs])):
-        site.inexact(site.operand(0)[features], "a convolution over channels that masking does not make zero")
-    result = [True] * len(lhs)
-    result[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
-    result[numbers.out_spec[1]] = rhs[outputs]
-    return [Zeros(tuple(result))]
-
-
-def _shrink_convolution(site: ShrinkSite, operands: list[Any]) -> list[Any]:
-    lhs, rhs = operands
-    if lhs.size == 0 or rhs.size == 0:  # a sum over no channel
-        return [jnp.zeros(site.out_shape(), site.eqn.outvars[0].aval.dtype)]
-    numbers = site.eqn.params["dimension_numbers"]
-    groups = lhs.shape[numbers.lhs_spec[1]] // max(rhs.shape[numbers.rhs_spec[1]], 1)
-    return site.bind(lhs, rhs, feature_group_count=groups)
-
-
-PRODUCT = Rule(_follow_product, _zero_product, rebind)
-RAGGED = Rule(_follow_ragged, _zero_ragged, rebind)
-CONVOLUTION = Rule(_follow_convolution, _zero_convolution, _shrink_convolution)
+CUMSUM = Rule(lambda site, operands: [operands[0]], _zero_cumsum, rebind)

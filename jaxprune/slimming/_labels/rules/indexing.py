@@ -1,6 +1,8 @@
-"""Indexing by values that are known only at run time, and top-k, which returns such values.
+"""Reads and writes by index: gather, scatter, dynamic_slice and dynamic_update_slice; and top_k, which returns indices.
 
-Integers that point into an axis (`pointing`) tie the axis that they index to it. Other indexed axes are frozen.
+Three kinds of indices are told apart. Integers that point into an axis (`pointing`) tie the axis that they index to it.
+Constant indices (`constants`) are known positions: labels are taken and put as in a slice or a concatenation, and the
+smaller program has the new positions. Axes that other integers index are frozen.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,12 @@ def _window_dims(rank: int, *gone: tuple[int, ...]) -> list[int]:
 
 
 def _gather_axes(eqn: Any) -> tuple[list[int], dict[int, int], dict[int, int], dict[int, int]]:
-    """Operand axes that are indexed; out axis -> operand axis; out axis -> indices axis; operand -> indices batch."""
+    """Returns which axes of a gather belong together.
+
+    Returns:
+      The indexed axes of the operand; from axes of the result to axes of the operand; from axes of the result to axes
+      of the indices; from batch axes of the operand to batch axes of the indices.
+    """
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = eqn.invars[0].aval.shape
     batching = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True))
@@ -125,7 +132,12 @@ def _gathered(site: ShrinkSite, array: Any, axis: int, index: np.ndarray) -> Any
 
 
 def _write_axes(eqn: Any) -> tuple[dict[int, int], list[int]]:
-    """Operand axis -> updates axis of the windows of a scatter; the updates axes of its indices."""
+    """Returns which axes of a scatter belong together.
+
+    Returns:
+      From axes of the operand to axes of the updates, for the windows; the other axes of the updates, which are the
+      axes of the indices.
+    """
     numbers = eqn.params["dimension_numbers"]
     rank, update_rank = len(eqn.invars[0].aval.shape), len(eqn.invars[2].aval.shape)
     window = _window_dims(rank, numbers.inserted_window_dims, numbers.operand_batching_dims)
@@ -233,7 +245,7 @@ def _zero_scatter(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     for d in starts.keys() - window.keys():
         zero[d] = old(d) and known[2].void
     for d in _pointed(site, numbers.scatter_dims_to_operand_dims, losing=False):
-        zero[d] = d in numbers.inserted_window_dims and known[0].axes[d]  # nothing points to a removed position
+        zero[d] = d in numbers.inserted_window_dims and known[0].axes[d]  # no index equals a removed position
     for u in set(rest) - set(aligned.values()):
         if not new(u) or not (known[0].void or site.eqn.primitive.name[8:] in ("add", "sub")):
             site.inexact(site.operand(2)[u], "a scatter of updates that change the result although masking zeroes them")
@@ -337,7 +349,7 @@ def _written(site: Site, axis: Axis, new: Axis, start: int, *, alone: bool) -> A
     """Returns an axis after a write into a range of positions; `alone`: every entry of the range is replaced."""
     before, inside, behind = parts(site, axis, start, start + ax.size(new))
     site.mark(new)
-    if alone:  # the old entries are not read again, so that the new ones may lose other positions
+    if alone:  # the old entries are overwritten, so the new ones may lose other positions
         return ax.concatenate(site.labels, [before, new, behind])
     _ = site.unify(inside, new)
     return axis

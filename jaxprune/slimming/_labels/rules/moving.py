@@ -57,7 +57,7 @@ def _low(m: Any, known: Zeros) -> frozenset[int]:
 
 
 def _shrink(site: ShrinkSite, operands: list[Any]) -> list[Any]:
-    # Parameters may hold shapes, so that the move is made anew; where they do not, the primitive runs as it is.
+    # A primitive with shapes among its parameters gets new ones; any other primitive runs unchanged.
     moves = _moves(site).moves(site.eqn)
     if all(type(m) in _SHRINK for m in moves):
         return [_SHRINK[type(m)](site, m, operands, k) for k, m in enumerate(moves)]
@@ -132,7 +132,7 @@ def _follow_broadcast(site: Site, m: Broadcast, operands: list[Axes]) -> Axes:
 
 
 def _zero_broadcast(site: ZeroSite, m: Broadcast, known: list[Zeros]) -> Zeros:
-    # A new axis is zero at a masked position only if the whole operand is.
+    # A value is zero at removed positions of a new axis only if it is zero everywhere.
     result = [known[0].void] * len(m.shape)
     for k, place in enumerate(m.dimensions):
         if ax.size(site.operand(0)[k]) == m.shape[place]:
@@ -259,7 +259,7 @@ def _count(kept: np.ndarray, which: np.ndarray) -> int:
 
 
 def _follow_made(site: Site, operands: list[Axes]) -> list[Axes]:
-    # Each position has its own value: the whole is made and what stays is taken, the same in every layer.
+    # Each position has its own value: the smaller program makes the whole array and takes the kept positions.
     for axis in (axis for axes in operands for axis in axes):
         site.freeze(axis, f"an operand of {site.name}")
     along = site.eqn.params.get("dimension") if site.name == "iota" else None
