@@ -75,7 +75,8 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
             filled[place] = array
         return _tree.call(fn, "fn", "fn(params, *inputs)", *jax.tree.unflatten(in_tree, filled))
 
-    shapes = [_shape(leaves[place]) for place in places]
+    # A NumPy array goes in as it is: of float64 it becomes float32 without the warning that a shape of float64 gives.
+    shapes = [x if isinstance(x, np.ndarray) else _shape(x) for x in (leaves[place] for place in places)]
     closed, out = jax.make_jaxpr(on_arrays, return_shape=True)(*shapes)
     position = {place: i for i, place in enumerate(places)}
     return Traced(closed, in_tree, jax.tree.structure(out), tuple(position.get(i) for i in range(len(leaves))))

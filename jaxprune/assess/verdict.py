@@ -291,4 +291,4 @@ def _every_class(changes: Changes, sentences: Mapping[str, str]) -> Answer:
         return Answer(question, "no", f"worse: {named}", sentences["classes"])
     if missing:
         return Answer(question, "open", f"{missing} not tested", sentences["classes"])
-    return Answer(question, "yes", "none worse", sentences["classes"])
+    return Answer(question, "yes", "none shown worse", sentences["classes"])

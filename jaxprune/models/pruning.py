@@ -217,8 +217,8 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      The perplexity and its interval: exp(m ± 1.96 s / sqrt(n)), with m and s the mean and the standard deviation over
-      the n windows of a window's mean negative log-likelihood.
+      The perplexity and its interval: exp(m ± 1.96 s / sqrt(n)), at least 1, with m and s the mean and the standard
+      deviation over the n windows of a window's mean negative log-likelihood.
 
     Raises:
       FileNotFoundError, ValueError: the folder is not a complete checkpoint of a known family; the text is too short.
@@ -226,7 +226,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
     folder, cut = opened(source)
     tokens = checked_tokens(tokens, folder)
     if tokens.shape[0] < 2 or tokens.shape[1] < 2:
-        raise ValueError(f"tokens must be at least two windows of two tokens, got {tokens.shape}; pass a longer text")
+        raise ValueError(f"tokens must be at least two windows of two tokens, got {tokens.shape}; pass more windows")
     began, run = time.perf_counter(), BlockRunners(cut)
     outer = folder.load(outside_blocks(folder), dtype=jnp.float32)
     rows = [jnp.asarray(tokens[i : i + batch]) for i in range(0, len(tokens), batch)]
@@ -237,7 +237,7 @@ def perplexity(source: Any, tokens: np.ndarray, *, batch: int = 4, progress: boo
             hidden[place] = x
     losses = np.concatenate([np.asarray(_losses(cut, outer, x, row)) for x, row in zip(hidden, rows, strict=True)])
     mean, error = losses.mean(), losses.std(ddof=1) / math.sqrt(len(losses))
-    low, high = (math.exp(mean + side * 1.96 * error) for side in (-1, 1))
+    low, high = (math.exp(max(0.0, mean + side * 1.96 * error)) for side in (-1, 1))
     count = tokens.shape[0] * (tokens.shape[1] - 1)
     return Perplexity(math.exp(mean), low, high, count, time.perf_counter() - began)
 

@@ -151,13 +151,7 @@ def _by_member(
     frames = (analysis.frame, *analysis.others)
     starts = np.cumsum(counts) - counts
     kinds = np.append(np.repeat(np.arange(len(counts)), counts), -1)  # of each unit; -1 at the end, for no unit
-    holding: list[list[tuple[int, int]]] = [[] for _ in counts]  # the axes that hold units of each kind
-    for i, axes in enumerate(placed):
-        for a, units in enumerate(axes):
-            here = np.zeros(len(counts) + 1, bool)
-            here[kinds[units]] = True
-            for k in np.flatnonzero(here[:-1]):
-                holding[k].append((i, a))
+    holding = _holding(placed, kinds, len(counts))
     shift, sizes = np.zeros(len(counts), int), counts.copy()
     many: dict[tuple[int, int], tuple[int, int, np.ndarray]] = {}  # for each (leaf, axis): (kind, members, places)
     for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
@@ -193,6 +187,18 @@ def _by_member(
         for i, axes in enumerate(placed)
     )
     return new, sizes, [(moved(units), count, name) for units, count, name in chosen]
+
+
+def _holding(placed: tuple[tuple[np.ndarray, ...], ...], kinds: np.ndarray, count: int) -> list[list[tuple[int, int]]]:
+    """Returns for each of `count` kinds the axes that hold its units; `kinds` has the kind of each unit, -1 at the end."""
+    holding: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    for i, axes in enumerate(placed):
+        for a, units in enumerate(axes):
+            here = np.zeros(count + 1, bool)
+            here[kinds[units]] = True
+            for k in np.flatnonzero(here[:-1]):
+                holding[k].append((i, a))
+    return holding
 
 
 def _once(units: np.ndarray) -> np.ndarray:
