@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.extend.core as jec
+import numpy as np
 from jax import lax
 
 from jaxprune import _tree

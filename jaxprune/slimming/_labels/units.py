@@ -190,7 +190,7 @@ def _by_member(
 
 
 def _holding(placed: tuple[tuple[np.ndarray, ...], ...], kinds: np.ndarray, count: int) -> list[list[tuple[int, int]]]:
-    """Returns for each of `count` kinds the axes that hold its units; `kinds` has the kind of each unit, -1 at the end."""
+    """Returns for each of `count` kinds the axes with its units; `kinds` holds the kind of each unit and -1."""
     holding: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     for i, axes in enumerate(placed):
         for a, units in enumerate(axes):
