@@ -730,6 +730,10 @@ FILES = {
         "exists.*overwritten.*choose",
     ),
     "a folder that does not exist": (lambda path: checkpoints.save(path / "x" / "net", P), "does not exist; "),
+    "a Pruned as the parameters": (
+        lambda path: checkpoints.save(path / "new", jaxprune.prune(P, 0.5)),
+        r"save\(path, \*pruned\)",
+    ),
     "masks that are not applied": (
         lambda path: checkpoints.save(path / "new", P, jax.tree.map(jnp.logical_not, MASKS)),
         r"a/kernel: 48 of 48|masks.apply\(params, masks\)",

@@ -56,8 +56,9 @@ class Saved(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: {self.bytes:,} bytes, {self.bytes / max(1, self.dense):.1%} of the dense parameters"
-            f" ({self.masks:,} masks, {self.values:,} values, {self.bytes - self.masks - self.values:,} other)"
+            f"{self.path}: {self.bytes:,} bytes, {self.bytes / max(1, self.dense):.1%} of the parameters in memory"
+            f" ({self.masks:,} masks, {self.values:,} values, {self.bytes - self.masks - self.values:,} names, structure"
+            " and function)"
         )
 
 
@@ -109,6 +110,8 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
     """
     if isinstance(params, Slimmed) or inspect.isfunction(params):  # or save(path, *slimmed)
         raise TypeError("save takes arrays; save a slim network with its function by save_slim(path, slimmed, *inputs)")
+    if isinstance(params, masks_.Pruned):
+        raise TypeError("params is a Pruned, parameters and masks together; pass both: save(path, *pruned)")
     return _write(path, params, masks, about, {})
 
 

@@ -78,7 +78,7 @@ def test_it_holds_what_is_kept_and_a_bit_an_entry(saved):
     assert sizes.masks == 1 + 60
     assert sizes.dense == 4 * (3 * 3 * 4 * 8 + 480 + 8 + 1)
     assert sizes.bytes == sizes.path.stat().st_size
-    assert f"{sizes.bytes / sizes.dense:.1%} of the dense parameters" in str(sizes)
+    assert f"{sizes.bytes / sizes.dense:.1%} of the parameters in memory" in str(sizes)
     with safe_open(sizes.path, "np") as file:  # as any other program reads it
         assert sorted(file.keys())[:3] == ["conv/bias", "conv/kernel.mask", "conv/kernel.values"]
         assert file.get_tensor("dense.values").dtype == np.float32
