@@ -57,8 +57,8 @@ class Saved(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.path}: {self.bytes:,} bytes, {self.bytes / max(1, self.dense):.1%} of the parameters in memory"
-            f" ({self.masks:,} masks, {self.values:,} values, {self.bytes - self.masks - self.values:,} names, structure"
-            " and function)"
+            f" ({self.masks:,} masks, {self.values:,} values, {self.bytes - self.masks - self.values:,} names,"
+            " structure and function)"
         )
 
 
