@@ -144,8 +144,10 @@ class Selector:
         given = {"grads": grads, "stats": stats, "key": key, **sharding, **signals}
         try:
             scores = self.criterion(params, **given)
-        except TypeError:
-            _check_signature(self.criterion, given)
+        except Exception as error:
+            if isinstance(error, TypeError):
+                _check_signature(self.criterion, given)
+            _note_absent(error, self.criterion, given)
             raise
         return _checked(scores, params, self.criterion, chosen)
 
@@ -289,6 +291,18 @@ def _check_signature(criterion: Callable[..., Any], signals: Mapping[str, Any]) 
             "criteria.synflow(fn, *inputs) returns, and pass a signal of its own by name: prune(..., name=...), or in "
             "training optimizer.update(grads, state, params, name=...)"
         ) from None
+
+
+def _note_absent(error: Exception, criterion: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Adds a note to the error of a criterion that was called without a signal that it names with the default None."""
+    own = _signature(criterion).parameters.values()
+    absent = ", ".join(each.name for each in own if each.default is None and each.name not in given)
+    note = (
+        f"criterion {_name(criterion)} was called without {absent}; pass a signal by name: prune(..., name=...), or in "
+        "training optimizer.update(grads, state, params, name=...)"
+    )
+    if absent and note not in getattr(error, "__notes__", []):
+        error.add_note(note)
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -65,6 +65,13 @@ def test_options_that_there_are_not_are_named(options: Any, message: str):
         _ = jaxprune.prune(PARAMS, 0.5, **options)
 
 
+def test_a_signal_that_was_not_passed_is_named_beside_the_criterions_own_error():
+    by_moment = lambda params, *, mu=None, **signals: jax.tree.map(lambda p, m: abs(p * m), params, mu)
+    with pytest.raises(ValueError, match="tree") as caught:
+        _ = jaxprune.prune(PARAMS, 0.5, criterion=by_moment)
+    assert any("was called without mu; pass a signal by name" in note for note in caught.value.__notes__)
+
+
 def test_signals_that_the_criterion_names_are_passed_by_name():
     def mine(params: Any, *, momentum: Any, **signals: Any) -> Any:
         del signals
