@@ -21,7 +21,7 @@ METHODS: dict[str, Any] = {
     "one_shot erk snip": lambda: training.one_shot(0.75, criterion=criteria.snip, allocation=allocation.erk),
     "acdc": lambda: training.acdc(0.75, begin=1, end=6, compressed=1, dense=1),
     "phases": lambda: training.phases(
-        (0, training.gradual(CUBIC)), (6, training.rigl(0.75, 9, every=6, key=jax.random.key(0)))
+        (0, training.gradual(CUBIC)), (6, training.rigl(0.75, 12, every=6, key=jax.random.key(0)))
     ),
 }
 
@@ -52,7 +52,7 @@ def test_a_frozen_leaf_keeps_its_weights_and_an_all_true_mask(name, packed):
     assert int((~masks.unpack(jaxprune.get_masks(state))["second"]["kernel"]).sum()) == 24
 
 
-@pytest.mark.parametrize("make", [training.static, lambda s, key: training.rigl(s, 10, key=key), training.set_])
+@pytest.mark.parametrize("make", [training.static, lambda s, key: training.rigl(s, 1000, key=key), training.set_])
 def test_methods_that_start_sparse_refuse_it_and_say_how_to_leave_it_out(make):
     optimizer = jaxprune.sparsify(optax.sgd(0.1), make(0.5, key=jax.random.key(0)))
     params = init_params()
