@@ -37,6 +37,11 @@ class Members(NamedTuple):
         """The number of members."""
         return jax.tree.leaves(self.params)[0].shape[0]
 
+    def __str__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        each = sum(leaf.size for leaf in leaves) // self.size
+        return f"{self.size} members of {len(leaves)} leaves and {each:,} parameters each"
+
 
 def stack(networks: Sequence[Any]) -> Members:
     """Stacks networks of the same shape.

@@ -156,6 +156,15 @@ class Rounds(NamedTuple):
     ticket: Trained
     controls: dict[str, Trained]
 
+    def __str__(self) -> str:
+        levels = np.asarray(self.sparsity)
+        levels = levels.reshape(-1, levels.shape[-1])[0]  # the same for each seed of a vmapped search
+        with_controls = ", ".join(self.controls) or "none"
+        return (
+            f"{levels.size} rounds, sparsities {', '.join(f'{level:.1%}' for level in levels)}\n"
+            f"metrics: {', '.join(self.ticket.metrics) or 'none'}; controls: {with_controls}"
+        )
+
 
 class _Carry(NamedTuple):
     """The masks of the next round, and its start weights before masking."""

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _tree, masks
+from jaxprune.assess.formatting import table
 from jaxprune.assess.plots import new_figure
 from jaxprune.prune import How, Selector
 from jaxprune.slimming import Groups, choose
@@ -22,7 +23,7 @@ Evaluate = Callable[[PyTree], Any]
 
 
 class Sensitivity(NamedTuple):
-    """The value of a network with one leaf or group pruned alone, for each leaf and level.
+    """The value of a network with one leaf or group pruned alone, for each leaf and level; print it for a table.
 
     Attributes:
       names: the names of the leaves, or of the groups.
@@ -38,6 +39,11 @@ class Sensitivity(NamedTuple):
     def changes(self) -> np.ndarray:
         """(leaves, levels) the values minus the dense network's value."""
         return self.values - self.values[:, :1]
+
+    def __str__(self) -> str:
+        values = zip(self.names, self.values.tolist(), strict=True)
+        rows = [[name, *(f"{value:.4g}" for value in row)] for name, row in values]
+        return table(["pruned alone to", *(f"{level:.1%}" for level in self.levels)], rows)
 
 
 def leaf_sensitivity(

@@ -30,6 +30,7 @@ NETWORKS = [jaxprune.prune(init(jax.random.key(i)), s) for i, s in enumerate((0.
 
 def test_one_program_of_all_members():
     members = ensembles.stack(NETWORKS)
+    assert str(members) == "3 members of 3 leaves and 80 parameters each"
     run = ensembles.member_logits(apply)
     logits = run(members, X)
     for i, network in enumerate(NETWORKS):

@@ -42,6 +42,9 @@ def test_each_leaf_is_pruned_alone_and_one_function_is_compiled(problem):
     found = sensitivity.leaf_sensitivity(evaluate, params, levels, batch=2)
     assert found.names == ("a", "b", "c")
     assert found.levels.tolist() == [0, 0.25, 0.5, 0.8]
+    header, _, *rows = str(found).splitlines()
+    assert header.split()[-4:] == ["0.0%", "25.0%", "50.0%", "80.0%"]
+    assert [row.split()[-1] for row in rows] == [f"{value:.4g}" for value in found.values[:, -1]]
     for name, values in zip(found.names, found.values, strict=True):
         for level, value in zip(found.levels, values, strict=True):
             w = np.array(params[name])
