@@ -338,7 +338,7 @@ def _shards(sub: Sub, eqn: Equation, operands: Sequence[_Seen]) -> list[tuple[in
 
 
 def _part(view: View, shape: tuple[int, ...], part: tuple[int, ...]) -> View | None:
-    """Returns the view of a device's part of a value; None if a cut is not of whole axes, or leaves one position."""
+    """Returns the view of a device's part of a value; None if it cuts anything but whole axes, or to size 1."""
     axes = []
     for axis, start, size, own in zip(view.axes, view.start, shape, part, strict=True):
         if own != size and (start or own == 1 or len(axis) != 1 or axis[0].of is None or axis[0].of.stride != 1):

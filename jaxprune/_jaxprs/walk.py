@@ -76,7 +76,7 @@ def trace(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
             filled[place] = array
         return _tree.call(fn, "fn", "fn(params, *inputs)", *jax.tree.unflatten(in_tree, filled))
 
-    # A NumPy array goes in as it is: of float64 it becomes float32 without the warning that a shape of float64 gives.
+    # JAX makes float32 of a NumPy array of float64 without a warning, but warns of a shape of float64.
     shapes = [x if isinstance(x, np.ndarray) else _shape(x) for x in (leaves[place] for place in places)]
     closed, out = jax.make_jaxpr(on_arrays, return_shape=True)(*shapes)
     position = {place: i for i, place in enumerate(places)}

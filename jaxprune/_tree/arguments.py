@@ -1,4 +1,4 @@
-"""Checks of the arguments of public functions: functions, sparsities, keys, batches; `call` calls a user's function."""
+"""Checks of the arguments of public functions, such as sparsities and keys; `call` and `each` call functions."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence

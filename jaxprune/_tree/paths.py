@@ -317,7 +317,7 @@ def resolve(rules: Any, tree: PyTree, *, default: Any, what: str) -> list[Any]:
 
 
 def of_names(rules: Any, names: list[str], *, default: Any, what: str, kind: str = "leaf") -> list[Any]:
-    """Returns one value for each name, as `resolve` does for leaves. Errors call what has the names a `kind`."""
+    """Returns one value for each name, as `resolve` does for leaves; errors say that no `kind` matches a glob."""
     if not isinstance(rules, Mapping):
         return [rules] * len(names)
     unmatched = [glob for glob in rules if not any(matches(name, glob) for name in names)]

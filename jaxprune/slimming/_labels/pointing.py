@@ -233,7 +233,8 @@ def _compared(site: Any, name: str, given: list[Meaning]) -> Meaning:
             return Number(np.False_)
     lose(site, given, name)
     if any(isinstance(g, Lost) for g in given) and not any(isinstance(g, Number) for g in given):
-        # The axis may be that of the experts: without the indices the router would not lose the same experts.
+        # A compared axis may be the axis of the experts. The indices of the router are lost here, so nothing ties this
+        # axis to the router: slimming would remove an expert here, and the router would still choose it.
         for axis in (axis for var in site.eqn.invars for axis in site.frame.read(var)):
             site.freeze(axis, "a comparison with indices that slimming cannot follow")
     return None

@@ -192,10 +192,11 @@ def _replaces(eqn: Any) -> int | None:
     return partial[0] if alone and eqn.primitive.name == "scatter" else None
 
 
-def _follow_inserted(site: Site, operand: Axes, updates: Axes) -> None:
-    """Follows the axes of a scatter that its indices give one position each."""
+def _follow_inserted(
+    site: Site, operand: Axes, updates: Axes, starts: dict[int, int], lists: dict[int, np.ndarray]
+) -> None:
+    """Follows the axes to which a scatter writes at one position for each index; see `_constant_writes`."""
     numbers, (_, rest) = site.eqn.params["dimension_numbers"], _write_axes(site.eqn)
-    starts, lists = _constant_writes(site)
     pointed = _pointed(site, numbers.scatter_dims_to_operand_dims)
     for d in numbers.inserted_window_dims:
         if d in pointed:
@@ -214,7 +215,7 @@ def _follow_scatter(site: Site, operands: list[Axes]) -> list[Axes]:
     window, rest = _write_axes(site.eqn)
     (starts, lists), result = _constant_writes(site), list(operand)
     site.freeze(indices[-1], "the index of a scatter")
-    _follow_inserted(site, operand, updates)
+    _follow_inserted(site, operand, updates, starts, lists)
     for d, b in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         site.unify(operand[d], indices[b])
     for d, u in window.items():
