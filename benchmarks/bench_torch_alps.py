@@ -91,7 +91,7 @@ def main() -> None:
                         seconds[name].append(time.process_time() - began)
                         change = weight - new
                         errors[name].append(float((change * (gram @ change)).sum() / (weight * (gram @ weight)).sum()))
-            ratio, times = (np.divide(*x.values()) for x in (errors, seconds))
+            ratio, times = (np.array(x["ours"]) / x["theirs"] for x in (errors, seconds))
             print(
                 f"| {kind} {list(weights[0].shape)} | {setting if setting == '2:4' else f'{setting:.0%}'} "
                 f"| {np.mean(errors['ours']):.4f} | {np.mean(errors['theirs']):.4f} "
