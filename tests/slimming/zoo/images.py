@@ -140,7 +140,7 @@ def detr(
     w: Weights, x: Array, *, channels: int = 6, width: int = 8, heads: int = 2, dim: int = 3, hidden: int = 10
 ) -> tuple[Array, Array]:
     """A convolution, an encoder, a decoder whose queries are parameters; positions are added to queries and keys."""
-    options = {"heads": heads, "dim": dim}
+    options: Any = {"heads": heads, "dim": dim}
     x = jax.nn.relu(batch_norm(w, "backbone/bn", conv(w, "backbone", x, channels, stride=2)))
     x = conv(w, "project", x, width, size=1).reshape(x.shape[0], -1, width)
     x = x + w("positions", x.shape[1], width)
