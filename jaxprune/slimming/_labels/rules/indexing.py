@@ -73,6 +73,8 @@ def _follow_gather(site: Site, operands: list[Axes]) -> list[Axes]:
     if constant is not None:
         axis, index = constant
         taken = _at(site, operand[axis], index.reshape(-1))
+        if _repeats(index):
+            site.freeze(taken, "a table whose entries a grid of constant indices reads several times")
         parts = ax.split(site.labels, taken, index.shape) if index.ndim > 1 else [taken]
         return [tuple(parts[batch[i]] if i in batch else operand[offset[i]] for i in range(len(site.out_shape())))]
     pointed = _pointed(site, site.eqn.params["dimension_numbers"].start_index_map)
@@ -90,6 +92,14 @@ def _follow_gather(site: Site, operands: list[Axes]) -> list[Axes]:
         source = indices[batch[i]] if i in batch else operand[offset[i]]
         result.append(ax.fixed(n) if i in offset and offset[i] in indexed else source)
     return [tuple(result)]
+
+
+def _repeats(index: np.ndarray) -> bool:
+    """Returns whether a grid of positions has some of them more than once, and not only in equal rows or columns."""
+    for axis in range(index.ndim):
+        first = index.take([0], axis) if index.shape[axis] else index
+        index = first if (index == first).all() else index
+    return index.ndim > 1 and np.unique(index).size < index.size
 
 
 def _zero_gather(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
