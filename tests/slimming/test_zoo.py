@@ -105,7 +105,7 @@ ZOO = {
         {
             # The second half of the channels enters a branch. A shuffle puts two channels of each half into each half.
             **each(4, 3, "branch0/in/kernel[2]"),
-            **each(2, 1, "stem/kernel[3]", "branch1/in/kernel[2]"),  # of the first half: not read again; read by branch 1
+            **each(2, 1, "stem/kernel[3]", "branch1/in/kernel[2]"),  # two enter the second branch
             **each(2, 1, "branch0/out/kernel[3] #0", "branch0/out/kernel[3] #1"),
             **each(6, 4, "branch0/in/kernel[3]", "branch1/in/kernel[3]"),
             **each(4, 3, "branch1/out/kernel[3]"),

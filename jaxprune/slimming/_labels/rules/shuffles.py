@@ -1,9 +1,9 @@
 """Shuffles of channels: a reshape that cuts an axis, a transpose of the parts, a reshape that merges them again.
 
-Alone, the first reshape would make rows and columns the units of the axis, and the next split of the shuffled axis would
-tie them further. Together the three are a permutation of the axis, so every unit may go by itself: while the axis is cut
-it is whole, with zeros at removed positions, and the last reshape takes the positions that stay. An axis that is a grid
-already, such as the channels of a grouped convolution, is cut into its rows and columns.
+Alone, the first reshape would make rows and columns the units of the axis, and the next split of the shuffled axis
+would tie them further. Together the three are a permutation of the axis, so every unit may go by itself: while the axis
+is cut it is whole, with zeros at removed positions, and the last reshape takes the positions that stay. An axis that is
+a grid already, such as the channels of a grouped convolution, is cut into its rows and columns.
 """
 
 from typing import Any, NamedTuple
