@@ -67,12 +67,11 @@ class Labels:
 
     def find(self, ids: Ids) -> Ids:
         """Returns the representatives of the labels."""
-        roots = self._parent[ids]
         while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                return roots
-            roots = above
+            above = self._parent[ids]
+            if np.array_equal(above, ids):
+                return above
+            ids = above
 
     def why(self, ids: Ids) -> np.ndarray:
         """Returns the index of the reason why each label's representative is frozen; 0 if it is not frozen."""
@@ -163,15 +162,18 @@ class Labels:
         if not where.any():
             return []
         low, high = np.minimum(u, v)[where], np.maximum(u, v)[where]
-        passed = (self._why[high] > 0) & (self._why[low] == 0)
-        self._why[low[passed]] = self._why[high[passed]]
-        self._parent[high] = low  # if a label has several partners, the others are linked in the next round
-        while True:
-            above = self._parent[self._parent[high]]
-            if np.array_equal(above, self._parent[high]):
-                break
-            self._parent[high] = above
-        return [(low, high)]
+        self._parent[high] = low
+        parents = self._parent[high]
+        others = parents != low
+        if others.any():
+            # A label with several partners is linked with the lowest; the others are linked in the next round.
+            np.minimum.at(self._parent, high[others], low[others])
+            parents = self._parent[high]
+            others = parents != low
+        self._parent[high] = roots = self.find(parents)
+        passed = (self._why[high] > 0) & (self._why[roots] == 0)
+        self._why[roots[passed]] = self._why[high[passed]]
+        return [(low[others], high[others])] if others.any() else []
 
     def _define(self, atom: Ids, whole: Ids) -> list[tuple[Ids, Ids]]:
         # The atom becomes a conjunction. A frozen atom freezes its parts. An atom that is one of the parts cannot be

@@ -1,4 +1,4 @@
-"""`free_members`: units that each member of a stack may lose for itself, such as the hidden units of each expert.
+"""`tied`, `stacked_on`: units that each member of a stack may lose for itself, such as the hidden units of each expert.
 
 A product with one matrix for each expert, [experts, inputs, outputs], treats the hidden units of different experts
 alike but never mixes them. If every value that contains the units also contains the axis of the experts, then the units
@@ -178,28 +178,22 @@ def tied(labels: Labels, frames: Sequence[Frame], units: Ids, members: Ids) -> s
     return None
 
 
-def free_members(
-    labels: Labels, frames: Sequence[Frame], leaves: Any, held: Sequence[tuple[int, int]], units: Ids
-) -> Ids | None:
-    """Returns the labels of the members if the units of each can be chosen by itself, else None.
+def stacked_on(labels: Labels, leaves: Sequence[Any], held: Sequence[tuple[int, int]]) -> Ids | None:
+    """Returns the labels of the members if several axes belong to one stack of members, else None.
 
     Args:
       labels: all labels.
-      frames: the frames of the functions.
       leaves: the leaves of the parameters.
-      held: (leaf, axis) of each axis that contains the units.
-      units: the labels of the units.
+      held: (leaf, axis) of each axis. The axis of the members is the first axis without layers in every leaf.
     """
     found: Ids | None = None
     for leaf, axis in held:
         ids = leaves[leaf].ids
         depth = ids[axis].ndim - 1
-        if axis <= depth or depth >= len(ids) or ids[depth].ndim != depth + 1:
+        if axis <= depth or ids[depth].ndim != depth + 1:
             return None
         members = labels.find(ids[depth])
         if members.shape[-1] < 2 or (found is not None and not np.array_equal(found, members)):
             return None
         found = members
-    if found is None or np.unique(found).size != found.size:
-        return None
-    return None if tied(labels, frames, units, found) is not None else found
+    return None if found is None or np.unique(found).size != found.size else found

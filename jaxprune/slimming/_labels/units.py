@@ -4,8 +4,8 @@ Atoms at the same positions of all leaves are one unit. Units are of one kind if
 in the same form. For each kind `units_of` also finds whether removing a unit equals masking it.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,15 +15,17 @@ from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.analysis import Analysis
 from jaxprune.slimming._labels.axes import Axis
 from jaxprune.slimming._labels.frames import Frame, Zeros, follow_zeros
-from jaxprune.slimming._labels.labels import Labels
-from jaxprune.slimming._labels.members import free_members
+from jaxprune.slimming._labels.labels import Ids, Labels
+from jaxprune.slimming._labels.members import stacked_on, tied
 
 
 class Units(NamedTuple):
     """The units, numbered kind by kind.
 
     Attributes:
-      placed: for each leaf and axis the units of each position, (layers..., n, k), filled up with -1.
+      placed: the different arrays of units that the axes of all leaves have: the units of each position,
+        (layers..., n, k), filled up with -1.
+      of: for each leaf and axis the index of its array in `placed`.
       counts: the number of units of each kind.
       inexact: for each kind why removing its units is not the same as masking them, or None.
       inner: for each kind the positions that are contracted together with one of its positions: the dimensions of a
@@ -36,7 +38,8 @@ class Units(NamedTuple):
         equally many units; None for other kinds.
     """
 
-    placed: tuple[tuple[np.ndarray, ...], ...]
+    placed: list[np.ndarray]
+    of: list[list[int]]
     counts: np.ndarray
     inexact: list[str | None]
     inner: np.ndarray
@@ -44,6 +47,25 @@ class Units(NamedTuple):
     routed: list[bool]
     chosen: list[tuple[np.ndarray, int, str]]
     shards: list[np.ndarray | None]
+
+
+class _Patterns(NamedTuple):
+    """The different arrays of labels that the axes of all leaves have.
+
+    Most axes have the labels of another axis: the outputs of a layer, its bias, the inputs of the next layer, and every
+    axis that a residual stream ties. What follows from the labels alone is computed once for each array.
+
+    Attributes:
+      ids: the different arrays of representatives, in the order in which the leaves have them.
+      atoms: the atoms of each array.
+      of: for each leaf and axis the index of its array.
+      axes: for each array the (leaf, axis) that have it.
+    """
+
+    ids: list[Ids]
+    atoms: list[Ids]
+    of: list[list[int]]
+    axes: list[list[tuple[int, int]]]
 
 
 def units_of(analysis: Analysis) -> Units:
@@ -58,46 +80,53 @@ def units_of(analysis: Analysis) -> Units:
 
 def _units(analysis: Analysis) -> Units | None:
     """Returns the units; None if this freezes some, so that they must be found again."""
-    labels = analysis.labels
-    atoms = tuple(tuple(labels.atoms(ids) for ids in leaf.ids) for leaf in analysis.leaves)
-    frozen, inexact, contracted = _frozen(analysis, atoms), _inexact(analysis), _contracted(analysis)
-    signature, content, first = _signatures(analysis, atoms)
-    present = np.flatnonzero(first < np.iinfo(np.int64).max)
-    present = present[present != Labels.FIXED]
-    present = present[np.argsort(first[present], kind="stable")]
-    # Atoms that label the same positions of all leaves are one unit: nothing tells them apart.
-    _, where, of_content = np.unique(content[present], return_index=True, return_inverse=True)
-    same = present[where[of_content.ravel()]]
-    alone = present[same == present]
-    _, where, kind = np.unique(signature[alone], return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(where))[kind.ravel()]
+    labels, patterns = analysis.labels, _patterns(analysis)
+    frozen, inexact, contracted = _frozen(analysis, patterns), _inexact(analysis, patterns), _contracted(analysis)
+    present, same, form = _present(labels, patterns.atoms)
+    alone = np.flatnonzero(same == np.arange(same.size))
+    order = _classes(form[alone])
     units = alone[np.argsort(order, kind="stable")]
-    number = np.full(labels.size, -1)
-    number[units] = np.arange(units.size)
-    number[present] = number[same]
-    placed = tuple(tuple(_once(number[a]) for a in axes) for axes in atoms)
-    counts = np.bincount(order) if units.size else np.zeros(0, int)
-    kind_of = np.append(np.repeat(np.arange(len(counts)), counts), -1)[number]  # for each atom its kind; -1 for no unit
-    kinds = lambda found: (here := np.unique(kind_of[found]))[here >= 0]
-    reasons: list[str | None] = [None] * len(counts)
-    for found, text in inexact:
-        for k in kinds(found):
+    counts = np.bincount(order)
+    number = np.full(labels.size, -1)  # for each atom its unit
+    number[present[units]] = np.arange(units.size)
+    number[present] = number[present[same]]
+    placed = [_once(number[atoms]) for atoms in patterns.atoms]
+    kind_of = np.append(np.repeat(np.arange(counts.size), counts), -1)  # of each unit; -1 at the end, for no unit
+    kinds = lambda atoms: np.flatnonzero(np.bincount(kind_of[number[atoms]].ravel() + 1, minlength=1)[1:])
+    reasons: list[str | None] = [None] * counts.size
+    for atoms, text in inexact:
+        for k in kinds(atoms):
             reasons[k] = reasons[k] or text
     shards = _shards(labels, number, kind_of, counts)
     if shards is None:
         return None
-    inner = np.ones(len(counts), int)
-    for found, positions in contracted:
-        inner[kinds(found)] = np.maximum(inner[kinds(found)], positions)
+    inner = np.ones(counts.size, int)
+    for atoms, positions in contracted:
+        inner[kinds(atoms)] = np.maximum(inner[kinds(atoms)], positions)
     chosen = [(labels.atoms(ids), count, name) for ids, count, name in labels.chosen]
-    routed = np.zeros(len(counts), bool)
-    for found, _, _ in chosen:
-        routed[kinds(np.unique(found))] = True
-    among = [(_once(number[found]), count, name) for found, count, name in chosen]
+    routed = np.zeros(counts.size, bool)
+    for atoms, _, _ in chosen:
+        routed[kinds(atoms)] = True
+    among = [(_once(number[atoms]), count, name) for atoms, count, name in chosen]
     among = [entry for entry in among if (entry[0] >= 0).any()]
     apart = ~routed & np.array([own is None for own in shards], bool)  # kinds that neither routing nor a mesh ties
-    placed, counts, among = _by_member(analysis, placed, counts, among, kind_of, apart)
-    return Units(placed, counts, reasons, inner, frozen, routed.tolist(), among, shards)
+    placed, counts, among = _by_member(analysis, patterns, placed, counts, among, apart)
+    return Units(placed, patterns.of, counts, reasons, inner, frozen, routed.tolist(), among, shards)
+
+
+def _patterns(analysis: Analysis) -> _Patterns:
+    index: dict[tuple[tuple[int, ...], bytes], int] = {}
+    found = _Patterns([], [], [[] for _ in analysis.leaves], [])
+    for k, leaf in enumerate(analysis.leaves):
+        for axis, roots in enumerate(map(analysis.labels.find, leaf.ids)):
+            p = index.setdefault((roots.shape, roots.tobytes()), len(index))
+            if p == len(found.ids):
+                found.ids.append(roots)
+                found.atoms.append(analysis.labels.atoms(roots))
+                found.axes.append([])
+            found.of[k].append(p)
+            found.axes[p].append((k, axis))
+    return found
 
 
 def _shards(
@@ -123,7 +152,7 @@ def _shards(
         uneven[start : start + count] |= sizes.min() != sizes.max()
         shards.append(own if sizes.size > 1 else None)
     if uneven.any():
-        bad = np.isin(kind_of, np.unique(np.repeat(np.arange(len(counts)), counts)[uneven]))
+        bad = np.isin(kind_of[number], np.unique(kind_of[:-1][uneven]))
         why = "mesh axes cut it into shards with different numbers of removable units; cut it evenly, or not at all"
         labels.freeze(np.flatnonzero(bad), labels.reason(why))
         return None
@@ -132,73 +161,73 @@ def _shards(
 
 def _by_member(
     analysis: Analysis,
-    placed: tuple[tuple[np.ndarray, ...], ...],
+    patterns: _Patterns,
+    placed: list[np.ndarray],
     counts: np.ndarray,
     chosen: list[tuple[np.ndarray, int, str]],
-    kind_of: np.ndarray,
     apart: np.ndarray,
-) -> tuple[tuple[tuple[np.ndarray, ...], ...], np.ndarray, list[tuple[np.ndarray, int, str]]]:
+) -> tuple[list[np.ndarray], np.ndarray, list[tuple[np.ndarray, int, str]]]:
     """Numbers the units of each member of a stack by themselves, where nothing ties the members (`members`).
 
     Args:
       analysis: the analysed function.
-      placed: for each axis of each leaf the units at its positions.
+      patterns: the different arrays of labels.
+      placed: for each array the units at its positions.
       counts: the number of units of each kind.
       chosen: the units among which an operation chooses.
-      kind_of: the kind of each atom; -1 for none.
       apart: which kinds may be numbered so.
     """
-    frames = (analysis.frame, *analysis.others)
     starts = np.cumsum(counts) - counts
-    kinds = np.append(np.repeat(np.arange(len(counts)), counts), -1)  # of each unit; -1 at the end, for no unit
-    holding = _holding(placed, kinds, len(counts))
-    shift, sizes = np.zeros(len(counts), int), counts.copy()
-    many: dict[tuple[int, int], tuple[int, int, np.ndarray]] = {}  # for each (leaf, axis): (kind, members, places)
+    kinds = np.append(np.repeat(np.arange(counts.size), counts), -1)  # of each unit; -1 at the end, for no unit
+    holding: list[list[int]] = [[] for _ in counts]  # for each kind the arrays with its units
+    for p, units in enumerate(placed):
+        for k in np.flatnonzero(np.bincount(kinds[units].ravel() + 1, minlength=1)[1:]):
+            holding[k].append(p)
+    shift, sizes = np.zeros(counts.size, int), counts.copy()
+    many: dict[int, np.ndarray] = {}
     for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
         shift[k] = sizes[:k].sum() - start
-        held = holding[k]
-        if not apart[k] or any(len(analysis.leaves[i].ids) < analysis.leaves[i].ids[a].ndim + 1 for i, a in held):
-            continue
-        if any(placed[i][a].shape[-1] != 1 or not (kinds[placed[i][a]] == k).all() for i, a in held):
-            continue
-        rows = placed[held[0][0]][held[0][1]][..., 0]
-        rows = [np.unique(row) for row in rows.reshape(-1, rows.shape[-1])]
-        if sum(row.size for row in rows) != count or len({row.size for row in rows}) != 1:
-            continue  # the layers share their units
-        members = free_members(analysis.labels, frames, analysis.leaves, held, np.flatnonzero(kind_of == k))
+        members = _members_of(analysis, patterns, placed, holding[k], start, count) if apart[k] else None
         if members is None:
             continue
+        rows = placed[holding[k][0]]
+        rows = [np.unique(row) for row in rows.reshape(-1, rows.shape[-2])]
         each, size = rows[0].size, members.shape[-1]
         base = np.zeros(count, int)  # for each unit its number in the first member of its layer
         for layer, row in enumerate(rows):
             base[row - start] = layer * size * each + np.arange(each)
         sizes[k] = count * size
-        for i, a in held:
-            first = base[placed[i][a] - start][..., None, :, :]
-            many[i, a] = (k, size, first + each * np.arange(size)[:, None, None])
+        for p in holding[k]:
+            first = base[placed[p] - start][..., None, :, :]
+            many[p] = first + each * np.arange(size)[:, None, None] + start + shift[k]
     if not many:
         return placed, counts, chosen
     moved = lambda units: np.where(units >= 0, units + np.append(shift, 0)[kinds[units]], -1)
-    new = tuple(
-        tuple(
-            many[i, a][2] + starts[many[i, a][0]] + shift[many[i, a][0]] if (i, a) in many else moved(units)
-            for a, units in enumerate(axes)
-        )
-        for i, axes in enumerate(placed)
-    )
+    new = [many[p] if p in many else moved(units) for p, units in enumerate(placed)]
     return new, sizes, [(moved(units), count, name) for units, count, name in chosen]
 
 
-def _holding(placed: tuple[tuple[np.ndarray, ...], ...], kinds: np.ndarray, count: int) -> list[list[tuple[int, int]]]:
-    """Returns for each of `count` kinds the axes with its units; `kinds` holds the kind of each unit and -1."""
-    holding: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    for i, axes in enumerate(placed):
-        for a, units in enumerate(axes):
-            here = np.zeros(count + 1, bool)
-            here[kinds[units]] = True
-            for k in np.flatnonzero(here[:-1]):
-                holding[k].append((i, a))
-    return holding
+def _members_of(
+    analysis: Analysis,
+    patterns: _Patterns,
+    placed: list[np.ndarray],
+    holding: list[int],
+    start: int,
+    count: int,
+) -> Ids | None:
+    """Returns the labels of the members if each may lose units of one kind for itself, else None."""
+    held = [axis for p in holding for axis in patterns.axes[p]]
+    members = stacked_on(analysis.labels, analysis.leaves, held)
+    if members is None:
+        return None
+    arrays = [placed[p] for p in holding]
+    if any(units.shape[-1] != 1 or (units < start).any() or (units >= start + count).any() for units in arrays):
+        return None
+    rows = [np.unique(row).size for row in arrays[0].reshape(-1, arrays[0].shape[-2])]
+    if sum(rows) != count or len(set(rows)) != 1:
+        return None  # the layers share their units
+    frames = (analysis.frame, *analysis.others)
+    return None if tied(analysis.labels, frames, patterns.atoms[holding[0]], members) is not None else members
 
 
 def _once(units: np.ndarray) -> np.ndarray:
@@ -209,44 +238,72 @@ def _once(units: np.ndarray) -> np.ndarray:
     return units
 
 
-def _signatures(analysis: Analysis, atoms: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns for each atom a number for its kind, a number for its positions, and its first position.
+def _present(labels: Labels, patterns: Sequence[Ids]) -> tuple[Ids, np.ndarray, np.ndarray]:
+    """Finds the atoms that label positions of leaves, ordered by their first position.
 
-    Units are of one kind if they have positions on the same axes, in the same form.
+    Args:
+      labels: all labels.
+      patterns: the different arrays of atoms of all axes.
+
+    Returns:
+      The atoms; for each the index of the first atom that labels the same positions of all leaves, so that nothing
+      tells the two apart; for each a hash of its form, which is equal for atoms of one kind: they have positions on the
+      same axes, in the same form.
     """
     rng = np.random.default_rng(0)
-    signature, content = np.zeros((2, analysis.labels.size), np.uint64)
-    first = np.full(analysis.labels.size, np.iinfo(np.int64).max)
-    start = 0
-    for leaf, axes in zip(analysis.leaves, atoms, strict=True):
-        for ids, columns in zip(leaf.ids, axes, strict=True):
-            salt = rng.integers(2**63, dtype=np.uint64)
-            place = np.broadcast_to(np.arange(ids.size).reshape(ids.shape)[..., None], columns.shape)
-            atom, place = columns[columns != Labels.FIXED], place[columns != Labels.FIXED]
-            if not atom.size:
-                start += ids.size
-                continue
+    salts = rng.integers(2**63, size=len(patterns), dtype=np.uint64)
+    index = np.full(labels.size, -1)
+    most = min(labels.size, sum(columns.size for columns in patterns))
+    present, first = np.zeros((2, most), int)
+    form, content = np.zeros((2, most), np.uint64)
+    total = start = 0
+    for columns, salt in zip(patterns, salts, strict=True):
+        used, size = columns != Labels.FIXED, int(np.prod(columns.shape[:-1]))
+        atom = columns[used]
+        if atom.size:
+            place = np.broadcast_to(np.arange(size).reshape(*columns.shape[:-1], 1), columns.shape)[used]
             unit, of = _numbered(atom)
-            lowest, sums = np.full(unit.size, ids.size), np.zeros(unit.size, np.uint64)
+            lowest, sums = np.full(unit.size, size), np.zeros(unit.size, np.uint64)
             np.minimum.at(lowest, of, place)
             np.add.at(sums, of, _mix((place - lowest[of]).astype(np.uint64) + salt))
-            signature[unit] += sums
-            content[unit] += _mix(lowest.astype(np.uint64) + salt)
-            first[unit] = np.minimum(first[unit], lowest + start)
-            start += ids.size
-    content ^= _mix(signature)  # the form and the lowest position on each axis determine all positions
-    for ids in (*analysis.labels.marks, *analysis.labels.shards):
-        atom = np.unique(analysis.labels.atoms(ids))
-        signature[atom] += rng.integers(2**63, dtype=np.uint64)
-    return signature, content, first
+            new = np.flatnonzero(index[unit] < 0)
+            new = new[np.argsort(lowest[new], kind="stable")]
+            added = slice(total, total + new.size)
+            present[added], first[added] = unit[new], start + lowest[new]
+            index[unit[new]] = np.arange(total, total + new.size)
+            total += new.size
+            form[index[unit]] += sums
+            content[index[unit]] += _mix(lowest.astype(np.uint64) + salt)
+        start += size
+    present, first, form = present[:total], first[:total], form[:total]
+    content = content[:total] ^ _mix(form)  # the form and the lowest position on each axis determine all positions
+    same = np.arange(total)
+    again = np.flatnonzero(first[1:] == first[:-1]) + 1  # atoms at the same positions have the same first position
+    tied = np.union1d(again, again - 1)
+    if tied.size:
+        _, where, of_content = np.unique(content[tied], return_index=True, return_inverse=True)
+        same[tied] = tied[where[of_content]]
+    for ids in (*labels.marks, *labels.shards):
+        here = index[labels.atoms(ids)].ravel()
+        form[here[here >= 0]] += rng.integers(2**63, dtype=np.uint64)  # once, even if an atom is marked repeatedly
+    return present, same, form
+
+
+def _classes(values: np.ndarray) -> np.ndarray:
+    """Returns for each value the number of its class of equal values; classes are numbered as they appear first."""
+    heads = np.flatnonzero(
+        np.append(True, values[1:] != values[:-1])[: values.size]
+    )  # equal values mostly follow each other
+    _, where, inverse = np.unique(values[heads], return_index=True, return_inverse=True)
+    return np.repeat(np.argsort(np.argsort(where))[inverse], np.diff(np.append(heads, values.size)))
 
 
 def _numbered(atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if (atoms[1:] > atoms[:-1]).all():
         return atoms, np.arange(atoms.size)
     if int(atoms.max()) - int(atoms.min()) < 8 * atoms.size:  # nearly dense: count instead of sorting
-        present = np.flatnonzero(np.bincount(atoms - atoms.min())) + atoms.min()
-        return present, np.searchsorted(present, atoms)
+        used = np.bincount(atoms - atoms.min()) > 0
+        return np.flatnonzero(used) + atoms.min(), (np.cumsum(used) - 1)[atoms - atoms.min()]
     return np.unique(atoms, return_inverse=True)
 
 
@@ -257,27 +314,24 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _inexact(analysis: Analysis) -> list[tuple[np.ndarray, str]]:
+def _inexact(analysis: Analysis, patterns: _Patterns) -> list[tuple[Ids, str]]:
     """Returns the atoms for which removing is not the same as masking, with the reason."""
-    jaxpr = analysis.traced.closed.jaxpr
+    labels, jaxpr = analysis.labels, analysis.traced.closed.jaxpr
     marks: list[tuple[Axis, str]] = []
-    params = {place for place in analysis.traced.inputs[: len(analysis.leaves)] if place is not None}
     # The parameters of units from which an operation chooses are not masked: their logits are minus infinity.
-    chosen = np.zeros(analysis.labels.size + 1, bool)
-    for ids, _, _ in analysis.labels.chosen:
-        chosen[analysis.labels.atoms(ids)] = True
+    chosen = np.zeros(labels.size + 1, bool)
+    for ids, _, _ in labels.chosen:
+        chosen[labels.atoms(ids)] = True
     chosen[Labels.FIXED] = False
-    masked = lambda axis: (
-        not ((ids := ax.flat(analysis.labels, axis)) is not None and chosen[analysis.labels.atoms(ids)].any())
-    )
-    known = [
-        Zeros(tuple(i in params and masked(axis) for axis in analysis.frame.read(v)))
-        for i, v in enumerate(jaxpr.invars)
-    ]
-    _ = follow_zeros(analysis.labels, analysis.frame, known, marks)
+    masked = [not chosen[atoms].any() for atoms in patterns.atoms]
+    known = [Zeros((False,) * len(v.aval.shape)) for v in jaxpr.invars]
+    for place, axes in zip(analysis.traced.inputs, patterns.of, strict=False):
+        if place is not None:
+            known[place] = Zeros(tuple(masked[p] for p in axes))
+    _ = follow_zeros(labels, analysis.frame, known, marks)
     once = {(id(axis), text): axis for axis, text in marks}
-    flat = [(ax.flat(analysis.labels, axis), text) for (_, text), axis in once.items()]
-    return [(np.unique(analysis.labels.atoms(ids)), text) for ids, text in flat if ids is not None]
+    flat = [(ax.flat(labels, axis), text) for (_, text), axis in once.items()]
+    return [(labels.atoms(ids), text) for ids, text in flat if ids is not None]
 
 
 def _contracted(analysis: Analysis) -> list[tuple[np.ndarray, int]]:
@@ -291,7 +345,7 @@ def _contracted(analysis: Analysis) -> list[tuple[np.ndarray, int]]:
             ids = ax.flat(analysis.labels, operand[axis]) if following > axis + 1 else None
             if ids is not None:
                 together = int(np.prod([ax.size(other) for other in operand[axis + 1 : following]]))
-                found.append((np.unique(analysis.labels.atoms(ids)), together))
+                found.append((analysis.labels.atoms(ids), together))
     return found
 
 
@@ -307,15 +361,19 @@ def _contractions(frame: Frame) -> Iterator[tuple[tuple[Axis, ...], tuple[int, .
                     yield frame.read(var), tuple(contracted)
 
 
-def _frozen(analysis: Analysis, atoms: Any) -> list[tuple[str, int, int, int, str]]:
-    found = []
-    for leaf, axes in zip(analysis.leaves, atoms, strict=True):
-        for axis, (ids, columns) in enumerate(zip(leaf.ids, axes, strict=True)):
-            stuck = (columns == Labels.FIXED).all(-1)
-            if stuck.any():
-                why = analysis.labels.why_any(ids[stuck])
-                counts = np.bincount(why, minlength=len(analysis.labels.reasons))
-                for reason in np.flatnonzero(counts):
-                    share = counts[reason] // max(1, int(np.prod(ids.shape[:-1])))
-                    found.append((leaf.name, axis, int(share), ids.shape[-1], analysis.labels.reasons[reason]))
-    return found
+def _frozen(analysis: Analysis, patterns: _Patterns) -> list[tuple[str, int, int, int, str]]:
+    labels = analysis.labels
+    of_pattern: list[list[tuple[int, int, str]]] = []
+    for ids, atoms in zip(patterns.ids, patterns.atoms, strict=True):
+        stuck = (atoms == Labels.FIXED).all(-1)
+        counts = np.bincount(labels.why_any(ids[stuck]))
+        layers = max(1, int(np.prod(ids.shape[:-1])))
+        of_pattern.append(
+            [(int(counts[k]) // layers, ids.shape[-1], labels.reasons[k]) for k in np.flatnonzero(counts)]
+        )
+    return [
+        (leaf.name, axis, *found)
+        for leaf, axes in zip(analysis.leaves, patterns.of, strict=True)
+        for axis, p in enumerate(axes)
+        for found in of_pattern[p]
+    ]
