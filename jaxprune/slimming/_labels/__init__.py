@@ -22,9 +22,9 @@ with this label, in all leaves, are removed together or not at all. The analysis
    every contraction over them. `follow_zeros` checks this: a ReLU keeps a zero, 1 + x does not. It marks the units
    for which a value is not zero. Units from which a softmax or a top-k chooses are not masked: their logits are minus
    infinity instead.
-   `units_of` (`units`) then numbers the units and sorts them by kind; `members` finds units that each member of a
-   stack, such as each expert, may lose for itself.
-5. Smaller program (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
+5. Units (`units`). `units_of` numbers the units kind by kind (`numbering`), computing once for all axes with equal
+   labels. `members` finds units that each member of a stack, such as each expert, may lose for itself.
+6. Smaller program (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
    and `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays. Most
    primitives run unchanged; a primitive that has shapes or positions among its parameters gets new parameters.
 

@@ -176,6 +176,7 @@ def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
 
 
 def _simple(count: int, ids: Ids) -> Factor:
+    """Returns a factor with labels, or without if no position can be removed."""
     return Factor(count, None if (ids == Labels.FIXED).all() else ids)
 
 

@@ -188,19 +188,20 @@ def by_member(
     chosen: list[tuple[np.ndarray, int, str]],
     apart: np.ndarray,
 ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[np.ndarray, int, str]]]:
-    """Numbers the units of each member of a stack by themselves, where nothing ties the members.
+    """Gives each member of a stack units of its own, if the function does not tie the units of different members.
 
     Args:
       labels: all labels.
       frames: the frames of the functions.
       patterns: the different arrays of labels.
-      numbers: the units before.
-      placed: for each array the units at its positions.
-      chosen: the units among which an operation chooses.
-      apart: which kinds may be numbered so.
+      numbers: the units, numbered as if all members had the same units.
+      placed: for each array of labels the units at its positions.
+      chosen: the axes from which operations choose; see `Units.chosen`.
+      apart: for each kind whether its members may have units of their own.
 
     Returns:
-      New `placed`, the number of units of each kind, new `chosen`.
+      `placed` with an additional axis for the members of such kinds, the number of units of each kind, and `chosen`,
+      with the new numbers.
     """
     holding: list[list[int]] = [[] for _ in numbers.counts]  # for each kind the arrays with its units
     for p, units in enumerate(placed):
@@ -218,7 +219,7 @@ def by_member(
         rows = arrays[holding[k][0]]
         rows = [np.unique(row) for row in rows.reshape(-1, rows.shape[-2])]
         each, size = rows[0].size, members.shape[-1]
-        base = np.zeros(count, int)  # for each unit its number in the first member of its layer
+        base = np.zeros(count, int)  # for each unit its new number in the first member of its layer
         for layer, row in enumerate(rows):
             base[row - start] = layer * size * each + np.arange(each)
         sizes[k] = count * size
@@ -240,7 +241,7 @@ def _members_of(
     start: int,
     count: int,
 ) -> Ids | None:
-    """Returns the labels of the members if each may lose units of one kind for itself, else None.
+    """Returns the labels of the members if each may have units of its own, of one kind; else None.
 
     Args:
       labels: all labels.
@@ -266,7 +267,7 @@ def _members_of(
 def _stacked_on(patterns: Patterns, arrays: Sequence[int]) -> Ids | None:
     """Returns the labels of the members if all axes with some arrays of labels belong to one stack, else None.
 
-    The axis of the members is the first axis of a leaf that has the layers of scans before it.
+    In every leaf the axis of the members is the one after the axes of the layers.
     """
     found: Ids | None = None
     for p in arrays:

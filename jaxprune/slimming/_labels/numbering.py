@@ -146,14 +146,15 @@ def _forms(columns: Ids, salt: np.uint64) -> tuple[Ids, np.ndarray, np.ndarray]:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    # splitmix64, so that sums of several positions do not collide.
+    """Returns hashes of integers by splitmix64: sums of the hashes of different positions do not collide."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def _classes(values: np.ndarray) -> np.ndarray:
-    """Returns for each value the number of its class of equal values; classes are numbered as they appear first."""
-    heads = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: values.size])  # of runs of equal values
+    """Returns for each value the number of its class of equal values; classes are numbered by first appearance."""
+    # Equal values mostly follow each other, so only the first value of each run is sorted.
+    heads = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: values.size])
     _, where, inverse = np.unique(values[heads], return_index=True, return_inverse=True)
     return np.repeat(np.argsort(np.argsort(where))[inverse], np.diff(np.append(heads, values.size)))

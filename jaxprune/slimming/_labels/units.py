@@ -29,12 +29,12 @@ class Units(NamedTuple):
       of: for each leaf and axis the index of its array in `placed`.
       counts: the number of units of each kind.
       inexact: for each kind why removing its units is not the same as masking them, or None.
-      inner: for each kind the positions that are contracted together with one of its positions: the dimensions of a
-        head, where heads and dimensions are axes of their own.
-      frozen: (leaf's name, axis, positions that cannot go, positions in all, the reason).
+      inner: for each kind how many positions a product contracts together with one of its positions, such as the
+        dimensions of a head if heads and dimensions are separate axes; 1 if there is no such product.
+      frozen: the leaf's name, the axis, how many of its positions cannot be removed, how many it has, and the reason.
       routed: for each kind whether a softmax, a top-k or an argmax chooses among its units.
-      chosen: the units of each position of an axis that such an operation chooses from, (layers..., n, k), filled up
-        with -1; how many positions it chooses; its name.
+      chosen: for each such operation the units of each position of the axis, (layers..., n, k), filled up with -1; how
+        many positions it chooses; its name.
       shards: for each kind the shard of each unit, if a mesh axis cuts an axis of the kind into shards that must keep
         equally many units; None for other kinds.
     """
@@ -61,7 +61,7 @@ def units_of(analysis: Analysis) -> Units:
 
 
 def _units(analysis: Analysis) -> Units | None:
-    """Returns the units; None if this freezes some, so that they must be found again."""
+    """Returns the units; None if it has frozen some of them, so that the units must be found again."""
     labels, patterns = analysis.labels, patterns_of(analysis.labels, analysis.leaves)
     frozen, inexact, contracted = _frozen(analysis, patterns), _inexact(analysis, patterns), _contracted(analysis)
     numbers = number_units(labels, patterns)
@@ -90,8 +90,9 @@ def _units(analysis: Analysis) -> Units | None:
 
 def _shards(labels: Labels, numbers: Numbers) -> list[np.ndarray | None] | None:
     """Returns for each kind the shard of each unit; freezes kinds with uneven shards and then returns None."""
+    shards: list[np.ndarray | None] = [None] * numbers.counts.size
     if not labels.shards:
-        return [None] * numbers.counts.size
+        return shards
     total = int(numbers.counts.sum())
     found, uneven = np.zeros(total, int), np.zeros(total, bool)
     for ids in labels.shards:
@@ -103,13 +104,12 @@ def _shards(labels: Labels, numbers: Numbers) -> list[np.ndarray | None] | None:
         alone = (held > 0).sum(1) == 1
         uneven |= ~spread & ~alone
         found = np.unique(found * (len(units) + 1) + np.where(alone, held.argmax(1) + 1, 0), return_inverse=True)[1]
-    shards: list[np.ndarray | None] = []
-    for end, count in zip(np.cumsum(numbers.counts), numbers.counts, strict=True):
+    for k, (end, count) in enumerate(zip(np.cumsum(numbers.counts), numbers.counts, strict=True)):
         kind = slice(end - count, end)
         own = np.unique(found[kind], return_inverse=True)[1].reshape(-1)
         sizes = np.bincount(own)
         uneven[kind] |= sizes.min() != sizes.max()
-        shards.append(own if sizes.size > 1 else None)
+        shards[k] = own if sizes.size > 1 else None
     if uneven.any():
         bad = np.isin(numbers.kind[numbers.unit], numbers.kind[:-1][uneven])
         why = "mesh axes cut it into shards with different numbers of removable units; cut it evenly, or not at all"
@@ -119,7 +119,7 @@ def _shards(labels: Labels, numbers: Numbers) -> list[np.ndarray | None] | None:
 
 
 def _once(units: np.ndarray) -> np.ndarray:
-    # (..., n, k) units: if a position has a unit twice, only the first counts.
+    """Replaces repeated units of a position by -1, in place; the shape is (..., n, k)."""
     for i in range(1, units.shape[-1]):
         again = (units[..., :i] == units[..., i : i + 1]).any(-1)
         units[..., i] = np.where(again, -1, units[..., i])
@@ -147,7 +147,7 @@ def _inexact(analysis: Analysis, patterns: Patterns) -> list[tuple[Ids, str]]:
 
 
 def _contracted(analysis: Analysis) -> list[tuple[np.ndarray, int]]:
-    """Returns atoms of axes that products contract with the axes behind them, and the number of inner positions."""
+    """Returns atoms of axes that a product contracts together with the axes after them, and the size of the latter."""
     found = []
     for operand, contracted in _contractions(analysis.frame):
         for axis in contracted:
@@ -174,6 +174,7 @@ def _contractions(frame: Frame) -> Iterator[tuple[tuple[Axis, ...], tuple[int, .
 
 
 def _frozen(analysis: Analysis, patterns: Patterns) -> list[tuple[str, int, int, int, str]]:
+    """Returns the frozen positions of every axis, by reason; see `Units.frozen`."""
     labels = analysis.labels
     of_pattern: list[list[tuple[int, int, str]]] = []
     for ids, atoms in zip(patterns.ids, patterns.atoms, strict=True):
