@@ -28,8 +28,8 @@ with this label, in all leaves, are removed together or not at all. The analysis
    and `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays. Most
    primitives run unchanged; a primitive that has shapes or positions among its parameters gets new parameters.
 
-The three passes are clients of one engine, `jaxprune._jaxprs`: its loop visits the equations, and its table says what
-each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for each kind of primitive in that
-table, so a primitive that the table describes needs no rule here. Primitives that index, control flow, and functions
-with custom derivatives have rules by name.
+Labels, zeros and the smaller program are three clients of one engine, `jaxprune._jaxprs`: its loop visits the
+equations, and its table says what each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for
+each kind of primitive in that table, so a primitive that the table describes needs no rule here. Primitives that index,
+control flow, and functions with custom derivatives have rules by name.
 """
