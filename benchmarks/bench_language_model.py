@@ -127,7 +127,8 @@ def run(options: argparse.Namespace) -> None:
     done = {Cell(row["method"], row["setting"], row["draw"]) for row in rows(options.output)}
     text = windows(options.model, options.text, options.length)
     for cell in (Cell("dense", "", 0), *cells(options.draws)):
-        if cell in done or cell.method in options.without:
+        left_out = cell.method in options.without or (cell.method in METHODS and cell.setting not in options.settings)
+        if cell in done or left_out:
             continue
         done.add(cell)
         row = measured(cell, options, text)
@@ -256,6 +257,7 @@ def main() -> None:
     command.add_argument("--evaluation", type=int, default=8192, help="tokens")
     command.add_argument("--draws", type=int, default=3)
     command.add_argument("--without", nargs="*", default=[], help="methods to leave out")
+    command.add_argument("--settings", nargs="*", default=list(SETTINGS))
     command.set_defaults(run=run)
     command = commands.add_parser("table")
     command.add_argument("--output", type=Path, default=Path("output/bench"))

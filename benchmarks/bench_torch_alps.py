@@ -3,8 +3,9 @@
     pip install torch; git clone https://github.com/mazumder-lab/ALPS
     python benchmarks/bench_torch_alps.py --code ALPS --text tinyshakespeare.txt --output output/recovery --cores 0
 
-The layers are those of the decoder that bench_recovery.py trains, calibrated on the text; `--output` is its folder. The
-published code runs as it is, with its device `cuda:0` read as `cpu`. Contestants take turns.
+The layers are those of the decoder that bench_recovery.py trains, calibrated on the text; `--output` is its folder.
+With `--model MODEL` they are those of the first block of a language model, each solved `--repeat` times. The published
+code runs as it is, with its device `cuda:0` read as `cpu`. Contestants take turns.
 """
 
 import argparse
@@ -43,11 +44,40 @@ def theirs(pruner_of: Any, weight: np.ndarray, gram: np.ndarray, asked: dict[str
     return layer.weight.data.numpy().T
 
 
+def of_decoder(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weights [blocks, inputs, outputs] and Gram matrices of three kinds of kernels of the trained decoder."""
+    from small_decoder import KERNELS, scanned, stacked, trained
+
+    from jaxprune.calibration import calibrate
+
+    subject = trained(options.text, options.seed, options.output)
+    params = stacked(subject.params)
+    stats = calibrate(scanned, params, subject.calibration(), where=KERNELS)
+    found = {}
+    for kind in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
+        inputs = stats[f"blocks/{kind}.weight"]
+        weights = inputs.layout.matrices(params["blocks"][f"{kind}.weight"])
+        found[kind] = np.asarray(weights), np.asarray(inputs.gram)
+    return found
+
+
+def of_model(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The same of a language model's first block, each kernel several times."""
+    from bench_torch_sparsegpt import KERNELS, first_block
+
+    params, stats = first_block(options.model, options.text, options.windows)
+    again = lambda x: np.broadcast_to(np.asarray(x), (options.repeat, *x.shape))
+    return {name: (again(params[name].T), again(stats[name].gram[0])) for name in KERNELS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="the folder of bench_recovery.py")
+    parser.add_argument("--output", type=Path, help="the folder of bench_recovery.py")
+    parser.add_argument("--model", type=Path, help="a folder, as bench_torch_sparsegpt.py takes it")
+    parser.add_argument("--windows", type=int, default=16, help="of text for --model")
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, nargs="*")
     options = parser.parse_args()
@@ -55,22 +85,14 @@ def main() -> None:
         os.sched_setaffinity(0, options.cores)
     import jax
     import jax.numpy as jnp
-    from small_decoder import KERNELS, scanned, stacked, trained
 
-    from jaxprune.calibration import calibrate
     from jaxprune.reconstruction import Entries, Grouped, alps
 
     pruner_of = published(options.code)
-    subject = trained(options.text, options.seed, options.output)
-    params = stacked(subject.params)
-    stats = calibrate(scanned, params, subject.calibration(), where=KERNELS)
+    layers = of_decoder(options) if options.model is None else of_model(options)
     print("| kernel, [inputs, outputs] | removed | error, ours | theirs | ours / theirs | ms, ours | theirs | times |")
     print("|---|---|---|---|---|---|---|---|")
-    for kind in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
-        inputs = stats[f"blocks/{kind}.weight"]
-        weights, grams = (
-            np.asarray(x) for x in (inputs.layout.matrices(params["blocks"][f"{kind}.weight"]), inputs.gram)
-        )
+    for kind, (weights, grams) in layers.items():
         for setting in (0.5, 0.7, 0.9, "2:4"):
             target, asked = Grouped(2, 4), {"sp": 0.5, "nm_n": 2, "nm_m": 4}
             if setting != "2:4":

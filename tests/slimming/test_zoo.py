@@ -257,6 +257,13 @@ def inputs_of(name: str, batch: int) -> tuple[Any, ...]:
     return tuple(map(draw, ZOO[name].inputs))
 
 
+def shapes_of(name: str) -> tuple[Callable[..., Any], dict[str, Any], tuple[Any, ...]]:
+    """A network's function of parameters and inputs, the shapes of its parameters, and inputs for a batch of 2."""
+    make, collect, inputs = ZOO[name].make, Weights(), inputs_of(name, 2)
+    _ = jax.eval_shape(lambda *given: make(collect, *given), *inputs)
+    return lambda p, *given: make(Weights(p), *given), collect.shapes, inputs
+
+
 def remove(groups: slimming.Groups, units: dict[str, tuple[int, int]], but: Any = ()) -> slimming.Choice:
     """Removes random units, as many in each layer as the smaller network lacks."""
     rng, removed = np.random.default_rng(0), {}
@@ -275,11 +282,8 @@ def remove(groups: slimming.Groups, units: dict[str, tuple[int, int]], but: Any 
 @pytest.mark.parametrize("name", few(ZOO, "convnext", "mamba", "graph", "ensemble"))
 def test_zoo(name: str) -> None:
     make, _, units, smaller, frozen, inexact = ZOO[name]
-    inputs, others = inputs_of(name, 2), inputs_of(name, 3)
-    collect = Weights()
-    _ = jax.eval_shape(lambda *given: make(collect, *given), *inputs)
-    params = checks.random_params(collect.shapes)
-    fn = lambda p, *given: make(Weights(p), *given)
+    fn, shapes, inputs = shapes_of(name)
+    params, others = checks.random_params(shapes), inputs_of(name, 3)
     groups = slimming.find_groups(fn, params, *inputs)
 
     found = {groups[key].name: count for key, (count, _) in units.items()}
