@@ -143,7 +143,7 @@ def calibrator(
             step, here = steps[shapes]
             if plan is None:
                 sums, counts = here.zeros(dtype), dict.fromkeys(here.layouts, 0)
-            elif plan.layouts != here.layouts:
+            elif (plan.layouts, plan.of) != (here.layouts, here.of):
                 raise ValueError(
                     "batches of different shapes use the parameters in different ways; calibrate them separately"
                 )
@@ -160,11 +160,13 @@ def calibrator(
 class _Plan(NamedTuple):
     """The layout and the number of samples of each leaf, which are known once a function is traced.
 
-    `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. The
-    sums of leaf k have the number k; the k-th sum over experts has the number -1 - k.
+    `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. Leaves
+    that are multiplied by the same activation have the same sums, which are stored once: `of` maps each leaf to the
+    first of these leaves. The sums of leaf k have the number of[k]; the k-th sum over experts has the number -1 - k.
     """
 
     layouts: dict[int, Layout]
+    of: dict[int, int]
     collected: dict[int, frozenset[str]]
     experts: dict[Key, tuple[tuple[tuple[str, int | None], ...], dict[str, tuple[int, ...]]]]
     counts: dict[int, np.ndarray]
@@ -175,8 +177,8 @@ class _Plan(NamedTuple):
 
     def zeros(self, dtype: Any) -> dict[int, Moments]:
         out: dict[int, Moments] = {}
-        for leaf, layout in self.layouts.items():
-            batch, inputs, _ = layout.sizes
+        for leaf in set(self.of.values()):
+            batch, inputs, _ = self.layouts[leaf].sizes
             out[leaf] = {
                 what: jnp.zeros(
                     (batch, inputs, inputs) if what == "gram" else (batch, inputs),
@@ -243,7 +245,7 @@ class _Run(NamedTuple):
                 sums[leaf], [(found[key], place) for key, place in places[leaf]], plan.layouts[leaf]
             )
             experts = {-1 - k: jax.tree.map(jnp.add, sums[-1 - k], found[key]) for k, key in enumerate(plan.experts)}
-            return {leaf: add(leaf) for leaf in plan.layouts} | experts
+            return {leaf: add(leaf) for leaf in set(plan.of.values())} | experts
 
         return jax.jit(step, donate_argnums=0), plan
 
@@ -277,6 +279,9 @@ class _Run(NamedTuple):
             groups.setdefault((machine.sites[key].met, machine.loop(key, layout)), []).append(named[leaf][0])
         together = tuple(Together(tuple(names), loop) for (_, loop), names in groups.items())
         collected = {leaf: frozenset(what for key, _ in places[leaf] for what in sums[key]) for leaf in found}
+        first: dict[Any, int] = {}
+        alike = lambda leaf: (found[leaf].batch, found[leaf].inputs, *((id(sums[k]), str(p)) for k, p in places[leaf]))
+        of = {leaf: first.setdefault(alike(leaf), leaf) for leaf in found}
         experts = {
             key: (
                 tuple((named[machine.sites[k].leaf][0], machine.axis_of_experts(k)) for k in sites),
@@ -284,7 +289,7 @@ class _Run(NamedTuple):
             )
             for key, sites in machine.experts.items()
         }
-        return _Plan(found, collected, experts, counts, uncovered, partly, together, roles), places
+        return _Plan(found, of, collected, experts, counts, uncovered, partly, together, roles), places
 
     def _check_size(self, found: dict[str, Layout]) -> None:
         if "gram" not in self.collect:
@@ -343,7 +348,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
     finite = jax.device_get(
         {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}
     )
-    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[leaf]]
+    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[plan.of[leaf]]]
     if bad:
         raise ValueError(
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"
@@ -351,7 +356,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
         )
     inputs = {}
     for leaf, layout in plan.layouts.items():
-        moments = dict(sums[leaf])
+        moments = dict(sums[plan.of[leaf]])
         if "gram" in moments:
             moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
         count = counts[leaf] + np.asarray(moments.pop("count", 0), np.float64)
