@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow gpu export lint types imports coverage docs bench clean
+.PHONY: help demo test slow gpu export zoo lint types imports coverage docs bench clean
 
 # The first of these that is Python 3.11 or later and can make virtual environments; or say PYTHON=...
 PYTHONS := python3 python python3.13 python3.12 python3.11 python3.14
@@ -22,6 +22,7 @@ help:
 	@echo 'make demo      train, prune and compare on real images; OUTPUT=folder chooses where to'
 	@echo 'make test      the tests; make slow: those that take minutes; make gpu: those that need a GPU'
 	@echo 'make export    tests of other runtimes, ONNX and IREE, in an environment of their own, .venv-export'
+	@echo 'make zoo       what slimming removes from many networks, Flax models of transformers too, in .venv-zoo'
 	@echo 'make lint      style and format; make types: pyright; make imports: which room may import which'
 	@echo 'make coverage  branch coverage of the tests, at least 90 %'
 	@echo 'make docs      the documentation site, into docs/_build/html'
@@ -69,6 +70,16 @@ export: $(VENV)-export/made
 	$(VENV)-export/bin/python -m pytest -m slow tests/examples/test_export_example.py
 	$(VENV)-export/bin/python -m pytest 'tests/test_readme.py' -k export
 
+# The Flax models of transformers end with version 4.57.
+$(VENV)-zoo/made: $(VENV)/made pyproject.toml
+	$(RUN) -m venv --clear $(VENV)-zoo
+	$(VENV)-zoo/bin/python -m pip install --quiet --editable . 'transformers==4.57.*' 'dm-haiku>=0.0.16' 'pytest>=9.0'
+	@touch $@
+
+zoo: $(VENV)-zoo/made
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(VENV)-zoo/bin/python -m pytest -m 'slow or not slow' tests/slimming/test_optional.py
+	$(VENV)-zoo/bin/python -m tests.slimming.zoo.table
+
 lint: $(VENV)/dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
@@ -94,4 +105,4 @@ bench: $(VENV)/dev
 	for b in benchmarks/bench_*.py; do $(RUN) "$$b" || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(VENV)-export .coverage* .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-export $(VENV)-zoo .coverage* .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -127,7 +127,8 @@ def run(options: argparse.Namespace) -> None:
     done = {Cell(row["method"], row["setting"], row["draw"]) for row in rows(options.output)}
     text = windows(options.model, options.text, options.length)
     for cell in (Cell("dense", "", 0), *cells(options.draws)):
-        if cell in done or cell.method in options.without:
+        left_out = cell.method in options.without or (cell.method in METHODS and cell.setting not in options.settings)
+        if cell in done or left_out:
             continue
         done.add(cell)
         row = measured(cell, options, text)
@@ -203,15 +204,16 @@ def passes(options: argparse.Namespace) -> None:
     folder, cut = pruning.opened(options.model)
     params = pruning.load_block(folder, 0, jnp.float32)
     run, hidden = pruning.BlockRunners(cut).of(0), list(pruning.Hidden(folder, cut, text))
-    names = [name for name in params if name.endswith("_proj.weight")]
+    names = [name for name in params if name.endswith(tuple(f"{kernel}_proj.weight" for kernel in options.kernels))]
     steps = {
         "forward": lambda: list(run.forward(params, hidden)),
         "calibrate": lambda: run.calibrate(params, hidden, lambda name, leaf: name in names),
         "calibrate by squares": lambda: run.calibrate(params, hidden, lambda name, leaf: name in names, "square"),
     }
     stats = steps["calibrate"]()
-    for method in ("wanda", "sparsegpt"):
-        steps[method] = lambda method=method: reconstruct(params, stats, 0.5, method=method).params
+    kernels = {name: params[name] for name in names}
+    for method in options.methods:
+        steps[method] = lambda method=method: reconstruct(kernels, stats, 0.5, method=method).params
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(options.rounds + 1):  # the first round compiles
         for name, step in steps.items():
@@ -255,6 +257,7 @@ def main() -> None:
     command.add_argument("--evaluation", type=int, default=8192, help="tokens")
     command.add_argument("--draws", type=int, default=3)
     command.add_argument("--without", nargs="*", default=[], help="methods to leave out")
+    command.add_argument("--settings", nargs="*", default=list(SETTINGS))
     command.set_defaults(run=run)
     command = commands.add_parser("table")
     command.add_argument("--output", type=Path, default=Path("output/bench"))
@@ -265,6 +268,8 @@ def main() -> None:
     command.add_argument("--length", type=int, default=256)
     command.add_argument("--windows", type=int, default=16)
     command.add_argument("--rounds", type=int, default=9)
+    command.add_argument("--methods", nargs="*", default=["wanda", "sparsegpt"])
+    command.add_argument("--kernels", nargs="*", default=[""], help="the ends of their names before _proj; default all")
     command.set_defaults(run=passes)
     command = commands.add_parser("memory")
     command.add_argument("--scratch", type=Path)

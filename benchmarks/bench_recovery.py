@@ -234,11 +234,12 @@ def shares(subject: Subject, params: PyTree, nats: Callable[[jax.Array], jax.Arr
     began = time.perf_counter()
     scores = criteria.wanda(params, stats=stats)
     owl = allocation.owl(scores, 0.6, where=KERNELS, batch_axes={KERNELS: 1}, layer_of=lambda name: "block")
-    new = reconstruct(params, stats, owl.sparsities).params
+    pruned = reconstruct(params, stats, owl.sparsities)
     out["60 %, OWL"] = {
-        "nats": float(nats(scanned(new, text))),
-        "perplexity": perplexity(scanned, new, subject.text.test),
+        "nats": float(nats(scanned(pruned.params, text))),
+        "perplexity": perplexity(scanned, pruned.params, subject.text.test),
         "seconds": time.perf_counter() - began,
+        "kept": float(sum(pruned.masks["blocks"][name].sum() for name in names) / sizes.sum()),
     }
     print(out["60 %, OWL"], flush=True)
     return out

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+KERNELS = [f"{name}_proj.weight" for name in ("self_attn.q", "self_attn.k", "mlp.up", "mlp.down")]
+
 
 def published(folder: Path) -> Any:
     """The published module, without the parts of transformers and CUDA that a linear layer on a CPU does not need."""
@@ -48,6 +50,25 @@ def theirs(module: Any, weight: np.ndarray, gram: np.ndarray, pattern: dict[str,
     return layer.weight.data.numpy()
 
 
+def first_block(model: Path, text: Path, count: int) -> tuple[dict[str, Any], Any]:
+    """The first block's parameters, and statistics of KERNELS on windows of a text."""
+    import jax.numpy as jnp
+    from bench_language_model import windows
+
+    from jaxprune import checkpoints, models
+    from jaxprune.calibration import calibrate
+
+    folder = checkpoints.Folder(model)
+    cut = models.parts(folder.config)
+    names = [name for name in folder.shapes if name.startswith("model.layers.0.")]
+    params = models.block_params(folder.load(names), 0)
+    tokens = jnp.asarray(windows(model, text, 256)[:count])
+    hidden = cut.embed(folder.load(["model.embed_tokens.weight"]), tokens)
+    return params, calibrate(
+        lambda p, x: cut.block(p, x, 0), params, [hidden], where=lambda name, leaf: name in KERNELS
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code", type=Path, required=True)
@@ -61,24 +82,14 @@ def main() -> None:
         os.sched_setaffinity(0, options.cores)
     import jax
     import jax.numpy as jnp
-    from bench_language_model import windows
 
-    from jaxprune import checkpoints, models
-    from jaxprune.calibration import calibrate
     from jaxprune.reconstruction import Entries, Grouped, sparsegpt
 
     module = published(options.code)
-    folder = checkpoints.Folder(options.model)
-    cut = models.parts(folder.config)
-    names = [name for name in folder.shapes if name.startswith("model.layers.0.")]
-    params = models.block_params(folder.load(names), 0)
-    tokens = jnp.asarray(windows(options.model, options.text, 256)[: options.windows])
-    hidden = cut.embed(folder.load(["model.embed_tokens.weight"]), tokens)
-    kernels = [f"{name}_proj.weight" for name in ("self_attn.q", "self_attn.k", "mlp.up", "mlp.down")]
-    stats = calibrate(lambda p, x: cut.block(p, x, 0), params, [hidden], where=lambda name, leaf: name in kernels)
+    params, stats = first_block(options.model, options.text, options.windows)
     print("| kernel, [outputs, inputs] | pattern | ours, processor s | theirs | ours, wall s | theirs | times | same |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in kernels:
+    for name in KERNELS:
         weight, gram = np.asarray(params[name]), np.asarray(stats[name].gram[0])
         half = weight.size // 2
         cases = {

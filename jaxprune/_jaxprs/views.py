@@ -331,7 +331,7 @@ def _reshape(view: View, move: Reshape, shape: Shape) -> View:
             continue
         if any(fx.size(view.axes[a]) != shape[a] for a in old):
             raise NotFollowed("a reshape of a concatenation")
-        pieces = fx.split(fx.merge([view.axes[a] for a in old]), [move.shape[a] for a in new], _cut)
+        pieces = fx.split(fx.merge([view.axes[a] for a in old]), [move.shape[a] for a in new], cut_run)
         if pieces is None:
             raise NotFollowed("a reshape that splits an axis unevenly")
         axes += pieces
@@ -339,7 +339,8 @@ def _reshape(view: View, move: Reshape, shape: Shape) -> View:
     return view._replace(axes=tuple(axes), start=tuple(start))
 
 
-def _cut(factor: Factor, fast: int) -> tuple[Factor, Factor]:
+def cut_run(factor: Factor, fast: int) -> tuple[Factor, Factor]:
+    """Cuts a factor in two, of which the second has `fast` positions; see `factors.split`."""
     slow = factor.size // fast
     if factor.of is None:
         return Factor(slow), Factor(fast)

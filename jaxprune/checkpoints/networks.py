@@ -143,7 +143,13 @@ def load(path: Any, like: PyTree = None) -> Loaded:
     return _read(path, like)[0]
 
 
-def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> Saved:
+def save_slim(
+    path: Any,
+    slimmed: Slimmed,
+    *inputs: Any,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    gradient: bool = False,
+) -> Saved:
     """Writes a slim network and its function to a new safetensors file.
 
     The file contains the smaller parameters in the format of `save`, the manifest, and the function as a StableHLO
@@ -155,6 +161,8 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
         `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
       platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`.
+      gradient: whether the loaded function can be differentiated, once and in reverse mode, to train it on. The
+        program is then about three times as large, and writing it takes seconds. Default: False.
 
     Returns:
       The sizes.
@@ -162,7 +170,8 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
     Raises:
       FileExistsError: the file exists; nothing is overwritten.
       ValueError: the function cannot be exported: its inputs or outputs have containers other than dicts, lists, tuples
-        and classes registered with `jax.export`.
+        and classes registered with `jax.export`; or `gradient` is True and the function has no gradient in reverse
+        mode, such as a `while_loop`.
       TypeError: parameters are not arrays of numbers.
       ImportError: the package safetensors or flatbuffers is missing.
 
@@ -192,9 +201,8 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
         return slimmed.fn(jax.tree.unflatten(structure, leaves), *inputs)
 
     try:
-        program = export.export(jax.jit(flat), platforms=platforms)(
-            jax.tree.leaves(slimmed.params), *inputs
-        ).serialize()
+        exported = export.export(jax.jit(flat), platforms=platforms)(jax.tree.leaves(slimmed.params), *inputs)
+        program = exported.serialize(vjp_order=int(gradient))
     except ValueError as error:
         raise ValueError(f"the function cannot be exported: {error}") from error
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
@@ -204,9 +212,9 @@ def save_slim(path: Any, slimmed: Slimmed, *inputs: Any, platforms: Sequence[str
 def load_slim(path: Any, like: PyTree = None) -> Slimmed:
     """Reads a slim network and its function from a file that `save_slim` wrote.
 
-    The function runs under jit but has neither a gradient nor a vmap. To continue training, call
-    `jaxprune.slim(fn, params, loaded.manifest, *inputs)` with the original network, and load the parameters with
-    `load`.
+    The function runs under jit but has no vmap; it has a gradient if it was saved with `gradient=True`. Without one, to
+    train on, call `jaxprune.slim(fn, params, loaded.manifest, *inputs)` with the original network, and load the
+    parameters with `load`.
 
     Args:
       path: the file.
@@ -217,7 +225,8 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
       `Slimmed(fn, params, manifest)`.
 
     Raises:
-      ValueError: the file is damaged, contains no function, or its parameters differ from `like`.
+      ValueError: the file is damaged, contains no function, or its parameters differ from `like`. The returned function
+        raises a ValueError if it is differentiated although it was saved without a gradient.
       ImportError: the package safetensors or flatbuffers is missing.
     """
     _ = _disk.optional("flatbuffers", "loading a function")
@@ -225,12 +234,23 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
     if _FUNCTION not in arrays:
         raise ValueError(f"{path} contains a network without its function; read it with checkpoints.load")
     exported = export.deserialize(bytearray(arrays[_FUNCTION]))
+    call = exported.call
+    if not exported.has_vjp():
+        call = jax.custom_vjp(exported.call)
+        call.defvjp(lambda *args: _no_gradient(path), lambda residuals, cotangent: ())
 
     def fn(params: PyTree, *inputs: Any) -> PyTree:
         leaves = {_tree.identity(p): leaf for p, leaf in _tree.with_paths(params)}
-        return exported.call([leaves[p] for p in paths], *inputs)
+        return call([leaves[p] for p in paths], *inputs)
 
     return Slimmed(fn, loaded.params, Manifest.from_json(json.dumps(loaded.about["manifest"])))
+
+
+def _no_gradient(path: Any) -> Any:
+    raise ValueError(
+        f"the function in {path} was saved without a gradient: save it by save_slim(..., gradient=True), or call "
+        "jaxprune.slim(fn, params, loaded.manifest, *inputs) with the original network"
+    )
 
 
 def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str, np.ndarray]) -> Saved:

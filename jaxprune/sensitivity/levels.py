@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 
 from jaxprune import assess, criteria, masks
-from jaxprune.sensitivity.losses import Sensitivity
-from jaxprune.slimming import Choice, Groups, choose
+from jaxprune.sensitivity.losses import Sensitivity, at_levels
+from jaxprune.slimming import Choice, Groups
 
 PyTree = Any
 
@@ -197,7 +197,7 @@ def group_costs(groups: Groups, scores: np.ndarray, found: Sensitivity, cost: Ca
     """
     whole = cost(Choice.remove(groups, {}))
     alone = [
-        [cost(choose(groups, scores, {name: level})) - whole for level in found.levels[1:]] for name in found.names
+        [cost(at_levels(groups, scores, {name: level})) - whole for level in found.levels[1:]] for name in found.names
     ]
     costs = np.concatenate([np.zeros((len(alone), 1)), np.asarray(alone, np.float64)], 1)
     return costs + whole / len(costs)
@@ -220,6 +220,11 @@ def choose_levels(
     the best choice with one level for all groups. It need not be the smallest possible loss, because a cost of products
     is harder to minimise than a sum.
 
+    This is an architecture of its own for each layer, as in Puzzle (Bercovich et al. 2024, arXiv 2411.19146), which
+    solves the same problem by integer programming: the options are the levels of `group_sensitivity`, from the whole
+    layer to nothing at level 1, and the cost may be a measured latency. The layers of a scan are one group, unless
+    `slimming.unstack` has made them layers of their own.
+
     Args:
       groups: the groups of the network, from `find_groups`.
       scores: (units,) larger = more worth keeping.
@@ -241,10 +246,7 @@ def choose_levels(
     costs = group_costs(groups, scores, found, cost)
     losses, costs = checked_table(losses, costs, np.inf)
 
-    def chosen(levels: Levels) -> Choice:
-        rules = {name: level for name, level in levels.sparsities(found).items() if level}
-        return choose(groups, scores, rules) if rules else Choice.remove(groups, {})
-
+    chosen = lambda levels: at_levels(groups, scores, levels.sparsities(found))
     least = levels_of(costs.argmin(1), losses, costs, False)
     best = (chosen(least), least)
     if (reached := cost(best[0])) > target:

@@ -1,6 +1,6 @@
 """`leaf_sensitivity` and `group_sensitivity`: the value of a network with one leaf or group pruned alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
@@ -12,7 +12,7 @@ from jaxprune import _tree, masks
 from jaxprune.assess.formatting import table
 from jaxprune.assess.plots import new_figure
 from jaxprune.prune import How, Selector
-from jaxprune.slimming import Groups, choose
+from jaxprune.slimming import Choice, Groups, Limits, choose
 from jaxprune.slimming.choice import unit_masks
 
 if TYPE_CHECKING:
@@ -114,14 +114,19 @@ def group_sensitivity(
 ) -> Sensitivity:
     """Masks the lowest units of each group alone, to several sparsities, and evaluates the network each time.
 
-    One compiled function evaluates all groups and levels.
+    One compiled function evaluates all groups and levels. The levels are the options of each layer's architecture: its
+    widths, its heads, and at level 1 nothing, as in Puzzle (Bercovich et al. 2024, arXiv 2411.19146), which scores each
+    option by the loss of the network in which only this layer is replaced. `choose_levels` combines them. The layers of
+    a scan have one group together; `slimming.unstack` gives each its own.
 
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
       params: the trained parameters, any pytree.
       groups: the groups of the network, from `find_groups`. Groups that cannot lose units exactly are left out.
       scores: (units,) larger = more worth keeping.
-      levels: sparsities in [0, 1), of the units of the group; 0 is added. Every group keeps at least one unit.
+      levels: sparsities in [0, 1], of the units of the group; 0 is added. Below 1 every group keeps at least one unit;
+        at 1 it keeps none, so that a residual branch adds at most its last bias (`slimming.choose` needs
+        `Limits(min_units=0)` for the same).
       batch: the number of levels computed at once, 1 or more; default None: all levels. 1 needs the least memory.
 
     Returns:
@@ -140,12 +145,12 @@ def group_sensitivity(
       >>> found.names, found.changes.round(4).tolist()
       (('a[1]',), [[0.0, -0.7616]])
     """
-    asked = _levels(levels)
+    asked = _levels(levels, highest=1.0)
     _check_scalar(evaluate, params)
     names = [group.name for group in groups if group.exact]
     if not names:
         raise ValueError("no group has units that can be removed exactly")
-    keep = np.stack([[choose(groups, scores, {name: level}).keep for level in asked[1:]] for name in names])
+    keep = np.stack([[at_levels(groups, scores, {name: level}).keep for level in asked[1:]] for name in names])
 
     def value(group: Any, level: Any, params: PyTree, keep: Any) -> Any:
         return evaluate(masks.apply(params, unit_masks(groups, keep[group, level])))
@@ -154,6 +159,15 @@ def group_sensitivity(
     table = _table(value, np.arange(len(names)), columns, (params, jnp.asarray(keep)), batch)
     dense = np.full((len(names), 1), float(evaluate(params)))
     return Sensitivity(tuple(names), asked, np.concatenate([dense, table], 1))
+
+
+def at_levels(groups: Groups, scores: np.ndarray, levels: Mapping[str, float]) -> Choice:
+    """Returns the choice that removes these sparsities of groups: at least one unit stays, and none at level 1."""
+    removed = {name: level for name, level in levels.items() if level}
+    if not removed:
+        return Choice.remove(groups, {})
+    empty = {name: 0 for name, level in removed.items() if level == 1}
+    return choose(groups, scores, removed, limits=Limits(min_units=empty or 1))
 
 
 def sensitivity_curves(found: Sensitivity, *, ylabel: str = "loss") -> "Figure":
@@ -194,12 +208,13 @@ def _table(
     return np.asarray(table(columns, *args), np.float64)
 
 
-def _levels(levels: Sequence[float]) -> np.ndarray:
+def _levels(levels: Sequence[float], highest: float = np.nextafter(1.0, 0.0)) -> np.ndarray:
+    bounds = "[0, 1]" if highest == 1 else "[0, 1)"
     if isinstance(levels, float | int):
-        raise TypeError(f"levels must be a list of sparsities in [0, 1), such as [0.5, 0.9]; got {levels}")
+        raise TypeError(f"levels must be a list of sparsities in {bounds}, such as [0.5, 0.9]; got {levels}")
     found = sorted({0.0, *map(float, levels)})
-    if len(found) < 2 or not all(0 <= level < 1 for level in found):
-        raise ValueError(f"levels must be sparsities in [0, 1), at least one of them above 0; got {list(levels)}")
+    if len(found) < 2 or not all(0 <= level <= highest for level in found):
+        raise ValueError(f"levels must be sparsities in {bounds}, at least one of them above 0; got {list(levels)}")
     return np.asarray(found)
 
 

@@ -22,6 +22,7 @@ from jaxprune.slimming.scores import (
     keep_influential,
 )
 from jaxprune.slimming.slim import Slimmed, slim
+from jaxprune.slimming.unstack import unstack
 
 __all__ = [
     "Choice",
@@ -44,4 +45,5 @@ __all__ = [
     "keep_influential",
     "permute_channels",
     "slim",
+    "unstack",
 ]

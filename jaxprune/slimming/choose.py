@@ -1,4 +1,4 @@
-"""`choose`: chooses units to remove, by a sparsity of each group, by one ranking over all groups, or down to a cost."""
+"""`choose`: chooses units to remove, by a sparsity, ranked within each group or over several, or down to a cost."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from jaxprune import _tree
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.groups import Group, Groups, names_any
 
+_SCOPES = ("group", "global", "isomorphic")
 Rules = float | int | Mapping[str, Any]
 
 
@@ -69,12 +70,22 @@ def choose(
         channels; all other groups stay whole.
       sparsity: the fraction of units to remove, in [0, 1]. With scope "group" each group loses
         floor(sparsity x units + 1/2) units, or fewer if the limits demand it; a mapping from globs over group names
-        gives each group its own sparsity, and 0 to groups without a match. With scope "global" it is one number for all
-        units that may be removed.
+        gives each group its own sparsity, and 0 to groups without a match. With the other scopes it is one number for
+        all units, or for all units of each class of isomorphic groups, that may be removed.
       cost: `cost(choice) -> number`: see `costs` (parameters, memory, FLOPs, measured latency), or any function.
       target: the largest cost to reach.
-      scope: "group" removes from each group by its own ranking; with a target every group shrinks by the same
-        fraction. "global" ranks the units of all groups together and needs normalised scores. Default: "group".
+      scope: the units that are ranked together. Default: "group".
+        "group" ranks the units of each group; with a target every group shrinks by the same fraction.
+        "global" ranks the units of all groups together and needs normalised scores.
+        "isomorphic" ranks the units of isomorphic groups together, and each class of isomorphic groups loses the same
+        fraction (Fang et al. 2024, Isomorphic Pruning for Vision Models, arXiv 2407.04616, section 3): the scores of
+        attention heads and MLP channels are never compared. Two groups are isomorphic if the same kinds of leaf axes
+        lose positions, whatever their names, order and sizes. Of each member counts what `print(groups.roles)` shows:
+        the role of the leaf, the kind of the axis that loses positions, the number of the leaf's axes, and whether one
+        of them is stacked or a group of a convolution; and whether a unit holds one or several of the positions. Of
+        the group counts whether its units are blocks, such as heads, and whether they are routed. A convolution by 1x1
+        is thus of the same kind as one by 3x3, and differs from a matrix product. Torch-Pruning 1.6 compares the types
+        of layers, and whether they lose inputs or outputs.
       limits: the limits on the widths of the groups. Default: `Limits()`.
 
     Returns:
@@ -103,9 +114,10 @@ def choose(
     """
     if (sparsity is None) == (cost is None) or (cost is None) != (target is None):
         raise ValueError("choose needs either sparsity, or cost and target")
-    if scope not in ("group", "global") or (scope == "global" and isinstance(sparsity, Mapping)):
+    if scope not in _SCOPES or (scope != "group" and isinstance(sparsity, Mapping)):
         raise ValueError(
-            f'scope must be "group" or "global", and "global" takes one sparsity; got {scope!r}, sparsity {sparsity!r}'
+            'scope must be "group", "global" or "isomorphic", and only "group" takes a mapping of sparsities; '
+            f"got {scope!r}, sparsity {sparsity!r}"
         )
     limits = _checked(groups, limits)
     if isinstance(scores, Mapping):
@@ -119,10 +131,12 @@ def choose(
     if scope == "group":
         return _by_group(groups, scores, sparsity or 0.0, limits)
     _check_sparsity(sparsity)
-    removals = removal_order(groups, scores, scope="global", limits=limits)
-    allowed = sum(g.count for g in groups if _obstacle(g, limits) is None)
-    keep = _after(groups, _upto(removals, int(np.floor(float(sparsity or 0) * allowed + 0.5))))  # pyright: ignore[reportArgumentType]
-    return Choice(groups, keep, True, _untouched(groups, limits) if sparsity else {})
+    removed: list[Removal] = []
+    for together in _ranked_together(groups, scope):
+        allowed = sum(g.count for g in together if _obstacle(g, limits) is None)
+        count = int(np.floor(float(sparsity or 0) * allowed + 0.5))  # pyright: ignore[reportArgumentType]
+        removed += _upto(_ranked(groups, together, scores, limits), count)
+    return Choice(groups, _after(groups, removed), True, _untouched(groups, limits) if sparsity else {})
 
 
 def _of_some_groups(groups: Groups, scores: Mapping[str, Any], limits: Limits) -> tuple[np.ndarray, Limits]:
@@ -151,7 +165,7 @@ def removal_order(
       groups: the groups.
       scores: (units,) scores; larger is kept.
       scope: "global" orders by score, and a removal of several units (one of each stacked layer) by their mean; "group"
-        shrinks all groups by the same fraction. Default: "group".
+        shrinks all groups by the same fraction, and "isomorphic" all classes of isomorphic groups. Default: "group".
       limits: the limits on the widths of the groups. Default: `Limits()`.
 
     Returns:
@@ -167,16 +181,44 @@ def removal_order(
       >>> [removal.units.tolist() for removal in removal_order(groups, np.array([3.0, 1.0, 2.0, 4.0]))]
       [[1], [2], [0]]
     """
-    if scope not in ("group", "global"):
-        raise ValueError(f'scope must be "group" or "global"; got {scope!r}')
+    if scope not in _SCOPES:
+        raise ValueError(f'scope must be "group", "global" or "isomorphic"; got {scope!r}')
     ordered: list[Removal] = []
     limits = _checked(groups, limits)
-    for group in groups:
-        gone = 0
-        for removal in _removals(groups, group, scores, limits):
-            gone += len(removal.units)
-            ordered.append(removal if scope == "global" else removal._replace(key=gone / group.count))
+    for together in _ranked_together(groups, scope):
+        removals = _ranked(groups, together, scores, limits)
+        if scope != "global":
+            gone = np.cumsum([len(removal.units) for removal in removals])
+            whole = sum(group.count for group in together if _obstacle(group, limits) is None)
+            removals = [removal._replace(key=float(n) / whole) for removal, n in zip(removals, gone, strict=True)]
+        ordered += removals
     return sorted(ordered, key=lambda removal: removal.key)
+
+
+def _ranked_together(groups: Groups, scope: str) -> list[list[Group]]:
+    """Returns the groups in the classes whose units are ranked together."""
+    if scope == "group":
+        return [[group] for group in groups]
+    found: dict[Any, list[Group]] = {}
+    for group in groups:
+        found.setdefault(_topology(groups, group) if scope == "isomorphic" else None, []).append(group)
+    return list(found.values())
+
+
+def _topology(groups: Groups, group: Group) -> Any:
+    """Returns what isomorphic groups have in common; the docstring of `choose` explains it."""
+    members = []
+    for member in group.members:
+        leaf = groups.roles.leaves[member.leaf]
+        special = {"stacked", "group"} & {kind for kinds in leaf.axes for kind in kinds.split("+")}
+        kind = leaf.axes[member.axis]
+        members.append((leaf.role, kind, len(leaf.shape), *sorted(special), "several" if member.positions > 1 else ""))
+    return (*sorted(members), group.block > 1, group.routed)
+
+
+def _ranked(groups: Groups, together: Sequence[Group], scores: np.ndarray, limits: Limits) -> list[Removal]:
+    removals = [removal for group in together for removal in _removals(groups, group, scores, limits)]
+    return sorted(removals, key=lambda removal: removal.key)
 
 
 def _by_group(groups: Groups, scores: np.ndarray, sparsity: Rules, limits: Limits) -> Choice:

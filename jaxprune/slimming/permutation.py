@@ -48,7 +48,8 @@ def permute_channels(
       key: a JAX key for the pairing of stripes.
       criterion: `(params, *, stats, ...) -> scores`, larger = more worth keeping; default `criteria.magnitude`. With
         `criteria.wanda` and `stats` the search keeps the least error that it estimates.
-      stats: the result of `jaxprune.calibrate`, for criteria that need it; default None.
+      stats: the result of `jaxprune.calibrate`, for criteria that need it; default None. Leaves without statistics are
+        reordered with the others but do not count in the search.
       groups: the result of `find_groups(fn, params, *inputs)`; default None: it is computed.
       sweeps: how often stripes are paired; default 200. Static.
 
@@ -139,7 +140,7 @@ def _inputs_of(groups: Groups, group: Group, scores: Sequence[Any], m: int) -> l
     """Returns for each leaf that sums over the group's units the magnitudes of its scores, [units, rows]."""
     columns = []
     for member in group.members:
-        if member.axis not in groups.roles.leaves[member.leaf].inputs:
+        if member.axis not in groups.roles.leaves[member.leaf].inputs or not np.ndim(scores[member.leaf]):
             continue
         places = _places(groups, group, member.leaf, member.axis)
         # The units must be neighbours: several runs over all units, each of whole stripes.

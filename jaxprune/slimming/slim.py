@@ -20,6 +20,7 @@ from jaxprune.slimming._labels.evaluate import Decision, evaluate
 from jaxprune.slimming._labels.rules.control import LAYER
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, choose
+from jaxprune.slimming.compensate import compensated
 from jaxprune.slimming.groups import Groups, find_groups, names_any
 from jaxprune.slimming.manifest import Manifest
 from jaxprune.slimming.scores import group_scores
@@ -90,6 +91,7 @@ def slim(
     stats: PyTree | None = None,
     key: Any = None,
     as_built: bool | Mapping[float, float] = False,
+    compensate: bool = False,
 ) -> Slimmed:
     """Removes units from a function's parameters, and makes the smaller function.
 
@@ -119,11 +121,19 @@ def slim(
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
       criterion: for a sparsity: `criterion(params, *, grads, stats, key) -> scores`. Default: magnitude.
       grads: for a criterion: gradients like params.
-      stats: for a criterion: the result of `jaxprune.calibrate`.
+      stats: for a criterion, and for `compensate`: the result of `jaxprune.calibrate`.
       key: for a random criterion: a JAX key.
       as_built: True builds the smaller architecture. A number such as 8 = sqrt(64) may count positions or not; if the
         traced function does not decide this, an error names the number; pass a mapping {number: new
         number} to set it. Default: False, masking.
+      compensate: whether the biases make up for what is removed (An et al. 2024, FLAP, arXiv 2312.11983, baseline bias
+        compensation). If a layer with the weights W [inputs, outputs] loses inputs x_i, its bias increases by the sum
+        of mean(x_i) W[i] over the lost inputs; the running mean of a batch normalisation behind a layer without bias
+        decreases by it. `stats` needs the means: `calibrate(fn, params, batches, collect="total")`, for the whole
+        parameters. The mean of each layer's output then stays as it was, and the smaller function is exact if the
+        removed inputs are constant, also under a convolution that does not pad; at the border of a padded convolution
+        it is not, since the padding is part of the mean. A warning names the layers that lose inputs and have no
+        bias; a product of two activations, such as queries and keys, has none. Default: False.
 
     Returns:
       The function, its parameters and the manifest.
@@ -132,8 +142,9 @@ def slim(
       KeyError: a mapping names a group that does not exist.
       TypeError: `what` has another type, or numbers of units are not integers.
       ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
-        positions; the masks remove no whole unit; or `as_built` is given and the numbers of the smaller architecture
-        do not follow from the function.
+        positions; the masks remove no whole unit; `as_built` is given and the numbers of the smaller architecture do
+        not follow from the function; or `compensate` is given and no layer has a bias, the means are missing, or
+        experts are removed.
 
     Example:
       >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
@@ -155,6 +166,8 @@ def slim(
     _check_shapes(params, manifest, smaller=False)
     if manifest.as_built is not None and inputs:  # raises early if a smaller number is not known
         _ = _decide(_with_state(fn), manifest, params, inputs, True, True)
+    if compensate:
+        params = compensated(find_groups(fn, params, *inputs), params, manifest, stats)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
 

@@ -55,6 +55,25 @@ def test_the_batch_may_stay_open(tmp_path):
         np.testing.assert_allclose(found.fn(found.params, x)["logits"], small.fn(small.params, x)["logits"], rtol=1e-6)
 
 
+def test_the_gradient_is_saved_where_it_is_asked_for(tmp_path):
+    small = slim(params())
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
+    _ = checkpoints.save_slim(tmp_path / "with", small, shape, gradient=True)
+    loss = lambda fn: lambda p, x: (fn(p, x)["logits"] ** 2).sum()
+    found, expected = checkpoints.load_slim(tmp_path / "with"), jax.grad(loss(small.fn))(small.params, X)
+    for run in (jax.grad, lambda f: jax.jit(jax.grad(f))):
+        got = run(loss(found.fn))(found.params, X)
+        _ = jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+    _ = checkpoints.save_slim(tmp_path / "without", small, X)
+    found = checkpoints.load_slim(tmp_path / "without")
+    with pytest.raises(ValueError, match=r"saved without a gradient: save it by save_slim\(\.\.\., gradient=True\)"):
+        _ = jax.grad(loss(found.fn))(found.params, X)
+    loop = lambda p, x: {"logits": jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: h + 1, small.fn(p, x)["logits"])}
+    with pytest.raises(ValueError, match="the function cannot be exported: Reverse-mode"):
+        slow = slimming.Slimmed(loop, small.params, small.manifest)
+        _ = checkpoints.save_slim(tmp_path / "loop", slow, X, gradient=True)
+
+
 def test_another_process_needs_no_code_of_the_network(tmp_path, root):
     small = slim(params())
     _ = checkpoints.save_slim(tmp_path / "slim", small, X)

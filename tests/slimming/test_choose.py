@@ -367,3 +367,56 @@ def test_bad_scores(groups: slimming.Groups, params: Any) -> None:
         _ = slimming.group_scores(groups, {"a": params["a"], "b": params["b"], "z": params["c"]})
     with pytest.raises(ValueError, match=r"scores of b have shape \(16, 3\)"):
         _ = slimming.group_scores(groups, params | {"b": jnp.ones((16, 3))})
+
+
+def residual_net() -> tuple[slimming.Groups, Any]:
+    """Two blocks of attention and an MLP of different widths, then two convolutions (3x3 and 1x1)."""
+    shapes = {"c": (3, 3, 1, 8), "d": (1, 1, 8, 12), "e": (3, 3, 12, 4)}
+    for i, hidden in enumerate((8, 24)):
+        shapes |= {f"qkv{i}": (4, 3, 4, 6), f"out{i}": (4, 6, 4), f"up{i}": (4, hidden), f"down{i}": (hidden, 4)}
+    params = checks.random_params({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
+
+    def fn(p: Any, x: Any) -> Any:
+        for name in "cde":
+            x = jax.nn.relu(jax.lax.conv_general_dilated(x, p[name], (1, 1), "SAME", dimension_numbers=DIMS))
+        x = x.reshape(x.shape[0], -1, 4)
+        for i in range(2):
+            q, k, v = jnp.moveaxis(jnp.einsum("btd,dnhc->nbthc", x, p[f"qkv{i}"]), 0, 0)
+            a = jax.nn.softmax(jnp.einsum("bthc,bshc->bhts", q, k))
+            x = x + jnp.einsum("bhts,bshc,hcd->btd", a, v, p[f"out{i}"])
+            x = x + jnp.tanh(x @ p[f"up{i}"]) @ p[f"down{i}"]
+        return x
+
+    return slimming.find_groups(fn, params, jnp.ones((2, 4, 4, 1))), params
+
+
+DIMS = ("NHWC", "HWIO", "NHWC")
+
+
+def test_isomorphic_groups_are_ranked_together_and_no_others() -> None:
+    groups, params = residual_net()
+    heads, sizes, hidden = ["qkv0[2]", "qkv1[2]"], ["out0[1]", "out1[1]"], ["up0[1]", "up1[1]"]
+    channels = ["c[3]", "d[3]"]  # a kernel of 3x3 and one of 1x1 are of one kind
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params), normalise=None)
+    for name in hidden:
+        scores[groups[name].span] += 100  # another scale: a ranking over all groups would keep every hidden unit
+    choice = slimming.choose(groups, scores, 0.5, scope="isomorphic", limits=slimming.Limits(min_units=0))
+    for names in (heads, sizes, hidden, channels):
+        own = np.concatenate([scores[groups[name].span] for name in names])
+        order = np.argsort(own, kind="stable")
+        keep = np.concatenate([choice.kept(name) for name in names])
+        assert set(np.flatnonzero(~keep)) == set(order[: len(own) // 2])
+    every = slimming.choose(groups, scores, 0.25, scope="global")
+    assert all(every.kept(name).all() for name in hidden)
+
+
+def test_isomorphic_classes_shrink_alike_on_the_way_to_a_target() -> None:
+    groups, params = residual_net()
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    whole = costs.parameters(slimming.Choice.remove(groups, {}))
+    choice = slimming.choose(groups, scores, cost=costs.parameters, target=0.6 * whole, scope="isomorphic")
+    kept = lambda *names: np.concatenate([choice.kept(name) for name in names]).mean()
+    shares = [kept("qkv0[2]", "qkv1[2]"), kept("up0[1]", "up1[1]"), kept("c[3]", "d[3]")]
+    assert max(shares) - min(shares) <= 1 / 8  # one head of eight
+    with pytest.raises(ValueError, match='only "group" takes a mapping'):
+        _ = slimming.choose(groups, scores, {"up*": 0.5}, scope="isomorphic")

@@ -10,72 +10,10 @@ import pytest
 from jaxprune import slimming
 from tests.cases import few
 from tests.slimming import checks
+from tests.slimming.zoo import flax_models
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours
 
-SMALL = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = {**SMALL, "intermediate_size": 32, "max_position_embeddings": 16}
-IMAGE = {**TEXT, "image_size": 16, "patch_size": 4}
-ENCODER_DECODER = {
-    "vocab_size": 24, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 16,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2,
-}  # fmt: skip
-T5 = {
-    "vocab_size": 24,
-    "d_model": 16,
-    "d_kv": 4,
-    "d_ff": 32,
-    "num_layers": 1,
-    "num_heads": 4,
-    "decoder_start_token_id": 0,
-}
-GPT = {"vocab_size": 24, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 4}
-CONV = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-# The name of a model, its configuration; and what it is given.
-TRANSFORMERS: dict[str, tuple[dict[str, Any], str]] = {
-    "Albert": ({**TEXT, "embedding_size": 8}, "text"),
-    "Bart": (ENCODER_DECODER, "both"),
-    "Beit": (IMAGE, "image"),
-    "Bert": (TEXT, "text"),
-    "BigBird": ({**TEXT, "attention_type": "original_full"}, "text"),
-    "Blenderbot": (ENCODER_DECODER, "both"),
-    "BlenderbotSmall": (ENCODER_DECODER, "both"),
-    "Bloom": ({"vocab_size": 24, "hidden_size": 16, "n_layer": 2, "n_head": 4}, "text"),
-    "CLIPVision": (IMAGE, "image"),
-    "CLIPText": (TEXT, "text"),
-    "Dinov2": (IMAGE, "image"),
-    "DistilBert": ({"vocab_size": 24, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 32}, "text"),
-    "Electra": ({**TEXT, "embedding_size": 8}, "text"),
-    "Gemma": ({**TEXT, "num_key_value_heads": 2, "head_dim": 4}, "text"),
-    "GPT2": (GPT, "text"),
-    "GPTNeo": (
-        {**SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4,
-         "max_position_embeddings": 16},
-        "text",
-    ),
-    "GPTJ": ({**GPT, "rotary_dim": 2}, "text"),
-    "Llama": ({**TEXT, "num_key_value_heads": 2}, "text"),
-    "Marian": (ENCODER_DECODER, "both"),
-    "MBart": (ENCODER_DECODER, "both"),
-    "Mistral": ({**TEXT, "num_key_value_heads": 2, "sliding_window": 8}, "text"),
-    "MT5": (T5, "both"),
-    "OPT": ({**TEXT, "ffn_dim": 32, "word_embed_proj_dim": 16}, "text"),
-    "Pegasus": (ENCODER_DECODER, "both"),
-    "RegNet": ({**CONV, "groups_width": 4, "layer_type": "y"}, "image"),
-    "ResNet": (CONV, "image"),
-    "Roberta": (TEXT, "text"),
-    "RobertaPreLayerNorm": (TEXT, "text"),
-    "RoFormer": ({**TEXT, "embedding_size": 16}, "text"),
-    "T5": (T5, "both"),
-    "ViT": (IMAGE, "image"),
-    "XGLM": (
-        {"vocab_size": 24, "d_model": 16, "num_layers": 2, "attention_heads": 4, "ffn_dim": 32,
-         "max_position_embeddings": 16},
-        "text",
-    ),
-    "XLMRoberta": (TEXT, "text"),
-}  # fmt: skip
 FEW = ("Bert", "GPT2", "Llama", "ResNet", "T5", "ViT")
 
 
@@ -91,30 +29,11 @@ def check(fn: Any, params: Any, inputs: Any) -> slimming.Groups:
     return groups
 
 
-def drawn(kind: str, size: int = 16) -> dict[str, Any]:
-    rng = np.random.default_rng(1)
-    if kind == "image":
-        return {"pixel_values": jnp.asarray(rng.normal(size=(2, 3, size, size)), jnp.float32)}
-    tokens = jnp.asarray(rng.integers(3, 24, (2, 6)))
-    given = {"input_ids": tokens, "attention_mask": jnp.ones_like(tokens)}
-    return {**given, "decoder_input_ids": tokens[:, :5]} if kind == "both" else given
-
-
-@pytest.mark.parametrize("name", few(TRANSFORMERS, *FEW))
+@pytest.mark.parametrize("name", few(flax_models.MODELS, *FEW))
 def test_flax_models_of_transformers(name: str) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    options, kind = TRANSFORMERS[name]
-    try:
-        make, configure = getattr(transformers, f"Flax{name}Model"), getattr(transformers, f"{name}Config")
-        model = make(
-            configure(**options), _do_init=False, **({"input_shape": (1, 16, 16, 3)} if kind == "image" else {})
-        )
-    except (AttributeError, ImportError, TypeError) as error:
-        pytest.skip(f"these transformers have no Flax model {name} that this JAX builds: {error}")
-    shape = model.input_shape if hasattr(model, "input_shape") else (1, 1)
-    shapes = jax.eval_shape(lambda key: model.init_weights(key, shape), jax.random.key(0))
-    fn = lambda p, given: model(**given, params=p)[0]
-    groups = check(fn, checks.random_params(shapes), drawn(kind))
+    _ = pytest.importorskip("transformers", reason="transformers is not installed; `make zoo` installs it")
+    fn, shapes, inputs = flax_models.build(name)
+    groups = check(fn, checks.random_params(shapes), inputs)
     assert len(groups) > 1
 
 

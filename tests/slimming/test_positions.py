@@ -161,10 +161,28 @@ def test_a_cumulative_sum_over_units(change: Any, exact: bool) -> None:
         _ = checks.check_agrees(fn, params, (X,))
 
 
-def test_other_cumulative_operations_keep_all_units() -> None:
-    fn = lambda p, x: lax.cummax(x @ p["a"], 1) @ p["b"]
-    frozen = {(f.name, f.axis): f.reason for f in slimming.find_groups(fn, draw(a=(6, 8), b=(8, 5)), X).frozen}
-    assert frozen["a", 1] == "cummax along it, where a masked unit counts as zero"
+REDUCED: dict[str, tuple[Any, str | None]] = {
+    "cummax": (lambda y: lax.cummax(y, 1), "cummax along it, where a masked unit counts as zero"),
+    "cumprod": (lambda y: jnp.cumprod(y, 1), "cumprod along it, where a masked unit counts as zero"),
+    "max": (lambda y: y - y.max(1, keepdims=True), "reduce_max over it, where a masked unit counts as zero"),
+    "prod": (lambda y: y * y.prod(1, keepdims=True), "reduce_prod over it, where a masked unit counts as zero"),
+    "largest absolute value": (lambda y: y / jnp.abs(y).max(1, keepdims=True), None),
+    "any": (lambda y: jnp.where((y > 1).any(1, keepdims=True), y, 2 * y), None),
+}
+
+
+@pytest.mark.parametrize("name", few(REDUCED, "max", "cumprod", "largest absolute value"))
+def test_reductions_over_units_are_offered_as_built(name: str) -> None:
+    change, inexact = REDUCED[name]
+    fn, params = lambda p, x: change(x @ p["a"]) @ p["b"], draw(a=(6, 8), b=(8, 5))
+    groups = slimming.find_groups(fn, params, X)
+    assert groups["a[1]"].inexact == inexact
+    choice = checks.random_choice(groups)
+    small = slimming.slim(fn, params, choice, X, as_built=True)
+    assert small.params["a"].shape == (6, 4)
+    assert checks.difference(fn(small.params, X), small.fn(small.params, X)) < 1e-6
+    if inexact is None:
+        assert checks.difference(fn(checks.masked(params, choice), X), small.fn(small.params, X)) < 1e-6
 
 
 @jax.custom_vjp

@@ -152,12 +152,17 @@ def check_net(net: list[Piece], seed: int, share: float) -> None:
     _ = jax.eval_shape(lambda x: run(collect, x), x)
     params = checks.random_params(collect.shapes, seed)
     fn = lambda p, x: run(Weights(p), x)
-    groups, choice, small = checks.check_agrees(fn, params, (x,), seed, share)
+    groups, choice, small = checks.check_agrees(fn, params, (x,), seed, share, tokens=True)
     for group in groups:
         assert choice.kept(group.name).sum() >= group.layers
     # What was removed can be put back, as zeros.
     back = small.expand(small.params)
     assert checks.difference(checks.masked(params, choice), back) == 0
+
+
+def test_tokens_that_a_dense_layer_makes() -> None:
+    """Attention chooses among them, and the next dense layer contracts tokens and channels as one axis."""
+    check_net([flatten_and_back(4), fused_attention(2, 2), flatten_and_back(4)], 0, 0.5)
 
 
 @pytest.mark.slow

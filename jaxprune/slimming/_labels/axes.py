@@ -5,6 +5,7 @@ the layers of the enclosing scans, each of which may lose different positions. A
 keeps its two factors, so splitting it again is free; to split an axis of one factor, its labels become conjunctions.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -153,15 +154,22 @@ def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
     lead = grid.shape[:-2]
     rows = np.full((*lead, slow), Labels.FIXED)
     columns = np.full((*lead, fast), Labels.FIXED)
+    uneven = []
     for atom in np.moveaxis(atoms, -1, 0):
         if (atom == atom[..., :, :1]).all():
             rows = labels.both(rows, atom[..., :, 0])
         elif (atom == atom[..., :1, :]).all():
             columns = labels.both(columns, atom[..., 0, :])
         else:
-            row, column = labels.fresh((*lead, slow)), labels.fresh((*lead, fast))
-            labels.unify(atom, labels.both(row[..., :, None], column[..., None, :]))
-            rows, columns = labels.both(rows, row), labels.both(columns, column)
+            uneven.append(atom)
+    if len(uneven) > 1 and any((atom == Labels.FIXED).any() for atom in uneven):
+        # A concatenation of an axis of one factor and an axis of several: only all labels of a position together say
+        # which row and which column it needs.
+        uneven = [functools.reduce(labels.both, uneven)]
+    for ids in uneven:
+        row, column = labels.fresh((*lead, slow)), labels.fresh((*lead, fast))
+        labels.unify(ids, labels.both(row[..., :, None], column[..., None, :]))
+        rows, columns = labels.both(rows, row), labels.both(columns, column)
     return _simple(slow, rows), _simple(fast, columns)
 
 

@@ -39,7 +39,7 @@ class Labels:
         self._right = np.zeros(_CAPACITY, np.int64)
         self._why = np.zeros(_CAPACITY, np.int32)
         self._size = 1
-        self.reasons: list[str] = ["", "fixed"]
+        self.reasons: list[str] = ["", "joined with positions that cannot shrink"]
         self._why[self.FIXED] = 1
         self.marks: list[Ids] = []
         self.chosen: list[tuple[Ids, int, str]] = []

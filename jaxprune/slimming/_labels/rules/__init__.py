@@ -8,15 +8,17 @@ from typing import Any
 from jaxprune._jaxprs import primitives as table
 from jaxprune.slimming._labels.evaluate import rebind
 from jaxprune.slimming._labels.frames import Rule
-from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving, products, sharded
+from jaxprune.slimming._labels.rules import control, entrywise, indexing, moving, products, sharded, writing
 
 # A callback that only looks (jax.debug.print) couples nothing; it gets the smaller arrays.
 _LOOK = Rule(lambda site, operands: [], lambda site, known: [], rebind, ragged=True)
 _BY_NAME: dict[str, Rule] = {
     **indexing.TABLE,
+    **writing.TABLE,
     **control.TABLE,
     **sharded.TABLE,
     "cumsum": entrywise.CUMSUM,
+    **dict.fromkeys(("cumprod", "cummax", "cummin", "cumlogsumexp"), entrywise.CUMULATIVE),
     **dict.fromkeys(("debug_print", "debug_callback"), _LOOK),
 }
 _BY_KIND: dict[type, Rule] = {

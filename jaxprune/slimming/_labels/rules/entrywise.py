@@ -1,8 +1,9 @@
 """Arithmetic: entrywise primitives, reductions, cumulative sums and other mixes along an axis.
 
 The operands and the result of an entrywise primitive lose the same positions. Along an axis, sums and cumulative sums
-are followed, and so are argmax and the maximum of a softmax, which choose from the axis. Other reductions and mixes
-freeze the axes along which they work.
+are followed, and so are argmax and the maximum of a softmax, which choose from the axis. Other reductions and
+cumulative operations are followed too, but a masked unit counts in them, as zero. Other mixes freeze the axes along
+which they work.
 """
 
 from collections.abc import Callable
@@ -147,7 +148,7 @@ _PASSES = {
 }
 
 
-def _is_of_softmax(site: Site) -> bool:
+def _is_of_softmax(site: Site | ZeroSite) -> bool:
     """Returns whether a maximum is subtracted before the exponentials of a softmax or a logsumexp."""
     later = site.frame.jaxpr.eqns[site.index + 1 :]
     maxima, shifted = {site.eqn.outvars[0]}, set()
@@ -174,10 +175,18 @@ def _follow_reduce(site: Site, operands: list[Axes]) -> list[Axes]:
             site.choose(0, i, 1)
         if site.name == "argmax":
             site.frame.points[site.eqn.outvars[0]] = pointing.Points(operands[0][gone[0]])
-    elif not what.sums:
+    elif site.name == "argmin":
         for i in gone:
-            site.freeze(operands[0][i], f"{site.name} over it")
+            site.freeze(operands[0][i], "argmin over it; the argmax of the negative is followed")
     return [tuple(a for i, a in enumerate(operands[0]) if i not in gone)] * len(site.eqn.outvars)
+
+
+def _ignores_zeros(site: ZeroSite) -> bool:
+    """Returns whether zeros among its operand's entries do not change a reduction that is no sum."""
+    name, operand = site.eqn.primitive.name, site.eqn.invars[0]
+    made = site.frame.makers.get(operand)
+    absolute = made is not None and site.frame.jaxpr.eqns[made].primitive.name in ("abs", "square", "exp")
+    return name in ("reduce_or", "reduce_xor") or (name == "reduce_max" and (absolute or _is_of_softmax(site)))
 
 
 def _zero_reduce(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
@@ -185,9 +194,11 @@ def _zero_reduce(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
     gone = what.axes(site.eqn)
     if not what.keeps_zero:
         return no_zeros(site, known)
-    for i in gone if what.sums else ():
-        if not settled(site, 0, i, known[0].axes[i]):
+    for i in gone:
+        if what.sums and not settled(site, 0, i, known[0].axes[i]):
             site.inexact(site.operand(0)[i], "a sum over values that masking does not make zero")
+        elif not (what.sums or i in known[0].low or (known[0].axes[i] and _ignores_zeros(site))):
+            site.inexact(site.operand(0)[i], f"{site.eqn.primitive.name} over it, where a masked unit counts as zero")
     axes = tuple(zero for i, zero in enumerate(known[0].axes) if i not in gone)
     return [Zeros(axes, _zero_if(known[0].void))] * len(site.eqn.outvars)
 
@@ -198,16 +209,12 @@ def _mixed(site: Site | ZeroSite) -> Mix:
     return what
 
 
-_CUMULATIVE = ("cumprod", "cummax", "cummin", "cumlogsumexp")
-
-
 def _follow_mix(site: Site, operands: list[Axes]) -> list[Axes]:
     along = _mixed(site).axes(site.eqn)
     arrays = [axes for axes in operands if len(axes) == len(site.out_shape())]  # scalars are initial values or padding
-    why = f"{site.name} along it" + (", where a masked unit counts as zero" if site.name in _CUMULATIVE else "")
     for axes in arrays:
         for i in along:
-            site.freeze(axes[i], why)
+            site.freeze(axes[i], f"{site.name} along it")
     joined = [axes[0] if i in along else together(site, axes) for i, axes in enumerate(zip(*arrays, strict=True))]
     shapes = [v.aval.shape for v in site.eqn.outvars]
     return [tuple(ax.fixed(shape[i]) if i in along else a for i, a in enumerate(joined)) for shape in shapes]
@@ -221,6 +228,13 @@ def _zero_cumsum(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
         site.inexact(site.operand(0)[along], "a cumulative sum over values that masking does not make zero")
     axes[along] = known[0].void
     return [Zeros(tuple(axes), _zero_if(known[0].void))]
+
+
+def _zero_cumulative(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
+    [along] = _mixed(site).axes(site.eqn)
+    site.inexact(site.operand(0)[along], f"{site.eqn.primitive.name} along it, where a masked unit counts as zero")
+    [zeros] = _zero_mix(site, known)
+    return [Zeros(tuple(zero and i != along for i, zero in enumerate(zeros.axes)))]
 
 
 def _zero_mix(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
@@ -309,3 +323,4 @@ ALONE = {zero: rule._replace(ragged=True) for zero, rule in ENTRYWISE.items()}  
 REDUCE = Rule(_follow_reduce, _zero_reduce, rebind)
 MIX = Rule(_follow_mix, _zero_mix, rebind)
 CUMSUM = Rule(lambda site, operands: [operands[0]], _zero_cumsum, rebind)
+CUMULATIVE = CUMSUM._replace(zero=_zero_cumulative)

@@ -1,0 +1,332 @@
+"""`compensated`: moves the mean of what `slim` removes from the inputs of a layer into the layer's bias."""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _tree
+from jaxprune._jaxprs import factors as fx
+from jaxprune._jaxprs import sub_jaxprs
+from jaxprune._jaxprs import views as vw
+from jaxprune._jaxprs.factors import Axis, Factor, Layout, NotFollowed, position
+from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Zero
+from jaxprune._jaxprs.views import View
+from jaxprune._jaxprs.walk import Sub, Values, walk
+from jaxprune.calibration import Stats
+from jaxprune.slimming.groups import Groups
+from jaxprune.slimming.manifest import Kept, Manifest, spread
+
+PyTree = Any
+Equation = Any
+Pairs = list[tuple[Factor, Factor]]
+
+
+def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) -> PyTree:
+    r"""Returns parameters whose biases make up for the mean of the inputs that a manifest removes.
+
+        b += sum over removed inputs i of mean(x_i) W[i, :]
+
+    An et al. 2024 (FLAP), arXiv 2312.11983, "baseline bias compensation". A leaf that is subtracted from the output of
+    a layer, such as the running mean of a batch normalisation behind a convolution without bias, loses the same sum.
+
+    Args:
+      groups: the groups of the function.
+      params: its parameters, as arrays.
+      manifest: the positions that stay.
+      stats: the result of `calibrate` with the "total" of the inputs.
+
+    Returns:
+      The parameters, in their whole shapes.
+
+    Raises:
+      TypeError: `stats` is not the result of `calibrate`, or parameters are not arrays.
+      ValueError: no layer that loses inputs can be compensated, means were not collected, or experts are removed.
+    """
+    _tree.check_instance(
+        stats, Stats, "stats", 'the result of calibrate(fn, params, batches, collect="total"), for compensate'
+    )
+    _check_experts(groups, manifest)
+    leaves, structure = jax.tree.flatten(params)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise TypeError("compensate needs numbers: params must be arrays; got jax.ShapeDtypeStruct")
+    biases, names = _find_biases(groups), [leaf.name for leaf in manifest.leaves]
+    reasons: dict[str, str] = {}
+    done = 0
+    known, partly = stats.leaves(params), dict(stats.partly)
+    for k, kept in enumerate(manifest.leaves):
+        inputs = known[k]
+        axes = groups.roles.leaves[k].inputs if inputs is None else inputs.layout.input_axes
+        if not set(axes) & set(kept.axes):
+            continue
+        found = biases.of(k, names)
+        if inputs is None:
+            reasons[kept.name] = dict(stats.uncovered).get(kept.name, "it was not calibrated")
+        elif kept.name in partly:
+            reasons[kept.name] = f"calibration missed some of its uses: {partly[kept.name]}"
+        elif isinstance(found, str):
+            reasons[kept.name] = found
+        else:
+            lost = _lost(jnp.asarray(leaves[k]), kept, inputs.layout, inputs.mean)
+            bias = jnp.asarray(leaves[found.bias])
+            change = found.sign * _as_bias(lost, found.pairs, bias.shape)
+            leaves[found.bias] = (bias.astype(change.dtype) + change).astype(bias.dtype)
+            done += 1
+    lines = "".join(f"\n  {name}: {why}" for name, why in reasons.items())
+    if reasons and not done:
+        raise ValueError(
+            "compensate adds the mean of what is removed to the biases of the next layers, but no layer has a bias "
+            f"that can take it; give these layers biases (zeros), or leave compensate out:{lines}"
+        )
+    if reasons:
+        warnings.warn(f"these layers lose inputs whose means are not compensated:{lines}", UserWarning, stacklevel=3)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _check_experts(groups: Groups, manifest: Manifest) -> None:
+    removed = [
+        group.name
+        for group in groups
+        if group.routed and any(m.axis in manifest.leaves[m.leaf].axes for m in group.members)
+    ]
+    if removed:
+        raise ValueError(
+            "compensate does not apply to units that a router or a softmax chooses among, because their inputs go to "
+            f"the other units: remove units of {', '.join(removed)} in a call of their own"
+        )
+
+
+def _lost(weight: jax.Array, kept: Kept, layout: Layout, mean: jax.Array) -> jax.Array:
+    """Returns the mean of each product of an entry of a kernel with a removed input, in the kernel's shape."""
+    stays = np.ones((), bool)
+    for axis in set(layout.input_axes) & set(kept.axes):
+        stays = stays & spread(kept.stay(axis), axis, weight.ndim)
+    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    return jnp.where(stays, 0, weight.astype(wide) * layout.along_inputs(mean.astype(wide)))
+
+
+def _as_bias(lost: jax.Array, pairs: Pairs, shape: tuple[int, ...]) -> jax.Array:
+    """Sums over the inputs of a kernel; returns the sums in the shape of the bias."""
+    mine = _cuts(lost.shape, [own for own, _ in pairs])
+    sums = lost.reshape([size for size, _ in mine]).sum([i for i, (_, own) in enumerate(mine) if own is None])
+    left = [own for _, own in mine if own is not None]
+    theirs = _cuts(shape, [other for _, other in pairs])
+    kernel_of = {other: own for own, other in pairs}
+    sums = sums.transpose([left.index(kernel_of[other]) for _, other in theirs if other is not None])
+    sums = sums.reshape([1 if other is None else size for size, other in theirs])
+    return jnp.broadcast_to(sums, [size for size, _ in theirs]).reshape(shape)
+
+
+def _cuts(shape: Sequence[int], own: Sequence[Factor]) -> list[tuple[int, Factor | None]]:
+    """Returns the factors of all axes of a leaf, in order, with None for those that are not among `own`."""
+    found: list[tuple[int, Factor | None]] = []
+    for axis, size in enumerate(shape):
+        rest = size
+        for factor in sorted((f for f in own if f.of.axis == axis), key=position):
+            if rest != factor.size * factor.of.stride:
+                found.append((rest // (factor.size * factor.of.stride), None))
+            found.append((factor.size, factor))
+            rest = factor.of.stride
+        if rest != 1:
+            found.append((rest, None))
+    return found
+
+
+class _Value(NamedTuple):
+    """What is known of a value, after moves and casts only.
+
+    Attributes:
+      views: the parameters that the value is.
+      products: the products of kernels that are terms of the value, each with its number. The view of a product runs
+        along the outputs of its kernel. Nothing but the next term reads the value.
+    """
+
+    views: tuple[View, ...] = ()
+    products: tuple[tuple[int, View], ...] = ()
+
+
+class _Added(NamedTuple):
+    """A bias: its leaf, the sign of its change, and the outputs of the kernel that its positions belong to."""
+
+    bias: int
+    sign: int
+    pairs: Pairs
+
+
+class _Biases:
+    """Walks through a jaxpr and finds the leaves that are added to the products of kernels."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self._kernels: list[int] = []  # of each product
+        self._added: dict[int, _Added] = {}  # by product
+        self._uses: dict[int, set[frozenset[int]]] = {}  # of each leaf: the kernels of the sums it enters, or nothing
+
+    def of(self, kernel: int, names: Sequence[str]) -> _Added | str:
+        """Returns the bias of a kernel, or the reason why it has none."""
+        products = [number for number, own in enumerate(self._kernels) if own == kernel]
+        found = [self._added[number] for number in products if number in self._added]
+        if not found or len(found) < len(products):
+            return "no leaf is added to its output as a bias" + (" each time that it is used" if found else "")
+        if any(other != found[0] for other in found):
+            return "its uses have different biases"
+        uses = self._uses[found[0].bias]
+        if len(uses) > 1 or kernel not in next(iter(uses)):
+            return f"its bias {names[found[0].bias]} is used elsewhere too"
+        return found[0]
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[_Value], path: tuple[int, ...]) -> list[_Value]:
+        """Walks through a jaxpr inside the loops `path`."""
+        readers = Counter(map(id, (v for variables in (*jaxpr.eqns, jaxpr) for v in _read(variables))))
+
+        def step(index: int, eqn: Equation, operands: list[_Value]) -> list[_Value]:
+            results = self._equation(eqn, operands, (*path, index))
+            once = [readers[id(var)] == 1 for var in eqn.outvars]
+            return [v if alone else v._replace(products=()) for v, alone in zip(results, once, strict=True)]
+
+        return walk(jaxpr, [*(_Value() for _ in consts), *inputs], Values[_Value](lambda _: _Value()), step)
+
+    def _equation(self, eqn: Equation, operands: list[_Value], path: tuple[int, ...]) -> list[_Value]:
+        unknown = [_Value()] * len(eqn.outvars)
+        subs = sub_jaxprs(eqn)
+        if subs and all(sub.role not in ("unknown", "shard_map") for sub in subs):
+            results = [self.run(sub.jaxpr, sub.consts, self._into(sub, operands, path), path) for sub in subs]
+            return results[0] if subs[0].role == "call" else unknown
+        what = PRIMITIVES.get(eqn.primitive.name)
+        if isinstance(what, Entrywise) and what.zero is Zero.SAME:  # a cast
+            return operands[: len(eqn.outvars)]
+        if isinstance(what, Moves) and (what.each or len(operands) == 1):
+            return operands if what.each else self._moved(eqn, what, operands[0])
+        if isinstance(what, Product | Convolution):
+            return [self._product(eqn, operands)]
+        if eqn.primitive.name in ("add", "sub") and not subs:
+            return [self._sum(eqn, operands)]
+        self._use(operands)
+        return unknown
+
+    def _into(self, sub: Sub, operands: list[_Value], path: tuple[int, ...]) -> list[_Value]:
+        values, turning = [], {into for _, into in sub.carried}
+        for k, place in enumerate(sub.inputs):
+            value = _Value() if place is None else operands[place]
+            if k in turning:
+                self._use([value])
+                value = _Value()
+            elif k in sub.stacked_inputs:
+                rounds, lost = vw.of_round(value.views, path, sub.length)
+                self._use([_Value(tuple(view for view, _ in lost))])
+                value = _Value(rounds)
+            values.append(value)
+        return values
+
+    def _moved(self, eqn: Equation, what: Moves, value: _Value) -> list[_Value]:
+        shape = tuple(getattr(eqn.invars[0].aval, "shape", ()))
+        if value == _Value():
+            return [value] * len(eqn.outvars)
+        results = []
+        for move in what.moves(eqn):
+            try:
+                views = tuple(v for own in value.views if (v := vw.moved(own, move, shape)) is not None)
+                pairs = [(number, vw.moved(own, move, shape)) for number, own in value.products]
+                results.append(_Value(views, tuple((number, v) for number, v in pairs if v is not None)))
+            except NotFollowed:
+                self._use([value])
+                results.append(_Value())
+        return results
+
+    def _product(self, eqn: Equation, operands: list[_Value]) -> _Value:
+        products = []
+        for k, value in enumerate(operands):
+            for view in value.views:
+                axes = _outputs(eqn, view, k)
+                if self._is_whole(view):
+                    products.append((len(self._kernels), view._replace(axes=axes, start=(0,) * len(axes))))
+                self._kernels.append(view.leaf)
+        self._use(operands)
+        return _Value((), tuple(products) if sum(bool(v.views) for v in operands) == 1 else ())
+
+    def _sum(self, eqn: Equation, operands: list[_Value]) -> _Value:
+        shape = tuple(eqn.outvars[0].aval.shape)
+        for k, sign in ((0, 1), (1, 1)) if eqn.primitive.name == "add" else ((0, -1),):
+            products, views = operands[k].products, operands[1 - k].views
+            pairs = {n: _pairs(own, vw.stretched(view, shape)) for n, own in products for view in views}
+            if (
+                pairs
+                and len(views) == 1
+                and self._is_whole(views[0])
+                and not any(own is None for own in pairs.values())
+            ):
+                self._added |= {n: _Added(views[0].leaf, sign, own) for n, own in pairs.items() if own is not None}
+                self._uses.setdefault(views[0].leaf, set()).add(frozenset(self._kernels[n] for n in pairs))
+                return _Value()
+        self._use(operands)
+        data = eqn.primitive.name == "add" and not any(value.views for value in operands)
+        same = all(getattr(var.aval, "shape", ()) in (shape, ()) for var in eqn.invars)
+        return _Value((), (*operands[0].products, *operands[1].products) if data and same else ())
+
+    def _is_whole(self, view: View) -> bool:
+        """Returns whether a view runs over all entries of its leaf."""
+        runs = [f.size for axis in (*view.axes, (f for _, f in view.scanned)) for f in axis if f.of is not None]
+        return math.prod(runs) == math.prod(self._shapes[view.leaf])
+
+    def _use(self, operands: Sequence[_Value]) -> None:
+        for view in (view for value in operands for view in value.views):
+            self._uses.setdefault(view.leaf, set()).add(frozenset())
+
+
+def _read(of: Any) -> list[Any]:
+    """Returns the variables that an equation reads, or that a jaxpr returns."""
+    return list(of.outvars if hasattr(of, "eqns") else of.invars)
+
+
+def _find_biases(groups: Groups) -> _Biases:
+    traced, leaves = groups.analysis.traced, groups.analysis.leaves
+    biases = _Biases([leaf.shape or () for leaf in leaves])
+    given = [_Value()] * len(traced.closed.jaxpr.invars)
+    for k, place in enumerate(traced.inputs[: len(leaves)]):
+        if place is not None:
+            given[place] = _Value((vw.whole(k, tuple(traced.closed.jaxpr.invars[place].aval.shape)),))
+    _ = biases.run(traced.closed.jaxpr, traced.closed.consts, given, ())
+    return biases
+
+
+def _outputs(eqn: Equation, view: View, k: int) -> tuple[Axis, ...]:
+    """Returns for each axis of a product the factors of a kernel's outputs, or of nothing."""
+    shape = tuple(eqn.outvars[0].aval.shape)
+    axes: list[Axis] = [(Factor(n),) if n != 1 else () for n in shape]
+    what = PRIMITIVES[eqn.primitive.name]
+    if isinstance(what, Product):
+        contract, batch = what.numbers(eqn)
+        for place, axis in enumerate(batch[k]):
+            axes[place] = view.axes[axis]
+        free = [a for a in range(len(view.axes)) if a not in (*contract[k], *batch[k])]
+        first = len(batch[k]) if k == 0 else len(shape) - len(free)
+        for place, axis in enumerate(free):
+            axes[first + place] = view.axes[axis]
+    elif k == 1 and eqn.params["batch_group_count"] == 1:
+        numbers = eqn.params["dimension_numbers"]
+        axes[numbers.out_spec[1]] = view.axes[numbers.rhs_spec[0]]
+    return tuple(axes)
+
+
+def _pairs(product: View, bias: View) -> Pairs | None:
+    """Returns the outputs of a kernel and the positions of a bias that are added; None if a bias is shared by some."""
+    if product.start != bias.start:
+        return None
+    loops = dict(bias.scanned)
+    found: list[tuple[Factor, Factor | None]] = [(own, loops.get(loop)) for loop, own in product.scanned]
+    for mine, theirs in zip(product.axes, bias.axes, strict=True):
+        if fx.size(mine) != fx.size(theirs):
+            return None  # padded, or a part of a concatenation
+        finer = [f.size for f in max(mine, theirs, key=len)]
+        cut = [fx.split(axis, finer, vw.cut_run) for axis in (mine, theirs)]
+        if any(own is None or any(len(axis) > 1 for axis in own) for own in cut):
+            return None
+        both = zip(*([axis[0] for axis in own or ()] for own in cut), strict=True)
+        found += [(own, other) for own, other in both if own.of is not None]
+    pairs = [(own, other) for own, other in found if other is not None and other.of is not None]
+    return pairs if len(pairs) == len(found) else None
