@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -178,11 +179,10 @@ class _Plan(NamedTuple):
     def zeros(self, dtype: Any) -> dict[int, Moments]:
         out: dict[int, Moments] = {}
         for leaf in set(self.of.values()):
-            batch, inputs, _ = self.layouts[leaf].sizes
+            batch, inputs = ([f.size for f in axes] for axes in (self.layouts[leaf].batch, self.layouts[leaf].inputs))
             out[leaf] = {
                 what: jnp.zeros(
-                    (batch, inputs, inputs) if what == "gram" else (batch, inputs),
-                    jnp.int32 if what == "count" else dtype,
+                    (*batch, *inputs, *(inputs if what == "gram" else ())), jnp.int32 if what == "count" else dtype
                 )
                 for what in self.collected[leaf]
             }
@@ -311,8 +311,6 @@ def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) 
     out = {}
     for what, total in sums.items():
         twice = 2 if what == "gram" else 1
-        batch, inputs, _ = layout.sizes
-        shaped = total.reshape(*(f.size for f in layout.batch), *[f.size for f in layout.inputs] * twice)
         for moments, place in found:
             if what not in moments:  # all rows reach this product
                 continue
@@ -320,8 +318,9 @@ def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) 
             n_batch = len(place.order)
             part = moments[what]
             part = part.transpose(*place.order, *range(n_batch, part.ndim)).reshape(shape)
-            shaped = shaped + part if shape == shaped.shape else shaped.at[at].add(part)
-        out[what] = shaped.reshape(batch, *[inputs] * twice)
+            # A reshape of the total between here and the donated argument would make XLA copy it.
+            total = total + part if shape == total.shape else total.at[at].add(part)
+        out[what] = total
     return out
 
 
@@ -354,6 +353,10 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"
             + "\n".join(f"  {name}" for name in bad[:10])
         )
+    for leaf in set(plan.of.values()):
+        batch, size, _ = plan.layouts[leaf].sizes
+        for what, x in sums[leaf].items():
+            sums[leaf][what] = _reshaped(x, (batch, size, size) if what == "gram" else (batch, size))
     inputs = {}
     for leaf, layout in plan.layouts.items():
         moments = dict(sums[plan.of[leaf]])
@@ -371,6 +374,11 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
             stacklevel=4,
         )
     return Stats(inputs, plan.uncovered, plan.partly, plan.together, plan.roles, experts)
+
+
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
+def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return x.reshape(shape)
 
 
 def _few_tokens(plan: _Plan, inputs: dict[Any, Inputs], names: Sequence[Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """The factor of the inverse: equal to NumPy's inverse for one and for many blocks, in the memory of one matrix."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,5 +34,5 @@ def test_no_factor_of_an_indefinite_matrix():
 def test_factor_takes_the_memory_of_one_matrix(optimized):
     shape = jax.ShapeDtypeStruct((2048, 2048), jnp.float32)
     factor = jax.jit(lambda x: gram.inverse_factor(gram.damped(x, 0.01)))
-    memory = factor.lower(shape).compile().memory_analysis()
+    memory: Any = factor.lower(shape).compile().memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 1.6 * 4 * 2048**2
