@@ -309,8 +309,8 @@ class _Run(NamedTuple):
 def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) -> Moments:
     """Adds the sums of all sites of a leaf."""
     out = {}
-    for what, total in sums.items():
-        twice = 2 if what == "gram" else 1
+    for what, before in sums.items():
+        total, twice = before, 2 if what == "gram" else 1
         for moments, place in found:
             if what not in moments:  # all rows reach this product
                 continue
