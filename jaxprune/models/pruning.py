@@ -149,6 +149,7 @@ def prune_folder(
             if index + 1 < cut.blocks:
                 own = block_params({k: x.astype(jnp.float32) for k, x in stored.items()}, index)
                 hidden.advance(run.of(index), own)
+                del own
             del stored
             bar.update()
         if not writer.has(cut.blocks):
@@ -176,7 +177,8 @@ def _prune_block(
     if not names:
         return {}, 0.0
     stats = run.calibrate(params, hidden, where)  # Gram matrices for every method, because the errors need them
-    names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix last, after the others
+    # The largest Gram matrix and the largest kernels come last, when the other kernels are short.
+    names = sorted(names, key=lambda name: (params[name].shape[-1], params[name].size))
     if options.get("method") != "magnitude":
         _check_seen(stats, prefix)
     errors: dict[str, float] = {}
