@@ -78,6 +78,11 @@ def shuffled_by_reshapes(p: Any, x: Any) -> Any:
     return y.reshape(-1, 3, 4).swapaxes(1, 2).reshape(-1, 12)[:, :5] @ p["b"]
 
 
+def shuffled_and_read_between(p: Any, x: Any) -> Any:
+    z = hidden(p, x).reshape(-1, 2, 4).swapaxes(1, 2)
+    return z.reshape(-1, 8) @ p["b"] + z.sum((1, 2))[:, None]
+
+
 def shuffled_in_layers(p: Any, x: Any) -> Any:
     def layer(y: Any, q: Any) -> Any:
         z = jnp.tanh(y @ q["up"])
@@ -104,6 +109,7 @@ PROGRAMS: dict[str, tuple[Any, Any, dict[str, int]]] = {
     "in another order": (in_another_order, P, {}),
     # Of [a0 .. a7, c0 .. c3] the first five are then a0, a4, c0, a1, a5.
     "shuffled by reshapes": (shuffled_by_reshapes, SHUFFLED, {"a[1] #0": 4, "a[1] #1": 4, "c[1] #0": 1, "c[1] #1": 3}),
+    "shuffled and read between": (shuffled_and_read_between, P, {"a[1] block of 4": 2, "a[1] every 4": 4}),
     "shuffled in layers": (shuffled_in_layers, draw(up=(2, 6, 6), down=(2, 6, 6)), {"up[2]": 6}),
     "twice by a grid": (twice_by_a_grid, P, {"a[1]": 8}),
     "a position": (lambda p, x: hidden(p, x).at[:, -1].add(x[:, 0]) @ p["b"], P, {"a[1]": 8}),

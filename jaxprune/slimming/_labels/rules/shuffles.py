@@ -83,19 +83,19 @@ def _shuffle(frame: Frame, index: int) -> _Shuffle | None:
     axis = next((i for i, (a, b) in enumerate(zip(before, wide, strict=False)) if a != b), len(before) - 1)
     parts, own = wide[axis : axis + count], permutation[axis : axis + count]
     inner = [cut.outvars[0], swap.outvars[0]]
-    read = [v for eqn in frame.jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal) and v in inner]
-    alone = read == inner and not any(v in inner for v in frame.jaxpr.outvars if not isinstance(v, Literal))
     plain = all(eqn.params["dimensions"] is None for eqn in (cut, merge)) and all(isinstance(n, int) for n in parts)
     others = [i for i in range(len(wide)) if not axis <= i < axis + count]
     if (
         count < 2
-        or not (alone and plain)
-        or swap.invars[0] is not inner[0]
-        or merge.invars[0] is not inner[1]
+        or not plain
+        or [swap.invars[0], merge.invars[0]] != inner
         or wide != (*before[:axis], *parts, *before[axis + 1 :])
         or merge.outvars[0].aval.shape != before
         or any(permutation[i] != i for i in others)
     ):
+        return None
+    used = [*(v for eqn in frame.jaxpr.eqns for v in eqn.invars), *frame.jaxpr.outvars]
+    if sum(v in inner for v in used if not isinstance(v, Literal)) > 2:  # the parts are read elsewhere too
         return None
     order = np.arange(before[axis]).reshape(parts).transpose([i - axis for i in own]).reshape(-1)
     places = tuple(i if i <= axis else i + count - 1 for i in range(len(before)))
