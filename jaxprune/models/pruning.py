@@ -5,6 +5,8 @@ twice: first dense, to be calibrated, and then pruned, to compute the hidden sta
 Alistarh 2023, arXiv 2301.00774, section 4).
 """
 
+import contextlib
+import ctypes
 import hashlib
 import math
 import tempfile
@@ -151,6 +153,7 @@ def prune_folder(
                 hidden.advance(run.of(index), own)
                 del own
             del stored
+            _return_memory()
             bar.update()
         if not writer.has(cut.blocks):
             writer.add(cut.blocks, folder.load(rest))
@@ -194,7 +197,14 @@ def _prune_block(
             params[name] = pruned.params[name].astype(dtypes[prefix + name].dtype)
             stats.inputs.pop((name,), None)
         del own, pruned
+        _return_memory()
     return errors, removed / max(total, 1)
+
+
+def _return_memory() -> None:
+    """Returns freed memory to the operating system: glibc keeps much of what XLA's compiler and arrays have freed."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another operating system or C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_seen(stats: Stats, prefix: str) -> None:
