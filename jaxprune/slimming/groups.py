@@ -191,6 +191,7 @@ def find_groups(
     comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert is removed with its column of
     the router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
     means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with this logit.
+    To remove a unit that an argmin chooses from, such as an entry of a codebook, means that its value is infinity.
     At least as many units stay as are chosen (`Group.least`). An index that is used in any other way freezes all
     experts, and the reason is reported. If no operation ties the experts, each expert may lose other hidden units, the
     same number in each expert (`Group.layer`).
@@ -230,9 +231,18 @@ def find_groups(
 
 def group(analysis: Analysis) -> Groups:
     """Returns the groups of an analysed function."""
-    units = units_of(analysis)
-    frozen = tuple(Frozen(*found) for found in units.frozen)
-    return Groups(_make_groups(analysis, units), frozen, analysis, units.placed, tuple(units.chosen))
+    found = units_of(analysis)
+    frozen = tuple(Frozen(*entry) for entry in found.frozen)
+    units = tuple(tuple(found.placed[p] for p in axes) for axes in found.of)
+    return Groups(_make_groups(analysis, found), frozen, analysis, units, tuple(found.chosen))
+
+
+class _Places(NamedTuple):
+    """The positions of the first unit of a group on an axis, in one layer, and the layer of each unit."""
+
+    group: int
+    positions: np.ndarray
+    layer: np.ndarray | None
 
 
 def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
@@ -243,21 +253,14 @@ def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
     forms: list[str] = [""] * len(counts)
     blocks: list[list[int]] = [[] for _ in counts]
     of_unit = np.repeat(np.arange(len(counts)), counts)
-    for k, (leaf, axes) in enumerate(zip(analysis.leaves, found.placed, strict=True)):
-        for axis, units in enumerate(axes):
-            if not units.size:
-                continue
-            rows = units.reshape(-1, *units.shape[-2:])
-            for g in np.flatnonzero(np.bincount(of_unit[units[units >= 0]])):
-                layer = _layer_of(rows, int(starts[g]), int(counts[g]))
-                row = rows[0] if layer is None else rows[layer[0]]
-                places = np.flatnonzero((row == starts[g]).any(-1))
-                if not places.size:
-                    places = np.flatnonzero((rows == starts[g]).any(-1).any(0))
-                members[g].append(Member(k, leaf.name, axis, places.size))
+    places = [_places(units, of_unit, starts) for units in found.placed]
+    for k, (leaf, axes) in enumerate(zip(analysis.leaves, found.of, strict=True)):
+        for axis, p in enumerate(axes):
+            for g, positions, layer in places[p]:
+                members[g].append(Member(k, leaf.name, axis, positions.size))
                 layers[g] = layer if layers[g] is None else layers[g]
-                forms[g] = forms[g] or _form(places)
-                blocks[g].append(_block(places))
+                forms[g] = forms[g] or _form(positions)
+                blocks[g].append(_block(positions))
     names = _names(members, forms)
     least = [_least(found, int(start), int(count)) for start, count in zip(starts, counts, strict=False)]
     for g, shard in enumerate(found.shards):
@@ -301,17 +304,31 @@ def _rows(units: np.ndarray, own: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
     return zip(units.reshape(shape), own.reshape(shape), strict=True)
 
 
+def _places(units: np.ndarray, of_unit: np.ndarray, starts: np.ndarray) -> list[_Places]:
+    """Returns for each group with units on an axis where its first unit is."""
+    found: list[_Places] = []
+    if not units.size:
+        return found
+    rows = units.reshape(-1, *units.shape[-2:])
+    for g in np.flatnonzero(np.bincount(of_unit[units[units >= 0]])):
+        layer = _layer_of(rows, int(starts[g]), int(starts[g + 1] - starts[g]))
+        row = rows[0] if layer is None else rows[layer[0]]
+        positions = np.flatnonzero((row == starts[g]).any(-1))
+        if not positions.size:
+            positions = np.flatnonzero((rows == starts[g]).any(-1).any(0))
+        found.append(_Places(int(g), positions, layer))
+    return found
+
+
 def _layer_of(rows: np.ndarray, first: int, count: int) -> np.ndarray | None:
     # (layers, n, k) units; each unit of the group in one layer only, and there is more than one layer.
     if len(rows) == 1:
         return None
-    layer, seen = np.zeros(count, int), np.zeros(count, int)
-    for i, row in enumerate(rows):
-        here = np.zeros(count, bool)
-        here[row[(row >= first) & (row < first + count)] - first] = True
-        layer[here] = i
-        seen += here
-    return layer if (seen == 1).all() else None
+    own = (rows >= first) & (rows < first + count)
+    units, of = rows[own] - first, np.broadcast_to(np.arange(len(rows))[:, None, None], rows.shape)[own]
+    layer = np.full(count, -1)
+    layer[units] = of
+    return layer if (layer[units] == of).all() and (layer >= 0).all() else None
 
 
 def _block(places: np.ndarray) -> int:

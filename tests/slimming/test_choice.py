@@ -234,6 +234,17 @@ def test_what_the_function_does_not_use_is_frozen() -> None:
     assert Frozen("unused", 0, 4, 4, "not used by the function") in groups.frozen
 
 
+def test_a_frozen_position_freezes_the_chain_of_positions_coupled_with_it() -> None:
+    def fn(p: Any, x: Any) -> Any:
+        y = jnp.tanh(x @ p["a"])
+        order = jnp.sort(y[:, 4:], axis=1)  # freezes the last two columns
+        return (y[:, :-2] + y[:, 2:]) @ p["b"] + order  # couples every column with the next but one, all at once
+
+    groups = slimming.find_groups(fn, {"a": jnp.ones((3, 6)), "b": jnp.ones((4, 2))}, jnp.ones((2, 3)))
+    assert not len(groups)
+    assert ("a", 1, 6, 6, "sort along it") in groups.frozen
+
+
 def test_inexact_groups_are_told() -> None:
     def norm(p: Any, x: Any) -> Any:
         x = x @ p["a"] + 1.0

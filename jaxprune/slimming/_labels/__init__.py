@@ -22,14 +22,14 @@ with this label, in all leaves, are removed together or not at all. The analysis
    every contraction over them. `follow_zeros` checks this: a ReLU keeps a zero, 1 + x does not. It marks the units
    for which a value is not zero. Units from which a softmax or a top-k chooses are not masked: their logits are minus
    infinity instead.
-   `units_of` (`units`) then numbers the units and sorts them by kind; `members` finds units that each member of a
-   stack, such as each expert, may lose for itself.
-5. Smaller program (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
+5. Units (`units`). `units_of` numbers the units kind by kind (`numbering`), computing once for all axes with equal
+   labels. `members` finds units that each member of a stack, such as each expert, may lose for itself.
+6. Smaller program (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
    and `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays. Most
    primitives run unchanged; a primitive that has shapes or positions among its parameters gets new parameters.
 
-The three passes are clients of one engine, `jaxprune._jaxprs`: its loop visits the equations, and its table says what
-each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for each kind of primitive in that
-table, so a primitive that the table describes needs no rule here. Primitives that index, control flow, and functions
-with custom derivatives have rules by name.
+Labels, zeros and the smaller program are three clients of one engine, `jaxprune._jaxprs`: its loop visits the
+equations, and its table says what each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for
+each kind of primitive in that table, so a primitive that the table describes needs no rule here. Primitives that index,
+control flow, and functions with custom derivatives have rules by name.
 """

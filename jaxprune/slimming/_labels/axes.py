@@ -40,12 +40,14 @@ def flat(labels: Labels, axis: Axis) -> Ids | None:
     """Returns the labels of all positions of an axis; None if it has no labels."""
     if is_fixed(axis):
         return None
-    total = np.full((1,), Labels.FIXED)
+    total: Ids | None = None
     for factor in axis:
-        ids = factor.of if factor.of is not None else np.full((factor.size,), Labels.FIXED)
-        total, ids = _same_depth(total, ids)
-        joined = labels.both(total[..., :, None], ids[..., None, :])
-        total = joined.reshape(*joined.shape[:-2], -1)
+        ids = np.full((factor.size,), Labels.FIXED) if factor.of is None else labels.find(factor.of)
+        if total is not None:
+            total, ids = _same_depth(total, ids)
+            ids = labels.both(total[..., :, None], ids[..., None, :])
+            ids = ids.reshape(*ids.shape[:-2], -1)
+        total = ids
     return total
 
 
@@ -174,6 +176,7 @@ def _cut(labels: Labels, factor: Factor, fast: int) -> tuple[Factor, Factor]:
 
 
 def _simple(count: int, ids: Ids) -> Factor:
+    """Returns a factor with labels, or without if no position can be removed."""
     return Factor(count, None if (ids == Labels.FIXED).all() else ids)
 
 

@@ -74,10 +74,10 @@ class _Known(NamedTuple):
     Attributes:
       number: the number that the value has everywhere.
       active: whether the value is more than a moved, scaled or masked parameter.
-      summed: the axes that sums removed, one tuple for each sum, if the value is a sum that was only moved or scaled.
-      products: the axes over which a product of two activations sums, if the value is such a product.
-      made: the axes over which the product or sum that makes the value sums.
-      scales: the numbers that scale the value.
+      summed: for a sum that was only moved or scaled afterwards: the axes it sums over, one tuple for each sum in turn.
+      products: for a product of two activations: the axes it sums over.
+      made: for any sum or product: the axes it sums over.
+      scales: the numbers that multiply or divide the value.
     """
 
     number: float | None = None
@@ -117,8 +117,8 @@ def numbers_after(decision: Decision, frame: Frame, counts: Sequence[Count], giv
       given: for ambiguous numbers what they become.
 
     Returns:
-      For equations, by the frame's id and the equation's index, the new number of each operand that changes. Equations
-      around such an equation have an empty entry.
+      For each equation (the id of its frame, its index) the new numbers of the operands that change. An equation whose
+      inner jaxprs contain such an equation has an entry too, which is empty.
 
     Raises:
       ValueError: an ambiguous number may count positions that are removed, the function makes numbers along an axis
@@ -187,7 +187,7 @@ def _custom(frame: Frame, found: Numbers) -> Iterator[str]:
 
 
 def _made_along(decision: Decision, frame: Frame) -> Iterator[str]:
-    """Returns the places where a function makes different numbers along an axis that shrinks."""
+    """Yields the places where a function makes different numbers along an axis that shrinks."""
     for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
         for axis, of in enumerate(frame.read(var)):
             if decision.keep(of) is not None and not _uniform(const, axis):
@@ -203,6 +203,7 @@ def _made_along(decision: Decision, frame: Frame) -> Iterator[str]:
 
 
 def _uniform(const: Any, axis: int) -> bool:
+    """Returns whether a constant is known and equal along an axis."""
     if isinstance(const, Tracer) or not np.issubdtype(np.asarray(const).dtype, np.number):
         return False
     values = np.asarray(const)
@@ -264,6 +265,7 @@ def _shards(frame: Frame, axes: Sequence[Axis], names: Sequence[Any] | None = No
 
 
 def _constant(value: Any) -> _Known:
+    """Returns what is known of a constant: its number, if it has one entry."""
     if isinstance(value, Tracer) or np.size(value) != 1 or not np.issubdtype(np.asarray(value).dtype, np.number):
         return _Known()
     return _Known(float(np.real(np.asarray(value).ravel()[0])))
@@ -295,7 +297,7 @@ _ARITHMETIC: dict[str, Callable[..., float]] = {
 
 
 def _joined(known: Sequence[_Known]) -> _Known:
-    """Returns what is known of a sum, a concatenation or a choice of several values of one kind."""
+    """Returns what is known of a sum, a concatenation or a selection of several values."""
     products = {tuple(map(id, axes)): axes for k in known for axes in k.products}
     made = {id(axis): axis for k in known for axis in k.made}
     scales = {_place(use): use for k in known for use in k.scales}
@@ -314,6 +316,7 @@ def _enter(eqn: Any, children: Sequence[Frame], known: list[_Known], counts: lis
 
 
 def _inside(sub: Sub, known: Sequence[_Known]) -> list[_Known]:
+    """Returns what is known of the inputs of an inner jaxpr; a carried value may differ in every turn."""
     carried = {into for _, into in sub.carried}
     return [
         _Known(active=True) if place is None or k in carried else known[place] for k, place in enumerate(sub.inputs)
@@ -321,6 +324,7 @@ def _inside(sub: Sub, known: Sequence[_Known]) -> list[_Known]:
 
 
 def _product(frame: Frame, eqn: Any, known: Sequence[_Known], counts: list[Count]) -> _Known:
+    """Returns what is known of a product or convolution, and adds the scales of its operands that are counts."""
     what, lhs = PRIMITIVES[eqn.primitive.name], frame.read(eqn.invars[0])
     if not isinstance(what, Product):
         assert isinstance(what, Convolution)
@@ -334,6 +338,7 @@ def _product(frame: Frame, eqn: Any, known: Sequence[_Known], counts: list[Count
 
 
 def _entrywise(use: Use, what: Entrywise, known: list[_Known], counts: list[Count]) -> _Known:
+    """Returns what is known of the result of an entrywise equation, and adds the number in it if that is a count."""
     name, eqn = use.eqn.primitive.name, use.eqn
     numbers = [k for k, one in enumerate(known) if one.number is not None]
     if name in ("mul", "div") and len(numbers) == 1 and (name == "mul" or numbers == [1]):
@@ -355,7 +360,7 @@ def _entrywise(use: Use, what: Entrywise, known: list[_Known], counts: list[Coun
 
 
 def _scaled(use: Use, base: _Known, counts: list[Count]) -> _Known:
-    """Notes what a number counts that multiplies or divides a value, and returns what is known of the result."""
+    """Adds what a number counts that multiplies or divides a value, and returns what is known of the result."""
     for first in range(len(base.summed)):
         axes = tuple(axis for block in base.summed[first:] for axis in block)
         certain = math.prod(ax.size(axis) for axis in axes) >= 8
@@ -378,7 +383,7 @@ def _scaled(use: Use, base: _Known, counts: list[Count]) -> _Known:
 def _match(
     use: Use, axes: tuple[Axis, ...], powers: Sequence[float], counts: list[Count], case: int, *, offset: int = 0
 ) -> bool:
-    """Returns whether a number is a power of the number of positions of some axes, and notes it if so."""
+    """Returns whether a number is a power of the number of positions of some axes, and adds the count if so."""
     if all(ax.is_fixed(axis) for axis in axes):
         return False
     if any(export.is_symbolic_dim(ax.size(axis)) for axis in axes):

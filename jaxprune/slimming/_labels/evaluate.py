@@ -42,7 +42,7 @@ class UnevenError(ValueError):
 
 
 Keeps = tuple[Keep | None, ...]
-# For equations, by the id of their frame and their index, the new number of each operand that changes.
+# For each equation (the id of its frame, its index) the new numbers of the operands that change.
 Numbers = dict[tuple[int, int], dict[int, float]]
 
 
@@ -52,8 +52,8 @@ class Decision:
     Attributes:
       labels: all labels.
       gone: for each label whether it is removed.
-      numbers: for the smaller architecture the numbers that count positions (`counts.numbers_after`); None if numbers
-        stay as they are, so that the smaller program equals the masked one.
+      numbers: the numbers of a network built with the smaller width (`counts.numbers_after`); None to keep all numbers,
+        so that the smaller program equals the masked one.
     """
 
     def __init__(self, labels: Labels, gone: np.ndarray) -> None:
@@ -135,6 +135,7 @@ def _constant(decision: Decision, frame: Frame, var: Any, const: Any) -> Any:
 
 
 def _run(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    """Runs an equation: unchanged if all its axes keep all positions, else by its rule."""
     eqn = site.eqn
     try:
         changed = (site.decision.numbers or {}).get((id(site.frame), site.index))
@@ -262,6 +263,7 @@ def labels_that_go(labels: Labels, pieces: Sequence[Piece]) -> np.ndarray:
 
 
 def _shorten(positions: np.ndarray) -> str:
+    """Returns the first eight different positions as text."""
     shown = ", ".join(map(str, np.unique(positions)[:8]))
     return shown + (", ..." if np.unique(positions).size > 8 else "")
 
@@ -344,6 +346,7 @@ def single(positions: np.ndarray) -> np.ndarray:
 
 
 def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns which positions of a merged axis stay, from those that stay of its slow and of its fast factor."""
     depth = max(a.ndim, b.ndim)
     a = a.reshape((1,) * (depth - a.ndim) + a.shape)
     b = b.reshape((1,) * (depth - b.ndim) + b.shape)

@@ -63,8 +63,8 @@ class Frame:
       children: from the index of an equation to the frames of its jaxprs.
       points: what integers point into.
       logits: the axes of each variable from which an operation chooses positions.
-      sources: for inputs that always equal a value outside the jaxpr, the frame and the variable of this value.
-      known: the values of integers that were asked for (`constants.constant_of`); None for a value that varies.
+      sources: for each input that always equals a value outside the jaxpr, the frame and the variable of that value.
+      known: the integers that `constants.constant_of` has computed; None for a variable that is not constant.
     """
 
     jaxpr: Jaxpr
@@ -160,20 +160,19 @@ class Site:
     def child(self, sub: Sub, inputs: Sequence[Axes], layers: tuple[int, ...] | None = None) -> Frame:
         """Follows labels through a jaxpr inside the equation."""
         depth = self.frame.layers if layers is None else layers
-        loops = {into for _, into in sub.carried}
-        plain = sub.role.startswith("while") or (sub.role == "shard_map" and depth != self.frame.layers)
-        given = [None if place is None else pointing.read(self.frame, self.eqn.invars[place]) for place in sub.inputs]
-        points = [pointing.entering(meaning) if k in loops or plain else meaning for k, meaning in enumerate(given)]
-        shapes = [getattr(var.aval, "shape", None) for var in sub.jaxpr.invars]
-        outer = [None if place is None else self.eqn.invars[place] for place in sub.inputs]
-        # A stacked input of a scan and a shard have other shapes than the value outside.
-        same = [
-            None
-            if var is None or k in loops or sub.role == "while_cond" or np.shape(var.aval) != shapes[k]
-            else (self.frame, var)
-            for k, var in enumerate(outer)
-        ]
-        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of, points, same)
+        carried = {into for _, into in sub.carried}
+        renumbers = sub.role.startswith("while") or (sub.role == "shard_map" and depth != self.frame.layers)
+        points: list[pointing.Meaning] = []
+        sources: list[tuple[Frame, Any] | None] = []
+        for k, (place, inner) in enumerate(zip(sub.inputs, sub.jaxpr.invars, strict=True)):
+            outer = None if place is None else self.eqn.invars[place]
+            meaning = None if outer is None else pointing.read(self.frame, outer)
+            points.append(pointing.entering(meaning) if k in carried or renumbers else meaning)
+            # A layer of a scan and a shard have another shape than the value outside.
+            same = outer is not None and np.shape(outer.aval) == getattr(inner.aval, "shape", None)
+            varies = k in carried or sub.role == "while_cond"
+            sources.append((self.frame, outer) if same and not varies else None)
+        frame = follow(self.labels, sub.jaxpr, sub.consts, inputs, depth, self.frame.rule_of, points, sources)
         self.frame.children.setdefault(self.index, []).append(frame)
         return frame
 
@@ -335,7 +334,10 @@ def follow_zeros(labels: Labels, frame: Frame, inputs: Sequence[Zeros], marks: l
 
 
 def _lowered(frame: Frame, var: Any, zeros: Zeros) -> Zeros:
-    # If the value is zero at removed positions, a softmax has been applied to the logits already: it is not low again.
+    """Adds the axes from which an operation chooses to those along which a value is minus infinity.
+
+    An axis along which the value is zero at removed positions is left out: a softmax has been applied to it already.
+    """
     low = {axis for axis in frame.logits.get(var, ()) if not zeros.axes[axis]}
     return zeros._replace(low=zeros.low | low) if low else zeros
 
@@ -364,7 +366,7 @@ class Rule(NamedTuple):
 
 
 def together(site: Site, axes: Sequence[Axis]) -> Axis:
-    """Couples axes position by position."""
+    """Couples axes position by position and returns one of them."""
     result = axes[0]
     for axis in axes[1:]:
         result = site.unify(result, axis)
@@ -372,12 +374,12 @@ def together(site: Site, axes: Sequence[Axis]) -> Axis:
 
 
 def whole(shape: Sequence[int]) -> Axes:
-    """Axes without removable positions."""
+    """Returns axes without removable positions."""
     return tuple(ax.fixed(n) for n in shape)
 
 
 def no_zeros(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
-    """Returns that no zeros of the results are known."""
+    """Returns for each result that it may differ from zero at every removed position."""
     del known
     return [Zeros((False,) * site.rank(k)) for k in range(len(site.eqn.outvars))]
 

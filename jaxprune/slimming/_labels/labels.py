@@ -16,12 +16,12 @@ import numpy as np
 
 Ids = np.ndarray  # integer labels, any shape
 Columns = np.ndarray  # (rows, k) integers
-_CAPACITY = 2**23  # memory is allocated only when used
+_CAPACITY = 2**23  # labels; their memory is allocated when they are used
 _DEPTH = 12  # conjunctions nested more deeply are circular
 
 
 class Labels:
-    """A growing set of labels.
+    """All labels of an analysis. Labels are added, made equal and frozen, and never deleted.
 
     Attributes:
       reasons: why atoms are frozen; `why` has indices into it, 0 for an atom that is not frozen.
@@ -35,7 +35,7 @@ class Labels:
 
     def __init__(self) -> None:
         self._parent = np.zeros(_CAPACITY, np.int64)
-        self._left = np.zeros(_CAPACITY, np.int64)  # 0: an atom; FIXED is no part of a conjunction
+        self._left = np.zeros(_CAPACITY, np.int64)  # 0 for an atom: FIXED is never part of a conjunction
         self._right = np.zeros(_CAPACITY, np.int64)
         self._why = np.zeros(_CAPACITY, np.int32)
         self._size = 1
@@ -67,12 +67,11 @@ class Labels:
 
     def find(self, ids: Ids) -> Ids:
         """Returns the representatives of the labels."""
-        roots = self._parent[ids]
         while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                return roots
-            roots = above
+            above = self._parent[ids]
+            if np.array_equal(above, ids):
+                return above
+            ids = above
 
     def why(self, ids: Ids) -> np.ndarray:
         """Returns the index of the reason why each label's representative is frozen; 0 if it is not frozen."""
@@ -160,22 +159,29 @@ class Labels:
                 work += self._match(u[parts_u & parts_v], v[parts_u & parts_v])
 
     def _link(self, u: Ids, v: Ids, where: np.ndarray) -> list[tuple[Ids, Ids]]:
+        """Makes the selected pairs of atoms equal; returns the pairs that are left for another call of `unify`."""
         if not where.any():
             return []
         low, high = np.minimum(u, v)[where], np.maximum(u, v)[where]
-        passed = (self._why[high] > 0) & (self._why[low] == 0)
-        self._why[low[passed]] = self._why[high[passed]]
-        self._parent[high] = low  # if a label has several partners, the others are linked in the next round
-        while True:
-            above = self._parent[self._parent[high]]
-            if np.array_equal(above, self._parent[high]):
-                break
-            self._parent[high] = above
-        return [(low, high)]
+        self._parent[high] = low
+        parents = self._parent[high]
+        others = parents != low
+        if others.any():
+            # A label that is the higher one of several pairs is linked with its lowest partner first.
+            np.minimum.at(self._parent, high[others], low[others])
+            parents = self._parent[high]
+            others = parents != low
+        self._parent[high] = roots = self.find(parents)
+        passed = (self._why[high] > 0) & (self._why[roots] == 0)
+        self._why[roots[passed]] = self._why[high[passed]]
+        return [(low[others], high[others])] if others.any() else []
 
     def _define(self, atom: Ids, whole: Ids) -> list[tuple[Ids, Ids]]:
-        # The atom becomes a conjunction. A frozen atom freezes its parts. An atom that is one of the parts cannot be
-        # defined by them; then the other parts are frozen.
+        """Makes atoms equal to conjunctions; returns the pairs that are left for another call of `unify`.
+
+        The atom becomes a conjunction. A frozen atom freezes the parts. An atom that is one of the parts cannot be
+        defined by them; then the other parts are frozen.
+        """
         parts = self.atoms(whole)
         frozen = self._why[atom] > 0
         own = (parts == atom[:, None]).any(-1)
@@ -193,6 +199,7 @@ class Labels:
         return [(atom[rest], whole[rest])]
 
     def _match(self, u: Ids, v: Ids) -> list[tuple[Ids, Ids]]:
+        """Returns pairs of labels that make conjunctions equal; freezes atoms without a match."""
         parts_u, parts_v = self.atoms(u), self.atoms(v)
         found = match(parts_u, parts_v, self.FIXED)
         equations = list(found.equal)
@@ -206,6 +213,7 @@ class Labels:
         return equations
 
     def _break_circle(self, ids: Ids) -> None:
+        """Freezes labels of which one is a part of itself, and all their parts."""
         why = self.reason("an axis that would have to be a part of itself")
         reached = np.unique(self.find(ids))
         while True:
@@ -233,7 +241,7 @@ def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def _tidy(columns: list[Ids]) -> Ids:
-    # Drops columns without atoms, and repeated atoms in a row.
+    """Stacks columns of atoms; drops atoms that repeat in a row, and columns without atoms."""
     kept: list[Ids] = []
     for found in columns:
         column = found
@@ -305,7 +313,7 @@ def _match_rows(left: list[np.ndarray], right: list[np.ndarray]) -> Matched:
 
 
 def _without_common(a: Columns, b: Columns, fixed: int) -> Columns:
-    # An atom in both descriptions of a row says nothing about the other atoms of that row.
+    """Replaces the atoms of `a` that are in the same row of `b` too: they say nothing about the other atoms."""
     return np.where((a[:, :, None] == b[:, None, :]).any(-1), fixed, a)
 
 
@@ -314,7 +322,7 @@ def _columns(a: Columns, fixed: int) -> list[np.ndarray]:
 
 
 def _pattern(columns: list[np.ndarray]) -> bytes:
-    # The partition of the rows into classes with equal columns, numbered by first appearance.
+    """Returns which rows have equal entries in all columns: the number of each row's class, by first appearance."""
     keys = np.zeros(columns[0].size, np.int64)
     for column in columns:
         inverse = np.unique(column, return_inverse=True)[1]

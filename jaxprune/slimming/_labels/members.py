@@ -1,4 +1,4 @@
-"""`free_members`: units that each member of a stack may lose for itself, such as the hidden units of each expert.
+"""`by_member`, `tied`: units that each member of a stack may lose for itself, such as the hidden units of each expert.
 
 A product with one matrix for each expert, [experts, inputs, outputs], treats the hidden units of different experts
 alike but never mixes them. If every value that contains the units also contains the axis of the experts, then the units
@@ -31,6 +31,7 @@ from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.frames import Frame
 from jaxprune.slimming._labels.labels import Ids, Labels
+from jaxprune.slimming._labels.numbering import Numbers, Patterns
 
 
 class _Tied(Exception):
@@ -178,28 +179,104 @@ def tied(labels: Labels, frames: Sequence[Frame], units: Ids, members: Ids) -> s
     return None
 
 
-def free_members(
-    labels: Labels, frames: Sequence[Frame], leaves: Any, held: Sequence[tuple[int, int]], units: Ids
-) -> Ids | None:
-    """Returns the labels of the members if the units of each can be chosen by itself, else None.
+def by_member(
+    labels: Labels,
+    frames: Sequence[Frame],
+    patterns: Patterns,
+    numbers: Numbers,
+    placed: list[np.ndarray],
+    chosen: list[tuple[np.ndarray, int, str]],
+    apart: np.ndarray,
+) -> tuple[list[np.ndarray], np.ndarray, list[tuple[np.ndarray, int, str]]]:
+    """Gives each member of a stack units of its own, if the function does not tie the units of different members.
 
     Args:
       labels: all labels.
       frames: the frames of the functions.
-      leaves: the leaves of the parameters.
-      held: (leaf, axis) of each axis that contains the units.
-      units: the labels of the units.
+      patterns: the different arrays of labels.
+      numbers: the units, numbered as if all members had the same units.
+      placed: for each array of labels the units at its positions.
+      chosen: the axes from which operations choose; see `Units.chosen`.
+      apart: for each kind whether its members may have units of their own.
+
+    Returns:
+      `placed` with an additional axis for the members of such kinds, the number of units of each kind, and `chosen`,
+      with the new numbers.
+    """
+    holding: list[list[int]] = [[] for _ in numbers.counts]  # for each kind the arrays with its units
+    for p, units in enumerate(placed):
+        for k in numbers.kinds(units):
+            holding[k].append(p)
+    starts = np.cumsum(numbers.counts) - numbers.counts
+    shift, sizes = np.zeros_like(numbers.counts), numbers.counts.copy()
+    many: dict[int, np.ndarray] = {}
+    for k, (start, count) in enumerate(zip(starts, numbers.counts, strict=True)):
+        shift[k] = sizes[:k].sum() - start
+        arrays = {p: placed[p] for p in holding[k]}
+        members = _members_of(labels, frames, patterns, arrays, start, count) if apart[k] else None
+        if members is None:
+            continue
+        rows = arrays[holding[k][0]]
+        rows = [np.unique(row) for row in rows.reshape(-1, rows.shape[-2])]
+        each, size = rows[0].size, members.shape[-1]
+        base = np.zeros(count, int)  # for each unit its new number in the first member of its layer
+        for layer, row in enumerate(rows):
+            base[row - start] = layer * size * each + np.arange(each)
+        sizes[k] = count * size
+        for p, units in arrays.items():
+            first = base[units - start][..., None, :, :]
+            many[p] = first + each * np.arange(size)[:, None, None] + start + shift[k]
+    if not many:
+        return placed, numbers.counts, chosen
+    moved = lambda units: np.where(units >= 0, units + np.append(shift, 0)[numbers.kind[units]], -1)
+    new = [many[p] if p in many else moved(units) for p, units in enumerate(placed)]
+    return new, sizes, [(moved(units), count, name) for units, count, name in chosen]
+
+
+def _members_of(
+    labels: Labels,
+    frames: Sequence[Frame],
+    patterns: Patterns,
+    arrays: dict[int, np.ndarray],
+    start: int,
+    count: int,
+) -> Ids | None:
+    """Returns the labels of the members if each may have units of its own, of one kind; else None.
+
+    Args:
+      labels: all labels.
+      frames: the frames of the functions.
+      patterns: the different arrays of labels.
+      arrays: the units at the positions of each array that has units of the kind.
+      start: the first unit of the kind.
+      count: the number of its units.
+    """
+    members = _stacked_on(patterns, list(arrays))
+    if members is None:
+        return None
+    for units in arrays.values():
+        if units.shape[-1] != 1 or (units < start).any() or (units >= start + count).any():
+            return None  # other units are on the axis too
+    first, units = next(iter(arrays.items()))
+    rows = [np.unique(row).size for row in units.reshape(-1, units.shape[-2])]
+    if sum(rows) != count or len(set(rows)) != 1:
+        return None  # the layers share their units
+    return None if tied(labels, frames, patterns.atoms[first], members) is not None else members
+
+
+def _stacked_on(patterns: Patterns, arrays: Sequence[int]) -> Ids | None:
+    """Returns the labels of the members if all axes with some arrays of labels belong to one stack, else None.
+
+    In every leaf the axis of the members is the one after the axes of the layers.
     """
     found: Ids | None = None
-    for leaf, axis in held:
-        ids = leaves[leaf].ids
-        depth = ids[axis].ndim - 1
-        if axis <= depth or depth >= len(ids) or ids[depth].ndim != depth + 1:
-            return None
-        members = labels.find(ids[depth])
-        if members.shape[-1] < 2 or (found is not None and not np.array_equal(found, members)):
-            return None
-        found = members
-    if found is None or np.unique(found).size != found.size:
-        return None
-    return None if tied(labels, frames, units, found) is not None else found
+    for p in arrays:
+        layers = patterns.ids[p].ndim - 1
+        for leaf, axis in patterns.axes[p]:
+            members = patterns.ids[patterns.of[leaf][layers]] if axis > layers else None
+            if members is None or members.ndim != layers + 1 or members.shape[-1] < 2:
+                return None
+            if found is not None and not np.array_equal(found, members):
+                return None
+            found = members
+    return None if found is None or np.unique(found).size != found.size else found
