@@ -116,7 +116,7 @@ def test_slim_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pyt
         ),
         (
             ["prune", "MODEL", "--pattern", "3:7", "--calibration", "TEXT", "--output", "NEW", "--length", "16"],
-            "mlp.gate_proj.weight: its length 32",
+            "self_attn.k_proj.weight: its length 32",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -143,7 +144,7 @@ def calibrator(
             step, here = steps[shapes]
             if plan is None:
                 sums, counts = here.zeros(dtype), dict.fromkeys(here.layouts, 0)
-            elif plan.layouts != here.layouts:
+            elif (plan.layouts, plan.of) != (here.layouts, here.of):
                 raise ValueError(
                     "batches of different shapes use the parameters in different ways; calibrate them separately"
                 )
@@ -160,11 +161,13 @@ def calibrator(
 class _Plan(NamedTuple):
     """The layout and the number of samples of each leaf, which are known once a function is traced.
 
-    `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. The
-    sums of leaf k have the number k; the k-th sum over experts has the number -1 - k.
+    `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. Leaves
+    that are multiplied by the same activation have the same sums, which are stored once: `of` maps each leaf to the
+    first of these leaves. The sums of leaf k have the number of[k]; the k-th sum over experts has the number -1 - k.
     """
 
     layouts: dict[int, Layout]
+    of: dict[int, int]
     collected: dict[int, frozenset[str]]
     experts: dict[Key, tuple[tuple[tuple[str, int | None], ...], dict[str, tuple[int, ...]]]]
     counts: dict[int, np.ndarray]
@@ -175,12 +178,11 @@ class _Plan(NamedTuple):
 
     def zeros(self, dtype: Any) -> dict[int, Moments]:
         out: dict[int, Moments] = {}
-        for leaf, layout in self.layouts.items():
-            batch, inputs, _ = layout.sizes
+        for leaf in set(self.of.values()):
+            batch, inputs = ([f.size for f in axes] for axes in (self.layouts[leaf].batch, self.layouts[leaf].inputs))
             out[leaf] = {
                 what: jnp.zeros(
-                    (batch, inputs, inputs) if what == "gram" else (batch, inputs),
-                    jnp.int32 if what == "count" else dtype,
+                    (*batch, *inputs, *(inputs if what == "gram" else ())), jnp.int32 if what == "count" else dtype
                 )
                 for what in self.collected[leaf]
             }
@@ -243,7 +245,7 @@ class _Run(NamedTuple):
                 sums[leaf], [(found[key], place) for key, place in places[leaf]], plan.layouts[leaf]
             )
             experts = {-1 - k: jax.tree.map(jnp.add, sums[-1 - k], found[key]) for k, key in enumerate(plan.experts)}
-            return {leaf: add(leaf) for leaf in plan.layouts} | experts
+            return {leaf: add(leaf) for leaf in set(plan.of.values())} | experts
 
         return jax.jit(step, donate_argnums=0), plan
 
@@ -277,6 +279,9 @@ class _Run(NamedTuple):
             groups.setdefault((machine.sites[key].met, machine.loop(key, layout)), []).append(named[leaf][0])
         together = tuple(Together(tuple(names), loop) for (_, loop), names in groups.items())
         collected = {leaf: frozenset(what for key, _ in places[leaf] for what in sums[key]) for leaf in found}
+        first: dict[Any, int] = {}
+        alike = lambda leaf: (found[leaf].batch, found[leaf].inputs, *((id(sums[k]), str(p)) for k, p in places[leaf]))
+        of = {leaf: first.setdefault(alike(leaf), leaf) for leaf in found}
         experts = {
             key: (
                 tuple((named[machine.sites[k].leaf][0], machine.axis_of_experts(k)) for k in sites),
@@ -284,7 +289,7 @@ class _Run(NamedTuple):
             )
             for key, sites in machine.experts.items()
         }
-        return _Plan(found, collected, experts, counts, uncovered, partly, together, roles), places
+        return _Plan(found, of, collected, experts, counts, uncovered, partly, together, roles), places
 
     def _check_size(self, found: dict[str, Layout]) -> None:
         if "gram" not in self.collect:
@@ -304,10 +309,8 @@ class _Run(NamedTuple):
 def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) -> Moments:
     """Adds the sums of all sites of a leaf."""
     out = {}
-    for what, total in sums.items():
-        twice = 2 if what == "gram" else 1
-        batch, inputs, _ = layout.sizes
-        shaped = total.reshape(*(f.size for f in layout.batch), *[f.size for f in layout.inputs] * twice)
+    for what, before in sums.items():
+        total, twice = before, 2 if what == "gram" else 1
         for moments, place in found:
             if what not in moments:  # all rows reach this product
                 continue
@@ -315,8 +318,9 @@ def _add(sums: Moments, found: Sequence[tuple[Moments, Place]], layout: Layout) 
             n_batch = len(place.order)
             part = moments[what]
             part = part.transpose(*place.order, *range(n_batch, part.ndim)).reshape(shape)
-            shaped = shaped + part if shape == shaped.shape else shaped.at[at].add(part)
-        out[what] = shaped.reshape(batch, *[inputs] * twice)
+            # A reshape of the total between here and the donated argument would make XLA copy it.
+            total = total + part if shape == total.shape else total.at[at].add(part)
+        out[what] = total
     return out
 
 
@@ -343,15 +347,19 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
     finite = jax.device_get(
         {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}
     )
-    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[leaf]]
+    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[plan.of[leaf]]]
     if bad:
         raise ValueError(
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"
             + "\n".join(f"  {name}" for name in bad[:10])
         )
+    for leaf in set(plan.of.values()):
+        batch, size, _ = plan.layouts[leaf].sizes
+        for what, x in sums[leaf].items():
+            sums[leaf][what] = _reshaped(x, (batch, size, size) if what == "gram" else (batch, size))
     inputs = {}
     for leaf, layout in plan.layouts.items():
-        moments = dict(sums[leaf])
+        moments = dict(sums[plan.of[leaf]])
         if "gram" in moments:
             moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
         count = counts[leaf] + np.asarray(moments.pop("count", 0), np.float64)
@@ -366,6 +374,11 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
             stacklevel=4,
         )
     return Stats(inputs, plan.uncovered, plan.partly, plan.together, plan.roles, experts)
+
+
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
+def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return x.reshape(shape)
 
 
 def _few_tokens(plan: _Plan, inputs: dict[Any, Inputs], names: Sequence[Any]) -> list[str]:

@@ -5,6 +5,8 @@ twice: first dense, to be calibrated, and then pruned, to compute the hidden sta
 Alistarh 2023, arXiv 2301.00774, section 4).
 """
 
+import contextlib
+import ctypes
 import hashlib
 import math
 import tempfile
@@ -149,7 +151,9 @@ def prune_folder(
             if index + 1 < cut.blocks:
                 own = block_params({k: x.astype(jnp.float32) for k, x in stored.items()}, index)
                 hidden.advance(run.of(index), own)
+                del own
             del stored
+            _return_memory()
             bar.update()
         if not writer.has(cut.blocks):
             writer.add(cut.blocks, folder.load(rest))
@@ -176,7 +180,8 @@ def _prune_block(
     if not names:
         return {}, 0.0
     stats = run.calibrate(params, hidden, where)  # Gram matrices for every method, because the errors need them
-    names = sorted(names, key=lambda name: params[name].shape[-1])  # the largest Gram matrix last, after the others
+    # The largest Gram matrix and the largest kernels come last, when the other kernels are short.
+    names = sorted(names, key=lambda name: (params[name].shape[-1], params[name].size))
     if options.get("method") != "magnitude":
         _check_seen(stats, prefix)
     errors: dict[str, float] = {}
@@ -192,7 +197,14 @@ def _prune_block(
             params[name] = pruned.params[name].astype(dtypes[prefix + name].dtype)
             stats.inputs.pop((name,), None)
         del own, pruned
+        _return_memory()
     return errors, removed / max(total, 1)
+
+
+def _return_memory() -> None:
+    """Returns freed memory to the operating system: glibc keeps much of what XLA's compiler and arrays have freed."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another operating system or C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_seen(stats: Stats, prefix: str) -> None:

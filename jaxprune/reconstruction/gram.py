@@ -13,6 +13,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 HIGHEST = lax.Precision.HIGHEST
+_BLOCK = 512
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -49,23 +50,55 @@ def damped(gram: jax.Array, damping: float | jax.Array) -> jax.Array:
     mean = jnp.where(dead, 0.0, diagonal).sum() / alive
     mean = jnp.where(mean > 0, mean, 1.0)
     new = jnp.where(dead, 1.0, diagonal / mean + damping)
-    index = jnp.arange(gram.shape[0])
-    return (gram / mean).at[index, index].set(new)
+    return jnp.where(jnp.eye(gram.shape[0], dtype=bool), new, gram / mean)
 
 
 def inverse_factor(matrix: jax.Array) -> jax.Array:
-    r"""Returns the upper triangular $U$ with $H^{-1} = U^T U$; NaN where $H$ is not positive definite.
+    r"""Returns the upper triangular $V$ with $H^{-1} = J V V^T J$, where $J$ reverses the order of the inputs.
 
-    With the order of the inputs reversed, Cholesky gives $H = R R^T$ for an upper $R$, so $U = R^{-1}$: one
-    factorisation and one triangular solve, and $H^{-1}$ itself is never formed.
+    So $H^{-1} = U^T U$ with the upper triangular $U_{ij} = V_{n-1-j, n-1-i}$. Cholesky gives $J H J = R^T R$, and
+    $V = R^{-1}$. Both are computed block by block in the place of $J H J$, because LAPACK's functions, called through
+    XLA, would copy the matrix. V is NaN where H is not positive definite.
 
     Example:
-      >>> u = inverse_factor(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
-      >>> bool(jnp.allclose(u.T @ u, jnp.linalg.inv(jnp.array([[2.0, 1.0], [1.0, 2.0]])), atol=1e-6))
+      >>> v = inverse_factor(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+      >>> bool(jnp.allclose((v @ v.T)[::-1, ::-1], jnp.linalg.inv(jnp.array([[2.0, 1.0], [1.0, 2.0]])), atol=1e-6))
       True
     """
-    upper = jnp.linalg.cholesky(matrix[::-1, ::-1], symmetrize_input=False)[::-1, ::-1]
-    return solve_triangular(upper, jnp.eye(matrix.shape[0], dtype=matrix.dtype), lower=False)
+    n = matrix.shape[0]
+    size = next((d for d in range(_BLOCK, _BLOCK // 4, -1) if n % d == 0), min(n, _BLOCK))
+    blocks = -(-n // size)
+    system = matrix[::-1, ::-1]
+    if n % size:  # an identity beside it
+        system = jnp.eye(blocks * size, dtype=matrix.dtype).at[:n, :n].set(system)
+    block = lambda x, i, j: lax.dynamic_slice(x, (i * size, j * size), (size, size))
+    put = lambda x, new, i, j: lax.dynamic_update_slice(x, new, (i * size, j * size))
+
+    def row_of_r(i: jax.Array, x: jax.Array) -> jax.Array:
+        # Above block row i, x is R. R_ii^T R_ii = S_ii - sum of R_ki^T R_ki, R_ii^T R_ij = S_ij - sum of R_ki^T R_kj.
+        left = lambda j, x: lax.fori_loop(
+            0, i, lambda k, total: total - matmul(block(x, k, i).T, block(x, k, j)), block(x, i, j)
+        )
+        row = lax.dynamic_slice_in_dim(x, i * size, size)
+        x = put(x, jnp.where(jnp.arange(x.shape[1]) < i * size, 0.0, row), i, 0)
+        own = jnp.linalg.cholesky(left(i, x), symmetrize_input=False)
+        column = lambda j, x: put(x, solve_triangular(own, left(j, x), lower=True), i, j)
+        return lax.fori_loop(i + 1, blocks, column, put(x, own.T, i, i))
+
+    def row_of_v(turn: jax.Array, x: jax.Array) -> jax.Array:
+        # Below block row i, x is V. V_ii = R_ii^-1, and V_ij = -V_ii times the sum of R_ik V_kj over i < k <= j. The
+        # last column comes first, because the columns before it need R up to their own.
+        i = blocks - 1 - turn
+        own = solve_triangular(block(x, i, i), jnp.eye(size, dtype=x.dtype))
+
+        def column(turn: jax.Array, x: jax.Array) -> jax.Array:
+            j = blocks - 1 - turn
+            add = lambda k, total: total + matmul(block(x, i, k), block(x, k, j))
+            return put(x, -matmul(own, lax.fori_loop(i + 1, j + 1, add, jnp.zeros_like(own))), i, j)
+
+        return lax.fori_loop(0, turn, column, put(x, own, i, i))
+
+    return lax.fori_loop(0, blocks, row_of_v, lax.fori_loop(0, blocks, row_of_r, system))[:n, :n]
 
 
 def output_errors(change: jax.Array, gram: jax.Array) -> jax.Array:

@@ -194,7 +194,7 @@ def greedy_mask(
     if isinstance(target, removal.Given):
         return target.mask
     factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
-    inverse = gram.matmul(factor.T, factor)
+    inverse = gram.matmul(factor, factor.T)[::-1, ::-1]
     dead = gram_matrix.diagonal() <= 0
     columns = jnp.where(dead[:, None], 0.0, weight.astype(inverse.dtype)).T
     chunk = max(1, min(len(columns), _CHUNK // max(1, inverse.size)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import _tree, criteria
+from jaxprune._jaxprs.factors import Layout
 from jaxprune.calibration import Stats
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
@@ -167,11 +168,16 @@ def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, floa
     other = jax.tree.leaves(new)
     errors = {}
     for leaf in having(with_statistics(params, stats), "gram"):
-        old, now = leaf.inputs.layout.matrices(leaf.array), leaf.inputs.layout.matrices(other[leaf.position])
-        change = jnp.asarray(old, jnp.float32) - jnp.asarray(now, jnp.float32)
-        moved, size = (jax.vmap(gram.output_errors)(x, leaf.inputs.gram).sum() for x in (change, old))
-        errors[leaf.name] = float(moved / jnp.where(size > 0, size, 1.0))
+        inputs = leaf.inputs
+        errors[leaf.name] = float(_relative_error(leaf.array, other[leaf.position], inputs.gram, inputs.layout))
     return errors
+
+
+@partial(jax.jit, static_argnames="layout")
+def _relative_error(old: jax.Array, new: jax.Array, grams: jax.Array, layout: Layout) -> jax.Array:
+    old, new = (layout.matrices(jnp.asarray(x, jnp.float32)) for x in (old, new))
+    moved, size = (jax.vmap(gram.output_errors)(x, grams).sum() for x in (old - new, old))
+    return moved / jnp.where(size > 0, size, 1.0)
 
 
 def method_of(method: str | Kernel) -> Method:
@@ -250,6 +256,9 @@ def prune_leaf(
     # A layer that was calibrated alone has only its own Gram matrix.
     moments = moments[at] if len(moments) == len(matrices) else moments
     new, mask = run_matrices(matrices[at], moments, target, kernel)
+    if matrix is None:
+        del matrices  # a copy, where the layout changes the order of the axes
+        return layout.leaf(new), layout.leaf(mask)
     new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
     return layout.leaf(new), layout.leaf(mask)
 
@@ -271,6 +280,8 @@ def _run(
     n, size = len(matrices), grams.shape[1] ** 2
     chunk = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * size <= _TOGETHER))
     stacked = (matrices, grams, targets)
+    if n == 1:  # vmap would copy the Gram matrix
+        return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x.reshape(x.shape[1:]), stacked)))
     return jax.vmap(one)(stacked) if chunk == n else lax.map(one, stacked, batch_size=chunk)
 
 

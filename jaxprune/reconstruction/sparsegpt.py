@@ -65,8 +65,8 @@ def sparsegpt(
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     plan = _plan(weight.shape[0], weight.shape[1], target, block)
-    upper = gram.inverse_factor(gram.damped(gram_matrix, damping))
-    swept, mask, _ = _sweep(weight.astype(upper.dtype), upper, gram_matrix.diagonal() <= 0, plan)
+    factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
+    swept, mask, _ = _sweep(weight.astype(factor.dtype), factor, gram_matrix.diagonal() <= 0, plan)
     return gram.no_worse(weight, swept, mask, gram_matrix), mask
 
 
@@ -127,22 +127,22 @@ def sparse_gptq(
     """
     removal.check(weight, gram_matrix, target)
     plan = _plan(weight.shape[0], weight.shape[1], target, block, grid)
-    upper = gram.inverse_factor(gram.damped(gram_matrix, damping))
-    wide, dead = weight.astype(upper.dtype), gram_matrix.diagonal() <= 0
+    factor = gram.inverse_factor(gram.damped(gram_matrix, damping))
+    wide, dead = weight.astype(factor.dtype), gram_matrix.diagonal() <= 0
 
     def plain(kept: jax.Array, mask: jax.Array) -> Any:
         scales = grid.scales(kept)
         return (grid.rounded(kept, jnp.repeat(scales, grid.group, 0)), scales), mask
 
-    swept, mask, scales = _sweep(wide, upper, dead, plan)
+    swept, mask, scales = _sweep(wide, factor, dead, plan)
     best = ((swept, scales), mask)
     if not guard:
         return best
     best = gram.better(wide, gram_matrix, best, plain(jnp.where(mask, wide, 0.0), mask))
-    kept, mask, _ = _sweep(wide, upper, dead, plan._replace(grid=None))
+    kept, mask, _ = _sweep(wide, factor, dead, plan._replace(grid=None))
     rounded = plain(gram.no_worse(wide, kept, mask, gram_matrix), mask)
     again = _plan(weight.shape[0], weight.shape[1], removal.Given(mask), block, grid)
-    swept, _, scales = _sweep(wide, upper, dead, again, rounded[0][1])
+    swept, _, scales = _sweep(wide, factor, dead, again, rounded[0][1])
     other = gram.better(wide, gram_matrix, rounded, ((swept, scales), mask))
     return gram.better(wide, gram_matrix, best, other, whole=isinstance(target, removal.Entries))
 
@@ -189,7 +189,7 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
 
 
 def _sweep(
-    weight: jax.Array, upper: jax.Array, dead: jax.Array, plan: _Plan, first: jax.Array | None = None
+    weight: jax.Array, factor: jax.Array, dead: jax.Array, plan: _Plan, first: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
 
@@ -199,8 +199,8 @@ def _sweep(
     padded = _padded(weight, block)
     extra = padded.shape[0] - inputs
     # Padding rows have infinite saliency and do not affect other rows; dead inputs have saliency 0.
-    upper = jnp.pad(upper, ((0, extra), (0, extra)))
-    scale = jnp.where(dead, 0.0, 1.0 / upper.diagonal()[:inputs])
+    scale = jnp.where(dead, 0.0, 1.0 / factor.diagonal()[::-1])
+    factor = jnp.pad(factor, ((extra, 0), (extra, 0)))
     scale = jnp.pad(scale, (0, extra), constant_values=jnp.inf)
     if grid is None or plan.regroups:
         scales = jnp.ones((1, outputs), weight.dtype)
@@ -210,7 +210,8 @@ def _sweep(
     def step(current: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         start, given = at
         rows = lax.dynamic_slice_in_dim(current, start, block)
-        u = lax.dynamic_slice_in_dim(upper, start, block)
+        # Rows of U, from columns of the factor.
+        u = jnp.flip(lax.dynamic_slice_in_dim(factor, padded.shape[0] - start - block, block, 1)).T
         own_u, own_scale = (lax.dynamic_slice_in_dim(x, start, block, axis) for x, axis in ((u, 1), (scale, 0)))
         mask = plan.choose_block(given, _saliency(rows, own_scale))
         rows, errors, mask, steps = _block(rows, own_u, own_scale, mask, scales[0], plan)

@@ -243,7 +243,7 @@ class _Biases:
         for k, value in enumerate(operands):
             for view in value.views:
                 axes = _outputs(eqn, view, k)
-                if self._is_whole(view):
+                if axes is not None and self._is_whole(view):
                     products.append((len(self._kernels), view._replace(axes=axes, start=(0,) * len(axes))))
                 self._kernels.append(view.leaf)
         self._use(operands)
@@ -294,8 +294,8 @@ def _find_biases(groups: Groups) -> _Biases:
     return biases
 
 
-def _outputs(eqn: Equation, view: View, k: int) -> tuple[Axis, ...]:
-    """Returns for each axis of a product the factors of a kernel's outputs, or of nothing."""
+def _outputs(eqn: Equation, view: View, k: int) -> tuple[Axis, ...] | None:
+    """Returns for each axis of a product the factors of a kernel's outputs, or nothing; None for odd convolutions."""
     shape = tuple(eqn.outvars[0].aval.shape)
     axes: list[Axis] = [(Factor(n),) if n != 1 else () for n in shape]
     what = PRIMITIVES[eqn.primitive.name]
@@ -310,6 +310,8 @@ def _outputs(eqn: Equation, view: View, k: int) -> tuple[Axis, ...]:
     elif k == 1 and eqn.params["batch_group_count"] == 1:
         numbers = eqn.params["dimension_numbers"]
         axes[numbers.out_spec[1]] = view.axes[numbers.rhs_spec[0]]
+    else:
+        return None
     return tuple(axes)
 
 

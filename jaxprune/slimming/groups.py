@@ -191,6 +191,7 @@ def find_groups(
     comparisons, one-hot masks, gathers, scatters, counts and `ragged_dot`, so an expert is removed with its column of
     the router; the remaining experts are renumbered. To remove a unit that a softmax, a top-k or an argmax chooses from
     means that its logit is minus infinity (`Group.routed`): the smaller function equals the whole one with this logit.
+    To remove a unit that an argmin chooses from, such as an entry of a codebook, means that its value is infinity.
     At least as many units stay as are chosen (`Group.least`). An index that is used in any other way freezes all
     experts, and the reason is reported. If no operation ties the experts, each expert may lose other hidden units, the
     same number in each expert (`Group.layer`).

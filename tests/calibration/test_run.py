@@ -43,6 +43,14 @@ def test_each_shape_compiles_once():
     assert traces == [(8, 4), (3, 4)]
 
 
+def test_leaves_that_meet_the_same_activation_share_their_sums():
+    fn = lambda p, x: (x @ p["q"]) * (x @ p["k"]) + x[:, ::-1] @ p["v"]
+    params = {"q": jnp.ones((3, 2)), "k": jnp.ones((3, 2)), "v": jnp.ones((3, 2))}
+    stats = calibrate(fn, params, [normal(4, 3), normal(5, 3)])
+    assert stats["q"].gram is stats["k"].gram
+    np.testing.assert_allclose(stats["v"].gram, stats["q"].gram[:, ::-1, ::-1], rtol=1e-6)
+
+
 def test_only_what_is_asked_for():
     stats = calibrate(two_layers, PARAMS, [X], collect="square", where="b")
     assert list(stats.inputs) == [("b",)]

@@ -373,3 +373,25 @@ def test_units_that_a_function_ties_go_together():
     small = slimming.slim(fn, P, slimming.Choice(groups, some_of_each(groups, "w1[2]", 3)), X)
     with pytest.raises(ValueError, match=r"w1, axis 2: every member of the stack loses other units(.|\n)*reduce_sum"):
         _ = small.rebind(tied)(small.params, X)
+
+
+def test_entries_of_a_codebook_that_an_argmin_chooses():
+    """To remove an entry means that its distance is infinite; the others are renumbered."""
+
+    def quantised(p, x):
+        h = x @ p["in"]
+        index = ((h[:, None] - p["code"]) ** 2).sum(-1).argmin(-1)
+        chosen = h + lax.stop_gradient(p["code"][index] - h)
+        return chosen @ p["out"] + jax.nn.one_hot(index, 8) @ p["bias"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"in": (16, 3), "code": (8, 3), "out": (3, 2), "bias": (8, 2)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(40, 16)), jnp.float32)
+    groups = slimming.find_groups(quantised, params, x)
+    [group] = [group for group in groups if group.routed]
+    assert group.count == 8 and group.exact and {m.name for m in group.members} == {"code", "bias"}
+    small = slimming.slim(quantised, params, {group.name: GONE}, x)
+    assert small.params["code"].shape == (5, 3)
+    far = params | {"code": params["code"].at[GONE].set(1e6)}
+    close(quantised(far, x), small.fn(small.params, x))

@@ -73,11 +73,30 @@ def in_another_order(p: Any, x: Any) -> Any:
     return (y[:, ORDER] + jnp.take(y, jnp.arange(8).reshape(2, 4).T.reshape(-1), axis=1)) @ p["b"]
 
 
+def shuffled_by_reshapes(p: Any, x: Any) -> Any:
+    y = jnp.concatenate([hidden(p, x), hidden(p, x, "c")], 1)
+    return y.reshape(-1, 3, 4).swapaxes(1, 2).reshape(-1, 12)[:, :5] @ p["b"]
+
+
+def shuffled_and_read_between(p: Any, x: Any) -> Any:
+    z = hidden(p, x).reshape(-1, 2, 4).swapaxes(1, 2)
+    return z.reshape(-1, 8) @ p["b"] + z.sum((1, 2))[:, None]
+
+
+def shuffled_in_layers(p: Any, x: Any) -> Any:
+    def layer(y: Any, q: Any) -> Any:
+        z = jnp.tanh(y @ q["up"])
+        return y + z.reshape(-1, 2, 3).swapaxes(1, 2).reshape(z.shape) @ q["down"], None
+
+    return lax.scan(layer, x, {k: p[k] for k in ("up", "down")})[0]
+
+
 def twice_by_a_grid(p: Any, x: Any) -> Any:
     return hidden(p, x)[:, np.stack([ORDER, ORDER])].sum(1) @ p["b"]
 
 
 LAYERS = draw(a=(6, 8), b=(8, 5), conv=(2, 3, 3), up=(2, 8, 6), down=(2, 6, 8))
+SHUFFLED = draw(a=(6, 8), c=(6, 4), b=(5, 5))
 SLICED = draw(a=(6, 8), b=(3, 5))
 PROGRAMS: dict[str, tuple[Any, Any, dict[str, int]]] = {
     "partial convolution": (partial_convolution, LAYERS, {"conv[1]": 3, "conv[2]": 6, "up[2]": 12}),
@@ -88,6 +107,10 @@ PROGRAMS: dict[str, tuple[Any, Any, dict[str, int]]] = {
     "in half precision": (in_half_precision, P, {"a[1] #0": 5, "a[1] #1": 3, "c[1]": 3}),
     "over ones": (over_ones, P, {"a[1]": 8}),
     "in another order": (in_another_order, P, {}),
+    # Of [a0 .. a7, c0 .. c3] the first five are then a0, a4, c0, a1, a5.
+    "shuffled by reshapes": (shuffled_by_reshapes, SHUFFLED, {"a[1] #0": 4, "a[1] #1": 4, "c[1] #0": 1, "c[1] #1": 3}),
+    "shuffled and read between": (shuffled_and_read_between, P, {"a[1] block of 4": 2, "a[1] every 4": 4}),
+    "shuffled in layers": (shuffled_in_layers, draw(up=(2, 6, 6), down=(2, 6, 6)), {"up[2]": 6}),
     "twice by a grid": (twice_by_a_grid, P, {"a[1]": 8}),
     "a position": (lambda p, x: hidden(p, x).at[:, -1].add(x[:, 0]) @ p["b"], P, {"a[1]": 8}),
     "a slice": (lambda p, x: lax.dynamic_slice_in_dim(hidden(p, x), 3, 3, 1) @ p["b"], SLICED, {"a[1] #1": 3}),
@@ -95,7 +118,9 @@ PROGRAMS: dict[str, tuple[Any, Any, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", few(PROGRAMS, "partial convolution", "temporal shift", "in another order"))
+@pytest.mark.parametrize(
+    "name", few(PROGRAMS, "partial convolution", "temporal shift", "in another order", "shuffled by reshapes")
+)
 def test_units_at_constant_positions_go(name: str) -> None:
     fn, params, counts = PROGRAMS[name]
     groups, choice, small = checks.check_agrees(fn, params, (X,))

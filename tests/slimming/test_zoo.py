@@ -22,7 +22,7 @@ TABLE = "a table whose entries a grid of constant indices reads several times"
 JOINED = "joined with positions that cannot shrink"
 INPUT = "dot_general with an axis that cannot shrink"
 ADDED = "add with an axis that cannot shrink"
-DROPPED = "an axis of one position that is dropped"
+DROPPED = "a single position that an index or a squeeze drops"
 OUTPUT = "output 0 of the function"
 HEAD = {"head/kernel[1]": OUTPUT, "head/bias[0]": OUTPUT}
 SUM = "a sum over values that masking does not make zero"
@@ -37,7 +37,7 @@ class Network(NamedTuple):
       inputs: the shapes of the inputs of one example; a shape of one axis is a row of tokens.
       units: for each group, named by one of its members: the number of its units, and how many of them the smaller
         network has.
-      smaller: the widths of the smaller network.
+      smaller: the widths of the smaller network; None if no widths give the kept units: as built is then as masked.
       frozen: the reason of each frozen axis, but for the windows of convolutions.
       inexact: the reason of each group for which removing is not masking.
     """
@@ -45,7 +45,7 @@ class Network(NamedTuple):
     make: Callable[..., Any]
     inputs: tuple[tuple[int, ...], ...]
     units: dict[str, tuple[int, int]]
-    smaller: dict[str, int]
+    smaller: dict[str, int] | None
     frozen: dict[str, str]
     inexact: dict[str, str] = {}  # noqa: RUF012
 
@@ -98,6 +98,25 @@ ZOO = {
         },
         {"width": 4, "expanded": 11, "squeezed": 3, "top": 7},
         {"stem/kernel[2]": CHANNELS, "depthwise/kernel[2]": CHANNELS, **HEAD},
+    ),
+    "shufflenet": Network(
+        images.shufflenet,
+        IMAGE,
+        {
+            # The second half of the channels enters a branch. A shuffle puts two channels of each half into each half.
+            **each(4, 3, "branch0/in/kernel[2]"),
+            **each(2, 1, "stem/kernel[3]", "branch1/in/kernel[2]"),  # two enter the second branch
+            **each(2, 1, "branch0/out/kernel[3] #0", "branch0/out/kernel[3] #1"),
+            **each(6, 4, "branch0/in/kernel[3]", "branch1/in/kernel[3]"),
+            **each(4, 3, "branch1/out/kernel[3]"),
+        },
+        None,  # halves that lose different channels are no ShuffleNet
+        {
+            "stem/kernel[2]": CHANNELS,
+            "branch0/depthwise/kernel[2]": CHANNELS,
+            "branch1/depthwise/kernel[2]": CHANNELS,
+            **HEAD,
+        },
     ),
     "densenet": Network(
         images.densenet,
@@ -300,7 +319,7 @@ def test_zoo(name: str) -> None:
     built = remove(groups, units)
     less = slimming.slim(fn, params, masked, *inputs)
     small = slimming.slim(fn, params, built, *inputs, as_built=True)
-    model = lambda p, *given: make(Weights(p), *given, **smaller)
+    model = less.fn if smaller is None else lambda p, *given: make(Weights(p), *given, **smaller)
     assert sum(p.size for p in jax.tree.leaves(small.params)) < sum(p.size for p in jax.tree.leaves(params))
 
     def run(fn: Any, params: Any) -> Any:

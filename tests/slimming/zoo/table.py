@@ -2,8 +2,8 @@
 
 For each network: the units that can go; the share of the weights that some unit holds and the share that goes with half
 of the units of each group, first where removing equals masking and then also as built; the groups that only go as
-built; and why other positions are frozen, but for windows of convolutions, inputs and outputs. Nothing is computed but
-shapes.
+built; and why other positions are frozen, but for windows of convolutions, inputs, outputs and the vocabulary. Nothing
+is computed but shapes.
 """
 
 import sys
@@ -19,7 +19,14 @@ from tests.slimming.checks import is_depth
 from tests.slimming.test_zoo import ZOO, shapes_of
 from tests.slimming.zoo import flax_models
 
-ALWAYS = ("the window of a convolution", "output ", "conv_general_dilated with", "dot_general with")
+# Windows of convolutions, outputs, the channels of inputs, rows of the vocabulary.
+ALWAYS = (
+    "the window of a convolution",
+    "output ",
+    "conv_general_dilated with",
+    "dot_general with",
+    "a gather at indices that the function computes",
+)
 
 
 def shares(groups: slimming.Groups, shapes: Any, *, inexact: bool) -> str:

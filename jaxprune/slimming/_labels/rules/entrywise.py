@@ -1,7 +1,7 @@
 """Arithmetic: entrywise primitives, reductions, cumulative sums and other mixes along an axis.
 
 The operands and the result of an entrywise primitive lose the same positions. Along an axis, sums and cumulative sums
-are followed, and so are argmax and the maximum of a softmax, which choose from the axis. Other reductions and
+are followed, and so are argmax, argmin and the maximum of a softmax, which choose from the axis. Other reductions and
 cumulative operations are followed too, but a masked unit counts in them, as zero. Other mixes freeze the axes along
 which they work.
 """
@@ -173,11 +173,13 @@ def _follow_reduce(site: Site, operands: list[Axes]) -> list[Axes]:
     if site.name == "argmax" or (site.name == "reduce_max" and _is_of_softmax(site)):
         for i in gone:
             site.choose(0, i, 1)
-        if site.name == "argmax":
-            site.frame.points[site.eqn.outvars[0]] = pointing.Points(operands[0][gone[0]])
     elif site.name == "argmin":
-        for i in gone:
-            site.freeze(operands[0][i], "argmin over it; the argmax of the negative is followed")
+        # To remove such a unit means that its value is plus infinity: nothing else about this value is known.
+        ids = ax.flat(site.labels, operands[0][gone[0]])
+        if ids is not None:
+            site.labels.chosen.append((ids, 1, site.name))
+    if site.name in ("argmax", "argmin"):
+        site.frame.points[site.eqn.outvars[0]] = pointing.Points(operands[0][gone[0]])
     return [tuple(a for i, a in enumerate(operands[0]) if i not in gone)] * len(site.eqn.outvars)
 
 

@@ -27,6 +27,7 @@ from jaxprune.slimming._labels import pointing
 from jaxprune.slimming._labels.axes import Axes, Axis
 from jaxprune.slimming._labels.evaluate import ShrinkSite, move, ranks, rebind, select, single, take
 from jaxprune.slimming._labels.frames import Rule, Site, Zeros, ZeroSite, no_zeros, settled, together, whole
+from jaxprune.slimming._labels.rules import shuffles
 
 
 def _moves(site: Site | ZeroSite | ShrinkSite) -> Moves:
@@ -81,6 +82,9 @@ def _follow_reshape(site: Site, m: Reshape, operands: list[Axes]) -> Axes:
         for axis in axes:
             site.freeze(axis, "a reshape of an empty array")
         return whole(m.shape)
+    shuffled = shuffles.follow(site, axes)
+    if shuffled is not None:
+        return shuffled
     result: list[Axis] = []
     for ins, outs in factors.blocks(old, m.shape):
         if len(ins) == len(outs) == 1:
@@ -99,6 +103,9 @@ def _zero_reshape(site: ZeroSite, m: Reshape, known: list[Zeros]) -> Zeros:
     old = tuple(ax.size(site.operand(0)[a]) for a in order)
     if 0 in old:
         return Zeros((False,) * len(m.shape))
+    shuffled = shuffles.zero(site, known)
+    if shuffled is not None:
+        return shuffled
     zeros = [settled(site, 0, a, known[0].axes[a]) for a in order]
     result: list[bool] = []
     for ins, outs in factors.blocks(old, m.shape):
@@ -107,12 +114,15 @@ def _zero_reshape(site: ZeroSite, m: Reshape, known: list[Zeros]) -> Zeros:
 
 
 def _shrink_reshape(site: ShrinkSite, m: Reshape, operands: list[Any], k: int) -> Any:
+    shuffled = shuffles.shrink(site, operands[0], k)
+    if shuffled is not None:
+        return shuffled
     return lax.reshape(operands[0], site.out_shape(k), m.order)
 
 
 def _follow_squeeze(site: Site, m: Squeeze, operands: list[Axes]) -> Axes:
     for i in m.dimensions:
-        site.freeze(operands[0][i], "an axis of one position that is dropped")
+        site.freeze(operands[0][i], "a single position that an index or a squeeze drops")
     return tuple(axis for i, axis in enumerate(operands[0]) if i not in m.dimensions)
 
 

@@ -1,0 +1,38 @@
+"""The factor of the inverse: equal to NumPy's inverse for one and for many blocks, in the memory of one matrix."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune.reconstruction import gram
+
+
+def system(inputs):
+    x = np.random.default_rng(inputs).normal(size=(2 * inputs, inputs))
+    return x.T @ x / (2 * inputs) + 0.1 * np.eye(inputs)
+
+
+@pytest.mark.parametrize("inputs", [1, 16, 40, 37])  # one block; four equal blocks; three blocks with padding
+def test_factor_of_the_inverse(inputs, monkeypatch):
+    monkeypatch.setattr(gram, "_BLOCK", 16)
+    matrix = system(inputs)
+    factor = np.asarray(gram.inverse_factor(jnp.asarray(matrix, jnp.float32)))
+    assert (np.tril(factor, -1) == 0).all()
+    upper = factor.T[::-1, ::-1]
+    np.testing.assert_allclose(upper.T @ upper, np.linalg.inv(matrix), atol=1e-4)
+    np.testing.assert_allclose(upper, np.linalg.cholesky(np.linalg.inv(matrix)).T, atol=1e-4)
+
+
+def test_no_factor_of_an_indefinite_matrix():
+    matrix = jnp.eye(9).at[5, 5].set(-1.0)
+    assert jnp.isnan(gram.inverse_factor(matrix)).any()
+
+
+def test_factor_takes_the_memory_of_one_matrix(optimized):
+    shape = jax.ShapeDtypeStruct((2048, 2048), jnp.float32)
+    factor = jax.jit(lambda x: gram.inverse_factor(gram.damped(x, 0.01)))
+    memory: Any = factor.lower(shape).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 1.6 * 4 * 2048**2
