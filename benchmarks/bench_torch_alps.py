@@ -116,7 +116,7 @@ def main() -> None:
             ratio, times = (np.array(x["ours"]) / x["theirs"] for x in (errors, seconds))
             print(
                 f"| {kind} {list(weights[0].shape)} | {setting if setting == '2:4' else f'{setting:.0%}'} "
-                f"| {np.mean(errors['ours']):.4f} | {np.mean(errors['theirs']):.4f} "
+                f"| {np.mean(errors['ours']):.3g} | {np.mean(errors['theirs']):.3g} "
                 f"| {np.median(ratio):.3f} ({ratio.min():.3f} to {ratio.max():.3f}) "
                 f"| {1000 * np.median(seconds['ours']):.0f} | {1000 * np.median(seconds['theirs']):.0f} "
                 f"| {1 / np.median(times):.1f} |",

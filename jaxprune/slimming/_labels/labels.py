@@ -69,7 +69,7 @@ class Labels:
         """Returns the representatives of the labels."""
         while True:
             above = self._parent[ids]
-            if np.array_equal(above, ids):
+            if (above == ids).all():
                 return above
             ids = above
 

@@ -122,7 +122,7 @@ def _shrink_reshape(site: ShrinkSite, m: Reshape, operands: list[Any], k: int) -
 
 def _follow_squeeze(site: Site, m: Squeeze, operands: list[Axes]) -> Axes:
     for i in m.dimensions:
-        site.freeze(operands[0][i], "an axis of one position that is dropped")
+        site.freeze(operands[0][i], "a single position that an index or a squeeze drops")
     return tuple(axis for i, axis in enumerate(operands[0]) if i not in m.dimensions)
 
 
