@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxprune: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxprune: interrupted; continue with --resume", file=sys.stderr)
+        unfinished = Path(f"{getattr(options, 'output', None)}.unfinished").is_dir()
+        print(f"jaxprune: interrupted; {'continue with --resume' if unfinished else 'nothing was written'}", file=sys.stderr)
         return 130
     return 0
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Unpack
@@ -157,23 +157,29 @@ class Selector:
         Args:
           scores: a tree of scores.
           sparsity: the total fraction to remove, in [0, 1): a number, or a floating scalar array. Or a mapping from
-            globs over leaf names to the sparsity of each leaf, 0 where no glob matches, used without an allocation.
+            globs over leaf names to the sparsity of each leaf, 0 where no glob matches, used without an allocation. Or
+            None, if the pattern of each pruned leaf fixes its sparsity.
 
         Returns:
           bool masks in the structure of the scores.
 
         Raises:
-          ValueError: a glob matches no leaf.
-          TypeError: the sparsity is a mapping, and an allocation was also given.
+          ValueError: a glob matches no leaf; the sparsity is None, and a pattern does not fix it.
+          TypeError: the sparsity is a mapping or None, and an allocation was also given.
         """
-        if isinstance(sparsity, Mapping):
+        structure = jax.tree.structure(scores)
+        if sparsity is None or isinstance(sparsity, Mapping):
             if self.allocation is not allocations.uniform:
+                what = "no sparsity" if sparsity is None else "a mapping of sparsities"
                 raise TypeError(
-                    "a mapping of sparsities leaves nothing to allocate; leave allocation out, or pass the total "
-                    "sparsity with allocation=allocation.by_path({...})"
+                    f"{what} leaves nothing to allocate; leave allocation out, or pass the total sparsity with "
+                    "allocation=allocation.by_path({...})"
                 )
-            of_leaves = _tree.resolve(sparsity, scores, default=0.0, what="sparsity")
-            return masks.select(scores, jax.tree.unflatten(jax.tree.structure(scores), of_leaves), **self.units)
+            if sparsity is None:
+                of_leaves = fixed_sparsities(masks.leaves(scores, **self.units), structure.num_leaves)
+            else:
+                of_leaves = _tree.resolve(sparsity, scores, default=0.0, what="sparsity")
+            return masks.select(scores, structure.unflatten(of_leaves), **self.units)
         form = "allocation(scores, sparsity, **units)"
         shared = _tree.call(self.allocation, "allocation", form, scores, sparsity, **self.units)
         if not isinstance(shared, allocations.Allocation):
@@ -214,7 +220,7 @@ class Selector:
 
 
 def prune(
-    params: PyTree, sparsity: Any, *, grads: PyTree = None, stats: PyTree = None, **how: Unpack[How]
+    params: PyTree, sparsity: Any = None, *, grads: PyTree = None, stats: PyTree = None, **how: Unpack[How]
 ) -> masks.Pruned:
     """Removes the lowest-scoring weights: returns the parameters with exact zeros, and the masks.
 
@@ -223,7 +229,7 @@ def prune(
         collections, such as batch statistics, would be treated as parameters.
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
-        glob matches, such as `Levels.sparsities` returns.
+        glob matches, such as `Levels.sparsities` returns. Or None (default) for patterns that fix it, such as NM(2, 4).
       grads: gradients in the structure of `params`, for criteria that need them.
       stats: the result of `jaxprune.calibrate`, for criteria on activations.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs, roles; see
@@ -252,6 +258,21 @@ def prune(
     patterns: dict[int, Any] = {leaf.place: leaf.pattern for leaf in masks.leaves(params, **select.units)}
     roles = _tree.leaf_roles(params, select.roles, select.batch_axes, parts=True)
     return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
+
+
+def fixed_sparsities(pruned: Sequence[masks.Leaf], number: int) -> list[float]:
+    """Returns the sparsity that its pattern fixes for each of `number` leaves, and 0 for the others.
+
+    Raises:
+      ValueError: a pruned leaf has a pattern that does not fix its sparsity.
+    """
+    fixed = {leaf.place: leaf.pattern.fixed_sparsity for leaf in pruned}
+    for leaf in pruned:
+        if fixed[leaf.place] is None:
+            raise ValueError(
+                f"{leaf.name} has no sparsity: pass a sparsity, or a pattern that fixes it, such as masks.NM(2, 4)"
+            )
+    return [fixed.get(place) or 0.0 for place in range(number)]
 
 
 def _signature(criterion: Callable[..., Any]) -> inspect.Signature:

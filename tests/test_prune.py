@@ -25,12 +25,20 @@ INTEGERS = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
         (PARAMS, {"where": "*bias"}, r"no prunable leaf matches '\*bias'; .*\n  dense/bias: named 'bias'"),
         (PARAMS, {"sparsity": 90}, "for 90 % pass 0.9"),
         (PARAMS, {"pattern": masks.NM(2, 4), "sparsity": 0.9}, "removes exactly 0.5"),
+        (PARAMS, {"sparsity": None}, "has no sparsity: pass a sparsity, or a pattern that fixes it"),
     ],
 )
 def test_mistakes_are_named(params: Any, options: dict[str, Any], message: str):
     arguments: Any = {"sparsity": 0.5, **options}
     with pytest.raises(ValueError, match=message):
         _ = jaxprune.prune(params, **arguments)
+
+
+def test_a_pattern_that_fixes_the_sparsity_needs_none():
+    given, own = (jaxprune.prune(PARAMS, *s, pattern=masks.NM(2, 4)).masks["dense"]["kernel"] for s in ((0.5,), ()))
+    assert (given == own).all() and own.sum() == 16
+    with pytest.raises(TypeError, match="no sparsity leaves nothing to allocate"):
+        _ = jaxprune.prune(PARAMS, pattern=masks.NM(2, 4), allocation=allocation.erk)
 
 
 @pytest.mark.parametrize(

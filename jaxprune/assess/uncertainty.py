@@ -130,12 +130,18 @@ def auroc(known: Any, foreign: Any) -> Array:
 
     Raises:
       ValueError: an array is empty, has another number of axes, or has NaN.
+      TypeError: an array is bool: split one array of scores by it, `auroc(scores[~wrong], scores[wrong])`.
 
     Example:
       >>> float(auroc(jnp.array([0.1, 0.2]), jnp.array([0.2, 0.9])))
       0.875
     """
     known, foreign = jnp.asarray(known), jnp.asarray(foreign)
+    if bool in (known.dtype, foreign.dtype):
+        raise TypeError(
+            "auroc takes the scores of two sets of samples, got a bool array; if it says which samples are foreign or "
+            "wrong, split the scores by it: auroc(scores[~wrong], scores[wrong])"
+        )
     if known.ndim != 1 or foreign.ndim != 1 or not known.size or not foreign.size:
         raise ValueError(f"scores must have shape (n,), with a sample each; got {known.shape} and {foreign.shape}")
     _check_values(known, "known scores")

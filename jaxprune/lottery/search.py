@@ -157,13 +157,19 @@ class Rounds(NamedTuple):
     controls: dict[str, Trained]
 
     def __str__(self) -> str:
-        levels = np.asarray(self.sparsity)
-        levels = levels.reshape(-1, levels.shape[-1])[0]  # the same for each seed of a vmapped search
-        with_controls = ", ".join(self.controls) or "none"
-        return (
-            f"{levels.size} rounds, sparsities {', '.join(f'{level:.1%}' for level in levels)}\n"
-            f"metrics: {', '.join(self.ticket.metrics) or 'none'}; controls: {with_controls}"
-        )
+        """Returns a table of the metrics that are numbers; for a vmapped search their means over the searches."""
+        shape = np.shape(self.sparsity)
+        mean = lambda values: np.asarray(values).reshape(-1, shape[-1]).mean(0)
+        trained = {"": self.ticket, **{f"{name}: ": own for name, own in self.controls.items()}}
+        columns = {
+            f"{of}{name}": [f"{x:.4g}" for x in mean(values)]
+            for of, own in trained.items()
+            for name, values in own.metrics.items()
+            if np.shape(values) == shape
+        }
+        levels = [f"{level:.1%}" for level in mean(self.sparsity)]
+        rows = zip(map(str, range(shape[-1])), levels, *columns.values(), strict=True)
+        return _tree.table([("round", "sparsity", *columns), *rows])
 
 
 class _Carry(NamedTuple):
@@ -283,6 +289,10 @@ class Ticket(NamedTuple):
     params: PyTree
     masks: PyTree
     provenance: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = (f"{name}: {value}" for name, value in self.provenance.items() if name != "versions")
+        return "\n".join(["Ticket(params, masks, provenance)", *lines])
 
 
 def ticket(rounds: Rounds, r: int, *, method: str, seeds: dict[str, int] | None = None, **notes: Any) -> Ticket:

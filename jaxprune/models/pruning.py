@@ -117,7 +117,8 @@ def prune_folder(
     asked = {"sparsity": sparsity, "where": where, "hidden_dtype": jnp.dtype(hidden_dtype).name, **options}
     identity = {
         "source": str(folder.path.absolute()),
-        "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "windows": "{} of {} tokens".format(*tokens.shape),
+        "text": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "options": {name: repr(value) for name, value in sorted(asked.items())},
     }
     rest, kernels = outside_blocks(folder), _kernels(folder, where)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune import _tree, allocation, masks
 from jaxprune.calibration import Stats
 from jaxprune.calibration.stats import Inputs
-from jaxprune.prune import How, Selector
+from jaxprune.prune import How, Selector, fixed_sparsities
 from jaxprune.reconstruction.removal import Given, Target, by_slice, target_of
 
 PyTree = Any
@@ -270,11 +270,7 @@ def _sparsities(
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
-        fixed = {place: leaf.pattern.fixed_sparsity for place, leaf in pruned.items()}
-        missing = [leaf.name for place, leaf in pruned.items() if fixed[place] is None]
-        if missing:
-            raise ValueError(f"{missing[0]} has no sparsity: pass a sparsity, an N:M pattern or masks")
-        return [fixed.get(i, 0.0) for i in range(treedef.num_leaves)]
+        return list(fixed_sparsities(list(pruned.values()), treedef.num_leaves))
     if not isinstance(sparsity, (Mapping, masks.Count)) and np.ndim(sparsity) == 0:
         # The uniform allocation reads only shapes, so no scores are computed.
         uniform = selector.allocation is allocation.uniform

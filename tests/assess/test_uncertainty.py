@@ -64,3 +64,5 @@ def test_errors():
         _ = auroc(jnp.zeros(0), jnp.zeros(3))
     with pytest.raises(ValueError, match="foreign scores hold NaN"):
         _ = auroc(jnp.zeros(2), jnp.array([jnp.nan]))
+    with pytest.raises(TypeError, match=r"auroc\(scores\[~wrong\], scores\[wrong\]\)"):
+        _ = auroc(jnp.zeros(3), jnp.array([True, False, False]))

@@ -74,6 +74,37 @@ def test_the_gradient_is_saved_where_it_is_asked_for(tmp_path):
         _ = checkpoints.save_slim(tmp_path / "loop", slow, X, gradient=True)
 
 
+@jax.custom_jvp
+def scaled(x: jax.Array, times: jax.Array) -> jax.Array:
+    return x * times[:, None]
+
+
+@scaled.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (x, times), (change, _) = primals, tangents
+    return scaled(x, times), 2 * change * times[:, None]  # twice the derivative, to be told apart
+
+
+@jax.custom_vjp
+def shifted(x: jax.Array) -> jax.Array:
+    return x + 1
+
+
+shifted.defvjp(lambda x: (shifted(x), x > 0), lambda positive, g: (jnp.where(positive, 3 * g, g),))
+
+
+def test_derivatives_of_its_own_are_saved_for_any_batch(tmp_path):
+    fn = lambda p, x, times: shifted(scaled(jax.nn.relu(x @ p["in"]["kernel"]), times)) @ p["out"]
+    times = jnp.arange(1, 6)
+    small = jaxprune.slim(fn, params(), {"in/kernel[1]": [0, 2, 5]}, X, times)
+    sizes = jax.export.symbolic_shape("batch, 3")
+    shapes = jax.ShapeDtypeStruct(sizes, jnp.float32), jax.ShapeDtypeStruct(sizes[:1], jnp.int32)
+    _ = checkpoints.save_slim(tmp_path / "slim", small, *shapes, gradient=True)
+    found = checkpoints.load_slim(tmp_path / "slim")
+    got, expected = (jax.grad(lambda p, s=s: (s.fn(p, X, times) ** 2).sum())(s.params) for s in (found, small))
+    _ = jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+
+
 def test_another_process_needs_no_code_of_the_network(tmp_path, root):
     small = slim(params())
     _ = checkpoints.save_slim(tmp_path / "slim", small, X)

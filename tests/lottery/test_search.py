@@ -61,7 +61,14 @@ def found() -> Rounds:
 def test_each_round_removes_exactly_its_share_of_what_was_left(found):
     # floor(30 s + 1/2) for s = 0, 0.4 and 0.64.
     assert removed(found.ticket.masks) == [0, 12, 19]
-    assert str(found).startswith("3 rounds, sparsities 0.0%, 40.0%, 64.0%\nmetrics: ")
+    header, *rows = str(found).splitlines()
+    assert header.split()[:2] == ["round", "sparsity"] and [row.split()[:2] for row in rows] == [
+        ["0", "0.0%"],
+        ["1", "40.0%"],
+        ["2", "64.0%"],
+    ]
+    for name, values in found.ticket.metrics.items():
+        assert name in header and f"{float(values[2]):.4g}" in rows[2]
     for name in ("a", "b"):
         held = np.asarray(found.ticket.masks[name])
         assert not (held[1:] & ~held[:-1]).any()

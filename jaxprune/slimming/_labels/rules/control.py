@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 from jaxprune._jaxprs import Sub, sub_jaxprs
 from jaxprune._jaxprs.walk import scan_again, settle
@@ -204,10 +204,11 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
         moving = [k for k, v in enumerate(site.eqn.invars) if jax.numpy.issubdtype(v.aval.dtype, jax.numpy.inexact)]
 
         def whole(primals: Sequence[Any], changes: Sequence[Any]) -> tuple[Any, Any]:
-            full = [np.zeros(np.shape(p), jax.dtypes.float0) for p in primals]
-            for k, change in zip(moving, changes, strict=True):
-                full[k] = change
-            return jax.jvp(site.bind, tuple(primals), tuple(full))
+            def of_moving(*own: Any) -> Any:
+                by_place = dict(zip(moving, own, strict=True))
+                return site.bind(*(by_place.get(k, p) for k, p in enumerate(primals)))
+
+            return jax.jvp(of_moving, [primals[k] for k in moving], list(changes))
 
         shapes = [_shape(v.aval) for v in site.eqn.invars]
         closed = jax.make_jaxpr(whole)(shapes, [shapes[k] for k in moving])
@@ -304,7 +305,9 @@ def _smaller(
     return lambda args: evaluate(decision, frame, args), out, frame
 
 
-def _fresh(labels: Labels, frame: Frame, n: int, keep: Keep | None) -> ax.Axis:
+def _fresh(labels: Labels, frame: Frame, n: Any, keep: Keep | None) -> ax.Axis:
+    if export.is_symbolic_dim(n):
+        return ax.fixed(n)
     layered = keep is not None and keep.positions.ndim > 1
     lead = np.broadcast_shapes(keep.positions.shape[:-1]) if layered and keep is not None else ()
     if layered:
