@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         unfinished = Path(f"{getattr(options, 'output', None)}.unfinished").is_dir()
-        print(f"jaxprune: interrupted; {'continue with --resume' if unfinished else 'nothing was written'}", file=sys.stderr)
+        what_now = "continue with --resume" if unfinished else "nothing was written"
+        print(f"jaxprune: interrupted; {what_now}", file=sys.stderr)
         return 130
     return 0
 
