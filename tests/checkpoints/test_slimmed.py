@@ -80,7 +80,7 @@ def scaled(x: jax.Array, times: jax.Array) -> jax.Array:
 
 
 @scaled.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def scaled_jvp(primals: Any, tangents: Any) -> Any:
     (x, times), (change, _) = primals, tangents
     return scaled(x, times), 2 * change * times[:, None]  # twice the derivative, to be told apart
 
