@@ -11,6 +11,7 @@ of `cond`, and that JAX renames such things. `sub_jaxprs` returns avals and posi
 rebuilds a scan with another body; `live` leaves out equations without an effect on the results.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -267,12 +268,26 @@ def _upto(n: int) -> tuple[int, ...]:
     return tuple(range(n))
 
 
+def _unstack(eqn: Equation) -> tuple[Sub, ...]:
+    # From jax 0.11 on, `q, k, v = x` is one equation. It runs as the slices that earlier versions traced.
+    operand = eqn.invars[0].aval
+    jaxpr = _slices(operand.shape, operand.dtype, eqn.params["axis"])
+    return (Sub(jaxpr, (), "call", _upto(1), _upto(len(eqn.outvars))),)
+
+
+@functools.lru_cache(maxsize=256)
+def _slices(shape: tuple[Any, ...], dtype: Any, axis: int) -> Jaxpr:
+    parts = lambda x: [lax.squeeze(lax.slice_in_dim(x, i, i + 1, axis=axis), [axis]) for i in range(shape[axis])]
+    return open_jaxpr(jax.make_jaxpr(parts)(jax.ShapeDtypeStruct(shape, dtype)))[0]
+
+
 _RULES: dict[str, Callable[[Equation], tuple[Sub, ...]]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
     "shard_map": _shard_map,
     "custom_linear_solve": _custom_linear_solve,
+    "unstack": _unstack,
 }
 
 

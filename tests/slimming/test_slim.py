@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxprune import criteria, slimming
-from tests.cases import few
+from jaxprune.calibration import calibrate
+from tests.cases import few, normal
 from tests.slimming import checks, nets
 
 
@@ -215,3 +216,19 @@ def test_the_program_is_that_of_a_net_built_at_the_width() -> None:
         re.findall(r" ([a-z][a-z0-9_-]*)\(", jax.jit(fn).lower(own, x).compile().as_text() or "")
     )
     assert operations(small.fn) == operations(Net(4).apply)
+
+
+def test_an_array_that_is_unpacked_is_followed() -> None:  # newer versions of JAX trace one equation, `unstack`
+    def fn(p: Any, x: Any) -> Any:
+        for w in p["layers"]:
+            x = x + jnp.tanh(x @ w)
+        q, k, v = jnp.moveaxis((x @ p["qkv"]).reshape(len(x), 3, 4), 1, 0)
+        return (q * k + v) @ p["out"]
+
+    params, x = {"layers": normal(2, 6, 6), "qkv": normal(6, 12), "out": normal(4, 3)}, normal(5, 6)
+    assert [group.count for group in slimming.find_groups(fn, params, x)] == [4]
+    small = slimming.slim(fn, params, {"qkv[1]": [1]}, x)
+    masked = {**params, "qkv": params["qkv"].reshape(6, 3, 4).at[:, :, 1].set(0).reshape(6, 12)}
+    np.testing.assert_allclose(small.fn(small.params, x), fn(masked, x), rtol=1e-5, atol=1e-5)
+    stats = calibrate(fn, params, [x])
+    np.testing.assert_allclose(stats["layers"].gram[0], x.T @ x, rtol=1e-5)

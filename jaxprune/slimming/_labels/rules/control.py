@@ -334,7 +334,7 @@ def _shape(aval: Any) -> Any:
 
 CALL = Rule(_follow_call, _zero_call, _shrink_call, ragged=True)
 TABLE = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), CALL),
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "unstack"), CALL),
     **dict.fromkeys(("remat2", "remat", "checkpoint"), CALL._replace(shrink=_shrink_remat)),
     "scan": Rule(_follow_scan, _zero_scan, _shrink_scan, ragged=True),
     "while": Rule(_follow_while, _zero_while, _shrink_while),
