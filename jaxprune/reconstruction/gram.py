@@ -58,7 +58,8 @@ def inverse_factor(matrix: jax.Array) -> jax.Array:
 
     So $H^{-1} = U^T U$ with the upper triangular $U_{ij} = V_{n-1-j, n-1-i}$. Cholesky gives $J H J = R^T R$, and
     $V = R^{-1}$. Both are computed block by block in the place of $J H J$, because LAPACK's functions, called through
-    XLA, would copy the matrix (with jax 0.12 XLA makes one copy all the same). V is NaN where H is not positive definite.
+    XLA, would copy the matrix. (With jax 0.12 XLA makes one copy all the same.) V is NaN where H is not positive
+    definite.
 
     Example:
       >>> v = inverse_factor(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
