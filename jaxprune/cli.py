@@ -40,10 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"jaxprune: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        unfinished = Path(f"{getattr(options, 'output', None)}.unfinished").is_dir()
-        what_now = "continue with --resume" if unfinished else "nothing was written"
-        print(f"jaxprune: interrupted; {what_now}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["jaxprune: interrupted", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 130
     return 0
 

@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from jaxprune import cli
 from jaxprune.checkpoints import Folder
+from jaxprune.models import pruning
 
 from .models.test_pruning import write
 
@@ -54,6 +55,32 @@ def test_inspect_lists_every_parameter_and_its_fate(model: Path, capsys: pytest.
     assert fate["lm_head.weight"] == "kept: the head"
     assert fate["model.layers.2.input_layernorm.weight"] == "kept: a norm or bias"
     assert "would be pruned" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("done", "message"), [(0, "jaxprune: interrupted\n"), (1, "new.unfinished; continue with resume=True, --resume\n")]
+)
+def test_an_interruption_says_what_stays(
+    done: int,
+    message: str,
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    turns = iter(range(9))
+
+    def until_interrupted(*_: Any) -> tuple[dict[str, float], float]:
+        if next(turns) == done:
+            raise KeyboardInterrupt
+        return {}, 0.0
+
+    monkeypatch.setattr(pruning, "_prune_block", until_interrupted)
+    new = tmp_path / "new"
+    assert run("prune", model, "--pattern", "2:4", "--calibration", text, "--output", new, "--length", 16) == 130
+    assert capsys.readouterr().err.endswith(message)
+    assert Path(f"{new}.unfinished").is_dir() == bool(done)
 
 
 def test_prune_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

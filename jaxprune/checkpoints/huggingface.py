@@ -206,6 +206,8 @@ class FolderWriter:
             self._finish()
         elif not any(map(self.has, range(self._parts))):
             shutil.rmtree(self._unfinished)  # no part is lost, and the corrected call need not resume
+        elif isinstance(error, KeyboardInterrupt):
+            error.add_note(f"finished parts stay in {self._unfinished}; continue with resume=True, --resume")
 
     def has(self, number: int) -> bool:
         """Returns whether the part with this number (from 0) is already written."""
