@@ -343,13 +343,16 @@ def digits(model: Any, rounds: int) -> list[Row]:
     order = np.random.default_rng(0).permutation(len(images))
     x, y = jnp.asarray(images[order] / 16, jnp.float32).reshape(-1, 8, 8), jnp.asarray(labels[order])
     rows: list[Row] = []
-    loss = lambda p, x, y: optax.softmax_cross_entropy_with_integer_labels(model.apply(p, x), y).mean()
+    cross_entropy = lambda outputs, y: optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+    accuracy = lambda outputs: 100 * float((outputs.argmax(-1) == y[1297:]).mean())
+    loss = lambda p, x, y: cross_entropy(model.apply(p, x), y)
     for seed in range(3):
         params = fitted(loss, model.init(jax.random.key(seed), x[:1]), x[:1297], y[:1297], seed)
         groups = slimming.find_groups(model.apply, params, x[:1])
         stats = jaxprune.calibrate(model.apply, params, [x[:1297]], collect="total")
         cost = slimming.costs.flops(groups)
         whole, run = cost(slimming.Choice.remove(groups, {})), jax.jit(model.apply)
+        dense = accuracy(run(params, x[1297:]))
         for part, scope, normalise in itertools.product((0.6, 0.4), ("group", "global", "isomorphic"), ("mean", None)):
             scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params), normalise=normalise)
             choice = slimming.choose(groups, scores, cost=cost, target=part * whole, scope=scope)
@@ -358,13 +361,10 @@ def digits(model: Any, rounds: int) -> list[Row]:
                 # What slim(compensate=...) does, without finding the groups and compiling a function for each choice.
                 new = compensated(groups, params, choice.manifest(), stats) if compensate else params
                 outputs = run(masks.apply(new, choice.masks()), x[1297:])
-                row[f"accuracy {compensate}"] = 100 * float((outputs.argmax(-1) == y[1297:]).mean())
-                row[f"loss {compensate}"] = float(
-                    optax.softmax_cross_entropy_with_integer_labels(outputs, y[1297:]).mean()
-                )
-            row["whole"] = 100 * float((run(params, x[1297:]).argmax(-1) == y[1297:]).mean())
-            rows.append(row)
-        print(f"{type(model).__name__}, seed {seed}: {rows[-1]['whole']:.1f} %", flush=True)
+                row[f"accuracy {compensate}"] = accuracy(outputs)
+                row[f"loss {compensate}"] = float(cross_entropy(outputs, y[1297:]))
+            rows.append(row | {"whole": dense})
+        print(f"{type(model).__name__}, seed {seed}: {dense:.1f} %", flush=True)
     for net, part, scope, normalise in dict.fromkeys((r["net"], r["FLOPs"], r["scope"], r["scores"]) for r in rows):
         own = [r for r in rows if (r["net"], r["FLOPs"], r["scope"], r["scores"]) == (net, part, scope, normalise)]
         cells = []

@@ -9,7 +9,6 @@ code runs as it is, with its device `cuda:0` read as `cpu`. Contestants take tur
 """
 
 import argparse
-import os
 import sys
 import time
 import types
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_torch_sparsegpt import KERNELS, first_block, parsed
 
 
 def published(folder: Path) -> Any:
@@ -63,8 +63,6 @@ def of_decoder(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.nd
 
 def of_model(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The same of a language model's first block, each kernel several times."""
-    from bench_torch_sparsegpt import KERNELS, first_block
-
     params, stats = first_block(options.model, options.text, options.windows)
     again = lambda x: np.broadcast_to(np.asarray(x), (options.repeat, *x.shape))
     return {name: (again(params[name].T), again(stats[name].gram[0])) for name in KERNELS}
@@ -72,17 +70,10 @@ def of_model(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--code", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--output", type=Path, help="the folder of bench_recovery.py")
     parser.add_argument("--model", type=Path, help="a folder, as bench_torch_sparsegpt.py takes it")
-    parser.add_argument("--windows", type=int, default=16, help="of text for --model")
-    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cores", type=int, nargs="*")
-    options = parser.parse_args()
-    if options.cores:  # before the thread pools of torch and XLA count the cores
-        os.sched_setaffinity(0, options.cores)
+    options = parsed(parser, windows=16, repeat=3)
     import jax
     import jax.numpy as jnp
 

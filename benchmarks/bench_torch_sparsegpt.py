@@ -69,17 +69,23 @@ def first_block(model: Path, text: Path, count: int) -> tuple[dict[str, Any], An
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--code", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+def parsed(parser: argparse.ArgumentParser, *, windows: int, repeat: int) -> argparse.Namespace:
+    """Adds what every comparison with published code takes, reads the command line, and binds the process to cores."""
+    parser.add_argument("--code", type=Path, required=True, help="the folder of the published code")
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--windows", type=int, default=windows, help="of the text, for the layers of a model")
+    parser.add_argument("--repeat", type=int, default=repeat)
     parser.add_argument("--cores", type=int, nargs="*")
     options = parser.parse_args()
     if options.cores:  # before the thread pools of torch and XLA count the cores
         os.sched_setaffinity(0, options.cores)
+    return options
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    options = parsed(parser, windows=4, repeat=5)
     import jax
     import jax.numpy as jnp
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Unpack
@@ -260,19 +260,20 @@ def prune(
     return masks.Pruned(masks.apply(params, chosen), chosen, roles, tuple(map(patterns.get, range(len(roles)))))
 
 
-def fixed_sparsities(pruned: Sequence[masks.Leaf], number: int) -> list[float]:
+def fixed_sparsities(pruned: Iterable[masks.Leaf], number: int) -> list[Any]:
     """Returns the sparsity that its pattern fixes for each of `number` leaves, and 0 for the others.
 
     Raises:
       ValueError: a pruned leaf has a pattern that does not fix its sparsity.
     """
-    fixed = {leaf.place: leaf.pattern.fixed_sparsity for leaf in pruned}
+    found: list[Any] = [0.0] * number
     for leaf in pruned:
-        if fixed[leaf.place] is None:
+        if leaf.pattern.fixed_sparsity is None:
             raise ValueError(
                 f"{leaf.name} has no sparsity: pass a sparsity, or a pattern that fixes it, such as masks.NM(2, 4)"
             )
-    return [fixed.get(place) or 0.0 for place in range(number)]
+        found[leaf.place] = leaf.pattern.fixed_sparsity
+    return found
 
 
 def _signature(criterion: Callable[..., Any]) -> inspect.Signature:

@@ -269,7 +269,7 @@ def _upto(n: int) -> tuple[int, ...]:
 
 
 def _unstack(eqn: Equation) -> tuple[Sub, ...]:
-    # From jax 0.11 on, `q, k, v = x` is one equation. It runs as the slices that earlier versions traced.
+    # In jax 0.12 `q, k, v = x` is one equation. It runs as slices, as jax 0.10 traces it.
     operand = eqn.invars[0].aval
     jaxpr = _slices(operand.shape, operand.dtype, eqn.params["axis"])
     return (Sub(jaxpr, (), "call", _upto(1), _upto(len(eqn.outvars))),)

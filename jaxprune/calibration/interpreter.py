@@ -48,7 +48,8 @@ class Interpreter:
         self._collect, self._dtype, self._routed = collect, dtype, routed
         self._waiting: dict[Key, Samples] = {}  # products whose experts are chosen later
         self._reached: dict[Key, tuple[Factor, Any]] = {}
-        self._summed: dict[Any, tuple[Any, Moments]] = {}  # an array, which keeps its id, and its moments
+        # The moments by the id of an array and how it is cut; the array itself, so that no other array gets its id.
+        self._summed: dict[Any, tuple[Any, Moments]] = {}
 
     def run_whole(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> tuple[list[Value], Sums]:
         """Runs the jaxpr of the whole function; returns its results and the sums of its sites."""

@@ -163,7 +163,7 @@ class _Plan(NamedTuple):
 
     `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. Leaves
     that are multiplied by the same activation have the same sums, which are stored once: `of` maps each leaf to the
-    first of these leaves. The sums of leaf k have the number of[k]; the k-th sum over experts has the number -1 - k.
+    first of these leaves, whose number is the number of the sums. The k-th sum over experts has the number -1 - k.
     """
 
     layouts: dict[int, Layout]
@@ -353,13 +353,14 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"
             + "\n".join(f"  {name}" for name in bad[:10])
         )
+    matrices: dict[int, Moments] = {}
     for leaf in set(plan.of.values()):
         batch, size, _ = plan.layouts[leaf].sizes
-        for what, x in sums[leaf].items():
-            sums[leaf][what] = _reshaped(x, (batch, size, size) if what == "gram" else (batch, size))
+        shape = lambda what, batch=batch, size=size: (batch, size, size) if what == "gram" else (batch, size)
+        matrices[leaf] = {what: _reshaped(x, shape(what)) for what, x in sums[leaf].items()}
     inputs = {}
     for leaf, layout in plan.layouts.items():
-        moments = dict(sums[plan.of[leaf]])
+        moments = dict(matrices[plan.of[leaf]])
         if "gram" in moments:
             moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
         count = counts[leaf] + np.asarray(moments.pop("count", 0), np.float64)
@@ -378,6 +379,7 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
 
 @partial(jax.jit, static_argnums=1, donate_argnums=0)
 def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Reshapes an array in place: outside jit, JAX would copy it."""
     return x.reshape(shape)
 
 

@@ -270,7 +270,7 @@ def _sparsities(
     values, structure = jax.tree.flatten(sparsity, is_leaf=lambda x: isinstance(x, masks.Count))
     treedef = jax.tree.structure(params)
     if sparsity is None:
-        return list(fixed_sparsities(list(pruned.values()), treedef.num_leaves))
+        return fixed_sparsities(pruned.values(), treedef.num_leaves)
     if not isinstance(sparsity, (Mapping, masks.Count)) and np.ndim(sparsity) == 0:
         # The uniform allocation reads only shapes, so no scores are computed.
         uniform = selector.allocation is allocation.uniform

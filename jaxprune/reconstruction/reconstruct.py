@@ -256,10 +256,9 @@ def prune_leaf(
     # A layer that was calibrated alone has only its own Gram matrix.
     moments = moments[at] if len(moments) == len(matrices) else moments
     new, mask = run_matrices(matrices[at], moments, target, kernel)
-    if matrix is None:
-        del matrices  # a copy, where the layout changes the order of the axes
-        return layout.leaf(new), layout.leaf(mask)
-    new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
+    if matrix is not None:
+        new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
+    del matrices  # a copy, where the layout changes the order of the axes
     return layout.leaf(new), layout.leaf(mask)
 
 

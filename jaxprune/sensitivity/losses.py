@@ -145,7 +145,7 @@ def group_sensitivity(
       >>> found.names, found.changes.round(4).tolist()
       (('a[1]',), [[0.0, -0.7616]])
     """
-    asked = _levels(levels, highest=1.0)
+    asked = _levels(levels, empty=True)
     _check_scalar(evaluate, params)
     names = [group.name for group in groups if group.exact]
     if not names:
@@ -208,12 +208,13 @@ def _table(
     return np.asarray(table(columns, *args), np.float64)
 
 
-def _levels(levels: Sequence[float], highest: float = np.nextafter(1.0, 0.0)) -> np.ndarray:
-    bounds = "[0, 1]" if highest == 1 else "[0, 1)"
+def _levels(levels: Sequence[float], *, empty: bool = False) -> np.ndarray:
+    """Returns the levels in ascending order, with 0; `empty`: level 1, which keeps nothing, is allowed."""
+    bounds = "[0, 1]" if empty else "[0, 1)"
     if isinstance(levels, float | int):
         raise TypeError(f"levels must be a list of sparsities in {bounds}, such as [0.5, 0.9]; got {levels}")
     found = sorted({0.0, *map(float, levels)})
-    if len(found) < 2 or not all(0 <= level <= highest for level in found):
+    if len(found) < 2 or not all(0 <= level < 1 or (empty and level == 1) for level in found):
         raise ValueError(f"levels must be sparsities in {bounds}, at least one of them above 0; got {list(levels)}")
     return np.asarray(found)
 

@@ -123,7 +123,7 @@ def _as_bias(lost: jax.Array, pairs: Pairs, shape: tuple[int, ...]) -> jax.Array
 
 
 def _cuts(shape: Sequence[int], own: Sequence[Factor]) -> list[tuple[int, Factor | None]]:
-    """Returns the factors of all axes of a leaf, in order, with None for those that are not among `own`."""
+    """Cuts the axes of a leaf at the factors `own`; returns the size of each piece, and its factor, or None."""
     found: list[tuple[int, Factor | None]] = []
     for axis, size in enumerate(shape):
         rest = size

@@ -159,7 +159,7 @@ def slim(
     if not isinstance(as_built, bool | Mapping):
         raise TypeError(f"as_built must be a bool or a mapping from numbers to numbers; got {_tree.shown(as_built)}")
     scores = lambda: selector.scores(params, grads=grads, stats=stats)
-    manifest = _manifest(fn, params, what, inputs, scores, as_built is not False)
+    manifest, groups = _manifest(fn, params, what, inputs, scores, as_built is not False)
     if as_built is not False:
         given = {} if as_built is True else {float(old): float(new) for old, new in as_built.items()}
         manifest = dataclasses.replace(manifest, as_built=given)
@@ -167,7 +167,8 @@ def slim(
     if manifest.as_built is not None and inputs:  # raises early if a smaller number is not known
         _ = _decide(_with_state(fn), manifest, params, inputs, True, True)
     if compensate:
-        params = compensated(find_groups(fn, params, *inputs), params, manifest, stats)
+        groups = find_groups(fn, params, *inputs) if groups is None else groups
+        params = compensated(groups, params, manifest, stats)
     return Slimmed(smaller(fn, manifest, fix_outputs=True), manifest.shrink(params), manifest)
 
 
@@ -178,11 +179,12 @@ def _manifest(
     inputs: tuple[Any, ...],
     scores: Callable[[], PyTree],
     as_built: bool,
-) -> Manifest:
+) -> tuple[Manifest, Groups | None]:
+    """Returns what stays, and the groups of `fn` if they were needed for it; a Choice may be of another function."""
     if isinstance(what, Manifest):
-        return what
+        return what, None
     if isinstance(what, Choice):
-        return what.manifest()
+        return what.manifest(), None
     groups = find_groups(fn, params, *inputs)
     if isinstance(what, int | float) and not isinstance(what, bool):
         whole = [group.name for group in groups if group.inexact == LAYER] if as_built else []
@@ -194,15 +196,15 @@ def _manifest(
             warnings.warn(f"slim removes nothing, since no group can shrink by {what}:{text}", stacklevel=3)
         elif any(groups[name].inexact is not None for name in reasons):
             warnings.warn(f"slim leaves groups whole, which cannot shrink by {what}:{text}", stacklevel=3)
-        return choice.manifest()
+        return choice.manifest(), groups
     if not jax.tree.leaves(what) or jax.tree.structure(what) == jax.tree.structure(0) != jax.tree.structure(params):
         raise TypeError(
             "what must be a number in [0, 1] (a sparsity), a Choice, a mapping from groups to unit numbers, masks or a "
             f"Manifest; got {_tree.shown(what)}"
         )
     if isinstance(what, Mapping) and _names_units(groups, params, what):
-        return Choice.remove(groups, what).manifest()
-    return Choice.from_masks(groups, what, partial="complete").manifest()
+        return Choice.remove(groups, what).manifest(), groups
+    return Choice.from_masks(groups, what, partial="complete").manifest(), groups
 
 
 def _names_units(groups: Groups, params: PyTree, what: Mapping[Any, Any]) -> bool:

@@ -346,7 +346,7 @@ def single(positions: np.ndarray) -> np.ndarray:
 
 
 def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns which positions of a merged axis stay, from those that stay of its slow and of its fast factor."""
+    """Returns the positions that stay of an axis of two factors, from the positions that stay of each factor."""
     depth = max(a.ndim, b.ndim)
     a = a.reshape((1,) * (depth - a.ndim) + a.shape)
     b = b.reshape((1,) * (depth - b.ndim) + b.shape)
