@@ -284,8 +284,8 @@ def each(
     Args:
       fn: a function of arrays, the same object in every call, or the program is compiled again.
       *arrays: for each argument of `fn` one array for each leaf.
-      on_host: a function of NumPy arrays that returns the same bits as `fn`. It computes leaves that are `at_hand`, so
-        that nothing is compiled. None (default): there is no such function.
+      on_host: a function of NumPy arrays that returns the same numbers as `fn`. It computes leaves that are `at_hand`,
+        so that nothing is compiled. None (default): there is no such function.
     """
     given = [x for of_leaves in arrays for x in of_leaves]
     if on_host is not None and at_hand(*given) and all(x.size <= _LARGE for x in given):

@@ -71,9 +71,7 @@ def magnitude(
     leaves, treedef = jax.tree.flatten(params)
     layouts = shards.of_leaves(params, specs)
     floating = [k for k, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
-    # NumPy's own floats: the absolute value of other NaNs has other bits.
-    exact = power == 1 and all(leaves[k].dtype.kind == "f" for k in floating)
-    function, on_host = (_size, np.abs if exact else None) if power == 1 else (_square, None)
+    function, on_host = (_size, np.abs) if power == 1 else (_square, None)
     sizes = _tree.each(function, [leaves[k] for k in floating], on_host=on_host)
     if normalise is not None:
         roles = _tree.leaf_roles(params, None, batch_axes)
