@@ -273,9 +273,7 @@ def put_like(array: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.device_put(array, like.sharding if like.committed else None)
 
 
-def each(
-    fn: Callable[..., Any], *arrays: Sequence[Any], on_host: Callable[..., np.ndarray] | None = None
-) -> list[Any]:
+def each(fn: Callable[..., Any], *arrays: Sequence[Any], on_host: Callable[..., np.ndarray] | None = None) -> list[Any]:
     """Returns `fn(*leaves)` for each leaf, like `map`; many leaves outside of jit become one program.
 
     One at a time, JAX compiles a program for every shape, which takes longer than one program for all shapes. A few
