@@ -134,8 +134,8 @@ class RiskReport:
             lines.append(
                 "Each difference has its own interval and p-value. Verdict and star test all questions together:"
                 f" accuracy, NLL, Brier score and each class. Of models that are equally good, at most {rest} get a"
-                " star or a class named (max-T permutation test). This holds for each model; the number of models is not"
-                " corrected for."
+                " star or a class named (max-T permutation test). This holds for each model; the number of models is"
+                " not corrected for."
             )
         return [*lines, *self.notes]
 

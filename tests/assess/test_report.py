@@ -247,8 +247,8 @@ def test_the_confidence_of_the_report_decides_the_verdict(report):
     ]
     assert "no miscalibration beyond noise" not in words[0]
     assert words[1].startswith("no miscalibration beyond noise")
-    strict = dataclasses.replace(report, risks={k: dataclasses.replace(r, confidence=0.995) for k, r in report.risks.items()})
-    notes = " ".join(strict.all_notes())
+    strict = {name: dataclasses.replace(risk, confidence=0.995) for name, risk in report.risks.items()}
+    notes = " ".join(dataclasses.replace(report, risks=strict).all_notes())
     assert "99.5 % intervals" in notes
     assert "at most 0.5 % get a star" in notes
 
