@@ -8,7 +8,6 @@ import pytest
 from jaxprune.reconstruction import Entries, Given, Grouped, removal
 from tests.cases import normal
 
-
 keep_largest = jax.jit(removal.keep_largest)
 
 
