@@ -168,7 +168,7 @@ def better(weight: jax.Array, gram: jax.Array, one: Any, other: Any, *, whole: b
       A tree of the same structure.
     """
     gram = at_least_float32(gram)
-    more = _more_error(weight, *(jax.tree.leaves(x)[0] for x in (one, other)), gram)
+    more = _more_error(weight, jax.tree.leaves(one)[0], jax.tree.leaves(other)[0], gram)
     worse = (more.sum() if whole else more) > 0
     return jax.tree.map(lambda a, b: jnp.where(worse, b, a), one, other)
 
