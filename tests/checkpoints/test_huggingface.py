@@ -104,7 +104,7 @@ def test_a_run_without_identity_leaves_nothing_that_nobody_can_continue(tmp_path
     assert not hasattr(interrupted.value, "__notes__")
     assert not left.exists()
     left.mkdir()  # as a killed process leaves it
-    with pytest.raises(FileExistsError, match="new.unfinished is left over from an earlier run; remove it$"):
+    with pytest.raises(FileExistsError, match=r"new.unfinished is left over from an earlier run; remove it$"):
         _ = FolderWriter(new, {}, parts=2, resume=True)
 
 
