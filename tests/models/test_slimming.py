@@ -159,6 +159,6 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path, case: str, options: dict
 def test_an_output_that_exists_fails_before_the_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = write(tmp_path / "wide", "llama")
     (tmp_path / "narrow").mkdir()
-    monkeypatch.delattr(models.slimming, "_scores")
+    monkeypatch.setattr("jaxprune.models.slimming._scores", None)
     with pytest.raises(FileExistsError, match="narrow exists and is not overwritten"):
         _ = models.slim_folder(source, tmp_path / "narrow", TOKENS, mlp=0.5)
