@@ -9,7 +9,6 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _tree, masks
-from jaxprune.assess.formatting import table
 from jaxprune.assess.plots import new_figure
 from jaxprune.calibration import Stats
 from jaxprune.prune import How, Selector
@@ -44,7 +43,7 @@ class Sensitivity(NamedTuple):
     def __str__(self) -> str:
         values = zip(self.names, self.values.tolist(), strict=True)
         rows = [[name, *(f"{value:.4g}" for value in row)] for name, row in values]
-        return table(["pruned alone to", *(f"{level:.1%}" for level in self.levels)], rows)
+        return _tree.table(["pruned alone to", *(f"{level:.1%}" for level in self.levels)], rows)
 
 
 def leaf_sensitivity(
