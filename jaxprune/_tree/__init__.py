@@ -1,4 +1,4 @@
-"""Trees of parameters: names and globs (`paths`), roles and `where` (`roles`, `conventions`), checks (`matching`)."""
+"""Trees of parameters: names and globs (`paths`), `where` (`roles`, `conventions`), checks (`matching`), `tables`."""
 
 from jaxprune._tree.arguments import at_hand as at_hand
 from jaxprune._tree.arguments import call as call
@@ -39,4 +39,4 @@ from jaxprune._tree.paths import resolve as resolve
 from jaxprune._tree.paths import with_paths as with_paths
 from jaxprune._tree.roles import LeafRole as LeafRole
 from jaxprune._tree.roles import Roles as Roles
-from jaxprune._tree.roles import table as table
+from jaxprune._tree.tables import table as table

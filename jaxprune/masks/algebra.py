@@ -375,8 +375,8 @@ class Pruned:
     def __str__(self) -> str:
         if jax.tree.structure(self.params) != jax.tree.structure(self.masks, is_leaf=is_packed):  # such as integers
             return f"Pruned({_tree.shown(self.params)}, {_tree.shown(self.masks)})"
-        rows, total = self._table()
-        return f"{_tree.table(rows)}\n{total}"
+        (header, *rows), total = self._table()
+        return f"{_tree.table(header, rows, numbers=False)}\n{total}"
 
     __repr__ = __str__
 

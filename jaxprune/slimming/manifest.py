@@ -77,8 +77,7 @@ class Manifest:
     as_built: Mapping[float, float] | None = None
 
     def __repr__(self) -> str:
-        sizes = [[int(np.prod(shape)) for shape in (k.small, k.shape)] for k in self.leaves if k.shape is not None]
-        small, whole = np.sum(sizes, 0, dtype=int) if sizes else (0, 0)
+        small, whole = entries(self)
         shrunk = sum(bool(kept.axes) for kept in self.leaves)
         return f"Manifest({shrunk} of {len(self.leaves)} leaves smaller, {small:,} of {whole:,} entries kept)"
 
@@ -208,6 +207,12 @@ class _Seen(NamedTuple):
     identity: tuple[str, ...]
     array: Any
     name: tuple[str, ...] | None
+
+
+def entries(manifest: Manifest) -> tuple[int, int]:
+    """Returns the numbers of entries of the smaller leaves and of the whole leaves."""
+    leaves = [kept for kept in manifest.leaves if kept.shape is not None]
+    return sum(int(np.prod(kept.small)) for kept in leaves), sum(int(np.prod(kept.shape or ())) for kept in leaves)
 
 
 def _mirrored(mirror: PyTree, names: Iterable[tuple[str, ...]]) -> list[_Seen]:
