@@ -16,7 +16,7 @@ from jaxprune import _tree
 from jaxprune._jaxprs import factors as fx
 from jaxprune._jaxprs import sub_jaxprs
 from jaxprune._jaxprs import views as vw
-from jaxprune._jaxprs.factors import Axis, Factor, Layout, NotFollowed, position
+from jaxprune._jaxprs.factors import Axis, Factor, NotFollowed, position
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Zero
 from jaxprune._jaxprs.views import View
 from jaxprune._jaxprs.walk import Sub, Values, walk
@@ -97,8 +97,8 @@ def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) 
     lines = "".join(f"\n  {name}: {why}" for name, why in reasons.items())
     if reasons and not done:
         raise ValueError(
-            "compensate moves what is removed into the kept weights and the biases of the next layers, but no layer can "
-            'take it; calibrate with collect=("gram", "total") for layers without biases, or leave compensate out:'
+            "compensate moves what is removed into the kept weights and the biases of the next layers, but no layer "
+            'can take it; calibrate with collect=("gram", "total") for layers without biases, or leave compensate out:'
             f"{lines}"
         )
     if reasons:
