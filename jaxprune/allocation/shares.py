@@ -49,8 +49,9 @@ def uniform(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allo
       **units: what is pruned: pattern, where, batch_axes, specs, roles; see `masks.Units`.
 
     Returns:
-      The sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved, which differs from
-      `sparsity` by at most half a unit in each leaf.
+      The sparsity for each pruned leaf and 0.0 for the other leaves; and the total achieved. The count of removed units
+      is rounded in each slice of a leaf (each layer of a stack; each output, for a pattern that ranks the inputs of
+      each output), so the total differs from `sparsity` by at most half a unit in each slice.
 
     Raises:
       ValueError: the sparsity is outside [0, 1); a pattern does not fit a leaf.

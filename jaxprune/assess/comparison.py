@@ -29,8 +29,8 @@ class Exemplars(NamedTuple):
 
     Attributes:
       is_exemplar: whether dense and pruned models predict different classes for a sample, bool (n,).
-      dense: the class that most dense models predict, (n,).
-      pruned: the class that most pruned models predict, (n,).
+      dense: the class that the dense models predict most often, integers (n,).
+      pruned: the class that the pruned models predict most often, integers (n,).
     """
 
     is_exemplar: Any
@@ -44,8 +44,8 @@ class Changes:
 
     Accuracy, NLL, Brier score and the accuracy within each class are tested together. For each sample the
     predictions of the two models are exchanged at random, many times. An `adjusted` p-value compares the deviation of
-    one test with the largest deviation of all tests in each exchange (max-T). If the models are equally good, at most
-    5 % of comparisons have any adjusted p-value of 0.05 or less.
+    one test with the largest deviation of all tests in each exchange (max-T). If the models are equally good, at most a
+    fraction a of comparisons has any adjusted p-value of a or less.
 
     Attributes:
       figures: the differences, model less reference, of accuracy, nll and brier, each with its own interval.
@@ -239,13 +239,13 @@ def _modal(population: Array) -> Array:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A sample for which most of the other models predict another class than the reference.
+    """A sample that the other models, by their most frequent class, classify otherwise than the reference.
 
     Attributes:
       index: the sample's index among the test samples.
       label: the true class.
       reference: the class that the reference predicts.
-      others: the class that most other models predict.
+      others: the class that the other models predict most often; of equally frequent classes the lowest.
       pixels: the picture, uint8; None without images.
     """
 
@@ -259,13 +259,13 @@ class Forgotten:
 def forgotten(
     reference: np.ndarray, others: np.ndarray, labels: np.ndarray, pixels: np.ndarray | None = None
 ) -> tuple[Forgotten, ...]:
-    """Lists the samples for which most of the other models predict another class than the reference, with pictures.
+    """Lists the samples for which the most frequent class of the other models is not the class of the reference.
 
     Args:
       reference: the classes that the reference predicts, integers (n,).
-      others: the classes that the other models predict, (models, n). If classes are equally frequent, the lowest
-        counts.
-      labels: integers, (n,).
+      others: the classes that the other models predict, integers (models, n). If classes are equally frequent, the
+        lowest counts.
+      labels: the true classes, integers (n,).
       pixels: uint8 (n, height, width) or (n, height, width, 3); None (default) without pictures.
 
     Returns:
@@ -316,7 +316,7 @@ class ComparisonTable:
 
     def to_text(self) -> str:
         """Returns the table with its notes below."""
-        return "\n".join([formatting.table(*self._cells()), *self.notes])
+        return "\n".join([_tree.table(*self._cells()), *self.notes])
 
     def _repr_html_(self) -> str:
         return formatting.html_table(*self._cells(), notes=self.notes)

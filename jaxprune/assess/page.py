@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxprune.assess import plots
+from jaxprune.assess import formatting, plots
 from jaxprune.assess.comparison import Forgotten
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ _TERMS = {
     "calibration error": "Mean distance of confidence and accuracy over 15 bins (ECE), without the bias of few"
     " samples.",
     "as measured": "The usual ECE, which is larger than the true one where there are few samples.",
-    "by chance": "The ECE that a calibrated model would measure with as many samples: mean, and the value that 95 % of"
-    " the draws stay below.",
+    "by chance": "The ECE that a calibrated model would measure with as many samples: the mean, and the value that most"
+    " draws stay below (95 % of them at the default confidence).",
     "p": "How probable a difference as large would be if there were none, of this figure alone. A star: beyond noise"
     " among accuracy, NLL, Brier score and all classes together.",
     "confidence - accuracy": "Above 0 the model is surer than it is right.",
@@ -222,9 +222,10 @@ def _classes(report: Any) -> str:
 
 def _samples(report: Any, most: int) -> list[str]:
     shown = report.forgotten[:most]
-    words = f"Most models and {report.reference} answer {len(report.forgotten)} samples differently"
+    words = f"The most frequent answer of the other models is not that of '{report.reference}' for "
+    words += formatting.count(len(report.forgotten), "sample")
     words += f"; here are the first {len(shown)}." if len(shown) < len(report.forgotten) else "."
-    words += " Below each sample: its number and its class, then the answer of the reference and of most other models."
+    words += " Below each sample: its number and its class, then the answer of the reference and that of the others."
     return [f"<p>{escape(words)}</p>", '<div class="samples">', *map(_sample, shown), "</div>"]
 
 

@@ -35,7 +35,8 @@ class RiskReport:
       changes: the changes from the reference, by the name of the model, without the reference.
       verdicts: sentences on each model, by name: `fit`, `confidence`, `changes`, `classes`.
       answers: whether the model is as good, smaller, faster, calibrated, no worse for every class; by name.
-      forgotten: all samples for which most of the other models predict another class than the reference.
+      forgotten: the test samples for which the class that the other models predict most often is not the class that the
+        reference predicts; empty without a reference.
       notes: sentences to read with the figures.
     """
 
@@ -76,13 +77,13 @@ class RiskReport:
         """Returns the answers, the verdicts, tables and notes, in lines of at most 100 characters."""
         against = "" if self.reference is None else f" Compared with '{self.reference}'."
         samples = next(iter(self.risks.values())).test.labels.size
-        parts = [f"Judged by {samples:,} test samples.{against}\n\n{formatting.table(*self.answer_table(), WIDTH)}"]
+        parts = [f"Judged by {samples:,} test samples.{against}\n\n{_tree.table(*self.answer_table(), width=WIDTH)}"]
         for name, words in self.verdicts.items():
             parts.append("\n".join([name, *(_wrapped(f"{key}: {said}", "  ") for key, said in words.items())]))
         if self.reference is not None:
             lost = formatting.count(len(self.forgotten), "sample")
-            parts.append(f"Most models and {self.reference} answer {lost} differently.")
-        parts += [f"{title}\n{formatting.table(*table, WIDTH)}" for title, table in self.tables().items()]
+            parts.append(f"The most frequent answer of the other models is not that of '{self.reference}' for {lost}.")
+        parts += [f"{title}\n{_tree.table(*table, width=WIDTH)}" for title, table in self.tables().items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:
@@ -121,7 +122,7 @@ class RiskReport:
     def all_notes(self) -> list[str]:
         """Explanations of the intervals and tests, and the notes that were passed."""
         first = next(iter(self.risks.values()))
-        level = f"{100 * first.confidence:.0f} %"
+        level, rest = (f"{100 * share:.3g} %" for share in (first.confidence, 1 - first.confidence))
         lines = [
             f"In brackets: {level} intervals from {first.test.labels.size:,} test samples. They show chance in the"
             " samples, not in the training. Where the samples cannot give an interval that covers, none is printed.",
@@ -132,9 +133,9 @@ class RiskReport:
         if self.changes:
             lines.append(
                 "Each difference has its own interval and p-value. Verdict and star test all questions together:"
-                " accuracy, NLL, Brier score and each class. Of models that are equally good, at most 5 % get a star or"
-                " a class named (max-T permutation test). This holds for each model; the number of models is not"
-                " corrected for."
+                f" accuracy, NLL, Brier score and each class. Of models that are equally good, at most {rest} get a"
+                " star or a class named (max-T permutation test). This holds for each model; the number of models is"
+                " not corrected for."
             )
         return [*lines, *self.notes]
 

@@ -7,15 +7,12 @@ from typing import NamedTuple
 import jax
 
 from jaxprune.assess import formatting, intervals
-from jaxprune.assess.calibration_error import CalibrationTest, Region
+from jaxprune.assess.calibration_error import Region
 from jaxprune.assess.comparison import Changes, compare
-from jaxprune.assess.intervals import Interval
 from jaxprune.assess.risk import Risk
 
 OVERFITTED = 0.5
 """A model is called overfitted if its training loss is lower than its test loss by this fraction of the test loss."""
-ALPHA = 0.05
-"""The largest rate at which a verdict names a difference where there is none."""
 LARGE = 0.03
 """If the interval allows the accuracy to fall by more than this, the verdict leaves open whether a model is as good."""
 
@@ -58,7 +55,8 @@ def verdict(
 ) -> dict[str, str]:
     """Describes in sentences only the properties that the figures show beyond noise.
 
-    If a sentence is false for a model, it appears in at most 5 % of the cases:
+    If a sentence is false for a model, it appears in at most a fraction 1 - `risk.confidence` of the cases, by default
+    5 %:
 
     - fit: the whole interval of the gap between training and test loss is above or below 0, or the whole 99.9 %
       interval of the difference from the reference's training loss is above 0. The best possible fit depends on the
@@ -79,7 +77,7 @@ def verdict(
     words = {}
     if risk.train is not None:
         words["fit"] = _fit(risk, changes, reference, name)
-    words["confidence"] = _confidence(risk.calibration["ece"], risk.figures["overconfidence"], risk.test.labels.size)
+    words["confidence"] = _confidence(risk)
     if changes is not None:
         words |= {"changes": _changes(changes), "classes": _classes(changes)}
     return words
@@ -112,7 +110,7 @@ def _against(risk: Risk, changes: Changes, reference: Risk, name: str) -> list[s
     if risk.train is None or reference.train is None:
         return []
     higher = risk.train.nll - reference.train.nll
-    # The test of the gap already uses the 5 % of false sentences.
+    # The test of the gap already uses the allowed rate of false sentences.
     if not intervals.mean(higher, 0.999).low > 0:
         return []
     found = intervals.mean(higher, risk.confidence)
@@ -122,9 +120,15 @@ def _against(risk: Risk, changes: Changes, reference: Risk, name: str) -> list[s
     return [f"fits the training samples less closely than '{name}', but new ones no worse beyond noise: {ends}"]
 
 
-def _confidence(found: CalibrationTest, mean: Interval, samples: int) -> str:
+def _is_calibrated(risk: Risk) -> bool:
+    """Returns whether the calibration test finds no error beyond noise."""
+    return risk.calibration["ece"].p_value > 1 - risk.confidence + 1e-12
+
+
+def _confidence(risk: Risk) -> str:
+    found, mean, samples = risk.calibration["ece"], risk.figures["overconfidence"], risk.test.labels.size
     error = f"calibration error {found.error.estimate:.3f} ({found.error.low:.3f} to {found.error.high:.3f})"
-    if found.p_value > ALPHA:
+    if _is_calibrated(risk):
         return (
             f"no miscalibration beyond noise: {error}; with {samples:,} samples a calibrated model would measure up to"
             f" {found.at_most_by_chance:.3f}, and this model measures {found.measured:.3f}"
@@ -216,7 +220,7 @@ def answers(
     Returns:
       Five answers; without a reference only whether the model is calibrated.
     """
-    found = [_calibrated(risk.calibration["ece"], sentences["confidence"])]
+    found = [_calibrated(risk, sentences["confidence"])]
     if changes is not None and reference is not None:
         found = [_as_good(changes, sentences), _smaller(risk, reference), _faster(risk, reference), *found]
         found.append(_every_class(changes, sentences))
@@ -272,9 +276,9 @@ def _faster(risk: Risk, reference: Risk) -> Answer:
     return Answer(question, "open", "if zeros skipped", words)
 
 
-def _calibrated(found: CalibrationTest, sentence: str) -> Answer:
+def _calibrated(risk: Risk, sentence: str) -> Answer:
     question = "calibrated?"
-    if found.p_value > ALPHA:
+    if _is_calibrated(risk):
         return Answer(question, "yes", "yes", sentence)
     over, under = ("overconfident" in sentence, "underconfident" in sentence)
     short = "over and under" if over and under else "overconfident" if over else "underconfident" if under else "no"

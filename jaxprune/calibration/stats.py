@@ -128,7 +128,7 @@ class Stats:
     experts: tuple[Experts, ...] = ()
 
     def __str__(self) -> str:
-        rows = [("leaf", "shape", "samples", "sums")]
+        rows = []
         for identity, inputs in self.inputs.items():
             sums = [kind for kind in ("gram", "square", "total", "zeros") if getattr(inputs, kind) is not None]
             known = isinstance(inputs.count, np.ndarray)  # as calibrate returns it
@@ -136,7 +136,7 @@ class Stats:
             shape = "x".join(map(str, inputs.layout.shape))
             rows.append(("/".join(identity), shape, samples, ", ".join(sums)))
         reasons = [f"{name}: {why}" for name, why in (*self.uncovered, *self.partly)]
-        return "\n".join([_tree.table(rows), *reasons])
+        return "\n".join([_tree.table(["leaf", "shape", "samples", "sums"], rows, numbers=False), *reasons])
 
     __repr__ = __str__
 

@@ -90,8 +90,9 @@ def reconstruct(
 
     Each leaf is a weight matrix [inputs, outputs] or a stack of matrices. Calibration has determined which axes are
     inputs: dense kernels, convolutions (inputs are height x width x channels of the kernel), groups of a convolution,
-    attention projections with head axes, scanned layers. Each matrix is repaired separately. No output of a matrix has
-    a larger error on the calibration data than with the same mask and no repair.
+    attention projections with head axes, scanned layers. Each matrix is repaired separately. With the named methods, no
+    output of a matrix has a larger error on the calibration data than with the same mask and no repair. The library
+    does not check this for your own function.
 
     Args:
       params: any tree; the parameters that were calibrated.
@@ -151,10 +152,13 @@ def relative_errors(params: PyTree, new: PyTree, stats: Stats) -> dict[str, floa
       stats: the result of `calibrate`, with Gram matrices.
 
     Returns:
-      A number for each calibrated leaf; 0 where the outputs are zero before and after.
+      A float for each leaf that has a Gram matrix. If all outputs of a leaf were zero before, there is nothing to
+      divide by, and the number is $\|X W'\|^2$.
 
     Raises:
-      ValueError: there are no Gram matrices.
+      ValueError: a calibrated leaf has no Gram matrix; `new` has another structure or other shapes than `params`; or
+        `params` has other shapes than at calibration.
+      TypeError: `stats` is not what `calibrate` returns, or `new` and `stats` are swapped.
 
     Example:
       >>> from jaxprune.calibration import calibrate

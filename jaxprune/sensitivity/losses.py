@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _tree, masks
-from jaxprune.assess.formatting import table
 from jaxprune.assess.plots import new_figure
+from jaxprune.calibration import Stats
 from jaxprune.prune import How, Selector
 from jaxprune.slimming import Choice, Groups, Limits, choose
 from jaxprune.slimming.choice import unit_masks
@@ -43,7 +43,7 @@ class Sensitivity(NamedTuple):
     def __str__(self) -> str:
         values = zip(self.names, self.values.tolist(), strict=True)
         rows = [[name, *(f"{value:.4g}" for value in row)] for name, row in values]
-        return table(["pruned alone to", *(f"{level:.1%}" for level in self.levels)], rows)
+        return _tree.table(["pruned alone to", *(f"{level:.1%}" for level in self.levels)], rows)
 
 
 def leaf_sensitivity(
@@ -52,7 +52,7 @@ def leaf_sensitivity(
     levels: Sequence[float],
     *,
     grads: PyTree = None,
-    stats: PyTree = None,
+    stats: Stats | None = None,
     batch: int | None = None,
     **how: Unpack[How],
 ) -> Sensitivity:
@@ -64,18 +64,20 @@ def leaf_sensitivity(
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
       params: the trained parameters, any pytree.
       levels: sparsities in [0, 1); 0 is added. Each is rounded to float32 before entries are counted.
-      grads: gradients in the structure of `params`, for criteria that need them.
-      stats: the result of `jaxprune.calibrate`, for criteria that need it.
+      grads: gradients in the structure of `params`, for criteria that need them; default None.
+      stats: the result of `jaxprune.calibrate`, for criteria that need it; default None.
       batch: the number of levels computed at once, 1 or more; default None: all levels. 1 needs the least memory.
-      **how: how weights are chosen: criterion, pattern, where, batch_axes, key, specs; see `jaxprune.How`. An
-        allocation raises, because each leaf is pruned alone. The pattern must allow any sparsity (`NM` does not).
+      **how: how weights are chosen: criterion, pattern, where, batch_axes, key, specs, roles; see `jaxprune.How`. An
+        allocation raises, because each leaf is pruned alone. `NM` raises too, because it has only one sparsity.
 
     Returns:
       A `Sensitivity` with one row for each leaf that may be pruned.
 
     Raises:
-      ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, or the scores do not fit.
-      TypeError: an allocation or an unknown option was passed.
+      ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, no leaf may be pruned, a
+        pattern does not fit a leaf or allows one sparsity only, or the scores do not fit.
+      TypeError: `evaluate` is not a function, `params` has no arrays, `levels` is a number, or an allocation or an
+        unknown option was passed.
 
     Example:
       >>> params = {'a': jnp.array([[1.0, 2.0]]), 'b': jnp.array([[3.0, 9.0]])}
@@ -89,6 +91,11 @@ def leaf_sensitivity(
         raise TypeError("leaf_sensitivity takes no allocation, because it prunes each leaf alone to each level")
     select = Selector(**how).following(params, stats)
     chosen = masks.leaves(params, **select.units)
+    if fixed := [f"  {leaf.name}: {leaf.pattern}" for leaf in chosen if leaf.pattern.fixed_sparsity is not None]:
+        raise ValueError(
+            "leaf_sensitivity needs a pattern that allows every level, and the patterns of these leaves have only one "
+            "sparsity; pass another pattern, or leave the leaves out by where:\n" + "\n".join(fixed)
+        )
     places = [leaf.place for leaf in chosen]
     scores = select.scores(params, grads=grads, stats=stats)
     leaves = jax.tree.structure(scores).num_leaves
@@ -135,6 +142,7 @@ def group_sensitivity(
     Raises:
       ValueError: a level is out of range, the value is not a scalar, `batch` is below 1, no group is exact, or the
         scores have another shape or NaN.
+      TypeError: `evaluate` is not a function, `params` has no arrays, or `levels` is a number.
 
     Example:
       >>> from jaxprune import find_groups

@@ -67,7 +67,7 @@ def test_text_has_every_model_table_and_verdict(report):
         flat = " ".join(text.split())
         assert all(sentence in flat for sentence in words.values())
     assert "data: drawn" in text
-    assert f"Most models and dense answer {len(report.forgotten)} samples differently." in text
+    assert f"of the other models is not that of 'dense' for {len(report.forgotten)} samples." in text
 
 
 def test_json_is_strict_and_has_every_figure(report):
@@ -236,6 +236,21 @@ def test_confidence_that_is_off_on_average(factor, word):
     assert re.match(rf"{word} by \d+\.\d points \(.* to .*\) on average; ", found.verdicts["m"]["confidence"])
     [answer] = found.answers["m"]
     assert (answer.question, answer.grade, answer.short) == ("calibrated?", "no", word)
+
+
+def test_the_confidence_of_the_report_decides_the_verdict(report):
+    # A p-value of 0.03 is beyond noise at a confidence of 0.95, and not at 0.99.
+    each = report.risks["dense"]
+    off = {**each.calibration, "ece": dataclasses.replace(each.calibration["ece"], p_value=0.03)}
+    words = [
+        verdict(dataclasses.replace(each, calibration=off, confidence=level))["confidence"] for level in (0.95, 0.99)
+    ]
+    assert "no miscalibration beyond noise" not in words[0]
+    assert words[1].startswith("no miscalibration beyond noise")
+    strict = {name: dataclasses.replace(risk, confidence=0.995) for name, risk in report.risks.items()}
+    notes = " ".join(dataclasses.replace(report, risks=strict).all_notes())
+    assert "99.5 % intervals" in notes
+    assert "at most 0.5 % get a star" in notes
 
 
 def test_verdicts_name_what_changed(report):

@@ -279,6 +279,13 @@ def test_errors_say_what_is_wrong(problem, call, message):
         call(params, evaluate)
 
 
+def test_a_pattern_with_one_sparsity_is_refused(problem):
+    params, _, evaluate = problem
+    with pytest.raises(ValueError, match=r"allows every level(.|\n)*b: NM\(") as error:
+        _ = sensitivity.leaf_sensitivity(evaluate, params, [0.5], where="b", pattern=masks.NM(2, 4, axis=0))
+    assert "pass another pattern" in str(error.value)
+
+
 def test_an_allocation_is_refused(problem):
     params, _, evaluate = problem
     with pytest.raises(TypeError, match="takes no allocation, because it prunes each leaf alone"):
