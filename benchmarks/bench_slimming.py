@@ -383,7 +383,8 @@ def digits(model: Any, rounds: int) -> list[Row]:
 
 def layers(rounds: int) -> list[Row]:
     """An architecture for each layer within a budget of FLOPs and of measured seconds, and one level for all layers."""
-    model, (x, y) = Transformer(), digit_images()
+    model: Any = Transformer()
+    x, y = digit_images()
     loss = lambda p, x, y: optax.softmax_cross_entropy_with_integer_labels(model.apply(p, x), y).mean()
     params = fitted(loss, model.init(jax.random.key(0), x[:1]), x[:1297], y[:1297], 0)
     groups = slimming.find_groups(model.apply, params, x[:1])

@@ -181,9 +181,9 @@ def _torch_share(model: Any, x: dict[str, Any]) -> tuple[str, str]:
             heads |= {own[key]: count for key in ("query", "q_proj", "q", "qkv") if key in own}
             heads |= {own[key]: grouped for key in ("key", "value", "k_proj", "v_proj", "k", "v") if key in own}
     whole = sum(p.numel() for p in model.parameters())
-    stop = lambda *_: (_ for _ in ()).throw(TimeoutError("no end after 120 s"))
+    stop = lambda *_: (_ for _ in ()).throw(TimeoutError("no end after 400 s"))
     _ = signal.signal(signal.SIGALRM, stop)
-    _ = signal.alarm(120)
+    _ = signal.alarm(400)
     try:
         pruner = tp.pruner.BasePruner(
             model, x if len(x) > 1 or "x" not in x else x["x"], importance=tp.importance.GroupMagnitudeImportance(p=2),

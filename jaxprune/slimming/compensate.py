@@ -80,19 +80,19 @@ def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) 
             reasons[kept.name] = dict(stats.uncovered).get(kept.name, "it was not calibrated")
         elif kept.name in partly:
             reasons[kept.name] = f"calibration missed some of its uses: {partly[kept.name]}"
-        elif isinstance(found, str) and inputs.gram is None:
+        elif inputs.gram is None and isinstance(found, str):
             reasons[kept.name] = found
         else:
             whole = jnp.asarray(leaves[k])
             wide = whole.astype(jnp.promote_types(whole.dtype, jnp.float32))
-            centred = not isinstance(found, str) and (inputs.total is not None or inputs.gram is None)
-            new = _fitted(wide, kept, inputs, centred)
+            added = None if isinstance(found, str) or (inputs.total is None and inputs.gram is not None) else found
+            new = _fitted(wide, kept, inputs, centred=added is not None)
             leaves[k] = new.astype(whole.dtype)
-            if centred:
+            if added is not None:
                 lost = (wide - new) * inputs.layout.along_inputs(inputs.mean.astype(wide.dtype))
-                bias = jnp.asarray(leaves[found.bias])
-                change = found.sign * _as_bias(lost, found.pairs, bias.shape)
-                leaves[found.bias] = (bias.astype(change.dtype) + change).astype(bias.dtype)
+                bias = jnp.asarray(leaves[added.bias])
+                change = added.sign * _as_bias(lost, added.pairs, bias.shape)
+                leaves[added.bias] = (bias.astype(change.dtype) + change).astype(bias.dtype)
             done += 1
     lines = "".join(f"\n  {name}: {why}" for name, why in reasons.items())
     if reasons and not done:
@@ -119,7 +119,7 @@ def _check_experts(groups: Groups, manifest: Manifest) -> None:
         )
 
 
-def _fitted(weight: jax.Array, kept: Kept, inputs: Inputs, centred: bool) -> jax.Array:
+def _fitted(weight: jax.Array, kept: Kept, inputs: Inputs, *, centred: bool) -> jax.Array:
     """Returns a kernel with zeros for the removed inputs; with Gram matrices, the others predict the removed ones."""
     layout = inputs.layout
     stays = np.ones((), bool)
