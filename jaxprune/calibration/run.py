@@ -13,7 +13,7 @@ from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration import routing
-from jaxprune.calibration.interpreter import Interpreter, Sums
+from jaxprune.calibration.interpreter import SCALED, Interpreter, Sums
 from jaxprune.calibration.stats import Experts, Inputs, Moments, Stats, Together
 from jaxprune.calibration.values import Key, Value
 
@@ -54,7 +54,9 @@ def calibrate(
     Calibration cannot follow parameters into `while`, `cond` and `shard_map`, through a computed index, or through a
     convolution with batch_group_count. `Stats.uncovered` names the leaves without any sums, with the reason.
     `Stats.partly` names the leaves whose sums miss some uses, and the leaves that are multiplied by a constant or by
-    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`).
+    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`). It also names the leaves that the function
+    multiplies by a factor that varies along their inputs, other than a mask: the sums leave this factor out, and a
+    warning says so.
 
     Args:
       fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode: calibration runs dropout and
@@ -238,6 +240,14 @@ class _Run(NamedTuple):
         inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.closed.jaxpr.invars]
         _ = jax.eval_shape(shapes_of, inputs)
         plan, places = planned[0]
+        scaled = [name for name, why in plan.partly if SCALED in why]
+        if scaled:
+            warnings.warn(
+                f"the function multiplies {', '.join(scaled)} by {SCALED}, and the sums leave the factor out: multiply "
+                "the inputs by the factor instead, or multiply the weights by it once and calibrate them without it; "
+                "if the factor is a mask, make it boolean",
+                stacklevel=2,
+            )
 
         def step(sums: dict[int, Moments], params: Sequence[Any], data: Sequence[Any]) -> dict[int, Moments]:
             found = interpret([*params, *data])[1]
