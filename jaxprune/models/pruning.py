@@ -218,7 +218,9 @@ def _little_memory() -> Iterator[None]:
 
 
 def _check_seen(stats: Stats, prefix: str) -> None:
-    unseen = sorted(prefix + "/".join(name) for name, inputs in stats.inputs.items() if not np.asarray(inputs.square).any())
+    unseen = sorted(
+        prefix + "/".join(name) for name, inputs in stats.inputs.items() if not np.asarray(inputs.square).any()
+    )
     if unseen:
         more = f" and of {len(unseen) - 1} more" if len(unseen) > 1 else ""
         raise ValueError(
