@@ -216,7 +216,6 @@ def _sweep(
         mask = plan.choose_block(given, _saliency(rows, own_scale))
         rows, errors, mask, steps = _block(rows, own_u, own_scale, mask, scales[0], plan)
 
-        # Rows before this block have zeros in u; the rows of the block are overwritten.
         # The product u.T @ errors would be as large as the weights: it is subtracted piece by piece. Pieces that end
         # before the next block have zeros in u, and are skipped. The rows of the block are overwritten.
         def update(i: jax.Array, x: jax.Array) -> jax.Array:
