@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -186,7 +187,9 @@ def _manifest(
     if isinstance(what, Choice):
         return what.manifest(), None
     groups = find_groups(fn, params, *inputs)
-    if isinstance(what, int | float) and not isinstance(what, bool):
+    if isinstance(what, Real | np.ndarray | jax.Array) and not isinstance(what, bool | Tracer) and not np.ndim(what):
+        what = what if np.asarray(what).dtype == np.bool_ else float(what)
+    if isinstance(what, float):
         whole = [group.name for group in groups if group.inexact == LAYER] if as_built else []
         limits = Limits(inexact=as_built, protect=whole)
         choice = choose(groups, group_scores(groups, scores()), float(what), limits=limits)
