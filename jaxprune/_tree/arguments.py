@@ -1,4 +1,7 @@
-"""Checks of the arguments of public functions, such as sparsities and keys; `call` and `each` call functions."""
+"""Checks of the arguments of public functions, such as sparsities and keys; `call` and `each` call functions.
+
+`at_hand` tells which arrays NumPy can read in place.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 
 PyTree = Any
 
 _FEW = 8  # leaves that are computed one by one
+_LARGE = 1 << 24  # entries of a leaf from which compiling is worth its time
 
 
 def is_array(leaf: Any) -> bool:
@@ -248,7 +253,27 @@ def check_batches(batches: Any) -> None:
         raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
 
 
-def each(fn: Callable[..., Any], *arrays: Sequence[Any]) -> list[Any]:
+def at_hand(*arrays: Any) -> bool:
+    """Returns whether NumPy can read all arrays in place: they are not traced, and each is on one CPU device."""
+    return all(
+        isinstance(x, jax.Array)
+        and not isinstance(x, Tracer)
+        and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        and isinstance(x.sharding, SingleDeviceSharding)
+        and [device.platform for device in x.devices()] == ["cpu"]
+        for x in arrays
+    )
+
+
+def put_like(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """Returns a JAX array on the device of an array that is `at_hand`.
+
+    If no one placed that array, the new one too may go where it is used.
+    """
+    return jax.device_put(array, like.sharding if like.committed else None)
+
+
+def each(fn: Callable[..., Any], *arrays: Sequence[Any], on_host: Callable[..., np.ndarray] | None = None) -> list[Any]:
     """Returns `fn(*leaves)` for each leaf, like `map`; many leaves outside of jit become one program.
 
     One at a time, JAX compiles a program for every shape, which takes longer than one program for all shapes. A few
@@ -257,7 +282,12 @@ def each(fn: Callable[..., Any], *arrays: Sequence[Any]) -> list[Any]:
     Args:
       fn: a function of arrays, the same object in every call, or the program is compiled again.
       *arrays: for each argument of `fn` one array for each leaf.
+      on_host: a function of NumPy arrays that returns the same numbers as `fn`. It computes leaves that are `at_hand`,
+        so that nothing is compiled. None (default): there is no such function.
     """
+    given = [x for of_leaves in arrays for x in of_leaves]
+    if on_host is not None and at_hand(*given) and all(x.size <= _LARGE for x in given):
+        return [put_like(on_host(*map(np.asarray, leaf)), leaf[0]) for leaf in zip(*arrays, strict=True)]
     leaves = jax.tree.leaves(arrays)
     known = [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
     devices = {frozenset(x.sharding.device_set) for x in known}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree
 from jaxprune._tree import BatchAxes
-from jaxprune.masks._exact import counts, ranking, rows
+from jaxprune.masks._exact import counts, host, ranking, rows
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks._exact.shards import Shards, of_leaves
 from jaxprune.masks.pattern import Leaf, Pattern
@@ -324,7 +324,9 @@ def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTre
     masks |= {leaf.place: keep_in_leaf(leaf, number) for (leaf, _), number in zip(grouped, kept_in, strict=True)}
     if kept is not None:
         ways = tuple((leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards) for leaf in ranked)
-        found = _keep_largest([leaf.array for leaf in ranked], kept, ways=ways, together=together)
+        arrays = [jnp.asarray(leaf.array) for leaf in ranked]
+        keep = _keep_on_host if host.suits(arrays, kept, shared=together) else _keep_largest
+        found = keep(arrays, kept, ways=ways, together=together)
         masks |= {leaf.place: mask for leaf, mask in zip(ranked, found, strict=True)}
     return assemble(scores, masks)
 
@@ -370,12 +372,34 @@ def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:
 # the shapes of leaves and on how these are pruned, not on the names and places of leaves.
 @partial(jax.jit, static_argnames=("ways", "together"))
 def _keep_largest(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...], together: bool) -> list[jax.Array]:
-    ranked = [Leaf("", 0, array, *way) for array, way in zip(arrays, ways, strict=True)]
+    ranked = _leaves_of(arrays, ways)
     units = [leaf.pattern.units(leaf.array, leaf) for leaf in ranked]
     axes = [leaf.pattern.slice_axes(leaf) for leaf in ranked]
     layouts = [leaf.unit_shards for leaf in ranked]
     masks = ranking.keep_largest(units, kept, batch_axes=axes, shared=together, layouts=layouts)
     return [leaf.pattern.expand(mask, leaf) for mask, leaf in zip(masks, ranked, strict=True)]
+
+
+def _keep_on_host(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...], together: bool) -> list[jax.Array]:
+    """Returns the masks of `_keep_largest` for arrays that NumPy can read; only the patterns are compiled."""
+    axes = [leaf.pattern.slice_axes(leaf) for leaf in _leaves_of(arrays, ways)]
+    masks = host.keep_largest(_units(arrays, ways=ways), kept, batch_axes=axes, shared=together)
+    return _expand(arrays, [_tree.put_like(*pair) for pair in zip(masks, arrays, strict=True)], ways=ways)
+
+
+@partial(jax.jit, static_argnames="ways")
+def _units(arrays: list[jax.Array], *, ways: tuple[Way, ...]) -> list[jax.Array]:
+    return [leaf.pattern.units(leaf.array, leaf) for leaf in _leaves_of(arrays, ways)]
+
+
+@partial(jax.jit, static_argnames="ways")
+def _expand(arrays: list[jax.Array], masks: list[jax.Array], *, ways: tuple[Way, ...]) -> list[jax.Array]:
+    pairs = zip(masks, _leaves_of(arrays, ways), strict=True)
+    return [leaf.pattern.expand(mask, leaf) for mask, leaf in pairs]
+
+
+def _leaves_of(arrays: list[jax.Array], ways: tuple[Way, ...]) -> list[Leaf]:
+    return [Leaf("", 0, array, *way) for array, way in zip(arrays, ways, strict=True)]
 
 
 @partial(jax.jit, static_argnames=("way", "number"))
