@@ -138,9 +138,9 @@ def _check_amount(amount: Any, what: str) -> None:
     """Raises unless the argument is a number of 0 or more or a function of the step; a traced scalar is not checked."""
     if callable(amount) or isinstance(amount, Tracer):
         return
-    if not isinstance(amount, Real | np.ndarray | jax.Array) or np.ndim(amount):
+    if not isinstance(amount, Real | np.ndarray | jax.Array) or getattr(amount, "ndim", 0):
         raise TypeError(f"{what} must be a number or a function of the step; got {_tree.shown(amount)}")
-    if not amount >= 0:
+    if not float(np.asarray(amount)) >= 0:
         raise ValueError(f"{what} must be 0 or more; got {amount}")
 
 

@@ -187,8 +187,9 @@ def _manifest(
     if isinstance(what, Choice):
         return what.manifest(), None
     groups = find_groups(fn, params, *inputs)
-    if isinstance(what, Real | np.ndarray | jax.Array) and not isinstance(what, bool | Tracer) and not np.ndim(what):
-        what = what if np.asarray(what).dtype == np.bool_ else float(what)
+    scalar = isinstance(what, Real | np.ndarray | jax.Array) and not getattr(what, "ndim", 0)
+    if scalar and not isinstance(what, bool | Tracer) and getattr(what, "dtype", None) != np.bool_:
+        what = float(np.asarray(what))
     if isinstance(what, float):
         whole = [group.name for group in groups if group.inexact == LAYER] if as_built else []
         limits = Limits(inexact=as_built, protect=whole)
