@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 
 from jaxprune._tree import paths
+from jaxprune._tree.tables import table
 
 PyTree = Any
 Axes = tuple[int, ...]
@@ -145,11 +146,11 @@ class Roles:
         return len(self.leaves)
 
     def __str__(self) -> str:
-        rows = [("leaf", "shape", "role", "axes", "note")]
-        for leaf in self.leaves:
-            axes = ", ".join(leaf.axes)
-            rows.append((leaf.name, "x".join(map(str, leaf.shape)), leaf.role, axes, leaf.note))
-        return table(rows)
+        rows = [
+            (leaf.name, "x".join(map(str, leaf.shape)), leaf.role, ", ".join(leaf.axes), leaf.note)
+            for leaf in self.leaves
+        ]
+        return table(("leaf", "shape", "role", "axes", "note"), rows, numbers=False)
 
     def of(self, params: PyTree, *, scores: bool = False, parts: bool = False) -> tuple[LeafRole, ...]:
         """Returns the roles of the leaves of a tree, in the tree's order.
@@ -177,16 +178,3 @@ class Roles:
     @cached_property
     def _known(self) -> Mapping[tuple[str, ...], LeafRole]:
         return {leaf.identity: leaf for leaf in self.leaves}
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Returns rows of cells as text, in columns of equal width.
-
-    Example:
-      >>> print(table([('leaf', 'shape'), ('kernel', '2x3')]))
-      leaf    shape
-      kernel  2x3
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(row).rstrip() for row in cells)

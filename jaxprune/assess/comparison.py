@@ -316,7 +316,7 @@ class ComparisonTable:
 
     def to_text(self) -> str:
         """Returns the table with its notes below."""
-        return "\n".join([formatting.table(*self._cells()), *self.notes])
+        return "\n".join([_tree.table(*self._cells()), *self.notes])
 
     def _repr_html_(self) -> str:
         return formatting.html_table(*self._cells(), notes=self.notes)

@@ -170,7 +170,7 @@ class Complexity:
             cell = formatting.quantity(rest)
             rows.append(["(no parameter)", *[formatting.MISSING] * 4, cell, cell])
         rows.append(["total", "", *_cells(self, self.total_sparsity, self)])
-        return "\n".join([formatting.table(header, rows), *self.notes()])
+        return "\n".join([_tree.table(header, rows), *self.notes()])
 
     def notes(self) -> list[str]:
         """Sentences about memory and about what could not be counted."""

@@ -89,38 +89,6 @@ def plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Returns a table with aligned columns: the first to the left, the others to the right.
-
-    Args:
-      header: the names of the columns.
-      rows: the cells of each row.
-      width: the largest number of characters of a line; columns that do not fit follow in tables below, each with the
-        first column. None (default) for lines of any length.
-
-    Returns:
-      Lines of text.
-
-    Example:
-      >>> print(table(['name', 'kept'], [['a', '10'], ['bcdef', '5']]))
-      name   kept
-      -----  ----
-      a        10
-      bcdef     5
-    """
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width and len(widths) > 2:
-        fits = [k for k in range(2, len(widths)) if sum(widths[: k + 1]) + 2 * k <= width]
-        cut = max(fits, default=1) + 1
-        parts = [[row[:cut] for row in (header, *rows)], [[row[0], *row[cut:]] for row in (header, *rows)]]
-        return "\n\n".join(table(part[0], part[1:], width) for part in parts if len(part[0]) > 1)
-    lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """Returns an HTML table with paragraphs below it, the first column to the left and the other columns to the right.
 

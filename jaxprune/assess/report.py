@@ -77,13 +77,13 @@ class RiskReport:
         """Returns the answers, the verdicts, tables and notes, in lines of at most 100 characters."""
         against = "" if self.reference is None else f" Compared with '{self.reference}'."
         samples = next(iter(self.risks.values())).test.labels.size
-        parts = [f"Judged by {samples:,} test samples.{against}\n\n{formatting.table(*self.answer_table(), WIDTH)}"]
+        parts = [f"Judged by {samples:,} test samples.{against}\n\n{_tree.table(*self.answer_table(), width=WIDTH)}"]
         for name, words in self.verdicts.items():
             parts.append("\n".join([name, *(_wrapped(f"{key}: {said}", "  ") for key, said in words.items())]))
         if self.reference is not None:
             lost = formatting.count(len(self.forgotten), "sample")
             parts.append(f"The most frequent answer of the other models is not that of '{self.reference}' for {lost}.")
-        parts += [f"{title}\n{formatting.table(*table, WIDTH)}" for title, table in self.tables().items()]
+        parts += [f"{title}\n{_tree.table(*table, width=WIDTH)}" for title, table in self.tables().items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:

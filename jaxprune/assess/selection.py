@@ -287,7 +287,7 @@ def model_table(scores: Sequence[Score]) -> str:
             text = formatting.percent(value) if field == "error" else plain
             cells.append(text + (" *" if least[name] == i else "  "))
         rows.append([*cells, "1se" if i == simplest else ""])
-    return formatting.table(["model", "kept", "FLOPs", "train", "gap", *(f"{name}  " for name in columns), ""], rows)
+    return _tree.table(["model", "kept", "FLOPs", "train", "gap", *(f"{name}  " for name in columns), ""], rows)
 
 
 def pareto_front(errors: Any, costs: Any) -> np.ndarray:
@@ -345,7 +345,7 @@ def pareto_table(names: Sequence[str], errors: Any, costs: Any, *, cost: str = "
         [names[i], formatting.quantity(float(costs[i])), formatting.percent(float(errors[i])), "*" if front[i] else ""]
         for i in order
     ]
-    return formatting.table(["model", cost, "error", "front"], rows)
+    return _tree.table(["model", cost, "error", "front"], rows)
 
 
 def _score(name: str, candidate: Candidate, train: Any, test: Any, batch: int) -> Score:

@@ -64,8 +64,8 @@ def calibrate(
         batches; each new shape compiles once. Memory holds one batch at a time.
       collect: one or more of "gram" (matrices of inputs x inputs; includes "square"), "square" (sums of squares),
         "total" (sums, for means) and "zeros" (how often an input is exactly zero). Default "gram".
-      where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf that may
-        be pruned.
+      where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default None: every floating
+        leaf with two axes or more, embeddings included.
       dtype: the floating dtype of the sums; default float32. float64 needs
         `jax.config.update("jax_enable_x64", True)`.
       max_bytes: the largest size of the Gram matrices of one leaf, in bytes; default 2 GiB.
@@ -75,9 +75,11 @@ def calibrate(
       The sums of each leaf, as `Stats`.
 
     Raises:
-      TypeError: `batches` is a single batch.
+      TypeError: `batches` is a single batch; `fn` is not a function; `where` has another type or selects a leaf that is
+        not floating.
       ValueError: there are no batches; no leaf could be followed; a Gram matrix is larger than `max_bytes` (the message
-        names the leaf); activations are not finite; `collect` is unknown; `dtype` is float64 without x64.
+        names the leaf); activations are not finite; a glob of `where` matches no leaf; `collect` is unknown; `dtype` is
+        not floating, or is float64 without x64.
       ImportError: `progress=True` and tqdm is not installed.
 
     Example:
@@ -107,8 +109,8 @@ def calibrator(
       fn: a function `fn(params, batch)`; its result is not used.
       params: the parameters as arrays or ShapeDtypeStructs; only their shapes matter here.
       collect: one or more of "gram" (default), "square", "total" and "zeros"; see `calibrate`.
-      where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default: every leaf that may
-        be pruned.
+      where: which leaves: a predicate `(name, leaf) -> bool`, a glob or a list of globs; default None: every floating
+        leaf with two axes or more, embeddings included.
       dtype: the floating dtype of the sums; default float32.
       max_bytes: the largest size of the Gram matrices of one leaf, in bytes; default 2 GiB.
 

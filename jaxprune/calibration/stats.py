@@ -113,11 +113,15 @@ class Stats:
 
     Attributes:
       inputs: the sums of each leaf, by the leaf's path as a tuple.
-      uncovered: pairs (name, reason) of leaves that `where` selects but that could not be followed to a product.
-      partly: pairs (name, reason) of leaves with sums that do not cover all uses of the leaf.
-      together: groups of leaves that are multiplied by the same activation, in order of execution.
-      roles: the result of `find_roles` for all leaves; None if the statistics were made by hand.
-      experts: sums over the tokens of each expert, for every sum over experts that the function computes.
+      uncovered: pairs (name, reason) of leaves that `where` selects but that have no sums, because calibration could
+        not follow them to a product.
+      partly: pairs (name, reason) of leaves whose sums miss some uses of the leaf, or that are multiplied by a constant
+        or by another parameter.
+      together: the leaves in groups (`Together`): all leaves of a group are multiplied by the same activation. The
+        groups are in the order in which the function uses them.
+      roles: the inputs and outputs of every leaf, as `find_roles` returns them; None if you made the statistics
+        yourself.
+      experts: one `Experts` for each mixture of experts that the function computes; empty without experts.
     """
 
     inputs: dict[Identity, Inputs]
@@ -128,7 +132,7 @@ class Stats:
     experts: tuple[Experts, ...] = ()
 
     def __str__(self) -> str:
-        rows = [("leaf", "shape", "samples", "sums")]
+        rows = []
         for identity, inputs in self.inputs.items():
             sums = [kind for kind in ("gram", "square", "total", "zeros") if getattr(inputs, kind) is not None]
             known = isinstance(inputs.count, np.ndarray)  # as calibrate returns it
@@ -136,7 +140,7 @@ class Stats:
             shape = "x".join(map(str, inputs.layout.shape))
             rows.append(("/".join(identity), shape, samples, ", ".join(sums)))
         reasons = [f"{name}: {why}" for name, why in (*self.uncovered, *self.partly)]
-        return "\n".join([_tree.table(rows), *reasons])
+        return "\n".join([_tree.table(["leaf", "shape", "samples", "sums"], rows, numbers=False), *reasons])
 
     __repr__ = __str__
 

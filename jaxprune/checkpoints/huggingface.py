@@ -155,20 +155,22 @@ class Folder:
 
 
 class FolderWriter:
-    """A new checkpoint, written part by part; a killed run can resume after its last finished part.
+    """A new checkpoint, written part by part; a killed run with an `identity` can resume after its last finished part.
 
     An incomplete folder is called `PATH.unfinished`. Leaving the `with` block without an error writes the index and
-    renames the folder. An error before the first part removes the folder. Nothing is overwritten.
+    renames the folder. An error before the first part removes the folder, and so does any error in a run without
+    identity. Nothing is overwritten.
 
     Args:
       path: the new folder.
-      config: the content of `config.json`.
+      config: the content of `config.json`; the attribute `config` may be replaced until the `with` block ends.
       parts: the number of parts; each becomes a file `model-00001-of-0000N.safetensors`.
-      identity: a JSON value that identifies the run; a resumed run must have the same identity. Default None.
+      identity: a JSON value that identifies the run; a resumed run must have the same identity. None (default): the run
+        cannot be resumed.
       resume: whether to continue an unfinished folder; default False: an unfinished folder raises.
 
     Raises:
-      FileExistsError: the folder exists; or an unfinished folder exists and `resume` is False.
+      FileExistsError: the folder exists; or an unfinished folder exists and is not resumed.
       ValueError: the unfinished folder belongs to another run; the message names the differences.
     """
 
@@ -182,18 +184,17 @@ class FolderWriter:
         resume: bool = False,
     ) -> None:
         self._package = _disk.optional("safetensors.flax", "writing a Hugging Face folder")
-        self.path, self._parts, self._config = Path(path), parts, dict(config)
+        self.path, self._parts, self.config = Path(path), parts, dict(config)
+        self._resumable = identity is not None
         self._unfinished = self.path.with_name(f"{self.path.name}.unfinished")
         if self.path.exists():
             raise FileExistsError(f"{self.path} exists and is not overwritten; choose another folder")
         own = json.loads(json.dumps({"parts": parts, **(identity or {})}))
         note = self._unfinished / _NOTE
         if self._unfinished.exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{self._unfinished} is left over from an earlier run; continue it (resume=True, --resume) or "
-                    "remove it"
-                )
+            if not resume or identity is None:
+                way = "continue it (resume=True, --resume) or remove it" if self._resumable else "remove it"
+                raise FileExistsError(f"{self._unfinished} is left over from an earlier run; {way}")
             _disk.check_same(self._unfinished, "run", _json(note), own)
         else:
             self._unfinished.mkdir(parents=True)
@@ -205,8 +206,8 @@ class FolderWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             self._finish()
-        elif not any(map(self.has, range(self._parts))):
-            shutil.rmtree(self._unfinished)  # no part is lost, and the corrected call need not resume
+        elif not self._resumable or not any(map(self.has, range(self._parts))):
+            shutil.rmtree(self._unfinished)  # nothing that a later run could use is lost
         elif isinstance(error, KeyboardInterrupt):
             error.add_note(f"finished parts stay in {self._unfinished}; continue with resume=True, --resume")
 
@@ -219,7 +220,7 @@ class FolderWriter:
 
         Raises:
           FileExistsError: the part exists.
-          OSError: the part cannot be written, for example because the disk is full. Finished parts stay.
+          OSError: the part cannot be written, for example because the disk is full.
         """
         arrays, file = dict(params), self._file(number)
         save = lambda part: self._package.save_file(arrays, part, metadata={"format": "pt"})
@@ -228,9 +229,10 @@ class FolderWriter:
         except FileExistsError:
             raise
         except (OSError, _disk.optional("safetensors", "writing a folder").SafetensorError) as error:
+            way = f"; finished parts stay in {self._unfinished}: make room and continue (resume=True, --resume)"
             raise OSError(
-                f"{file} cannot be written ({_disk.first_line(error)}); finished parts stay in {self._unfinished}: "
-                "make room and continue (resume=True, --resume)"
+                f"{file} cannot be written ({_disk.first_line(error)})"
+                + (way if self._resumable else "; make room and run again")
             ) from error
 
     def load(self, number: int) -> dict[str, jax.Array]:
@@ -262,7 +264,7 @@ class FolderWriter:
             files |= dict.fromkeys(names, file.name)
             size += file.stat().st_size
         index = {"metadata": {"total_size": size}, "weight_map": files}
-        for name, content in ((_INDEX, index), (_CONFIG, self._config)):
+        for name, content in ((_INDEX, index), (_CONFIG, self.config)):
             (self._unfinished / name).write_text(json.dumps(content, indent=2) + "\n")
         self._unfinished.rename(self.path)
         (self.path / _NOTE).unlink()  # last, so that a run killed before the renaming can still resume

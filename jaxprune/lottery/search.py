@@ -169,7 +169,7 @@ class Rounds(NamedTuple):
         }
         levels = [f"{level:.1%}" for level in mean(self.sparsity)]
         rows = zip(map(str, range(shape[-1])), levels, *columns.values(), strict=True)
-        return _tree.table([("round", "sparsity", *columns), *rows])
+        return _tree.table(["round", "sparsity", *columns], [*rows])
 
 
 class _Carry(NamedTuple):

@@ -99,7 +99,8 @@ def slim_folder(
       kv_heads: the number of key-value heads to keep in each block, 1 or more; None (default) for all.
       width: the fraction of the hidden states' channels to keep, in (0, 1]; default 1. Norms then average over fewer
         channels, so this option changes the model most.
-      experts: the fraction of each block's experts to keep, in (0, 1]; default 1.
+      experts: the fraction of each block's routed experts to keep, in (0, 1]; default 1. If fewer experts stay than
+        each token chooses (`num_experts_per_tok` of the config), this number is lowered to the experts that stay.
       drop_blocks: the number of blocks to remove, the least influential first; or the blocks' numbers; default 0.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
@@ -108,23 +109,24 @@ def slim_folder(
       stays.
 
     Raises:
-      FileExistsError: the output exists.
+      FileExistsError: the output exists, or an unfinished output of a killed run exists.
       FileNotFoundError, ValueError: the source is not a complete checkpoint of a known family; a number is out of its
         range, or exceeds the number of units of the model. The message names the argument or file.
     """
     folder, cut = opened(source)
     tokens, config = checked_tokens(tokens, folder), folder.config
     counts = _counts(folder, cut, mlp, kv_heads, width, experts, drop_blocks)
-    scores = _scores(folder, cut, tokens, progress)
-    influence = np.array([score.influence for score in scores])
-    if isinstance(drop_blocks, int):
-        gone = sorted(int(i) for i in np.argsort(influence, kind="stable")[:drop_blocks])
-    else:
-        gone = sorted(set(drop_blocks))
-    stay = [index for index in range(cut.blocks) if index not in gone]
-    new = {**_numbered(config, cut, stay), **counts}
-    channels = _largest(np.sum([score.channels for score in scores], 0), new["hidden_size"])
-    with FolderWriter(output, new, parts=len(stay) + 1) as writer:
+    dropped = drop_blocks if isinstance(drop_blocks, int) else len(set(drop_blocks))
+    with FolderWriter(output, config, parts=cut.blocks - dropped + 1) as writer:  # an output that exists fails here
+        scores = _scores(folder, cut, tokens, progress)
+        influence = np.array([score.influence for score in scores])
+        if isinstance(drop_blocks, int):
+            gone = sorted(int(i) for i in np.argsort(influence, kind="stable")[:drop_blocks])
+        else:
+            gone = sorted(set(drop_blocks))
+        stay = [index for index in range(cut.blocks) if index not in gone]
+        new = writer.config = {**_numbered(config, cut, stay), **counts}
+        channels = _largest(np.sum([score.channels for score in scores], 0), new["hidden_size"])
         for place, index in enumerate(stay):
             kept = _kept(scores[index], channels, new, folder)
             small = _narrowed(load_block(folder, index), kept, config, new)

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _tree
+from jaxprune.assess.formatting import quantity
+from jaxprune.slimming._labels.flops import flops_of
 from jaxprune.slimming.groups import Group, Groups
-from jaxprune.slimming.manifest import Kept, Manifest, spread
+from jaxprune.slimming.manifest import Kept, Manifest, entries, spread
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """The units of each group that stay. `print` shows how many units each group keeps, and why a group stays whole.
+    """The units of each group that stay. `print` shows how many units each group keeps, and what slimming saves.
 
     Attributes:
       groups: the groups.
@@ -62,7 +64,17 @@ class Choice:
             + (f": {self.untouched[group.name]}" if group.name in self.untouched else "")
             for group in self.groups
         ]
-        return "\n".join(lines) or "no groups: nothing can be removed"
+        return "\n".join([*lines, self._saving()]) if lines else "no groups: nothing can be removed"
+
+    def _saving(self) -> str:
+        """Returns the parameters that stay, and the FLOPs of a call with the inputs that the groups were found with."""
+        flops, whole = flops_of(self.groups.analysis), Choice(self.groups, np.ones(self.groups.size, bool))
+        try:
+            (small, large), (few, all_) = entries(self.manifest()), (flops(self), flops(whole))
+        except ValueError as error:
+            return f"slim cannot carry this choice out: {error}"
+        saved = f"kept: {small:,} of {large:,} parameters ({small / max(1, large):.1%})"
+        return saved + (f", {quantity(few)} of {quantity(all_)} FLOPs of a call ({few / all_:.1%})" if all_ else "")
 
     @classmethod
     def remove(cls, groups: Groups, removed: Mapping[str, Any], *, empty: bool = False) -> "Choice":

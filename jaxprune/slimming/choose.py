@@ -114,12 +114,9 @@ def choose(
     """
     if (sparsity is None) == (cost is None) or (cost is None) != (target is None):
         raise ValueError("choose needs either sparsity, or cost and target")
-    if scope not in _SCOPES or (scope != "group" and isinstance(sparsity, Mapping)):
-        raise ValueError(
-            'scope must be "group", "global" or "isomorphic", and only "group" takes a mapping of sparsities; '
-            f"got {scope!r}, sparsity {sparsity!r}"
-        )
-    limits = _checked(groups, limits)
+    limits = _checked(groups, scope, limits)
+    if scope != "group" and isinstance(sparsity, Mapping):
+        raise ValueError(f'only scope "group" takes a mapping of sparsities; got {scope!r} and {sparsity!r}')
     if isinstance(scores, Mapping):
         scores, limits = _of_some_groups(groups, scores, limits)
     if np.shape(scores) != (groups.size,) or np.isnan(scores).any():
@@ -181,10 +178,8 @@ def removal_order(
       >>> [removal.units.tolist() for removal in removal_order(groups, np.array([3.0, 1.0, 2.0, 4.0]))]
       [[1], [2], [0]]
     """
-    if scope not in _SCOPES:
-        raise ValueError(f'scope must be "group", "global" or "isomorphic"; got {scope!r}')
     ordered: list[Removal] = []
-    limits = _checked(groups, limits)
+    limits = _checked(groups, scope, limits)
     for together in _ranked_together(groups, scope):
         removals = _ranked(groups, together, scores, limits)
         if scope != "global":
@@ -337,9 +332,15 @@ def _untouched(groups: Groups, limits: Limits) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _checked(groups: Groups, limits: Limits | None) -> Limits:
-    """Returns the limits, with `protect` as a list of globs; raises if a limit is out of range or matches nothing."""
+def _checked(groups: Groups, scope: str, limits: Limits | None) -> Limits:
+    """Returns the limits, with `protect` as a list of globs.
+
+    Raises:
+      ValueError: the scope is unknown, a limit is out of range, or a glob of a limit matches nothing.
+    """
     _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
+    if scope not in _SCOPES:
+        raise ValueError(f'scope must be "group", "global" or "isomorphic"; got {scope!r}')
     limits = limits or Limits()
     _tree.check_instance(limits, Limits, "limits", "slimming.Limits(...)")
     for what, lowest in (("round_to", 1), ("min_units", 0)):

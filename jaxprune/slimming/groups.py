@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune import _tree
 from jaxprune._jaxprs import roles_of
 from jaxprune._tree import LeafRole, Roles
 from jaxprune.slimming._labels.analysis import Analysis, analyse
@@ -355,7 +356,7 @@ def _names(members: list[list[Member]], forms: list[str]) -> list[str]:
 
 def _table(groups: Groups) -> str:
     """Returns the groups with their members, then the frozen positions with the reasons."""
-    rows = [("group", "units", "exact", "members: positions of a unit")]
+    rows = []
     for group in groups:
         layers = f" in each of {group.layers} layers" if group.layer is not None else ""
         shown = [f"{m.name}[{m.axis}]:{m.positions}" for m in group.members[:_SHOWN_MEMBERS]]
@@ -363,7 +364,8 @@ def _table(groups: Groups) -> str:
         shown += [f"and {more} more"] if more > 0 else []
         exact = "yes" if group.exact else f"no: {group.inexact}"
         rows.append((group.name, f"{group.count // group.layers}{layers}", exact, ", ".join(shown)))
-    lines = _aligned(rows) if len(groups) else ["no groups: nothing can be removed"]
+    header = ("group", "units", "exact", "members: positions of a unit")
+    parts = [_tree.table(header, rows, numbers=False) if rows else "no groups: nothing can be removed"]
     # The axes of a leaf that are frozen for one reason share a line.
     shared: dict[tuple[str, str], list[Frozen]] = {}
     for found in groups.frozen:
@@ -372,7 +374,9 @@ def _table(groups: Groups) -> str:
         (f"{name}[{', '.join(str(f.axis) for f in axes)}]", ", ".join(f"{f.positions} of {f.of}" for f in axes), reason)
         for (name, reason), axes in shared.items()
     ]
-    return "\n".join(lines + (["", *_aligned([("frozen", "positions", "reason"), *frozen])] if frozen else []))
+    if frozen:
+        parts.append(_tree.table(("frozen", "positions", "reason"), frozen, numbers=False))
+    return "\n\n".join(parts)
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

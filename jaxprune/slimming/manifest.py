@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import _tree
 
@@ -78,8 +77,7 @@ class Manifest:
     as_built: Mapping[float, float] | None = None
 
     def __repr__(self) -> str:
-        sizes = [[int(np.prod(shape)) for shape in (k.small, k.shape)] for k in self.leaves if k.shape is not None]
-        small, whole = np.sum(sizes, 0, dtype=int) if sizes else (0, 0)
+        small, whole = entries(self)
         shrunk = sum(bool(kept.axes) for kept in self.leaves)
         return f"Manifest({shrunk} of {len(self.leaves)} leaves smaller, {small:,} of {whole:,} entries kept)"
 
@@ -196,9 +194,8 @@ class Manifest:
             own = next(each)
             if not own or not own[0].axes or not _is_sized(leaf):
                 return leaf
-            if _at_hand(leaf):
-                where = leaf.sharding if leaf.committed else None  # an array that no one placed may go where it is used
-                return jax.device_put(change(np.asarray(leaf), own[0]), where)
+            if _tree.at_hand(leaf):  # JAX would compile a program for every shape
+                return _tree.put_like(change(np.asarray(leaf), own[0]), leaf)
             return change(leaf, own[0])
 
         return _tree.map_mirrored(lambda path, leaf, name: convert(leaf), mirror, [])
@@ -210,6 +207,12 @@ class _Seen(NamedTuple):
     identity: tuple[str, ...]
     array: Any
     name: tuple[str, ...] | None
+
+
+def entries(manifest: Manifest) -> tuple[int, int]:
+    """Returns the numbers of entries of the smaller leaves and of the whole leaves."""
+    leaves = [kept for kept in manifest.leaves if kept.shape is not None]
+    return sum(int(np.prod(kept.small)) for kept in leaves), sum(int(np.prod(kept.shape or ())) for kept in leaves)
 
 
 def _mirrored(mirror: PyTree, names: Iterable[tuple[str, ...]]) -> list[_Seen]:
@@ -309,16 +312,6 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
         else:
             leaf = xp.take(leaf, positions, axis=axis)
     return leaf
-
-
-def _at_hand(leaf: Any) -> bool:
-    # On one CPU device NumPy reads the array in place; JAX would compile a program for every shape.
-    return (
-        isinstance(leaf, jax.Array)
-        and not isinstance(leaf, Tracer)
-        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        and [d.platform for d in leaf.devices()] == ["cpu"]
-    )
 
 
 def _module(leaf: Any) -> Any:

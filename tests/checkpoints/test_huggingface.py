@@ -96,6 +96,18 @@ def test_a_run_that_failed_goes_on_where_it_was(source: Path, tmp_path: Path):
     check_params(Folder(target).load())
 
 
+def test_a_run_without_identity_leaves_nothing_that_nobody_can_continue(tmp_path: Path):
+    new, left = tmp_path / "new", tmp_path / "new.unfinished"
+    with pytest.raises(KeyboardInterrupt) as interrupted, FolderWriter(new, {}, parts=2) as writer:
+        writer.add(0, PARAMS)
+        raise KeyboardInterrupt
+    assert not hasattr(interrupted.value, "__notes__")
+    assert not left.exists()
+    left.mkdir()  # as a killed process leaves it
+    with pytest.raises(FileExistsError, match=r"new.unfinished is left over from an earlier run; remove it$"):
+        _ = FolderWriter(new, {}, parts=2, resume=True)
+
+
 def test_nothing_is_written_over(source: Path, tmp_path: Path):
     with pytest.raises(FileExistsError, match="exists and is not overwritten"):
         _ = FolderWriter(source, {}, parts=1)

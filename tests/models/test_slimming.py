@@ -154,3 +154,11 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path, case: str, options: dict
     with pytest.raises(ValueError, match=message):
         _ = models.slim_folder(source, tmp_path / "new", TOKENS, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_an_output_that_exists_fails_before_the_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write(tmp_path / "wide", "llama")
+    (tmp_path / "narrow").mkdir()
+    monkeypatch.setattr("jaxprune.models.slimming._scores", None)
+    with pytest.raises(FileExistsError, match="narrow exists and is not overwritten"):
+        _ = models.slim_folder(source, tmp_path / "narrow", TOKENS, mlp=0.5)

@@ -36,3 +36,15 @@ def test_factor_takes_the_memory_of_two_matrices_at_most(optimized):  # of one w
     factor = jax.jit(lambda x: gram.inverse_factor(gram.damped(x, 0.01)))
     memory: Any = factor.lower(shape).compile().memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2.2 * 4 * 2048**2
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_better_takes_the_result_of_the_smaller_output_error(whole):
+    random = np.random.default_rng(0)
+    weight, one, other = (random.normal(size=(8, 5)).astype(np.float32) for _ in range(3))
+    matrix = system(8).astype(np.float32)
+    errors = [np.einsum("io,ij,jo->o", weight - new, matrix, weight - new) for new in (one, other)]
+    mine, others = (e.sum() if whole else e for e in errors)
+    got = gram.better(jnp.asarray(weight), jnp.asarray(matrix), jnp.asarray(one), jnp.asarray(other), whole=whole)
+    np.testing.assert_array_equal(got, np.where(others < mine, other, one))
+    assert whole or len(set(others < mine)) == 2  # each result wins somewhere

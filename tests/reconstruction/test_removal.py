@@ -8,13 +8,17 @@ import pytest
 from jaxprune.reconstruction import Entries, Given, Grouped, removal
 from tests.cases import normal
 
+keep_largest = jax.jit(removal.keep_largest)
 
-@pytest.mark.parametrize("kept", [0, 1, 17, 34, 35])
+
+@pytest.mark.parametrize("shape", [(7, 5), (512, 256)])  # a small matrix and a large one are searched differently
+@pytest.mark.parametrize("share", [0, 0.03, 0.5, 0.97, 1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_keep_largest_is_exact_with_ties_by_the_lowest_index(kept, dtype):
-    x = np.random.default_rng(0).integers(-3, 4, size=(7, 5)).astype(np.float32)
+def test_keep_largest_is_exact_with_ties_by_the_lowest_index(share, dtype, shape):
+    x = np.random.default_rng(0).integers(-3, 4, size=shape).astype(np.float32)
     x[2, 2], x[0, 0] = np.inf, np.nan
-    got = jax.jit(removal.keep_largest)(jnp.asarray(x, dtype), kept)
+    kept = round(share * x.size)
+    got = keep_largest(jnp.asarray(x, dtype), kept)
     order = np.lexsort((np.arange(x.size), -np.nan_to_num(x.ravel(), nan=-np.inf, posinf=np.inf)))
     want = np.zeros(x.size, bool)
     want[order[:kept]] = True

@@ -122,7 +122,11 @@ def test_masks_of_another_structure_are_called_masks(params: Any) -> None:
 def test_values_print_in_one_line_and_groups_as_a_table(groups: slimming.Groups, params: Any) -> None:
     choice = slimming.Choice.remove(groups, {"a[1]": [1]})
     assert repr(choice) == "Choice(2 groups, 9 of 10 units kept)"
-    assert str(choice).splitlines() == ["a[1]  3 of 4 units kept", "b[1]  6 of 6 units kept"]
+    assert str(choice).splitlines() == [
+        "a[1]  3 of 4 units kept",
+        "b[1]  6 of 6 units kept",
+        "kept: 39 of 48 parameters (81.2%), 390 of 480 FLOPs of a call (81.2%)",
+    ]
     assert repr(groups) == str(groups)
     small = slimming.slim(net, params, choice, X)
     assert repr(small) == "Slimmed(Manifest(2 of 3 leaves smaller, 39 of 48 entries kept))"

@@ -418,5 +418,5 @@ def test_isomorphic_classes_shrink_alike_on_the_way_to_a_target() -> None:
     kept = lambda *names: np.concatenate([choice.kept(name) for name in names]).mean()
     shares = [kept("qkv0[2]", "qkv1[2]"), kept("up0[1]", "up1[1]"), kept("c[3]", "d[3]")]
     assert max(shares) - min(shares) <= 1 / 8  # one head of eight
-    with pytest.raises(ValueError, match='only "group" takes a mapping'):
+    with pytest.raises(ValueError, match='only scope "group" takes a mapping'):
         _ = slimming.choose(groups, scores, {"up*": 0.5}, scope="isomorphic")

@@ -10,6 +10,7 @@ import pytest
 from jaxprune import slimming
 from jaxprune._jaxprs import count_flops, trace
 from jaxprune.slimming.choose import removal_order
+from tests import mixtures
 from tests.cases import few
 from tests.slimming import checks
 from tests.slimming.test_slim import CASES, build
@@ -61,6 +62,18 @@ def test_flops_of_loops_branches_and_layers_that_go() -> None:
     ):
         choice = slimming.Choice.remove(groups, removed)
         assert cost(choice) == recounted(fn, params, choice, x)
+
+
+def test_flops_of_ragged_products_count_each_row_once() -> None:
+    params, x = mixtures.params(), mixtures.tokens(12)
+    groups = slimming.find_groups(mixtures.ragged, params, x)
+    cost = slimming.costs.flops(groups)
+    hidden = next(g for g in groups if g.layers > 1)
+    each = hidden.count // hidden.layers
+    for removed in ({}, {"w1[0]": [1, 2]}, {hidden.name: [each * k for k in range(hidden.layers)]}):
+        choice = slimming.Choice.remove(groups, removed)
+        assert cost(choice) == recounted(mixtures.ragged, params, choice, x)
+        assert "FLOPs of a call" in str(choice)
 
 
 def attention(p: Any, x: Any) -> Any:

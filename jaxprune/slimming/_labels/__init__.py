@@ -26,7 +26,8 @@ with this label, in all leaves, are removed together or not at all. The analysis
    labels. `members` finds units that each member of a stack, such as each expert, may lose for itself.
 6. Smaller program (`evaluate`). `decided` (`analysis`) turns the positions that a manifest removes into removed labels,
    and `keep_of` turns labels into the kept positions of an axis. `evaluate` runs the jaxpr on smaller arrays. Most
-   primitives run unchanged; a primitive that has shapes or positions among its parameters gets new parameters.
+   primitives run unchanged; a primitive that has shapes or positions among its parameters gets new parameters. `flops`
+   counts its FLOPs from the kept positions alone.
 
 Labels, zeros and the smaller program are three clients of one engine, `jaxprune._jaxprs`: its loop visits the
 equations, and its table says what each primitive does. `rules` has three functions (`Rule(follow, zero, shrink)`) for
