@@ -272,9 +272,9 @@ def test_factor_of_another_parameter_inside_a_scan_is_named():
     layer = lambda x, p: (jnp.tanh(x @ (p[1][:, None] * p[0])), None)
     fn = lambda p, x: jax.lax.scan(layer, x, (p["w"], p["s"]))[0]
     with pytest.warns(UserWarning, match="multiplies s, w by a factor"):
-        calibrate(fn, {"w": jnp.ones((2, 3, 3)), "s": jnp.ones((2, 3))}, [jnp.ones((4, 3))])
+        _ = calibrate(fn, {"w": jnp.ones((2, 3, 3)), "s": jnp.ones((2, 3))}, [jnp.ones((4, 3))])
 
 
 def test_complex_inputs_are_not_followed():
     with pytest.raises(ValueError, match="w: complex inputs"):
-        calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, [jnp.ones((4, 3), complex)])
+        _ = calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, [jnp.ones((4, 3), complex)])
