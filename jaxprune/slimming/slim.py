@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -191,7 +192,10 @@ def _manifest(
     if isinstance(what, Choice):
         return what.manifest(), None
     groups = find_groups(fn, params, *inputs)
-    if isinstance(what, int | float) and not isinstance(what, bool):
+    scalar = isinstance(what, Real | np.ndarray | jax.Array) and not getattr(what, "ndim", 0)
+    if scalar and not isinstance(what, bool | Tracer) and getattr(what, "dtype", None) != np.bool_:
+        what = float(np.asarray(what))
+    if isinstance(what, float):
         whole = [group.name for group in groups if group.inexact == LAYER] if as_built else []
         limits = Limits(inexact=as_built, protect=whole)
         choice = choose(groups, group_scores(groups, scores()), float(what), limits=limits)
