@@ -61,9 +61,7 @@ def test_other_arguments_than_the_saved_ones_are_named(tmp_path):
     asked = r"save it again .*'batch, .*:\n  input 0: saved float32\[5, 3\], got float32\[7, 3\]$"
     with pytest.raises(ValueError, match=asked):
         _ = fn(smaller, jnp.ones((7, 3)))
-    with pytest.raises(
-        ValueError, match=r"that load_slim returned, .*:\n  params in/kernel: saved .*3, 5\], got"
-    ):
+    with pytest.raises(ValueError, match=r"that load_slim returned, .*:\n  params in/kernel: saved .*3, 5\], got"):
         _ = jax.jit(fn)(params(), X)
     with pytest.raises(FileNotFoundError, match=r"a folder; .* Hugging Face folder by checkpoints.Folder"):
         _ = checkpoints.load(tmp_path)
