@@ -60,8 +60,8 @@ def leaf_sensitivity(
 
     One compiled function evaluates all leaves and levels: it is vmapped over levels and loops over leaves.
 
-    The values are exact for the data that `evaluate` uses, and say nothing of their spread on other data. For a standard
-    error, measure each of n batches and compare changes, in which the differences between batches cancel:
+    The values are exact for the data that `evaluate` uses, and say nothing of their spread on other data. For a
+    standard error, measure each of n batches and compare changes, in which the differences between batches cancel:
     `changes = [leaf_sensitivity(partial(loss, batch), params, levels).changes for batch in batches]`, then
     `np.std(changes, 0, ddof=1) / n**0.5`.
 
