@@ -1,5 +1,6 @@
 """Trees of parameters: names and globs (`paths`), `where` (`roles`, `conventions`), checks (`matching`), `tables`."""
 
+from jaxprune._tree.arguments import at_hand as at_hand
 from jaxprune._tree.arguments import call as call
 from jaxprune._tree.arguments import check_batches as check_batches
 from jaxprune._tree.arguments import check_function as check_function
@@ -9,6 +10,7 @@ from jaxprune._tree.arguments import check_sparsity as check_sparsity
 from jaxprune._tree.arguments import each as each
 from jaxprune._tree.arguments import is_array as is_array
 from jaxprune._tree.arguments import kind as kind
+from jaxprune._tree.arguments import put_like as put_like
 from jaxprune._tree.arguments import scalar as scalar
 from jaxprune._tree.arguments import shown as shown
 from jaxprune._tree.conventions import BatchAxes as BatchAxes

@@ -1,4 +1,7 @@
-"""Checks of the arguments of public functions, such as sparsities and keys; `call` and `each` call functions."""
+"""Checks of the arguments of public functions, such as sparsities and keys; `call` and `each` call functions.
+
+`at_hand` tells which arrays NumPy can read in place.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 
 PyTree = Any
 
 _FEW = 8  # leaves that are computed one by one
+_LARGE = 1 << 24  # entries of a leaf from which compiling is worth its time
 
 
 def is_array(leaf: Any) -> bool:
@@ -53,11 +58,11 @@ def shown(value: Any) -> str:
       its `repr`.
 
     Example:
-      >>> shown({'w': 1.0}), shown(jnp.ones((2, 3))), shown('half')
-      ('a dict', 'float32[2, 3]', "'half'")
+      >>> shown({'w': 1.0}), shown(jnp.ones((2, 3))), shown(jnp.ones(())), shown('half')
+      ('a dict', 'float32[2, 3]', 'a scalar float32 array', "'half'")
     """
     if is_array(value) and not isinstance(value, type):
-        return kind(value)
+        return kind(value) if value.shape else f"a scalar {value.dtype} array"
     if isinstance(value, dict) or (isinstance(value, list | tuple | Mapping) and jax.tree.leaves(value)):
         scalars = isinstance(value, list | tuple) and all(isinstance(x, int | float | str) for x in value)
         if not scalars:
@@ -199,7 +204,7 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
     """
     if isinstance(sparsity, jax.Array):
         if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
-            raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
+            raise TypeError(f"{what} must be a floating scalar, got {shown(sparsity)}")
         if isinstance(sparsity, Tracer) or not sparsity.is_fully_addressable:
             return sparsity
         sparsity = float(sparsity)
@@ -248,7 +253,27 @@ def check_batches(batches: Any) -> None:
         raise TypeError(f"batches must be a list or another iterable of batches, got {got}; for one batch pass [batch]")
 
 
-def each(fn: Callable[..., Any], *arrays: Sequence[Any]) -> list[Any]:
+def at_hand(*arrays: Any) -> bool:
+    """Returns whether NumPy can read all arrays in place: they are not traced, and each is on one CPU device."""
+    return all(
+        isinstance(x, jax.Array)
+        and not isinstance(x, Tracer)
+        and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        and isinstance(x.sharding, SingleDeviceSharding)
+        and [device.platform for device in x.devices()] == ["cpu"]
+        for x in arrays
+    )
+
+
+def put_like(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """Returns a JAX array on the device of an array that is `at_hand`.
+
+    If no one placed that array, the new one too may go where it is used.
+    """
+    return jax.device_put(array, like.sharding if like.committed else None)
+
+
+def each(fn: Callable[..., Any], *arrays: Sequence[Any], on_host: Callable[..., np.ndarray] | None = None) -> list[Any]:
     """Returns `fn(*leaves)` for each leaf, like `map`; many leaves outside of jit become one program.
 
     One at a time, JAX compiles a program for every shape, which takes longer than one program for all shapes. A few
@@ -257,7 +282,12 @@ def each(fn: Callable[..., Any], *arrays: Sequence[Any]) -> list[Any]:
     Args:
       fn: a function of arrays, the same object in every call, or the program is compiled again.
       *arrays: for each argument of `fn` one array for each leaf.
+      on_host: a function of NumPy arrays that returns the same numbers as `fn`. It computes leaves that are `at_hand`,
+        so that nothing is compiled. None (default): there is no such function.
     """
+    given = [x for of_leaves in arrays for x in of_leaves]
+    if on_host is not None and at_hand(*given) and all(x.size <= _LARGE for x in given):
+        return [put_like(on_host(*map(np.asarray, leaf)), leaf[0]) for leaf in zip(*arrays, strict=True)]
     leaves = jax.tree.leaves(arrays)
     known = [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
     devices = {frozenset(x.sharding.device_set) for x in known}

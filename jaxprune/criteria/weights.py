@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune import _tree
@@ -37,8 +38,8 @@ def magnitude(
         "max"  max a
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
-    Entries that are not finite stay unchanged and do not count in the norm. Sums are exact, so scores have the same
-    bits for every sharding; inside a shard_map pass `specs`.
+    An entry that is NaN or infinite has the score NaN or infinity. It adds 0 to the norm, but counts in n. Sums are
+    exact, so scores have the same bits for every sharding; inside a shard_map pass `specs`.
 
     Args:
       params: any tree.
@@ -70,7 +71,8 @@ def magnitude(
     leaves, treedef = jax.tree.flatten(params)
     layouts = shards.of_leaves(params, specs)
     floating = [k for k, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
-    sizes = _tree.each(_size if power == 1 else _square, [leaves[k] for k in floating])
+    function, on_host = (_size, np.abs) if power == 1 else (_square, None)
+    sizes = _tree.each(function, [leaves[k] for k in floating], on_host=on_host)
     if normalise is not None:
         roles = _tree.leaf_roles(params, None, batch_axes)
         for i, (k, size) in enumerate(zip(floating, sizes, strict=True)):

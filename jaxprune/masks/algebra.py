@@ -53,7 +53,7 @@ def apply(params: PyTree, masks: PyTree) -> PyTree:
     given = treedef.flatten_up_to(masks)
     # A True that is known now needs no computation, and its leaf need not be an array.
     places = [k for k, mask in enumerate(given) if not _is_known_true(mask)]
-    zeroed = _tree.each(_zero, [leaves[k] for k in places], [given[k] for k in places])
+    zeroed = _tree.each(_zero, [leaves[k] for k in places], [given[k] for k in places], on_host=_zero_on_host)
     for k, leaf in zip(places, zeroed, strict=True):
         leaves[k] = leaf
     return treedef.unflatten(leaves)
@@ -194,8 +194,9 @@ def overlap(params: PyTree, masks: PyTree, other: PyTree) -> jax.Array:
     ]
     if not pruned:
         return jnp.float32(1)
-    both = _total([count_mask(a & b, shape) for shape, a, b in pruned])
-    either = _total([count_mask(a | b, shape) for shape, a, b in pruned])
+    shapes = tuple(shape for shape, _, _ in pruned)
+    both = _total(_kept([a & b for _, a, b in pruned], shapes))
+    either = _total(_kept([a | b for _, a, b in pruned], shapes))
     ratio = counts.as_float(both) / counts.as_float(either)
     return jnp.where(counts.equal(either, Count.of(0)), jnp.float32(1), ratio)
 
@@ -219,7 +220,8 @@ def count_kept(params: PyTree, masks: PyTree) -> PyTree:
       2
     """
     masks = fitted(params, masks)
-    return jax.tree.map(lambda leaf, mask: count_mask(as_bool(mask), _shape(leaf)), params, masks)
+    leaves, structure = jax.tree.flatten(params)
+    return structure.unflatten(_kept(structure.flatten_up_to(masks), tuple(map(_shape, leaves))))
 
 
 def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax.Array:
@@ -245,11 +247,11 @@ def sparsity(params: PyTree, masks: PyTree, *, where: _tree.Where = None) -> jax
     mask_leaves = _leaves(params, masks)
     chosen = [np.ndim(m) > 0 for m in mask_leaves] if where is None else jax.tree.leaves(_tree.prunable(params, where))
     triples = zip(jax.tree.leaves(params), mask_leaves, chosen, strict=True)
-    pairs = [(_shape(leaf), as_bool(m)) for leaf, m, yes in triples if yes]
+    pairs = [(_shape(leaf), mask) for leaf, mask, yes in triples if yes]
     if not pairs:
         return jnp.float32(0)
     entries = Count.of(sum(math.prod(shape) for shape, _ in pairs))
-    kept = _total([count_mask(mask, shape) for shape, mask in pairs])
+    kept = _total(_kept([mask for _, mask in pairs], tuple(shape for shape, _ in pairs)))
     return counts.as_float(counts.subtract(entries, kept)) / jnp.maximum(counts.as_float(entries), 1)
 
 
@@ -259,6 +261,10 @@ def _is_known_true(mask: Any) -> bool:
 
 def _zero(leaf: Any, mask: Any) -> Any:
     return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
+
+
+def _zero_on_host(leaf: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, leaf, np.zeros_like(leaf))  # NumPy is slower with a scalar zero
 
 
 def _fold(combine: Callable[[Any, Any], Any], masks: PyTree, *others: PyTree) -> PyTree:
@@ -445,7 +451,16 @@ def _fraction(counted: Iterable[tuple[int, int]]) -> float:
     return removed / entries if entries else 0.0
 
 
+def _kept(masks: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Count]:
+    """Returns the number of kept entries of each leaf."""
+    if not all(isinstance(mask, bool | np.bool | np.ndarray) or _tree.at_hand(mask) for mask in masks):
+        return _kept_compiled(masks, shapes)
+    # NumPy counts without compiling a program for every shape.
+    repeats = [math.prod(shape) // max(1, np.size(mask)) for mask, shape in zip(masks, shapes, strict=True)]
+    found = [Count.of(int(np.count_nonzero(mask)) * n) for mask, n in zip(masks, repeats, strict=True)]
+    return [Count(*(jnp.asarray(np.int32(limb)) for limb in count)) for count in found]
+
+
 @partial(jax.jit, static_argnums=1)
-def _kept(masks: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
-    """Returns the number of kept entries of each leaf: a Count."""
+def _kept_compiled(masks: list[Any], shapes: tuple[tuple[int, ...], ...]) -> list[Count]:
     return [count_mask(jnp.asarray(as_bool(mask)), shape) for mask, shape in zip(masks, shapes, strict=True)]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree
 from jaxprune._tree import BatchAxes
-from jaxprune.masks._exact import counts, ranking, rows
+from jaxprune.masks._exact import counts, host, ranking, rows
 from jaxprune.masks._exact.counts import Count
 from jaxprune.masks._exact.shards import Shards, of_leaves
 from jaxprune.masks.pattern import Leaf, Pattern
@@ -123,8 +123,8 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
     """Returns the leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
 
     Raises:
-      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map; the leaves have
-        no ranking together.
+      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map; a leaf is too
+        large; the leaves have no ranking together.
     """
     found = _leaves(scores, together, **units)
     if not found:
@@ -142,6 +142,7 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
             "average the gradients (jax.lax.pmean), pass specs=in_specs if devices share the leaves, or prune "
             "outside of the shard_map:\n" + "\n".join(lines)
         )
+    _check_sizes(found)
     if not together:
         return found
     if grouped := [f"  {leaf.name}: {leaf.pattern}" for leaf in found if leaf.entries and leaf.group]:
@@ -156,6 +157,23 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
             "for layers stacked by a scan"
         )
     return found
+
+
+def _check_sizes(leaves: list[Leaf]) -> None:
+    """Raises if the entries of a leaf cannot be counted and indexed."""
+    lines = []
+    for leaf in (leaf for leaf in leaves if leaf.entries >= 1 << 31 and not leaf.group):
+        units = jax.eval_shape(lambda scores, leaf=leaf: leaf.pattern.units(scores, leaf), leaf.array).shape
+        shape = leaf.unit_shards.whole(units)[leaf.pattern.slice_axes(leaf) :]
+        try:
+            _ = rows.digits(shape), rows.partial_axes(shape)
+        except ValueError as error:
+            lines.append(f"  {leaf.name or '(the tree itself)'}: {error}")
+    if lines:
+        raise ValueError(
+            "these leaves are too large to be ranked; split each into several leaves, or name the axes whose positions "
+            "are ranked separately by batch_axes or the pattern's axes:\n" + "\n".join(lines)
+        )
 
 
 _QUESTIONS = (
@@ -306,7 +324,9 @@ def _select(scores: PyTree, sparsities: PyTree, **units: Unpack[Units]) -> PyTre
     masks |= {leaf.place: keep_in_leaf(leaf, number) for (leaf, _), number in zip(grouped, kept_in, strict=True)}
     if kept is not None:
         ways = tuple((leaf.pattern, leaf.batch_axes, leaf.stacked, leaf.shards) for leaf in ranked)
-        found = _keep_largest([leaf.array for leaf in ranked], kept, ways=ways, together=together)
+        arrays = [jnp.asarray(leaf.array) for leaf in ranked]
+        keep = _keep_on_host if host.suits(arrays, kept, shared=together) else _keep_largest
+        found = keep(arrays, kept, ways=ways, together=together)
         masks |= {leaf.place: mask for leaf, mask in zip(ranked, found, strict=True)}
     return assemble(scores, masks)
 
@@ -352,12 +372,34 @@ def _per_leaf(scores: PyTree, sparsities: PyTree) -> list[Any]:
 # the shapes of leaves and on how these are pruned, not on the names and places of leaves.
 @partial(jax.jit, static_argnames=("ways", "together"))
 def _keep_largest(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...], together: bool) -> list[jax.Array]:
-    ranked = [Leaf("", 0, array, *way) for array, way in zip(arrays, ways, strict=True)]
+    ranked = _leaves_of(arrays, ways)
     units = [leaf.pattern.units(leaf.array, leaf) for leaf in ranked]
     axes = [leaf.pattern.slice_axes(leaf) for leaf in ranked]
     layouts = [leaf.unit_shards for leaf in ranked]
     masks = ranking.keep_largest(units, kept, batch_axes=axes, shared=together, layouts=layouts)
     return [leaf.pattern.expand(mask, leaf) for mask, leaf in zip(masks, ranked, strict=True)]
+
+
+def _keep_on_host(arrays: list[jax.Array], kept: Count, *, ways: tuple[Way, ...], together: bool) -> list[jax.Array]:
+    """Returns the masks of `_keep_largest` for arrays that NumPy can read; only the patterns are compiled."""
+    axes = [leaf.pattern.slice_axes(leaf) for leaf in _leaves_of(arrays, ways)]
+    masks = host.keep_largest(_units(arrays, ways=ways), kept, batch_axes=axes, shared=together)
+    return _expand(arrays, [_tree.put_like(*pair) for pair in zip(masks, arrays, strict=True)], ways=ways)
+
+
+@partial(jax.jit, static_argnames="ways")
+def _units(arrays: list[jax.Array], *, ways: tuple[Way, ...]) -> list[jax.Array]:
+    return [leaf.pattern.units(leaf.array, leaf) for leaf in _leaves_of(arrays, ways)]
+
+
+@partial(jax.jit, static_argnames="ways")
+def _expand(arrays: list[jax.Array], masks: list[jax.Array], *, ways: tuple[Way, ...]) -> list[jax.Array]:
+    pairs = zip(masks, _leaves_of(arrays, ways), strict=True)
+    return [leaf.pattern.expand(mask, leaf) for mask, leaf in pairs]
+
+
+def _leaves_of(arrays: list[jax.Array], ways: tuple[Way, ...]) -> list[Leaf]:
+    return [Leaf("", 0, array, *way) for array, way in zip(arrays, ways, strict=True)]
 
 
 @partial(jax.jit, static_argnames=("way", "number"))

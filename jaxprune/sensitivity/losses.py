@@ -1,6 +1,7 @@
 """`leaf_sensitivity` and `group_sensitivity`: the value of a network with one leaf or group pruned alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
@@ -225,7 +226,7 @@ def _table(
 def _levels(levels: Sequence[float], *, empty: bool = False) -> np.ndarray:
     """Returns the levels in ascending order, with 0; `empty`: level 1, which keeps nothing, is allowed."""
     bounds = "[0, 1]" if empty else "[0, 1)"
-    if isinstance(levels, float | int):
+    if isinstance(levels, Real) or (_tree.is_array(levels) and not np.ndim(levels)):
         raise TypeError(f"levels must be a list of sparsities in {bounds}, such as [0.5, 0.9]; got {levels}")
     found = sorted({0.0, *map(float, levels)})
     if len(found) < 2 or not all(0 <= level < 1 or (empty and level == 1) for level in found):

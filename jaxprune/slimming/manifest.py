@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import _tree
 
@@ -195,9 +194,8 @@ class Manifest:
             own = next(each)
             if not own or not own[0].axes or not _is_sized(leaf):
                 return leaf
-            if _at_hand(leaf):
-                where = leaf.sharding if leaf.committed else None  # an array that no one placed may go where it is used
-                return jax.device_put(change(np.asarray(leaf), own[0]), where)
+            if _tree.at_hand(leaf):  # JAX would compile a program for every shape
+                return _tree.put_like(change(np.asarray(leaf), own[0]), leaf)
             return change(leaf, own[0])
 
         return _tree.map_mirrored(lambda path, leaf, name: convert(leaf), mirror, [])
@@ -314,16 +312,6 @@ def _shrink(leaf: Any, kept: Kept) -> Any:
         else:
             leaf = xp.take(leaf, positions, axis=axis)
     return leaf
-
-
-def _at_hand(leaf: Any) -> bool:
-    # On one CPU device NumPy reads the array in place; JAX would compile a program for every shape.
-    return (
-        isinstance(leaf, jax.Array)
-        and not isinstance(leaf, Tracer)
-        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        and [d.platform for d in leaf.devices()] == ["cpu"]
-    )
 
 
 def _module(leaf: Any) -> Any:

@@ -217,6 +217,11 @@ def _is_one(sparsity: jax.Array) -> bool:
 
 
 def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
+    return _rounded_product(sparsity, np.array([(n >> shift) & (_BASE - 1) for shift in (0, 16, 32)], np.uint32))
+
+
+@jax.jit
+def _rounded_product(sparsity: jax.Array, n_digits: jax.Array) -> Count:
     # s = sum_i s_i 2^(-16 i) with 16-bit digits. n has 16-bit digits too, so the product is exact in limbs. Removing a
     # digit is exact in floating point, because the fraction keeps fewer bits each time.
     fraction = jnp.clip(jnp.nan_to_num(sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))), 0.0, 1.0)
@@ -226,7 +231,6 @@ def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
         digit = jnp.floor(fraction)
         digits.append(digit.astype(jnp.uint32))
         fraction = fraction - digit
-    n_digits = [((n >> shift) & (_BASE - 1)).astype(np.uint32) for shift in (0, 16, 32)]
     # columns[c] collects the terms of weight 2^(16 (c - 5)); the first digit of s is 2^16 for s = 1.
     columns = [jnp.zeros(sparsity.shape, jnp.uint32) for _ in range(9)]
     for i, digit in enumerate(digits):
@@ -241,7 +245,7 @@ def _removed_traced(sparsity: jax.Array, n: np.ndarray) -> Count:
     return Count((columns[6] + (columns[7] << _BASE_BITS)).astype(jnp.int32), columns[5].astype(jnp.int32))
 
 
-def _product(a: jax.Array, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def _product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     # a <= 2^16, b < 2^16: the product fits 32 bits.
     product = a * b
     return product & np.uint32(_BASE - 1), product >> _BASE_BITS
