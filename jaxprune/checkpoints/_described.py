@@ -74,10 +74,9 @@ def _callable(value: Any, inner: Any) -> Any:
 
 def _container(value: Any, inner: Any) -> Any:
     kind = {"type": _name(type(value))}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return kind | {name: inner(getattr(value, name)) for name in value._fields}
-    if is_dataclass(value):
-        return kind | {field.name: inner(getattr(value, field.name)) for field in fields(value)}
+    named = [field.name for field in fields(value)] if is_dataclass(value) else getattr(value, "_fields", None)
+    if named is not None:
+        return kind | {name: inner(getattr(value, name)) for name in named}
     if isinstance(value, Mapping):  # as pairs in their order, because the order of globs may count
         return [[inner(key), inner(entry)] for key, entry in value.items()]
     if isinstance(value, list | tuple):
