@@ -1,16 +1,20 @@
 """How fast groups are found, and how fast the smaller function is, beside the whole one and one built at that width.
 
-    python benchmarks/bench_slimming.py [analysis] [choosing] [resnet18] [gpt] [mlp cnn transformer] [--output folder]
+    python benchmarks/bench_slimming.py [analysis] [choosing] [resnet18] [gpt] [mlp cnn transformer] [layers]
+        [--output folder]
 
 Analysis works on shapes alone: nothing of a net of eight billion parameters is allocated. Timings are medians over
 rounds in which the contestants take turns, in any order, so that a busy machine hits all of them; ratios are medians
 (and quartiles) of the ratios within a round.
 
-The last three parts have no timings: accuracy and loss of a network on scikit-learn's digits after units are removed,
-by which units are ranked together, with and without the means of what is removed in the biases.
+`mlp`, `cnn` and `transformer` have no timings: accuracy and loss of a network on scikit-learn's digits after units are
+removed, by which units are ranked together: as they are, with the means of what is removed in the biases, and with the
+kept weights fitted. `layers` chooses an architecture for each layer of the transformer, within a part of its FLOPs and
+within the same part of its measured seconds.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -29,7 +33,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import jaxprune
-from jaxprune import masks, slimming
+from jaxprune import masks, sensitivity, slimming
 from jaxprune._jaxprs import count_flops, trace
 from jaxprune.slimming._labels.analysis import couple
 from jaxprune.slimming.compensate import compensated
@@ -339,9 +343,7 @@ class Transformer(nn.Module):
 def digits(model: Any, rounds: int) -> list[Row]:
     """Loss and accuracy on held-out digits after units are removed down to a part of the FLOPs, nothing trained on."""
     del rounds
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(images))
-    x, y = jnp.asarray(images[order] / 16, jnp.float32).reshape(-1, 8, 8), jnp.asarray(labels[order])
+    x, y = digit_images()
     rows: list[Row] = []
     cross_entropy = lambda outputs, y: optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
     accuracy = lambda outputs: 100 * float((outputs.argmax(-1) == y[1297:]).mean())
@@ -349,7 +351,9 @@ def digits(model: Any, rounds: int) -> list[Row]:
     for seed in range(3):
         params = fitted(loss, model.init(jax.random.key(seed), x[:1]), x[:1297], y[:1297], seed)
         groups = slimming.find_groups(model.apply, params, x[:1])
-        stats = jaxprune.calibrate(model.apply, params, [x[:1297]], collect="total")
+        both = jaxprune.calibrate(model.apply, params, [x[:1297]], collect=("gram", "total"))
+        means = {name: dataclasses.replace(own, gram=None) for name, own in both.inputs.items()}
+        repairs = {"none": None, "means": dataclasses.replace(both, inputs=means), "fitted": both}
         cost = slimming.costs.flops(groups)
         whole, run = cost(slimming.Choice.remove(groups, {})), jax.jit(model.apply)
         dense = accuracy(run(params, x[1297:]))
@@ -357,24 +361,70 @@ def digits(model: Any, rounds: int) -> list[Row]:
             scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params), normalise=normalise)
             choice = slimming.choose(groups, scores, cost=cost, target=part * whole, scope=scope)
             row: Row = {"net": type(model).__name__, "seed": seed, "FLOPs": part, "scope": scope, "scores": normalise}
-            for compensate in (False, True):
+            for repair, stats in repairs.items():
                 # What slim(compensate=...) does, without finding the groups and compiling a function for each choice.
-                new = compensated(groups, params, choice.manifest(), stats) if compensate else params
+                new = params if stats is None else compensated(groups, params, choice.manifest(), stats)
                 outputs = run(masks.apply(new, choice.masks()), x[1297:])
-                row[f"accuracy {compensate}"] = accuracy(outputs)
-                row[f"loss {compensate}"] = float(cross_entropy(outputs, y[1297:]))
+                row[f"accuracy {repair}"] = accuracy(outputs)
+                row[f"loss {repair}"] = float(cross_entropy(outputs, y[1297:]))
             rows.append(row | {"whole": dense})
         print(f"{type(model).__name__}, seed {seed}: {dense:.1f} %", flush=True)
     for net, part, scope, normalise in dict.fromkeys((r["net"], r["FLOPs"], r["scope"], r["scores"]) for r in rows):
         own = [r for r in rows if (r["net"], r["FLOPs"], r["scope"], r["scores"]) == (net, part, scope, normalise)]
         cells = []
         for what in ("accuracy", "loss"):
-            for compensate in (False, True):
-                values = np.asarray([r[f"{what} {compensate}"] for r in own])
+            for repair in ("none", "means", "fitted"):
+                values = np.asarray([r[f"{what} {repair}"] for r in own])
                 cells.append(f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})")
         kept = np.mean([r["whole"] for r in own])
         print(f"| {net} ({kept:.1f}) | {part:.0%} | {scope} | {normalise or 'raw'} | {' | '.join(cells)} |", flush=True)
     return rows
+
+
+def layers(rounds: int) -> list[Row]:
+    """An architecture for each layer within half of the FLOPs and of the time, and one level for all layers."""
+    model: Any = Transformer()
+    x, y = digit_images()
+    loss = lambda p, x, y: optax.softmax_cross_entropy_with_integer_labels(model.apply(p, x), y).mean()
+    params = fitted(loss, model.init(jax.random.key(0), x[:1]), x[:1297], y[:1297], 0)
+    groups = slimming.find_groups(model.apply, params, x[:1])
+    scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
+    stats = jaxprune.calibrate(model.apply, params, [x[:1297]], collect=("gram", "total"))
+    evaluate = lambda p: loss(p, x[:1297], y[:1297])
+    found = sensitivity.group_sensitivity(evaluate, params, groups, scores, [0.25, 0.5, 0.75, 1.0])
+    whole = functools.partial(jax.jit(model.apply), params, x[:256])
+
+    def relative(fn: Callable[..., Any], *inputs: Any) -> float:
+        """The fastest call's time, beside that of the whole network in turns: other programs slow down both."""
+        taken = in_turns({"small": functools.partial(jax.jit(fn), *inputs), "whole": whole}, 10 * rounds)
+        return float(taken["small"].min() / taken["whole"].min())
+
+    flops, seconds = (
+        slimming.costs.flops(groups),
+        slimming.costs.latency(model.apply, params, x[:256], measure=relative),
+    )
+    all_flops = flops(slimming.Choice.remove(groups, {}))
+    choices: dict[str, slimming.Choice] = {}
+    for name, cost, target in (("FLOPs", flops, 0.5 * all_flops), ("time", seconds, 0.5)):
+        choices[name], levels = sensitivity.choose_levels(groups, scores, found, found.changes, cost, target)
+        print(f"half of the {name}: {levels.sparsities(found)}", flush=True)
+    alike = (slimming.choose(groups, scores, share) for share in np.arange(1, 20) / 20)
+    choices["time, all alike"] = next(choice for choice in alike if seconds(choice) <= 0.5)
+    rows: list[Row] = []
+    for name, choice in choices.items():
+        small = slimming.slim(model.apply, params, choice, x, stats=stats, compensate=True)
+        right = small.fn(small.params, x[1297:]).argmax(-1) == y[1297:]
+        row: Row = {"case": name, "FLOPs": flops(choice) / all_flops, "time": relative(small.fn, small.params, x[:256])}
+        rows.append(row | {"accuracy": 100 * float(right.mean())})
+        print(f"half of the {name}: {rows[-1]}", flush=True)
+    return rows
+
+
+def digit_images() -> tuple[jax.Array, jax.Array]:
+    """The images of scikit-learn's digits, in a fixed order, and their labels."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    return jnp.asarray(images[order] / 16, jnp.float32).reshape(-1, 8, 8), jnp.asarray(labels[order])
 
 
 def fitted(loss: Callable[..., Any], params: Any, x: Any, y: Any, seed: int) -> Any:
@@ -394,6 +444,7 @@ def main() -> None:
     parts = {"analysis": analysis, "choosing": choosing, "resnet18": resnet18, "gpt": gpt}
     nets = {"mlp": Mlp(), "cnn": Cnn(), "transformer": Transformer()}
     parts |= {name: functools.partial(digits, net) for name, net in nets.items()}
+    parts["layers"] = layers
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="part", help=f"of {', '.join(parts)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=15)

@@ -216,6 +216,14 @@ MASKS_AND_SHARES = {
         lambda: masks.select(P, allocation.erk(P, 0.5)),
         "sparsities must have.*of this Allocation pass its .sparsities",
     ),
+    "a leaf that is too large": (
+        lambda: jax.eval_shape(lambda s: masks.select(s, 0.5), {"a": jax.ShapeDtypeStruct((2**20,) * 3, "float32")}),
+        r"too large to be ranked; split(.|\n)*a: the axes of \(1048576, 1048576, 1048576\) do not divide",
+    ),
+    "a leaf that is too large to be counted": (
+        lambda: jax.eval_shape(lambda s: masks.select(s, 0.5), jax.ShapeDtypeStruct((2, 2**16, 2**16), "float32")),
+        r"\(the tree itself\): \(2, 65536, 65536\) has no axis of at most 32768 positions",
+    ),
     "sparsities of some leaves": (lambda: masks.select(P, {"a": 0.5}), "sparsities must have.*b/kernel"),
     "one ranking of slices": (
         lambda: masks.select_global(P, 0.5, batch_axes=1, where=lambda name, leaf: "kernel" in name),
@@ -503,6 +511,14 @@ SLIMMING = {
     "scores of another network": (lambda: slimming.group_scores(groups(), OTHER), "scores have 1 leaves"),
     "an unknown norm": (lambda: slimming.group_scores(groups(), P, reduce="l3"), "reduce must be one of"),
     "a negative strength": (lambda: slimming.group_lasso(groups(), -1.0), "strength must be 0 or more"),
+    "a negative growth": (
+        lambda: slimming.growing_penalty(slimming.Choice.remove(groups(), {}), -0.1),
+        "growth must be 0 or more; got -0.1",
+    ),
+    "a misspelt growth": (
+        lambda: slimming.growing_penalty(slimming.Choice.remove(groups(), {}), "0.1"),
+        "growth must be a number or a function of the step; got '0.1'",
+    ),
     "strength before groups": (lambda: slimming.group_lasso(0.1, groups()), "groups must be .*find_groups"),
     "groups to penalise": (lambda: slimming.growing_penalty(groups(), 0.1), "choice must be a slimming.Choice"),
     "a model before its manifest": (
@@ -689,6 +705,10 @@ ASSESS = {
 ENSEMBLES = {
     "no networks": (lambda: ensembles.stack([]), "needs .*network.*got none"),
     "one network without a list": (lambda: ensembles.stack((P, MASKS)), r"pair \(params, masks\)"),
+    "networks of two dtypes": (
+        lambda: ensembles.stack([(P, None), (jax.tree.map(lambda x: x.astype("bfloat16"), P), None)]),
+        r"same dtype(.|\n)*a/kernel: bfloat16\[8, 6\] in member 1, float32\[8, 6\] in member 0",
+    ),
     "networks by name": (lambda: ensembles.stack({"a": (P, MASKS)}), "networks must be a list of pairs"),
     "networks that differ": (
         lambda: ensembles.stack([(P, MASKS), (OTHER, {"c": True})]),

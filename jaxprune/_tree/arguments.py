@@ -58,11 +58,11 @@ def shown(value: Any) -> str:
       its `repr`.
 
     Example:
-      >>> shown({'w': 1.0}), shown(jnp.ones((2, 3))), shown('half')
-      ('a dict', 'float32[2, 3]', "'half'")
+      >>> shown({'w': 1.0}), shown(jnp.ones((2, 3))), shown(jnp.ones(())), shown('half')
+      ('a dict', 'float32[2, 3]', 'a scalar float32 array', "'half'")
     """
     if is_array(value) and not isinstance(value, type):
-        return kind(value)
+        return kind(value) if value.shape else f"a scalar {value.dtype} array"
     if isinstance(value, dict) or (isinstance(value, list | tuple | Mapping) and jax.tree.leaves(value)):
         scalars = isinstance(value, list | tuple) and all(isinstance(x, int | float | str) for x in value)
         if not scalars:
@@ -204,7 +204,7 @@ def check_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
     """
     if isinstance(sparsity, jax.Array):
         if sparsity.ndim or not jnp.issubdtype(sparsity.dtype, jnp.floating):
-            raise TypeError(f"{what} must be a floating scalar, got {sparsity.dtype}{list(sparsity.shape)}")
+            raise TypeError(f"{what} must be a floating scalar, got {shown(sparsity)}")
         if isinstance(sparsity, Tracer) or not sparsity.is_fully_addressable:
             return sparsity
         sparsity = float(sparsity)

@@ -113,11 +113,15 @@ class Stats:
 
     Attributes:
       inputs: the sums of each leaf, by the leaf's path as a tuple.
-      uncovered: pairs (name, reason) of leaves that `where` selects but that could not be followed to a product.
-      partly: pairs (name, reason) of leaves with sums that do not cover all uses of the leaf.
-      together: groups of leaves that are multiplied by the same activation, in order of execution.
-      roles: the result of `find_roles` for all leaves; None if the statistics were made by hand.
-      experts: sums over the tokens of each expert, for every sum over experts that the function computes.
+      uncovered: pairs (name, reason) of leaves that `where` selects but that have no sums, because calibration could
+        not follow them to a product.
+      partly: pairs (name, reason) of leaves whose sums miss some uses of the leaf, or that are multiplied by a constant
+        or by another parameter.
+      together: the leaves in groups (`Together`): all leaves of a group are multiplied by the same activation. The
+        groups are in the order in which the function uses them.
+      roles: the inputs and outputs of every leaf, as `find_roles` returns them; None if you made the statistics
+        yourself.
+      experts: one `Experts` for each mixture of experts that the function computes; empty without experts.
     """
 
     inputs: dict[Identity, Inputs]

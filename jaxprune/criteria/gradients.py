@@ -374,8 +374,8 @@ def synflow_masks(
         for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights together
 
     Tanaka et al. 2020 (SynFlow), arXiv 2006.05467, algorithm 1. The scores of a layer have a constant sum, so they rise
-    as the layer loses weights, and no layer is emptied before it must be. The loop is one `lax.scan` with one gradient
-    and one selection in each step. A removed weight stays removed.
+    as the layer loses weights, and no layer loses its last weight while another layer still has weights to lose. The
+    loop is one `lax.scan` with one gradient and one selection in each step. A removed weight stays removed.
 
     Args:
       fn: (params, *inputs) -> arrays, in inference mode; see `criteria.synflow`.
@@ -394,7 +394,10 @@ def synflow_masks(
       index are kept.
 
     Raises:
-      ValueError: `sparsity` is outside [0, 1), or `iterations` is below 1.
+      ValueError: `sparsity` is outside [0, 1), or `iterations` is below 1; no leaf may be pruned, or `where` matches
+        none; or `fn` returns no floating array.
+      TypeError: `fn` is not a function, `sparsity` is not a number, or `where` has another type or selects a leaf that
+        is not floating.
 
     Example:
       >>> fn = lambda params, x: x @ params['a'] @ params['b']
@@ -406,7 +409,7 @@ def synflow_masks(
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; got {iterations}")
     _tree.check_function(fn, "fn", "fn(params, *inputs)")
-    chosen = jax.tree.leaves(_tree.prunable(params, where, roles))
+    chosen = _tree.selected(params, where, roles)
     entries = sum(math.prod(x.shape) for x, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     criterion = synflow(fn, *inputs)
 

@@ -38,8 +38,8 @@ def magnitude(
         "max"  max a
 
     Norms change no ranking within a leaf; they matter where leaves are ranked together (`allocation.one_ranking`).
-    Entries that are not finite stay unchanged and do not count in the norm. Sums are exact, so scores have the same
-    bits for every sharding; inside a shard_map pass `specs`.
+    An entry that is NaN or infinite has the score NaN or infinity. It adds 0 to the norm, but counts in n. Sums are
+    exact, so scores have the same bits for every sharding; inside a shard_map pass `specs`.
 
     Args:
       params: any tree.

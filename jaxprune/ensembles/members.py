@@ -54,8 +54,8 @@ def stack(networks: Sequence[Any]) -> Members:
       The members, in the order of `networks`.
 
     Raises:
-      ValueError: there is no network, networks differ in structure or shapes, or masks do not fit. The message names
-        the leaves.
+      ValueError: there is no network, networks differ in structure, shapes or dtypes, or masks do not fit. The message
+        names the leaves.
       TypeError: masks are not bool, or a network is not a pair.
 
     Example:
@@ -201,6 +201,17 @@ def _check_shapes(every: Sequence[PyTree]) -> None:
     ]
     if wrong:
         raise ValueError("members must have leaves of the same shape, to run as one model:\n" + "\n".join(wrong))
+    wrong = [
+        f"  {name or '(the tree itself)'}: {_tree.kind(leaf)} in member {i}, {_tree.kind(first)} in member 0"
+        for i, other in enumerate(named)
+        for (name, first), (_, leaf) in zip(named[0], other, strict=True)
+        if jnp.result_type(leaf) != jnp.result_type(first)
+    ]
+    if wrong:
+        raise ValueError(
+            "members must have leaves of the same dtype, because one array holds a leaf of all members; convert the "
+            "members to one dtype first:\n" + "\n".join(wrong)
+        )
 
 
 def _is_pair(network: Any) -> bool:

@@ -17,7 +17,9 @@ PyTree = Any
 
 
 def reinitialised(init: Callable[[Any], PyTree]) -> Control:
-    """Returns the ticket's masks with new initial weights (Frankle and Carbin 2019, arXiv 1803.03635, section 2).
+    """Returns a control that keeps the ticket's masks and draws new initial weights.
+
+    Frankle and Carbin 2019, arXiv 1803.03635, section 2.
 
     Args:
       init: `key -> params`, the initialisation of the network.
@@ -32,9 +34,10 @@ def reinitialised(init: Callable[[Any], PyTree]) -> Control:
 
 
 def random_masks() -> Control:
-    """Returns the ticket's weights with random masks of the same count in each leaf, nested from round to round.
+    """Returns a control that keeps the ticket's weights and draws random masks with the same counts in each leaf.
 
-    Channels stay channels; N:M groups and blocks do not stay groups and blocks.
+    The masks of each round are within the masks of the round before. Channels stay channels; N:M groups and blocks do
+    not stay groups and blocks.
 
     Returns:
       A control for `iterative_pruning(..., controls={...})`.
@@ -46,7 +49,7 @@ def random_masks() -> Control:
 
 
 def shuffled_masks() -> Control:
-    """Returns the ticket's weights with its masks shuffled within each leaf, anew in every round.
+    """Returns a control that keeps the ticket's weights and shuffles its masks within each leaf, anew in every round.
 
     Frankle et al. 2021, arXiv 2009.08576, section 5.
 

@@ -123,8 +123,8 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
     """Returns the leaves whose scores are ranked: at least one, and the same scores on every device that shares them.
 
     Raises:
-      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map; the leaves have
-        no ranking together.
+      ValueError: no leaf is selected; by their types, scores differ between the devices of a shard_map; a leaf is too
+        large; the leaves have no ranking together.
     """
     found = _leaves(scores, together, **units)
     if not found:
@@ -142,6 +142,7 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
             "average the gradients (jax.lax.pmean), pass specs=in_specs if devices share the leaves, or prune "
             "outside of the shard_map:\n" + "\n".join(lines)
         )
+    _check_sizes(found)
     if not together:
         return found
     if grouped := [f"  {leaf.name}: {leaf.pattern}" for leaf in found if leaf.entries and leaf.group]:
@@ -156,6 +157,23 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
             "for layers stacked by a scan"
         )
     return found
+
+
+def _check_sizes(leaves: list[Leaf]) -> None:
+    """Raises if the entries of a leaf cannot be counted and indexed."""
+    lines = []
+    for leaf in (leaf for leaf in leaves if leaf.entries >= 1 << 31 and not leaf.group):
+        units = jax.eval_shape(lambda scores, leaf=leaf: leaf.pattern.units(scores, leaf), leaf.array).shape
+        shape = leaf.unit_shards.whole(units)[leaf.pattern.slice_axes(leaf) :]
+        try:
+            _ = rows.digits(shape), rows.partial_axes(shape)
+        except ValueError as error:
+            lines.append(f"  {leaf.name or '(the tree itself)'}: {error}")
+    if lines:
+        raise ValueError(
+            "these leaves are too large to be ranked; split each into several leaves, or name the axes whose positions "
+            "are ranked separately by batch_axes or the pattern's axes:\n" + "\n".join(lines)
+        )
 
 
 _QUESTIONS = (

@@ -99,7 +99,8 @@ def slim_folder(
       kv_heads: the number of key-value heads to keep in each block, 1 or more; None (default) for all.
       width: the fraction of the hidden states' channels to keep, in (0, 1]; default 1. Norms then average over fewer
         channels, so this option changes the model most.
-      experts: the fraction of each block's experts to keep, in (0, 1]; default 1.
+      experts: the fraction of each block's routed experts to keep, in (0, 1]; default 1. If fewer experts stay than
+        each token chooses (`num_experts_per_tok` of the config), this number is lowered to the experts that stay.
       drop_blocks: the number of blocks to remove, the least influential first; or the blocks' numbers; default 0.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 

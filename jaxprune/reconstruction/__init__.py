@@ -9,7 +9,7 @@ from jaxprune.reconstruction.alps import affordable, alps
 from jaxprune.reconstruction.batch_statistics import recalibrate_statistics
 from jaxprune.reconstruction.blocks import reconstruct_blocks
 from jaxprune.reconstruction.least_squares import least_squares, obs
-from jaxprune.reconstruction.quantise import dequantise, quantise
+from jaxprune.reconstruction.quantise import Quantised, dequantise, quantise
 from jaxprune.reconstruction.reconstruct import reconstruct, relative_errors
 from jaxprune.reconstruction.removal import Entries, Given, Grouped
 from jaxprune.reconstruction.sequential import reconstruct_sequential
@@ -19,6 +19,7 @@ __all__ = [
     "Entries",
     "Given",
     "Grouped",
+    "Quantised",
     "affordable",
     "alps",
     "dequantise",

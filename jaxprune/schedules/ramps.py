@@ -118,7 +118,8 @@ def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cy
       begin: the last step at `initial`, an int of 0 or more.
       end: the last step of the last cycle, an int above `begin`; the sparsity is exactly `final` from there on.
       final: the sparsity at the end of each cycle, in [0, 1); a number or a traced scalar.
-      initial: the sparsity at the start of each cycle, in [0, 1); a number or a traced scalar. Default 0.
+      initial: the sparsity that each ramp starts from, in [0, 1); a number or a traced scalar. Default 0. Only the step
+        `begin` has this sparsity, because each later cycle starts one step into its ramp.
       cycles: the number of cycles, an int of 1 or more that divides `end - begin`.
 
     Returns:
@@ -137,8 +138,8 @@ def cyclic(begin: int, end: int, final: Sparsity, initial: Sparsity = 0.0, *, cy
     cycles = check_step(cycles, "cycles", least=1)
     period, rest = divmod(end - begin, cycles)
     if rest:
-        near = begin + cycles * max(period, 1)
-        raise ValueError(f"cycles={cycles} must divide end - begin = {end - begin}; the nearest is end={near}")
+        near = [f"end={begin + cycles * n}" for n in (period, period + 1) if n]
+        raise ValueError(f"cycles={cycles} must divide end - begin = {end - begin}; use {' or '.join(near)}")
     within = cubic(0, period, final, initial)
 
     def value(step: Step) -> Sparsity:

@@ -1,6 +1,7 @@
 """`leaf_sensitivity` and `group_sensitivity`: the value of a network with one leaf or group pruned alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
@@ -59,6 +60,11 @@ def leaf_sensitivity(
     """Prunes each leaf alone to several sparsities, and evaluates the network each time.
 
     One compiled function evaluates all leaves and levels: it is vmapped over levels and loops over leaves.
+
+    The values are exact for the data that `evaluate` uses, and say nothing of their spread on other data. For a
+    standard error, measure each of n batches and compare changes, in which the differences between batches cancel:
+    `changes = [leaf_sensitivity(partial(loss, batch), params, levels).changes for batch in batches]`, then
+    `np.std(changes, 0, ddof=1) / n**0.5`.
 
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
@@ -124,7 +130,8 @@ def group_sensitivity(
     One compiled function evaluates all groups and levels. The levels are the options of each layer's architecture: its
     widths, its heads, and at level 1 nothing, as in Puzzle (Bercovich et al. 2024, arXiv 2411.19146), which scores each
     option by the loss of the network in which only this layer is replaced. `choose_levels` combines them. The layers of
-    a scan have one group together; `slimming.unstack` gives each its own.
+    a scan have one group together; `slimming.unstack` gives each its own. For a standard error of the changes, measure
+    several batches as `leaf_sensitivity` explains.
 
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
@@ -219,7 +226,7 @@ def _table(
 def _levels(levels: Sequence[float], *, empty: bool = False) -> np.ndarray:
     """Returns the levels in ascending order, with 0; `empty`: level 1, which keeps nothing, is allowed."""
     bounds = "[0, 1]" if empty else "[0, 1)"
-    if isinstance(levels, float | int):
+    if isinstance(levels, Real) or (_tree.is_array(levels) and not np.ndim(levels)):
         raise TypeError(f"levels must be a list of sparsities in {bounds}, such as [0.5, 0.9]; got {levels}")
     found = sorted({0.0, *map(float, levels)})
     if len(found) < 2 or not all(0 <= level < 1 or (empty and level == 1) for level in found):

@@ -1,4 +1,4 @@
-"""`compensated`: moves the mean of what `slim` removes from the inputs of a layer into the layer's bias."""
+"""`compensated`: the kept weights and the bias of a layer take over what the inputs that `slim` removes contributed."""
 
 import math
 import warnings
@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune import _tree
 from jaxprune._jaxprs import factors as fx
 from jaxprune._jaxprs import sub_jaxprs
 from jaxprune._jaxprs import views as vw
-from jaxprune._jaxprs.factors import Axis, Factor, Layout, NotFollowed, position
+from jaxprune._jaxprs.factors import Axis, Factor, NotFollowed, position
 from jaxprune._jaxprs.primitives import PRIMITIVES, Convolution, Entrywise, Moves, Product, Zero
 from jaxprune._jaxprs.views import View
 from jaxprune._jaxprs.walk import Sub, Values, walk
 from jaxprune.calibration import Stats
+from jaxprune.calibration.stats import Inputs
 from jaxprune.slimming.groups import Groups
 from jaxprune.slimming.manifest import Kept, Manifest, spread
 
@@ -26,30 +29,38 @@ PyTree = Any
 Equation = Any
 Pairs = list[tuple[Factor, Factor]]
 
+_DAMPING = 1e-2  # relative to the mean of the diagonal
+
 
 def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) -> PyTree:
-    r"""Returns parameters whose biases make up for the mean of the inputs that a manifest removes.
+    r"""Returns parameters that make up for the inputs that a manifest removes.
 
-        b += sum over removed inputs i of mean(x_i) W[i, :]
+    With the kept inputs K and the removed inputs R of a layer, the means m, and the Gram matrices C of the inputs minus
+    their means (or G without this subtraction, where no bias can change):
 
-    An et al. 2024 (FLAP), arXiv 2312.11983, "baseline bias compensation". A leaf that is subtracted from the output of
-    a layer, such as the running mean of a batch normalisation behind a convolution without bias, loses the same sum.
+        W[K] += (C[K, K] + damping)^-1 C[K, R] W[R]                  if the Gram matrices are known
+        b += sum over inputs i of m[i] (W before - W after)[i, :]    if the means are known
+
+    The first is the least-squares prediction of the removed inputs by the kept ones. The second alone is the "baseline
+    bias compensation" of An et al. 2024 (FLAP), arXiv 2312.11983. A leaf that is subtracted from the output of a layer,
+    such as the running mean of a batch normalisation behind a convolution without bias, loses the same sum.
 
     Args:
       groups: the groups of the function.
       params: its parameters, as arrays.
       manifest: the positions that stay.
-      stats: the result of `calibrate` with the "total" of the inputs.
+      stats: the result of `calibrate` with "gram", "total" or both.
 
     Returns:
       The parameters, in their whole shapes.
 
     Raises:
       TypeError: `stats` is not the result of `calibrate`, or parameters are not arrays.
-      ValueError: no layer that loses inputs can be compensated, means were not collected, or experts are removed.
+      ValueError: no layer that loses inputs can be compensated, neither means nor Gram matrices were collected, or
+        experts are removed.
     """
     _tree.check_instance(
-        stats, Stats, "stats", 'the result of calibrate(fn, params, batches, collect="total"), for compensate'
+        stats, Stats, "stats", 'the result of calibrate(fn, params, batches, collect=("gram", "total")), for compensate'
     )
     _check_experts(groups, manifest)
     leaves, structure = jax.tree.flatten(params)
@@ -69,22 +80,29 @@ def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) 
             reasons[kept.name] = dict(stats.uncovered).get(kept.name, "it was not calibrated")
         elif kept.name in partly:
             reasons[kept.name] = f"calibration missed some of its uses: {partly[kept.name]}"
-        elif isinstance(found, str):
+        elif inputs.gram is None and isinstance(found, str):
             reasons[kept.name] = found
         else:
-            lost = _lost(jnp.asarray(leaves[k]), kept, inputs.layout, inputs.mean)
-            bias = jnp.asarray(leaves[found.bias])
-            change = found.sign * _as_bias(lost, found.pairs, bias.shape)
-            leaves[found.bias] = (bias.astype(change.dtype) + change).astype(bias.dtype)
+            whole = jnp.asarray(leaves[k])
+            wide = whole.astype(jnp.promote_types(whole.dtype, jnp.float32))
+            added = None if isinstance(found, str) or (inputs.total is None and inputs.gram is not None) else found
+            new = _fitted(wide, kept, inputs, centred=added is not None)
+            leaves[k] = new.astype(whole.dtype)
+            if added is not None:
+                lost = (wide - new) * inputs.layout.along_inputs(inputs.mean.astype(wide.dtype))
+                bias = jnp.asarray(leaves[added.bias])
+                change = added.sign * _as_bias(lost, added.pairs, bias.shape)
+                leaves[added.bias] = (bias.astype(change.dtype) + change).astype(bias.dtype)
             done += 1
     lines = "".join(f"\n  {name}: {why}" for name, why in reasons.items())
     if reasons and not done:
         raise ValueError(
-            "compensate adds the mean of what is removed to the biases of the next layers, but no layer has a bias "
-            f"that can take it; give these layers biases (zeros), or leave compensate out:{lines}"
+            "compensate moves what is removed into the kept weights and the biases of the next layers, but no layer "
+            'can take it; calibrate with collect=("gram", "total") for layers without biases, or leave compensate out:'
+            f"{lines}"
         )
     if reasons:
-        warnings.warn(f"these layers lose inputs whose means are not compensated:{lines}", UserWarning, stacklevel=3)
+        warnings.warn(f"these layers lose inputs that are not compensated:{lines}", UserWarning, stacklevel=3)
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -101,13 +119,30 @@ def _check_experts(groups: Groups, manifest: Manifest) -> None:
         )
 
 
-def _lost(weight: jax.Array, kept: Kept, layout: Layout, mean: jax.Array) -> jax.Array:
-    """Returns the mean of each product of an entry of a kernel with a removed input, in the kernel's shape."""
+def _fitted(weight: jax.Array, kept: Kept, inputs: Inputs, *, centred: bool) -> jax.Array:
+    """Returns a kernel with zeros for the removed inputs; with Gram matrices, the others predict the removed ones."""
+    layout = inputs.layout
     stays = np.ones((), bool)
     for axis in set(layout.input_axes) & set(kept.axes):
         stays = stays & spread(kept.stay(axis), axis, weight.ndim)
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    return jnp.where(stays, 0, weight.astype(wide) * layout.along_inputs(mean.astype(wide)))
+    masked = jnp.where(stays, weight, 0)
+    if inputs.gram is None:
+        return masked
+    gram = inputs.gram.astype(weight.dtype)
+    if centred:
+        total = inputs.total.astype(weight.dtype)
+        gram = gram - total[:, :, None] * total[:, None, :] / jnp.maximum(inputs.count.max(-1), 1)[:, None, None]
+    # An axis may have outputs among its factors too: outputs that go with their whole unit say nothing about inputs.
+    alive = layout.matrices(jnp.broadcast_to(stays, weight.shape)).any(-1)
+    diagonal = jnp.where(alive, jnp.diagonal(gram, axis1=1, axis2=2), 0)
+    mean = diagonal.sum(-1, keepdims=True) / jnp.maximum(alive.sum(-1, keepdims=True), 1)
+    mean = jnp.where(mean > 0, mean, 1)
+    ridge = jnp.where(alive, _DAMPING * mean, mean)
+    system = jnp.where(alive[:, :, None] & alive[:, None, :], gram, 0) + ridge[:, :, None] * jnp.eye(gram.shape[-1])
+    removed = jnp.where(alive[:, :, None], 0, layout.matrices(weight))
+    right = jnp.where(alive[:, :, None], jnp.matmul(gram, removed, precision=lax.Precision.HIGHEST), 0)
+    change = layout.leaf(jax.vmap(lambda a, b: cho_solve(cho_factor(a), b))(system, right))
+    return jnp.where(stays, weight + change, 0)
 
 
 def _as_bias(lost: jax.Array, pairs: Pairs, shape: tuple[int, ...]) -> jax.Array:

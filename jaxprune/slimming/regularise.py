@@ -1,12 +1,14 @@
 """`group_lasso` and `growing_penalty` drive whole units to zero in training."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxprune import _tree
 from jaxprune.slimming.choice import Choice
@@ -19,20 +21,28 @@ Units = Sequence[Sequence[np.ndarray]]  # for each leaf and axis the units of ea
 
 
 def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTransformation:
-    """Group lasso by its proximal step: shrinks each unit's norm, to exactly zero when it is small.
+    r"""Returns a transformation for the group lasso: each step shrinks the norm of each unit, small norms to exactly 0.
 
-    After the optimizer's step to w, each unit's entries w_u become w_u max(0, 1 - t sqrt(n_u) / ||w_u||), with n_u
-    entries in the unit (Yuan & Lin, 2006, eq. 2.4, as a proximal step). An entry of several units (a row of one, a
-    column of another) is multiplied by the factors of all its units. Put it last in the chain, because it must see the
-    optimizer's updates. Afterwards `Choice.from_masks(groups, jax.tree.map(lambda p: p != 0, params), partial="keep")`
-    removes the units that are zero.
+    After the optimizer's step to w, a proximal step multiplies the entries $w_u$ of each unit by
+
+    $$\max(0, 1 - \lambda \sqrt{n_u} / \lVert w_u \rVert)$$
+
+    with $n_u$ entries in the unit (Yuan and Lin 2006, eq. 2.4). An entry of several units (a row of one, a column of
+    another) is multiplied by the factors of all its units. Put the transformation last in the chain, because it must
+    see the optimizer's updates. Afterwards `Choice.from_masks(groups, jax.tree.map(lambda p: p != 0, params),
+    partial="keep")` removes the units that are zero.
 
     Args:
       groups: the groups, found on parameters of these shapes.
-      strength: t, the shrinkage of a step, 0 or more: the learning rate times the penalty; or a function of the step.
+      strength: $\lambda$, 0 or more: the learning rate times the weight of the penalty. A number, a scalar array, or a
+        function of the step, whose first value is for step 0.
 
     Returns:
-      A transformation whose update needs `params`.
+      A transformation whose update needs `params`. Its state counts the steps.
+
+    Raises:
+      TypeError: `groups` is not what `find_groups` returns, or `strength` is neither a number nor a function.
+      ValueError: `strength` is below 0. The update raises it if it is called without `params`.
 
     Example:
       >>> from jaxprune.slimming import find_groups
@@ -50,16 +60,22 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 1.0) -> optax.GradientTransformation:
     """Returns an L2 penalty on the units that a choice removes, growing from step to step.
 
-    Adds c_t w to the gradient of the units' entries, c_t = min(limit, growth x t) (Wang et al., 2021, arXiv:2012.09243,
-    GReg-1; DepGraph trains in this way before pruning). Units that stay are not penalised. Put it before the optimizer.
+    Each update adds c_t w to the gradient of the entries w of these units, with c_t = min(limit, growth t) and the
+    step t, which is 0 at the first update (Wang et al. 2021, arXiv 2012.09243, GReg-1; DepGraph trains in this way
+    before pruning). Units that stay are not penalised. Put the transformation before the optimizer.
 
     Args:
       choice: the units to remove.
-      growth: the increase of the coefficient in a step, or a function of the step that returns the coefficient.
-      limit: the largest coefficient. Default: 1.
+      growth: the increase of the coefficient in a step, 0 or more; or a function of the step t that returns the
+        coefficient.
+      limit: the largest coefficient, 0 or more; default 1.
 
     Returns:
-      A transformation whose update needs `params`.
+      A transformation whose update needs `params`. Its state counts the steps.
+
+    Raises:
+      TypeError: `choice` is not a `Choice`, or `growth` is neither a number nor a function.
+      ValueError: `growth` or `limit` is below 0. The update raises it if it is called without `params`.
 
     Example:
       >>> from jaxprune.slimming import find_groups
@@ -71,6 +87,8 @@ def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 
       [[0.0, 0.5]]
     """
     _tree.check_instance(choice, Choice, "choice", "a slimming.Choice of the units to remove")
+    _check_amount(growth, "growth")
+    _check_amount(limit, "limit")
     masks = choice.masks()
 
     def change(step: Any, updates: PyTree, params: PyTree) -> PyTree:
@@ -84,7 +102,7 @@ def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 
 def proximal_lasso(
     units_of: Callable[[PyTree], Units], strength: float | Schedule, name: str
 ) -> optax.GradientTransformation:
-    """Group lasso over any units, by its proximal step; see `group_lasso`.
+    """Returns a transformation for the group lasso over any units; see `group_lasso`.
 
     Args:
       units_of: `params -> units`: for each leaf and axis the units of each position, (layers..., n, k) whole numbers
@@ -94,12 +112,12 @@ def proximal_lasso(
 
     Returns:
       A transformation whose update needs `params`.
+
+    Raises:
+      TypeError: `strength` is neither a number nor a function.
+      ValueError: `strength` is below 0.
     """
-    if not callable(strength) and not isinstance(strength, jax.Array):
-        if not isinstance(strength, int | float):
-            raise TypeError(f"strength must be a number or a function of the step; got {_tree.shown(strength)}")
-        if not strength >= 0:
-            raise ValueError(f"strength must be 0 or more; got {strength}")
+    _check_amount(strength, "strength")
 
     def change(step: Any, updates: PyTree, params: PyTree) -> PyTree:
         units = units_of(params)
@@ -114,6 +132,16 @@ def proximal_lasso(
         return jax.tree.map(new, scaled, params, updates)
 
     return _counting(change, name)
+
+
+def _check_amount(amount: Any, what: str) -> None:
+    """Raises unless the argument is a number of 0 or more or a function of the step; a traced scalar is not checked."""
+    if callable(amount) or isinstance(amount, Tracer):
+        return
+    if not isinstance(amount, Real | np.ndarray | jax.Array) or getattr(amount, "ndim", 0):
+        raise TypeError(f"{what} must be a number or a function of the step; got {_tree.shown(amount)}")
+    if not float(np.asarray(amount)) >= 0:
+        raise ValueError(f"{what} must be 0 or more; got {amount}")
 
 
 def _counting(change: Callable[[Any, PyTree, PyTree], PyTree], name: str) -> optax.GradientTransformation:

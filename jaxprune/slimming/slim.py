@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -126,14 +127,19 @@ def slim(
       as_built: True builds the smaller architecture. A number such as 8 = sqrt(64) may count positions or not; if the
         traced function does not decide this, an error names the number; pass a mapping {number: new
         number} to set it. Default: False, masking.
-      compensate: whether the biases make up for what is removed (An et al. 2024, FLAP, arXiv 2312.11983, baseline bias
-        compensation). If a layer with the weights W [inputs, outputs] loses inputs x_i, its bias increases by the sum
-        of mean(x_i) W[i] over the lost inputs; the running mean of a batch normalisation behind a layer without bias
-        decreases by it. `stats` needs the means: `calibrate(fn, params, batches, collect="total")`, for the whole
-        parameters. The mean of each layer's output then stays as it was, and the smaller function is exact if the
-        removed inputs are constant, also under a convolution that does not pad; at the border of a padded convolution
-        it is not, since the padding is part of the mean. A warning names the layers that lose inputs and have no
-        bias; a product of two activations, such as queries and keys, has none. Default: False.
+      compensate: whether the remaining parameters make up for what is removed, as far as `stats` of the whole
+        parameters allow. Default: False.
+        `calibrate(fn, params, batches, collect=("gram", "total"))`, the best: the remaining weights of each layer that
+        loses inputs are fitted so that its output changes least (least squares with a bias, damping 0.01). Zeros of a
+        sparse kernel are fitted too.
+        "gram" alone: the same without changes of biases, also for layers that have none.
+        "total" alone: weights stay. If a layer with the weights W [inputs, outputs] loses inputs x_i, its bias
+        increases by the sum of mean(x_i) W[i]; the running mean of a batch normalisation behind a layer without bias
+        decreases by it (An et al. 2024, FLAP, arXiv 2312.11983). Layers behind vary less than before around means that
+        stay; a ReLU then switches less, which harms a network without normalisation if much is removed.
+        With means, the mean of each layer's output stays, and the smaller function is exact if the removed inputs are
+        constant and no convolution pads. A warning names the layers that nothing can compensate; a product of two
+        activations, such as queries and keys, is not looked at.
 
     Returns:
       The function, its parameters and the manifest.
@@ -143,8 +149,8 @@ def slim(
       TypeError: `what` has another type, or numbers of units are not integers.
       ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
         positions; the masks remove no whole unit; `as_built` is given and the numbers of the smaller architecture do
-        not follow from the function; or `compensate` is given and no layer has a bias, the means are missing, or
-        experts are removed.
+        not follow from the function; or `compensate` is given and no layer can be compensated, means and Gram matrices
+        are missing, or experts are removed.
 
     Example:
       >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
@@ -186,7 +192,10 @@ def _manifest(
     if isinstance(what, Choice):
         return what.manifest(), None
     groups = find_groups(fn, params, *inputs)
-    if isinstance(what, int | float) and not isinstance(what, bool):
+    scalar = isinstance(what, Real | np.ndarray | jax.Array) and not getattr(what, "ndim", 0)
+    if scalar and not isinstance(what, bool | Tracer) and getattr(what, "dtype", None) != np.bool_:
+        what = float(np.asarray(what))
+    if isinstance(what, float):
         whole = [group.name for group in groups if group.inexact == LAYER] if as_built else []
         limits = Limits(inexact=as_built, protect=whole)
         choice = choose(groups, group_scores(groups, scores()), float(what), limits=limits)

@@ -120,5 +120,5 @@ def test_options_are_checked():
         _ = criteria.synflow_masks(network, parameters(), 0.5, jnp.zeros((1, 6)), iterations=0)
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         _ = criteria.synflow_masks(network, parameters(), 1.0, jnp.zeros((1, 6)))
-    alone = {"bias": jnp.ones(3)}
-    assert criteria.synflow_masks(lambda p, x: x, alone, 0.5, jnp.zeros(3))["bias"].shape == ()
+    with pytest.raises(ValueError, match=r"nothing to prune(.|\n)*bias"):
+        _ = criteria.synflow_masks(lambda p, x: x, {"bias": jnp.ones(3)}, 0.5, jnp.zeros(3))

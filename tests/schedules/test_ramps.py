@@ -151,7 +151,7 @@ def test_messages_say_what_to_do():
         _ = schedules.jump(90)
     with pytest.raises(TypeError, match="must be a number"):
         _ = schedules.jump("0.9")
-    with pytest.raises(ValueError, match="cycles=4 must divide end - begin = 10; the nearest is end=8"):
+    with pytest.raises(ValueError, match="cycles=4 must divide end - begin = 10; use end=8 or end=12"):
         _ = schedules.cyclic(0, 10, 0.9, cycles=4)
     with pytest.raises(TypeError, match="an integer step; got float32"):
         _ = schedules.cubic(0, 10, 0.9)(jnp.float32(3))

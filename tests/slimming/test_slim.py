@@ -91,6 +91,13 @@ def test_a_sparsity_scores_chooses_and_slims() -> None:
         _ = slimming.slim(model.apply, params, 1.5, x)
 
 
+def test_a_sparsity_may_be_a_scalar_array() -> None:
+    params = {"a": jnp.array([[3.0, 1.0, 2.0, 4.0]]), "b": jnp.ones((4, 2))}
+    for half in (np.float32(0.5), jnp.float32(0.5), np.array(0.5)):
+        small = slimming.slim(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, half, jnp.ones((5, 1)))
+        assert small.params["a"].tolist() == [[3, 4]]
+
+
 def test_a_sparsity_that_removes_nothing_warns() -> None:
     centred = lambda p, x: ((h := x @ p["a"] + 1.0) - h.mean(-1, keepdims=True)) @ p["b"]
     params = {"a": np.ones((3, 4), np.float32), "b": np.ones((4, 2), np.float32)}

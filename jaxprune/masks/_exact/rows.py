@@ -124,7 +124,7 @@ def digits(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     for cut in range(1, len(shape)):
         if math.prod(shape[:cut]) < _INT32 and math.prod(shape[cut:]) < _INT32:
             return [shape[:cut], shape[cut:]]
-    raise ValueError(f"cannot index a slice of shape {shape}: an axis is too long for 31 bits")
+    raise ValueError(f"the axes of {shape} do not divide into two runs of fewer than 2^31 entries each")
 
 
 # The kernels are jitted so that leaves of one shape are traced and lowered once.
@@ -351,7 +351,7 @@ def partial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(range(leading))
     fitting = [a for a, size in enumerate(shape) if size <= _PARTIAL and entries // size < _INT32]
     if not fitting:
-        raise ValueError(f"cannot count {entries} entries in the shape {shape}: no axis has between 2 and 32768 parts")
+        raise ValueError(f"{shape} has no axis of at most {_PARTIAL} positions with fewer than 2^31 entries each")
     return (fitting[0],)
 
 
