@@ -60,7 +60,7 @@ def bar(
     except ImportError as error:
         if progress is None:
             return _Silent(items)
-        raise ImportError("progress=True needs tqdm: pip install jaxprune[progress]") from error
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
     return tqdm.tqdm(items, desc=what, total=total)
 
 

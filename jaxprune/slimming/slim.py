@@ -121,9 +121,9 @@ def slim(
         a `Manifest`.
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
       criterion: for a sparsity: `criterion(params, *, grads, stats, key) -> scores`. Default: magnitude.
-      grads: for a criterion: gradients like params.
-      stats: for a criterion, and for `compensate`: the result of `jaxprune.calibrate`.
-      key: for a random criterion: a JAX key.
+      grads: for a criterion: gradients like params; default None.
+      stats: for a criterion, and for `compensate`: the result of `jaxprune.calibrate`; default None.
+      key: for a random criterion: a JAX key; default None.
       as_built: True builds the smaller architecture. A number such as 8 = sqrt(64) may count positions or not; if the
         traced function does not decide this, an error names the number; pass a mapping {number: new
         number} to set it. Default: False, masking.
@@ -186,7 +186,7 @@ def _manifest(
     scores: Callable[[], PyTree],
     as_built: bool,
 ) -> tuple[Manifest, Groups | None]:
-    """Returns what stays, and the groups of `fn` if they were needed for it; a Choice may be of another function."""
+    """Returns the manifest of what stays, and the groups of `fn`, or None if the manifest was made without them."""
     if isinstance(what, Manifest):
         return what, None
     if isinstance(what, Choice):
