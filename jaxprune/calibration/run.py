@@ -13,7 +13,7 @@ from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration import routing
-from jaxprune.calibration.interpreter import Interpreter, Sums
+from jaxprune.calibration.interpreter import SCALED, Interpreter, Sums
 from jaxprune.calibration.stats import Experts, Inputs, Moments, Stats, Together
 from jaxprune.calibration.values import Key, Value
 
@@ -54,7 +54,9 @@ def calibrate(
     Calibration cannot follow parameters into `while`, `cond` and `shard_map`, through a computed index, or through a
     convolution with batch_group_count. `Stats.uncovered` names the leaves without any sums, with the reason.
     `Stats.partly` names the leaves whose sums miss some uses, and the leaves that are multiplied by a constant or by
-    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`).
+    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`). It also names the leaves that the function
+    multiplies by a factor that varies along their inputs, other than a mask: the sums leave this factor out, and a
+    warning says so.
 
     Args:
       fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode: calibration runs dropout and
@@ -179,18 +181,19 @@ class _Plan(NamedTuple):
     roles: _tree.Roles
 
     def zeros(self, dtype: Any) -> dict[int, Moments]:
-        out: dict[int, Moments] = {}
+        """Returns zeros in the shapes of the sums, made by one program."""
+        shapes: dict[int, dict[str, Any]] = {}
         for leaf in set(self.of.values()):
             batch, inputs = ([f.size for f in axes] for axes in (self.layouts[leaf].batch, self.layouts[leaf].inputs))
-            out[leaf] = {
-                what: jnp.zeros(
-                    (*batch, *inputs, *(inputs if what == "gram" else ())), jnp.int32 if what == "count" else dtype
-                )
+            shapes[leaf] = {
+                what: ((*batch, *inputs, *(inputs if what == "gram" else ())), jnp.int32 if what == "count" else dtype)
                 for what in self.collected[leaf]
             }
-        for k, (_, shapes) in enumerate(self.experts.values()):
-            out[-1 - k] = {what: jnp.zeros(shape, dtype) for what, shape in shapes.items()}
-        return out
+        for k, (_, own) in enumerate(self.experts.values()):
+            shapes[-1 - k] = {what: (shape, dtype) for what, shape in own.items()}
+        numbers, sums = zip(*shapes.items(), strict=True)
+        made = _zeros(tuple(tuple(own.values()) for own in sums))
+        return {k: dict(zip(own, new, strict=True)) for k, own, new in zip(numbers, sums, made, strict=True)}
 
 
 class _Run(NamedTuple):
@@ -241,6 +244,14 @@ class _Run(NamedTuple):
         inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.closed.jaxpr.invars]
         _ = jax.eval_shape(shapes_of, inputs)
         plan, places = planned[0]
+        scaled = [name for name, why in plan.partly if SCALED in why]
+        if scaled:
+            warnings.warn(
+                f"the function multiplies {', '.join(scaled)} by {SCALED}, and the sums leave the factor out: multiply "
+                "the inputs by the factor instead, or multiply the weights by it once and calibrate them without it; "
+                "if the factor is a mask, make it boolean",
+                stacklevel=2,
+            )
 
         def step(sums: dict[int, Moments], params: Sequence[Any], data: Sequence[Any]) -> dict[int, Moments]:
             found = interpret([*params, *data])[1]
@@ -349,28 +360,21 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
     """Returns the statistics of the leaves from the sums of all batches, as arrays; raises if a sum is not finite."""
     flat = _tree.with_paths(params)
     # Leaves keep the order in which the function uses them.
-    finite = jax.device_get(
-        {leaf: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in sums[leaf].values()])) for leaf in sums}
-    )
+    sizes = tuple((leaf, plan.layouts[leaf].sizes[:2]) for leaf in set(plan.of.values()))
+    found, matrices = _as_matrices(sums, sizes)
+    finite = jax.device_get(found)
     bad = [_tree.label(_tree.name(flat[leaf][0])) for leaf in plan.layouts if not finite[plan.of[leaf]]]
     if bad:
         raise ValueError(
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"
             + "\n".join(f"  {name}" for name in bad[:10])
         )
-    matrices: dict[int, Moments] = {}
-    for leaf in set(plan.of.values()):
-        batch, size, _ = plan.layouts[leaf].sizes
-        shape = lambda what, batch=batch, size=size: (batch, size, size) if what == "gram" else (batch, size)
-        matrices[leaf] = {what: _reshaped(x, shape(what)) for what, x in sums[leaf].items()}
     inputs = {}
     for leaf, layout in plan.layouts.items():
         moments = dict(matrices[plan.of[leaf]])
-        if "gram" in moments:
-            moments["square"] = jnp.diagonal(moments["gram"], axis1=1, axis2=2)
         count = counts[leaf] + np.asarray(moments.pop("count", 0), np.float64)
         inputs[_tree.identity(flat[leaf][0])] = Inputs(layout=layout, count=count, **moments)
-    experts = tuple(Experts(leaves, **sums[-1 - k]) for k, (leaves, _) in enumerate(plan.experts.values()))
+    experts = tuple(Experts(leaves, **matrices[-1 - k]) for k, (leaves, _) in enumerate(plan.experts.values()))
     few = _few_tokens(plan, inputs, [_tree.identity(path) for path, _ in flat])
     if few:
         warnings.warn(
@@ -382,10 +386,24 @@ def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: di
     return Stats(inputs, plan.uncovered, plan.partly, plan.together, plan.roles, experts)
 
 
+@partial(jax.jit, static_argnums=0)
+def _zeros(shapes: tuple[tuple[tuple[tuple[int, ...], Any], ...], ...]) -> list[list[jax.Array]]:
+    return [[jnp.zeros(*x) for x in own] for own in shapes]
+
+
 @partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Reshapes an array in place: outside jit, JAX would copy it."""
-    return x.reshape(shape)
+def _as_matrices(
+    sums: dict[int, Moments], sizes: tuple[tuple[int, tuple[int, int]], ...]
+) -> tuple[dict[int, jax.Array], dict[int, Moments]]:
+    """Returns whether sums are finite, and the sums of leaves in the shapes of `Inputs`, in place of the old arrays."""
+    finite = {k: jnp.stack([jnp.isfinite(x).all() for x in own.values()]).all() for k, own in sums.items()}
+    new = dict(sums)
+    for leaf, (batch, size) in sizes:
+        shape = lambda what, batch=batch, size=size: (batch, size, size) if what == "gram" else (batch, size)
+        new[leaf] = {what: x.reshape(shape(what)) for what, x in sums[leaf].items()}
+        if "gram" in new[leaf]:
+            new[leaf]["square"] = jnp.diagonal(new[leaf]["gram"], axis1=1, axis2=2)
+    return finite, new
 
 
 def _few_tokens(plan: _Plan, inputs: dict[Any, Inputs], names: Sequence[Any]) -> list[str]:

@@ -98,9 +98,10 @@ class Folder:
             wanted.setdefault(self._files[name], []).append(name)
         out: dict[str, jax.Array] = {}
         for file, inside in wanted.items():
-            with self._package.safe_open(self.path / file, framework="flax") as opened:
+            # The framework "flax", like jnp.asarray, would compile a program for each shape.
+            with self._package.safe_open(self.path / file, framework="numpy") as opened:
                 for name in inside:
-                    array = opened.get_tensor(name)
+                    array = jax.device_put(opened.get_tensor(name))
                     is_floating = jnp.issubdtype(array.dtype, jnp.floating)
                     out[name] = array.astype(dtype) if dtype is not None and is_floating else array
         return out

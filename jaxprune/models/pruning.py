@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _progress, _tree
-from jaxprune import masks as masks_
 from jaxprune.calibration import Stats
 from jaxprune.checkpoints import Folder, FolderWriter
 from jaxprune.models.decoder import Parts, block_params, parts
@@ -129,7 +128,7 @@ def prune_folder(
     writer = FolderWriter(output, folder.config, parts=cut.blocks + 1, identity=identity, resume=resume)
     run = BlockRunners(cut)
     results: list[BlockResult] = []
-    with writer, _progress.bar(total=cut.blocks, progress=progress, what="blocks") as bar:
+    with writer, _little_memory(), _progress.bar(total=cut.blocks, progress=progress, what="blocks") as bar:
         hidden = Hidden(folder, cut, tokens, hidden_dtype, Path(output).absolute().parent if hidden_on_disk else None)
         for index in range(cut.blocks):
             prefix = f"model.layers.{index}."
@@ -137,7 +136,7 @@ def prune_folder(
                 stored = writer.load(index)
             else:
                 began = time.perf_counter()
-                params = load_block(folder, index, jnp.float32)
+                params = load_block(folder, index)
                 chosen = lambda name, leaf, prefix=prefix: bool(kernels(prefix + name, leaf))
                 errors, removed = _prune_block(
                     *(run.of(index), params, hidden, _of_block(sparsity, params, prefix), chosen, options),
@@ -150,9 +149,7 @@ def prune_folder(
             # The next block is calibrated on what is stored, rounded to the dtype of the folder, so that a resumed run
             # has the same bits.
             if index + 1 < cut.blocks:
-                own = block_params({k: x.astype(jnp.float32) for k, x in stored.items()}, index)
-                hidden.advance(run.of(index), own)
-                del own
+                hidden.advance(run.of(index), block_params(stored, index))
             del stored
             _return_memory()
             bar.update()
@@ -174,8 +171,8 @@ def _prune_block(
 ) -> tuple[dict[str, float], float]:
     """Prunes the kernels in `params` in place; returns the error of each, by its whole name, and the sparsity.
 
-    Kernels are pruned one by one: each is cast to the dtype of the folder, and its Gram matrix is freed before the
-    next. An allocation compares kernels, so all kernels of the block are then pruned together.
+    Kernels are pruned one by one: only the current kernel is in float32, and its Gram matrix is freed before the next.
+    An allocation compares kernels, so all kernels of the block are then pruned together.
     """
     names = [name for name, leaf in params.items() if where(name, leaf) and _tree.is_floating(leaf)]
     if not names:
@@ -190,10 +187,11 @@ def _prune_block(
     for group in [names] if "allocation" in options else [[name] for name in names]:
         own = replace(stats, inputs={k: x for k, x in stats.inputs.items() if "/".join(k) in group})
         among = lambda name, leaf, group=group: name in group
+        params |= {name: params[name].astype(jnp.float32) for name in group}
         pruned = reconstruct(params, own, sparsity, where=among, **options)
         errors |= {prefix + name: error for name, error in relative_errors(params, pruned.params, own).items()}
         for name in group:
-            removed += float(masks_.sparsity(params[name], pruned.masks[name])) * params[name].size
+            removed += float(1 - np.asarray(pruned.masks[name]).mean()) * params[name].size
             total += params[name].size
             params[name] = pruned.params[name].astype(dtypes[prefix + name].dtype)
             stats.inputs.pop((name,), None)
@@ -208,8 +206,21 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@contextlib.contextmanager
+def _little_memory() -> Iterator[None]:
+    """Returns the memory of XLA's compiler after each compilation, before the program takes memory of its own."""
+    after = lambda event, *_, **__: _return_memory() if event.endswith("backend_compile_duration") else None
+    jax.monitoring.register_event_duration_secs_listener(after)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(after)
+
+
 def _check_seen(stats: Stats, prefix: str) -> None:
-    unseen = sorted(prefix + "/".join(name) for name, inputs in stats.inputs.items() if not inputs.square.any())
+    unseen = sorted(
+        prefix + "/".join(name) for name, inputs in stats.inputs.items() if not np.asarray(inputs.square).any()
+    )
     if unseen:
         more = f" and of {len(unseen) - 1} more" if len(unseen) > 1 else ""
         raise ValueError(
@@ -264,7 +275,7 @@ def _losses(cut: Parts, outer: Any, hidden: jax.Array, tokens: jax.Array) -> jax
 
 
 class BlockRunners:
-    """The blocks of a decoder: one compiled program for each kind of block and each shape of its arrays."""
+    """The blocks of a decoder, computed in float32: one compiled program for each kind of block and its arrays."""
 
     def __init__(self, cut: Parts) -> None:
         self._cut = cut
@@ -274,7 +285,9 @@ class BlockRunners:
         """Returns the runner of the block of this number."""
         alike = self._cut.alike(index)
         if alike not in self._runners:
-            self._runners[alike] = BlockRunner(lambda params, hidden: self._cut.block(params, hidden, alike))
+            wide = lambda x: x.astype(jnp.float32) if _tree.is_floating(x) else x
+            block = lambda params, hidden: self._cut.block(jax.tree.map(wide, params), hidden, alike)
+            self._runners[alike] = BlockRunner(block)
         return self._runners[alike]
 
 
@@ -296,13 +309,14 @@ class Hidden:
         width, self._dtype = folder.shapes[name].shape[1], jnp.dtype(dtype)
         # Only the rows of the text's own words become float32: the whole table can be larger than a block.
         words, places = np.unique(tokens, return_inverse=True)
-        outer = {name: folder.load([name])[name][words].astype(jnp.float32)}
+        outer = {name: np.asarray(folder.load([name])[name])[words].astype(np.float32)}
+        embed = jax.jit(cut.embed)
         self._rows: Any = [None] * len(tokens)
         if folder_of_file is not None:
             with tempfile.TemporaryFile(dir=folder_of_file) as file:  # without a name, so a killed run leaves nothing
                 self._rows = np.memmap(file, self._dtype, "w+", shape=(len(tokens), 1, tokens.shape[1], width))
-        for place, row in enumerate(jnp.asarray(places.reshape(tokens.shape))[:, None]):
-            self._keep(place, cut.embed(outer, row))
+        for place, row in enumerate(places.reshape(tokens.shape)[:, None].astype(np.int32)):
+            self._keep(place, embed(outer, row))
 
     def __iter__(self) -> Iterator[jax.Array]:
         return (jnp.asarray(row, jnp.float32) for row in self._rows)

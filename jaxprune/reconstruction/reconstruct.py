@@ -252,19 +252,28 @@ def prune_leaf(
     Returns:
       The leaf and its mask. Matrices that are not pruned are unchanged, with all entries kept.
     """
-    layout = leaf.inputs.layout
-    matrices = layout.matrices(jnp.asarray(leaf.array))
-    at = slice(None) if matrix is None else slice(matrix, matrix + 1)
-    target = target if isinstance(target, Grouped) else jax.tree.map(lambda x: x[at], target)
-    moments = leaf.inputs.gram
-    moments = jnp.zeros((len(matrices), 0, 0)) if moments is None else moments
+    layout, moments = leaf.inputs.layout, leaf.inputs.gram
+    groups = target if isinstance(target, Grouped) else None
+    given = (jnp.asarray(leaf.array), moments, None if groups else target, matrix)
+    return _run_leaf(*given, layout=layout, kernel=_Hashable.of(kernel), groups=groups)
+
+
+@partial(jax.jit, static_argnames=("layout", "kernel", "groups"))
+def _run_leaf(
+    array: jax.Array, grams: jax.Array | None, targets: Any, matrix: Any, *, layout: Layout, kernel: Any, groups: Any
+) -> tuple[jax.Array, jax.Array]:
+    # The copies with another order of the axes are in the program, which needs less memory for them.
+    matrices = layout.matrices(array)
+    grams = jnp.zeros((len(matrices), 0, 0)) if grams is None else grams
+    if matrix is None:
+        new, mask = _run(matrices, grams, targets, kernel=kernel, groups=groups)
+        return layout.leaf(new), layout.leaf(mask)
+    only = lambda x: lax.dynamic_slice_in_dim(x, matrix, 1)
     # A layer that was calibrated alone has only its own Gram matrix.
-    moments = moments[at] if len(moments) == len(matrices) else moments
-    new, mask = run_matrices(matrices[at], moments, target, kernel)
-    if matrix is not None:
-        new, mask = matrices.at[at].set(new), jnp.ones(matrices.shape, bool).at[at].set(mask)
-    del matrices  # a copy, where the layout changes the order of the axes
-    return layout.leaf(new), layout.leaf(mask)
+    own = only(grams) if len(grams) == len(matrices) else grams
+    new, mask = _run(only(matrices), own, jax.tree.map(only, targets), kernel=kernel, groups=groups)
+    put = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, matrix, 0)
+    return layout.leaf(put(matrices, new)), layout.leaf(put(jnp.ones(matrices.shape, bool), mask))
 
 
 def run_matrices(matrices: jax.Array, grams: jax.Array, target: Target, kernel: Callable[..., Any]) -> tuple[Any, Any]:
@@ -289,15 +298,18 @@ def _run(
     return jax.vmap(one)(stacked) if chunk == n else lax.map(one, stacked, batch_size=chunk)
 
 
+@jax.jit
+def _finite(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
 def check_finite(leaves: Sequence[Leaf], new: Sequence[jax.Array]) -> None:
     """Raises unless the leaves are finite before and after. A kernel returns NaN for a matrix that it cannot invert.
 
     Raises:
       ValueError: a leaf is not finite, before or after; the message names the leaves.
     """
-    finite = jax.device_get(
-        [(jnp.isfinite(leaf.array).all(), jnp.isfinite(x).all()) for leaf, x in zip(leaves, new, strict=True)]
-    )
+    finite = jax.device_get(_finite([(leaf.array, x) for leaf, x in zip(leaves, new, strict=True)]))
     before = [_tree.label(leaf.name) for leaf, (old, _) in zip(leaves, finite, strict=True) if not old]
     if before:
         raise ValueError("parameters are not finite:\n" + "\n".join(f"  {name}" for name in before))

@@ -70,7 +70,7 @@ def target_of(leaf: masks.Leaf, sparsity: Any, matrices: int) -> Target | None:
             )
         return None if group.kept == group.size else Grouped(group.kept, group.size)
     each = _removed_from_each(leaf, sparsity, matrices)
-    return Entries(jnp.asarray(each, jnp.int32)) if each.any() else None
+    return Entries(jnp.asarray(each.astype(np.int32))) if each.any() else None
 
 
 def by_slice(sparsities: list[Any], pruned: Mapping[int, masks.Leaf]) -> list[Any]:

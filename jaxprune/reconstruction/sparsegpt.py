@@ -206,7 +206,7 @@ def _sweep(
     """
     inputs, outputs, block, grid = *weight.shape, plan.block, plan.grid
     padded = _padded(weight, block)
-    extra = padded.shape[0] - inputs
+    extra, blocks = padded.shape[0] - inputs, padded.shape[0] // block
     # Padding rows have infinite saliency and do not affect other rows; dead inputs have saliency 0.
     scale = jnp.where(dead, 0.0, 1.0 / factor.diagonal()[::-1])
     factor = jnp.pad(factor, ((extra, 0), (extra, 0)))
@@ -224,10 +224,17 @@ def _sweep(
         own_u, own_scale = (lax.dynamic_slice_in_dim(x, start, block, axis) for x, axis in ((u, 1), (scale, 0)))
         mask = plan.choose_block(given, _saliency(rows, own_scale))
         rows, errors, mask, steps = _block(rows, own_u, own_scale, mask, scales[0], plan)
-        # Rows before this block have zeros in u; the rows of the block are overwritten.
-        current = current - gram.matmul(u.T, errors)
+
+        # The product u.T @ errors would be as large as the weights: it is subtracted piece by piece. Pieces that end
+        # before the next block have zeros in u, and are skipped. The rows of the block are overwritten.
+        def update(i: jax.Array, x: jax.Array) -> jax.Array:
+            own_u, own = (lax.dynamic_slice_in_dim(of, i * piece, piece, axis) for of, axis in ((u, 1), (x, 0)))
+            return lax.dynamic_update_slice_in_dim(x, own - gram.matmul(own_u.T, errors), i * piece, 0)
+
+        current = lax.fori_loop((start + block) // piece, padded.shape[0] // piece, update, current)
         return lax.dynamic_update_slice_in_dim(current, rows, start, 0), (mask, steps)
 
+    piece = block * next((d for d in range(8, 3, -1) if blocks % d == 0), blocks)
     starts = jnp.arange(0, padded.shape[0], block)
     swept, (mask, steps) = lax.scan(step, padded, (starts, plan.for_block))
     if grid is not None and plan.regroups:
