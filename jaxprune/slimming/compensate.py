@@ -74,15 +74,14 @@ def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) 
     for k, kept in enumerate(manifest.leaves):
         inputs = known[k]
         role = groups.roles.leaves[k]
-        if inputs is None and role.role == "other" and kept.axes:
-            reasons[kept.name] = "it was not followed to a product, so it is not known which inputs it loses"
-            continue
+        odd = inputs is None and role.role == "other" and bool(kept.axes)
         axes = role.inputs if inputs is None else inputs.layout.input_axes
-        if not set(axes) & set(kept.axes):
+        if not odd and not set(axes) & set(kept.axes):
             continue
         found = biases.of(k, names)
         if inputs is None:
-            reasons[kept.name] = dict(stats.uncovered).get(kept.name, "it was not calibrated")
+            why = "it was not followed to a product, so its inputs are not known" if odd else "it was not calibrated"
+            reasons[kept.name] = why if odd else dict(stats.uncovered).get(kept.name, why)
         elif kept.name in partly:
             reasons[kept.name] = f"calibration missed some of its uses: {partly[kept.name]}"
         elif inputs.gram is None and isinstance(found, str):
