@@ -1,6 +1,8 @@
 """One meaning of `progress` everywhere: where a bar is shown, and what happens without tqdm."""
 
 import importlib
+import os
+import pty
 import sys
 
 import pytest
@@ -35,6 +37,18 @@ def test_a_bar_that_the_caller_moves(capsys):
     with _progress.bar(progress=False, what="steps", total=5) as steps:
         steps.update(3)
     assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_without_a_width_shows_the_bar(tmp_path):
+    code = "from jaxprune import _progress; [1 for _ in _progress.bar([1, 2], what='rounds')]"
+    shown = bytearray()
+
+    def read(file):
+        shown.extend(data := os.read(file, 1024))
+        return data
+
+    _ = pty.spawn([sys.executable, "-c", code], read)  # a new terminal has the size 0 x 0
+    assert b"rounds: 100%" in shown
 
 
 def test_a_notebook_is_watched(monkeypatch):

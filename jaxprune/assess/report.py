@@ -23,6 +23,8 @@ Array = jax.Array
 Table = tuple[list[str], list[list[str]]]
 WIDTH = 100
 """The largest number of columns of the text."""
+CLASSES = 20
+"""The largest number of classes in the table of classes."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,30 @@ class RiskReport:
         made["Accuracy in %, by confidence, and the samples"] = self._bins()
         return {title: table for title, table in made.items() if len(table[0]) > 1}
 
+    def class_table(self) -> Table:
+        """Returns the reference's accuracy within each class, and the difference of each model in points.
+
+        A star marks a difference beyond noise. If there are more than 20 classes, the table has the 20 that changed
+        most, classes with a star first.
+        """
+        test, changes = self.risks[str(self.reference)].test, self.changes.values()
+        recall = np.array([[each.estimate for each in found.recall] for found in changes])
+        beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
+        largest = np.nan_to_num(np.abs(recall)).max(0) + 10 * beyond.any(0)
+        rows = []
+        for k in sorted(np.argsort(-largest, kind="stable")[:CLASSES].tolist()):
+            right, pairs = test.correct[test.labels == k], zip(recall[:, k], beyond[:, k], strict=True)
+            cells = [f"{100 * x:+.1f} {'*' if star else ' '}" for x, star in pairs]
+            known = [f"{100 * right.mean():.1f} %", *cells] if right.size else [formatting.MISSING] * (1 + len(cells))
+            rows.append([str(k), f"{right.size:,}", *known])
+        return ["class", "samples", str(self.reference), *self.changes], rows
+
+    def class_title(self) -> str:
+        """Returns what `class_table` shows."""
+        count = len(next(iter(self.changes.values())).recall)
+        some = f" ({CLASSES} of {count} that changed most)" if count > CLASSES else ""
+        return f"Accuracy by class{some}; difference from '{self.reference}' in points (* beyond noise)"
+
     def to_text(self) -> str:
         """Returns the answers, the verdicts, tables and notes, in lines of at most 100 characters."""
         against = "" if self.reference is None else f" Compared with '{self.reference}'."
@@ -83,7 +109,8 @@ class RiskReport:
         if self.reference is not None:
             lost = formatting.count(len(self.forgotten), "sample")
             parts.append(f"The most frequent answer of the other models is not that of '{self.reference}' for {lost}.")
-        parts += [f"{title}\n{_tree.table(*table, width=WIDTH)}" for title, table in self.tables().items()]
+        tables = self.tables() | ({self.class_title(): self.class_table()} if self.changes else {})
+        parts += [f"{title}\n{_tree.table(*table, width=WIDTH)}" for title, table in tables.items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:
