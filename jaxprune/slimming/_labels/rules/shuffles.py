@@ -175,8 +175,8 @@ def _roll(frame: Frame, eqn: Any) -> _Roll | None:
     if eqn.primitive.name != "concatenate" or len(eqn.invars) != 2:
         return None
     made = {id(v): other for other in frame.jaxpr.eqns for v in other.outvars}
-    cuts, axis = [made.get(id(v)) for v in eqn.invars], eqn.params["dimension"]
-    if not all(cut is not None and cut.primitive.name == "slice" for cut in cuts):
+    cuts, axis = [made[id(v)] for v in eqn.invars if id(v) in made], eqn.params["dimension"]
+    if [cut.primitive.name for cut in cuts] != ["slice", "slice"]:
         return None
     (source, other), shape = (cut.invars[0] for cut in cuts), eqn.outvars[0].aval.shape
     (start, zero), (size, stop) = ([cut.params[of][axis] for cut in cuts] for of in ("start_indices", "limit_indices"))
