@@ -130,7 +130,8 @@ def as_bool(mask: Any, like: Any = None) -> Any:
         return mask
     shifts = jnp.arange(8, dtype=jnp.uint8)
     bits = (mask.bits[..., None] >> shifts) & np.uint8(1)
-    found = (bits != 0).reshape(*mask.bits.shape[:-1], -1)[..., : mask.width]
+    *outer, bytes_ = mask.bits.shape  # not -1, which an empty mask leaves open
+    found = (bits != 0).reshape(*outer, 8 * bytes_)[..., : mask.width]
     return found if like is None or found.shape != np.shape(like) else shards.place_like(found, like)
 
 

@@ -89,7 +89,7 @@ def evolve_levels(
                 known[which] = np.inf
         return known[which]
 
-    options = {"budget": budget, "offspring": offspring, "stages": [list(map(int, stage)) for stage in stages]}
+    options = {"loss": loss, "budget": budget, "offspring": offspring, "stages": [list(map(int, s)) for s in stages]}
     run = None if folder is None else Run(folder, options, params={"costs": costs, "start": best}, key=key)
     for number in _progress.bar(range(1, generations + 1), progress, what="generations"):
         if run is not None and (saved := run.load(number)) is not None:
