@@ -382,7 +382,7 @@ def digits(model: Any, rounds: int) -> list[Row]:
 
 
 def layers(rounds: int) -> list[Row]:
-    """An architecture for each layer within a budget of FLOPs and of measured seconds, and one level for all layers."""
+    """An architecture for each layer within half of the FLOPs and of the time, and one level for all layers."""
     model: Any = Transformer()
     x, y = digit_images()
     loss = lambda p, x, y: optax.softmax_cross_entropy_with_integer_labels(model.apply(p, x), y).mean()
@@ -390,44 +390,34 @@ def layers(rounds: int) -> list[Row]:
     groups = slimming.find_groups(model.apply, params, x[:1])
     scores = slimming.group_scores(groups, jax.tree.map(jnp.abs, params))
     stats = jaxprune.calibrate(model.apply, params, [x[:1297]], collect=("gram", "total"))
-    options = [0.25, 0.5, 0.75, 1.0]
-    found = sensitivity.group_sensitivity(lambda p: loss(p, x[:1297], y[:1297]), params, groups, scores, options)
-    seconds = slimming.costs.latency(model.apply, params, x[:1297], measure=functools.partial(fastest, 50))
-    costs = {"FLOPs": slimming.costs.flops(groups), "seconds": seconds}
-    nothing = slimming.Choice.remove(groups, {})
-    choices = {"whole": nothing}
-    for (name, cost), part in itertools.product(costs.items(), (0.7, 0.5)):
-        choice, levels = sensitivity.choose_levels(groups, scores, found, found.changes, cost, part * cost(nothing))
-        choices[f"{part:.0%} of the {name}"] = choice
-        print(f"{part:.0%} of the {name}: {levels.sparsities(found)}", flush=True)
-    # One level for all layers: the lowest that is within half of the seconds.
-    alike = (
-        slimming.choose(groups, scores, level, limits=slimming.Limits(min_units=0)) for level in np.arange(1, 20) / 20
+    evaluate = lambda p: loss(p, x[:1297], y[:1297])
+    found = sensitivity.group_sensitivity(evaluate, params, groups, scores, [0.25, 0.5, 0.75, 1.0])
+    whole = functools.partial(jax.jit(model.apply), params, x[:256])
+
+    def relative(fn: Callable[..., Any], *inputs: Any) -> float:
+        """The fastest call's time, beside that of the whole network in turns: other programs slow down both."""
+        taken = in_turns({"small": functools.partial(jax.jit(fn), *inputs), "whole": whole}, 10 * rounds)
+        return float(taken["small"].min() / taken["whole"].min())
+
+    flops, seconds = (
+        slimming.costs.flops(groups),
+        slimming.costs.latency(model.apply, params, x[:256], measure=relative),
     )
-    half = 0.5 * seconds(nothing)
-    choices["50% of the seconds, all alike"] = next(choice for choice in alike if seconds(choice) <= half)
+    all_flops = flops(slimming.Choice.remove(groups, {}))
+    choices: dict[str, slimming.Choice] = {}
+    for name, cost, target in (("FLOPs", flops, 0.5 * all_flops), ("time", seconds, 0.5)):
+        choices[name], levels = sensitivity.choose_levels(groups, scores, found, found.changes, cost, target)
+        print(f"half of the {name}: {levels.sparsities(found)}", flush=True)
+    alike = (slimming.choose(groups, scores, share) for share in np.arange(1, 20) / 20)
+    choices["time, all alike"] = next(choice for choice in alike if seconds(choice) <= 0.5)
     rows: list[Row] = []
-    small = {
-        name: slimming.slim(model.apply, params, c, x, stats=stats, compensate=True) for name, c in choices.items()
-    }
-    runs = {name: functools.partial(jax.jit(s.fn), s.params, x[:1297]) for name, s in small.items()}
-    taken = in_turns(runs, max(rounds, 100))
-    whole = costs["FLOPs"](nothing)
-    for name, s in small.items():
-        outputs = s.fn(s.params, x[1297:])
-        accuracy = 100 * float((outputs.argmax(-1) == y[1297:]).mean())
-        _, text = ratio(taken[name], taken["whole"])
-        flops = costs["FLOPs"](choices[name]) / whole
-        print(f"| {name} | {flops:.0%} | {text} | {1e3 * taken[name].min():.2f} | {accuracy:.1f} |", flush=True)
-        rows.append({"case": name, "FLOPs": flops, "ms": 1e3 * float(taken[name].min()), "accuracy": accuracy})
+    for name, choice in choices.items():
+        small = slimming.slim(model.apply, params, choice, x, stats=stats, compensate=True)
+        right = small.fn(small.params, x[1297:]).argmax(-1) == y[1297:]
+        row: Row = {"case": name, "FLOPs": flops(choice) / all_flops, "time": relative(small.fn, small.params, x[:256])}
+        rows.append(row | {"accuracy": 100 * float(right.mean())})
+        print(f"half of the {name}: {rows[-1]}", flush=True)
     return rows
-
-
-def fastest(calls: int, fn: Callable[..., Any], *inputs: Any) -> float:
-    """The seconds of the fastest call, which other programs on the machine change least."""
-    run = jax.jit(fn)
-    _ = jax.block_until_ready(run(*inputs))
-    return float(in_turns({"": lambda: run(*inputs)}, calls)[""].min())
 
 
 def digit_images() -> tuple[jax.Array, jax.Array]:

@@ -1,10 +1,12 @@
 """Progress bars: `bar`, and the one meaning of a `progress` argument everywhere in the library.
 
 `progress=None` shows a bar where somebody watches: standard error is a terminal, or the code runs in a notebook.
-`progress=True` always shows it, `progress=False` never does. tqdm draws the bar. Without tqdm, None shows nothing.
+`progress=True` always shows it, in a log file anew every ten seconds. `progress=False` never does. tqdm draws the bar.
+Without tqdm, None shows nothing.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,10 +62,19 @@ def bar(
     except ImportError as error:
         if progress is None:
             return _Silent(items)
-        raise ImportError("progress=True needs tqdm: pip install jaxprune[progress]") from error
-    return tqdm.tqdm(items, desc=what, total=total)
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    seconds = 0.1 if _is_watched() else 10
+    return tqdm.tqdm(items, desc=what, total=total, mininterval=seconds, **_size())
 
 
 def _is_watched() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", {})
+
+
+def _size() -> dict[str, int]:
+    """Returns a size for terminals that report none, such as those of `script`, where tqdm would draw nothing."""
+    try:
+        return {} if os.get_terminal_size(sys.stderr.fileno()).columns else {"ncols": 80, "nrows": 24}
+    except (OSError, ValueError, AttributeError):  # no terminal
+        return {}

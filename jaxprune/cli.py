@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--hidden-on-disk", action="store_true", help="keep the hidden states in a temporary file beside NEW")
     add("--resume", action="store_true", help="continue a run that was killed")
-    _add_length(prune)
+    _add_shared(prune)
     slim = command("slim", _slim, "Remove MLP neurons, key-value heads and blocks, into a new folder.")
     add = slim.add_argument
     add("--output", type=Path, required=True, metavar="NEW", help="the new folder")
@@ -90,16 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     about = "the number of blocks to remove, the least influential first; or their numbers, such as 3,7,12"
     add("--drop-layers", type=_blocks, default=0, metavar="N", help=about)
     add("--text", type=Path, metavar="TEXT", help="another text, to measure the perplexity on before and after")
-    _add_length(slim)
+    _add_shared(slim)
     evaluate = command("evaluate", _evaluate, "Measure the perplexity on a text, the size and the zeros.")
     evaluate.add_argument("--text", type=Path, required=True, metavar="TEXT", help="a text file")
     evaluate.add_argument("--windows", type=_positive, metavar="N", help="how many windows of the text (default: all)")
-    _add_length(evaluate)
+    _add_shared(evaluate)
     return made
 
 
-def _add_length(parser: argparse.ArgumentParser) -> None:
+def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=_positive, default=256, help="tokens of a window (default: 256)")
+    about = "show progress also in a log file, or never (default: on a terminal)"
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=about)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -147,6 +149,7 @@ def _prune(options: argparse.Namespace) -> None:
         hidden_dtype=options.hidden_dtype,
         hidden_on_disk=options.hidden_on_disk,
         resume=options.resume,
+        progress=options.progress,
     )
     report: dict[str, Any] = {
         "source": str(options.folder),
@@ -168,7 +171,8 @@ def _slim(options: argparse.Namespace) -> None:
     tokens = _tokens(folder, options.calibration, options.length, options.windows)
     text = None if options.text is None else _tokens(folder, options.text, options.length, None, least=2)
     asked = {name: getattr(options, name) for name in ("mlp", "kv_heads", "width", "experts")}
-    found = models.slim_folder(folder, options.output, tokens, drop_blocks=options.drop_layers, **asked)
+    more = {"drop_blocks": options.drop_layers, "progress": options.progress}
+    found = models.slim_folder(folder, options.output, tokens, **more, **asked)
     report: dict[str, Any] = {
         "source": str(options.folder),
         "asked": {**asked, "drop_layers": options.drop_layers},
@@ -194,7 +198,7 @@ def _finish(options: argparse.Namespace, report: dict[str, Any], began: float, t
     }
     if text is not None:
         for when, path in (("before", options.folder), ("after", options.output)):
-            found = models.perplexity(path, text)
+            found = models.perplexity(path, text, progress=options.progress)
             report[f"perplexity_{when}"] = found._asdict()
             print(f"perplexity {when}: {_shown(found)}")
     (options.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -207,7 +211,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     folder = checkpoints.Folder(options.folder)
     tokens = _tokens(folder, options.text, options.length, options.windows, least=2)
     sizes = _sizes(folder)
-    found = models.perplexity(folder, tokens)
+    found = models.perplexity(folder, tokens, progress=options.progress)
     print(f"perplexity: {_shown(found)}")
     print(f"{sizes['parameters']:,} parameters, {sizes['bytes']:,} bytes, {sizes['zeros']:,} zeros")
     print(f"{found.tokens / found.seconds:,.0f} tokens a second, reading and compiling included")
@@ -235,7 +239,7 @@ def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: in
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise _UserError("reading a text needs the package tokenizers: pip install 'jaxprune[llm]'") from error
+        raise _UserError("reading a text needs the package tokenizers: pip install tokenizers") from error
     file = folder.path / "tokenizer.json"
     if not file.is_file():
         raise _UserError(f"{folder.path} has no tokenizer.json; save the model's tokenizer into it")

@@ -86,8 +86,9 @@ def test_an_interruption_says_what_stays(
 def test_prune_then_evaluate(model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     new = tmp_path / "new"
     arguments = ["--pattern", "2:4", "--calibration", text, "--text", text, "--output", new, "--length", 16]
-    assert run("prune", model, *arguments) == 0
-    shown = capsys.readouterr().out
+    assert run("prune", model, *arguments, "--progress") == 0
+    shown, bar = capsys.readouterr()
+    assert "blocks: 100%" in bar
     assert "perplexity before: " in shown
     assert "of the parameters are zero" in shown
     report = json.loads((new / "pruning.json").read_text())

@@ -1,6 +1,8 @@
 """One meaning of `progress` everywhere: where a bar is shown, and what happens without tqdm."""
 
 import importlib
+import os
+import pty
 import sys
 
 import pytest
@@ -37,6 +39,18 @@ def test_a_bar_that_the_caller_moves(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_terminal_without_a_width_shows_the_bar(tmp_path):
+    code = "from jaxprune import _progress; [1 for _ in _progress.bar([1, 2], what='rounds')]"
+    shown = bytearray()
+
+    def read(file):
+        shown.extend(data := os.read(file, 1024))
+        return data
+
+    _ = pty.spawn([sys.executable, "-c", code], read)  # a new terminal has the size 0 x 0
+    assert b"rounds: 100%" in shown
+
+
 def test_a_notebook_is_watched(monkeypatch):
     shell = type("Shell", (), {"config": {"IPKernelApp": {}}})()
     monkeypatch.setitem(sys.modules, "IPython", type("IPython", (), {"get_ipython": staticmethod(lambda: shell)}))
@@ -50,5 +64,5 @@ def test_without_tqdm_only_true_is_an_error(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr(_progress, "_is_watched", lambda: True)
     assert list(_progress.bar([1, 2], what="rounds")) == [1, 2]
-    with pytest.raises(ImportError, match=r"pip install jaxprune\[progress\]"):
+    with pytest.raises(ImportError, match="needs tqdm: pip install tqdm"):
         _ = _progress.bar([1, 2], True, what="rounds")

@@ -216,6 +216,14 @@ def meeting(eqn: Equation, view: View, operand: int) -> Meeting:
     return Meeting(view, [(len(shape) - 1, channels - 1)] if groups > 1 else [], contract)
 
 
+def contracted(eqn: Equation, operand: int) -> tuple[int, ...]:
+    """Returns the axes of an operand that a product sums over, or that a convolution sums over in its kernel."""
+    what = PRIMITIVES[eqn.primitive.name]
+    if isinstance(what, Product):
+        return tuple(what.numbers(eqn)[0][operand])
+    return (1,) if isinstance(what, Ragged) else tuple(eqn.params["dimension_numbers"].rhs_spec[1:])
+
+
 def is_sorted_product(eqn: Equation) -> bool:
     """Returns whether a ragged product multiplies rows [rows, inputs] by matrices [groups, inputs, outputs]."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]

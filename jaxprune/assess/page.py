@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 DRAWN = 4
 """The number of models in the plots by default, and the most whose sentences are open when the page is opened."""
-CLASSES = 12
-"""The largest number of classes in the table of classes."""
 _INK = "#010203"
 """Drawn in place of black, and written as the colour of the page's text, so that plots suit light and dark."""
 
@@ -202,22 +199,15 @@ def _plots(report: Any, names: Sequence[str]) -> list[str]:
 
 
 def _classes(report: Any) -> str:
-    """Returns the differences in points, coloured if beyond noise; if there are many classes, only the largest ones."""
-    changes = report.changes.values()
-    recall = np.array([[each.estimate for each in found.recall] for found in changes])
-    beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
-    largest = np.nan_to_num(np.abs(recall)).max(0) + 10 * beyond.any(0)
-    shown = sorted(np.argsort(-largest, kind="stable")[:CLASSES].tolist())
-    rows, marks = [], {}
-    for i, (name, found) in enumerate(report.changes.items()):
-        cells = ["no sample" if math.isnan(recall[i, k]) else f"{100 * recall[i, k]:+.1f}" for k in shown]
-        rows.append([name, *cells])
-        for j, k in enumerate(shown):
-            if beyond[i, k]:
-                marks[i, j + 1] = "better" if found.recall[k].low > 0 else "worse"
-    some = f" The {len(shown)} of {recall.shape[1]} classes that changed most." if len(shown) < recall.shape[1] else ""
-    words = f"In points against {report.reference}. A colour marks a difference beyond noise among all questions.{some}"
-    return f'<p class="note">{escape(words)}</p>' + table(["model", *(f"class {k}" for k in shown)], rows, marks)
+    """Returns the table of classes, with colours for the differences beyond noise."""
+    header, rows = report.class_table()
+    marks = {
+        (i, j): "worse" if cell.startswith("-") else "better"
+        for i, row in enumerate(rows)
+        for j, cell in enumerate(row)
+        if cell.endswith("*")
+    }
+    return f'<p class="note">{escape(report.class_title())}</p>' + table(header, rows, marks)
 
 
 def _samples(report: Any, most: int) -> list[str]:
@@ -255,7 +245,7 @@ def png(pixels: np.ndarray) -> bytes:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError('pictures in the page need Pillow: pip install "jaxprune[report]"') from error
+        raise ImportError("pictures in the page need Pillow: pip install pillow") from error
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise ValueError(
             f"pixels must be uint8, (height, width) or (height, width, 3); got {pixels.dtype} {pixels.shape}"

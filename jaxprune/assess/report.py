@@ -23,6 +23,8 @@ Array = jax.Array
 Table = tuple[list[str], list[list[str]]]
 WIDTH = 100
 """The largest number of columns of the text."""
+CLASSES = 20
+"""The largest number of classes in the table of classes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class RiskReport:
       reference: the name of the model with which all others are compared; None without a comparison.
       changes: the changes from the reference, by the name of the model, without the reference.
       verdicts: sentences on each model, by name: `fit`, `confidence`, `changes`, `classes`.
-      answers: whether the model is as good, smaller, faster, calibrated, no worse for every class; by name.
+      answers: for each model, by name, the answers to five questions: whether it is as good, smaller, faster,
+        calibrated, and no worse for any class. Without a reference, and for the reference, only whether it is
+        calibrated.
       forgotten: the test samples for which the class that the other models predict most often is not the class that the
         reference predicts; empty without a reference.
       notes: sentences to read with the figures.
@@ -73,6 +77,30 @@ class RiskReport:
         made["Accuracy in %, by confidence, and the samples"] = self._bins()
         return {title: table for title, table in made.items() if len(table[0]) > 1}
 
+    def class_table(self) -> Table:
+        """Returns the reference's accuracy within each class, and the difference of each model in points.
+
+        A star marks a difference beyond noise. If there are more than 20 classes, the table has the 20 that changed
+        most, classes with a star first.
+        """
+        test, changes = self.risks[str(self.reference)].test, self.changes.values()
+        recall = np.array([[each.estimate for each in found.recall] for found in changes])
+        beyond = np.array([[found.beyond_noise(k) for k in range(recall.shape[1])] for found in changes])
+        largest = np.nan_to_num(np.abs(recall)).max(0) + 10 * beyond.any(0)
+        rows = []
+        for k in sorted(np.argsort(-largest, kind="stable")[:CLASSES].tolist()):
+            right, pairs = test.correct[test.labels == k], zip(recall[:, k], beyond[:, k], strict=True)
+            cells = [f"{100 * x:+.1f} {'*' if star else ' '}" for x, star in pairs]
+            known = [f"{100 * right.mean():.1f} %", *cells] if right.size else [formatting.MISSING] * (1 + len(cells))
+            rows.append([str(k), f"{right.size:,}", *known])
+        return ["class", "samples", str(self.reference), *self.changes], rows
+
+    def class_title(self) -> str:
+        """Returns what `class_table` shows."""
+        count = len(next(iter(self.changes.values())).recall)
+        some = f" ({CLASSES} of {count} that changed most)" if count > CLASSES else ""
+        return f"Accuracy by class{some}; difference from '{self.reference}' in points (* beyond noise)"
+
     def to_text(self) -> str:
         """Returns the answers, the verdicts, tables and notes, in lines of at most 100 characters."""
         against = "" if self.reference is None else f" Compared with '{self.reference}'."
@@ -83,7 +111,8 @@ class RiskReport:
         if self.reference is not None:
             lost = formatting.count(len(self.forgotten), "sample")
             parts.append(f"The most frequent answer of the other models is not that of '{self.reference}' for {lost}.")
-        parts += [f"{title}\n{_tree.table(*table, width=WIDTH)}" for title, table in self.tables().items()]
+        tables = self.tables() | ({self.class_title(): self.class_table()} if self.changes else {})
+        parts += [f"{title}\n{_tree.table(*table, width=WIDTH)}" for title, table in tables.items()]
         return "\n\n".join([*parts, "\n".join(map(_wrapped, self.all_notes()))])
 
     def to_json(self) -> str:
@@ -103,10 +132,10 @@ class RiskReport:
         return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_html(self, *, title: str = "Risk report", draw: Sequence[str] | None = None, most: int = 60) -> str:
-        """Returns one page that needs no other file and no network, with plots as SVG and pictures as PNG.
+        """Returns the report as one HTML page, which contains its plots and pictures and needs no other file.
 
         Args:
-          title: the heading.
+          title: the heading; default "Risk report".
           draw: the models in the plots; None (default) for the reference and the first three others.
           most: the largest number of forgotten samples shown; the page also gives their total number. Default 60.
 
@@ -120,7 +149,7 @@ class RiskReport:
         return page.html(self, title=title, draw=draw, most=most)
 
     def all_notes(self) -> list[str]:
-        """Explanations of the intervals and tests, and the notes that were passed."""
+        """Returns explanations of the intervals and tests, and then the notes that were passed."""
         first = next(iter(self.risks.values()))
         level, rest = (f"{100 * share:.3g} %" for share in (first.confidence, 1 - first.confidence))
         lines = [
@@ -218,7 +247,7 @@ def risk_report(
       reference: the name of the model to compare with; None (default) compares nothing.
       images: the test images for pictures, (n, height, width) or with 1 or 3 channels; uint8, or floating in [0, 1].
         None (default) for no pictures.
-      notes: sentences for the report, such as the data, the seeds, and how models were chosen.
+      notes: sentences for the report, such as the data, the seeds, and how models were chosen; default none.
       draws: the number of draws in the tests of calibration and of changes; default 2000.
       confidence: the confidence of every interval and every verdict, in (0, 1); default 0.95.
 

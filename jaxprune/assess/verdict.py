@@ -69,7 +69,7 @@ def verdict(
       risk: the figures of the model.
       changes: the changes from a reference; None (default) without a reference.
       reference: the figures of the reference, for the fit; None (default) without a reference.
-      name: the name of the reference.
+      name: the name of the reference; default "the reference".
 
     Returns:
       Sentences under `fit` (with training samples), `confidence`, and with `changes` under `changes` and `classes`.
@@ -178,7 +178,8 @@ def _classes(changes: Changes) -> str:
     for word, sign in (("worse", -1), ("better", 1)):
         named = [k for k in beyond if sign * changes.recall[k].estimate > 0]
         if named:
-            listed = formatting.listed([f"{k} ({100 * changes.recall[k].estimate:+.1f} points)" for k in named])
+            shown = [f"{k} ({100 * changes.recall[k].estimate:+.1f} points)" for k in named]
+            listed = ", ".join(shown) if sign < 0 else formatting.listed(shown)  # no class that gets worse is hidden
             parts.append(f"{word} in class {listed}")
     if not parts:
         parts = ["no class changed beyond noise"]

@@ -28,6 +28,7 @@ from jaxprune.calibration.stats import Moments, Samples, expert_moments, moments
 from jaxprune.calibration.values import Combined, Equation, Key, Marked, Meet, Route, Trail, Value, one_trail
 
 Sums = dict[Key, Moments]
+SCALED = "a factor that varies along its inputs"
 
 
 class Interpreter:
@@ -67,7 +68,7 @@ class Interpreter:
             sums.update(more)
             return results
 
-        given = [Value(c, name=(path, "c", i)) for i, c in enumerate(consts)]
+        given = [Value(c, name=(path, "c", i), mask=marks.is_mask(c)) for i, c in enumerate(consts)]
         return walk(jaxpr, [*given, *inputs], Values[Value](Value), equation), sums
 
     def loop(self, key: Key, layout: Layout) -> Key | None:
@@ -97,10 +98,15 @@ class Interpreter:
                     [result] = self._results(eqn, operands, path, [chosen[0]])
                     return [result._replace(chosen=chosen[1])], {}
                 results = self._results(eqn, operands, path, self._follow(eqn, operands))
+                scaled = marks.scaled_after(eqn, operands)
+                results = [v._replace(scaled=scaled) if v.views else v for v in results]
                 return self._mark(eqn, operands, results, path, self._move_choice(eqn, operands))
             self._lose(operands, f"`{eqn.primitive.name}`")
         results = self._results(eqn, operands, path, None)
-        if subs or not self._routed:
+        if not subs:
+            mask = marks.is_mask_after(eqn, operands)
+            results = [v._replace(mask=mask) for v in results]
+        if subs or (not self._routed and any(v.data for v in operands)):
             picked = any(v.trail.picked for v in operands)
             return [v._replace(trail=Trail(picked)) for v in results], {}
         return self._mark(eqn, operands, results, path, None)
@@ -108,8 +114,8 @@ class Interpreter:
     def _mark(
         self, eqn: Equation, operands: list[Value], results: list[Value], path: Key, chosen: Any
     ) -> tuple[list[Value], Sums]:
-        """Follows the choice of experts through an equation."""
-        if not self._routed:
+        """Follows the choice of experts through an equation, and the axes along which constants do not vary."""
+        if not self._routed and any(v.data or v.views for v in operands):
             return results, {}
         given = [Marked(v.array, v.trail, v.data or bool(v.views)) for v in operands]
         trails, combined = routing.follow(eqn, given, [v.array for v in results])
@@ -170,6 +176,7 @@ class Interpreter:
             return None
 
     def _product(self, eqn: Equation, operands: list[Value], path: Key, result: Any) -> tuple[Trail, Sums]:
+        """Returns the mark of a product, and the sums of the activations that each parameter in it is multiplied by."""
         sums: Sums = {}
         trails: list[Trail] = []
         for mine in (0, 1):
@@ -177,6 +184,8 @@ class Interpreter:
             for k, view in enumerate(operands[mine].views):
                 key, kernel = (*path, mine, k), isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
                 try:
+                    if jnp.iscomplexobj(other.array):
+                        raise NotFollowed("complex inputs")
                     meeting = views.meeting(eqn, view, mine)
                     site = views.site_of(meeting)
                 except NotFollowed as reason:
@@ -186,6 +195,8 @@ class Interpreter:
                 name = (other.name, eqn.primitive.name, *([str(eqn.params)] if kernel else []))
                 self.sites[key] = site._replace(samples=met.number, met=name)
                 self._scans[key] = view.scanned
+                if operands[mine].scaled.get(view.leaf, frozenset()) & set(views.contracted(eqn, mine)):
+                    self._lose([operands[mine]._replace(views=(view,))], SCALED)
                 if not other.data:  # a constant activation, or a product of two weights
                     self._lose(operands[mine : mine + 1], f"`{eqn.primitive.name}` with an operand without data")
                 if self._routed and not kernel and other.data:
@@ -379,6 +390,7 @@ class Interpreter:
                 self.lost[leaf].append(reason)
 
     def _scan(self, sub: Sub, operands: list[Value], path: Key) -> tuple[list[Value], Sums]:
+        """Returns the results of a scan, and the sums of its body over all its steps."""
         data = any(v.data for v in operands)
         inputs = [self._into(sub, k, operands, data, path) for k in range(len(sub.inputs))]
 
@@ -422,7 +434,8 @@ class Interpreter:
         kept, lost = views.of_round(value.views, path, sub.length)
         for _, reason in lost:
             self._lose([value], reason)
-        return value._replace(views=kept)
+        scaled = {leaf: frozenset(a - 1 for a in axes if a) for leaf, axes in value.scaled.items()}
+        return value._replace(views=kept, scaled=scaled)
 
     def _carried_views(self, sub: Sub, k: int, operands: list[Value]) -> tuple[View, ...]:
         # A parameter in the carry is followed only if every round returns it unchanged.

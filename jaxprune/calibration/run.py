@@ -13,7 +13,7 @@ from jaxprune import _jaxprs, _progress, _tree
 from jaxprune._jaxprs import views
 from jaxprune._jaxprs.factors import Layout, NotFollowed, Place, Site, layout_of
 from jaxprune.calibration import routing
-from jaxprune.calibration.interpreter import Interpreter, Sums
+from jaxprune.calibration.interpreter import SCALED, Interpreter, Sums
 from jaxprune.calibration.stats import Experts, Inputs, Moments, Stats, Together
 from jaxprune.calibration.values import Key, Value
 
@@ -54,7 +54,9 @@ def calibrate(
     Calibration cannot follow parameters into `while`, `cond` and `shard_map`, through a computed index, or through a
     convolution with batch_group_count. `Stats.uncovered` names the leaves without any sums, with the reason.
     `Stats.partly` names the leaves whose sums miss some uses, and the leaves that are multiplied by a constant or by
-    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`).
+    another parameter (learned queries, or `a` and `b` in `x @ (a @ b)`). It also names the leaves that the function
+    multiplies by a factor that varies along their inputs, other than a mask: the sums leave this factor out, and a
+    warning says so.
 
     Args:
       fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode: calibration runs dropout and
@@ -214,6 +216,7 @@ class _Run(NamedTuple):
             raise ValueError("params must have the shapes that calibrator was made for:\n" + "\n".join(lines))
 
     def compile(self, batch: PyTree) -> tuple[Callable, _Plan]:
+        """Returns a jitted function that adds the sums of one batch of this shape, and the plan of the sums."""
         traced = _jaxprs.trace(self.fn, self.params, batch)
         n_params = len(jax.tree.leaves(self.params))
         leaf_at = {p: leaf for leaf, p in enumerate(traced.inputs[:n_params]) if p is not None}
@@ -241,6 +244,14 @@ class _Run(NamedTuple):
         inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.closed.jaxpr.invars]
         _ = jax.eval_shape(shapes_of, inputs)
         plan, places = planned[0]
+        scaled = [name for name, why in plan.partly if SCALED in why]
+        if scaled:
+            warnings.warn(
+                f"the function multiplies {', '.join(scaled)} by {SCALED}, and the sums leave the factor out: multiply "
+                "the inputs by the factor instead, or multiply the weights by it once and calibrate them without it; "
+                "if the factor is a mask, make it boolean",
+                stacklevel=2,
+            )
 
         def step(sums: dict[int, Moments], params: Sequence[Any], data: Sequence[Any]) -> dict[int, Moments]:
             found = interpret([*params, *data])[1]
@@ -255,6 +266,7 @@ class _Run(NamedTuple):
     def _plan(
         self, machine: Interpreter, sums: Sums, roles: _tree.Roles
     ) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
+        """Returns which sums belong to which leaf, and where in the leaf. Raises if no leaf has sums."""
         named = _tree.named_leaves(self.params)
         chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]
         found: dict[int, Layout] = {}
@@ -268,11 +280,11 @@ class _Run(NamedTuple):
                 lost.setdefault(leaf, []).append(str(reason))
                 continue
             found[leaf], places[leaf] = layout, list(zip(keys, where, strict=True))
-        self._check_size({named[leaf][0]: layout for leaf, layout in found.items()})
+        self._check_size({_tree.label(named[leaf][0]): layout for leaf, layout in found.items()})
         tell = lambda leaf: ", ".join(lost[leaf]) if leaf in lost else "enters no matrix product or convolution"
         uncovered = tuple((named[leaf][0], tell(leaf)) for leaf in chosen if leaf not in found)
         if not found:
-            lines = "\n".join(f"  {name}: {why}" for name, why in uncovered) or "  (where selects nothing)"
+            lines = "\n".join(f"  {_tree.label(name)}: {why}" for name, why in uncovered) or "  (where selects nothing)"
             raise ValueError(f"no parameter could be followed to a matrix product or convolution:\n{lines}")
         partly = tuple((named[leaf][0], tell(leaf)) for leaf in found if leaf in lost)
         counts = {leaf: _counts(found[leaf], [(machine.sites[k], p) for k, p in places[leaf]]) for leaf in found}
@@ -345,12 +357,13 @@ def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
 
 
 def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: dict[int, np.ndarray]) -> Stats:
+    """Returns the statistics of the leaves from the sums of all batches, as arrays; raises if a sum is not finite."""
     flat = _tree.with_paths(params)
     # Leaves keep the order in which the function uses them.
     sizes = tuple((leaf, plan.layouts[leaf].sizes[:2]) for leaf in set(plan.of.values()))
     found, matrices = _as_matrices(sums, sizes)
     finite = jax.device_get(found)
-    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[plan.of[leaf]]]
+    bad = [_tree.label(_tree.name(flat[leaf][0])) for leaf in plan.layouts if not finite[plan.of[leaf]]]
     if bad:
         raise ValueError(
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"

@@ -4,17 +4,20 @@ A mark has the rank of its value and size 1 along axes that it does not depend o
 moves its marks (`moved`). A mark that cannot be followed is dropped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jaxprune._jaxprs import factors
 from jaxprune._jaxprs import primitives as mv
 from jaxprune._jaxprs.factors import Factor
-from jaxprune._jaxprs.primitives import PRIMITIVES, Product
+from jaxprune._jaxprs.primitives import PRIMITIVES, Moves, Product
 from jaxprune._jaxprs.views import Meeting, View
 from jaxprune.calibration.stats import Samples
 
@@ -100,6 +103,8 @@ def flat_after(move: Any, value: Marked) -> frozenset[int]:
         return frozenset(a for a, p in enumerate(move.permutation) if p in flat)
     if isinstance(move, mv.Same | mv.Slice):
         return flat
+    if isinstance(move, mv.Squeeze):
+        return frozenset(a - sum(d < a for d in move.dimensions) for a in flat if a not in move.dimensions)
     if isinstance(move, mv.Reshape) and move.order is None and 0 not in value.array.shape:
         pairs = factors.blocks(value.array.shape, move.shape)
         return frozenset(out for ins, outs in pairs for out in outs if ins and all(i in flat for i in ins))
@@ -215,6 +220,9 @@ class Value(NamedTuple):
       views: the views of parameters that the value consists of.
       data: whether the value depends on data.
       name: identifies the computation; two values with the same name are equal.
+      mask: whether the value is known to consist of zeros and ones.
+      scaled: for a parameter in `views`, the axes along which the factors vary that it was multiplied by; masks do not
+        count.
       trail: the experts that computed the value.
       chosen: if the value consists of matrices that data choose from a parameter, the factor that they are chosen from
         and their numbers, an array with the rank of the value.
@@ -226,6 +234,60 @@ class Value(NamedTuple):
     name: tuple[object, ...] = ()
     trail: Trail = NOTHING
     chosen: tuple[Factor, Any] | None = None
+    mask: bool = False
+    scaled: Mapping[int, frozenset[int]] = MappingProxyType({})
+
+    def varying(self) -> frozenset[int]:
+        """Returns the axes along which a factor without data may vary; none for a mask."""
+        if self.mask:
+            return frozenset()
+        if self.views:
+            own = (a for view in self.views for a, axis in enumerate(view.axes) if any(f.of is not None for f in axis))
+            return frozenset(own).union(*self.scaled.values())
+        return frozenset(a for a, n in enumerate(jnp.shape(self.array)) if n != 1 and a not in self.trail.flat)
+
+
+def is_mask(constant: Any) -> bool:
+    """Returns whether a constant is known to consist of zeros and ones."""
+    if isinstance(constant, Tracer) or not getattr(constant, "is_fully_addressable", True):
+        return False
+    x = np.asarray(constant)
+    return x.dtype == bool or (np.issubdtype(x.dtype, np.number) and bool(((x == 0) | (x == 1)).all()))
+
+
+def is_mask_after(eqn: Equation, operands: Sequence[Value]) -> bool:
+    """Returns whether the result of an equation is known to consist of zeros and ones."""
+    name, what = eqn.primitive.name, PRIMITIVES.get(eqn.primitive.name)
+    if eqn.outvars[0].aval.dtype == bool:
+        return True
+    if isinstance(what, Moves) and not what.each:
+        return all(v.mask for v in (operands if name in ("concatenate", "stack") else operands[:1]))
+    return name in ("convert_element_type", "mul") and all(v.mask for v in operands)
+
+
+def scaled_after(eqn: Equation, operands: Sequence[Value]) -> dict[int, frozenset[int]]:
+    """Returns `Value.scaled` of the results of an equation without jaxprs and without data."""
+    what, out = PRIMITIVES.get(eqn.primitive.name), {}
+    for k, value in enumerate(operands):
+        for leaf in {view.leaf for view in value.views}:
+            axes = value.scaled.get(leaf, frozenset())
+            if eqn.primitive.name in ("mul", "div"):
+                axes = axes.union(*(v.varying() for i, v in enumerate(operands) if i != k))
+            elif axes and isinstance(what, Moves) and not what.each:
+                axes = _varying_after(what.moves(eqn)[0], value, axes, eqn.outvars[0].aval.shape)
+            if axes:
+                out[leaf] = out.get(leaf, frozenset()) | axes
+    return out
+
+
+def _varying_after(move: Any, value: Value, axes: frozenset[int], shape: Sequence[int]) -> frozenset[int]:
+    if isinstance(move, mv.Concatenate | mv.Reverse | mv.Pad):
+        return axes
+    if isinstance(move, mv.Stack):
+        return frozenset(a + (a >= move.axis) for a in axes)
+    flat = frozenset(range(value.array.ndim)) - axes
+    still = flat_after(move, Marked(value.array, Trail(flat=flat), False))
+    return frozenset(a for a, n in enumerate(shape) if n != 1 and a not in still)
 
 
 class Meet(NamedTuple):

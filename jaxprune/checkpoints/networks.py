@@ -109,7 +109,10 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
       [[0.0, 2.0]]
     """
     if isinstance(params, Slimmed) or inspect.isfunction(params):  # or save(path, *slimmed)
-        raise TypeError("save takes arrays; save a slim network with its function by save_slim(path, slimmed, *inputs)")
+        raise TypeError(
+            f"params must be a tree of arrays; got {_tree.shown(params)}. To save a slim network with its function, "
+            "call save_slim(path, slimmed, *inputs)"
+        )
     if isinstance(params, masks_.Pruned):
         raise TypeError("params is a Pruned, parameters and masks together; pass both: save(path, *pruned)")
     return _write(path, params, masks, about, {})
@@ -117,6 +120,9 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
 
 def load(path: Any, like: PyTree = None) -> Loaded:
     """Reads a network from a file that `save` or `save_slim` wrote.
+
+    Of a slim network it reads the smaller parameters alone, to be trained on or to be used with code of your own;
+    `load_slim` also returns the function. `Folder` reads a Hugging Face folder, such as `jaxprune slim` writes.
 
     Args:
       path: the file.
@@ -160,7 +166,8 @@ def save_slim(
       slimmed: the result of `jaxprune.slim`; after fine-tuning `dataclasses.replace(slimmed, params=trained)`.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
         `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
-      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`.
+      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`; default
+        ("cpu", "cuda", "tpu").
       gradient: whether the loaded function can be differentiated, once and in reverse mode, to train it on. The
         program is then about three times as large, and writing it takes seconds. Default: False.
 
@@ -226,7 +233,8 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
 
     Raises:
       ValueError: the file is damaged, contains no function, or its parameters differ from `like`. The returned function
-        raises a ValueError if it is differentiated although it was saved without a gradient.
+        raises a ValueError if it is called with other shapes or dtypes than it was saved for, or is differentiated
+        although it was saved without a gradient.
       ImportError: the package safetensors or flatbuffers is missing.
     """
     _ = _disk.optional("flatbuffers", "loading a function")
@@ -234,6 +242,8 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
     if _FUNCTION not in arrays:
         raise ValueError(f"{path} contains a network without its function; read it with checkpoints.load")
     exported = export.deserialize(bytearray(arrays[_FUNCTION]))
+    (leaves, *inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    saved = _named(dict(zip(paths, leaves, strict=True)), inputs)
     call = exported.call
     if not exported.has_vjp():
         call = jax.custom_vjp(exported.call)
@@ -241,9 +251,43 @@ def load_slim(path: Any, like: PyTree = None) -> Slimmed:
 
     def fn(params: PyTree, *inputs: Any) -> PyTree:
         leaves = {_tree.identity(p): leaf for p, leaf in _tree.with_paths(params)}
+        _check_call(path, saved, _named(leaves, inputs))
         return call([leaves[p] for p in paths], *inputs)
 
     return Slimmed(fn, loaded.params, Manifest.from_json(json.dumps(loaded.about["manifest"])))
+
+
+def _check_call(path: Any, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises a ValueError unless a saved function can take these arguments, by name."""
+    given = {name: jax.typeof(value) for name, value in given.items()}
+    kind = lambda found: "nothing" if found is None else _kind(found)
+    wrong = {
+        name: f"  {name}: saved {kind(saved.get(name))}, got {kind(given.get(name))}"
+        for name in {**saved, **given}
+        if not _fits(saved.get(name), given.get(name))
+    }
+    if not wrong:
+        return
+    way = "pass the parameters that load_slim returned, or trained ones of the same shapes"
+    if any(name.startswith("input") for name in wrong):
+        way = (
+            "save it again by save_slim with inputs of these shapes, or for any batch size with "
+            "jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)"
+        )
+    lines = "\n".join(list(wrong.values())[:10])
+    raise ValueError(f"the function in {path} was saved for other arguments; {way}:\n{lines}")
+
+
+def _named(params: dict[tuple[str, ...], Any], inputs: Sequence[Any]) -> dict[str, Any]:
+    of_inputs = {f"input {_tree.name(path)}": x for path, x in _tree.with_paths(list(inputs))}
+    return {f"params {'/'.join(path)}": x for path, x in params.items()} | of_inputs
+
+
+def _fits(saved: Any, given: Any) -> bool:
+    if saved is None or given is None or saved.dtype != given.dtype or len(saved.shape) != len(given.shape):
+        return False
+    # A symbolic size fits any size.
+    return all(not isinstance(n, int) or n == m for n, m in zip(saved.shape, given.shape, strict=True))
 
 
 def _no_gradient(path: Any) -> Any:
@@ -275,12 +319,13 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
 
 
 def _read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
-    """Reads a file as `load` does; also returns all its arrays by name, and the paths of the leaves in its order."""
+    """Reads a file. Returns what `load` returns, all arrays of the file by name, and the leaves' paths in its order."""
     package = _disk.optional("safetensors", "loading a network")
     path = _disk.as_path(path)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {kind}; pass the file that checkpoints.save or save_slim wrote")
+        folder = ", or read a Hugging Face folder by checkpoints.Folder" if path.is_dir() else ""
+        raise FileNotFoundError(f"{path} {kind}; pass the file that checkpoints.save or save_slim wrote{folder}")
     data = path.read_bytes()
     try:
         arrays = {name: _as_array(**found) for name, found in package.deserialize(data)}

@@ -119,7 +119,7 @@ def prune_folder(
         "source": str(folder.path.absolute()),
         "windows": "{} of {} tokens".format(*tokens.shape),
         "text": hashlib.sha256(tokens.tobytes()).hexdigest(),
-        "options": {name: repr(value) for name, value in sorted(asked.items())},
+        **dict(sorted(asked.items())),
     }
     rest, kernels = outside_blocks(folder), _kernels(folder, where)
     if isinstance(sparsity, Mapping):

@@ -61,6 +61,11 @@ def leaf_sensitivity(
 
     One compiled function evaluates all leaves and levels: it is vmapped over levels and loops over leaves.
 
+    The values are exact for the data that `evaluate` uses, and say nothing of their spread on other data. For a
+    standard error, measure each of n batches and compare changes, in which the differences between batches cancel:
+    `changes = [leaf_sensitivity(partial(loss, batch), params, levels).changes for batch in batches]`, then
+    `np.std(changes, 0, ddof=1) / n**0.5`.
+
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.
       params: the trained parameters, any pytree.
@@ -125,7 +130,8 @@ def group_sensitivity(
     One compiled function evaluates all groups and levels. The levels are the options of each layer's architecture: its
     widths, its heads, and at level 1 nothing, as in Puzzle (Bercovich et al. 2024, arXiv 2411.19146), which scores each
     option by the loss of the network in which only this layer is replaced. `choose_levels` combines them. The layers of
-    a scan have one group together; `slimming.unstack` gives each its own.
+    a scan have one group together; `slimming.unstack` gives each its own. For a standard error of the changes, measure
+    several batches as `leaf_sensitivity` explains.
 
     Args:
       evaluate: `params -> value`, a traceable function that returns a scalar: a loss or an accuracy.

@@ -267,6 +267,20 @@ def test_verdicts_name_what_changed(report):
     assert "no test sample of class 2" in words["classes"]
 
 
+def test_every_class_that_gets_worse_is_named_and_the_text_has_the_classes():
+    labels = np.repeat(np.arange(24), 30)
+    clean = np.eye(24, dtype=np.float32)[labels] * 9
+    lost = np.where((labels < 22)[:, None], np.roll(clean, 1, axis=1), clean)
+    models = {"dense": Predictions(clean), "lost": Predictions(lost)}
+    report = risk_report(models, Labels(labels), reference="dense", **OPTIONS)
+    listed = ", ".join(f"{k} (-100.0 points)" for k in range(22))
+    assert report.verdicts["lost"]["classes"].startswith(f"worse in class {listed}; ")
+    header, rows = report.class_table()
+    assert header == ["class", "samples", "dense", "lost"]
+    assert rows == [[str(k), "30", "100.0 %", "-100.0 *"] for k in range(20)]
+    assert "Accuracy by class (20 of 24 that changed most); difference from 'dense'" in str(report)
+
+
 def test_answers_come_first_and_say_what_can_be_known(report):
     asked = ["as good?", "smaller?", "faster?", "calibrated?", "every class?"]
     assert [each.question for each in report.answers["worse"]] == asked

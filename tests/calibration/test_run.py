@@ -1,5 +1,7 @@
 """What calibrate accumulates over batches, what it names, and what it refuses."""
 
+import contextlib
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -212,7 +214,7 @@ def test_progress_names_what_to_install(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install jaxprune\[progress\]"):
+    with pytest.raises(ImportError, match="needs tqdm: pip install tqdm"):
         _ = calibrate(two_layers, PARAMS, [X], progress=True)
 
 
@@ -239,3 +241,40 @@ def test_printed_statistics_are_a_table_and_no_matrices():
     assert [" ".join(row.split()) for row in rows] == expected
     assert reason == "c: enters no matrix product or convolution"
     assert "(1, 4)" in str(jax.tree.map(jnp.shape, stats))
+
+
+ROWS = np.array([0.1, 3.0, 1.0], np.float32)
+KEPT = np.array([[1, 0], [0, 1], [1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("weight", "scaled"),
+    [
+        (lambda w: ROWS[:, None] * w, True),
+        (lambda w: w / ROWS[:, None], True),
+        (lambda w: (ROWS * w.T).reshape(2, 3).T, True),
+        (lambda w: 2 * w, False),
+        (lambda w: ROWS[:2] * w, False),
+        (lambda w: (ROWS[:2, None] * w.T).T, False),
+        (lambda w: KEPT * w, False),
+        (lambda w: jnp.where(KEPT > 0, w, 0), False),
+        (lambda w: (KEPT > 0).astype(jnp.float32) * w, False),
+    ],
+)
+def test_factor_that_varies_along_the_inputs_is_named(weight, scaled):
+    fn = lambda p, x: x @ weight(p["w"])
+    with contextlib.nullcontext() if not scaled else pytest.warns(UserWarning, match="multiplies w by a factor"):
+        stats = calibrate(fn, {"w": jnp.ones((3, 2))}, [jnp.ones((4, 3))])
+    assert stats.partly == ((("w", "a factor that varies along its inputs"),) if scaled else ())
+
+
+def test_factor_of_another_parameter_inside_a_scan_is_named():
+    layer = lambda x, p: (jnp.tanh(x @ (p[1][:, None] * p[0])), None)
+    fn = lambda p, x: jax.lax.scan(layer, x, (p["w"], p["s"]))[0]
+    with pytest.warns(UserWarning, match="multiplies s, w by a factor"):
+        _ = calibrate(fn, {"w": jnp.ones((2, 3, 3)), "s": jnp.ones((2, 3))}, [jnp.ones((4, 3))])
+
+
+def test_complex_inputs_are_not_followed():
+    with pytest.raises(ValueError, match="w: complex inputs"):
+        _ = calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, [jnp.ones((4, 3), complex)])

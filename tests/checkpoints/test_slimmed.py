@@ -55,6 +55,18 @@ def test_the_batch_may_stay_open(tmp_path):
         np.testing.assert_allclose(found.fn(found.params, x)["logits"], small.fn(small.params, x)["logits"], rtol=1e-6)
 
 
+def test_other_arguments_than_the_saved_ones_are_named(tmp_path):
+    _ = checkpoints.save_slim(tmp_path / "slim", slim(params()), X)
+    fn, smaller, _ = checkpoints.load_slim(tmp_path / "slim")
+    asked = r"save it again .*'batch, .*:\n  input 0: saved float32\[5, 3\], got float32\[7, 3\]$"
+    with pytest.raises(ValueError, match=asked):
+        _ = fn(smaller, jnp.ones((7, 3)))
+    with pytest.raises(ValueError, match=r"that load_slim returned, .*:\n  params in/kernel: saved .*3, 5\], got"):
+        _ = jax.jit(fn)(params(), X)
+    with pytest.raises(FileNotFoundError, match=r"a folder; .* Hugging Face folder by checkpoints.Folder"):
+        _ = checkpoints.load(tmp_path)
+
+
 def test_the_gradient_is_saved_where_it_is_asked_for(tmp_path):
     small = slim(params())
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
@@ -131,6 +143,6 @@ def test_what_cannot_be_saved_or_loaded_is_told(tmp_path, monkeypatch):
         _ = checkpoints.save_slim(path, small, X)
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     for call in (lambda: checkpoints.save_slim(tmp_path / "new", small, X), lambda: checkpoints.load_slim(path)):
-        with pytest.raises(ImportError, match=r"needs flatbuffers: pip install jaxprune\[storage\]"):
+        with pytest.raises(ImportError, match="needs flatbuffers: pip install flatbuffers"):
             _ = call()
     assert [p.name for p in tmp_path.iterdir()] == ["slim"]
