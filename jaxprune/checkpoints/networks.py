@@ -211,7 +211,12 @@ def save_slim(
         exported = export.export(jax.jit(flat), platforms=platforms)(jax.tree.leaves(slimmed.params), *inputs)
         program = exported.serialize(vjp_order=int(gradient))
     except ValueError as error:
-        raise ValueError(f"the function cannot be exported: {error}") from error
+        without = "leave gradient=False, " if gradient else ""
+        raise ValueError(
+            f"the function cannot be exported: {error}\nTo save it, {without}take and return only dicts, lists, tuples "
+            "and arrays, or use symbolic shapes only where the function allows them; or save the parameters alone: "
+            "save(path, slimmed.params)"
+        ) from error
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
     return _write(path, slimmed.params, None, about, {_FUNCTION: np.frombuffer(program, np.uint8)})
 
