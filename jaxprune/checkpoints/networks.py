@@ -109,7 +109,10 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
       [[0.0, 2.0]]
     """
     if isinstance(params, Slimmed) or inspect.isfunction(params):  # or save(path, *slimmed)
-        raise TypeError("save takes arrays; save a slim network with its function by save_slim(path, slimmed, *inputs)")
+        raise TypeError(
+            f"params must be a tree of arrays; got {_tree.shown(params)}. To save a slim network with its function, "
+            "call save_slim(path, slimmed, *inputs)"
+        )
     if isinstance(params, masks_.Pruned):
         raise TypeError("params is a Pruned, parameters and masks together; pass both: save(path, *pruned)")
     return _write(path, params, masks, about, {})
@@ -163,7 +166,8 @@ def save_slim(
       slimmed: the result of `jaxprune.slim`; after fine-tuning `dataclasses.replace(slimmed, params=trained)`.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
         `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
-      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`.
+      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`; default
+        ("cpu", "cuda", "tpu").
       gradient: whether the loaded function can be differentiated, once and in reverse mode, to train it on. The
         program is then about three times as large, and writing it takes seconds. Default: False.
 
@@ -315,7 +319,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
 
 
 def _read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
-    """Reads a file as `load` does; also returns all its arrays by name, and the paths of the leaves in its order."""
+    """Reads a file. Returns what `load` returns, all arrays of the file by name, and the leaves' paths in its order."""
     package = _disk.optional("safetensors", "loading a network")
     path = _disk.as_path(path)
     if not path.is_file():
