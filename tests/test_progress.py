@@ -39,6 +39,7 @@ def test_a_bar_that_the_caller_moves(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # the child runs Python at once
 def test_a_terminal_without_a_width_shows_the_bar(tmp_path):
     code = "from jaxprune import _progress; [1 for _ in _progress.bar([1, 2], what='rounds')]"
     shown = bytearray()

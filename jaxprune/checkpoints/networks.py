@@ -121,7 +121,7 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
 def load(path: Any, like: PyTree = None) -> Loaded:
     """Reads a network from a file that `save` or `save_slim` wrote.
 
-    Of a slim network it reads the smaller parameters alone, to be trained on or to be used with code of your own;
+    From a slim network it reads the smaller parameters alone, for further training or for code of your own;
     `load_slim` also returns the function. `Folder` reads a Hugging Face folder, such as `jaxprune slim` writes.
 
     Args:
@@ -168,7 +168,7 @@ def save_slim(
         `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
       platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`; default
         ("cpu", "cuda", "tpu").
-      gradient: whether the loaded function can be differentiated, once and in reverse mode, to train it on. The
+      gradient: whether the loaded function can be differentiated, once and in reverse mode, for further training. The
         program is then about three times as large, and writing it takes seconds. Default: False.
 
     Returns:
@@ -211,7 +211,12 @@ def save_slim(
         exported = export.export(jax.jit(flat), platforms=platforms)(jax.tree.leaves(slimmed.params), *inputs)
         program = exported.serialize(vjp_order=int(gradient))
     except ValueError as error:
-        raise ValueError(f"the function cannot be exported: {error}") from error
+        without = "leave gradient=False, " if gradient else ""
+        raise ValueError(
+            f"the function cannot be exported: {error}\nTo save it, {without}take and return only dicts, lists, tuples "
+            "and arrays, or use symbolic shapes only where the function allows them; or save the parameters alone: "
+            "save(path, slimmed.params)"
+        ) from error
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
     return _write(path, slimmed.params, None, about, {_FUNCTION: np.frombuffer(program, np.uint8)})
 
