@@ -162,7 +162,8 @@ def save_slim(
       path: a new file in an existing folder.
       slimmed: the result of `jaxprune.slim`; after fine-tuning `dataclasses.replace(slimmed, params=trained)`.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
-        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
+        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size, where
+        the function writes `x.shape[0]` and not `len(x)`.
       platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`.
       gradient: whether the loaded function can be differentiated, once and in reverse mode, to train it on. The
         program is then about three times as large, and writing it takes seconds. Default: False.
@@ -175,7 +176,7 @@ def save_slim(
       ValueError: the function cannot be exported: its inputs or outputs have containers other than dicts, lists, tuples
         and classes registered with `jax.export`; or `gradient` is True and the function has no gradient in reverse
         mode, such as a `while_loop`.
-      TypeError: parameters are not arrays of numbers.
+      TypeError: parameters are not arrays of numbers, or the function uses a symbolic size as a Python number.
       ImportError: the package safetensors or flatbuffers is missing.
 
     Example:
@@ -208,6 +209,13 @@ def save_slim(
         program = exported.serialize(vjp_order=int(gradient))
     except ValueError as error:
         raise ValueError(f"the function cannot be exported: {error}") from error
+    except TypeError as error:
+        if "_DimExpr" not in str(error):
+            raise
+        raise TypeError(
+            "the function uses a symbolic size of its inputs as a Python number; write x.shape[0] for len(x), or save "
+            "the function for inputs of fixed shapes"
+        ) from error
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
     return _write(path, slimmed.params, None, about, {_FUNCTION: np.frombuffer(program, np.uint8)})
 

@@ -55,6 +55,14 @@ def test_the_batch_may_stay_open(tmp_path):
         np.testing.assert_allclose(found.fn(found.params, x)["logits"], small.fn(small.params, x)["logits"], rtol=1e-6)
 
 
+def test_a_size_that_the_function_needs_as_a_number_cannot_stay_open(tmp_path):
+    flat = lambda p, x: network(p, x.reshape(len(x), -1))["logits"]
+    small = jaxprune.slim(flat, params(), {"in/kernel[1]": [0]}, X)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
+    with pytest.raises(TypeError, match=r"symbolic size .*; write x.shape\[0\] for len\(x\)"):
+        _ = checkpoints.save_slim(tmp_path / "slim", small, shape)
+
+
 def test_other_arguments_than_the_saved_ones_are_named(tmp_path):
     _ = checkpoints.save_slim(tmp_path / "slim", slim(params()), X)
     fn, smaller, _ = checkpoints.load_slim(tmp_path / "slim")
