@@ -305,7 +305,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
     """Writes a file as `save` does, with additional arrays, whose names must differ from the names of leaves."""
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
-        masks = jax.tree.map(lambda _: True, params)
+        masks = jax.tree.map(lambda _: np.ones((), bool), params)  # arrays, as the variables of NNX contain
     masks = _tree.align(params, masks, what="masks", is_leaf=is_packed)
     _tree.check_masks(params, masks)
     arrays, leaves = _split(params, masks_.unpack(masks), [*extra])
