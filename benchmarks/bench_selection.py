@@ -1,6 +1,8 @@
 """How long exact selection takes, beside what else finds a threshold; prints a table and writes JSON.
 
     python benchmarks/bench_selection.py --output output/bench
+    python benchmarks/bench_selection.py --first
+    python benchmarks/bench_selection.py --first "ResNet-50"
     python benchmarks/bench_selection.py --quick
 
 Times are medians of interleaved runs, so that a busy machine slows all alike; compare ratios, which are medians of the
@@ -23,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks
+from jaxprune import allocation, criteria, masks, prune
 from jaxprune.masks._exact import counts
 
 SPARSITY = 0.9
@@ -172,6 +174,47 @@ def compiling(leaves: int) -> dict[str, Any]:
     return {"title": f"compiling over {leaves} leaves", "runs": found}
 
 
+def resnet50() -> list[tuple[int, ...]]:
+    """The shapes of the 161 parameters of ResNet-50, 25.6 million entries."""
+    kernels = [(7, 7, 3, 64)]
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width, inputs = 64 * 2**stage, 128 * 2**stage if stage else 64
+        kernels.append((1, 1, inputs, 4 * width))
+        for block in range(blocks):
+            into = 4 * width if block else inputs
+            kernels += [(1, 1, into, width), (3, 3, width, width), (1, 1, width, 4 * width)]
+    return [*kernels, *(shape[-1:] for shape in kernels for _ in ("scale", "bias")), (2048, 1000), (1000,)]
+
+
+MANY = [(256 + 64 * (i % 10), 384 + 128 * (i // 10 % 5)) for i in range(300)]
+# The shapes, the sparsity and the options of a first call of `prune`.
+FIRST: dict[str, tuple[list[tuple[int, ...]], float | None, Any]] = {
+    "ResNet-50": (resnet50(), SPARSITY, {}),
+    "one ranking": (resnet50(), SPARSITY, {"allocation": allocation.one_ranking}),
+    "2:4": (resnet50(), None, {"pattern": masks.NM(2, 4), "where": "layer_[1-9]*/kernel"}),
+    "SNIP": (resnet50(), SPARSITY, {"criterion": criteria.snip}),
+    "channels": (resnet50(), SPARSITY, {"pattern": masks.Channel()}),
+    "300 leaves": (MANY, SPARSITY, {}),
+}
+
+
+def first(name: str) -> None:
+    """Prints the seconds of the first `prune` of a process, of the second one, and of printing the result."""
+    shapes, sparsity, how = FIRST[name]
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+    params = {f"layer_{i}": {"kernel" if x.ndim > 1 else "scale": x} for i, x in enumerate(arrays)}
+    grads = params if "criterion" in how else None
+    pruned: list[Any] = []
+    call = lambda: pruned.append(jax.block_until_ready(prune(params, sparsity, grads=grads, **how)))
+    print(f"{name}: {len(shapes)} leaves, {sum(x.size for x in arrays):,} entries")
+    print(f"{'':10}{'processor s':>14}{'wall s':>10}")
+    for step, run in {"first": call, "second": call, "print": lambda: str(pruned[0])}.items():
+        used, started = time.process_time(), time.perf_counter()
+        _ = run()
+        print(f"{step:10}{time.process_time() - used:14.2f}{time.perf_counter() - started:10.2f}")
+
+
 def machine() -> dict[str, Any]:
     """What the numbers belong to."""
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
@@ -196,8 +239,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--leaves", type=int, default=300, help="of the mask update that is compiled; 0: leave out")
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--output", type=Path, help="a folder to write selection.json into")
+    parser.add_argument("--first", choices=FIRST, help="only the first `prune` of this process, compilation included")
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs: the numbers mean nothing")
     options = parser.parse_args(arguments)
+    if options.first:
+        first(options.first)
+        return
     if options.quick:
         options.entries, options.tree, options.size, options.leaves, options.repeat = [10_000], 0, 64, 2, 2
     found = machine()

@@ -183,7 +183,7 @@ def _torch_share(model: Any, x: dict[str, Any]) -> tuple[str, str]:
     whole = sum(p.numel() for p in model.parameters())
     stop = lambda *_: (_ for _ in ()).throw(TimeoutError("no end after 400 s"))
     _ = signal.signal(signal.SIGALRM, stop)
-    _ = signal.alarm(400)
+    _ = signal.setitimer(signal.ITIMER_REAL, 400, 5)  # again, in case something swallows the error
     try:
         pruner = tp.pruner.BasePruner(
             model, x if len(x) > 1 or "x" not in x else x["x"], importance=tp.importance.GroupMagnitudeImportance(p=2),
@@ -193,7 +193,7 @@ def _torch_share(model: Any, x: dict[str, Any]) -> tuple[str, str]:
     except Exception as error:  # whatever it is, it is the result
         return "none", f"{type(error).__name__}: {str(error)[:120]}"
     finally:
-        _ = signal.alarm(0)
+        _ = signal.setitimer(signal.ITIMER_REAL, 0)
     gone = f"{100 * (1 - sum(p.numel() for p in model.parameters()) / whole):.0f} %"
     for note in ("yes", "when the sizes of heads are set by hand"):
         try:

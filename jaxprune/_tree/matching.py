@@ -33,8 +33,10 @@ def check_same(tree: PyTree, other: PyTree, *, what: str, of: str = "params") ->
       ValueError: masks must have the structure of params; they differ:
         b: in params, not in masks
     """
-    # A packed mask is a node, but represents one array.
-    structure, other_structure = (jax.tree.structure(t, is_leaf=is_array) for t in (tree, other))
+    # A packed mask is a node, but represents one array. So does an NNX Variable, which has the shape of its array;
+    # in masks it may have a Python True in place of the array, and then has no shape.
+    one = lambda node: is_array(node) or (paths.is_box(node) and hasattr(node, "get_value"))
+    structure, other_structure = (jax.tree.structure(t, is_leaf=one) for t in (tree, other))
     if structure == other_structure:
         return
     names, other_names = (

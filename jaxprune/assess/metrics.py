@@ -55,7 +55,8 @@ def evaluate(logits: Any, labels: Any, *, bins: int = 15, probabilities: bool = 
       probabilities: whether `logits` are probabilities; default False.
 
     Returns:
-      Metrics of scalars.
+      `Metrics`: the values are float32 scalars (float64 for float64 logits) on the device; `as_dict` converts them to
+      Python floats.
 
     Raises:
       TypeError: labels are not integers, or logits not floating.
@@ -170,7 +171,7 @@ def check(logits: Any, labels: Any) -> tuple[Array, Array]:
     if logits.shape[0] == 0 or logits.shape[1] < 2:
         raise ValueError(f"metrics need a sample and two classes; logits have shape {logits.shape}")
     if not isinstance(logits, Tracer):
-        _check_logits(np.asarray(logits))
+        check_logits(np.asarray(logits))
     if not isinstance(labels, Tracer):
         check_labels(np.asarray(labels), logits.shape[1])
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels
@@ -215,7 +216,8 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         )
 
 
-def _check_logits(logits: np.ndarray) -> None:
+def check_logits(logits: np.ndarray) -> None:
+    """Raises ValueError if a row (n, classes) of logits has NaN, +inf or nothing but -inf."""
     values = logits.astype(np.float64)
     wrong = np.isnan(values).any(1) | np.isposinf(values).any(1) | np.isneginf(values).all(1)
     if wrong.any():

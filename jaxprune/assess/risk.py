@@ -286,16 +286,34 @@ def _check(predictions: Predictions, labels: Labels) -> dict[str, Samples]:
 
 
 def _check_others(predictions: Predictions, shape: tuple[int, ...]) -> None:
+    n, classes = shape
     for what in ("foreign", "foreign_members", "corrupted"):
         _tree.check_instance(getattr(predictions, what), Mapping, what, "a mapping from names to logits")
-    for name, logits in predictions.foreign.items():
-        if jnp.ndim(logits) != 2 or jnp.shape(logits)[1] != shape[1]:
-            raise ValueError(f"foreign {name}: logits must be (m, {shape[1]}); got {jnp.shape(logits)}")
-    for name, logits in (*predictions.corrupted.items(), ("members", predictions.members)):
-        if logits is not None and jnp.shape(logits)[1:] != shape:
-            raise ValueError(f"{name}: logits must be of the {shape[0]} test samples, (k, {shape[0]}, {shape[1]}); "
-                             f"got {jnp.shape(logits)}")  # fmt: skip
-    for what, every in (("foreign", predictions.foreign), ("corrupted", predictions.corrupted)):
-        for name, logits in every.items():
-            if np.isnan(np.asarray(logits, np.float64)).any():
-                raise ValueError(f"{what} {name}: logits hold NaN")
+    foreign, strange = predictions.foreign, predictions.foreign_members
+    if strange.keys() - foreign.keys() or (strange and predictions.members is None):
+        raise ValueError(
+            f"foreign_members {', '.join(strange)}: each needs logits in foreign under its name ({[*foreign]}), and "
+            "members, the logits of the same members on the test samples"
+        )
+    for name, logits in foreign.items():
+        _check_logits(f"foreign {name}", logits, ("m", classes))
+    for name, logits in strange.items():
+        _check_logits(f"foreign_members {name}", logits, ("k", jnp.shape(foreign[name])[0], classes))
+    for name, logits in predictions.corrupted.items():
+        _check_logits(f"corrupted {name}", logits, ("levels", n, classes))
+    if predictions.members is not None:
+        _check_logits("members", predictions.members, ("k", n, classes))
+
+
+def _check_logits(what: str, logits: Any, shape: tuple[Any, ...]) -> None:
+    """Raises unless logits have the shape, in which a name stands for any size of 1 or more, and a softmax."""
+    got = jnp.shape(logits)
+    if len(got) != len(shape) or not all(a == b or (isinstance(b, str) and a) for a, b in zip(got, shape, strict=True)):
+        raise ValueError(
+            f"{what}: logits must be ({', '.join(map(str, shape))}), the last axis of classes, the axis before it of "
+            f"samples; got {got}"
+        )
+    try:
+        metrics.check_logits(np.asarray(logits).reshape(-1, got[-1]))
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error

@@ -73,13 +73,21 @@ def optional(module: str, what: str) -> Any:
       module: the name of the module.
       what: the action that needs the module, for the message.
 
+    Returns:
+      The module.
+
     Raises:
-      ImportError: the module is missing. The message names the package to install.
+      ModuleNotFoundError: the package is not installed. The message says how to install it.
+      ImportError: the package is installed, but its import fails; the package's own error.
     """
+    package = module.split(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{what} needs {module.split('.')[0]}: pip install jaxprune[storage]") from error
+    except ModuleNotFoundError as error:
+        if (error.name or package).split(".")[0] != package:  # the package is there, and lacks another one
+            raise
+        name = {"orbax": "orbax-checkpoint"}.get(package, package)
+        raise ModuleNotFoundError(f"{what} needs {name}: pip install {name}", name=package) from error
 
 
 def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mapping[Any, Any], hint: str = "") -> None:
@@ -95,15 +103,18 @@ def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mappin
     Raises:
       ValueError: the descriptions differ. The message names each difference.
     """
-    names = sorted(name for name in {*saved, *expected} if saved.get(name) != expected.get(name))
-    if not names:
-        return
-    lines = [
-        f"  {name if isinstance(name, str) else '/'.join(name)}: "
-        f"saved {_shown(saved.get(name))}, expected {_shown(expected.get(name))}"
-        for name in names[:_SHOWN]
+    found = [
+        difference
+        for key in sorted({*saved, *expected})
+        for difference in _differences(
+            key if isinstance(key, str) else "/".join(key), saved.get(key), expected.get(key)
+        )
     ]
-    lines += [f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    if not found:
+        return
+    found.sort(key=lambda difference: None in difference)  # what only one of them has comes last
+    lines = [f"  {name}: saved {_shown(there)}, expected {_shown(here)}" for name, there, here in found]
+    lines = [*lines[:_SHOWN], f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else lines
     raise ValueError(f"{path} contains another {what}{hint}; they differ in:\n" + "\n".join(lines))
 
 
@@ -123,6 +134,17 @@ def nested(leaves: dict[tuple[str, ...], Any]) -> Any:
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _differences(name: str, saved: Any, expected: Any) -> list[tuple[str, Any, Any]]:
+    """Returns the innermost entries of two JSON values that differ, by their names."""
+    if isinstance(saved, dict) and isinstance(expected, dict):
+        pairs = [(f"{name}.{key}", saved.get(key), expected.get(key)) for key in sorted({*saved, *expected})]
+    elif isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected):
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(saved, expected, strict=True))]
+    else:
+        return [] if saved == expected else [(name, saved, expected)]
+    return [found for pair in pairs for found in _differences(*pair)]
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxprune import _tree
 from jaxprune.checkpoints import _disk
+from jaxprune.checkpoints._described import described
 
 PyTree = Any
 
@@ -165,8 +166,8 @@ class FolderWriter:
       path: the new folder.
       config: the content of `config.json`; the attribute `config` may be replaced until the `with` block ends.
       parts: the number of parts; each becomes a file `model-00001-of-0000N.safetensors`.
-      identity: a JSON value that identifies the run; a resumed run must have the same identity. None (default): the run
-        cannot be resumed.
+      identity: values that identify the run, by name, as in the options of `Run`; a resumed run must have the same
+        identity. None (default): the run cannot be resumed.
       resume: whether to continue an unfinished folder; default False: an unfinished folder raises.
 
     Raises:
@@ -189,7 +190,8 @@ class FolderWriter:
         self._unfinished = self.path.with_name(f"{self.path.name}.unfinished")
         if self.path.exists():
             raise FileExistsError(f"{self.path} exists and is not overwritten; choose another folder")
-        own = json.loads(json.dumps({"parts": parts, **(identity or {})}))
+        own = {"parts": parts, **{name: described(value) for name, value in (identity or {}).items()}}
+        own = json.loads(json.dumps(own))
         note = self._unfinished / _NOTE
         if self._unfinished.exists():
             if not resume or identity is None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune import _tree
 from jaxprune.checkpoints import _disk
+from jaxprune.checkpoints._described import described
 from jaxprune.checkpoints.huggingface import Folder
 
 PyTree = Any
@@ -164,7 +165,9 @@ class Run:
 
     Args:
       folder: the folder; it is created if it does not exist. It must be empty or belong to the same run.
-      options: other values that identify the run: names with JSON values.
+      options: other values that identify the run, by name: numbers, texts, arrays, functions, partials, dataclasses and
+        containers of them. A function counts by its name and the values in its closure, an array by its bits; an object
+        that would be known by its address only is not compared.
       params: the initial parameters.
       key: the JAX key.
       kind: one word for the run, used in the name of the JSON file and in messages; default "run".
@@ -195,7 +198,9 @@ class Run:
         _tree.check_key(key, needed_by="Run")
         self._orbax = _disk.optional("orbax.checkpoint", f"saving a {kind}")
         self._folder, self._step = Path(folder).absolute(), step
-        identity = json.loads(json.dumps({"kind": f"jaxprune.{kind}/1", **_fingerprint(params, key), **options}))
+        identity = {"kind": f"jaxprune.{kind}/1", **_fingerprint(params, key)}
+        identity |= {name: described(value) for name, value in options.items()}
+        identity = json.loads(json.dumps(identity))
         self._folder.mkdir(parents=True, exist_ok=True)
         note = self._folder / f"{kind}.json"
         if not note.exists():

@@ -59,14 +59,19 @@ def map_scores(score: Callable[..., Any], params: PyTree, *signals: PyTree) -> P
     """Applies `score(leaf, *signals)` to each floating leaf; every other leaf scores a scalar zero.
 
     Args:
-      score: a function of arrays that returns an array in the shape of its first argument.
+      score: a function of arrays that returns an array in the shape of its first argument. Pass the same object in
+        every call: outside of jit many leaves are one program, which is compiled for each object.
       params: any tree.
       signals: trees of the same structure, checked by `need`.
 
     Returns:
       A tree of scores with the structure of `params`.
     """
-    return _tree.map_named(lambda name, *xs: score_leaf(score, *xs), params, *signals)
+    leaves, structure = jax.tree.flatten(params)
+    floating = [k for k, leaf in enumerate(leaves) if _tree.is_floating(leaf)]
+    given = [[jnp.asarray(xs[k]) for k in floating] for xs in (leaves, *map(structure.flatten_up_to, signals))]
+    found = dict(zip(floating, _tree.each(score, *given), strict=True))
+    return structure.unflatten([found[k] if k in found else jnp.zeros(()) for k in range(len(leaves))])
 
 
 def score_leaf(score: Callable[..., Any], leaf: Any, *signals: Any) -> jax.Array:

@@ -52,7 +52,7 @@ def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals:
 
 
 def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
-    """Connection sensitivity, for pruning before training.
+    """Returns the connection sensitivity of each weight, for pruning before training.
 
         s = |w g|
 
@@ -112,25 +112,28 @@ def fisher(params: PyTree, *, grads: PyTree = None, squared_grads: PyTree = None
             params, grads, 2, "fisher", hint=f"{_GRADS}, or squared_grads=calibration.accumulate_gradients(...).square"
         )
     squared_grads = need(squared_grads, params, criterion="fisher", argument="squared_grads", hint="")
+    return map_scores(_fisher, params, squared_grads)
 
-    def score(w: jax.Array, squared: jax.Array) -> jax.Array:
-        w, squared = _widened(w, squared)
-        return w * w * squared
 
-    return map_scores(score, params, squared_grads)
+def _fisher(w: jax.Array, squared: jax.Array) -> jax.Array:
+    w, squared = _widened(w, squared)
+    return w * w * squared
 
 
 def _saliency(params: PyTree, grads: PyTree, power: int, criterion: str, hint: str = _GRADS) -> PyTree:
     if power not in (1, 2):
         raise ValueError(f"criteria.{criterion}: power must be 1 or 2; got {power!r}")
     grads = need(grads, params, criterion=criterion, argument="grads", hint=hint)
+    return map_scores(_product if power == 1 else _squared_product, params, grads)
 
-    def score(w: jax.Array, g: jax.Array) -> jax.Array:
-        w, g = _widened(w, g)
-        product = jnp.abs(w * g)
-        return product if power == 1 else product * product
 
-    return map_scores(score, params, grads)
+def _product(w: jax.Array, g: jax.Array) -> jax.Array:
+    w, g = _widened(w, g)
+    return jnp.abs(w * g)
+
+
+def _squared_product(w: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.square(_product(w, g))
 
 
 def _widened(w: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -139,7 +142,7 @@ def _widened(w: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def obd(params: PyTree, *, hessian_diagonal: PyTree = None, **signals: Any) -> PyTree:
-    """Optimal brain damage: the second-order change in loss when a weight is set to zero.
+    """Returns the second-order change of the loss when a weight is set to zero (optimal brain damage).
 
         s = w^2 h / 2,    h the diagonal of the Hessian of the loss
 
@@ -173,13 +176,11 @@ def obd(params: PyTree, *, hessian_diagonal: PyTree = None, **signals: Any) -> P
         argument="hessian_diagonal",
         hint="criteria.hessian_diagonal(loss, params, batches, key=key)",
     )
+    return map_scores(_obd, params, diagonal)
 
-    def score(w: jax.Array, h: jax.Array) -> jax.Array:
-        dtype = wide(jnp.promote_types(w.dtype, h.dtype))
-        w = w.astype(dtype)
-        return w * w * h.astype(dtype) / 2
 
-    return map_scores(score, params, diagonal)
+def _obd(w: jax.Array, h: jax.Array) -> jax.Array:
+    return _fisher(w, h) / 2
 
 
 def hessian_diagonal(
@@ -267,7 +268,7 @@ Criterion = Callable[..., PyTree]
 def grasp(
     loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None, roles: _tree.Roles | None = None
 ) -> Criterion:
-    """Gradient signal preservation: keeps the weights that contribute most to the norm of the gradient.
+    """Returns a criterion that keeps the weights that contribute most to the norm of the gradient (GraSP).
 
         s = w (H g),    H the Hessian and g the gradient of the loss
 
@@ -310,7 +311,7 @@ def grasp(
 
 
 def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
-    """Synaptic flow: the sum over all paths from input to output that pass through a weight.
+    """Returns the criterion of synaptic flow: the sum over all paths from input to output through a weight.
 
         s = |w| dR/d|w|,    R = sum of fn(|params|, 1, ..., 1)
 
@@ -368,7 +369,7 @@ def synflow_masks(
     where: _tree.Where = None,
     roles: _tree.Roles | None = None,
 ) -> PyTree:
-    """Iterative synaptic flow pruning, without data; returns the masks.
+    """Returns the masks of iterative synaptic flow pruning, which needs no data.
 
         for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights together
 

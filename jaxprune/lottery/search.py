@@ -211,8 +211,9 @@ def iterative_pruning(
     Without a folder and with a traceable training, the whole search is one `lax.scan`: it may be jitted, and vmapped
     over keys and parameters. Otherwise it runs round by round. With a folder, each finished round is saved
     (`checkpoints.Run`), and a call with the same arguments continues after the last saved round, with the same bits as
-    an uninterrupted search. A folder belongs to one search. The check compares numbers, names and the initial weights,
-    but it cannot compare the code of functions.
+    an uninterrupted search. A folder belongs to one search: a call with other arguments raises. The check compares the
+    initial weights, all options, and functions by their names and the values in their closures. It compares neither the
+    code of functions nor lists, sets and global variables that they use.
 
     Args:
       train: `(params, masks, key) -> params`, a complete training, or a `Training`, which also says how to evaluate.
@@ -263,10 +264,9 @@ def iterative_pruning(
     first = masks_.ones(params, **select.units)
     run = None
     if folder is not None:
-        named = {"train": training.train, "criterion": select.criterion, "allocation": select.allocation}
-        described = {name: getattr(v, "__qualname__", repr(v)) for name, v in {**named, **select.units}.items()}
-        described |= {"sparsities": sparsities, "controls": sorted(controls or {})}
-        run = checkpoints.Run(folder, described, params=params, key=key, kind="search", step="round")
+        options = {**vars(training), "criterion": select.criterion, "allocation": select.allocation, **select.units}
+        options |= {"sparsities": sparsities, "rewind": rewind, "controls": dict(sorted((controls or {}).items()))}
+        run = checkpoints.Run(folder, options, params=params, key=key, kind="search", step="round")
     anchor = rewind.anchor(params, _fold_name(key, "anchor"))
     # Sparsities are float32, traced or not, so that all modes count in the same way.
     search = _Search(training, select, rewind, dict(controls or {}), jnp.asarray(sparsities, jnp.float32), anchor, key)

@@ -130,7 +130,8 @@ def as_bool(mask: Any, like: Any = None) -> Any:
         return mask
     shifts = jnp.arange(8, dtype=jnp.uint8)
     bits = (mask.bits[..., None] >> shifts) & np.uint8(1)
-    found = (bits != 0).reshape(*mask.bits.shape[:-1], -1)[..., : mask.width]
+    *outer, bytes_ = mask.bits.shape  # not -1, which an empty mask leaves open
+    found = (bits != 0).reshape(*outer, 8 * bytes_)[..., : mask.width]
     return found if like is None or found.shape != np.shape(like) else shards.place_like(found, like)
 
 
@@ -153,7 +154,10 @@ def _register_with_flax() -> None:
 
     def restore(mask: Packed, state: dict[str, Any]) -> Packed:
         if state["width"] != mask.width:
-            raise ValueError(f"a packed mask was saved with width {state['width']}, but width {mask.width} is expected")
+            raise ValueError(
+                f"{serialization.current_path()}: the packed mask was saved with rows of {state['width']} entries, but "
+                f"rows of {mask.width} are expected; restore it into the state of a network with the saved shapes"
+            )
         return Packed(serialization.from_state_dict(mask.bits, state["bits"]), mask.width)
 
     save = lambda mask: {"bits": mask.bits, "width": mask.width}

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune import _tree, criteria
-from jaxprune.slimming.groups import Group, Groups, find_groups
+from jaxprune.slimming.groups import Group, Groups, Member, find_groups
 
 PyTree = Any
 
@@ -44,7 +44,7 @@ def permute_channels(
       params: its parameters, any tree of arrays.
       n: how many of m consecutive inputs are kept.
       m: the length of a stripe.
-      *inputs: arrays in any trees: the two functions are compared on them.
+      *inputs: arrays in any trees, such as a batch of the data: the two functions are compared on them.
       key: a JAX key for the pairing of stripes.
       criterion: `(params, *, stats, ...) -> scores`, larger = more worth keeping; default `criteria.magnitude`. With
         `criteria.wanda` and `stats` the search keeps the least error that it estimates.
@@ -59,7 +59,8 @@ def permute_channels(
 
     Raises:
       ValueError: n and m are out of range, no group can be reordered, or the function depends on the order of a group's
-        channels by more than its parameters; the message names the group.
+        channels by more than its parameters, or its outputs at the inputs do not depend on them, as at zeros; the
+        message names the group.
       TypeError: the inputs are shapes without numbers.
 
     Example:
@@ -78,15 +79,21 @@ def permute_channels(
     scores = jax.tree.leaves(criterion(params, stats=stats, grads=None, key=key))
     leaves, treedef = jax.tree.flatten(params)
     run = jax.jit(fn)
-    want, moved = run(params, *inputs), False
+    want = last = run(params, *inputs)
+    moved = False
     for number, group in enumerate(found):
         columns = [] if group.layer is not None or group.count % m else _inputs_of(found, group, scores, m)
         if not columns:
             continue
         order = stripe_order(jnp.concatenate(columns, 1), jax.random.fold_in(key, number), n=n, m=m, sweeps=sweeps)
         order, moved = np.asarray(order), True
-        leaves, scores = (_reordered(found, group, x, order) for x in (leaves, scores))
-        _check_equal(run(jax.tree.unflatten(treedef, leaves), *inputs), want, group)
+        if (order != np.arange(group.count)).any():
+            inward = [member for member in group.members if member.axis in found.roles.leaves[member.leaf].inputs]
+            broken = run(jax.tree.unflatten(treedef, _reordered(found, group, inward, leaves, order)), *inputs)
+            _check_differ(broken, last, group)
+        leaves, scores = (_reordered(found, group, group.members, x, order) for x in (leaves, scores))
+        last = run(jax.tree.unflatten(treedef, leaves), *inputs)
+        _check_equal(last, want, group)
     if not moved:
         raise ValueError(
             f"no group of channels can be reordered for {n} of {m}: none has a multiple of {m} units that are "
@@ -158,15 +165,27 @@ def _places(groups: Groups, group: Group, leaf: int, axis: int) -> np.ndarray:
     return np.stack([np.flatnonzero((units == unit).any(-1)) for unit in range(group.span.start, group.span.stop)])
 
 
-def _reordered(groups: Groups, group: Group, leaves: Sequence[Any], order: np.ndarray) -> list[Any]:
+def _reordered(
+    groups: Groups, group: Group, members: Sequence[Member], leaves: Sequence[Any], order: np.ndarray
+) -> list[Any]:
     out = list(leaves)
-    for member in group.members:
+    for member in members:
         places = _places(groups, group, member.leaf, member.axis)
         index = np.arange(groups.units[member.leaf][member.axis].shape[-2])
         index[places.ravel()] = places[order].ravel()
         if np.ndim(out[member.leaf]):
             out[member.leaf] = jnp.take(jnp.asarray(out[member.leaf]), index, member.axis)
     return out
+
+
+def _check_differ(broken: PyTree, last: PyTree, group: Group) -> None:
+    """Raises if the outputs do not change although only the leaves that read the channels are reordered."""
+    pairs = zip(jax.tree.leaves(broken), jax.tree.leaves(last), strict=True)
+    if all(np.array_equal(np.asarray(new), np.asarray(old)) for new, old in pairs):
+        raise ValueError(
+            f"the outputs at these inputs do not depend on the channels of {group.name}, so they cannot show whether "
+            "the function stays the same when the channels are reordered: pass real inputs, not zeros"
+        )
 
 
 def _check_equal(got: PyTree, want: PyTree, group: Group) -> None:

@@ -157,9 +157,26 @@ def test_a_model_does_not_differ_from_itself():
         (
             Predictions(LOGITS, corrupted={"x": LOGITS}),
             LABELS_OF,
-            r"x: logits must be of the 120 test samples, \(k, 120, 3\)",
+            r"corrupted x: logits must be \(levels, 120, 3\).*samples; got \(120, 3\)",
         ),
-        (Predictions(LOGITS, members=MEMBERS[:, 1:]), LABELS_OF, "members: logits must be of the 120"),
+        (Predictions(LOGITS, members=MEMBERS[:, 1:]), LABELS_OF, r"members: logits must be \(k, 120, 3\)"),
+        (Predictions(LOGITS, members=MEMBERS * np.nan), LABELS_OF, "members: logits hold NaN"),
+        (Predictions(LOGITS, foreign={"x": FOREIGN[:0]}), LABELS_OF, r"foreign x: .* got \(0, 3\)"),
+        (
+            Predictions(LOGITS, foreign={"x": FOREIGN}, members=MEMBERS, foreign_members={"x": STRANGE * np.nan}),
+            LABELS_OF,
+            "foreign_members x: logits hold NaN",
+        ),
+        (
+            Predictions(LOGITS, foreign={"x": FOREIGN}, members=MEMBERS, foreign_members={"x": STRANGE[:, 1:]}),
+            LABELS_OF,
+            r"foreign_members x: logits must be \(k, 70, 3\)",
+        ),
+        (
+            Predictions(LOGITS, foreign={"x": FOREIGN}, members=MEMBERS, foreign_members={"y": STRANGE}),
+            LABELS_OF,
+            r"foreign_members y: each needs logits in foreign under its name \(\['x'\]\)",
+        ),
         (Predictions(LOGITS), Labels(np.full(120, 7)), "test: labels must be in"),
     ],
 )

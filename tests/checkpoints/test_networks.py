@@ -167,7 +167,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(saved, monkeypatch):
     with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
         _ = checkpoints.save(sizes.path.parent / "none" / "x", pruned.params)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match=r"pip install jaxprune\[storage\]"):
+    with pytest.raises(ImportError, match="needs safetensors: pip install safetensors"):
         _ = checkpoints.save(sizes.path.with_name("next"), pruned.params)
 
 
@@ -207,3 +207,15 @@ def test_masks_in_the_variables_of_an_optimizer_are_those_of_the_parameters(tmp_
     found = checkpoints.load(tmp_path / "net", params)
     assert jax.tree.structure(found.params) == jax.tree.structure(params)
     assert float(masks.sparsity(found.params, found.masks)) == 0.5
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_state_of_nnx_comes_back_with_and_without_masks(tmp_path, pruned):
+    state = nnx.state(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    params, held = jaxprune.prune(state, 0.5) if pruned else (state, None)
+    _ = checkpoints.save(tmp_path / "net", params, held)
+    found, masks, _ = checkpoints.load(tmp_path / "net", state)
+    assert jax.tree.structure(found) == jax.tree.structure(state) == jax.tree.structure(masks)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert masks["kernel"].get_value().sum() == (16 if pruned else 1)

@@ -101,7 +101,7 @@ def test_the_gradient_is_saved_where_it_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"saved without a gradient: save it by save_slim\(\.\.\., gradient=True\)"):
         _ = jax.grad(loss(found.fn))(found.params, X)
     loop = lambda p, x: {"logits": jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: h + 1, small.fn(p, x)["logits"])}
-    with pytest.raises(ValueError, match="the function cannot be exported: Reverse-mode"):
+    with pytest.raises(ValueError, match=r"the function cannot be exported: Reverse-mode(.|\n)*leave gradient=False"):
         slow = slimming.Slimmed(loop, small.params, small.manifest)
         _ = checkpoints.save_slim(tmp_path / "loop", slow, X, gradient=True)
 
@@ -163,6 +163,6 @@ def test_what_cannot_be_saved_or_loaded_is_told(tmp_path, monkeypatch):
         _ = checkpoints.save_slim(path, small, X)
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     for call in (lambda: checkpoints.save_slim(tmp_path / "new", small, X), lambda: checkpoints.load_slim(path)):
-        with pytest.raises(ImportError, match=r"needs flatbuffers: pip install jaxprune\[storage\]"):
+        with pytest.raises(ImportError, match="needs flatbuffers: pip install flatbuffers"):
             _ = call()
     assert [p.name for p in tmp_path.iterdir()] == ["slim"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import allocation, lottery, masks
+from jaxprune import allocation, checkpoints, lottery, masks
 from jaxprune.lottery.search import Rounds
 from tests.cases import few
 
@@ -105,21 +105,20 @@ def test_vmapped_over_seeds_it_is_each_seed_alone(found):
     assert (np.asarray(many.ticket.masks["a"][0]) != np.asarray(many.ticket.masks["a"][1])).any()
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, found):
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, found, monkeypatch):
     controls = {"random": CONTROLS["random"]}
     whole = search(controls=controls, folder=tmp_path / "whole")
     chex.assert_trees_all_equal(whole.ticket.masks, found.ticket.masks)
-    calls = []
+    folder, save = tmp_path / "killed", checkpoints.Run.save
 
-    def killed(params: Any, held: Any) -> dict[str, Any]:
-        calls.append(1)
-        if len(calls) == 4:  # in the second round, with the control
+    def dying(run: checkpoints.Run, number: int, arrays: dict[str, np.ndarray]) -> None:
+        if number == 1:
             raise KeyboardInterrupt
-        return evaluate(params, held)
+        save(run, number, arrays)
 
-    folder = tmp_path / "killed"
-    with pytest.raises(KeyboardInterrupt):
-        _ = search(controls=controls, folder=folder, evaluate=killed, traceable=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints.Run, "save", dying)
+        _ = search(controls=controls, folder=folder, traceable=False)
     assert sorted(p.name for p in folder.iterdir()) == ["round_0000", "search.json"]
     eager = search(controls=controls, folder=folder, traceable=False)
     assert sorted(p.name for p in folder.iterdir()) == ["round_0000", "round_0001", "round_0002", "search.json"]
@@ -140,6 +139,9 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path):
     with pytest.raises(ValueError, match=r"sparsities: saved \[0\.1\], expected \[0\.0, 0\.4, 0\.64\]"):
         _ = search(folder=folder)
     assert [p.name for p in folder.iterdir()] == ["search.json"]
+    _ = search(folder=tmp_path / "own", rounds=0)
+    with pytest.raises(ValueError, match=r"another search(.|\n)*\n  rewind\.start\.code: saved"):
+        _ = search(folder=tmp_path / "own", rounds=0, rewind=lottery.learning_rate_only())
 
 
 @pytest.mark.parametrize("traceable", few([True, False], True))

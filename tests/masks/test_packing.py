@@ -17,3 +17,8 @@ def test_flax_saves_and_restores_packed_masks():
     np.testing.assert_array_equal(masks.unpack(found["w"]), masks.unpack(packed["w"]))
     with pytest.raises(ValueError, match="saved with width 11, but width 12 is expected"):
         _ = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 12), bool), "b": jnp.array(True)}), data)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 8), (2, 0)])
+def test_empty_masks_are_packed_and_unpacked(shape):
+    assert masks.unpack(masks.pack(jnp.ones(shape, bool))).shape == shape

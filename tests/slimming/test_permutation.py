@@ -99,3 +99,5 @@ def test_refusals(problem):
     two = {"a": normal(3, 8), "b": normal(8, 2, seed=1) ** 3}
     with pytest.raises(ValueError, match=r"a\[1\] are reordered: it uses their order by more than its parameters"):
         _ = permute_channels(tilted, two, 2, 4, jnp.ones((2, 3)), key=KEY)
+    with pytest.raises(ValueError, match=r"do not depend on the channels of first\[2\].*pass real inputs, not zeros"):
+        _ = permute_channels(network, params, 2, 4, jnp.zeros_like(x), key=KEY)
