@@ -62,7 +62,7 @@ def bar(
     except ImportError as error:
         if progress is None:
             return _Silent(items)
-        raise ImportError("progress=True needs tqdm: pip install jaxprune[progress]") from error
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
     seconds = 0.1 if _is_watched() else 10
     return tqdm.tqdm(items, desc=what, total=total, mininterval=seconds, **_size())
 

@@ -239,7 +239,7 @@ def _tokens(folder: Any, path: Path, length: int, windows: int | None, least: in
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise _UserError("reading a text needs the package tokenizers: pip install 'jaxprune[llm]'") from error
+        raise _UserError("reading a text needs the package tokenizers: pip install tokenizers") from error
     file = folder.path / "tokenizer.json"
     if not file.is_file():
         raise _UserError(f"{folder.path} has no tokenizer.json; save the model's tokenizer into it")

@@ -23,15 +23,17 @@ PyTree = Any
 class How(masks.Units, total=False):
     """How weights are chosen: the keyword arguments that `prune`, the training methods and the searches share.
 
-    Each is optional. `masks.Units` describes what is pruned: `pattern`, `where`, `batch_axes`, `specs` and `roles`.
+    Each keyword is optional. `masks.Units` documents the keywords for what is pruned: `pattern`, `where`, `batch_axes`,
+    `specs` and `roles`.
 
     Attributes:
-      criterion: `(params, *, grads, stats, key, **signals) -> scores` in the structure of `params`, larger = more worth
-        keeping; `criteria.magnitude` by default. Keywords that are not options, but arguments of the criterion, are
-        bound to it: `prune(params, 0.5, criterion=criteria.obd, hessian_diagonal=h)`.
-      allocation: `(scores, sparsity, **units) -> Allocation`, how the leaves share the sparsity; `allocation.uniform`
-        by default, unless the function that takes it says otherwise.
-      key: a key of `jax.random` for criteria that draw; None by default.
+      criterion: a function `(params, *, grads, stats, key, **signals) -> scores`. The scores have the structure and
+        shapes of `params`; weights with larger scores are kept. Default: `criteria.magnitude`. If you pass a keyword
+        that is not an option but an argument of the criterion, the criterion receives it:
+        `prune(params, 0.5, criterion=criteria.obd, hessian_diagonal=h)`.
+      allocation: a function `(scores, sparsity, **units) -> Allocation` that gives each leaf its part of the total
+        sparsity. Default: `allocation.uniform`, unless the function that takes it names another default.
+      key: a key of `jax.random`, for criteria that draw random numbers. Default: None.
     """
 
     criterion: criteria.Criterion
@@ -230,8 +232,8 @@ def prune(
       sparsity: the fraction to remove, in [0, 1), of the leaves that `where` selects; a number, or a floating scalar
         array that may be traced. Or a mapping from globs over leaf names to the sparsity of each leaf, and 0 where no
         glob matches, such as `Levels.sparsities` returns. Or None (default) for patterns that fix it, such as NM(2, 4).
-      grads: gradients in the structure of `params`, for criteria that need them.
-      stats: the result of `jaxprune.calibrate`, for criteria on activations.
+      grads: gradients in the structure of `params`, for criteria that need them; default None.
+      stats: the result of `jaxprune.calibrate`, for criteria on activations; default None.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs, roles; see
         `jaxprune.How`. Signals that the criterion names among its arguments may stand here too.
 
@@ -341,9 +343,9 @@ def _checked(scores: PyTree, params: PyTree, criterion: Callable[..., Any], chos
     for leaf_name, leaf, score in ((name, leaf, score) for (name, leaf), score, yes in leaves if yes):
         if not _tree.is_floating(score) and not isinstance(score, float):
             got = getattr(score, "dtype", type(score).__name__)
-            kinds.append(f"  {leaf_name or '(the tree itself)'}: {got}")
+            kinds.append(f"  {_tree.label(leaf_name)}: {got}")
         elif np.shape(score) != np.shape(leaf):
-            shapes.append(f"  {leaf_name or '(the tree itself)'}: scores {np.shape(score)}, parameter {np.shape(leaf)}")
+            shapes.append(f"  {_tree.label(leaf_name)}: scores {np.shape(score)}, parameter {np.shape(leaf)}")
     if kinds:
         raise TypeError(f"criterion {name} must return floating arrays:\n" + "\n".join(kinds))
     if shapes:

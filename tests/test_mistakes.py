@@ -508,7 +508,10 @@ SLIMMING = {
         "protect: no group .*'zz'",
     ),
     "parameters before groups": (lambda: slimming.group_scores(P, groups()), "groups must be .*find_groups"),
-    "scores of another network": (lambda: slimming.group_scores(groups(), OTHER), "scores have 1 leaves"),
+    "scores of another network": (
+        lambda: slimming.group_scores(groups(), OTHER),
+        r"got 1 leaves for 3:\n  a/bias: only in the parameters(.|\n)*c: only in the scores",
+    ),
     "an unknown norm": (lambda: slimming.group_scores(groups(), P, reduce="l3"), "reduce must be one of"),
     "a negative strength": (lambda: slimming.group_lasso(groups(), -1.0), "strength must be 0 or more"),
     "a negative growth": (
@@ -594,7 +597,7 @@ FEATURES = {
     ),
     "a mean of losses": (
         lambda: features.gradient_saliency(net, P, X, Y, lambda *a: per_sample(*a).mean()),
-        r"losses.* one loss .*sample, \(5,\); got \(\)",
+        r"losses.* one loss .*sample, shape \(5,\); got a scalar float32 array",
     ),
     "permutation from a seed": (
         lambda: features.permutation(net, P, X, Y, per_sample, key=0),
@@ -759,10 +762,13 @@ FILES = {
         r"a/kernel: 48 of 48|masks.apply\(params, masks\)",
     ),
     "masks of another network": (lambda path: checkpoints.save(path / "new", P, {"c": True}), "masks must have the"),
-    "a function to save": (lambda path: checkpoints.save(path / "new", net), "save takes arrays; .* by save_slim"),
+    "a function to save": (
+        lambda path: checkpoints.save(path / "new", net),
+        "must be a tree of arrays; got function net",
+    ),
     "a slim network to save": (
         lambda path: checkpoints.save(path / "new", small()),
-        "save takes arrays; .* by save_slim",
+        "must be a tree of arrays; got Slimmed.* call save_slim",
     ),
     "a slim function for batches of None": (
         lambda path: checkpoints.save_slim(path / "new", small(), jax.ShapeDtypeStruct((None, 8), float)),
@@ -802,7 +808,14 @@ FILES = {
     "a folder without a model": (lambda path: models.perplexity(path, np.zeros((1, 4), int)), "has no config.json"),
     "a model of another family": (lambda path: models.decoder({"model_type": "gpt2"}), "'gpt2'; decoder knows llama"),
     "a model by name": (lambda path: models.decoder("llama"), "config must be the mapping in config.json"),
-    "a block that is not there": (lambda path: models.block_params(P, 3), "model.layers.3.*num_hidden_layers"),
+    "a block of another model": (
+        lambda path: models.block_params(P, 3),
+        "no block 3; no name begins with model.layers",
+    ),
+    "a block that is not there": (
+        lambda path: models.block_params({"model.layers.0.a": 1, "model.layers.10.a": 1}, 11),
+        "params has no block 11; it has blocks 0 to 10",
+    ),
 }
 
 ROOMS = {

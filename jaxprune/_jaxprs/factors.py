@@ -271,6 +271,7 @@ def layout_of(shape: tuple[int, ...], sites: Sequence[Site]) -> tuple[Layout, li
 
 
 def _layout(shape: tuple[int, ...], site: Site) -> tuple[Layout, Place]:
+    """Returns how one product uses a leaf: which factors of its axes are batch, inputs and outputs, and which part."""
     roles: dict[str, list[Factor]] = {"batch": [], "inputs": [], "outputs": []}
     chosen: dict[Factor, int] = {}  # for each batch factor of which the site uses a single entry, that entry
     spans: list[tuple[int, int]] = []

@@ -29,8 +29,8 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
     other operation is elementwise. If two leaves are multiplied before data enter and one of them is repeated along
     an axis (an int8 kernel and its scales), the repeated leaf is elementwise.
 
-    Uncertain roles are marked: a leaf that is combined only with another parameter, or that passes a nonlinear function
-    before it is multiplied (a packed kernel), has the use "other" and a note.
+    Uncertain roles are marked: a leaf that is combined only with another parameter, or that a nonlinear function
+    changes before a product (a packed kernel), has the use "other" and a note.
 
     Args:
       fn: a function `fn(params, *inputs)`.
@@ -40,6 +40,9 @@ def find_roles(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> Roles
 
     Returns:
       The roles; `print` shows a table.
+
+    Raises:
+      TypeError: `fn` is not a function, or cannot be called as `fn(params, *inputs)`. Errors of `fn` itself pass on.
 
     Example:
       >>> params = {'embed': jnp.ones((9, 4)), 'dense': {'kernel': jnp.ones((4, 3)), 'bias': jnp.ones(3)}}
@@ -221,6 +224,7 @@ class _Walker:
         return tuple(found)
 
     def _product(self, eqn: Equation, operands: list[_Seen]) -> list[_Seen]:
+        """Notes the role of each leaf in a matrix product or convolution; the result is no longer a view of a leaf."""
         grouped = isinstance(PRIMITIVES[eqn.primitive.name], Convolution)
         spatial = eqn.params["dimension_numbers"].rhs_spec[2:] if grouped else ()
         for k, (mine, other) in enumerate(((operands[0], operands[1]), (operands[1], operands[0]))):
@@ -253,6 +257,7 @@ class _Walker:
         return [_unknown(operands)]
 
     def _enter(self, eqn: Equation, subs: Sequence[Sub], operands: list[_Seen], path: tuple[int, ...]) -> list[_Seen]:
+        """Follows the leaves through the programs of an equation, such as the body of a scan."""
         reached: dict[int, list[_Seen]] = {k: [] for k in range(len(eqn.outvars))}
         for sub in subs:
             inputs = [self._into(sub, k, operands, path) for k in range(len(sub.inputs))]

@@ -30,6 +30,7 @@ from jaxprune._tree.paths import has_two_axes as has_two_axes
 from jaxprune._tree.paths import identity as identity
 from jaxprune._tree.paths import is_box as is_box
 from jaxprune._tree.paths import is_floating as is_floating
+from jaxprune._tree.paths import label as label
 from jaxprune._tree.paths import map_named as map_named
 from jaxprune._tree.paths import matches as matches
 from jaxprune._tree.paths import name as name

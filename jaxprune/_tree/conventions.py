@@ -415,7 +415,7 @@ def selected(tree: PyTree, where: Where = None, roles: Roles | None = None, batc
         )
     said = lambda leaf, role: f", {role.why_left_alone}" if where is None and is_floating(leaf) else ""
     lines = [
-        f"  {name or '(the tree itself)'}: {kind(leaf)}{said(leaf, role)}"
+        f"  {paths.label(name)}: {kind(leaf)}{said(leaf, role)}"
         for (name, leaf), role in zip(paths.named_leaves(tree), known, strict=True)
     ]
     lines = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])

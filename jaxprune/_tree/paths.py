@@ -109,6 +109,16 @@ def with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> li
     return found
 
 
+def label(name: str) -> str:
+    """Returns the name of a leaf for a message; the name is empty if the tree is a single leaf.
+
+    Example:
+      >>> label('dense/kernel'), label('')
+      ('dense/kernel', '(the tree itself)')
+    """
+    return name or "(the tree itself)"
+
+
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """Returns the leaves with their names, in the order of `jax.tree.leaves`.
 

@@ -26,7 +26,7 @@ def owl(
     layer_of: Callable[[str], Hashable] | None = None,
     **units: Unpack[masks.Units],
 ) -> Allocation:
-    r"""Outlier-weighed layerwise sparsity: a layer with more outliers among its scores stays denser.
+    r"""Gives layers with more outliers among their scores a higher density (outlier-weighed layerwise sparsity, OWL).
 
         D_l = fraction of the scores of layer l above `threshold` times their mean
         s_l = s + \bar d - d_l,  d_l = 2 spread (D_l - min D) / (max D - min D)
@@ -39,8 +39,9 @@ def owl(
     Args:
       scores: floating arrays, 0 or more.
       sparsity: the total fraction to remove, in [0, 1): a Python number or a traced scalar.
-      threshold: M in the paper, above 0; the paper uses 3 to 10.
-      spread: $\lambda$ in the paper, in [0, 0.5): the sparsities of two layers differ by at most twice this number.
+      threshold: M in the paper, above 0; the paper uses 3 to 10. Default 5.0.
+      spread: $\lambda$ in the paper, in [0, 0.5): the sparsities of two layers differ by at most twice this number;
+        default 0.08.
       layer_of: a function from the name of a leaf to its layer. All leaves of a layer count together and get one
         sparsity, as the matrices of a transformer block do in the paper. None: every leaf is a layer. Each slice of
         stacked layers counts separately.

@@ -94,14 +94,14 @@ def one_ranking(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> 
 
 
 def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Erdos-Renyi: gives each leaf the density of a random graph in which all neurons have equally many connections.
+    """Gives each leaf the density of an Erdos-Renyi random graph: all neurons have equally many connections.
 
         1 - s_l = min(1, eps (n_in + n_out) / (n_in n_out))
 
-    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. n_in and n_out are the numbers of input and output
-    channels, without the window of a convolution. eps is chosen
-    so that the total sparsity is reached. A leaf whose density would exceed 1 stays dense, and eps is computed from the
-    other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
+    Mocanu et al. 2018 (SET), arXiv 1707.04780, eq. 1. s_l is the sparsity of leaf l. n_in and n_out are its numbers of
+    input and output channels, without the window of a convolution. The factor eps is the same for all leaves, and is
+    computed so that the network has the total sparsity. A leaf whose density would exceed 1 stays dense, and eps is
+    computed from the other leaves (Evci et al. 2020). For leaves with a fixed sparsity of their own, see `by_path`.
 
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
@@ -126,13 +126,16 @@ def er(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocatio
 
 
 def erk(scores: PyTree, sparsity: Any, **units: Unpack[masks.Units]) -> Allocation:
-    """Erdos-Renyi with the size of the kernel: small convolutions are denser than large ones.
+    """Gives each leaf an Erdos-Renyi density that counts the window of a convolution: small kernels are denser.
 
         1 - s_l = min(1, eps (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w))
 
-    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3: the density is proportional to the sum of a leaf's axes over
-    their product. For leaves of two axes it equals `er`. A dense layer stored with more axes, such as the (inputs,
-    heads, head size) of attention, counts all its axes.
+    Evci et al. 2020 (RigL), arXiv 1911.11134, section 3. s_l is the sparsity of leaf l, n_in and n_out are its numbers
+    of input and output channels, k_h and k_w the height and width of its window. The factor eps is the same for all
+    leaves, and is computed so that the network has the total sparsity; a leaf whose density would exceed 1 stays dense.
+    In general the density is proportional to the sum of the sizes of a leaf's axes, divided by their product. For
+    leaves of two axes it equals `er`. A dense layer stored with more axes, such as the (inputs, heads, head size) of
+    attention, counts all its axes.
 
     Args:
       scores: a tree of scores or of `jax.ShapeDtypeStruct`s; only the shapes are read.
@@ -278,7 +281,7 @@ def by_path(rules: Mapping[str, Any], default: Allocate = uniform) -> Allocate:
       rules: a mapping from globs over leaf names, such as `encoder/*/kernel`, to sparsities in [0, 1); 0.0 keeps a
         leaf dense. The first glob that matches a leaf counts.
       default: how the other leaves share the rest: any allocation that gives each leaf a sparsity, such as `erk` or
-        `lamp`, but not `one_ranking`.
+        `lamp`, but not `one_ranking`; default `uniform`.
 
     Returns:
       An allocation. Its total sparsity covers all pruned leaves, including leaves with a fixed sparsity.

@@ -50,19 +50,19 @@ def calibration_error(
     error: `calibration_test` compares it with chance.
 
     Args:
-      logits: (n, classes).
-      labels: integers, (n,).
-      bins: the number of bins, static; default 15.
+      logits: floating (n, classes); lower precisions are computed in float32.
+      labels: integers (n,), in [0, classes).
+      bins: the number of bins, an int of 1 or more, static; default 15.
       binning: "equal_width" (default) or "equal_mass", static.
       classwise: whether to average over the probabilities of all classes, static; default False.
-      probabilities: whether `logits` are probabilities; default False.
+      probabilities: whether `logits` are probabilities, in [0, 1] with a sum of 1 for each sample; default False.
 
     Returns:
-      A scalar in [0, 1].
+      A floating scalar in [0, 1].
 
     Raises:
       TypeError: logits are not floating, or labels are not integers.
-      ValueError: the logits or labels do not fit (see `evaluate`), or `binning` has another value.
+      ValueError: the logits or labels do not fit (see `evaluate`), `bins` is below 1, or `binning` has another value.
 
     Example:
       >>> probabilities = jnp.array([[0.75, 0.25], [0.75, 0.25]])

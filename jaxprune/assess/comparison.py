@@ -342,7 +342,7 @@ def comparison_table(results: Sequence[ModelResult], *, notes: Sequence[str] = (
 
     Args:
       results: the models, in the order of the rows.
-      notes: sentences to print below the table.
+      notes: sentences to print below the table; default none.
 
     Returns:
       A table with the columns for which any result has a value: sparsity, parameters, effective FLOPs, accuracy, NLL,

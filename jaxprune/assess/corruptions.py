@@ -36,8 +36,8 @@ def noise(images: Any, sigma: Any, *, key: Array, low: float = 0.0, high: float 
       images: floating, any shape, in [low, high].
       sigma: a fraction of the range, 0 or more; may be traced.
       key: a JAX key.
-      low: the value of black.
-      high: the value of white.
+      low: the value of black; default 0.0.
+      high: the value of white; default 1.0.
 
     Returns:
       Images in the same shape and dtype.
@@ -104,21 +104,23 @@ def corruptions(*, low: float = 0.0, high: float = 1.0, scale: float = 1.0) -> d
     """Returns noise, blur and contrast in the five levels of CIFAR-10-C (Hendrycks and Dietterich, arXiv:1903.12261).
 
     Args:
-      low: the value of black.
-      high: the value of white.
-      scale: a factor for the blur's sigma; 1 suits images of 32 pixels.
+      low: the value of black; default 0.
+      high: the value of white; default 1.
+      scale: a factor for the blur's sigma, above 0; default 1, which suits images of 32 x 32 pixels.
 
     Returns:
       Corruptions for `corrupted_logits`, by name: `noise`, `blur`, `contrast`.
 
     Raises:
-      ValueError: low is not below high.
+      ValueError: `low` is not below `high`, or `scale` is not above 0.
 
     Example:
       >>> corruptions()['contrast'].levels
       (0.75, 0.5, 0.4, 0.3, 0.15)
     """
     _check_range(low, high)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0 and finite; got {scale}")
     return {
         "noise": Corruption(lambda x, level, key: noise(x, level, key=key, low=low, high=high), NOISE),
         "blur": Corruption(

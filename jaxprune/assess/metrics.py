@@ -55,7 +55,8 @@ def evaluate(logits: Any, labels: Any, *, bins: int = 15, probabilities: bool = 
       probabilities: whether `logits` are probabilities; default False.
 
     Returns:
-      Metrics of scalars.
+      `Metrics`: the values are float32 scalars (float64 for float64 logits) on the device; `as_dict` converts them to
+      Python floats.
 
     Raises:
       TypeError: labels are not integers, or logits not floating.

@@ -245,7 +245,7 @@ def png(pixels: np.ndarray) -> bytes:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError('pictures in the page need Pillow: pip install "jaxprune[report]"') from error
+        raise ImportError("pictures in the page need Pillow: pip install pillow") from error
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise ValueError(
             f"pixels must be uint8, (height, width) or (height, width, 3); got {pixels.dtype} {pixels.shape}"

@@ -30,7 +30,7 @@ def accuracy_by_sparsity(
     Args:
       curves: for each method pairs (sparsity in [0, 1), value), in any order.
       dense: the value of the dense network, drawn as a horizontal line; None (default) for no line.
-      ylabel: the name of the values.
+      ylabel: the name of the values; default "accuracy".
 
     Returns:
       A figure; `figure.savefig(path)` writes it.
@@ -172,7 +172,7 @@ def accuracy_by_level(models: Mapping[str, Sequence[Interval]], *, xlabel: str =
 
     Args:
       models: by name an interval for each level, as `Risk.corruption` has them.
-      xlabel: the name of the corruption.
+      xlabel: the name of the corruption; default "level".
 
     Returns:
       A figure.
@@ -205,7 +205,7 @@ def pareto_plot(models: Mapping[str, tuple[float, float]], *, xlabel: str = "eff
 
     Args:
       models: (cost, error) of each model by its name, the error as a fraction.
-      xlabel: the name of the cost; its axis is logarithmic.
+      xlabel: the name of the cost; its axis is logarithmic. Default "effective FLOPs".
 
     Returns:
       A figure; `figure.savefig(path)` writes it.
@@ -244,7 +244,7 @@ def style(settings: Mapping[Any, Any]) -> Any:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "jaxprune[report]"') from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     return mpl.rc_context(dict(settings))
 
 
@@ -253,7 +253,7 @@ def new_figure(width: float, height: float) -> tuple["Figure", Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "jaxprune[report]"') from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
 
     class Shown(Figure):
         """A figure that notebooks show as a picture without pyplot."""

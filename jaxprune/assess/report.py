@@ -36,7 +36,9 @@ class RiskReport:
       reference: the name of the model with which all others are compared; None without a comparison.
       changes: the changes from the reference, by the name of the model, without the reference.
       verdicts: sentences on each model, by name: `fit`, `confidence`, `changes`, `classes`.
-      answers: whether the model is as good, smaller, faster, calibrated, no worse for every class; by name.
+      answers: for each model, by name, the answers to five questions: whether it is as good, smaller, faster,
+        calibrated, and no worse for any class. Without a reference, and for the reference, only whether it is
+        calibrated.
       forgotten: the test samples for which the class that the other models predict most often is not the class that the
         reference predicts; empty without a reference.
       notes: sentences to read with the figures.
@@ -130,10 +132,10 @@ class RiskReport:
         return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_html(self, *, title: str = "Risk report", draw: Sequence[str] | None = None, most: int = 60) -> str:
-        """Returns one page that needs no other file and no network, with plots as SVG and pictures as PNG.
+        """Returns the report as one HTML page, which contains its plots and pictures and needs no other file.
 
         Args:
-          title: the heading.
+          title: the heading; default "Risk report".
           draw: the models in the plots; None (default) for the reference and the first three others.
           most: the largest number of forgotten samples shown; the page also gives their total number. Default 60.
 
@@ -147,7 +149,7 @@ class RiskReport:
         return page.html(self, title=title, draw=draw, most=most)
 
     def all_notes(self) -> list[str]:
-        """Explanations of the intervals and tests, and the notes that were passed."""
+        """Returns explanations of the intervals and tests, and then the notes that were passed."""
         first = next(iter(self.risks.values()))
         level, rest = (f"{100 * share:.3g} %" for share in (first.confidence, 1 - first.confidence))
         lines = [
@@ -245,7 +247,7 @@ def risk_report(
       reference: the name of the model to compare with; None (default) compares nothing.
       images: the test images for pictures, (n, height, width) or with 1 or 3 channels; uint8, or floating in [0, 1].
         None (default) for no pictures.
-      notes: sentences for the report, such as the data, the seeds, and how models were chosen.
+      notes: sentences for the report, such as the data, the seeds, and how models were chosen; default none.
       draws: the number of draws in the tests of calibration and of changes; default 2000.
       confidence: the confidence of every interval and every verdict, in (0, 1); default 0.95.
 

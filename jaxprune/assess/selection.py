@@ -67,7 +67,7 @@ class Score:
 
 
 def aic(nll: float, n: int, kept: int) -> float:
-    r"""Akaike's information criterion, smaller is better.
+    r"""Computes Akaike's information criterion; smaller is better.
 
         AIC = 2 k + 2 n L
 
@@ -90,7 +90,9 @@ def aic(nll: float, n: int, kept: int) -> float:
 
 
 def bic(nll: float, n: int, kept: int) -> float:
-    r"""Schwarz's Bayesian information criterion, smaller is better: BIC = k ln n + 2 n L (Schwarz 1978, Ann. Stat. 6).
+    r"""Computes Schwarz's Bayesian information criterion; smaller is better.
+
+        BIC = k ln n + 2 n L        Schwarz 1978, Ann. Stat. 6
 
     Args:
       nll: L, the mean negative log-likelihood of the samples, in nats.
@@ -150,9 +152,10 @@ def hold_out(
 
     Args:
       candidates: the models by name.
-      train: (x, labels), the samples that the models were trained on.
-      test: (x, labels), other samples, two or more.
-      batch: the number of samples per forward pass.
+      train: (x, labels), the samples that the models were trained on: x with the samples on its first axis, labels
+        integers (n,) in [0, classes).
+      test: (x, labels), other samples in the same form, two or more.
+      batch: the number of samples in one forward pass, 1 or more; default 1000.
 
     Returns:
       One `Score` per model, in their order. `model_table` prints them.
@@ -320,9 +323,9 @@ def pareto_table(names: Sequence[str], errors: Any, costs: Any, *, cost: str = "
 
     Args:
       names: the names of the models.
-      errors: (models,) smaller is better, fractions; printed in per cent.
-      costs: (models,) smaller is better.
-      cost: the title of the column of costs.
+      errors: (models,) numbers, fractions in [0, 1]; smaller is better. The table shows them in per cent.
+      costs: (models,) numbers; smaller is better. The table shows them as quantities, such as 2.00 k for 2000.
+      cost: the title of the column of costs, with the unit if there is one; default "FLOPs".
 
     Returns:
       A table with one line per model.
@@ -355,7 +358,7 @@ def _score(name: str, candidate: Candidate, train: Any, test: Any, batch: int) -
     logits = _logits(candidate, test[0], batch)
     losses = np.asarray(log_losses(logits, test[1]), np.float64)
     if len(losses) < 2:
-        raise ValueError(f"the held-out samples must be two or more for a standard error; got {len(losses)}")
+        raise ValueError(f"test must have two or more samples, because it gives a standard error; got {len(losses)}")
     n, nll = len(train[1]), float(seen.nll)
     return Score(
         name,

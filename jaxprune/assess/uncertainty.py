@@ -62,7 +62,9 @@ def risk_coverage(logits: Any, labels: Any, *, uncertainty: Any = None) -> RiskC
     logits, labels = metrics.check(logits, labels)
     given = max_probability(logits) if uncertainty is None else jnp.asarray(uncertainty)
     if given.shape != labels.shape:
-        raise ValueError(f"uncertainty must have one value a sample, {labels.shape}; got {given.shape}")
+        raise ValueError(
+            f"uncertainty must have one value for each sample, shape {labels.shape}; got shape {given.shape}"
+        )
     _check_values(given, "uncertainty")
     return risk_coverage_curve(given, ~metrics.correct(logits, labels))
 
@@ -91,7 +93,7 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray, level:
     Args:
       confidence: (n,), larger = surer.
       correct: bool (n,).
-      level: the confidence of the interval, in (0, 1).
+      level: the confidence of the interval, in (0, 1); default 0.95.
 
     Returns:
       The area; its ends are NaN where fewer than `intervals.FEW` samples are wrong.
@@ -155,10 +157,10 @@ def max_probability(logits: Array) -> Array:
     """Returns one minus the largest probability of each sample (Hendrycks and Gimpel 2017, arXiv:1610.02136).
 
     Args:
-      logits: (n, classes).
+      logits: floating (n, classes).
 
     Returns:
-      (n,), in [0, 1 - 1 / classes]; larger where the model is less sure.
+      Floating (n,), in [0, 1 - 1 / classes]; larger where the model is less sure.
 
     Example:
       >>> max_probability(jnp.zeros((1, 4))).tolist()
@@ -171,10 +173,10 @@ def entropy(logits: Array) -> Array:
     """Computes the entropy of each prediction, H = -sum_k p_k log p_k, in nats: larger where the model is less sure.
 
     Args:
-      logits: (..., classes).
+      logits: floating (..., classes).
 
     Returns:
-      (...), in [0, log classes].
+      Floating, in the shape of `logits` without the last axis; in [0, log classes].
 
     Example:
       >>> round(float(entropy(jnp.zeros((1, 4)))[0]), 3)
@@ -191,10 +193,10 @@ def epistemic_uncertainty(members: Array) -> Array:
     al. 2018, arXiv:1710.07283).
 
     Args:
-      members: logits (members, n, classes).
+      members: floating logits (members, n, classes).
 
     Returns:
-      (n,), 0 where all members predict the same probabilities.
+      Floating (n,), 0 or more; 0 where all members predict the same probabilities.
 
     Example:
       >>> epistemic_uncertainty(jnp.zeros((3, 2, 4))).tolist()
@@ -246,7 +248,7 @@ def temperature_interval(logits: Any, labels: Any, confidence: float = 0.95) -> 
     Args:
       logits: (n, classes).
       labels: integers, (n,).
-      confidence: in (0, 1).
+      confidence: in (0, 1); default 0.95.
 
     Returns:
       The temperature; the ends are NaN where the temperature is at one of its bounds.

@@ -69,7 +69,7 @@ def verdict(
       risk: the figures of the model.
       changes: the changes from a reference; None (default) without a reference.
       reference: the figures of the reference, for the fit; None (default) without a reference.
-      name: the name of the reference.
+      name: the name of the reference; default "the reference".
 
     Returns:
       Sentences under `fit` (with training samples), `confidence`, and with `changes` under `changes` and `classes`.

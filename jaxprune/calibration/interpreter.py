@@ -176,6 +176,7 @@ class Interpreter:
             return None
 
     def _product(self, eqn: Equation, operands: list[Value], path: Key, result: Any) -> tuple[Trail, Sums]:
+        """Returns the mark of a product, and the sums of the activations that each parameter in it is multiplied by."""
         sums: Sums = {}
         trails: list[Trail] = []
         for mine in (0, 1):
@@ -389,6 +390,7 @@ class Interpreter:
                 self.lost[leaf].append(reason)
 
     def _scan(self, sub: Sub, operands: list[Value], path: Key) -> tuple[list[Value], Sums]:
+        """Returns the results of a scan, and the sums of its body over all its steps."""
         data = any(v.data for v in operands)
         inputs = [self._into(sub, k, operands, data, path) for k in range(len(sub.inputs))]
 

@@ -116,6 +116,12 @@ def _moves(eqn: Equation, what: Moves, operands: Sequence[Marked], picked: bool)
 def _entrywise(
     eqn: Equation, what: Entrywise, operands: Sequence[Marked], result: Any, picked: bool
 ) -> tuple[Trail, list[Combined]]:
+    """Returns the marks of an entrywise result, and the sums over experts that end at this equation.
+
+    A route follows the rows of experts through the function. Routes of several operands are joined. A loose operand is
+    data without a route: as a factor it becomes the gate of a route; if it is added, the route ends and its rows are
+    summed.
+    """
     name, rank = eqn.primitive.name, jnp.ndim(result)
     arrays = [v for v in operands if v.array.ndim == rank and rank]
     flat = frozenset(
@@ -235,6 +241,7 @@ def _place(pairs: Sequence[tuple[int, int]], array: Any, rank: int) -> Any:
 def _product(
     eqn: Equation, what: Product, operands: Sequence[Marked], result: Any, picked: bool
 ) -> tuple[list[Trail], list[Combined]]:
+    """Returns the marks of a product of which one operand has routes, and the sums over experts that end in it."""
     (lc, rc), (lb, rb) = what.numbers(eqn)
     for me, other, contract, batch in (
         (0, 1, list(zip(lc, rc, strict=True)), list(zip(lb, rb, strict=True))),
@@ -335,6 +342,7 @@ def _gather(eqn: Equation, operands: Sequence[Marked], picked: bool) -> Trail:
 
 
 def _scatter(eqn: Equation, operands: Sequence[Marked], picked: bool) -> tuple[list[Trail], list[Combined]]:
+    """Returns the marks of a scatter: tokens written into slots of experts, or rows of experts written back."""
     base, indices, updates = operands
     numbers = eqn.params["dimension_numbers"]
     window = [

@@ -216,6 +216,7 @@ class _Run(NamedTuple):
             raise ValueError("params must have the shapes that calibrator was made for:\n" + "\n".join(lines))
 
     def compile(self, batch: PyTree) -> tuple[Callable, _Plan]:
+        """Returns a jitted function that adds the sums of one batch of this shape, and the plan of the sums."""
         traced = _jaxprs.trace(self.fn, self.params, batch)
         n_params = len(jax.tree.leaves(self.params))
         leaf_at = {p: leaf for leaf, p in enumerate(traced.inputs[:n_params]) if p is not None}
@@ -265,6 +266,7 @@ class _Run(NamedTuple):
     def _plan(
         self, machine: Interpreter, sums: Sums, roles: _tree.Roles
     ) -> tuple[_Plan, dict[int, list[tuple[Any, Place]]]]:
+        """Returns which sums belong to which leaf, and where in the leaf. Raises if no leaf has sums."""
         named = _tree.named_leaves(self.params)
         chosen = [i for i, picked in enumerate(jax.tree.leaves(self.chosen)) if picked]
         found: dict[int, Layout] = {}
@@ -278,11 +280,11 @@ class _Run(NamedTuple):
                 lost.setdefault(leaf, []).append(str(reason))
                 continue
             found[leaf], places[leaf] = layout, list(zip(keys, where, strict=True))
-        self._check_size({named[leaf][0]: layout for leaf, layout in found.items()})
+        self._check_size({_tree.label(named[leaf][0]): layout for leaf, layout in found.items()})
         tell = lambda leaf: ", ".join(lost[leaf]) if leaf in lost else "enters no matrix product or convolution"
         uncovered = tuple((named[leaf][0], tell(leaf)) for leaf in chosen if leaf not in found)
         if not found:
-            lines = "\n".join(f"  {name}: {why}" for name, why in uncovered) or "  (where selects nothing)"
+            lines = "\n".join(f"  {_tree.label(name)}: {why}" for name, why in uncovered) or "  (where selects nothing)"
             raise ValueError(f"no parameter could be followed to a matrix product or convolution:\n{lines}")
         partly = tuple((named[leaf][0], tell(leaf)) for leaf in found if leaf in lost)
         counts = {leaf: _counts(found[leaf], [(machine.sites[k], p) for k, p in places[leaf]]) for leaf in found}
@@ -355,12 +357,13 @@ def _counts(layout: Layout, sites: Sequence[tuple[Site, Place]]) -> np.ndarray:
 
 
 def _collected(params: PyTree, plan: _Plan, sums: dict[int, Moments], counts: dict[int, np.ndarray]) -> Stats:
+    """Returns the statistics of the leaves from the sums of all batches, as arrays; raises if a sum is not finite."""
     flat = _tree.with_paths(params)
     # Leaves keep the order in which the function uses them.
     sizes = tuple((leaf, plan.layouts[leaf].sizes[:2]) for leaf in set(plan.of.values()))
     found, matrices = _as_matrices(sums, sizes)
     finite = jax.device_get(found)
-    bad = [_tree.name(flat[leaf][0]) for leaf in plan.layouts if not finite[plan.of[leaf]]]
+    bad = [_tree.label(_tree.name(flat[leaf][0])) for leaf in plan.layouts if not finite[plan.of[leaf]]]
     if bad:
         raise ValueError(
             "activations are not finite (NaN or inf in the data or the parameters, or an overflow); the first leaves:\n"

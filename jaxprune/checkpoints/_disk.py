@@ -73,13 +73,21 @@ def optional(module: str, what: str) -> Any:
       module: the name of the module.
       what: the action that needs the module, for the message.
 
+    Returns:
+      The module.
+
     Raises:
-      ImportError: the module is missing. The message names the package to install.
+      ModuleNotFoundError: the package is not installed. The message says how to install it.
+      ImportError: the package is installed, but its import fails; the package's own error.
     """
+    package = module.split(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{what} needs {module.split('.')[0]}: pip install jaxprune[storage]") from error
+    except ModuleNotFoundError as error:
+        if (error.name or package).split(".")[0] != package:  # the package is there, and lacks another one
+            raise
+        name = {"orbax": "orbax-checkpoint"}.get(package, package)
+        raise ModuleNotFoundError(f"{what} needs {name}: pip install {name}", name=package) from error
 
 
 def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mapping[Any, Any], hint: str = "") -> None:

@@ -95,6 +95,7 @@ def import_gguf(path: Any, output: Any, *, dtype: Any = jnp.float32) -> Path:
 
 
 def _config(read: Any, architecture: str) -> dict[str, Any]:
+    """Returns the `config.json` that belongs to the metadata of a GGUF file."""
     get = lambda key, default=None: read(f"{architecture}.{key}", default)
     family, name = _FAMILIES[architecture]
     heads = int(get("attention.head_count"))

@@ -109,7 +109,10 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
       [[0.0, 2.0]]
     """
     if isinstance(params, Slimmed) or inspect.isfunction(params):  # or save(path, *slimmed)
-        raise TypeError("save takes arrays; save a slim network with its function by save_slim(path, slimmed, *inputs)")
+        raise TypeError(
+            f"params must be a tree of arrays; got {_tree.shown(params)}. To save a slim network with its function, "
+            "call save_slim(path, slimmed, *inputs)"
+        )
     if isinstance(params, masks_.Pruned):
         raise TypeError("params is a Pruned, parameters and masks together; pass both: save(path, *pruned)")
     return _write(path, params, masks, about, {})
@@ -118,7 +121,7 @@ def save(path: Any, params: PyTree, masks: PyTree | None = None, about: Any = No
 def load(path: Any, like: PyTree = None) -> Loaded:
     """Reads a network from a file that `save` or `save_slim` wrote.
 
-    Of a slim network it reads the smaller parameters alone, to be trained on or to be used with code of your own;
+    From a slim network it reads the smaller parameters alone, for further training or for code of your own;
     `load_slim` also returns the function. `Folder` reads a Hugging Face folder, such as `jaxprune slim` writes.
 
     Args:
@@ -162,9 +165,11 @@ def save_slim(
       path: a new file in an existing folder.
       slimmed: the result of `jaxprune.slim`; after fine-tuning `dataclasses.replace(slimmed, params=trained)`.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
-        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
-      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`.
-      gradient: whether the loaded function can be differentiated, once and in reverse mode, to train it on. The
+        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size, where
+        the function writes `x.shape[0]` and not `len(x)`.
+      platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`; default
+        ("cpu", "cuda", "tpu").
+      gradient: whether the loaded function can be differentiated, once and in reverse mode, for further training. The
         program is then about three times as large, and writing it takes seconds. Default: False.
 
     Returns:
@@ -176,7 +181,7 @@ def save_slim(
         and classes registered with `jax.export`; it replaces leaves of its parameters in place, such as running
         statistics in training; or `gradient` is True and the function has no gradient in reverse mode, such as a
         `while_loop`.
-      TypeError: parameters are not arrays of numbers.
+      TypeError: parameters are not arrays of numbers, or the function uses a symbolic size as a Python number.
       ImportError: the package safetensors or flatbuffers is missing.
 
     Example:
@@ -218,7 +223,19 @@ def save_slim(
         exported = export.export(jax.jit(flat), platforms=platforms)(jax.tree.leaves(slimmed.params), *inputs)
         program = exported.serialize(vjp_order=int(gradient))
     except ValueError as error:
-        raise ValueError(f"the function cannot be exported: {error}") from error
+        without = "leave gradient=False, " if gradient else ""
+        raise ValueError(
+            f"the function cannot be exported: {error}\nTo save it, {without}take and return only dicts, lists, tuples "
+            "and arrays, or use symbolic shapes only where the function allows them; or save the parameters alone: "
+            "save(path, slimmed.params)"
+        ) from error
+    except TypeError as error:
+        if "_DimExpr" not in str(error):
+            raise
+        raise TypeError(
+            "the function uses a symbolic size of its inputs as a Python number; write x.shape[0] for len(x), or save "
+            "the function for inputs of fixed shapes"
+        ) from error
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
     return _write(path, slimmed.params, None, about, {_FUNCTION: np.frombuffer(program, np.uint8)})
 
@@ -308,7 +325,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
     """Writes a file as `save` does, with additional arrays, whose names must differ from the names of leaves."""
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
-        masks = jax.tree.map(lambda _: True, params)
+        masks = jax.tree.map(lambda _: np.ones((), bool), params)  # arrays, as the variables of NNX contain
     masks = _tree.align(params, masks, what="masks", is_leaf=is_packed)
     _tree.check_masks(params, masks)
     arrays, leaves = _split(params, masks_.unpack(masks), [*extra])
@@ -326,7 +343,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
 
 
 def _read(path: Any, like: PyTree) -> tuple[Loaded, dict[str, np.ndarray], list[tuple[str, ...]]]:
-    """Reads a file as `load` does; also returns all its arrays by name, and the paths of the leaves in its order."""
+    """Reads a file. Returns what `load` returns, all arrays of the file by name, and the leaves' paths in its order."""
     package = _disk.optional("safetensors", "loading a network")
     path = _disk.as_path(path)
     if not path.is_file():

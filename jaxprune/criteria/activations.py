@@ -49,7 +49,7 @@ def wanda(params: PyTree, *, stats: Any = None, **signals: Any) -> PyTree:
 
 
 def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree = None, **signals: Any) -> PyTree:
-    r"""Relative importance: a weight's share of its row and of its column, times the norm of its input.
+    r"""Returns the relative importance of each weight: its share of its row and column, times the norm of its input.
 
         s_ij = (|w_ij| / \sum_i |w_ij| + |w_ij| / \sum_j |w_ij|) ||x_i||^a
 
@@ -60,7 +60,8 @@ def ria(params: PyTree, *, stats: Any = None, power: float = 0.5, specs: PyTree 
       params: any tree.
       stats: the result of `calibrate(fn, params, batches, collect="square")`.
       power: a, a float; default 0.5 as in the paper; 0 ignores the activations.
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; a leaf sharded over devices raises.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; a leaf sharded over devices raises. Default
+        None.
       **signals: ignored.
 
     Returns:

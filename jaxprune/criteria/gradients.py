@@ -52,7 +52,7 @@ def gradient(params: PyTree, *, grads: PyTree = None, power: int = 1, **signals:
 
 
 def snip(params: PyTree, *, grads: PyTree = None, **signals: Any) -> PyTree:
-    """Connection sensitivity, for pruning before training.
+    """Returns the connection sensitivity of each weight, for pruning before training.
 
         s = |w g|
 
@@ -142,7 +142,7 @@ def _widened(w: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def obd(params: PyTree, *, hessian_diagonal: PyTree = None, **signals: Any) -> PyTree:
-    """Optimal brain damage: the second-order change in loss when a weight is set to zero.
+    """Returns the second-order change of the loss when a weight is set to zero (optimal brain damage).
 
         s = w^2 h / 2,    h the diagonal of the Hessian of the loss
 
@@ -268,7 +268,7 @@ Criterion = Callable[..., PyTree]
 def grasp(
     loss: Callable[..., Any], *inputs: PyTree, where: _tree.Where = None, roles: _tree.Roles | None = None
 ) -> Criterion:
-    """Gradient signal preservation: keeps the weights that contribute most to the norm of the gradient.
+    """Returns a criterion that keeps the weights that contribute most to the norm of the gradient (GraSP).
 
         s = w (H g),    H the Hessian and g the gradient of the loss
 
@@ -311,7 +311,7 @@ def grasp(
 
 
 def synflow(fn: Callable[..., Any], *inputs: PyTree) -> Criterion:
-    """Synaptic flow: the sum over all paths from input to output that pass through a weight.
+    """Returns the criterion of synaptic flow: the sum over all paths from input to output through a weight.
 
         s = |w| dR/d|w|,    R = sum of fn(|params|, 1, ..., 1)
 
@@ -369,7 +369,7 @@ def synflow_masks(
     where: _tree.Where = None,
     roles: _tree.Roles | None = None,
 ) -> PyTree:
-    """Iterative synaptic flow pruning, without data; returns the masks.
+    """Returns the masks of iterative synaptic flow pruning, which needs no data.
 
         for i = 1..n: score the masked parameters; keep the fraction (1 - s)^(i/n) of all weights together
 

@@ -48,7 +48,7 @@ def magnitude(
       normalise: None (default), "l1", "l2", "mean" or "max".
       batch_axes: the axes of a leaf along which a scan stacks layers, each normalised separately: a number of leading
         axes, a tuple of axes, or a mapping from globs over names; default 0. Axes that a framework marks are known.
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`. Default None.
       **signals: ignored.
 
     Returns:
@@ -117,7 +117,7 @@ def _normalised(size: jax.Array, norm: str, axes: tuple[int, ...], layout: shard
 
 
 def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None, **signals: Any) -> PyTree:
-    """Uniform random scores.
+    """Returns uniform random scores, the control for every other criterion.
 
         s ~ U[0, 1)
 
@@ -132,7 +132,7 @@ def random(params: PyTree, *, key: jax.Array | None = None, specs: PyTree = None
     Args:
       params: any tree.
       key: a key of `jax.random`, typed or raw.
-      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`.
+      specs: inside `jax.shard_map`, the `PartitionSpec` of each parameter; see `masks.Units`. Default None.
       **signals: ignored.
 
     Returns:

@@ -171,7 +171,7 @@ def softened(logits: Array, temperature: float = 2.0) -> Array:
 
     Args:
       logits: (members, ..., classes).
-      temperature: T > 0.
+      temperature: T > 0; default 2.0.
 
     Returns:
       Logits (..., classes).

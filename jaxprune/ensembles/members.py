@@ -202,7 +202,7 @@ def _check_shapes(every: Sequence[PyTree]) -> None:
     if wrong:
         raise ValueError("members must have leaves of the same shape, to run as one model:\n" + "\n".join(wrong))
     wrong = [
-        f"  {name or '(the tree itself)'}: {_tree.kind(leaf)} in member {i}, {_tree.kind(first)} in member 0"
+        f"  {_tree.label(name)}: {_tree.kind(leaf)} in member {i}, {_tree.kind(first)} in member 0"
         for i, other in enumerate(named)
         for (name, first), (_, leaf) in zip(named[0], other, strict=True)
         if jnp.result_type(leaf) != jnp.result_type(first)
@@ -326,7 +326,9 @@ def free_tickets(
     rates: tuple[float, float] = (0.1, 0.01),
     **how: Unpack[How],
 ) -> FreeTickets:
-    """EDST ensembles: one exploration, then one refinement for each member (Liu et al. 2022, arXiv 2106.14568).
+    """Returns the method and the learning rates of an EDST ensemble: one exploration, then a refinement per member.
+
+    Liu et al. 2022, arXiv 2106.14568.
 
     Each update drops and grows a constant fraction, like RigL. The factor of the learning rate is 1 in the exploration;
     `rates` has the factors of the two halves of a refinement. A member is complete at the end of its refinement. The

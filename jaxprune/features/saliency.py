@@ -163,10 +163,11 @@ def _checked(predict: Predict, params: PyTree, x: Any, y: Any, losses: Losses) -
     x, y = _checks.samples(x, least=1), jnp.asarray(y)
     if y.shape[:1] != x.shape[:1]:
         raise ValueError(f"y must have one entry for each of the {x.shape[0]} samples; got shape {y.shape}")
-    shape = jax.eval_shape(lambda p, x, y: losses(predict(p, x), y), params, x, y).shape
-    if shape != x.shape[:1]:
+    found = jax.eval_shape(lambda p, x, y: losses(predict(p, x), y), params, x, y)
+    if getattr(found, "shape", None) != x.shape[:1]:
         raise ValueError(
-            f"losses(predict(params, x), y) must have one loss for each sample, {x.shape[:1]}; got {shape}"
+            f"losses(predict(params, x), y) must be an array with one loss for each sample, shape {x.shape[:1]}; got "
+            f"{_tree.shown(found)}"
         )
     return x, y
 
@@ -210,7 +211,7 @@ class StochasticGates:
         Args:
           features: the number of features, 1 or more.
           mu: the start value of each gate; default 0.5: a gate without noise is half open.
-          dtype: the dtype of the parameters.
+          dtype: the dtype of the parameters; default float32.
 
         Returns:
           (features,), all equal to `mu`.
@@ -291,7 +292,7 @@ class StochasticGates:
 
 
 def input_lasso(strength: float | Schedule, where: _tree.Where, *, axis: int = 0) -> optax.GradientTransformation:
-    r"""Group lasso on the inputs of the first layer: all weights of an input become exactly zero together.
+    r"""Returns a group lasso on the inputs of the first layer: all weights of an input become exactly zero together.
 
         w_j <- w_j max(0, 1 - t sqrt(m) / ||w_j||)     after the optimizer's step, with m weights per input
 

@@ -32,17 +32,19 @@ Array = jax.Array
 
 
 def pearson(x: Any, y: Any) -> Array:
-    r"""Returns the correlation of each feature with the target: how well a linear function of `y` explains the feature.
+    r"""Returns how much of each feature the target explains: its correlation with numbers, or the ratio for classes.
 
         numbers:           s_j = | \sum_i (x_ij - m_j)(y_i - m) | / (n sd_j sd)
         classes:           s_j = sqrt( \sum_k n_k (m_jk - m_j)^2 / \sum_i (x_ij - m_j)^2 )
         several targets:   s_j = the multiple correlation of x_j with all columns of y
 
-    The formula for classes is the correlation ratio (Pearson 1905; Fisher 1925): the fraction of the feature's variance
-    between the classes. For two classes it equals the absolute correlation with a label of 0 and 1; for one-hot labels
-    the formula for several targets equals it. Distances between classes count squared: a feature that separates a few
-    classes widely scores higher than a feature that separates all classes a little. If it selects features for a few
-    easy classes only, use `spearman` or `mutual_information`, which no distance dominates.
+    For numbers, the score says how well a linear function of `y` explains the feature. The formula for classes is the
+    correlation ratio (Pearson 1905; Fisher 1925), the square root of the fraction of the feature's variance between the
+    classes: any function of the class may explain the feature. For two classes it equals the absolute correlation with
+    a label of 0 and 1; for one-hot labels the formula for several targets equals it. Distances between classes count
+    squared: a feature that separates a few classes widely scores higher than a feature that separates all classes a
+    little. If it selects features for a few easy classes only, use `spearman` or `mutual_information`, which no
+    distance dominates.
 
     Args:
       x: (n, features) numbers.
@@ -281,7 +283,7 @@ def mrmr(
     quotient: bool = False,
     pool: Callable[..., np.ndarray] = np.mean,
 ) -> np.ndarray:
-    r"""Minimum redundancy, maximum relevance: chooses features one by one, relevant and unlike the chosen ones.
+    r"""Chooses features one by one, relevant and unlike the chosen ones (minimum redundancy, maximum relevance).
 
         next = argmax_j  relevance_j - mean_{i chosen} similarity_ij          (or the quotient of the two)
 

@@ -154,7 +154,10 @@ def _register_with_flax() -> None:
 
     def restore(mask: Packed, state: dict[str, Any]) -> Packed:
         if state["width"] != mask.width:
-            raise ValueError(f"a packed mask was saved with width {state['width']}, but width {mask.width} is expected")
+            raise ValueError(
+                f"{serialization.current_path()}: the packed mask was saved with rows of {state['width']} entries, but "
+                f"rows of {mask.width} are expected; restore it into the state of a network with the saved shapes"
+            )
         return Packed(serialization.from_state_dict(mask.bits, state["bits"]), mask.width)
 
     save = lambda mask: {"bits": mask.bits, "width": mask.width}

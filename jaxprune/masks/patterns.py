@@ -77,7 +77,7 @@ PER_OUTPUT = Unstructured("inputs")
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """Blocks of neighbouring entries, each kept or removed as a whole; its score is the sum of its entries'.
+    """Removes blocks of neighbouring entries; the score of a block is the sum of the scores of its entries.
 
     Attributes:
       shape: the size of a block along each of `axes`, which it must divide.
@@ -146,13 +146,14 @@ class Block(Pattern):
 
 @dataclass(frozen=True)
 class Channel(Pattern):
-    """Whole slices at a position along one axis; a channel's score is the sum of its entries'.
+    """Removes channels: all entries at one position along an axis. A channel's score is the sum of the entries' scores.
 
     With scores |w| channels are ranked by their L1 norm, with scores w^2 by their L2 norm.
 
     Attributes:
-      axis: the axis, or axes, whose positions are channels. None: the outputs of each leaf; an attention kernel
-        (inputs, heads, head size) has a channel for every position of every head.
+      axis: the axis whose positions are channels; or a tuple of axes, where each combination of positions is a channel.
+        None (default): the axes of the outputs of each leaf, so an attention kernel (inputs, heads, head size) has a
+        channel for every position of every head.
     """
 
     axis: int | tuple[int, ...] | None = None
@@ -315,7 +316,7 @@ def _given(pattern: Pattern, axes: Any, leaf: Leaf) -> Any:
     """Returns the axes of a pattern; raises if the role of the leaf has not put any in place of None."""
     if axes is None:
         raise ValueError(
-            f"{leaf.name or '(the tree itself)'}: {pattern!r} has no axes; name the axes, or take the leaf from "
+            f"{_tree.label(leaf.name)}: {pattern!r} has no axes; name the axes, or take the leaf from "
             "masks.leaves(params, pattern=..., roles=...), which finds them"
         )
     return axes

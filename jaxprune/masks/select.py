@@ -102,12 +102,12 @@ def _leaves(params: PyTree, together: bool, **units: Unpack[Units]) -> list[Leaf
             continue
         pattern = patterns[i].along(role)
         if pattern is None:
-            open_axes.append(f"  {role.name or '(the tree itself)'}: {patterns[i]!r}: {role.unclear_axes}")
+            open_axes.append(f"  {_tree.label(role.name)}: {patterns[i]!r}: {role.unclear_axes}")
             continue
         stacked = tuple(a for a in role.stacked if a < len(array.shape))
         leaf = Leaf(role.name, i, array, pattern, explicit[i], stacked, cut[i], role)
         if problem := _problem(leaf):
-            wrong.append(f"  {leaf.name}: {problem}")
+            wrong.append(f"  {_tree.label(leaf.name)}: {problem}")
         found.append(leaf if together else replace(leaf, batch_axes=stacked))
     if open_axes:
         raise ValueError(
@@ -145,7 +145,7 @@ def _leaves_to_rank(scores: PyTree, together: bool, **units: Unpack[Units]) -> l
     _check_sizes(found)
     if not together:
         return found
-    if grouped := [f"  {leaf.name}: {leaf.pattern}" for leaf in found if leaf.entries and leaf.group]:
+    if grouped := [f"  {_tree.label(leaf.name)}: {leaf.pattern}" for leaf in found if leaf.entries and leaf.group]:
         raise ValueError(
             "NM removes the same number from every group, so it has no global ranking; use select:\n"
             + "\n".join(grouped)
@@ -168,7 +168,7 @@ def _check_sizes(leaves: list[Leaf]) -> None:
         try:
             _ = rows.digits(shape), rows.partial_axes(shape)
         except ValueError as error:
-            lines.append(f"  {leaf.name or '(the tree itself)'}: {error}")
+            lines.append(f"  {_tree.label(leaf.name)}: {error}")
     if lines:
         raise ValueError(
             "these leaves are too large to be ranked; split each into several leaves, or name the axes whose positions "

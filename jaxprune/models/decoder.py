@@ -121,7 +121,9 @@ def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
     prefix = f"model.layers.{index}."
     found = {name.removeprefix(prefix): x for name, x in params.items() if name.startswith(prefix)}
     if not found:
-        raise ValueError(f"params has no leaf whose name begins with {prefix!r}: is num_hidden_layers right?")
+        numbers = {int(name.split(".")[2]) for name in params if re.match(r"model\.layers\.\d+\.", name)}
+        has = f"it has blocks {min(numbers)} to {max(numbers)}" if numbers else "no name begins with model.layers."
+        raise ValueError(f"params has no block {index}; {has}")
     return found
 
 
@@ -207,6 +209,7 @@ def _linear(params: Params, name: str, x: jax.Array) -> jax.Array:
 
 
 def _attention(config: Mapping[str, Any], norm: Callable) -> Callable[[Params, jax.Array, int], jax.Array]:
+    """Returns the attention of a block: `(params of the block, x [batch, time, channels], index) -> x`."""
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
     scale = float(config.get("query_pre_attn_scalar") or size) ** -0.5
@@ -271,6 +274,8 @@ def _windowed(config: Mapping[str, Any]) -> Callable[[int], bool]:
 
 
 def _feed_forward(config: Mapping[str, Any], activation: Callable) -> Callable[[Params, jax.Array], jax.Array]:
+    """Returns the MLP of a block, or its mixture of experts: `(params of the block, x) -> x`."""
+
     def gated(params: Params, x: jax.Array, prefix: str, gate: str, up: str, down: str, weight: Any = 1) -> jax.Array:
         hidden = activation(_linear(params, f"{prefix}.{gate}", x)) * _linear(params, f"{prefix}.{up}", x)
         return _linear(params, f"{prefix}.{down}", hidden * weight)

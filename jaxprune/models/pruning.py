@@ -28,6 +28,7 @@ from jaxprune.models.decoder import Parts, block_params, parts
 from jaxprune.reconstruction import reconstruct, relative_errors
 from jaxprune.reconstruction.blocks import BlockRunner
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _HIDDEN_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -202,19 +203,28 @@ def _prune_block(
 
 def _return_memory() -> None:
     """Returns freed memory to the operating system: glibc keeps much of what XLA's compiler and arrays have freed."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another operating system or C library
-        ctypes.CDLL(None).malloc_trim(0)
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 @contextlib.contextmanager
 def _little_memory() -> Iterator[None]:
-    """Returns the memory of XLA's compiler after each compilation, before the program takes memory of its own."""
+    """Keeps little freed memory in the process: of large arrays at once, of XLA's compiler before its program runs."""
+    _glibc("mallopt", _M_MMAP_THRESHOLD, 2**22)
+    _glibc("mallopt", _M_TRIM_THRESHOLD, 2**20)
     after = lambda event, *_, **__: _return_memory() if event.endswith("backend_compile_duration") else None
     jax.monitoring.register_event_duration_secs_listener(after)
     try:
         yield
     finally:
         jax.monitoring.unregister_event_duration_listener(after)
+        # The values that glibc reaches by itself in a process with large arrays.
+        _glibc("mallopt", _M_MMAP_THRESHOLD, 2**25)
+        _glibc("mallopt", _M_TRIM_THRESHOLD, 2**26)
 
 
 def _check_seen(stats: Stats, prefix: str) -> None:

@@ -185,6 +185,7 @@ def _counts(
 
 
 def _scores(folder: Folder, cut: Parts, tokens: np.ndarray, progress: bool | None) -> list[_Scores]:
+    """Returns the scores of the units of each block and its influence; holds one block in memory at a time."""
     hidden, runners, found = Hidden(folder, cut, tokens), BlockRunners(cut), []
     heads = folder.config.get("num_key_value_heads") or folder.config["num_attention_heads"]
     output = "self_attn.o_proj.weight"

@@ -58,7 +58,7 @@ def having(leaves: list[Leaf], needs: str) -> list[Leaf]:
     Raises:
       ValueError: the statistics lack the field `needs`; the message names the leaves.
     """
-    lacking = [leaf.name for leaf in leaves if getattr(leaf.inputs, needs) is None]
+    lacking = [_tree.label(leaf.name) for leaf in leaves if getattr(leaf.inputs, needs) is None]
     if lacking:
         raise ValueError(
             f"this method needs calibrate(..., collect={needs!r}); these leaves were calibrated without it:\n"
@@ -205,7 +205,7 @@ def _selected(
     picked = {i for i, yes in zip(asked, chosen, strict=True) if yes}
     if missing := picked - {leaf.position for leaf in found}:
         why = dict(stats.uncovered)
-        lines = "\n".join(f"  {named[i][0]}: {why.get(named[i][0], _NEVER)}" for i in sorted(missing))
+        lines = "\n".join(f"  {_tree.label(named[i][0])}: {why.get(named[i][0], _NEVER)}" for i in sorted(missing))
         raise ValueError(f"where selects leaves without statistics; narrow where, or calibrate these leaves:\n{lines}")
     if not picked:
         rule = "the predicate" if callable(where) else "the default rule of prune"
@@ -213,7 +213,8 @@ def _selected(
             f"there is nothing to prune: {rule} selects no leaf with statistics; pass a predicate where=lambda name, "
             "leaf: ... that is True for one of them:\n"
             + "\n".join(
-                f"  {x.name}" + ("" if callable(where) else f": {roles[x.position].why_left_alone}") for x in found
+                f"  {_tree.label(x.name)}" + ("" if callable(where) else f": {roles[x.position].why_left_alone}")
+                for x in found
             )
         )
     return [leaf for leaf in found if leaf.position in picked]
@@ -252,7 +253,7 @@ def _all_given(params: PyTree, leaves: Sequence[Leaf], kept: PyTree) -> dict[int
     if other:
         raise ValueError(
             "masks remove something from leaves that are not reconstructed (not selected by where, or not calibrated); "
-            "set their masks to True:\n" + "\n".join(f"  {name}" for name in other)
+            "set their masks to True:\n" + "\n".join(f"  {_tree.label(name)}" for name in other)
         )
     return {leaf.position: _given(leaf, listed[leaf.position]) for leaf in leaves}
 
@@ -289,12 +290,12 @@ def _sparsities(
 
 def _problem(leaf: Leaf, own: masks.Leaf, method: str) -> str | None:
     """Returns why a method that chooses its own masks cannot follow the pattern of a leaf; None if it can."""
-    group, inputs = own.group, leaf.inputs.layout.input_axes
+    label, group, inputs = _tree.label(leaf.name), own.group, leaf.inputs.layout.input_axes
     if own.pattern == masks.Unstructured() or (group and group.along and sorted(group.along) == sorted(inputs)):
         return None
     if group and group.along:
-        return f"{leaf.name}: {own.pattern} needs the axes of the inputs; leave axis out, or pass axis={inputs}"
+        return f"{label}: {own.pattern} needs the axes of the inputs; leave axis out, or pass axis={inputs}"
     return (
-        f"{leaf.name}: {own.pattern!r} is neither Unstructured() nor NM(n, m), the patterns of {method}; pass "
+        f"{label}: {own.pattern!r} is neither Unstructured() nor NM(n, m), the patterns of {method}; pass "
         "criterion=criteria.magnitude or another, or masks=masks.select(...)"
     )

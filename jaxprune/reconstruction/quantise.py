@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
+from jaxprune import _tree
 from jaxprune.calibration import Stats
 from jaxprune.masks import Pruned
 from jaxprune.prune import How
@@ -133,14 +134,14 @@ def dequantise(params: PyTree, dtype: Any = jnp.float32) -> PyTree:
 
 
 def _problem(leaf: Leaf, group: int | None) -> str | None:
-    layout, inputs = leaf.inputs.layout, leaf.inputs.layout.sizes[1]
+    label, layout, inputs = _tree.label(leaf.name), leaf.inputs.layout, leaf.inputs.layout.sizes[1]
     if any(factor.size != layout.shape[factor.of.axis] for factor in layout.inputs):
-        return f"{leaf.name}: its inputs are a part of an axis of {layout.shape}; exclude this leaf by where"
+        return f"{label}: its inputs are a part of an axis of {layout.shape}; exclude this leaf by where"
     if group is None:
         return None
     if len(layout.input_axes) > 1:
-        return f"{leaf.name}: its inputs have the axes {layout.input_axes}; leave group out for one scale an output"
-    return f"{leaf.name}: {inputs} inputs are not a multiple" if group < 1 or inputs % group else None
+        return f"{label}: its inputs have the axes {layout.input_axes}; leave group out for one scale for each output"
+    return f"{label}: {inputs} inputs are not a multiple" if group < 1 or inputs % group else None
 
 
 def _quantise(

@@ -80,8 +80,8 @@ def reconstruct(
     | method | own masks | repair of the kept weights |
     |---|---|---|
     | "sparsegpt" | chosen in its sweep | in the same sweep; see `sparsegpt` |
-    | "alps" | by ADMM, slower and better | least squares; see `alps` |
-    | "obs" | by exact OBS, for small layers | least squares; see `obs` |
+    | "alps" | by the alternating direction method of multipliers, slower and better | least squares; see `alps` |
+    | "obs" | by Optimal Brain Surgeon (Hassibi and Stork 1993), for small layers | least squares; see `obs` |
     | "least_squares" | by `criteria.wanda` | least squares; see `least_squares` |
     | "wanda" | by `criteria.wanda` | none |
     | "ria" | by `criteria.ria` | none |
@@ -105,7 +105,8 @@ def reconstruct(
         matrices. A criterion removes as many as `prune` does. Default None, for `masks` or an N:M pattern.
       method: a name from the table; a function of that name with options, such as `functools.partial(
         reconstruction.sparsegpt, block=64)`; or your own function, `(weight [inputs, outputs], gram, target) ->
-        (weight, mask)`, which is traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`.
+        (weight, mask)`, which is traced by jit and vmap. The target is `Entries`, `Grouped` or `Given`. Default
+        "sparsegpt".
       masks: masks to use unchanged, for instance from `masks.select`; a leaf whose mask is a scalar True is not
         changed. Excludes `sparsity`, `criterion`, `allocation`, `pattern` and `batch_axes`.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, roles; see `jaxprune.How`.
@@ -309,10 +310,10 @@ def check_finite(leaves: Sequence[Leaf], new: Sequence[jax.Array]) -> None:
       ValueError: a leaf is not finite, before or after; the message names the leaves.
     """
     finite = jax.device_get(_finite([(leaf.array, x) for leaf, x in zip(leaves, new, strict=True)]))
-    before = [leaf.name for leaf, (old, _) in zip(leaves, finite, strict=True) if not old]
+    before = [_tree.label(leaf.name) for leaf, (old, _) in zip(leaves, finite, strict=True) if not old]
     if before:
         raise ValueError("parameters are not finite:\n" + "\n".join(f"  {name}" for name in before))
-    after = [leaf.name for leaf, (_, now) in zip(leaves, finite, strict=True) if not now]
+    after = [_tree.label(leaf.name) for leaf, (_, now) in zip(leaves, finite, strict=True) if not now]
     if after:
         raise ValueError(
             "the Gram matrix is not positive definite: raise the damping, for example by "

@@ -59,7 +59,8 @@ def reconstruct_sequential(
       fn: a function `fn(params, batch)`; its result is not used. Use evaluation mode.
       params: any tree of arrays.
       batches: a list of trees of arrays, or another iterable that can be iterated over once for each stage.
-      sparsity: the fraction removed, in [0, 1): a number, a mapping from globs or a tree; see `reconstruct`.
+      sparsity: the fraction removed, in [0, 1): a number, a mapping from globs or a tree; see `reconstruct`. Default
+        None.
       dtype: the floating dtype of the Gram matrices; default float32.
       max_bytes: the largest size of the Gram matrices of one leaf, in bytes; default 2 GiB.
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.

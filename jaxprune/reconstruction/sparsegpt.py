@@ -191,9 +191,18 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
 def _sweep(
     weight: jax.Array, factor: jax.Array, dead: jax.Array, plan: _Plan, first: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the swept weights, the mask and the scales [groups, outputs]; without a grid the scales are ones.
+    """Runs the sweep over the blocks of inputs.
 
-    `first` are the scales if each output has one scale; by default the scales of the weights before the sweep.
+    Args:
+      weight: [inputs, outputs].
+      factor: [inputs, inputs], the upper triangular V that `gram.inverse_factor` returns.
+      dead: bool [inputs], whether an input is always zero.
+      plan: the sizes of blocks and panels, and how masks and scales are chosen.
+      first: [1, outputs], the scales if each output has one scale; by default the scales of the weights before the
+        sweep.
+
+    Returns:
+      The swept weights, the mask, both [inputs, outputs], and the scales [groups, outputs]; ones without a grid.
     """
     inputs, outputs, block, grid = *weight.shape, plan.block, plan.grid
     padded = _padded(weight, block)

@@ -65,8 +65,13 @@ def evolve_levels(
       [0, 1, 0, 1]
     """
     costs, _ = checked_table(costs, costs, budget)
-    if (np.diff(costs, axis=1) > 0).any():
-        raise ValueError("costs must not rise with the level; order the levels of each leaf by falling cost")
+    rising = np.argwhere(np.diff(costs, axis=1) > 0)
+    if len(rising):
+        row, level = rising[0].tolist()
+        raise ValueError(
+            f"costs must not rise with the level, but leaf {row} costs {costs[row, level]:g} at level {level} and "
+            f"{costs[row, level + 1]:g} at level {level + 1}; order the levels of each leaf by falling cost"
+        )
     if generations < 0 or offspring < 1 or not stages or stages[-1][0] != 1 or min(map(min, stages)) < 1:
         raise ValueError(
             "generations must be 0 or more, offspring 1 or more, and stages pairs (survivors, samples) of 1 or more, "

@@ -1,6 +1,7 @@
 """`Choice`: the units of each group that stay; made from unit numbers or from masks, and converted to masks."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -276,14 +277,24 @@ def _closed(groups: Groups, touched: np.ndarray) -> np.ndarray:
 
 
 def _differing(choice: Choice, masks: Sequence[np.ndarray]) -> list[str]:
-    """Returns the leaves whose masks differ from the choice's masks, with their groups."""
+    """Returns a line for each leaf whose mask differs from the choice's mask, with the first difference."""
     groups, wrong = choice.groups, []
     wanted = [np.asarray(mask) for mask in jax.tree.leaves(choice.masks())]
     for k, (mask, want, leaf) in enumerate(zip(masks, wanted, groups.analysis.leaves, strict=True)):
         shape = leaf.shape or ()
-        if (np.broadcast_to(mask, shape) != np.broadcast_to(want, shape)).any():
-            names = [g.name for g in groups if any(m.leaf == k for m in g.members)]
-            wrong.append(f"  {leaf.name}: of {', '.join(names) if names else 'no group: it is frozen'}")
+        more = np.argwhere(~np.broadcast_to(mask, shape) & np.broadcast_to(want, shape)).tolist()
+        less = np.argwhere(np.broadcast_to(mask, shape) & ~np.broadcast_to(want, shape)).tolist()
+        if not more and not less:
+            continue
+        names = [g.name for g in groups if any(m.leaf == k for m in g.members)]
+        text = "a mask removes" if more else "a mask keeps"
+        entries = f"{len(more or less)} of {math.prod(shape)} entries, the first at {tuple((more or less)[0])}"
+        why = (
+            f"whose units of {', '.join(names)} {'stay' if more else 'go'}"
+            if names
+            else "and it is in no group: frozen"
+        )
+        wrong.append(f"  {leaf.name}: {text} {entries}, {why}")
     return wrong
 
 

@@ -26,6 +26,7 @@ class Limits(NamedTuple):
         group; see `Choice.empty`. Default: 1.
       max_sparsity: the largest fraction of a group's units to remove, in [0, 1]. Default: 1.
       protect: groups and leaves that stay whole: a glob or several globs over names of groups and paths of leaves.
+        Default: (), none.
       inexact: whether groups may lose units where removing is not the same as masking (`Group.inexact` gives the
         reason). Default: False.
     """
@@ -68,12 +69,13 @@ def choose(
       scores: (units,) scores, from `group_scores` or your own; larger = more worth keeping. If scores are equal, the
         first is kept. Or a mapping from groups, by name or member, to the scores of their units, such as scores of
         channels; all other groups stay whole.
-      sparsity: the fraction of units to remove, in [0, 1]. With scope "group" each group loses
-        floor(sparsity x units + 1/2) units, or fewer if the limits demand it; a mapping from globs over group names
-        gives each group its own sparsity, and 0 to groups without a match. With the other scopes it is one number for
-        all units, or for all units of each class of isomorphic groups, that may be removed.
-      cost: `cost(choice) -> number`: see `costs` (parameters, memory, FLOPs, measured latency), or any function.
-      target: the largest cost to reach.
+      sparsity: the fraction of units to remove, in [0, 1]. With scope "group" each group loses floor(sparsity x units +
+        1/2) units, or fewer if the limits demand it; a mapping from globs over group names gives each group its own
+        sparsity, and 0 to groups without a match. With the other scopes it is one number for all units, or for all
+        units of each class of isomorphic groups, that may be removed. Default None.
+      cost: `cost(choice) -> number`: see `costs` (parameters, memory, FLOPs, measured latency), or any function;
+        default None.
+      target: the largest cost to reach; default None.
       scope: the units that are ranked together. Default: "group".
         "group" ranks the units of each group; with a target every group shrinks by the same fraction.
         "global" ranks the units of all groups together and needs normalised scores.
@@ -140,8 +142,8 @@ def _of_some_groups(groups: Groups, scores: Mapping[str, Any], limits: Limits) -
     """Returns the scores of all units, and limits that protect the groups without scores."""
     if not names_any(groups, scores):
         raise ValueError(
-            f"scores must be {groups.size} numbers, one for each unit, as group_scores makes them of the scores of "
-            f"entries, or a mapping from groups to the scores of their units; got {_tree.shown(scores)}"
+            f"scores must be {groups.size} numbers, one for each unit, which group_scores(groups, scores of entries) "
+            f"returns, or a mapping from groups to the scores of their units; got {_tree.shown(scores)}"
         )
     units = np.full(groups.size, np.inf)
     for name, own in scores.items():

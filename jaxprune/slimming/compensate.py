@@ -43,7 +43,8 @@ def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) 
 
     The first is the least-squares prediction of the removed inputs by the kept ones. The second alone is the "baseline
     bias compensation" of An et al. 2024 (FLAP), arXiv 2312.11983. A leaf that is subtracted from the output of a layer,
-    such as the running mean of a batch normalisation behind a convolution without bias, loses the same sum.
+    such as the running mean of a batch normalisation behind a convolution without bias, loses the same sum. Weights
+    that are multiplied by data entry by entry and then summed, without a product, are not seen as a layer.
 
     Args:
       groups: the groups of the function.
@@ -72,12 +73,15 @@ def compensated(groups: Groups, params: PyTree, manifest: Manifest, stats: Any) 
     known, partly = stats.leaves(params), dict(stats.partly)
     for k, kept in enumerate(manifest.leaves):
         inputs = known[k]
-        axes = groups.roles.leaves[k].inputs if inputs is None else inputs.layout.input_axes
-        if not set(axes) & set(kept.axes):
+        role = groups.roles.leaves[k]
+        odd = inputs is None and role.role == "other" and bool(kept.axes)
+        axes = role.inputs if inputs is None else inputs.layout.input_axes
+        if not odd and not set(axes) & set(kept.axes):
             continue
         found = biases.of(k, names)
         if inputs is None:
-            reasons[kept.name] = dict(stats.uncovered).get(kept.name, "it was not calibrated")
+            why = "it was not followed to a product, so its inputs are not known" if odd else "it was not calibrated"
+            reasons[kept.name] = why if odd else dict(stats.uncovered).get(kept.name, why)
         elif kept.name in partly:
             reasons[kept.name] = f"calibration missed some of its uses: {partly[kept.name]}"
         elif inputs.gram is None and isinstance(found, str):
@@ -200,6 +204,7 @@ class _Biases:
         self._shapes = shapes
         self._kernels: list[int] = []  # of each product
         self._added: dict[int, _Added] = {}  # by product
+        self._repeated: set[int] = set()  # kernels with several products in one sum
         self._uses: dict[int, set[frozenset[int]]] = {}  # of each leaf: the kernels of the sums it enters, or nothing
 
     def of(self, kernel: int, names: Sequence[str]) -> _Added | str:
@@ -210,6 +215,8 @@ class _Biases:
             return "no leaf is added to its output as a bias" + (" each time that it is used" if found else "")
         if any(other != found[0] for other in found):
             return "its uses have different biases"
+        if kernel in self._repeated:
+            return "it is used more than once in one sum"
         uses = self._uses[found[0].bias]
         if len(uses) > 1 or kernel not in next(iter(uses)):
             return f"its bias {names[found[0].bias]} is used elsewhere too"
@@ -296,7 +303,9 @@ class _Biases:
                 and not any(own is None for own in pairs.values())
             ):
                 self._added |= {n: _Added(views[0].leaf, sign, own) for n, own in pairs.items() if own is not None}
-                self._uses.setdefault(views[0].leaf, set()).add(frozenset(self._kernels[n] for n in pairs))
+                kernels = Counter(self._kernels[n] for n in pairs)
+                self._repeated |= {kernel for kernel, times in kernels.items() if times > 1}
+                self._uses.setdefault(views[0].leaf, set()).add(frozenset(kernels))
                 return _Value()
         self._use(operands)
         data = eqn.primitive.name == "add" and not any(value.views for value in operands)
@@ -352,9 +361,9 @@ def _outputs(eqn: Equation, view: View, k: int) -> tuple[Axis, ...] | None:
 
 def _pairs(product: View, bias: View) -> Pairs | None:
     """Returns the outputs of a kernel and the positions of a bias that are added; None if a bias is shared by some."""
-    if product.start != bias.start:
-        return None
     loops = dict(bias.scanned)
+    if product.start != bias.start or not loops.keys() <= dict(product.scanned).keys():
+        return None
     found: list[tuple[Factor, Factor | None]] = [(own, loops.get(loop)) for loop, own in product.scanned]
     for mine, theirs in zip(product.axes, bias.axes, strict=True):
         if fx.size(mine) != fx.size(theirs):

@@ -247,6 +247,7 @@ class _Places(NamedTuple):
 
 
 def _make_groups(analysis: Analysis, found: Units) -> tuple[Group, ...]:
+    """Returns the groups: the units of each, its members (the axes of leaves that its units remove), and its limits."""
     counts = found.counts
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(int)
     members: list[list[Member]] = [[] for _ in counts]

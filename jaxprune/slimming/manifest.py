@@ -165,6 +165,7 @@ class Manifest:
         return cls(tuple(_read(entry) for entry in data["leaves"]), None if as_built is None else dict(as_built))
 
     def _convert(self, mirror: PyTree, shape: Callable[[Kept], Any], change: Callable[[Any, Kept], Any]) -> PyTree:
+        """Changes each leaf of a mirror by its entry of the manifest; raises if leaves have other shapes."""
         seen, owners = _owners(self.leaves, mirror)
         ends = {(kept.identity[1:], shape(kept)) for kept in self.leaves if kept.axes and len(kept.identity) > 2}
         shrinking = {kept.identity: kept for kept in self.leaves if kept.axes}

@@ -76,7 +76,9 @@ def group_scores(
 def geometric_median_scores(
     groups: Groups, params: PyTree, *, normalise: str | None = "mean", where: Leaves = "*"
 ) -> np.ndarray:
-    """FPGM: the sum of a unit's distances to the other units of its group (He et al., 2019, arXiv:1811.00250, eq. 5).
+    """Returns the sum of each unit's distances to the other units of its group (FPGM).
+
+    He et al. 2019, arXiv 1811.00250, eq. 5.
 
     g(u) = sum_v ||w_u - w_v||, where w_u are all entries of unit u. The unit with the smallest sum is nearest to the
     geometric median of its group: the other units can replace it best, independent of its norm.
@@ -157,11 +159,14 @@ def _arrays(groups: Groups, tree: PyTree, where: Leaves, what: str) -> dict[int,
     _tree.check_instance(groups, Groups, "groups", "the groups that find_groups(fn, params, *inputs) returns")
     leaves = groups.analysis.leaves
     given = _tree.named_leaves(tree)
-    if len(given) != len(leaves):
-        raise ValueError(f"{what} have {len(given)} leaves, the parameters {len(leaves)}")
-    other = [(name, leaf.name) for (name, _), leaf in zip(given, leaves, strict=True) if name != leaf.name]
-    if other:
-        raise ValueError(f"{what} have a leaf {other[0][0]} where the parameters have {other[0][1]}")
+    if [name for name, _ in given] != [leaf.name for leaf in leaves]:
+        here, there = [name for name, _ in given], [leaf.name for leaf in leaves]
+        lines = [f"  {_tree.label(name)}: only in the parameters" for name in there if name not in here]
+        lines += [f"  {_tree.label(name)}: only in the {what}" for name in here if name not in there]
+        raise ValueError(
+            f"{what} must have the structure of the parameters that find_groups was called with; got {len(given)} "
+            f"leaves for {len(leaves)}:\n" + "\n".join(lines[:10])
+        )
     counted = [_selects(where, leaf) for leaf in leaves]
     names = [leaf.name for leaf in leaves]
     if not any(counted):
@@ -385,8 +390,10 @@ def keep_blocks(blocks: PyTree, keep: Any) -> PyTree:
       [[0, 1], [4, 5]]
     """
     keep = np.asarray(keep)
-    if keep.dtype != np.bool_ or keep.ndim != 1 or not keep.any():
-        raise ValueError(f"keep must be bools, one a block, one of them True; got {keep.dtype} {keep.shape}")
+    if keep.dtype != np.bool_ or keep.ndim != 1:
+        raise ValueError(f"keep must be one bool for each block, shape (blocks,); got {_tree.kind(keep)}")
+    if not keep.any():
+        raise ValueError(f"keep must be True for at least one of the {len(keep)} blocks; got False for all")
     if isinstance(blocks, (list, tuple)):
         if len(blocks) != len(keep):
             raise ValueError(f"keep must have one entry for each of the {len(blocks)} blocks; got {len(keep)}")

@@ -19,6 +19,7 @@ from jaxprune.slimming._labels.axes import freeze, unify
 from jaxprune.slimming._labels.counts import find_counts, numbers_after
 from jaxprune.slimming._labels.evaluate import Decision, evaluate
 from jaxprune.slimming._labels.rules.control import LAYER
+from jaxprune.slimming._labels.rules.shuffles import misplaced
 from jaxprune.slimming.choice import Choice
 from jaxprune.slimming.choose import Limits, choose
 from jaxprune.slimming.compensate import compensated
@@ -106,7 +107,8 @@ def slim(
     Building smaller (`as_built=True`). Counts in means and variances and the scales of attention follow the new widths.
     The smaller function is the ordinary smaller architecture: it equals, to rounding, the model that is built with the
     smaller hyperparameters on the same weights. The function `hyperparameters` returns these hyperparameters. In this
-    meaning, inexact groups can shrink too, such as the width over which a variance of differences is computed.
+    meaning, inexact groups can shrink too, such as the width over which a variance of differences is computed. Slices
+    and indices at constant positions keep what stays of these positions.
 
     Args:
       fn: a function `fn(params, *inputs)`, with the outputs that must keep their shapes.
@@ -121,9 +123,9 @@ def slim(
         a `Manifest`.
       *inputs: arrays or ShapeDtypeStructs, to find the groups with.
       criterion: for a sparsity: `criterion(params, *, grads, stats, key) -> scores`. Default: magnitude.
-      grads: for a criterion: gradients like params.
-      stats: for a criterion, and for `compensate`: the result of `jaxprune.calibrate`.
-      key: for a random criterion: a JAX key.
+      grads: for a criterion: gradients like params; default None.
+      stats: for a criterion, and for `compensate`: the result of `jaxprune.calibrate`; default None.
+      key: for a random criterion: a JAX key; default None.
       as_built: True builds the smaller architecture. A number such as 8 = sqrt(64) may count positions or not; if the
         traced function does not decide this, an error names the number; pass a mapping {number: new
         number} to set it. Default: False, masking.
@@ -149,8 +151,9 @@ def slim(
       TypeError: `what` has another type, or numbers of units are not integers.
       ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
         positions; the masks remove no whole unit; `as_built` is given and the numbers of the smaller architecture do
-        not follow from the function; or `compensate` is given and no layer can be compensated, means and Gram matrices
-        are missing, or experts are removed.
+        not follow from the function, or it would shuffle or roll channels to other places than those that stay; or
+        `compensate` is given and no layer can be compensated, means and Gram matrices are missing, or experts are
+        removed.
 
     Example:
       >>> params = {'a': jnp.array([[3.0, 1.0, 2.0]]), 'b': jnp.ones((3, 2))}
@@ -186,7 +189,7 @@ def _manifest(
     scores: Callable[[], PyTree],
     as_built: bool,
 ) -> tuple[Manifest, Groups | None]:
-    """Returns what stays, and the groups of `fn` if they were needed for it; a Choice may be of another function."""
+    """Returns the manifest of what stays, and the groups of `fn`, or None if the manifest was made without them."""
     if isinstance(what, Manifest):
         return what, None
     if isinstance(what, Choice):
@@ -386,6 +389,11 @@ def _decide(
     if manifest.as_built is not None:
         counts = find_counts(analysis.frame, analysis.traced.inputs[: len(analysis.leaves)])
         decision.numbers = numbers_after(decision, analysis.frame, counts, manifest.as_built)
+        if moved := list(dict.fromkeys(misplaced(decision, analysis.frame))):
+            raise ValueError(
+                "as_built: the smaller architecture shuffles or rolls its channels to other positions than those that "
+                "stay. Remove the same places of each part, or leave as_built out:\n" + "\n".join(moved)
+            )
     return analysis, decision
 
 

@@ -61,7 +61,7 @@ def set_(
     fraction: float | Fraction = 0.3,
     **how: Unpack[How],
 ) -> Method:
-    """SET, sparse evolutionary training: drops the smallest weights and grows random removed weights.
+    """Returns the method SET (sparse evolutionary training): drops the smallest weights, grows random removed ones.
 
     Mocanu et al. 2018, arXiv 1707.04780, algorithm 1. The paper drops the smallest positive and the largest negative
     weights by the same fraction of each; this method, like all later work, drops the weights of smallest magnitude.
@@ -100,7 +100,7 @@ def rigl(
     end: float = 0.75,
     **how: Unpack[How],
 ) -> Method:
-    """RigL: drops the smallest weights and grows the removed weights with the largest gradients.
+    """Returns the method RigL: drops the smallest weights, grows the removed weights with the largest gradients.
 
         f(t) = alpha / 2 (1 + cos(pi t / T_end))        at t = every, 2 every, ... < T_end
 
@@ -110,9 +110,9 @@ def rigl(
     Args:
       sparsity: the total fraction removed, in [0, 1).
       steps: the number of updates of the whole training, an int of 1 or more.
-      every: Delta T, the number of steps between two revisions of the masks, an int of 1 or more.
-      fraction: alpha, the fraction of the kept weights that the first revision drops, in [0, 1].
-      end: T_end as a fraction of `steps`, in (0, 1]; the masks do not change afterwards.
+      every: Delta T, the number of steps between two revisions of the masks, an int of 1 or more; default 100.
+      fraction: alpha, the fraction of the kept weights that the first revision drops, in [0, 1]; default 0.3.
+      end: T_end as a fraction of `steps`, in (0, 1]; the masks do not change afterwards. Default 0.75.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         Here `key` is required, the criterion says which kept weights are dropped, and the default allocation is
         `allocation.erk`, as in the paper.
@@ -144,7 +144,7 @@ def srigl(
     end: float = 0.75,
     **how: Unpack[How],
 ) -> Method:
-    """SRigL: RigL in which all outputs have the same number of inputs, or all groups keep n of m.
+    """Returns the method SRigL: RigL in which all outputs have the same number of inputs, or all groups keep n of m.
 
     Lasby et al. 2024, arXiv 2305.02299, section 3.2: the smallest weights of the whole leaf are dropped; each output
     (or group) then grows as many weights as it lost, by the largest gradients. So one output may change most of its
@@ -154,9 +154,9 @@ def srigl(
     Args:
       sparsity: the total fraction removed, in [0, 1); 1 - n/m for `masks.NM(n, m)`.
       steps: the number of updates of the whole training, an int of 1 or more.
-      every: Delta T, the number of steps between two revisions of the masks, an int of 1 or more.
-      fraction: alpha, the fraction of the kept weights that the first revision drops, in [0, 1].
-      end: T_end as a fraction of `steps`, in (0, 1]; the masks do not change afterwards.
+      every: Delta T, the number of steps between two revisions of the masks, an int of 1 or more; default 100.
+      fraction: alpha, the fraction of the kept weights that the first revision drops, in [0, 1]; default 0.3.
+      end: T_end as a fraction of `steps`, in (0, 1]; the masks do not change afterwards. Default 0.75.
       **how: how weights are chosen: criterion, allocation, pattern, where, batch_axes, key, specs; see `jaxprune.How`.
         Here `key` is required and the criterion says which kept weights are dropped. The default pattern is
         `masks.Unstructured(axes=-2)`, the inputs of a (inputs, outputs) kernel; take `axes=(0, 1, 2)` for the kernel of
@@ -189,7 +189,7 @@ def dynamic(
     whole_leaf: bool = False,
     **how: Unpack[How],
 ) -> Method:
-    """Dynamic sparse training: each update drops the worst kept weights and grows as many removed weights.
+    """Returns a method whose updates drop the worst kept weights and grow as many removed weights.
 
     With rare updates and few drops, training visits many of the dense network's weights over time (Liu et al. 2021,
     ITOP, arXiv 2102.02887). `grow=criteria.random` is SET with ITOP, `grow=training.gradient_growth` is RigL with ITOP,
@@ -266,7 +266,7 @@ def dynamic(
 
 
 def cosine_fraction(initial: float, end: int) -> Fraction:
-    """RigL's drop fraction: `alpha / 2 (1 + cos(pi t / T_end))`, and 0 from `end` on.
+    """Returns RigL's drop fraction: `alpha / 2 (1 + cos(pi t / T_end))`, and 0 from `end` on.
 
     Evci et al. 2020, arXiv 1911.11134, section 3 (2).
 

@@ -118,7 +118,7 @@ def acdc(
     last_dense: int = 0,
     **how: Unpack[How],
 ) -> Method:
-    """Alternating compressed and decompressed training.
+    """Returns the method AC/DC, alternating compressed and decompressed training.
 
         dense until `begin`; then `compressed` steps pruned, `dense` steps dense, and so on; pruned from `end` on
 

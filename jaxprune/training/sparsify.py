@@ -164,7 +164,8 @@ def sparsify(
         gradients of the whole loss. Optimizers that use all parameters at once (`clip_by_global_norm`,
         `apply_if_finite`) receive only the shards of their device.
       packed: whether the state holds masks of one bit an entry, as `masks.pack` returns them, instead of one byte, with
-        the same results; default False. The method's own state (the second masks of `top_kast`) is not packed.
+        the same results; default False. The method's own state (the second masks of `top_kast`) is not packed. Inside
+        `jax.shard_map`, devices may share a leaf along any axis except the last one, because a packed row is whole.
 
     Returns:
       A transformation. Its `update` needs `params` and passes extra arguments on to the optimizer. After
@@ -179,8 +180,9 @@ def sparsify(
     Raises:
       TypeError: `optimizer` is not a transformation, `method` is not a `Method`, or `state` was not made by `init`.
       ValueError: `update` was called without `params`; masks, gradients or state do not belong to these parameters,
-        this method and this optimizer; a leaf that lost weights at init has no gradients. At init,
-        there is nothing to prune, or in float16 the optimizer computes NaN for kept weights.
+        this method and this optimizer; a leaf that lost weights at init has no gradients; with `specs`, the optimizer
+        contains `optax.apply_if_finite`, or packed masks are cut along their last axis. At init, there is nothing to
+        prune, or in float16 the optimizer computes NaN for kept weights.
 
     The method's `where` selects the leaves that are pruned, including leaves that the optimizer freezes (`set_to_zero`,
     `masked`); to keep frozen leaves dense, exclude them by `where`, or wrap only the optimizer of the trained leaves.
@@ -188,12 +190,13 @@ def sparsify(
     the gradients belong to `fast`, and the masks also apply to `slow`. Gradients that the optimizer computes itself, as
     `sam(opaque_mode=True)` does, are not masked.
 
-    The masks are revised from the parameters before the update. All steps are one compiled program; outside jit, the
-    revision is compiled once.
+    The method computes new masks from the parameters before the update. If you jit the training step, steps with and
+    without a mask update run the same compiled program. Without jit, the computation of new masks is compiled once.
 
-    With `optax.apply_if_finite`, around or inside, a step that it skips changes no mask and does not count: the state
-    keeps its step, and a revision that was due is made on the next step with finite gradients. Gradients of removed
-    weights may have any value, also NaN: they are set to zero before the optimizer.
+    If `optax.apply_if_finite` (around `sparsify` or inside it) skips a step, the masks do not change and the step does
+    not count: the state keeps its step number, and a mask update that was due happens at the next step with finite
+    gradients. Gradients of removed weights may have any value, also NaN, because `sparsify` sets them to zero before
+    the optimizer reads them.
 
     In float16 an `eps` of 1e-8 is zero: for the zero gradient and moments of a removed weight Adam computes 0 / 0. The
     update of the removed weight is overwritten, but a transformation after Adam that takes a norm would spread the NaN.

@@ -89,7 +89,7 @@ def straight_through(sparsity: float | Schedule, *, when: Update = schedules.eve
 
 
 def sr_ste(*, decay: float = 2e-4, when: Update = schedules.every(1), **how: Unpack[How]) -> Method:
-    """SR-STE, N:M sparsity from scratch: straight-through, with a decay of the removed weights.
+    """Returns the method SR-STE, for N:M sparsity from scratch: straight-through, with a decay of the removed weights.
 
         g <- g + lambda (1 - m) w
 
@@ -137,7 +137,7 @@ def top_kast(
     when: Update = schedules.every(1),
     **how: Unpack[How],
 ) -> Method:
-    """Top-KAST: the forward pass uses the largest weights, A; updates change a larger set of the largest weights, B.
+    """Returns the method Top-KAST: the forward pass uses the largest weights, A; updates change a larger set, B.
 
         forward: w on A, else 0        update: on B, else none
         penalty: R = lambda (sum_A w^2 / 2 + sum_{B - A} w^2 / (2 D)),    D = 1 - sparsity
@@ -204,7 +204,7 @@ def movement(
     when: Update = schedules.every(1),
     **how: Unpack[How],
 ) -> Method:
-    """Movement pruning: keeps the weights with the highest learned scores, which moved away from zero.
+    """Returns the method of movement pruning: keeps weights with the highest learned scores, which moved from zero.
 
         forward: W' = w where S is among the highest, else 0        dL/dS = dL/dW' w        dL/dw = dL/dW' where kept
 

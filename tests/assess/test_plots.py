@@ -65,5 +65,5 @@ def test_without_matplotlib(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(ImportError, match=r'pip install "jaxprune\[report\]"'):
+    with pytest.raises(ImportError, match="need matplotlib: pip install matplotlib"):
         _ = accuracy_by_sparsity(CURVES)

@@ -56,7 +56,7 @@ def test_uncertainties():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"one value a sample, \(60,\); got \(59,\)"):
+    with pytest.raises(ValueError, match=r"one value for each sample, shape \(60,\); got shape \(59,\)"):
         _ = risk_coverage(LOGITS, LABELS, uncertainty=jnp.ones(59))
     with pytest.raises(ValueError, match="uncertainty hold NaN in 60 places"):
         _ = risk_coverage(LOGITS, LABELS, uncertainty=jnp.full(60, jnp.nan))

@@ -214,7 +214,7 @@ def test_progress_names_what_to_install(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install jaxprune\[progress\]"):
+    with pytest.raises(ImportError, match="needs tqdm: pip install tqdm"):
         _ = calibrate(two_layers, PARAMS, [X], progress=True)
 
 

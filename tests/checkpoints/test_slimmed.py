@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.core import FrozenDict
 
 import jaxprune
@@ -55,6 +56,25 @@ def test_the_batch_may_stay_open(tmp_path):
         np.testing.assert_allclose(found.fn(found.params, x)["logits"], small.fn(small.params, x)["logits"], rtol=1e-6)
 
 
+def test_the_state_of_an_nnx_module(tmp_path):
+    rngs = nnx.Rngs(0)
+    graph, state = nnx.split(nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.tanh, nnx.Linear(4, 2, rngs=rngs)))
+    small = jaxprune.slim(lambda p, x: nnx.merge(graph, p)(x), state, 0.5, X)
+    _ = checkpoints.save_slim(tmp_path / "slim", small, X)
+    fn, loaded, _ = checkpoints.load_slim(tmp_path / "slim")
+    np.testing.assert_allclose(fn(loaded, X), small.fn(small.params, X), rtol=1e-6)
+    found = checkpoints.load(tmp_path / "slim", small.params).params
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), found, small.params))
+
+
+def test_a_size_that_the_function_needs_as_a_number_cannot_stay_open(tmp_path):
+    flat = lambda p, x: network(p, x.reshape(len(x), -1))["logits"]
+    small = jaxprune.slim(flat, params(), {"in/kernel[1]": [0]}, X)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
+    with pytest.raises(TypeError, match=r"symbolic size .*; write x.shape\[0\] for len\(x\)"):
+        _ = checkpoints.save_slim(tmp_path / "slim", small, shape)
+
+
 def test_other_arguments_than_the_saved_ones_are_named(tmp_path):
     _ = checkpoints.save_slim(tmp_path / "slim", slim(params()), X)
     fn, smaller, _ = checkpoints.load_slim(tmp_path / "slim")
@@ -81,7 +101,7 @@ def test_the_gradient_is_saved_where_it_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"saved without a gradient: save it by save_slim\(\.\.\., gradient=True\)"):
         _ = jax.grad(loss(found.fn))(found.params, X)
     loop = lambda p, x: {"logits": jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: h + 1, small.fn(p, x)["logits"])}
-    with pytest.raises(ValueError, match="the function cannot be exported: Reverse-mode"):
+    with pytest.raises(ValueError, match=r"the function cannot be exported: Reverse-mode(.|\n)*leave gradient=False"):
         slow = slimming.Slimmed(loop, small.params, small.manifest)
         _ = checkpoints.save_slim(tmp_path / "loop", slow, X, gradient=True)
 
@@ -150,6 +170,6 @@ def test_what_cannot_be_saved_or_loaded_is_told(tmp_path, monkeypatch):
         _ = checkpoints.save_slim(path, small, X)
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     for call in (lambda: checkpoints.save_slim(tmp_path / "new", small, X), lambda: checkpoints.load_slim(path)):
-        with pytest.raises(ImportError, match=r"needs flatbuffers: pip install jaxprune\[storage\]"):
+        with pytest.raises(ImportError, match="needs flatbuffers: pip install flatbuffers"):
             _ = call()
     assert [p.name for p in tmp_path.iterdir()] == ["slim"]

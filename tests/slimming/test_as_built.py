@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxprune import slim, slimming
+from tests.cases import normal
 from tests.slimming import checks
 
 WIDTH, HEADS, HIDDEN, T = 24, 3, 40, 5
@@ -274,3 +275,23 @@ def test_random_bits_are_those_of_the_smaller_model() -> None:
     small = slim(fn, TWO, GONE, X, jax.random.key(0), as_built=True)
     key = jax.random.key(1)
     assert gap(small, fn, X, key) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("move", "same", "other"),
+    [
+        (lambda x: x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape), [0, 4], [0, 1]),  # a shuffle
+        (lambda x: jnp.roll(x, 3, -1), [0, 1], [3, 7]),
+        (lambda x: jnp.roll(x, x.shape[-1] // 2, -1), [1, 6], [6, 7]),
+    ],
+)
+def test_channels_that_would_be_moved_elsewhere_are_refused(
+    move: Callable[..., Any], same: list[int], other: list[int]
+) -> None:
+    fn = lambda p, x: jnp.tanh(move(jnp.tanh(x @ p["a"]))) @ p["b"]
+    params = {"a": X[0, :4, :6].T @ normal(4, 8), "b": normal(8, 3, seed=1)}
+    x = X[0]
+    small = slim(fn, params, {"a[1]": same}, x, as_built=True)
+    np.testing.assert_allclose(small.fn(small.params, x), fn(small.params, x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="shuffles or rolls its channels"):
+        _ = slim(fn, params, {"a[1]": other}, x, as_built=True)

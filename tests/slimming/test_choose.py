@@ -361,9 +361,9 @@ def test_bad_scores(groups: slimming.Groups, params: Any) -> None:
         _ = slimming.group_scores(groups, params, reduce="median")
     with pytest.raises(ValueError, match="where selects none"):
         _ = slimming.group_scores(groups, params, where="z")
-    with pytest.raises(ValueError, match="scores have 1 leaves"):
+    with pytest.raises(ValueError, match=r"got 1 leaves for (.|\n)*only in the parameters"):
         _ = slimming.group_scores(groups, {"a": params["a"]})
-    with pytest.raises(ValueError, match="scores have a leaf z where the parameters have c"):
+    with pytest.raises(ValueError, match=r"c: only in the parameters\n  z: only in the scores"):
         _ = slimming.group_scores(groups, {"a": params["a"], "b": params["b"], "z": params["c"]})
     with pytest.raises(ValueError, match=r"scores of b have shape \(16, 3\)"):
         _ = slimming.group_scores(groups, params | {"b": jnp.ones((16, 3))})

@@ -171,6 +171,16 @@ def test_what_has_no_bias_of_its_own_is_named() -> None:
         with pytest.raises(ValueError, match="b: no leaf is added to its output as a bias"):
             _ = jaxprune.slim(fn, params, {"a[1]": [0]}, x, stats=stats(fn), compensate=True)
 
+    twice = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] + jnp.tanh(x @ p["a"]) @ p["b"] + p["q"]
+    with pytest.raises(ValueError, match="b: it is used more than once in one sum"):
+        _ = jaxprune.slim(twice, params, {"a[1]": [0]}, x, stats=stats(twice), compensate=True)
+    flipped = lambda p, x: one(p, x) + jnp.tanh(x @ p["a"]) @ p["c"][:, ::-1]
+    with pytest.warns(UserWarning, match="c: calibration missed some of its uses"):
+        _ = jaxprune.slim(flipped, params, {"a[1]": [0]}, x, stats=stats(flipped), compensate=True)
+    only_flipped = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] + p["q"] + jnp.tanh(x @ p["a"]) @ p["c"][:, ::-1]
+    with pytest.warns(UserWarning, match="c: it was not followed to a product"):
+        _ = jaxprune.slim(only_flipped, params, {"a[1]": [0]}, x, stats=stats(only_flipped), compensate=True)
+
     summed = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] + jnp.tanh(x @ p["a"]) @ p["c"] + p["q"]
     small = jaxprune.slim(summed, params, {"a[1]": [0]}, x, stats=stats(summed), compensate=True)
     np.testing.assert_allclose(small.fn(small.params, x), summed(params, x), rtol=1e-5)  # the inputs are constant
@@ -182,6 +192,14 @@ def test_what_has_no_bias_of_its_own_is_named() -> None:
     with pytest.raises(TypeError, match="compensate needs numbers: params must be arrays"):
         shapes = jax.eval_shape(lambda: params)
         _ = jaxprune.slim(one, shapes, {"a[1]": [0]}, x, stats=stats(one), compensate=True)
+
+
+def test_biases_of_the_rounds_of_a_shared_kernel_are_refused() -> None:
+    params, x = draw(7, a=(4, 8), b=(8, 4), q=(3, 4)), jnp.ones((5, 4))
+    fn = lambda p, x: jax.lax.scan(lambda x, q: (jnp.tanh(x @ p["a"]) @ p["b"] + q, None), x, p["q"])[0]
+    stats = jaxprune.calibrate(fn, params, [x], collect="total")
+    with pytest.raises(ValueError, match="b: no leaf is added to its output as a bias"):
+        _ = jaxprune.slim(fn, params, {"a[1]": [0]}, x, stats=stats, compensate=True)
 
 
 def test_experts_are_refused() -> None:

@@ -211,6 +211,8 @@ def _uniform(const: Any, axis: int) -> bool:
 
 
 def _follow(frame: Frame, inputs: Sequence[_Known], counts: list[Count]) -> list[_Known]:
+    """Returns what is known of the outputs of a frame: constants and counts; adds the counts to `counts`."""
+
     def equation(index: int, eqn: Any, known: list[_Known]) -> list[_Known]:
         children = frame.children.get(index)
         if children:

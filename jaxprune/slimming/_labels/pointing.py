@@ -161,6 +161,7 @@ def _spoil(site: Any) -> None:
 
 
 def _results(site: Any, given: list[Meaning]) -> list[Meaning]:
+    """Returns the meanings of the results of an equation (what an index points into), from those of its operands."""
     eqn, name = site.eqn, site.name
     what, count = PRIMITIVES.get(name), len(eqn.outvars)
     first = given[0]

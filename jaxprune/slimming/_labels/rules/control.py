@@ -194,6 +194,8 @@ def _shrink_cond(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 
 def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    """Runs the smaller function of a custom_jvp, with its own derivative rule made smaller as well."""
+
     @jax.custom_jvp
     def smaller(*args: Any) -> list[Any]:
         return site.child(0, args)
@@ -222,6 +224,7 @@ def _shrink_jvp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
 
 
 def _shrink_vjp(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    """Runs the smaller function of a custom_vjp, with its own forward and backward rules made smaller as well."""
     keeps = [site.keeps(k) for k in range(len(operands))]
     shapes = [_shape(v.aval) for v in site.eqn.invars]
     structure: list[Any] = []
@@ -278,14 +281,14 @@ def _smaller(
     sources: Sequence[tuple[Frame, Any]],
     out_keeps: Sequence[Keeps],
 ) -> tuple[Callable[..., list[Any]], list[Keeps], Frame]:
-    """Returns a smaller program, from the positions that stay of its inputs and of its first outputs.
+    """Makes a program smaller, for the positions of its inputs and of its first outputs that stay.
 
     Args:
       site: the equation.
       closed: the whole program.
-      keeps: the positions that stay of each input.
-      sources: for the first inputs the frames and variables of the values that they equal.
-      out_keeps: the positions that stay of the first outputs.
+      keeps: for each input and axis, the positions that stay; None if all stay.
+      sources: for the first inputs, the frame and the variable whose value the input equals.
+      out_keeps: the same as `keeps`, for the first outputs.
 
     Returns:
       The smaller program, the positions that stay of each output, and the labels of the whole program.

@@ -64,6 +64,7 @@ def _constant_index(site: Any) -> tuple[int, np.ndarray] | None:
 
 
 def _follow_gather(site: Site, operands: list[Axes]) -> list[Axes]:
+    """Returns the labels of the result of a gather; labels that a computed index points into are frozen or followed."""
     operand, indices = operands
     indexed, offset, batch, batching = _gather_axes(site.eqn)
     constant = _constant_index(site)

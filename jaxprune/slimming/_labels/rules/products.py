@@ -70,6 +70,7 @@ def _zero_ragged(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 
 def _follow_convolution(site: Site, operands: list[Axes]) -> list[Axes]:
+    """Returns the labels of the result; couples the input channels with the kernel, and freezes the window."""
     # With g groups the channels of the input are (g, inputs of a group), those of the output (g, outputs of a group).
     lhs, rhs = operands
     numbers, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]

@@ -6,15 +6,17 @@ is cut it is whole, with zeros at removed positions, and the last reshape takes 
 a grid already, such as the channels of a grouped convolution, is cut into its rows and columns.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
+from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from jaxprune.slimming._labels import axes as ax
 from jaxprune.slimming._labels.axes import Axes, Axis
-from jaxprune.slimming._labels.evaluate import ShrinkSite, select, single
+from jaxprune.slimming._labels.evaluate import Decision, ShrinkSite, select, single
 from jaxprune.slimming._labels.frames import Frame, Site, Zeros, ZeroSite, even, whole
 
 
@@ -25,13 +27,39 @@ class _Shuffle(NamedTuple):
       axis: the axis.
       parts: the sizes of its parts.
       order: for each position after the shuffle its position before.
+      swap: the order of the parts after the shuffle.
       places: for each axis its number while the axis is cut.
     """
 
     axis: int
     parts: tuple[int, ...]
     order: np.ndarray
+    swap: tuple[int, ...]
     places: tuple[int, ...]
+
+    def built(self, size: int) -> list[np.ndarray]:
+        """Returns the orders of a shuffle of fewer channels; any one of the parts may have become smaller."""
+        found = []
+        for i, part in enumerate(self.parts):
+            rest = self.order.size // part
+            if size % rest == 0:
+                parts = [size // rest if j == i else n for j, n in enumerate(self.parts)]
+                found.append(np.arange(size).reshape(parts).transpose(self.swap).reshape(-1))
+        return found
+
+
+class _Roll(NamedTuple):
+    """A roll of an axis, `jnp.roll(x, -start, axis)`, with the axis and for each position its position before."""
+
+    axis: int
+    order: np.ndarray
+
+    def built(self, size: int) -> list[np.ndarray]:
+        """Returns the order of a roll of fewer channels: halves stay halves, other rolls move by the same number."""
+        start, full = int(self.order[0]), self.order.size
+        if 2 * start == full:
+            return [np.roll(np.arange(size), size // 2)] if size % 2 == 0 else []
+        return [np.roll(np.arange(size), -start if 2 * start < full else full - start)]
 
 
 def follow(site: Site, axes: Axes) -> Axes | None:
@@ -97,9 +125,10 @@ def _shuffle(frame: Frame, index: int) -> _Shuffle | None:
     used = [*(v for eqn in frame.jaxpr.eqns for v in eqn.invars), *frame.jaxpr.outvars]
     if sum(v in inner for v in used if not isinstance(v, Literal)) > 2:  # the parts are read elsewhere too
         return None
-    order = np.arange(before[axis]).reshape(parts).transpose([i - axis for i in own]).reshape(-1)
+    turned = tuple(i - axis for i in own)
+    order = np.arange(before[axis]).reshape(parts).transpose(turned).reshape(-1)
     places = tuple(i if i <= axis else i + count - 1 for i in range(len(before)))
-    return _Shuffle(axis, parts, order, places)
+    return _Shuffle(axis, parts, order, turned, places)
 
 
 def _is_uneven(site: Site, axis: Axis, parts: tuple[int, ...]) -> bool:
@@ -122,3 +151,36 @@ def _followed(frame: Frame, index: int) -> _Shuffle | None:
     return (
         shuffle if all(map(ax.is_fixed, parts)) and not ax.is_fixed(frame.read(cut.invars[0])[shuffle.axis]) else None
     )
+
+
+def misplaced(decision: Decision, frame: Frame) -> Iterator[str]:
+    """Names shuffles and rolls by which a network built with fewer channels would move what stays elsewhere."""
+    for index, eqn in enumerate(frame.jaxpr.eqns):
+        for child in frame.children.get(index, ()):
+            yield from misplaced(decision, child)
+        moved = _followed(frame, index - 2) or _roll(frame, eqn)
+        keep = None if moved is None else decision.keep(frame.read(eqn.outvars[0])[moved.axis])
+        if moved is None or keep is None:
+            continue
+        built = moved.built(keep.size)
+        for stays in keep.positions.reshape(-1, keep.size):
+            source = moved.order[stays]
+            if not any(np.array_equal(np.searchsorted(np.sort(source), source), order) for order in built):
+                yield f"  {source_info_util.summarize(eqn.source_info)}: {keep.size} of {keep.full} channels stay"
+                break
+
+
+def _roll(frame: Frame, eqn: Any) -> _Roll | None:
+    """Returns the roll that a concatenation of two slices ends; None for any other equation."""
+    if eqn.primitive.name != "concatenate" or len(eqn.invars) != 2:
+        return None
+    made = {id(v): other for other in frame.jaxpr.eqns for v in other.outvars}
+    cuts, axis = [made[id(v)] for v in eqn.invars if id(v) in made], eqn.params["dimension"]
+    if [cut.primitive.name for cut in cuts] != ["slice", "slice"]:
+        return None
+    (source, other), shape = (cut.invars[0] for cut in cuts), eqn.outvars[0].aval.shape
+    (start, zero), (size, stop) = ([cut.params[of][axis] for cut in cuts] for of in ("start_indices", "limit_indices"))
+    plain = all(cut.params["strides"] is None or set(cut.params["strides"]) == {1} for cut in cuts)
+    if source is not other or source.aval.shape != shape or not plain or (zero, size, stop) != (0, shape[axis], start):
+        return None
+    return _Roll(axis, np.roll(np.arange(size), -start))

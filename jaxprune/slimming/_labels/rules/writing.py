@@ -140,6 +140,7 @@ def _zero_scatter(site: ZeroSite, known: list[Zeros]) -> list[Zeros]:
 
 
 def _shrink_scatter(site: ShrinkSite, operands: list[Any]) -> list[Any]:
+    """Runs a scatter on the smaller arrays, with its indices renumbered to the positions that stay."""
     array, indices, updates = operands
     numbers, full = site.eqn.params["dimension_numbers"], site.eqn.invars[0].aval.shape
     window, rest = _write_axes(site.eqn)
