@@ -187,6 +187,7 @@ def memory(options: argparse.Namespace) -> None:
         block = sum(x.size for x in one.values()) * 4 / 2**20
         del one, outer
         tokens = rng.integers(0, 256, (options.windows, options.length))
+        pruning._return_memory()  # the call gives back what making the folder has freed
         before = peak_megabytes(reset=True)
         hidden = tokens.size * width * 4 / 2**20
         began = time.perf_counter()

@@ -165,7 +165,8 @@ def save_slim(
       path: a new file in an existing folder.
       slimmed: the result of `jaxprune.slim`; after fine-tuning `dataclasses.replace(slimmed, params=trained)`.
       *inputs: arrays or ShapeDtypeStructs: the loaded function takes inputs of these shapes.
-        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size.
+        `jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)` allows any batch size, where
+        the function writes `x.shape[0]` and not `len(x)`.
       platforms: the kinds of devices on which the loaded function can run, with the names of `jax.export`; default
         ("cpu", "cuda", "tpu").
       gradient: whether the loaded function can be differentiated, once and in reverse mode, for further training. The
@@ -179,7 +180,7 @@ def save_slim(
       ValueError: the function cannot be exported: its inputs or outputs have containers other than dicts, lists, tuples
         and classes registered with `jax.export`; or `gradient` is True and the function has no gradient in reverse
         mode, such as a `while_loop`.
-      TypeError: parameters are not arrays of numbers.
+      TypeError: parameters are not arrays of numbers, or the function uses a symbolic size as a Python number.
       ImportError: the package safetensors or flatbuffers is missing.
 
     Example:
@@ -216,6 +217,13 @@ def save_slim(
             f"the function cannot be exported: {error}\nTo save it, {without}take and return only dicts, lists, tuples "
             "and arrays, or use symbolic shapes only where the function allows them; or save the parameters alone: "
             "save(path, slimmed.params)"
+        ) from error
+    except TypeError as error:
+        if "_DimExpr" not in str(error):
+            raise
+        raise TypeError(
+            "the function uses a symbolic size of its inputs as a Python number; write x.shape[0] for len(x), or save "
+            "the function for inputs of fixed shapes"
         ) from error
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
     return _write(path, slimmed.params, None, about, {_FUNCTION: np.frombuffer(program, np.uint8)})
@@ -306,7 +314,7 @@ def _write(path: Any, params: PyTree, masks: PyTree, about: Any, extra: dict[str
     """Writes a file as `save` does, with additional arrays, whose names must differ from the names of leaves."""
     package = _disk.optional("safetensors.numpy", "saving a network")
     if masks is None:
-        masks = jax.tree.map(lambda _: True, params)
+        masks = jax.tree.map(lambda _: np.ones((), bool), params)  # arrays, as the variables of NNX contain
     masks = _tree.align(params, masks, what="masks", is_leaf=is_packed)
     _tree.check_masks(params, masks)
     arrays, leaves = _split(params, masks_.unpack(masks), [*extra])

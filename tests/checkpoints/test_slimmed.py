@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.core import FrozenDict
 
 import jaxprune
@@ -53,6 +54,25 @@ def test_the_batch_may_stay_open(tmp_path):
     found = checkpoints.load_slim(tmp_path / "slim")
     for x in (X, X[:2]):
         np.testing.assert_allclose(found.fn(found.params, x)["logits"], small.fn(small.params, x)["logits"], rtol=1e-6)
+
+
+def test_the_state_of_an_nnx_module(tmp_path):
+    rngs = nnx.Rngs(0)
+    graph, state = nnx.split(nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.tanh, nnx.Linear(4, 2, rngs=rngs)))
+    small = jaxprune.slim(lambda p, x: nnx.merge(graph, p)(x), state, 0.5, X)
+    _ = checkpoints.save_slim(tmp_path / "slim", small, X)
+    fn, loaded, _ = checkpoints.load_slim(tmp_path / "slim")
+    np.testing.assert_allclose(fn(loaded, X), small.fn(small.params, X), rtol=1e-6)
+    found = checkpoints.load(tmp_path / "slim", small.params).params
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), found, small.params))
+
+
+def test_a_size_that_the_function_needs_as_a_number_cannot_stay_open(tmp_path):
+    flat = lambda p, x: network(p, x.reshape(len(x), -1))["logits"]
+    small = jaxprune.slim(flat, params(), {"in/kernel[1]": [0]}, X)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
+    with pytest.raises(TypeError, match=r"symbolic size .*; write x.shape\[0\] for len\(x\)"):
+        _ = checkpoints.save_slim(tmp_path / "slim", small, shape)
 
 
 def test_other_arguments_than_the_saved_ones_are_named(tmp_path):
