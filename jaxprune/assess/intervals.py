@@ -224,8 +224,8 @@ def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0
     """Computes the area under the ROC curve for foreign against known samples, with its interval.
 
     The interval is the score interval of Newcombe (2006, Stat Med 25, method 5), with its variance scaled to that of
-    DeLong et al. (1988, Biometrics 44). If fewer than `FEW` samples are out of order, the variance is not scaled
-    down, because a perfect order would give an interval of no width.
+    DeLong et al. (1988, Biometrics 44). If fewer than `FEW` samples are out of order, or have another score than the
+    most frequent score, the variance is not scaled down: the few would give an interval of hardly any width.
 
     Args:
       known: scores of known samples, (n,).
@@ -253,7 +253,8 @@ def area_under_roc(known: np.ndarray, foreign: np.ndarray, confidence: float = 0
     scale = 1.0
     if min(m, n) > 1 and variance(area) > 0:
         scale = (of_foreign.var(ddof=1) / n + of_known.var(ddof=1) / m) / variance(area)
-    if min(area, 1 - area) * min(m, n) < FEW:
+    untied = m + n - int(np.unique(np.concatenate([known, foreign]), return_counts=True)[1].max())
+    if min(area, 1 - area) * min(m, n) < FEW or untied < FEW:
         scale = max(scale, 1.0)
     z = scipy.special.ndtri((1 + confidence) / 2)
     beyond = lambda at: (area - at) ** 2 > z * z * scale * variance(at)

@@ -178,8 +178,9 @@ def save_slim(
     Raises:
       FileExistsError: the file exists; nothing is overwritten.
       ValueError: the function cannot be exported: its inputs or outputs have containers other than dicts, lists, tuples
-        and classes registered with `jax.export`; or `gradient` is True and the function has no gradient in reverse
-        mode, such as a `while_loop`.
+        and classes registered with `jax.export`; it replaces leaves of its parameters in place, such as running
+        statistics in training; or `gradient` is True and the function has no gradient in reverse mode, such as a
+        `while_loop`.
       TypeError: parameters are not arrays of numbers, or the function uses a symbolic size as a Python number.
       ImportError: the package safetensors or flatbuffers is missing.
 
@@ -206,7 +207,17 @@ def save_slim(
 
     def flat(leaves: list[Any], *inputs: Any) -> PyTree:
         # A list of leaves, because the containers of the parameters may not be registered with jax.export.
-        return slimmed.fn(jax.tree.unflatten(structure, leaves), *inputs)
+        given = jax.tree.unflatten(structure, leaves)
+        out = slimmed.fn(given, *inputs)
+        pairs = zip(_tree.named_leaves(given), leaves, strict=True)
+        lost = [name for (name, new), old in pairs if new is not old]
+        _refuse(
+            ValueError,
+            "the saved function would not replace these leaves of its parameters in place, as the function does; save "
+            "the function as it is used for evaluation, or a function that returns the new leaves",
+            lost,
+        )
+        return out
 
     try:
         exported = export.export(jax.jit(flat), platforms=platforms)(jax.tree.leaves(slimmed.params), *inputs)

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
+from jax import dtypes
 from jax.core import Tracer
 
 Array = jax.Array
@@ -26,20 +28,43 @@ def samples(x: Any, *, what: str = "x", least: int = 2) -> Array:
         checked only outside jit, where they are concrete.
     """
     matrix = jnp.asarray(x)
-    if matrix.ndim != 2 or matrix.shape[0] < least or matrix.shape[1] < 1:
-        raise ValueError(
-            f"{what} must have shape (n, features) with n of {least} or more; got {matrix.shape}. "
-            "Flatten images to one row each"
-        )
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-    if not isinstance(matrix, Tracer):
-        wrong = np.asarray(~np.isfinite(np.asarray(matrix)).all(0))
-        if wrong.any():
-            raise ValueError(
-                f"{what} contains NaN or infinite values in {int(wrong.sum())} of {len(wrong)} features, the first is "
-                f"feature {int(np.argmax(wrong))}; fill or drop them first"
-            )
+    _check_samples(matrix, what, least)
     return matrix
+
+
+def shifted(x: Any, *, what: str = "x") -> tuple[Any, Any]:
+    """Checks samples, subtracts the first sample, and scales each column to a largest magnitude of about 1.
+
+    For scores that do not depend on the units of the columns: float32 holds neither the squares of very large and small
+    numbers nor the differences between seconds since 1970. Concrete samples are shifted in float64, and scaled by
+    powers of two, so that equal values stay equal.
+
+    Args:
+      x: (n, features) numbers.
+      what: the name of the argument, for the error.
+
+    Returns:
+      (n, features), in NumPy float64 if the samples are concrete, and the dtype in which to compute.
+
+    Raises:
+      ValueError: see `samples`.
+    """
+    if isinstance(x, Tracer):
+        x = samples(x, what=what)
+        x = _unit(x)
+        return _unit(x - x[0]), x.dtype
+    wide = _on_host(x, what)
+    scaled = lambda x: np.ldexp(x, -np.frexp(np.abs(x).max(0))[1])
+    wide = scaled(wide)
+    return scaled(wide - wide[0]), jnp.promote_types(dtypes.canonicalize_dtype(np.asarray(x).dtype), jnp.float32)
+
+
+def ordered(x: Any, *, what: str = "x") -> Array:
+    """Checks samples for scores that use only the order of values: columns wider than float32 become ranks."""
+    if not isinstance(x, Tracer) and not np.can_cast(np.asarray(x).dtype, np.float32):
+        x = scipy.stats.rankdata(_on_host(x, what), axis=0)
+    return samples(x, what=what)
 
 
 def is_classes(y: Any) -> bool:
@@ -75,25 +100,25 @@ def classes(y: Any, n: int) -> tuple[Array, int]:
     return jnp.asarray(numbers, jnp.int32), len(labels)
 
 
-def numbers(y: Any, n: int) -> Array:
-    """Checks targets that are numbers and returns them as a matrix, one column for each target.
+def numbers(y: Any, n: int) -> Any:
+    """Returns targets that are numbers as a matrix, one column for each target, for `shifted` and `ordered`.
 
     Args:
       y: (n,) or (n, targets) numbers.
       n: the number of samples.
 
     Returns:
-      (n, targets) in float32 or wider.
+      (n, targets), in the dtype of `y`.
 
     Raises:
-      ValueError: `y` has another shape, or NaN or infinite values.
+      ValueError: `y` has another shape.
     """
-    matrix = jnp.asarray(y)
+    matrix = y if isinstance(y, Tracer) else np.asarray(y)
     if matrix.ndim == 1:
         matrix = matrix[:, None]
     if matrix.ndim != 2 or matrix.shape[0] != n:
         raise ValueError(f"y must have shape ({n},) or ({n}, targets), one row for each sample; got {matrix.shape}")
-    return samples(matrix, what="y")
+    return matrix
 
 
 def scores(values: Any, *, what: str = "scores") -> np.ndarray:
@@ -141,3 +166,29 @@ def activations(values: Any) -> Array:
     if not isinstance(array, Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"activations of shape {array.shape} contain NaN or infinite values")
     return array
+
+
+def _on_host(x: Any, what: str) -> np.ndarray:
+    wide = np.asarray(x).astype(np.float64)
+    _check_samples(wide, what, 2)
+    return wide
+
+
+def _check_samples(matrix: Any, what: str, least: int) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] < least or matrix.shape[1] < 1:
+        raise ValueError(
+            f"{what} must have shape (n, features) with n of {least} or more; got {matrix.shape}. "
+            "Flatten images to one row each"
+        )
+    if not isinstance(matrix, Tracer):
+        wrong = np.asarray(~np.isfinite(np.asarray(matrix)).all(0))
+        if wrong.any():
+            raise ValueError(
+                f"{what} contains NaN or infinite values in {int(wrong.sum())} of {len(wrong)} features, the first is "
+                f"feature {int(np.argmax(wrong))}; fill or drop them first"
+            )
+
+
+def _unit(x: Array) -> Array:
+    size = jnp.abs(x).max(0)
+    return x / jnp.where(size > 0, size, 1)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
+from jax.core import Tracer
 from jax.scipy.stats import rankdata
 
 from jaxprune.features import _checks
@@ -63,7 +64,6 @@ def pearson(x: Any, y: Any) -> Array:
       >>> [round(float(pearson(x, labels)[0]), 3) for labels in (y, y.astype(float))]  # class 1 has the high values
       [0.973, 0.0]
     """
-    x = _checks.samples(x)
     return _explained(x, y, ranked=False)
 
 
@@ -89,8 +89,7 @@ def spearman(x: Any, y: Any) -> Array:
       >>> spearman(jnp.array([[1.0], [2.0], [40.0]]), jnp.array([1.0, 8.0, 9.0])).round(4).tolist()
       [1.0]
     """
-    x = _checks.samples(x)
-    return _explained(ranks(x), y, ranked=True)
+    return _explained(x, y, ranked=True)
 
 
 def anova_f(x: Any, y: Any) -> np.ndarray:
@@ -121,13 +120,13 @@ def anova_f(x: Any, y: Any) -> np.ndarray:
         from sklearn import feature_selection
     except ImportError as error:
         raise ImportError("anova_f needs scikit-learn: pip install scikit-learn") from error
-    x = np.asarray(_checks.samples(x), np.float64)
+    x = _checks.shifted(np.asarray(x))[0]
     if np.shape(y) != x.shape[:1]:
         raise ValueError(f"y must have shape ({len(x)},), class labels or floats; got {np.shape(y)}")
     if _checks.is_classes(y):
         statistic, y = feature_selection.f_classif, np.asarray(_checks.classes(y, len(x))[0])
     else:
-        statistic, y = feature_selection.f_regression, np.asarray(_checks.numbers(y, len(x)), np.float64)[:, 0]
+        statistic, y = feature_selection.f_regression, _checks.shifted(_checks.numbers(y, len(x)), what="y")[0][:, 0]
     varies = (x.max(0) > x.min(0)) & (y.max() > y.min())
     found = np.zeros(x.shape[1])
     if varies.any():
@@ -166,7 +165,7 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
       >>> [round(float(s), 2) for s in mutual_information(x, [1, 0, 0, 1] * 10, bins=4)]
       [0.66]
     """
-    x = _checks.samples(x)
+    x = _checks.ordered(x)
     n = x.shape[0]
     if bins is not None and bins < 2:
         raise ValueError(f"bins must be 2 or more; got {bins}")
@@ -177,7 +176,7 @@ def mutual_information(x: Any, y: Any, *, bins: int | None = None) -> Array:
         if np.shape(y) != (n,):
             raise ValueError(f"y must have shape ({n},), class labels or floats; got {np.shape(y)}")
         bins = bins or int(np.clip((n / 5) ** 0.5, 4, 16))
-        labels, count = _binned(_checks.numbers(y, n)[:, 0], bins), bins
+        labels, count = _binned(_checks.ordered(_checks.numbers(y, n), what="y")[:, 0], bins), bins
     return _information(x, labels, bins, count)
 
 
@@ -196,12 +195,21 @@ def standard(x: Array) -> Array:
     return jnp.where(still, 0.0, centred / jnp.where(still, 1.0, norm))
 
 
-def _explained(x: Array, y: Any, *, ranked: bool) -> Array:
+def _explained(x: Any, y: Any, *, ranked: bool) -> Array:
+    prepared = _ranked if ranked else _shifted
+    x = prepared(x, "x")
     if _checks.is_classes(y):
         labels, bound = _checks.classes(y, x.shape[0])
         return _between(x, labels, bound)
-    y = _checks.numbers(y, x.shape[0])
-    return _multiple(x, ranks(y) if ranked else y)
+    return _multiple(x, prepared(_checks.numbers(y, x.shape[0]), "y"))
+
+
+def _ranked(x: Any, what: str = "x") -> Array:
+    return ranks(_checks.ordered(x, what=what))
+
+
+def _shifted(x: Any, what: str = "x") -> Array:
+    return jnp.asarray(*_checks.shifted(x, what=what))
 
 
 @partial(jax.jit, static_argnums=2)
@@ -262,9 +270,9 @@ def correlations(x: Any, *, ranked: bool = False) -> Array:
       >>> correlations(jnp.array([[1.0, -1.0], [2.0, -2.0], [0.0, 0.0]])).round(4).tolist()
       [[1.0, 1.0], [1.0, 1.0]]
     """
-    x = jnp.asarray(x)
-    x = _checks.samples(x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x)
-    return _correlations(ranks(x) if ranked else x)
+    x = x if isinstance(x, Tracer) else np.asarray(x)
+    x = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
+    return _correlations(_ranked(x) if ranked else _shifted(x))
 
 
 def mrmr(

@@ -143,6 +143,20 @@ def test_areas_against_scikit_learn_and_a_perfect_order():
     assert 0.9 < perfect.low < 0.99
 
 
+MOSTLY_TIED = [((0.01, 0.03), 50), ((0.0, 0.02), 100), ((0.03, 0.1), 50), ((0.06, 0.06), 60)]
+
+
+@pytest.mark.parametrize("rates, n", few(MOSTLY_TIED, MOSTLY_TIED[0], MOSTLY_TIED[1]))
+def test_the_interval_of_an_area_covers_when_most_scores_are_equal(rates, n):
+    rng, repeats, held = np.random.default_rng(0), 300, 0
+    for _ in range(repeats):
+        known, foreign = ((rng.random(n) < rate).astype(np.float64) for rate in rates)
+        held += covers(intervals.area_under_roc(known, foreign), 0.5 + 0.5 * (rates[1] - rates[0]))
+    assert held >= stats.binom.ppf(0.0005, repeats, 0.93)
+    tied = intervals.area_under_roc(np.zeros(20), np.zeros(30))
+    assert tied.low < 0.4 and tied.high > 0.6
+
+
 def covers(interval, truth):
     return interval.low <= truth <= interval.high
 

@@ -156,6 +156,13 @@ def test_what_cannot_be_saved_or_loaded_is_told(tmp_path, monkeypatch):
     odd = slimming.Slimmed(lambda p, x: FrozenDict(small.fn(p, x)), small.params, small.manifest)
     with pytest.raises(ValueError, match="the function cannot be exported"):
         _ = checkpoints.save_slim(path, odd, X)
+
+    def moving(p, x):
+        p["out"] = p["out"] + 1
+        return small.fn(p, x)
+
+    with pytest.raises(ValueError, match=r"would not replace these leaves (.|\n)*for evaluation(.|\n)*\n  out"):
+        _ = checkpoints.save_slim(path, slimming.Slimmed(moving, small.params, small.manifest), X)
     _ = checkpoints.save(path, small.params)
     with pytest.raises(ValueError, match=r"without its function; read it with checkpoints\.load"):
         _ = checkpoints.load_slim(path)

@@ -274,3 +274,19 @@ def test_without_scikit_learn_the_error_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match="scikit-learn"):
         _ = features.anova_f(np.ones((3, 2)), np.array([0, 1, 0]))
+
+
+@pytest.mark.parametrize("score", [features.pearson, features.spearman, features.anova_f, features.mutual_information])
+def test_scores_do_not_depend_on_units(score):
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    y = np.asarray(x[:, 0] > 0, int)
+    want = np.asarray(score(x, y))
+    for other in (
+        x * np.float32(1e20),
+        x * np.float32(1e-22),
+        x.astype(np.float64) + 1e8,
+        x.astype(np.float64) * 1e250,
+    ):
+        np.testing.assert_allclose(score(other, y), want, rtol=1e-4, atol=1e-6)
+    if score is not features.anova_f:  # it runs on the host
+        np.testing.assert_allclose(jax.jit(score)(x * np.float32(1e20), y), jax.jit(score)(x, y), rtol=1e-4, atol=1e-6)
