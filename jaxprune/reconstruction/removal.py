@@ -65,8 +65,8 @@ def target_of(leaf: masks.Leaf, sparsity: Any, matrices: int) -> Target | None:
         fixed = 1 - group.kept / group.size
         if isinstance(sparsity, masks.Count) or np.ndim(sparsity) or not abs(float(sparsity) - fixed) < 1e-6:
             raise ValueError(
-                f"{leaf.name}: {group.kept} of {group.size} has the sparsity {fixed}, but sparsity is {sparsity!r}; "
-                "pass sparsity=None"
+                f"{_tree.label(leaf.name)}: {group.kept} of {group.size} has the sparsity {fixed}, but sparsity is "
+                f"{sparsity!r}; pass sparsity=None"
             )
         return None if group.kept == group.size else Grouped(group.kept, group.size)
     each = _removed_from_each(leaf, sparsity, matrices)
@@ -92,7 +92,8 @@ def _removed_from_each(leaf: masks.Leaf, sparsity: Any, parts: int) -> np.ndarra
         return spread(int(sparsity), parts)
     each = np.asarray(sparsity.high, np.int64) * 2**16 + np.asarray(sparsity.low)
     if parts % len(each):
-        raise ValueError(f"{leaf.name}: the Count has {len(each)} slices, but the leaf has {parts} matrices")
+        name = _tree.label(leaf.name)
+        raise ValueError(f"{name}: the Count has {len(each)} slices, but the leaf has {parts} matrices")
     return np.concatenate([spread(int(k), parts // len(each)) for k in each])
 
 
