@@ -204,19 +204,14 @@ def save_slim(
             "jax.ShapeDtypeStruct(jax.export.symbolic_shape('batch, 28, 28, 1'), jnp.float32)"
         )
     structure = jax.tree.structure(slimmed.params)
+    lost: list[str] = []
 
     def flat(leaves: list[Any], *inputs: Any) -> PyTree:
         # A list of leaves, because the containers of the parameters may not be registered with jax.export.
         given = jax.tree.unflatten(structure, leaves)
         out = slimmed.fn(given, *inputs)
         pairs = zip(_tree.named_leaves(given), leaves, strict=True)
-        lost = [name for (name, new), old in pairs if new is not old]
-        _refuse(
-            ValueError,
-            "the saved function would not replace these leaves of its parameters in place, as the function does; save "
-            "the function as it is used for evaluation, or a function that returns the new leaves",
-            lost,
-        )
+        lost[:] = [name for (name, new), old in pairs if new is not old]
         return out
 
     try:
@@ -236,6 +231,12 @@ def save_slim(
             "the function uses a symbolic size of its inputs as a Python number; write x.shape[0] for len(x), or save "
             "the function for inputs of fixed shapes"
         ) from error
+    _refuse(
+        ValueError,
+        "the saved function would not replace these leaves of its parameters in place, as the function does; save the "
+        "function as it is used for evaluation, or a function that returns the new leaves",
+        lost,
+    )
     about = {"manifest": json.loads(slimmed.manifest.to_json())}
     return _write(path, slimmed.params, None, about, {_FUNCTION: np.frombuffer(program, np.uint8)})
 
