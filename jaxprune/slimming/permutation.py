@@ -65,7 +65,7 @@ def permute_channels(
 
     Example:
       >>> params = {'a': jnp.eye(8), 'b': jnp.array([[4.0], [3], [4], [3], [0], [0], [0], [0]])}
-      >>> fn, x = lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], jnp.ones((2, 8))
+      >>> fn, x = lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], jnp.arange(16.0).reshape(2, 8) / 16
       >>> new = permute_channels(fn, params, 2, 4, x, key=jax.random.key(0))
       >>> sorted((new['b'].reshape(2, 4) > 0).sum(1).tolist())
       [2, 2]
