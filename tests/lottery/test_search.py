@@ -61,7 +61,7 @@ def found() -> Rounds:
 def test_each_round_removes_exactly_its_share_of_what_was_left(found):
     # floor(30 s + 1/2) for s = 0, 0.4 and 0.64.
     assert removed(found.ticket.masks) == [0, 12, 19]
-    header, *rows = str(found).splitlines()
+    header, _, *rows = str(found).splitlines()
     assert header.split()[:2] == ["round", "sparsity"] and [row.split()[:2] for row in rows] == [
         ["0", "0.0%"],
         ["1", "40.0%"],
