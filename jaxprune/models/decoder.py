@@ -123,7 +123,7 @@ def block_params(params: Mapping[str, Any], index: int) -> dict[str, Any]:
     if not found:
         numbers = {int(name.split(".")[2]) for name in params if re.match(r"model\.layers\.\d+\.", name)}
         has = f"it has blocks {min(numbers)} to {max(numbers)}" if numbers else "no name begins with model.layers."
-        raise ValueError(f"params has no block {index}; {has}")
+        raise ValueError(f"params has no block {index}; {has}, and num_hidden_layers of a config must be their number")
     return found
 
 

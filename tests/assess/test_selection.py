@@ -153,7 +153,7 @@ def test_the_pareto_plot_joins_the_front():
     ("call", "message"),
     [
         (lambda p: assess.hold_out({}, p[1], p[2]), "no candidate"),
-        (lambda p: assess.hold_out(p[0], p[1], (p[2][0][:1], p[2][1][:1])), "two or more for a standard error"),
+        (lambda p: assess.hold_out(p[0], p[1], (p[2][0][:1], p[2][1][:1])), "test must have two or more samples"),
         (lambda p: selection.description_length(1.0, 4, 5, 4), "5 parameters are kept of 4"),
         (lambda p: assess.k_fold(lambda *a: a, 4, 5, key=jax.random.key(0)), "folds must be in 2 to 4"),
         (

@@ -15,7 +15,7 @@ def test_flax_saves_and_restores_packed_masks():
     found = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 11), bool), "b": jnp.array(True)}), data)
     assert isinstance(found["w"], Packed)
     np.testing.assert_array_equal(masks.unpack(found["w"]), masks.unpack(packed["w"]))
-    with pytest.raises(ValueError, match="saved with width 11, but width 12 is expected"):
+    with pytest.raises(ValueError, match="w: the packed mask was saved with rows of 11 entries, but rows of 12"):
         _ = serialization.from_bytes(masks.pack({"w": jnp.zeros((2, 12), bool), "b": jnp.array(True)}), data)
 
 

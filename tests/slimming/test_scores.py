@@ -132,7 +132,7 @@ def test_a_predicate_sees_the_path_and_the_leaf(params: Any) -> None:
 def test_bad_input(params: Any) -> None:
     groups = slimming.find_groups(net, params, X)
     wrong: list[tuple[Any, Any, str]] = [
-        ({"a": params["a"]}, {}, "parameters have 1 leaves, the parameters 3"),
+        ({"a": params["a"]}, {}, "got 1 leaves for 3:\\n  b: only in the parameters"),
         ({**params, "b": params["b"].T}, {}, r"parameters of b have shape \(5, 6\), the parameter \(6, 5\)"),
         (params, {"normalise": "median"}, "normalise must be one of .* got 'median'"),
         (params, {"where": "z"}, "where selects none of: a, b, c"),
