@@ -213,7 +213,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: with_config(f, model_type="bert"),
         "pass a function of your own, fn(params",
     ),
-    "a config without a number": (lambda f: with_config(f, num_hidden_layers=4), "params has no block 3; it has blocks 0 to 2, and num_hidden_layers"),
+    "a config without a number": (lambda f: with_config(f, num_hidden_layers=4), "no block 3; it has blocks 0 to 2"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; save the model's tokenizer"),
     "a damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is damaged"),
     "inputs that are never seen": (silence_a_layer, "never reaches the inputs of model.layers.1.mlp.down_proj.weight"),
