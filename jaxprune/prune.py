@@ -91,7 +91,7 @@ class Selector:
             options["criterion"] = _bound(options["criterion"], signals, list(defaults))
         for name, value in options.items():
             object.__setattr__(self, name, value)
-        _tree.check_function(self.allocation, "allocation", "allocation.erk")
+        _tree.check_function(self.allocation, "allocation", "allocation.erk or allocation.by_path({...})")
         _tree.check_key(self.key)
         if self.roles is not None:
             _tree.check_instance(

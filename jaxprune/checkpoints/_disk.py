@@ -115,7 +115,10 @@ def check_same(path: Path, what: str, saved: Mapping[Any, Any], expected: Mappin
     found.sort(key=lambda difference: None in difference)  # what only one of them has comes last
     lines = [f"  {name}: saved {_shown(there)}, expected {_shown(here)}" for name, there, here in found]
     lines = [*lines[:_SHOWN], f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else lines
-    raise ValueError(f"{path} contains another {what}{hint}; they differ in:\n" + "\n".join(lines))
+    raise ValueError(
+        f"{path} contains another {what}{hint}; pass what it was saved with, or another path. They differ in:\n"
+        + "\n".join(lines)
+    )
 
 
 def nested(leaves: dict[tuple[str, ...], Any]) -> Any:

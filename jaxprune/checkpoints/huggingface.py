@@ -217,8 +217,8 @@ class FolderWriter:
         """Returns whether the part with this number (from 0) is already written."""
         return self._file(number).is_file()
 
-    def add(self, number: int, params: Mapping[str, jax.Array]) -> None:
-        """Writes a part, and returns when it is on the disk.
+    def add(self, number: int, params: Mapping[str, jax.Array], about: Any = None) -> None:
+        """Writes a part, and returns when it is on the disk; `about` is a JSON value that a resumed run reads again.
 
         Raises:
           FileExistsError: the part exists.
@@ -227,6 +227,7 @@ class FolderWriter:
         arrays, file = dict(params), self._file(number)
         save = lambda part: self._package.save_file(arrays, part, metadata={"format": "pt"})
         try:
+            self._about(number).write_text(json.dumps(about))  # first, so that no finished part is without it
             _disk.write_new(file, save)
         except FileExistsError:
             raise
@@ -240,6 +241,10 @@ class FolderWriter:
     def load(self, number: int) -> dict[str, jax.Array]:
         """Reads a part that is already written."""
         return self._package.load_file(self._file(number))
+
+    def about(self, number: int) -> Any:
+        """Reads what `add` was told about a part that is already written."""
+        return _json(self._about(number))
 
     def carry_over(self, folder: Folder) -> None:
         """Copies the other files of a folder, such as its tokenizer and model card."""
@@ -255,6 +260,9 @@ class FolderWriter:
     def _file(self, number: int) -> Path:
         return self._unfinished / f"model-{number + 1:05d}-of-{self._parts:05d}.safetensors"
 
+    def _about(self, number: int) -> Path:
+        return self._unfinished / f"{_NOTE.removesuffix('.json')}-{number + 1:05d}.json"
+
     def _finish(self) -> None:
         files, size = {}, 0
         for number in range(self._parts):
@@ -269,7 +277,9 @@ class FolderWriter:
         for name, content in ((_INDEX, index), (_CONFIG, self.config)):
             (self._unfinished / name).write_text(json.dumps(content, indent=2) + "\n")
         self._unfinished.rename(self.path)
-        (self.path / _NOTE).unlink()  # last, so that a run killed before the renaming can still resume
+        # Last, so that a run killed before the renaming can still resume.
+        for note in (_NOTE, *(self._about(number).name for number in range(self._parts))):
+            (self.path / note).unlink(missing_ok=True)
 
 
 def _json(path: Path) -> Any:

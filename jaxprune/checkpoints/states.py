@@ -187,7 +187,7 @@ class Run:
       (0.5, None)
       >>> Run(folder, {'rate': 0.2}, params=params, key=key)  # doctest: +ELLIPSIS
       Traceback (most recent call last):
-      ValueError: /... contains another run; they differ in:
+      ValueError: /... contains another run; ... They differ in:
         rate: saved 0.1, expected 0.2
     """
 
@@ -209,8 +209,7 @@ class Run:
                 raise FileExistsError(
                     f"{self._folder} contains files that belong to no {kind}; pass an empty or a new folder"
                 )
-            text = json.dumps(identity, indent=1)
-            _ = _disk.write_new(note, lambda part: part.write_text(text))
+            self._describe(note, identity)
             return
         try:
             saved = json.loads(note.read_text())
@@ -221,7 +220,14 @@ class Run:
             ) from error
         if not isinstance(saved, dict):
             raise ValueError(f"{note} does not describe a {kind}; pass a new folder")
+        if saved.get("kind") == identity["kind"] and not any(self._folder.glob(f"{step}_*")):
+            note.unlink()  # a run that failed before its first step has nothing to resume
+            self._describe(note, identity)
+            return
         _disk.check_same(self._folder, kind, saved, identity)
+
+    def _describe(self, note: Path, identity: dict[str, Any]) -> None:
+        _disk.write_new(note, lambda part: part.write_text(json.dumps(identity, indent=1)))
 
     def load(self, number: int) -> dict[str, np.ndarray] | None:
         """Returns the arrays of a finished step, or None if the step is not finished.

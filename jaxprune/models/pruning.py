@@ -101,7 +101,7 @@ def prune_folder(
       progress: True shows a progress bar, False does not, None shows it on a terminal and in a notebook.
 
     Returns:
-      The result of each block that this call pruned.
+      The result of each block, in order. Blocks that an earlier run finished have the results of that run.
 
     Raises:
       FileExistsError: the output exists, or an unfinished output exists and `resume` is False.
@@ -135,6 +135,7 @@ def prune_folder(
             prefix = f"model.layers.{index}."
             if writer.has(index):
                 stored = writer.load(index)
+                results.append(BlockResult(**writer.about(index)))
             else:
                 began = time.perf_counter()
                 params = load_block(folder, index)
@@ -145,8 +146,8 @@ def prune_folder(
                 )
                 stored = {prefix + k: v.astype(folder.shapes[prefix + k].dtype) for k, v in params.items()}
                 del params
-                writer.add(index, stored)
                 results.append(BlockResult(errors, removed, time.perf_counter() - began))
+                writer.add(index, stored, about=results[-1]._asdict())
             # The next block is calibrated on what is stored, rounded to the dtype of the folder, so that a resumed run
             # has the same bits.
             if index + 1 < cut.blocks:

@@ -313,5 +313,8 @@ def checked_table(losses: Any, costs: Any, budget: float) -> tuple[np.ndarray, n
     if np.isnan(losses).any() or np.isnan(costs).any():
         raise ValueError("losses and costs must not contain NaN; give an impossible level an infinite loss")
     if (least := costs.min(1).sum()) > budget:
-        raise ValueError(f"the cheapest levels cost {least:g}, more than the budget {budget:g}: allow higher levels")
+        part = ", or pass a cost, such as budget=0.5 * costs[:, 0].sum()" if budget <= 1 else ""
+        raise ValueError(
+            f"the cheapest levels cost {least:g}, more than the budget {budget:g}: allow higher levels{part}"
+        )
     return losses, costs

@@ -60,7 +60,8 @@ def test_each_block_is_calibrated_on_the_blocks_pruned_before_it(llama: Path, tm
 
 def test_a_killed_run_resumes_to_the_same_bits(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = lambda path, **more: models.prune_folder(llama, path, TOKENS, 0.5, options={"method": "wanda"}, **more)
-    assert len(whole(tmp_path / "straight")) == 3
+    straight = whole(tmp_path / "straight")
+    assert len(straight) == 3
     calls: list[int] = []
     forward = pruning.BlockRunner.forward
 
@@ -77,7 +78,10 @@ def test_a_killed_run_resumes_to_the_same_bits(llama: Path, tmp_path: Path, monk
     assert not (tmp_path / "killed").exists()
     with pytest.raises(FileExistsError, match="--resume"):
         _ = whole(tmp_path / "killed")
-    assert len(whole(tmp_path / "killed", resume=True)) == 1  # blocks 0 and 1 were finished
+    resumed = whole(tmp_path / "killed", resume=True)  # blocks 0 and 1 were finished
+    assert [block.errors for block in resumed] == [block.errors for block in straight]
+    hidden = [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+    assert not hidden, hidden
     first, second = (Folder(tmp_path / name).load() for name in ("straight", "killed"))
     for name, x in first.items():
         np.testing.assert_array_equal(x, second[name], err_msg=name)
