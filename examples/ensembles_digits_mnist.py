@@ -31,7 +31,7 @@ from main_job import idx
 
 import jaxprune
 from jaxprune import allocation, assess, ensembles, lottery, masks, schedules, training
-from jaxprune.assess import formatting
+from jaxprune._tree import table as text_table
 
 PyTree = Any
 SPARSITY, MEMBERS, SEEDS, BATCH, RATE = 0.9, 3, 5, 64, 1e-3
@@ -254,7 +254,7 @@ def choose(name: str, data: Data, offered: tuple[int, ...], folder: Path) -> str
                 np.mean([nll(z[None], t) for z in zs]) for zs, t in ((logits, y), (every(members, seen), labels))
             )
             lines.append([way, str(steps), f"{fitted:.4f}", f"{one:.4f}", f"{np.mean(three):.4f}"])
-    return formatting.table(["", "steps", "training NLL", "validation NLL of one", "of three"], lines)
+    return text_table(["", "steps", "training NLL", "validation NLL of one", "of three"], lines)
 
 
 def train_all(
@@ -365,7 +365,7 @@ def table(found: list[dict[str, dict[str, float]]]) -> str:
         wins = [sum(seed[row]["nll"] < seed["one dense"]["nll"] for seed in found)]
         wins += [sum(s[row][c] > s["one dense"][c] for s in found) for c in columns if c.endswith(" H")]
         lines.append([row, *cells, *(f"{w} of {len(found)}" if row != "one dense" else "-" for w in wins)])
-    return formatting.table(lines[0], lines[1:])
+    return text_table(lines[0], lines[1:])
 
 
 def _spread(values: list[float]) -> str:

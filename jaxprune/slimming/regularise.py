@@ -25,12 +25,12 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 
     After the optimizer's step to w, a proximal step multiplies the entries $w_u$ of each unit by
 
-    $$\max(0, 1 - \lambda \sqrt{n_u} / \lVert w_u \rVert)$$
+    $\max(0, 1 - \lambda \sqrt{n_u} / \lVert w_u \rVert)$
 
     with $n_u$ entries in the unit (Yuan and Lin 2006, eq. 2.4). An entry of several units (a row of one, a column of
     another) is multiplied by the factors of all its units. Put the transformation last in the chain, because it must
-    see the optimizer's updates. Afterwards `Choice.from_masks(groups, jax.tree.map(lambda p: p != 0, params),
-    partial="keep")` removes the units that are zero.
+    see the optimizer's updates. Afterwards `Choice.from_masks(groups, masks, partial="keep")` removes the units that
+    are zero; the masks are `jax.tree.map(lambda p: p != 0, params)`.
 
     Args:
       groups: the groups, found on parameters of these shapes.
