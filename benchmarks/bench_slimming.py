@@ -395,7 +395,7 @@ def layers(rounds: int) -> list[Row]:
     whole = functools.partial(jax.jit(model.apply), params, x[:256])
 
     def relative(fn: Callable[..., Any], *inputs: Any) -> float:
-        """The fastest call's time, beside that of the whole network in turns: other programs slow down both."""
+        """Returns the time of the fastest call over that of the whole network; both take turns, so load slows both."""
         taken = in_turns({"small": functools.partial(jax.jit(fn), *inputs), "whole": whole}, 10 * rounds)
         return float(taken["small"].min() / taken["whole"].min())
 

@@ -103,13 +103,11 @@ class Interpreter:
                 return self._mark(eqn, operands, results, path, self._move_choice(eqn, operands))
             self._lose(operands, f"`{eqn.primitive.name}`")
         results = self._results(eqn, operands, path, None)
-        if not subs:
-            mask = marks.is_mask_after(eqn, operands)
-            results = [v._replace(mask=mask) for v in results]
-        if subs or (not self._routed and any(v.data for v in operands)):
+        if subs:
             picked = any(v.trail.picked for v in operands)
             return [v._replace(trail=Trail(picked)) for v in results], {}
-        return self._mark(eqn, operands, results, path, None)
+        mask = marks.is_mask_after(eqn, operands)
+        return self._mark(eqn, operands, [v._replace(mask=mask) for v in results], path, None)
 
     def _mark(
         self, eqn: Equation, operands: list[Value], results: list[Value], path: Key, chosen: Any

@@ -166,8 +166,8 @@ class _Plan(NamedTuple):
     """The layout and the number of samples of each leaf, which are known once a function is traced.
 
     `collected` names the sums of each leaf, and `experts` the leaves of each sum over experts, with its shapes. Leaves
-    that are multiplied by the same activation have the same sums, which are stored once: `of` maps each leaf to the
-    first of these leaves, whose number is the number of the sums. The k-th sum over experts has the number -1 - k.
+    that are multiplied by the same activation have the same sums, which are stored once, under the number of the first
+    of these leaves; `of` maps the number of each leaf to it. The k-th sum over experts is stored under -1 - k.
     """
 
     layouts: dict[int, Layout]

@@ -78,7 +78,7 @@ def stack(networks: Sequence[Any]) -> Members:
         _tree.check_same(first, params, what=f"member {i}", of="member 0")
         every.append(masks_.ones(params, where=lambda name, leaf: False) if masks is None else masks_.unpack(masks))
         _tree.check_masks(params, every[-1])
-    _check_shapes([params for params, _ in networks])
+    _check_alike([params for params, _ in networks])
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in networks))
     return Members(params, jax.tree.map(_stack_masks, *every))
 
@@ -191,27 +191,25 @@ def _stack_masks(*leaves: Any) -> Array:
     return jnp.stack([jnp.broadcast_to(jnp.asarray(leaf), shape) for leaf in leaves])
 
 
-def _check_shapes(every: Sequence[PyTree]) -> None:
+def _check_alike(every: Sequence[PyTree]) -> None:
     named = [_tree.named_leaves(params) for params in every]
-    wrong = [
-        f"  {name}: {np.shape(leaf)} in member {i}, {np.shape(first)} in member 0"
-        for i, other in enumerate(named)
-        for (name, first), (_, leaf) in zip(named[0], other, strict=True)
-        if np.shape(leaf) != np.shape(first)
-    ]
-    if wrong:
-        raise ValueError("members must have leaves of the same shape, to run as one model:\n" + "\n".join(wrong))
-    wrong = [
-        f"  {_tree.label(name)}: {_tree.kind(leaf)} in member {i}, {_tree.kind(first)} in member 0"
-        for i, other in enumerate(named)
-        for (name, first), (_, leaf) in zip(named[0], other, strict=True)
-        if jnp.result_type(leaf) != jnp.result_type(first)
-    ]
-    if wrong:
-        raise ValueError(
-            "members must have leaves of the same dtype, because one array holds a leaf of all members; convert the "
-            "members to one dtype first:\n" + "\n".join(wrong)
-        )
+
+    def check(of: Callable[[Any], Any], shown: Callable[[Any], Any], why: str) -> None:
+        wrong = [
+            f"  {_tree.label(name)}: {shown(leaf)} in member {i}, {shown(first)} in member 0"
+            for i, other in enumerate(named)
+            for (name, first), (_, leaf) in zip(named[0], other, strict=True)
+            if of(leaf) != of(first)
+        ]
+        if wrong:
+            raise ValueError(f"members must have leaves of the same {why}:\n" + "\n".join(wrong))
+
+    check(np.shape, np.shape, "shape, to run as one model")
+    check(
+        jnp.result_type,
+        _tree.kind,
+        "dtype, because one array holds a leaf of all members; convert the members to one dtype first",
+    )
 
 
 def _is_pair(network: Any) -> bool:

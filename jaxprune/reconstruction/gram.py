@@ -124,7 +124,7 @@ def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _more_error(weight: jax.Array, one: jax.Array, other: jax.Array, gram: jax.Array) -> jax.Array:
-    r"""Returns how much larger the output error of one set of new weights is than that of another: float[outputs].
+    r"""Returns the output error of the new weights `one` minus that of the new weights `other`: float[outputs].
 
     With the changes $\delta$ and $\epsilon$, $\delta^T H \delta - \epsilon^T H \epsilon = (\delta - \epsilon)^T H
     (\delta + \epsilon)$, which takes one product in place of two.

@@ -207,6 +207,7 @@ def _sweep(
     inputs, outputs, block, grid = *weight.shape, plan.block, plan.grid
     padded = _padded(weight, block)
     extra, blocks = padded.shape[0] - inputs, padded.shape[0] // block
+    piece = block * next((d for d in range(8, 3, -1) if blocks % d == 0), blocks)  # rows updated together
     # Padding rows have infinite saliency and do not affect other rows; dead inputs have saliency 0.
     scale = jnp.where(dead, 0.0, 1.0 / factor.diagonal()[::-1])
     factor = jnp.pad(factor, ((extra, 0), (extra, 0)))
@@ -228,13 +229,12 @@ def _sweep(
         # The product u.T @ errors would be as large as the weights: it is subtracted piece by piece. Pieces that end
         # before the next block have zeros in u, and are skipped. The rows of the block are overwritten.
         def update(i: jax.Array, x: jax.Array) -> jax.Array:
-            own_u, own = (lax.dynamic_slice_in_dim(of, i * piece, piece, axis) for of, axis in ((u, 1), (x, 0)))
-            return lax.dynamic_update_slice_in_dim(x, own - gram.matmul(own_u.T, errors), i * piece, 0)
+            columns, later = (lax.dynamic_slice_in_dim(of, i * piece, piece, axis) for of, axis in ((u, 1), (x, 0)))
+            return lax.dynamic_update_slice_in_dim(x, later - gram.matmul(columns.T, errors), i * piece, 0)
 
         current = lax.fori_loop((start + block) // piece, padded.shape[0] // piece, update, current)
         return lax.dynamic_update_slice_in_dim(current, rows, start, 0), (mask, steps)
 
-    piece = block * next((d for d in range(8, 3, -1) if blocks % d == 0), blocks)
     starts = jnp.arange(0, padded.shape[0], block)
     swept, (mask, steps) = lax.scan(step, padded, (starts, plan.for_block))
     if grid is not None and plan.regroups:

@@ -60,8 +60,8 @@ def group_lasso(groups: Groups, strength: float | Schedule) -> optax.GradientTra
 def growing_penalty(choice: Choice, growth: float | Schedule, *, limit: float = 1.0) -> optax.GradientTransformation:
     """Returns an L2 penalty on the units that a choice removes, growing from step to step.
 
-    Each update adds c_t w to the gradient of the entries w of these units, with c_t = min(limit, growth t) and the
-    step t, which is 0 at the first update (Wang et al. 2021, arXiv 2012.09243, GReg-1; DepGraph trains in this way
+    For each entry w of these units, update number t adds min(limit, growth t) w to the gradient. The first update has
+    t = 0 (Wang et al. 2021, arXiv 2012.09243, GReg-1; DepGraph trains in this way
     before pruning). Units that stay are not penalised. Put the transformation before the optimizer.
 
     Args:

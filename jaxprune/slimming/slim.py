@@ -107,8 +107,8 @@ def slim(
     Building smaller (`as_built=True`). Counts in means and variances and the scales of attention follow the new widths.
     The smaller function is the ordinary smaller architecture: it equals, to rounding, the model that is built with the
     smaller hyperparameters on the same weights. The function `hyperparameters` returns these hyperparameters. In this
-    meaning, inexact groups can shrink too, such as the width over which a variance of differences is computed. Slices
-    and indices at constant positions keep what stays of these positions.
+    meaning, inexact groups can shrink too, such as the width over which a variance of differences is computed. A
+    slice or an index at constant positions, such as `x[:, 2:6]`, reads those of its positions that stay.
 
     Args:
       fn: a function `fn(params, *inputs)`, with the outputs that must keep their shapes.
@@ -151,7 +151,7 @@ def slim(
       TypeError: `what` has another type, or numbers of units are not integers.
       ValueError: a sparsity is out of range; the choice belongs to other parameters, empties a group or removes frozen
         positions; the masks remove no whole unit; `as_built` is given and the numbers of the smaller architecture do
-        not follow from the function, or it would shuffle or roll channels to other places than those that stay; or
+        not follow from the function, or its shuffles or rolls would put the kept channels in other places; or
         `compensate` is given and no layer can be compensated, means and Gram matrices are missing, or experts are
         removed.
 

@@ -193,7 +193,7 @@ def _label(labels: Labels, leaf: Any, layers: tuple[int, ...], used: bool) -> tu
 
 
 def _layers(jaxpr: Any) -> dict[int, tuple[int, ...]]:
-    """Returns, for the numbers of the inputs that scans take as stacked layers, the lengths of these scans."""
+    """Returns the lengths of the scans that run over an input's leading axes, by the number of the input."""
     source = {v: i for i, v in enumerate(jaxpr.invars)}
     found: dict[int, tuple[int, ...]] = {}
     for eqn in jaxpr.eqns:
